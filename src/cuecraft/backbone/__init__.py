@@ -1,0 +1,24 @@
+"""The frozen model: reading contexts, and class logits of prompts over them."""
+
+from cuecraft.backbone.base import Backbone, ClassHead, Context, Prompt
+from cuecraft.backbone.causal import CausalBackbone
+from cuecraft.backbone.encoder import EncoderBackbone, MaskedBackbone, Pooling, SequenceBackbone
+from cuecraft.backbone.load import AnyBackbone, load_backbone
+from cuecraft.backbone.rendering import HeadKind, Pieces, Renderer
+
+__all__ = [
+    "AnyBackbone",
+    "Backbone",
+    "CausalBackbone",
+    "ClassHead",
+    "Context",
+    "EncoderBackbone",
+    "HeadKind",
+    "MaskedBackbone",
+    "Pieces",
+    "Pooling",
+    "Prompt",
+    "Renderer",
+    "SequenceBackbone",
+    "load_backbone",
+]

@@ -1,0 +1,203 @@
+"""Loading a backbone: a demo name, a local folder, a Hub name, or a model and tokenizer already in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+
+from cuecraft import assets
+from cuecraft.backbone.causal import CausalBackbone
+from cuecraft.backbone.encoder import MaskedBackbone, Pooling, SequenceBackbone
+from cuecraft.backbone.rendering import HeadKind
+from cuecraft.errors import BackboneError
+
+AnyBackbone = CausalBackbone | MaskedBackbone | SequenceBackbone
+
+_AUTO_CLASS = {
+    HeadKind.CAUSAL: AutoModelForCausalLM,
+    HeadKind.MASKED: AutoModelForMaskedLM,
+    HeadKind.SEQUENCE: AutoModel,
+}
+
+
+def load_backbone(
+    model: str | Path | tuple[Any, Any] | AnyBackbone, head: str | None = None, device: str = "auto"
+) -> AnyBackbone:
+    """Return a frozen backbone.
+
+    Args:
+        model: ``demo:smollm2-135m`` and kin, a local folder, a Hub name, a `(model, tokenizer)` pair, or a backbone
+            (returned as it is).
+        head: ``causal``, ``masked`` or ``sequence``; by default what the checkpoint was saved as, and ``sequence``
+            for one without a language head.
+        device: a torch device, or ``auto``: a GPU if there is one.
+
+    A name is loaded once in a process and shared after that. Weights are read from safetensors only, and no code of
+    a model's repository is run.
+
+    Raises:
+        BackboneError: not found, not loadable, or without the head asked for.
+        AssetError: a demo model is not installed.
+    """
+    if isinstance(model, CausalBackbone | MaskedBackbone | SequenceBackbone):
+        return model
+    kind = _head_kind(head)
+    if isinstance(model, tuple):
+        return _from_memory(*model, kind)
+    return _load(str(model), kind, _device(device))
+
+
+def _head_kind(head: str | None) -> HeadKind | None:
+    try:
+        return HeadKind(head) if head is not None else None
+    except ValueError:
+        raise BackboneError(f"head {head!r} is unknown; choose {', '.join(HeadKind)}") from None
+
+
+def _device(device: str) -> str:
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise BackboneError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+@lru_cache(maxsize=4)
+def _load(name: str, head: HeadKind | None, device: str) -> AnyBackbone:
+    folder = str(assets.model_folder(name)) if assets.is_asset(name) else name
+    with _quiet(), _readable_errors(name):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        kind = head or _saved_head(config)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        model, info = _AUTO_CLASS[kind].from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    missing = [key for key in info["missing_keys"] if not (kind is HeadKind.SEQUENCE and "pooler" in key)]
+    if missing:
+        raise BackboneError(
+            f"{name}: the checkpoint has no weights for {missing[0]!r} ({len(missing)} missing), so it has no "
+            f"{kind} head; choose another with head=/--head"
+        )
+    path = Path(folder)
+    return _wrap(
+        model.to(device),
+        tokenizer,
+        name,
+        kind,
+        lambda: _hash_files(_snapshot(folder)),
+        _pooling(path, config),
+    )
+
+
+def _from_memory(model: Any, tokenizer: Any, head: HeadKind | None) -> AnyBackbone:
+    kind = head or _saved_head(model.config, type(model).__name__)
+    if kind is HeadKind.SEQUENCE:
+        model = model.base_model
+    elif model.get_output_embeddings() is None:
+        raise BackboneError(f"{type(model).__name__} has no output embedding, so it is no {kind} language model")
+    name = f"{type(model).__name__} in memory"
+    return _wrap(model, tokenizer, name, kind, lambda: _hash_state(model, tokenizer), _pooling(None, model.config))
+
+
+def _wrap(
+    model: Any, tokenizer: Any, name: str, kind: HeadKind, fingerprint: Callable[[], str], pooling: Pooling
+) -> AnyBackbone:
+    if kind is HeadKind.CAUSAL:
+        return CausalBackbone(model, tokenizer, name, fingerprint)
+    if kind is HeadKind.MASKED:
+        if tokenizer.mask_token_id is None:
+            raise BackboneError(f"{name}: its tokenizer has no mask token, so it cannot fill {{mask}}")
+        return MaskedBackbone(model, tokenizer, name, fingerprint)
+    return SequenceBackbone(model, tokenizer, name, fingerprint, pooling)
+
+
+def _saved_head(config: Any, class_name: str | None = None) -> HeadKind:
+    """Tell what a checkpoint was saved as."""
+    saved = class_name or next(iter(getattr(config, "architectures", None) or ()), "")
+    if getattr(config, "is_encoder_decoder", False):
+        raise BackboneError(f"{config.model_type} is an encoder-decoder, which is not supported; use a causal model")
+    if saved.endswith(("ForMaskedLM", "ForPreTraining")):
+        return HeadKind.MASKED
+    if saved.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
+        return HeadKind.CAUSAL
+    return HeadKind.SEQUENCE
+
+
+def _pooling(folder: Path | None, config: Any) -> Pooling:
+    """Follow a sentence-transformers folder's own pooling; else mean for encoders, last token for decoders."""
+    declared = folder / "1_Pooling" / "config.json" if folder else None
+    if declared is not None and declared.is_file():
+        options = json.loads(declared.read_text(encoding="utf-8"))
+        return Pooling.CLS if options.get("pooling_mode_cls_token") else Pooling.MEAN
+    is_decoder = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING and (
+        type(config) not in transformers.MODEL_FOR_MASKED_LM_MAPPING
+    )
+    return Pooling.LAST if is_decoder else Pooling.MEAN
+
+
+def _snapshot(name: str) -> Path:
+    """Return the folder that holds a checkpoint's files: itself, or the Hub's cached snapshot."""
+    if os.path.isdir(name):
+        return Path(name)
+    return Path(transformers.utils.cached_file(name, "config.json", local_files_only=True)).parent
+
+
+def _hash_files(folder: Path) -> str:
+    names = sorted(
+        path.name for path in folder.iterdir() if path.suffix == ".safetensors" or path.name == "tokenizer.json"
+    )
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(f"{name} {assets.file_sha256(folder / name)}\n".encode())
+    return digest.hexdigest()
+
+
+def _hash_state(model: Any, tokenizer: Any) -> str:
+    digest = hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode())
+    for key, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _readable_errors(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        if isinstance(error, BackboneError):
+            raise
+        reason = " ".join(str(error).split())
+        raise BackboneError(f"{name}: cannot load this model ({reason[:300]})") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' progress bars and notices off the terminal while loading."""
+    logging = transformers.utils.logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

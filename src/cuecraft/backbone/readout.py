@@ -1,0 +1,111 @@
+"""Reading class scores at answer slots, over the label words' columns only.
+
+The model's output embedding is given, for one forward pass, a `forward` that looks at the answer slots alone and
+multiplies by the label words' rows alone. So no `[B, L, V]` tensor is ever made, and whatever an architecture does
+before its output embedding (transform, norm) or after it (soft-capping, scaling) stays the model's own code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from cuecraft.backbone.rendering import LabelIds
+from cuecraft.errors import LabelWordError
+
+_VOCABULARY_CHUNK = 8192
+_RESCALING = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+
+
+class LabelReadout:
+    """Class scores from the hidden states at answer slots, for one model and one set of label words.
+
+    A class's score is the log of the summed probabilities of its words, up to a constant that is the same for all
+    classes. A word of several tokens is scored exactly: its first token at the answer slot, each further token
+    after the word's beginning, normalised over the whole vocabulary.
+
+    Args:
+        model: a model with an output embedding.
+        label_ids: class -> word -> token ids.
+
+    Raises:
+        LabelWordError: words of several tokens, but the model rescales its logits after the output embedding.
+    """
+
+    def __init__(self, model: Any, label_ids: LabelIds) -> None:
+        self.head = model.get_output_embeddings()
+        words = [ids for class_words in label_ids for ids in class_words]
+        #: Beginnings of label words, `[I]` tuples of ids: branches to grow after the answer slot.
+        self.beginnings = sorted({ids[:n] for ids in words for n in range(1, len(ids))})
+        if self.beginnings and any(getattr(model.config, name, None) for name in _RESCALING):
+            raise LabelWordError("this backbone rescales its logits; give label words of one token each")
+        columns = sorted({token for ids in words for token in ids})
+        device = self.head.weight.device
+        self._rows = torch.tensor(columns, device=device)
+        self._words = [
+            [(self.beginnings.index(ids[:n]) + 1 if n else 0, columns.index(token)) for n, token in enumerate(ids)]
+            for ids in words
+        ]
+        sizes = [len(class_words) for class_words in label_ids]
+        self._class_words = torch.split(torch.arange(len(words)), sizes)
+        self._normalisers: Tensor | None = None
+
+    @contextmanager
+    def reading(self, slots: Tensor) -> Iterator[None]:
+        """Make the model's logits `[B, R, W]`: the words' columns at slots `[B, R]` of the sequence.
+
+        R counts candidates times (1 + beginnings), the answer slot of each candidate first.
+        """
+
+        def forward(hidden: Tensor) -> Tensor:
+            index = slots.to(hidden.device)[..., None].expand(-1, -1, hidden.shape[-1])
+            read = hidden.gather(1, index)
+            if self.beginnings:
+                self._normalisers = _log_normalisers(read, self.head.weight, self.head.bias)
+            bias = None if self.head.bias is None else self.head.bias[self._rows]
+            return functional.linear(read, self.head.weight[self._rows], bias)
+
+        self.head.forward = forward  # shadows the module's own method until deleted
+        try:
+            yield
+        finally:
+            del self.head.forward
+
+    def class_scores(self, logits: Tensor) -> Tensor:
+        """Turn the model's logits `[B, K * (1 + I), W]` into class scores `[K, B, C]` (float32 at least)."""
+        reads = 1 + len(self.beginnings)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        table = logits.unflatten(1, (-1, reads))  # [B, K, 1 + I, W]
+        norm = None if self._normalisers is None else self._normalisers.unflatten(1, (-1, reads))
+        words = []
+        for steps in self._words:
+            score = table[:, :, 0, steps[0][1]]
+            for read, column in steps[1:]:
+                assert norm is not None
+                score = score + table[:, :, read, column] - norm[:, :, read]
+            words.append(score)
+        scores = torch.stack(words, dim=-1)  # [B, K, words]
+        classes = [scores[..., rows.to(scores.device)].logsumexp(-1) for rows in self._class_words]
+        self._normalisers = None
+        return torch.stack(classes, dim=-1).transpose(0, 1)
+
+
+def _log_normalisers(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return ``logsumexp`` over the vocabulary `[B, R]`, a slice of the vocabulary at a time."""
+
+    def part(hidden: Tensor, start: int) -> Tensor:
+        stop = start + _VOCABULARY_CHUNK
+        logits = functional.linear(hidden, weight[start:stop], None if bias is None else bias[start:stop])
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)).logsumexp(-1)
+
+    # Checkpointed, so that a training step holds one slice of the vocabulary at a time.
+    parts = [
+        checkpoint(part, hidden, start, use_reentrant=False) for start in range(0, weight.shape[0], _VOCABULARY_CHUNK)
+    ]
+    return torch.stack(parts, dim=-1).logsumexp(-1)

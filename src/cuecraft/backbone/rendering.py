@@ -1,0 +1,245 @@
+"""From examples to token ids: the pieces before and after the tuned tokens, and the label words' ids."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from cuecraft.errors import CuecraftWarning, LabelWordError, PromptError, TemplateError
+from cuecraft.task import Example, Field, Literal, MaskSlot, PromptSlot, Task
+
+
+class HeadKind(StrEnum):
+    """How a backbone answers: next word, masked word, or a trained class head."""
+
+    CAUSAL = "causal"
+    MASKED = "masked"
+    SEQUENCE = "sequence"
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Token ids of one example, without the tuned tokens.
+
+    Args:
+        before: ids that stand before the tuned tokens, special tokens included.
+        after: ids that stand after them.
+        answer: masked LM only: where the mask token stands in ``before + after``.
+    """
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    answer: int = 0
+
+    def __len__(self) -> int:
+        return len(self.before) + len(self.after)
+
+
+LabelIds = tuple[tuple[tuple[int, ...], ...], ...]  # class -> word -> token ids
+
+_Slots = list[Literal | Field | MaskSlot]
+
+
+class Renderer:
+    """Renders the examples of one task with one tokenizer.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        task: the task.
+        head: how the backbone answers.
+        max_positions: positions that the backbone has; None for no limit.
+
+    Raises:
+        TemplateError: the template does not fit the kind of head.
+        LabelWordError: a label word cannot be scored, or two classes share one.
+    """
+
+    def __init__(self, tokenizer: Any, task: Task, head: HeadKind, max_positions: int | None) -> None:
+        self.tokenizer = tokenizer
+        self.task = task
+        self.head = head
+        limits = [limit for limit in (max_positions, task.max_tokens) if limit]
+        self.max_tokens = min(limits) if limits else None
+        self.label_ids: LabelIds = () if head is HeadKind.SEQUENCE else self._label_ids()
+        slots = self._slots()
+        at = next(i for i, piece in enumerate(slots) if isinstance(piece, PromptSlot))
+        start, end = special_ids(tokenizer)
+        self._start, self._end = start, () if head is HeadKind.CAUSAL else end
+        self._before: _Slots = [p for p in slots[:at] if not isinstance(p, PromptSlot)]
+        self._after: _Slots = [p for p in slots[at + 1 :] if not isinstance(p, PromptSlot)]
+        self._literal_ids = {
+            piece.text: tuple(tokenizer(piece.text, add_special_tokens=False)["input_ids"])
+            for piece in slots
+            if isinstance(piece, Literal)
+        }
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]:
+        """Ids of the words that the template writes in its prompt slot."""
+        text = self.task.template.prompt_text
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else ()
+
+    def render(self, examples: Sequence[Example]) -> list[Pieces]:
+        """Return the pieces of each example, texts cut at the end where they would not fit.
+
+        Warns:
+            CuecraftWarning: how many texts were cut.
+
+        Raises:
+            PromptError: the template alone leaves no room for text.
+        """
+        fields = self._field_ids(examples)
+        room = self._room()
+        cut = 0
+        rendered = []
+        for row in fields:
+            kept = row if room is None else _cut_longest(row, room)
+            cut += kept != row
+            rendered.append(self._pieces(kept))
+        if cut:
+            warnings.warn(
+                f"{cut} of {len(examples)} texts were cut at the end to fit {self.max_tokens} tokens "
+                f"({self.task.reserve} of them kept for the prompt)",
+                CuecraftWarning,
+                stacklevel=2,
+            )
+        return rendered
+
+    def check_length(self, pieces: Sequence[Pieces], prompt_length: int) -> None:
+        """Raise PromptError where a cue of this length makes an input longer than the backbone's positions."""
+        longest = max(map(len, pieces), default=0) + prompt_length + self._answer_length()
+        if self.max_tokens is not None and longest > self.max_tokens:
+            raise PromptError(
+                f"a prompt of {prompt_length} tokens makes an input of {longest}, but {self.max_tokens} fit; "
+                f"shorten the prompt to {max(0, prompt_length - longest + self.max_tokens)} tokens or raise reserve "
+                f"(now {self.task.reserve})"
+            )
+
+    def _slots(self) -> list[Literal | Field | PromptSlot | MaskSlot]:
+        """Return the template's pieces, or say why they do not fit the head."""
+        template = self.task.template
+        pieces = list(template.pieces)
+        if self.head is HeadKind.SEQUENCE:
+            if template.has_mask:
+                raise TemplateError(
+                    f"template {template.source!r} has {{mask}}, but a sequence classification backbone answers "
+                    "through its class head; remove {mask}"
+                )
+            return pieces
+        if not template.has_mask:
+            raise TemplateError(
+                f"template {template.source!r} has no {{mask}}; write where the label word goes, "
+                f"for instance {template.source + '{mask}'!r}"
+            )
+        if self.head is HeadKind.MASKED:
+            return pieces
+        mask = next(i for i, piece in enumerate(pieces) if isinstance(piece, MaskSlot))
+        behind = [p for p in pieces[mask + 1 :] if not (isinstance(p, Literal) and not p.text.strip(" .\n"))]
+        if behind:
+            raise TemplateError(
+                f"template {template.source!r} goes on after {{mask}}, which a causal model never reads; "
+                "put {mask} at the end"
+            )
+        return pieces[:mask]
+
+    def _label_ids(self) -> LabelIds:
+        mask = next((p for p in self.task.template.pieces if isinstance(p, MaskSlot)), MaskSlot())
+        verbalizer = self.task.verbalizer
+        classes = tuple(tuple(self._word_ids(mask.prefix + word) for word in words) for words in verbalizer.words)
+        owners = [(ids, c) for c, words in enumerate(classes) for ids in words]
+        for ids, c in owners:
+            for other, d in owners:
+                if c < d and (ids[: len(other)] == other or other[: len(ids)] == ids):
+                    raise LabelWordError(
+                        f"classes {verbalizer.labels[c]!r} and {verbalizer.labels[d]!r} have label words that this "
+                        "tokenizer writes alike or one as the beginning of the other; give other label words"
+                    )
+        return classes
+
+    def _word_ids(self, word: str) -> tuple[int, ...]:
+        ids = tuple(self.tokenizer(word, add_special_tokens=False)["input_ids"])
+        unknown = getattr(self.tokenizer, "unk_token_id", None)
+        if not ids or unknown in ids:
+            raise LabelWordError(f"label word {word.strip()!r} is not in this tokenizer's vocabulary; use another")
+        if self.head is HeadKind.MASKED and len(ids) > 1:
+            shown = " ".join(self.tokenizer.convert_ids_to_tokens(list(ids)))
+            raise LabelWordError(
+                f"label word {word.strip()!r} is {len(ids)} tokens ({shown}), but a masked LM fills one {{mask}}; "
+                "give a label word of one token (--label-words, label_words=)"
+            )
+        return ids
+
+    def _answer_length(self) -> int:
+        """Positions that label words need beyond the answer slot."""
+        return max((len(ids) - 1 for words in self.label_ids for ids in words), default=0)
+
+    def _room(self) -> int | None:
+        """Return how many tokens all fields of one example may have together."""
+        if self.max_tokens is None:
+            return None
+        fixed = len(self._pieces(dict.fromkeys(self._fields(), ()))) + self._answer_length()
+        # A model with few positions gives the prompt at most half of them.
+        room = self.max_tokens - fixed - min(self.task.reserve, self.max_tokens // 2)
+        if room < 1:
+            raise PromptError(
+                f"the template alone takes {fixed} of {self.max_tokens} tokens and {self.task.reserve} are kept for "
+                "the prompt, which leaves none for text; shorten the template"
+            )
+        return room
+
+    def _fields(self) -> list[Field]:
+        return [piece for piece in [*self._before, *self._after] if isinstance(piece, Field)]
+
+    def _field_ids(self, examples: Sequence[Example]) -> list[dict[Field, tuple[int, ...]]]:
+        """Tokenise every field; special tokens written inside a text stay plain text."""
+        columns = {}
+        for piece in dict.fromkeys(self._fields()):
+            texts = [example.fields[piece.name] for example in examples]
+            texts = [piece.prefix + text.lstrip() for text in texts] if piece.prefix else texts
+            encoded = (
+                self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+                if texts
+                else []
+            )
+            columns[piece] = [tuple(ids) for ids in encoded]
+        return [{piece: ids[row] for piece, ids in columns.items()} for row in range(len(examples))]
+
+    def _pieces(self, fields: dict[Field, tuple[int, ...]]) -> Pieces:
+        answer = 0
+        sides: list[list[int]] = []
+        for side, slots in enumerate((self._before, self._after)):
+            ids = list(self._start) if side == 0 else []
+            for piece in slots:
+                if isinstance(piece, MaskSlot):
+                    answer = len(ids) + (len(sides[0]) if side else 0)
+                    ids.append(self.tokenizer.mask_token_id)
+                else:
+                    ids += self._literal_ids[piece.text] if isinstance(piece, Literal) else fields[piece]
+            sides.append(ids)
+        return Pieces(tuple(sides[0]), tuple(sides[1]) + self._end, answer)
+
+
+def special_ids(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the ids that a tokenizer puts before and after a text, such as ([CLS], [SEP]) or (<s>, ())."""
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    full = tokenizer("a")["input_ids"]
+    for start in range(len(full) - len(plain) + 1):
+        if full[start : start + len(plain)] == plain:
+            return tuple(full[:start]), tuple(full[start + len(plain) :])
+    return (), ()
+
+
+def _cut_longest(fields: dict[Field, tuple[int, ...]], room: int) -> dict[Field, tuple[int, ...]]:
+    """Cut the longest field at its end until all fit together; the others stay whole as long as possible."""
+    lengths = {piece: len(ids) for piece, ids in fields.items()}
+    excess = sum(lengths.values()) - room
+    while excess > 0:
+        longest = max(lengths, key=lambda piece: lengths[piece])
+        runner_up = max((n for piece, n in lengths.items() if piece != longest), default=0)
+        step = min(excess, max(1, lengths[longest] - runner_up))
+        lengths[longest] -= step
+        excess -= step
+    return {piece: ids[: lengths[piece]] for piece, ids in fields.items()}

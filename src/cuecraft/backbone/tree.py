@@ -1,0 +1,55 @@
+"""Cue trees: many token sequences after one context, in one forward pass.
+
+Sequences that begin alike share their beginning, as in a trie. A node sees the context, its ancestors and itself,
+so each path from root to leaf is computed exactly as if it stood there alone. Candidates of a discrete search, many
+prompts over one text and the tokens of a long label word are all branches of such a tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class CueTree:
+    """A trie over sequences of codes.
+
+    Args:
+        codes: `[N]` what each node carries.
+        ancestors: `[N, N]` bool, row n true at n and at every ancestor of n.
+        ends: for each sequence, its last node.
+    """
+
+    codes: Tensor
+    ancestors: Tensor
+    ends: tuple[int, ...]
+
+
+def grow_tree(sequences: Sequence[Sequence[int]]) -> CueTree:
+    """Merge sequences of codes (each not empty) into a trie.
+
+    Nodes are numbered so that a parent always comes before its children.
+    """
+    children: dict[tuple[int, int], int] = {}
+    codes: list[int] = []
+    parents: list[int] = []
+    ends = []
+    for sequence in sequences:
+        node = -1
+        for code in sequence:
+            key = (node, code)
+            if key not in children:
+                children[key] = len(codes)
+                codes.append(code)
+                parents.append(node)
+            node = children[key]
+        ends.append(node)
+    ancestors = torch.eye(len(codes), dtype=torch.bool)
+    for node, parent in enumerate(parents):
+        if parent >= 0:
+            ancestors[node] |= ancestors[parent]
+    return CueTree(torch.tensor(codes), ancestors, tuple(ends))

@@ -1,0 +1,252 @@
+"""The front door: a scikit-learn classifier whose model is frozen and whose prompt is tuned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.exceptions import NotFittedError
+
+from cuecraft.backbone import load_backbone
+from cuecraft.data import Record
+from cuecraft.data.readers import text_value
+from cuecraft.errors import DataError
+from cuecraft.method import Candidate, Event, fresh_logits
+from cuecraft.prompts import AnyPrompt, Artifact, Calibration, load_artifact
+from cuecraft.tune import make_method
+from cuecraft.tune.finish import make_artifact
+from cuecraft.tune.prepare import make_problem, make_task
+
+Texts = Any  # a sequence of strings or of mappings from field to string, a NumPy array, or a pandas DataFrame
+
+
+class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    r"""Text classifier over a frozen language model, tuned through its prompt alone.
+
+    Args:
+        model: ``demo:smollm2-135m`` and kin, a local folder, a Hub name, a `(model, tokenizer)` pair or a backbone.
+        method: ``zero-shot``, ``autoprompt``, ``straight-through``, ``prompt-tuning`` or ``hybrid``.
+        template: for instance ``"Review: {text}{prompt:\nSentiment:}{mask}"``; None for a general one.
+        label_words: class -> word or words; None for the classes' own names.
+        method_options: values for the method's options, ``{"epochs": 10}``.
+        validation_fraction: part of the training examples held out to choose by, where `fit` gets no dev set.
+        max_tokens: tokens of one input at most; None for what the model has positions for.
+        time_limit: seconds of search and training; None for no limit. A run that hits it depends on the machine.
+        seed: of everything random.
+        head: ``causal``, ``masked`` or ``sequence``; None for what the checkpoint has.
+        device: a torch device, or ``auto``.
+
+    After `fit`: ``classes_``; ``prompt_`` (the prompt); ``trace_`` (events); ``outcome_``; ``task_``; ``artifact_``.
+    """
+
+    def __init__(
+        self,
+        model: Any = "demo:smollm2-135m",
+        method: str = "hybrid",
+        *,
+        template: str | None = None,
+        label_words: Mapping[Any, str | Sequence[str]] | None = None,
+        method_options: Mapping[str, Any] | None = None,
+        validation_fraction: float = 0.25,
+        max_tokens: int | None = None,
+        time_limit: float | None = None,
+        seed: int = 0,
+        head: str | None = None,
+        device: str = "auto",
+    ) -> None:
+        self.model = model
+        self.method = method
+        self.template = template
+        self.label_words = label_words
+        self.method_options = method_options
+        self.validation_fraction = validation_fraction
+        self.max_tokens = max_tokens
+        self.time_limit = time_limit
+        self.seed = seed
+        self.head = head
+        self.device = device
+
+    def fit(
+        self,
+        texts: Texts,
+        labels: Sequence[Any],
+        dev: tuple[Texts, Sequence[Any]] | None = None,
+        report: Callable[[Event], None] = lambda event: None,
+    ) -> Self:
+        """Find the prompt.
+
+        Args:
+            texts: `[N]` strings, or mappings from field to string.
+            labels: `[N]` classes.
+            dev: texts and labels to choose and stop by.
+            report: is told of each step; never affects the result.
+
+        Raises:
+            CuecraftError: anything about data, template, label words, method or model that cannot be used.
+        """
+        method = make_method(self.method, self.method_options)
+        classes = _classes(labels)
+        train = as_records(texts, labels)
+        held_out = as_records(*dev) if dev is not None else None
+        self.backbone_ = load_backbone(self.model, self.head, self.device)
+        words = self.label_words and {str(name): word for name, word in self.label_words.items()}
+        self.task_ = make_task(self.backbone_, train, self.template, words, self.max_tokens, list(classes))
+        self.classes_ = np.array(list(classes.values()))
+        problem = make_problem(
+            self.backbone_,
+            self.task_,
+            train,
+            held_out,
+            seed=self.seed,
+            validation_fraction=self.validation_fraction,
+            time_limit=self.time_limit,
+            report=report,
+        )
+        self.outcome_ = method.fit(problem)
+        data = {"train": train} | ({"dev": held_out} if held_out else {})
+        self.artifact_ = make_artifact(problem, self.outcome_, method, data, classes)
+        return self
+
+    @property
+    def prompt_(self) -> AnyPrompt:
+        """The tuned prompt."""
+        return self._fitted().prompt
+
+    @property
+    def trace_(self) -> list[dict[str, Any]]:
+        """One event for each step of search and training."""
+        return [dict(event) for event in self._fitted().trace]
+
+    def predict_proba(self, texts: Texts) -> np.ndarray:
+        """Return class probabilities `[N, C]`, columns as in `classes_`."""
+        artifact = self._fitted()
+        candidate = Candidate(artifact.prompt, artifact.calibration)
+        found: np.ndarray = self._probabilities(texts, [candidate])[0]
+        return found
+
+    def predict(self, texts: Texts) -> np.ndarray:
+        """Return the likeliest class of each text `[N]`."""
+        labels: np.ndarray = self.classes_[self.predict_proba(texts).argmax(1)]
+        return labels
+
+    def accuracies(self, texts: Texts, labels: Sequence[Any]) -> dict[str, float]:
+        """Return the accuracy of the tuned prompt beside the untuned one, over one read of the texts.
+
+        Returns:
+            ``tuned``; ``untuned``, the template as written (with a class head: the head fitted without tuning the
+            prompt); ``calibrated``, the same with the method's calibration.
+        """
+        start = self.outcome_.start
+        plain = Candidate(start.prompt, Calibration.none(len(self.classes_)))
+        names = ("tuned", "untuned", "calibrated")
+        found = self._probabilities(texts, [self.outcome_.best, plain, start])
+        truth = np.asarray([self.task_.verbalizer.index(str(_plain(label))) for label in labels])
+        return {name: float((p.argmax(1) == truth).mean()) for name, p in zip(names, found, strict=True)}
+
+    def save(self, folder: str | Path, metrics: Mapping[str, float] | None = None) -> str:
+        """Write the artifact, with further metrics, and return its hash.
+
+        Raises:
+            ArtifactError: the folder cannot be written, or holds something else.
+        """
+        return self._fitted().with_metrics(metrics or {}).save(folder)
+
+    @classmethod
+    def load(cls, folder: str | Path, model: Any = None, device: str = "auto") -> PromptClassifier:
+        """Read an artifact; ready to predict.
+
+        Args:
+            folder: the artifact.
+            model: where the backbone is now; None for the name it was tuned under.
+            device: a torch device, or ``auto``.
+
+        Raises:
+            ArtifactError: no artifact, a damaged one, or another backbone than it was made for.
+        """
+        artifact = load_artifact(folder)
+        manifest = artifact.manifest
+        named = manifest.backbone.name if model is None else model
+        loaded = cls(
+            named,
+            manifest.method,
+            template=manifest.task.template,
+            label_words=dict(zip(artifact.classes, manifest.task.label_words, strict=True)),
+            method_options=manifest.method_options,
+            max_tokens=manifest.task.max_tokens,
+            seed=manifest.seed,
+            head=manifest.backbone.head,
+            device=device,
+        )
+        loaded.backbone_ = load_backbone(named, manifest.backbone.head, device)
+        artifact.check_backbone(loaded.backbone_)
+        loaded.artifact_ = artifact
+        loaded.task_ = artifact.task
+        loaded.classes_ = np.array(artifact.classes)
+        return loaded
+
+    def _fitted(self) -> Artifact:
+        if not hasattr(self, "artifact_"):
+            raise NotFittedError("this PromptClassifier is not fitted; call fit(texts, labels) or load(folder) first")
+        return self.artifact_
+
+    def _probabilities(self, texts: Texts, candidates: Sequence[Candidate]) -> np.ndarray:
+        """Return class probabilities `[T, N, C]` of several prompts."""
+        examples = self.task_.examples(as_records(texts))
+        logits = fresh_logits(self.backbone_, self.task_, candidates, examples)
+        found: np.ndarray = logits.double().softmax(-1).cpu().numpy()
+        return found
+
+
+def as_records(texts: Texts, labels: Sequence[Any] | None = None) -> list[Record]:
+    """Return records of texts given as strings, mappings, an array or a DataFrame.
+
+    Raises:
+        DataError: a text is missing or no text, or there are not as many labels as texts.
+    """
+    if isinstance(texts, str | Mapping):
+        raise DataError("one text was given where a list of texts is expected; write [text]")
+    rows = _rows(texts)
+    if labels is not None and len(labels) != len(rows):
+        raise DataError(f"{len(rows)} texts but {len(labels)} labels; give one label for each text")
+    records = []
+    for number, row in enumerate(rows, start=1):
+        fields = dict(row) if isinstance(row, Mapping) else {"text": row}
+        where = f"row {number}"
+        checked = {str(name): text_value(where, str(name), value) for name, value in fields.items()}
+        if len(checked) == 1:
+            checked.setdefault("text", next(iter(checked.values())))
+        label = None if labels is None else str(_label(where, labels[number - 1]))
+        records.append(Record(checked, label))
+    if not records:
+        raise DataError("no texts were given; give at least one")
+    return records
+
+
+def _rows(texts: Texts) -> list[Any]:
+    if hasattr(texts, "to_dict") and hasattr(texts, "columns"):  # a DataFrame
+        rows: list[Any] = texts.to_dict("records")
+        return rows
+    rows = list(texts)
+    # scikit-learn's containers are two-dimensional: a column of texts is an [N, 1] array.
+    return [row[0] if isinstance(row, np.ndarray | list | tuple) and len(row) == 1 else row for row in rows]
+
+
+def _label(where: str, value: Any) -> Any:
+    plain = _plain(value)
+    if plain is None or plain != plain or (isinstance(plain, str) and not plain.strip()):
+        raise DataError(f"{where}: the label is missing; give a class or remove the row")
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    """Return a NumPy scalar as the Python value it stands for."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _classes(labels: Sequence[Any]) -> dict[str, Any]:
+    """Return the classes by name, in the order that scikit-learn gives them."""
+    found = {str(_label(f"row {row}", label)): _plain(label) for row, label in enumerate(labels, start=1)}
+    return dict(sorted(found.items(), key=lambda item: (isinstance(item[1], str), item[1])))

@@ -1,0 +1,196 @@
+"""The command line: Typer commands; what they do lives elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+
+from cuecraft import display
+from cuecraft.errors import CuecraftError, CuecraftWarning, DataError, LabelWordError, MethodError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Automated prompt tuning for frozen language models.",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; progress goes to stderr.")]
+Model = Annotated[str, typer.Option(help="demo:smollm2-135m and kin, a local folder, or a Hub name.")]
+Seed = Annotated[int, typer.Option(help="Of everything random.")]
+Device = Annotated[str, typer.Option(help="A torch device; auto takes a GPU if there is one.")]
+
+
+@app.command()
+def tune(
+    train: Annotated[str, typer.Argument(help="CSV, TSV, JSONL or Parquet file, demo: data, or a data set name.")],
+    dev: Annotated[str | None, typer.Option(help="Examples to choose and stop by.")] = None,
+    test: Annotated[str | None, typer.Option(help="Held-out examples, for reporting only.")] = None,
+    test_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Test rows to draw (from --test, or else from TRAIN with --shots)."),
+    ] = None,
+    text_column: Annotated[
+        list[str] | None, typer.Option(help="Column of text; repeat for several fields. [default: text]")
+    ] = None,
+    label_column: Annotated[str, typer.Option(help="Column of class names.")] = "label",
+    model: Model = "demo:smollm2-135m",
+    method: Annotated[
+        str, typer.Option(help="zero-shot, autoprompt, straight-through, prompt-tuning or hybrid.")
+    ] = "hybrid",
+    template: Annotated[
+        str | None, typer.Option(help=r"For instance 'Review: {text}{prompt:\nSentiment:}{mask}'.")
+    ] = None,
+    label_words: Annotated[
+        list[str] | None, typer.Option(help="CLASS=word or CLASS=word,word; repeat for each class.")
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=VALUE of the method, for instance tune.epochs=10; may be repeated."),
+    ] = None,
+    shots: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Draw this many examples of each class from TRAIN, and as many for dev if --dev is not given.",
+        ),
+    ] = None,
+    head: Annotated[
+        str | None, typer.Option(help="causal, masked or sequence; by default what the checkpoint has.")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of one input at most.")] = None,
+    seed: Seed = 0,
+    time_limit: Annotated[float | None, typer.Option(min=0, help="Seconds of search and training.")] = None,
+    device: Device = "auto",
+    out: Annotated[Path | None, typer.Option(help="Artifact folder. [default: runs/METHOD-SEED]")] = None,
+    json: Json = False,
+) -> None:
+    """Find a prompt for labelled texts and write it as an artifact."""
+    from cuecraft.runs import TuneRequest, run_tune
+
+    request = TuneRequest(
+        train=train,
+        dev=dev,
+        test=test,
+        test_size=test_size,
+        text_columns=tuple(text_column or ["text"]),
+        label_column=label_column,
+        model=model,
+        method=method,
+        method_options=_pairs(option or [], MethodError),
+        template=_unescaped(template),
+        label_words={k: v.split(",") for k, v in _pairs(label_words or [], LabelWordError).items()} or None,
+        shots=shots,
+        head=head,
+        max_tokens=max_tokens,
+        seed=seed,
+        time_limit=time_limit,
+        device=device,
+        out=out or Path("runs", f"{method}-{seed}"),
+    )
+    with display.progress() as started:
+        document = run_tune(request, started)
+    display.print_json(document) if json else display.print_metrics(document)
+
+
+@app.command()
+def predict(
+    artifact: Annotated[Path, typer.Argument(help="Artifact folder.")],
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts; by default lines of stdin.")] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="CSV, TSV, JSONL or Parquet file, or .txt with a text a line.")
+    ] = None,
+    text_column: Annotated[
+        list[str] | None, typer.Option(help="Column of text in --file; by default the template's fields.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Where the backbone is now, if not where it was.")] = None,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Classify texts with a tuned prompt."""
+    from cuecraft.runs import predict_records, read_texts
+
+    if texts and file:
+        raise DataError("texts were given both as arguments and in --file; give one of them")
+    lines = texts if texts or file else [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    document = predict_records(artifact, read_texts(artifact, lines or [], file, text_column), model, device)
+    display.print_json(document) if json else display.print_predictions(document["predictions"])
+
+
+@app.command()
+def show(artifact: Annotated[Path, typer.Argument(help="Artifact folder.")], json: Json = False) -> None:
+    """Show what an artifact holds."""
+    from cuecraft.prompts import load_artifact
+
+    manifest = load_artifact(artifact).manifest
+    if json:
+        display.print_json(manifest.model_dump(mode="json"))
+    else:
+        display.print_manifest(manifest, str(artifact))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where the winner's artifact goes.")] = Path("runs/demo"),
+    shots: Annotated[int, typer.Option(min=1, help="Reviews of each class to train on, and as many for dev.")] = 16,
+    test_size: Annotated[int, typer.Option(min=1, help="Held-out reviews.")] = 400,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Teach a small frozen model to judge film reviews, in five ways, and keep the best prompt."""
+    from cuecraft.compare.demo import DATA, MODEL, run_demo
+
+    begun = time.perf_counter()
+    with display.progress() as started:
+        result = run_demo(shots, test_size, seed, started)
+    result.artifact.save(out)
+    document = display.demo_document(result, str(out), time.perf_counter() - begun)
+    title = f"{DATA}, {MODEL}: {shots} a class to train, {shots} to choose, {result.test_size} to test"
+    display.print_json(document) if json else display.print_demo(document, title)
+
+
+def _pairs(values: list[str], error: type[CuecraftError]) -> dict[str, Any]:
+    pairs = [value.partition("=") for value in values]
+    for name, equals, value in pairs:
+        if not (name and equals and value):
+            raise error(f"{name + equals + value!r} is not NAME=VALUE; write for instance epochs=10")
+    return {name: value for name, _, value in pairs}
+
+
+def _unescaped(template: str | None) -> str | None:
+    r"""Let `\n` and `\t` be written in a shell's quotes."""
+    return template and template.replace("\\n", "\n").replace("\\t", "\t")
+
+
+def main() -> None:
+    """Run the command line; exit code 2 for a mistake of the user, 1 for anything else that fails."""
+    warnings.simplefilter("always", CuecraftWarning)
+    show_others = warnings.showwarning
+
+    def show_warning(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+        if issubclass(category, CuecraftWarning):
+            display.warn(str(message))
+        else:
+            show_others(message, category, *rest, **more)
+
+    warnings.showwarning = show_warning
+    try:
+        code = app(standalone_mode=False)
+    except CuecraftError as error:
+        display.fail(str(error))
+        code = 2
+    except click.ClickException as error:
+        display.fail(error.format_message())
+        code = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        display.fail("stopped")
+        code = 1
+    except BrokenPipeError:
+        code = 1
+    sys.exit(code or 0)

@@ -1,0 +1,15 @@
+"""Reading labelled texts, sampling them by seed, and fingerprinting what was used. No torch here."""
+
+from cuecraft.data.readers import read_records
+from cuecraft.data.records import Record, fingerprint
+from cuecraft.data.sampling import KShotSplit, holdout, k_shot_split, subsample
+
+__all__ = [
+    "KShotSplit",
+    "Record",
+    "fingerprint",
+    "holdout",
+    "k_shot_split",
+    "read_records",
+    "subsample",
+]

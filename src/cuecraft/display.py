@@ -1,0 +1,190 @@
+"""What the command line shows: progress on stderr, tables and documents on stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from cuecraft.compare.demo import DemoResult
+    from cuecraft.prompts.manifest import Manifest
+
+Listener = Callable[[dict[str, Any]], None]
+
+notes = Console(stderr=True, highlight=False, soft_wrap=True)
+page = Console(highlight=False)
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """Print one JSON document on stdout."""
+    sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=1) + "\n")
+
+
+def warn(message: str) -> None:
+    """Show a warning on stderr."""
+    notes.print(Text.assemble(("warning: ", "yellow"), message))
+
+
+def fail(message: str) -> None:
+    """Show an error on stderr."""
+    notes.print(Text.assemble(("error: ", "bold red"), " ".join(message.split())))
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str], Listener]]:
+    """Show a bar for each part of long work, with loss and accuracy; yields what starts a part.
+
+    Where stderr is no terminal, one line is written when a part begins.
+    """
+    if not notes.is_terminal:
+        yield _plain_part
+        return
+    columns = [
+        TextColumn("{task.description:<14}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[state]}"),
+    ]
+    with Progress(*columns, console=notes) as bars:
+        current: list[TaskID] = []
+
+        def start(name: str) -> Listener:
+            _finish(bars, current)
+            bar = bars.add_task(name, total=None, state="")
+            current.append(bar)
+            return lambda event: _advance(bars, bar, event)
+
+        yield start
+        _finish(bars, current)
+
+
+def _plain_part(name: str) -> Listener:
+    notes.print(f"{name} ...")
+    return lambda event: None
+
+
+def _advance(bars: Progress, bar: TaskID, event: Mapping[str, Any]) -> None:
+    state = f"{event['phase']}: loss {event['train_loss']:.3f}"
+    if "dev_accuracy" in event:
+        state += f", dev accuracy {event['dev_accuracy']:.3f}"
+    bars.update(bar, completed=event.get("step", 0), total=event.get("total"), state=state)
+
+
+def _finish(bars: Progress, current: list[TaskID]) -> None:
+    for bar in current[-1:]:
+        done = bars.tasks[bar].completed
+        bars.update(bar, total=done or 1, completed=done or 1)
+        bars.stop_task(bar)
+
+
+def demo_document(result: DemoResult, folder: str, seconds: float) -> dict[str, Any]:
+    """Return the demo's result as a JSON document."""
+    rows = [
+        {
+            "method": row.name,
+            "test_accuracy": row.test.accuracy,
+            "interval_95": list(row.interval),
+            "dev_accuracy": row.dev.accuracy,
+            "dev_loss": row.dev.loss,
+            "seconds": round(row.seconds, 2),
+            "tuned_parameters": row.tuned_parameters,
+            "artifact_bytes": row.stored_bytes,
+        }
+        for row in result.leaderboard.rows
+    ]
+    return {
+        "leaderboard": rows,
+        "winner": result.leaderboard.winner.name,
+        "best_prompt_in_words": result.words,
+        "test_size": result.test_size,
+        "artifact": folder,
+        "seconds": round(seconds, 1),
+        "predictions": [
+            {
+                "text": text,
+                "true_label": label,
+                "label": max(found, key=lambda name: found[name]),
+                "probabilities": found,
+            }
+            for text, label, found in result.shown
+        ],
+    }
+
+
+def print_demo(document: Mapping[str, Any], task_line: str) -> None:
+    """Print the demo's result as a person reads it."""
+    table = Table(title=task_line, title_justify="left")
+    for name in ("method", "accuracy", "95% interval", "seconds", "tuned", "bytes"):
+        table.add_column(name, justify="left" if name == "method" else "right")
+    for row in document["leaderboard"]:
+        low, high = row["interval_95"]
+        is_winner = row["method"] == document["winner"]
+        table.add_row(
+            row["method"] + (" *" if is_winner else ""),
+            f"{row['test_accuracy']:.3f}",
+            f"{low:.3f} to {high:.3f}",
+            f"{row['seconds']:.1f}",
+            f"{row['tuned_parameters']:,}",
+            f"{row['artifact_bytes']:,}",
+            style="bold" if is_winner else None,
+        )
+    page.print(table)
+    page.print("* best on the dev set, and so the one that is kept; the test set chooses nothing")
+    page.print(f"\nbest prompt in words: {document['best_prompt_in_words']!r}", markup=False)
+    page.print(f"artifact: {document['artifact']}\n", markup=False)
+    print_predictions(document["predictions"])
+    page.print(f'\ntry it: cuecraft predict {document["artifact"]} "a joy from start to finish"', markup=False)
+
+
+def print_predictions(predictions: list[dict[str, Any]]) -> None:
+    """Print texts with their label and its probability."""
+    for found in predictions:
+        share = found["probabilities"][found["label"]]
+        truth = f"  (truth: {found['true_label']})" if "true_label" in found else ""
+        page.print(f"{found['label']:>12} {share:6.1%}  {found['text']}{truth}", markup=False, soft_wrap=True)
+
+
+def print_metrics(document: Mapping[str, Any]) -> None:
+    """Print what `tune` found."""
+    table = Table(show_header=False)
+    table.add_row("method", document["method"])
+    table.add_row("prompt", repr(document["prompt"]))
+    for name, value in document["metrics"].items():
+        table.add_row(name.replace("_", " "), "-" if value is None else f"{value:.3f}")
+    table.add_row("seconds", f"{document['seconds']:.1f}")
+    table.add_row("artifact", str(document["artifact"]))
+    page.print(table)
+
+
+def print_manifest(manifest: Manifest, folder: str) -> None:
+    """Print an artifact's manifest."""
+    task, backbone, prompt = manifest.task, manifest.backbone, manifest.prompt
+    table = Table(show_header=False, title=folder, title_justify="left")
+    rows = {
+        "method": f"{manifest.method}, seed {manifest.seed}",
+        "backbone": f"{backbone.name} ({backbone.head}, {backbone.sha256[:12]})",
+        "template": repr(task.template),
+        "prompt": f"{prompt.kind}, {prompt.length} tokens: {prompt.text!r}",
+        "words": repr(manifest.words) if manifest.words else "",
+        "classes": "; ".join(
+            f"{label} = {', '.join(words)}" for label, words in zip(task.labels, task.label_words, strict=True)
+        ),
+        "calibration": f"scale {manifest.calibration.scale:.3f}, bias "
+        + ", ".join(f"{b:+.3f}" for b in manifest.calibration.bias),
+        "metrics": ", ".join(f"{name} {value:.3f}" for name, value in manifest.metrics.items()),
+        "data": ", ".join(f"{name} {d.rows} rows ({d.sha256[:8]})" for name, d in manifest.data.items()),
+        "hash": manifest.artifact_sha256,
+    }
+    for name, value in rows.items():
+        if value:
+            table.add_row(name, Text(value))
+    page.print(table)

@@ -1,0 +1,41 @@
+"""The mistakes a user can mend, each told in one line: what is wrong, where, and what to do."""
+
+
+class CuecraftError(ValueError):
+    """Base of every error that is the caller's to mend; the command line turns it into exit code 2."""
+
+
+class DataError(CuecraftError):
+    """A data file, column, row or label cannot be used."""
+
+
+class TemplateError(CuecraftError):
+    """A template cannot be parsed, or does not fit the backbone or the fields at hand."""
+
+
+class LabelWordError(CuecraftError):
+    """A verbalizer's label words are missing, collide, or cannot be scored by the backbone."""
+
+
+class AssetError(CuecraftError):
+    """A demo model or data set is not installed, or its files are damaged."""
+
+
+class BackboneError(CuecraftError):
+    """A backbone cannot be loaded, or cannot do what is asked of it."""
+
+
+class PromptError(CuecraftError):
+    """A prompt does not fit the backbone: width, vocabulary or number of positions."""
+
+
+class MethodError(CuecraftError):
+    """A method is unknown, wrongly configured, or does not go with the backbone."""
+
+
+class ArtifactError(CuecraftError):
+    """An artifact folder is missing, damaged, of a newer schema, or made for another backbone."""
+
+
+class CuecraftWarning(UserWarning):
+    """Something was done that the user would want to know of, such as texts cut to fit the model."""

@@ -1,0 +1,280 @@
+"""What every method meets: a problem to solve, an outcome to return, and the few steps that all share.
+
+To add a method, write one module with a subclass of `Method` and name it in `cuecraft.tune.registry`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any, ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+from torch.nn import functional
+
+from cuecraft.backbone import AnyBackbone, ClassHead, Context, HeadKind, SequenceBackbone
+from cuecraft.errors import MethodError
+from cuecraft.prompts import AnyPrompt, Calibration, HardPrompt, SoftPrompt, calibration
+from cuecraft.task import Example, Task
+
+Event = dict[str, Any]
+_CHUNK = 32  # examples of one backward pass
+
+
+class CalibrationKind(StrEnum):
+    """How class logits are corrected before they are compared."""
+
+    NONE = "none"
+    CONTEXTUAL = "contextual"
+    BATCH = "batch"
+    FITTED = "fitted"
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A context and its class numbers `[B]`."""
+
+    context: Context
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, rows: list[int]) -> Labelled:
+        """Return some of the examples."""
+        return Labelled(self.context.select(rows), self.labels[rows])
+
+    def chunks(self, size: int = _CHUNK) -> Iterator[Labelled]:
+        """Yield the examples in order, `size` at a time."""
+        for start in range(0, len(self), size):
+            yield self.select(list(range(start, min(start + size, len(self)))))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a method is given.
+
+    Args:
+        backbone: the frozen model.
+        task: template and verbalizer.
+        train: examples to learn from.
+        dev: examples to choose and stop by; None to choose by the training loss.
+        seed: of everything random.
+        out_of_time: tells a method to stop with the best so far.
+        report: is told of each step; never affects the result.
+    """
+
+    backbone: AnyBackbone
+    task: Task
+    train: Labelled
+    dev: Labelled | None
+    seed: int = 0
+    out_of_time: Callable[[], bool] = lambda: False
+    report: Callable[[Event], None] = lambda event: None
+
+    @property
+    def initial_ids(self) -> tuple[int, ...]:
+        """Token ids of the words that the template writes in its prompt slot."""
+        return self.train.context.renderer.prompt_ids
+
+
+def label_context(backbone: AnyBackbone, task: Task, examples: list[Example]) -> Labelled:
+    """Read examples and keep their class numbers beside the context."""
+    labels = torch.tensor([-1 if example.label is None else example.label for example in examples])
+    return Labelled(backbone.context(examples, task), labels.to(backbone.device))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A prompt together with the calibration of its logits."""
+
+    prompt: AnyPrompt
+    calibration: Calibration
+
+    def logits(self, backbone: AnyBackbone, context: Context) -> Tensor:
+        """Return calibrated class logits `[B, C]`."""
+        return self.calibration.apply(backbone.class_logits(context, self.prompt))
+
+
+@dataclass(frozen=True)
+class Score:
+    """Mean cross-entropy (nats) and accuracy over some labelled examples."""
+
+    loss: float
+    accuracy: float
+
+    @classmethod
+    def of(cls, logits: Tensor, labels: Tensor) -> Score:
+        """Score logits `[B, C]` against class numbers `[B]`."""
+        hits = (logits.argmax(-1) == labels).double().mean()
+        return cls(float(functional.cross_entropy(logits.double(), labels)), float(hits))
+
+
+@torch.no_grad()
+def score(backbone: AnyBackbone, candidate: Candidate, data: Labelled) -> Score:
+    """Score a candidate on labelled examples."""
+    return Score.of(candidate.logits(backbone, data.context), data.labels)
+
+
+@torch.no_grad()
+def fresh_logits(
+    backbone: AnyBackbone, task: Task, candidates: Sequence[Candidate], examples: Sequence[Example]
+) -> Tensor:
+    """Return calibrated logits `[T, B, C]` of several prompts on examples that are read once and not kept."""
+    context = backbone.context(examples, task, keep_bytes=0)
+    logits = backbone.class_logits_many(context, [candidate.prompt for candidate in candidates])
+    return torch.stack([c.calibration.apply(part) for c, part in zip(candidates, logits, strict=True)])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a method returns.
+
+    Args:
+        start: the untuned prompt that competed, calibrated as the method calibrates.
+        best: the prompt that won.
+        trace: one event for each step, JSON-ready, without times.
+        words: the best prompt in words that was found on the way, where the winner is not in words itself.
+    """
+
+    start: Candidate
+    best: Candidate
+    trace: list[Event]
+    words: Candidate | None = None
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether anything better than the untuned prompt was found."""
+        return self.best.prompt is not self.start.prompt
+
+
+class Method(BaseModel, ABC):
+    """A way to find a prompt; its options are the model's fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def fit(self, problem: Problem) -> Outcome:
+        """Find a prompt for the problem.
+
+        Raises:
+            MethodError: the method cannot work with the problem's backbone.
+        """
+
+
+@dataclass
+class Selection:
+    """Keeps the best candidate: least dev loss or, without a dev set, least training loss.
+
+    A later candidate must be strictly better to win, so the untuned prompt, seen first, wins a tie. Records a trace
+    event for each candidate that it sees.
+    """
+
+    problem: Problem
+    trace: list[Event] = field(default_factory=list)
+    best: Candidate | None = None
+    best_score: Score | None = None
+    since_best: int = 0
+
+    def see(self, candidate: Candidate, train: Score, **details: Any) -> bool:
+        """Consider a candidate with its training score; return whether it is the best so far."""
+        dev = score(self.problem.backbone, candidate, self.problem.dev) if self.problem.dev else None
+        event: Event = {**details, "train_loss": train.loss, "train_accuracy": train.accuracy}
+        if dev:
+            event |= {"dev_loss": dev.loss, "dev_accuracy": dev.accuracy}
+        rated = dev or train
+        is_best = self.best_score is None or rated.loss < self.best_score.loss
+        if is_best:
+            self.best, self.best_score = candidate, rated
+        self.since_best = 0 if is_best else self.since_best + 1
+        event["best"] = is_best
+        self.note(event)
+        return is_best
+
+    def note(self, event: Event) -> None:
+        """Add an event to the trace and report it."""
+        self.trace.append(event)
+        self.problem.report(event)
+
+    def outcome(self, start: Candidate) -> Outcome:
+        """Return what was found."""
+        assert self.best is not None
+        return Outcome(start, self.best, self.trace)
+
+
+def starting_point(problem: Problem, token_ids: tuple[int, ...], kind: CalibrationKind) -> Candidate:
+    """Return the hard prompt that a method starts from, calibrated, with a class head where one is needed."""
+    prompt = HardPrompt(token_ids)
+    if isinstance(problem.backbone, SequenceBackbone):
+        return Candidate(
+            replace(prompt, head=fit_head(problem, prompt)),
+            Calibration.none(problem.task.verbalizer.num_classes),
+        )
+    return Candidate(prompt, calibrate(problem, prompt, kind))
+
+
+CONTENT_FREE = ("N/A", "[MASK]", "...")
+
+
+@torch.no_grad()
+def calibrate(problem: Problem, prompt: AnyPrompt, kind: CalibrationKind) -> Calibration:
+    """Calibrate a prompt on the problem's training texts (`batch`), labels (`fitted`) or on no texts at all."""
+    backbone = problem.backbone
+    if kind is CalibrationKind.NONE:
+        return Calibration.none(problem.task.verbalizer.num_classes)
+    if kind is CalibrationKind.CONTEXTUAL:
+        names = problem.task.template.field_names
+        empty = [Example(dict.fromkeys(names, text)) for text in CONTENT_FREE]
+        return calibration.contextual(backbone.class_logits(backbone.context(empty, problem.task), prompt))
+    logits = backbone.class_logits(problem.train.context, prompt)
+    if kind is CalibrationKind.BATCH:
+        return calibration.batch(logits)
+    return calibration.fitted(logits, problem.train.labels)
+
+
+@torch.no_grad()
+def fit_head(problem: Problem, prompt: AnyPrompt) -> ClassHead:
+    """Fit a class head to frozen features by logistic regression (scikit-learn, L2, C = 1)."""
+    from sklearn.linear_model import LogisticRegression
+
+    backbone = problem.backbone
+    assert isinstance(backbone, SequenceBackbone)
+    features = backbone.features(problem.train.context, prompt).double().cpu().numpy()
+    labels = problem.train.labels.cpu().numpy()
+    classes = problem.task.verbalizer.num_classes
+    if len(set(labels.tolist())) < classes:
+        raise MethodError("a class has no training example, so its row of the class head cannot be fitted")
+    model = LogisticRegression(max_iter=1000).fit(features, labels)
+    weight, bias = torch.tensor(model.coef_), torch.tensor(model.intercept_)
+    if classes == 2:  # scikit-learn keeps one row for two classes
+        weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
+    return ClassHead(weight.float().to(backbone.device), bias.float().to(backbone.device))
+
+
+def loss_gradient(problem: Problem, candidate: Candidate, data: Labelled) -> tuple[Score, Tensor]:
+    """Return the score on some examples and the gradient `[S, d]` of the mean loss at the prompt's vectors."""
+    backbone, prompt = problem.backbone, candidate.prompt
+    vectors = prompt.vectors(backbone.embed).detach().clone().requires_grad_()
+    free = replace(candidate, prompt=SoftPrompt(vectors, prompt.head))
+    logits = []
+    for chunk in data.chunks():
+        part = free.logits(backbone, chunk.context)
+        (functional.cross_entropy(part, chunk.labels, reduction="sum") / len(data)).backward()
+        logits.append(part.detach())
+    assert vectors.grad is not None
+    return Score.of(torch.cat(logits), data.labels), vectors.grad
+
+
+def require_language_head(problem: Problem, name: str) -> None:
+    """Raise MethodError where a method needs words as answers and the backbone has a class head."""
+    if problem.backbone.head_kind is HeadKind.SEQUENCE:
+        raise MethodError(
+            f"{name} needs a causal or masked language model, but {problem.backbone.name} has only features; "
+            "use prompt-tuning, autoprompt or hybrid, which train a class head"
+        )

@@ -1,0 +1,15 @@
+"""Prompts in words and in vectors, calibration, and the artifact that keeps them."""
+
+from cuecraft.prompts.artifact import Artifact, load_artifact, stored_bytes
+from cuecraft.prompts.calibration import Calibration
+from cuecraft.prompts.kinds import AnyPrompt, HardPrompt, SoftPrompt
+
+__all__ = [
+    "AnyPrompt",
+    "Artifact",
+    "Calibration",
+    "HardPrompt",
+    "SoftPrompt",
+    "load_artifact",
+    "stored_bytes",
+]

@@ -1,0 +1,232 @@
+"""The artifact: a folder with a prompt, all that is needed to use it, and how it came about.
+
+===================  =================================================================================
+manifest.json        schema version, method, backbone and its hash, task, calibration, metrics, hashes
+prompt.safetensors   token ids or vectors, and a class head where there is one
+trace.jsonl          one event for each step of the search or training
+README.md            model card
+===================  =================================================================================
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save, save_file
+from torch import Tensor
+
+from cuecraft.assets import file_sha256, write_folder
+from cuecraft.backbone import AnyBackbone, ClassHead
+from cuecraft.errors import ArtifactError
+from cuecraft.prompts.calibration import Calibration
+from cuecraft.prompts.card import model_card
+from cuecraft.prompts.kinds import AnyPrompt, HardPrompt, SoftPrompt
+from cuecraft.prompts.manifest import (
+    SCHEMA_VERSION,
+    BackboneEntry,
+    CalibrationEntry,
+    DataEntry,
+    Manifest,
+    PromptEntry,
+    TaskEntry,
+)
+from cuecraft.task import Task, Template, Verbalizer
+
+MANIFEST, TENSORS, TRACE, CARD = "manifest.json", "prompt.safetensors", "trace.jsonl", "README.md"
+_PACKAGES = ("cuecraft", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A tuned prompt and its surroundings.
+
+    Args:
+        prompt: the prompt.
+        calibration: of its logits.
+        task: template and verbalizer.
+        classes: `[C]` the classes as the user's data has them (strings, integers, ...).
+        manifest: what is written beside the tensors.
+        trace: one event for each step.
+    """
+
+    prompt: AnyPrompt
+    calibration: Calibration
+    task: Task
+    classes: tuple[Any, ...]
+    manifest: Manifest
+    trace: Sequence[Mapping[str, Any]] = ()
+
+    @classmethod
+    def create(
+        cls,
+        prompt: AnyPrompt,
+        calibration: Calibration,
+        task: Task,
+        backbone: AnyBackbone,
+        *,
+        method: str,
+        method_options: Mapping[str, Any],
+        seed: int,
+        metrics: Mapping[str, float],
+        data: Mapping[str, DataEntry],
+        classes: Sequence[Any] | None = None,
+        words: str | None = None,
+        trace: Sequence[Mapping[str, Any]] = (),
+    ) -> Artifact:
+        """Gather a tuned prompt and what it depends on."""
+        verbalizer = task.verbalizer
+        names = tuple(classes or verbalizer.labels)
+        manifest = Manifest(
+            method=method,
+            method_options=dict(method_options),
+            seed=seed,
+            backbone=BackboneEntry(
+                name=backbone.name,
+                head=backbone.head_kind,
+                sha256=backbone.fingerprint(),
+                hidden_size=backbone.hidden_size,
+            ),
+            task=TaskEntry(
+                template=task.template.source,
+                classes=list(names),
+                labels=list(verbalizer.labels),
+                label_words=[list(words) for words in verbalizer.words],
+                max_tokens=task.max_tokens,
+                reserve=task.reserve,
+            ),
+            prompt=PromptEntry(
+                kind="hard" if isinstance(prompt, HardPrompt) else "soft",
+                length=len(prompt),
+                text=prompt.text(backbone.tokenizer),
+            ),
+            words=words,
+            calibration=CalibrationEntry(bias=list(calibration.bias), scale=calibration.scale),
+            metrics=dict(metrics),
+            data=dict(data),
+            versions={name: metadata.version(name) for name in _PACKAGES},
+            files={},
+        )
+        return cls(prompt, calibration, task, names, manifest, tuple(trace))
+
+    def with_metrics(self, metrics: Mapping[str, float]) -> Artifact:
+        """Return the artifact with further metrics in its manifest."""
+        merged = self.manifest.metrics | dict(metrics)
+        return replace(self, manifest=self.manifest.model_copy(update={"metrics": merged}))
+
+    def save(self, folder: str | Path) -> str:
+        """Write the artifact and return its hash; an artifact already there is replaced in one step.
+
+        Raises:
+            ArtifactError: something else stands there, or the folder cannot be written.
+        """
+        target = Path(folder)
+        if target.exists() and not (target / MANIFEST).is_file():
+            raise ArtifactError(f"{target}: exists and is no artifact; choose another --out or remove it")
+        try:
+            write_folder(target, self._fill)
+        except OSError as error:
+            raise ArtifactError(f"{target}: cannot write the artifact ({error}); choose another folder") from error
+        return Manifest.model_validate_json((target / MANIFEST).read_text(encoding="utf-8")).artifact_sha256
+
+    def _fill(self, folder: Path) -> None:
+        save_file(_tensors(self.prompt), folder / TENSORS)
+        lines = "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in self.trace)
+        (folder / TRACE).write_text(lines, encoding="utf-8")
+        files = {name: file_sha256(folder / name) for name in (TENSORS, TRACE)}
+        manifest = self.manifest.model_copy(update={"files": files, "artifact_sha256": ""})
+        manifest = manifest.model_copy(update={"artifact_sha256": manifest.digest()})
+        (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        (folder / CARD).write_text(model_card(manifest), encoding="utf-8")
+
+    def check_backbone(self, backbone: AnyBackbone) -> None:
+        """Raise ArtifactError where the backbone is not the one that the prompt was made for."""
+        made_for = self.manifest.backbone
+        if backbone.head_kind != made_for.head:
+            raise ArtifactError(
+                f"the prompt was made for a {made_for.head} backbone, but {backbone.name} is loaded as "
+                f"{backbone.head_kind}; load {made_for.name}"
+            )
+        if backbone.fingerprint() != made_for.sha256:
+            raise ArtifactError(
+                f"the prompt was made for {made_for.name} with hash {made_for.sha256[:12]}, but {backbone.name} has "
+                f"{backbone.fingerprint()[:12]}; use the same weights and tokenizer, or tune again"
+            )
+
+
+def stored_bytes(prompt: AnyPrompt) -> int:
+    """Return the size of a prompt's tensors as an artifact stores them."""
+    return len(save(_tensors(prompt)))
+
+
+def load_artifact(folder: str | Path) -> Artifact:
+    """Read an artifact and check its hashes.
+
+    Raises:
+        ArtifactError: no artifact, a damaged one, or one of a newer schema.
+    """
+    source = Path(folder)
+    manifest = _read_manifest(source)
+    for name, sha256 in manifest.files.items():
+        path = source / Path(name).name
+        if not path.is_file():
+            raise ArtifactError(f"{source}: {name} is missing; restore the folder or tune again")
+        if file_sha256(path) != sha256:
+            raise ArtifactError(f"{source}: {name} is damaged (its hash differs); restore the folder or tune again")
+    try:
+        prompt = _prompt(manifest, load_file(source / TENSORS))
+        trace = [json.loads(line) for line in (source / TRACE).read_text(encoding="utf-8").splitlines()]
+    except (SafetensorError, KeyError, OSError, json.JSONDecodeError) as error:
+        raise ArtifactError(f"{source}: is damaged ({error}); restore the folder or tune again") from error
+    entry = manifest.task
+    verbalizer = Verbalizer(tuple(entry.labels), tuple(tuple(words) for words in entry.label_words))
+    task = Task(Template(entry.template), verbalizer, entry.max_tokens, entry.reserve)
+    calibration = Calibration(tuple(manifest.calibration.bias), manifest.calibration.scale)
+    return Artifact(prompt, calibration, task, tuple(entry.classes), manifest, trace)
+
+
+def _read_manifest(source: Path) -> Manifest:
+    path = source / MANIFEST
+    if not path.is_file():
+        raise ArtifactError(f"{source}: no artifact here ({MANIFEST} is missing); check the path")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        version = raw["schema_version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{path}: is damaged ({error}); restore it or tune again") from error
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{path}: has schema version {version}, but this cuecraft reads up to {SCHEMA_VERSION}; upgrade cuecraft"
+        )
+    try:
+        manifest = Manifest.model_validate(raw)
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise ArtifactError(f"{path}: is damaged (at {where!r}); restore it or tune again") from error
+    if manifest.digest() != manifest.artifact_sha256:
+        raise ArtifactError(f"{path}: was changed after it was written (hash differs); restore it or tune again")
+    return manifest
+
+
+def _tensors(prompt: AnyPrompt) -> dict[str, Tensor]:
+    if isinstance(prompt, HardPrompt):
+        tensors = {"token_ids": torch.tensor(prompt.token_ids, dtype=torch.long)}
+    else:
+        tensors = {"embeddings": prompt.embeddings}
+    if prompt.head:
+        tensors |= {"head.weight": prompt.head.weight, "head.bias": prompt.head.bias}
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _prompt(manifest: Manifest, tensors: Mapping[str, Tensor]) -> AnyPrompt:
+    head = ClassHead(tensors["head.weight"], tensors["head.bias"]) if "head.weight" in tensors else None
+    if manifest.prompt.kind == "hard":
+        return HardPrompt(tuple(tensors["token_ids"].tolist()), head)
+    return SoftPrompt(tensors["embeddings"], head)

@@ -1,0 +1,89 @@
+"""Calibration: taking a language model's liking for some label words out of its answers.
+
+Every kind ends as one affine map of the class logits, ``scale * logits + bias``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """``scale * logits + bias``.
+
+    Args:
+        bias: `[C]` added to each class's logit.
+        scale: factor on all logits, positive.
+    """
+
+    bias: tuple[float, ...]
+    scale: float = 1.0
+
+    @classmethod
+    def none(cls, num_classes: int) -> Calibration:
+        """Return the calibration that changes nothing."""
+        return cls((0.0,) * num_classes)
+
+    def apply(self, logits: Tensor) -> Tensor:
+        """Return calibrated logits `[..., C]`."""
+        return logits * self.scale + torch.tensor(self.bias, dtype=logits.dtype, device=logits.device)
+
+
+def contextual(content_free_logits: Tensor) -> Calibration:
+    """Divide by what the model answers to texts without content (Zhao et al., ICML 2021, arXiv 2102.09690).
+
+    Args:
+        content_free_logits: `[N, C]` logits of texts such as "N/A"; their mean probability becomes uniform.
+    """
+    return _flattening(content_free_logits.softmax(-1).mean(0).log())
+
+
+def batch(logits: Tensor) -> Calibration:
+    """Divide by the mean answer over unlabelled texts (batch calibration, Zhou et al., ICLR 2024, 2309.17249).
+
+    Args:
+        logits: `[N, C]` logits of texts of the task; no labels are used.
+    """
+    return _flattening(logits.log_softmax(-1).mean(0))
+
+
+def fitted(logits: Tensor, labels: Tensor, strength: float = 1.0) -> Calibration:
+    """Fit one offset for each class and one scale to labels, by penalised logistic regression.
+
+    Minimises the mean cross-entropy plus ``strength / (2 N) * (|bias|^2 + log(scale)^2)``, so that few labels move
+    it little (vector scaling with a shared scale: Guo et al., ICML 2017, arXiv 1706.04599).
+
+    Args:
+        logits: `[N, C]`.
+        labels: `[N]` class numbers.
+        strength: of the penalty.
+    """
+    from scipy.optimize import minimize
+
+    x = logits.double().cpu().numpy()
+    y = labels.cpu().numpy()
+    count, classes = x.shape
+
+    def objective(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        bias, scale = parameters[:classes], np.exp(parameters[classes])
+        z = scale * x + bias
+        z -= z.max(1, keepdims=True)
+        log_p = z - np.log(np.exp(z).sum(1, keepdims=True))
+        residual = np.exp(log_p)
+        residual[np.arange(count), y] -= 1
+        gradient = np.append(residual.mean(0), scale * (residual * x).sum(1).mean())
+        loss = -log_p[np.arange(count), y].mean() + strength / (2 * count) * parameters @ parameters
+        return float(loss), gradient + strength / count * parameters
+
+    found = minimize(objective, np.zeros(classes + 1), jac=True, method="L-BFGS-B").x
+    return Calibration(tuple(float(b) for b in found[:classes]), float(np.exp(found[classes])))
+
+
+def _flattening(log_prior: Tensor) -> Calibration:
+    bias = log_prior.mean() - log_prior
+    return Calibration(tuple(float(b) for b in bias.double()))

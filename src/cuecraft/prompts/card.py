@@ -1,0 +1,42 @@
+"""The model card that lies in an artifact's folder."""
+
+from __future__ import annotations
+
+from cuecraft.prompts.manifest import Manifest
+
+
+def model_card(manifest: Manifest) -> str:
+    """Return the artifact's README in Markdown."""
+    task, backbone, prompt = manifest.task, manifest.backbone, manifest.prompt
+    words = [f"| {label} | {', '.join(words)} |" for label, words in zip(task.labels, task.label_words, strict=True)]
+    metrics = [f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in manifest.metrics.items()]
+    data = [f"| {name} | {split.rows} | `{split.sha256[:16]}` |" for name, split in manifest.data.items()]
+    found = f"\nFound on the way, in words: `{manifest.words!r}`\n" if manifest.words else ""
+    return f"""# A tuned prompt for {backbone.name}
+
+Made by cuecraft with `{manifest.method}`, seed {manifest.seed}. The backbone
+stays as it is; this folder holds a prompt of {prompt.length} tokens.
+
+- prompt ({prompt.kind}): `{prompt.text!r}`
+- template: `{task.template!r}`
+- backbone: {backbone.name} ({backbone.head}), hash `{backbone.sha256[:16]}`
+{found}
+| class | label words |
+| --- | --- |
+{chr(10).join(words)}
+
+| measured | |
+| --- | --- |
+{chr(10).join(metrics)}
+
+| data | rows | hash |
+| --- | --- | --- |
+{chr(10).join(data)}
+
+```bash
+cuecraft predict THIS_FOLDER "a text to classify"
+```
+
+The prompt answers for the kind of text it was tuned on, with the labels above and no others. It inherits the
+backbone's licence, its knowledge and its biases. It is not a safeguard against text written to mislead it.
+"""

@@ -1,0 +1,81 @@
+"""The artifact's manifest: everything but the tensors, as checked JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+SCHEMA_VERSION = 1
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BackboneEntry(_Part):
+    """Which frozen model the prompt was made for."""
+
+    name: str
+    head: str
+    sha256: str
+    hidden_size: int
+
+
+class TaskEntry(_Part):
+    """Template and verbalizer."""
+
+    template: str
+    classes: list[bool | int | float | str]
+    labels: list[str]
+    label_words: list[list[str]]
+    max_tokens: int | None
+    reserve: int
+
+
+class PromptEntry(_Part):
+    """The prompt: its kind, its length in tokens, and its words or a description."""
+
+    kind: Literal["hard", "soft"]
+    length: int
+    text: str
+
+
+class CalibrationEntry(_Part):
+    """``scale * logits + bias``."""
+
+    bias: list[float]
+    scale: float
+
+
+class DataEntry(_Part):
+    """How many rows of a split were used, and their hash."""
+
+    rows: int
+    sha256: str
+
+
+class Manifest(_Part):
+    """What `manifest.json` holds. It carries no times, so that the same run gives the same bytes."""
+
+    schema_version: int = SCHEMA_VERSION
+    method: str
+    method_options: dict[str, Any]
+    seed: int
+    backbone: BackboneEntry
+    task: TaskEntry
+    prompt: PromptEntry
+    words: str | None
+    calibration: CalibrationEntry
+    metrics: dict[str, float]
+    data: dict[str, DataEntry]
+    versions: dict[str, str]
+    files: dict[str, str]
+    artifact_sha256: str = ""
+
+    def digest(self) -> str:
+        """Return the SHA-256 (hex) of the whole artifact: of this manifest, which holds the files' hashes."""
+        body = self.model_dump(mode="json", exclude={"artifact_sha256"})
+        return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

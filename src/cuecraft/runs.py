@@ -1,0 +1,150 @@
+"""What the commands `tune` and `predict` do: files in, artifacts and JSON-ready documents out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cuecraft.classifier import PromptClassifier
+from cuecraft.data import Record, k_shot_split, read_records, subsample
+from cuecraft.errors import ArtifactError, DataError
+from cuecraft.method import Event
+from cuecraft.prompts import load_artifact
+
+
+@dataclass(frozen=True)
+class TuneRequest:
+    """What `cuecraft tune` was asked for; see its help for each."""
+
+    train: str
+    dev: str | None
+    test: str | None
+    test_size: int | None
+    text_columns: tuple[str, ...]
+    label_column: str
+    model: str
+    method: str
+    method_options: Mapping[str, Any]
+    template: str | None
+    label_words: Mapping[str, Sequence[str]] | None
+    shots: int | None
+    head: str | None
+    max_tokens: int | None
+    seed: int
+    time_limit: float | None
+    device: str
+    out: Path
+
+
+def run_tune(request: TuneRequest, started: Callable[[str], Callable[[Event], None]]) -> dict[str, Any]:
+    """Tune, test and write the artifact; return the document of `cuecraft tune --json`.
+
+    Raises:
+        CuecraftError: anything that the user can mend; nothing is written then.
+    """
+    begun = time.perf_counter()
+    if request.out.exists() and not (request.out / "manifest.json").is_file():
+        raise ArtifactError(f"{request.out}: exists and is no artifact; choose another --out or remove it")
+    train, dev, test = _splits(request)
+    classifier = PromptClassifier(
+        request.model,
+        request.method,
+        template=request.template,
+        label_words=request.label_words,
+        method_options=request.method_options,
+        max_tokens=request.max_tokens,
+        time_limit=request.time_limit,
+        seed=request.seed,
+        head=request.head,
+        device=request.device,
+    )
+    listener = started(request.method)
+    classifier.fit(*_unzip(train), dev=_unzip(dev) if dev else None, report=listener)
+    metrics: dict[str, float | None] = dict(classifier.artifact_.manifest.metrics)
+    metrics.setdefault("dev_accuracy", None)
+    tested: dict[str, float] = {}
+    if test:
+        started("testing")
+        found = classifier.accuracies(*_unzip(test))
+        tested = {
+            "test_accuracy": found["tuned"],
+            "untuned_test_accuracy": found["untuned"],
+            "calibrated_untuned_test_accuracy": found["calibrated"],
+        }
+    sha256 = classifier.save(request.out, tested)
+    names = ("test_accuracy", "untuned_test_accuracy", "calibrated_untuned_test_accuracy")
+    return {
+        "method": request.method,
+        "artifact": str(request.out),
+        "artifact_sha256": sha256,
+        "seconds": round(time.perf_counter() - begun, 2),
+        "metrics": metrics | {name: tested.get(name) for name in names},
+        "tuned": classifier.outcome_.is_tuned,
+        "prompt": classifier.artifact_.manifest.prompt.text,
+        "words": classifier.artifact_.manifest.words,
+        "template": classifier.task_.template.source,
+        "test_rows": len(test),
+    }
+
+
+def _splits(request: TuneRequest) -> tuple[list[Record], list[Record] | None, list[Record]]:
+    """Return train, dev and test records as asked for."""
+
+    def read(source: str) -> list[Record]:
+        return read_records(source, request.text_columns, request.label_column)
+
+    train, rest = read(request.train), []
+    dev = read(request.dev) if request.dev else None
+    if request.shots:
+        split = k_shot_split(train, request.shots, request.seed, with_dev=dev is None)
+        train, rest = split.train, split.rest
+        dev = split.dev if dev is None else dev
+    if request.test:
+        return train, dev, subsample(read(request.test), request.test_size, request.seed)
+    if request.test_size is None:
+        return train, dev, []
+    if not request.shots:
+        raise DataError("--test-size needs --test, or --shots so that rows of TRAIN are left over to test on")
+    return train, dev, subsample(rest, request.test_size, request.seed)
+
+
+def _unzip(records: Sequence[Record]) -> tuple[list[dict[str, str]], list[str | None]]:
+    return [dict(record.fields) for record in records], [record.label for record in records]
+
+
+def read_texts(artifact: Path, lines: Sequence[str], file: Path | None, columns: Sequence[str] | None) -> list[Record]:
+    """Return unlabelled records of texts given as lines or in a file.
+
+    Raises:
+        DataError: no texts, or lines for a template of several fields.
+    """
+    fields = load_artifact(artifact).task.template.field_names
+    if file is not None and file.suffix != ".txt":
+        records = read_records(file, columns or fields, label_column=None)
+        if columns and len(fields) == 1 and len(columns) == 1:
+            return [Record({fields[0]: record.fields[columns[0]]}) for record in records]
+        return records
+    if file is not None:
+        if not file.is_file():
+            raise DataError(f"{file}: no such file; check the path")
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if len(fields) > 1:
+        raise DataError(f"the prompt takes the fields {', '.join(fields)}; give them as columns of a --file")
+    if not any(line.strip() for line in lines):
+        raise DataError("no text to classify; give texts as arguments, on stdin or in a --file")
+    return [Record({fields[0]: line}) for line in lines if line.strip()]
+
+
+def predict_records(artifact: Path, records: Sequence[Record], model: str | None, device: str) -> dict[str, Any]:
+    """Return the document of `cuecraft predict --json`."""
+    classifier = PromptClassifier.load(artifact, model, device)
+    names = [str(name) for name in classifier.classes_.tolist()]
+    predictions = []
+    for record, row in zip(records, classifier.predict_proba([dict(r.fields) for r in records]), strict=True):
+        shares = dict(zip(names, row.tolist(), strict=True))
+        text = next(iter(record.fields.values()))
+        predictions.append({"text": text, "label": max(shares, key=lambda name: shares[name]), "probabilities": shares})
+    return {"artifact": str(artifact), "predictions": predictions}

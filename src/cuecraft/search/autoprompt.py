@@ -1,0 +1,144 @@
+"""AutoPrompt: gradient-guided search for prompt words (Shin et al., EMNLP 2020, arXiv 2010.15980).
+
+Differs from the published code where that is noisy: the gradient of one backward pass is used for every position;
+candidates are scored on the same examples as the incumbent; a swap is taken only if it lowers that loss; and the
+prompt that the search began with competes to the end.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from cuecraft.method import (
+    CalibrationKind,
+    Candidate,
+    Labelled,
+    Method,
+    Outcome,
+    Problem,
+    Score,
+    Selection,
+    loss_gradient,
+    score,
+    starting_point,
+)
+from cuecraft.prompts import HardPrompt
+from cuecraft.search.hotflip import best_swaps, best_tokens, first_order_change
+from cuecraft.search.start import filled_ids
+from cuecraft.search.vocabulary import allowed_tokens
+from cuecraft.seeding import numpy_generator
+
+PHASE = "search"
+
+
+class AutoPrompt(Method):
+    """Discrete search for the words of the prompt."""
+
+    name: ClassVar[str] = "autoprompt"
+
+    steps: int = Field(24, ge=1, description="search steps; each tries `candidates` swaps")
+    candidates: int = Field(24, ge=1, description="swaps tried in full at each step")
+    positions: Literal["one", "all"] = Field("one", description="positions that one step may swap")
+    prompt_length: int | None = Field(None, ge=1, description="trigger tokens; by default the template's own words")
+    search_examples: int = Field(128, ge=2, description="training examples that swaps are scored on, at most")
+    calibration: CalibrationKind = CalibrationKind.FITTED
+
+    def fit(self, problem: Problem) -> Outcome:
+        """Search from the template's own words; the best prompt on dev wins, the untuned one included."""
+        untuned = starting_point(problem, problem.initial_ids, self.calibration)
+        selection = Selection(problem)
+        data = _search_data(problem, self.search_examples)
+        current = self._first(problem, untuned)
+        for begin in dict.fromkeys((untuned, current)):
+            incumbent = score(problem.backbone, begin, data)
+            selection.see(begin, incumbent, phase=PHASE, step=0, prompt=_text(problem, begin))
+        allowed = allowed_tokens(problem.backbone, problem.task)
+        barren = 0
+        for step in range(1, self.steps + 1):
+            # With one position a step, every position has had its turn after as many barren steps as positions.
+            if problem.out_of_time() or barren >= (len(current.prompt) if self.positions == "one" else 1):
+                break
+            swap, found = self._step(problem, current, data, allowed, step)
+            barren += 1
+            if found.loss < incumbent.loss:
+                current, incumbent, barren = _swapped(current, swap), found, 0
+                selection.see(
+                    current,
+                    found,
+                    phase=PHASE,
+                    step=step,
+                    total=self.steps,
+                    accepted=True,
+                    position=swap[0],
+                    prompt=_text(problem, current),
+                )
+            else:
+                selection.note(
+                    {
+                        "phase": PHASE,
+                        "step": step,
+                        "total": self.steps,
+                        "accepted": False,
+                        "train_loss": incumbent.loss,
+                        "train_accuracy": incumbent.accuracy,
+                    }
+                )
+        return selection.outcome(untuned)
+
+    def _first(self, problem: Problem, untuned: Candidate) -> Candidate:
+        """Return where the search begins: the untuned words, made as long as asked for."""
+        ids = filled_ids(problem, self.prompt_length)
+        if ids == problem.initial_ids:
+            return untuned
+        return starting_point(problem, ids, self.calibration)
+
+    def _step(
+        self, problem: Problem, current: Candidate, data: Labelled, allowed: Tensor, step: int
+    ) -> tuple[tuple[int, int], Score]:
+        """Return the best swap (position, token) of one step and its score on the same examples."""
+        backbone, prompt = problem.backbone, current.prompt
+        assert isinstance(prompt, HardPrompt)
+        _, gradient = loss_gradient(problem, current, data)
+        vectors = prompt.vectors(backbone.embed)
+        change = first_order_change(gradient, vectors, backbone.embedding_matrix())
+        change.scatter_(1, torch.tensor(prompt.token_ids, device=change.device)[:, None], torch.inf)
+        if self.positions == "one":
+            position = _turn(problem.seed, len(prompt), step)
+            swaps = [(position, token) for token in best_tokens(change[position], allowed, self.candidates)]
+        else:
+            swaps = best_swaps(change, allowed, self.candidates)
+        scores: dict[tuple[int, int], Score] = {}
+        for position in sorted({position for position, _ in swaps}):
+            tokens = [token for at, token in swaps if at == position]
+            logits = backbone.score_candidates(data.context, prompt, position, tokens)
+            for token, part in zip(tokens, current.calibration.apply(logits), strict=True):
+                scores[position, token] = Score.of(part, data.labels)
+        best = min(scores, key=lambda swap: (scores[swap].loss, swap))
+        return best, scores[best]
+
+
+def _search_data(problem: Problem, size: int) -> Labelled:
+    """Return the examples that every swap of the search is scored on: all, or one sample drawn once."""
+    if len(problem.train) <= size:
+        return problem.train
+    rows = numpy_generator(problem.seed, "search-examples").permutation(len(problem.train))[:size]
+    return problem.train.select(sorted(rows.tolist()))
+
+
+def _turn(seed: int, length: int, step: int) -> int:
+    """Return the position whose turn it is: every sweep visits all positions in a fresh random order."""
+    sweep, place = divmod(step - 1, length)
+    return int(numpy_generator(seed, f"search-order/{sweep}").permutation(length)[place])
+
+
+def _swapped(current: Candidate, swap: tuple[int, int]) -> Candidate:
+    assert isinstance(current.prompt, HardPrompt)
+    return Candidate(current.prompt.swapped(*swap), current.calibration)
+
+
+def _text(problem: Problem, candidate: Candidate) -> str:
+    return candidate.prompt.text(problem.backbone.tokenizer)

@@ -1,0 +1,22 @@
+"""Where a discrete search begins."""
+
+from __future__ import annotations
+
+from cuecraft.method import Problem
+
+_FILLER = " it is"
+_DEFAULT_LENGTH = 5
+
+
+def filled_ids(problem: Problem, length: int | None) -> tuple[int, ...]:
+    """Return ids of the template's own prompt words, with filler words in front of them up to `length` tokens.
+
+    By default they keep their length; a template without words gets five tokens of filler. Words beyond `length`
+    are dropped from the front, so that those nearest to the answer stay.
+    """
+    ids = problem.initial_ids
+    length = length or len(ids) or _DEFAULT_LENGTH
+    filler = problem.backbone.tokenizer(_FILLER, add_special_tokens=False)["input_ids"]
+    missing = max(0, length - len(ids))
+    front = tuple(filler[n % len(filler)] for n in range(missing))
+    return (*front, *ids[len(ids) - (length - missing) :])

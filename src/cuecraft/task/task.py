@@ -1,0 +1,68 @@
+"""A task: template, verbalizer, and the examples made of records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from cuecraft.data import Record
+from cuecraft.errors import DataError, TemplateError
+from cuecraft.task.template import Template
+from cuecraft.task.verbalizer import Verbalizer
+
+
+@dataclass(frozen=True)
+class Example:
+    """One text to classify: its fields and, where known, the number of its class."""
+
+    fields: Mapping[str, str]
+    label: int | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked of the backbone.
+
+    Args:
+        template: where the fields, the tuned tokens and the answer stand.
+        verbalizer: the classes and their label words.
+        max_tokens: tokens of one input at most, cue included; None for as many as the backbone has positions.
+        reserve: positions kept free for tuned tokens when texts are cut to fit.
+
+    Raises:
+        DataError: `max_tokens` or `reserve` is not positive.
+    """
+
+    template: Template
+    verbalizer: Verbalizer
+    max_tokens: int | None = None
+    reserve: int = 32
+
+    def __post_init__(self) -> None:
+        if self.reserve < 1 or (self.max_tokens is not None and self.max_tokens <= self.reserve):
+            raise DataError(
+                f"max_tokens is {self.max_tokens} and {self.reserve} are kept for the prompt; allow more tokens"
+            )
+
+    def examples(self, records: Sequence[Record]) -> list[Example]:
+        """Turn records into examples.
+
+        Raises:
+            TemplateError: the template names a field that a record does not have.
+            DataError: a label is not one of the classes.
+        """
+        return [self._example(row, record) for row, record in enumerate(records, start=1)]
+
+    def _example(self, row: int, record: Record) -> Example:
+        missing = [name for name in self.template.field_names if name not in record.fields]
+        if missing:
+            raise TemplateError(
+                f"template {self.template.source!r} names field {missing[0]!r}, but row {row} has "
+                f"{', '.join(map(repr, record.fields))}; change the template or the text columns"
+            )
+        if record.label is None:
+            return Example(record.fields)
+        try:
+            return Example(record.fields, self.verbalizer.index(record.label))
+        except DataError as error:
+            raise DataError(f"row {row}: {error}") from None

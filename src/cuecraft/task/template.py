@@ -1,0 +1,176 @@
+r"""Templates: text with `{field}` slots, one `{prompt}` slot and one `{mask}` answer slot.
+
+``"Review: {text}{prompt}\nSentiment:{mask}"`` leaves room for tuned tokens after the text;
+``"Review: {text}{prompt:\nSentiment:}{mask}"`` names the words that tuning starts from. ``{{`` and ``}}`` stand
+for braces.
+
+Rendering is exact: every piece is tokenised alone and the pieces' ids are joined, never re-tokenised across a
+seam, so that a text's tokens do not depend on the prompt beside it. A single space at the end of a piece moves to
+the front of the next one, because byte-level tokenizers write a word together with the space before it.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from cuecraft.errors import TemplateError
+
+PROMPT = "prompt"
+MASK = "mask"
+_FIELD_NAME = re.compile(r"[^\W\d][\w .-]*")
+
+
+@dataclass(frozen=True)
+class Literal:
+    """Text written in the template, the same for every example."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Field:
+    """Where a field of the example stands; `prefix` is the space (or nothing) in front of it."""
+
+    name: str
+    prefix: str = ""
+
+
+@dataclass(frozen=True)
+class PromptSlot:
+    """Where tuned tokens stand, and the words they start from ("" for none)."""
+
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class MaskSlot:
+    """The answer slot; `prefix` is what stands between the text before it and a label word."""
+
+    prefix: str = " "
+
+
+Piece = Literal | Field | PromptSlot | MaskSlot
+
+
+@dataclass(frozen=True)
+class Template:
+    """A parsed template.
+
+    Args:
+        source: the template as written.
+
+    Raises:
+        TemplateError: unbalanced braces, no field, not exactly one `{prompt}`, more than one `{mask}`, or a slot
+            with a conversion or format that means nothing here.
+    """
+
+    source: str
+
+    def __post_init__(self) -> None:
+        self._parsed()
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """The template's pieces in order, spaces moved across the seams."""
+        return tuple(self._parsed())
+
+    @property
+    def field_names(self) -> tuple[str, ...]:
+        """Names of the fields, in order of first use."""
+        return tuple(dict.fromkeys(p.name for p in self.pieces if isinstance(p, Field)))
+
+    @property
+    def prompt_text(self) -> str:
+        """The words that the template writes in its prompt slot ("" for none)."""
+        return next(p.text for p in self.pieces if isinstance(p, PromptSlot))
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether the template has an answer slot."""
+        return any(isinstance(p, MaskSlot) for p in self.pieces)
+
+    @property
+    def prompt_is_last(self) -> bool:
+        """Whether every field stands before the prompt slot, as the context cache likes it."""
+        kinds = [type(p) for p in self.pieces]
+        return Field not in kinds[kinds.index(PromptSlot) :]
+
+    def _parsed(self) -> list[Piece]:
+        pieces = list(_join_spaces(list(self._raw_pieces())))
+        count = {kind: sum(isinstance(p, kind) for p in pieces) for kind in (Field, PromptSlot, MaskSlot)}
+        if count[PromptSlot] != 1:
+            raise self._error(f"has {count[PromptSlot]} {{prompt}} slots; write exactly one")
+        if count[MaskSlot] > 1:
+            raise self._error(f"has {count[MaskSlot]} {{mask}} slots; write one")
+        if count[Field] == 0:
+            raise self._error("has no field; write where the text goes, for instance {text}")
+        return pieces
+
+    def _raw_pieces(self) -> Iterator[Piece]:
+        try:
+            parsed = list(string.Formatter().parse(self.source))
+        except ValueError as error:
+            raise self._error(f"does not parse ({error}); write {{{{ and }}}} for braces") from error
+        text = ""
+        for literal, name, spec, conversion in parsed:
+            text += literal
+            if name is None:
+                continue
+            if text:
+                yield Literal(text)
+                text = ""
+            yield self._slot(name, spec or "", conversion)
+        if text:
+            yield Literal(text)
+
+    def _slot(self, name: str, spec: str, conversion: str | None) -> Piece:
+        if conversion:
+            raise self._error(f"has a conversion in {{{name}!{conversion}}}; write {{{name}}}")
+        if name == PROMPT:
+            if "{" in spec:
+                raise self._error("has a slot inside {prompt:...}; only plain words can stand there")
+            return PromptSlot(spec)
+        if spec:
+            raise self._error(f"has a format in {{{name}:{spec}}}; only {{prompt:...}} takes one")
+        if name == MASK:
+            return MaskSlot()
+        if not _FIELD_NAME.fullmatch(name):
+            raise self._error(f"has a slot {{{name}}}; name a field, {{prompt}} or {{mask}}")
+        return Field(name)
+
+    def _error(self, what: str) -> TemplateError:
+        return TemplateError(f"template {self.source!r} {what}")
+
+
+def _join_spaces(pieces: list[Piece]) -> Iterator[Piece]:
+    """Move one trailing space of a literal to the piece after it, and tell the answer slot what precedes it."""
+    space = ""
+    before = ""
+    for index, piece in enumerate(pieces):
+        if isinstance(piece, Literal):
+            text = space + piece.text
+            followed = index + 1 < len(pieces)
+            space = " " if followed and text.endswith(" ") else ""
+            text = text[: len(text) - len(space)]
+            before = text or before
+            if text:
+                yield Literal(text)
+            continue
+        if isinstance(piece, Field):
+            piece = Field(piece.name, space)
+            before = "x"
+        elif isinstance(piece, PromptSlot):
+            text = piece.text
+            if space and text and not text.startswith(" "):
+                text = space + text
+            piece = PromptSlot(text)
+            before = text or before
+        else:
+            # A label word opens a line or stands after a bracket without a space, else with one.
+            piece = MaskSlot("" if before.endswith(("\n", "\t", "(", "[", '"', "“")) or not before else " ")
+            before = "x"
+        space = ""
+        yield piece

@@ -1,0 +1,91 @@
+"""Verbalizers: from classes to the words a language model would answer with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from cuecraft.errors import DataError, LabelWordError
+
+WordChoice = Mapping[str, str | Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Verbalizer:
+    """Classes in a fixed order and, for each, its label words.
+
+    Several words of one class add up: the class's probability is the sum of its words' probabilities, compared
+    with the words of the other classes only.
+
+    Args:
+        labels: `[C]` class names.
+        words: `[C]` tuples of label words, without a leading space.
+
+    Raises:
+        DataError: fewer than two classes, or a class named twice.
+        LabelWordError: a class without words, an empty word, or one word for two classes.
+    """
+
+    labels: tuple[str, ...]
+    words: tuple[tuple[str, ...], ...]
+
+    def __post_init__(self) -> None:
+        if len(self.labels) < 2:
+            raise DataError(f"only one class ({', '.join(self.labels) or 'none'}); give examples of at least two")
+        if len(set(self.labels)) != len(self.labels):
+            raise DataError(f"a class is named twice among {', '.join(self.labels)}")
+        owner: dict[str, str] = {}
+        for label, words in zip(self.labels, self.words, strict=True):
+            if not words or not all(word.strip() for word in words):
+                raise LabelWordError(f"class {label!r} has no label word, or an empty one; give it a word")
+            for word in words:
+                if owner.setdefault(word, label) != label:
+                    raise LabelWordError(
+                        f"label word {word!r} stands for both {owner[word]!r} and {label!r}; change one"
+                    )
+
+    @classmethod
+    def from_labels(cls, labels: Sequence[str], label_words: WordChoice | None = None) -> Verbalizer:
+        """Build a verbalizer for classes, each with its given words or, by default, its own name.
+
+        Raises:
+            LabelWordError: `label_words` names a class that is not there, or leaves one out.
+        """
+        if label_words is None:
+            return cls(tuple(labels), tuple((default_word(label),) for label in labels))
+        unknown = [name for name in label_words if name not in labels]
+        missing = [label for label in labels if label not in label_words]
+        if unknown:
+            raise LabelWordError(f"label words for {unknown[0]!r}, but the classes are {', '.join(labels)}")
+        if missing:
+            raise LabelWordError(f"no label words for class {missing[0]!r}; give it at least one")
+        return cls(tuple(labels), tuple(_as_words(label_words[label]) for label in labels))
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes, C."""
+        return len(self.labels)
+
+    def index(self, label: str) -> int:
+        """Return a class's number.
+
+        Raises:
+            DataError: there is no such class.
+        """
+        try:
+            return self.labels.index(label)
+        except ValueError:
+            raise DataError(
+                f"label {label!r} is not one of the task's classes ({', '.join(self.labels)}); "
+                "mend the label or add the class to the training data"
+            ) from None
+
+
+def default_word(label: str) -> str:
+    """Return a class's name as a person would write it in a sentence: ``"Sci_Fi"`` gives ``"sci fi"``."""
+    return " ".join(label.replace("_", " ").split()).lower()
+
+
+def _as_words(value: str | Sequence[str]) -> tuple[str, ...]:
+    words = (value,) if isinstance(value, str) else tuple(value)
+    return tuple(word.strip() for word in words)

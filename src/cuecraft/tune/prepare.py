@@ -1,0 +1,116 @@
+"""From records to a problem: default template, dev set, contexts, deadline."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+
+from cuecraft.backbone import AnyBackbone, HeadKind
+from cuecraft.data import Record, holdout
+from cuecraft.errors import CuecraftWarning, DataError
+from cuecraft.method import Event, Problem, label_context
+from cuecraft.task import Task, Template, Verbalizer
+from cuecraft.task.verbalizer import WordChoice
+
+#: Starting words that do well on texts of many kinds; tuning takes it from there.
+DEFAULT_CUE = "\nIn one word, this is"
+
+
+def default_template(head: HeadKind, fields: Sequence[str]) -> Template:
+    """Return the template used when none is given: the text, then the words that tuning starts from.
+
+    Several fields are written one a line, each after its name.
+    """
+    if len(fields) == 1:
+        text = f"{{{fields[0]}}}"
+    else:
+        text = "\n".join(f"{name[:1].upper()}{name[1:]}: {{{name}}}" for name in fields)
+    if head is HeadKind.SEQUENCE:
+        return Template("{prompt}" + text)
+    ending = "." if head is HeadKind.MASKED else ""
+    return Template(f"{text}{{prompt:{DEFAULT_CUE}}}{{mask}}{ending}")
+
+
+def field_names(records: Sequence[Record]) -> tuple[str, ...]:
+    """Return the names of the text fields that records have, without the alias of a single column."""
+    names = tuple(records[0].fields)
+    return ("text",) if set(names) > {"text"} and len(names) == 2 else names
+
+
+def make_task(
+    backbone: AnyBackbone,
+    records: Sequence[Record],
+    template: str | None = None,
+    label_words: WordChoice | None = None,
+    max_tokens: int | None = None,
+    labels: Sequence[str] | None = None,
+) -> Task:
+    """Return the task of labelled records.
+
+    Args:
+        backbone: the frozen model.
+        records: the training examples.
+        template: as written by the user; None for a general one.
+        label_words: class -> word or words; None for the classes' names.
+        max_tokens: tokens of one input at most.
+        labels: the classes in their order; None for the records' labels, sorted.
+
+    Raises:
+        DataError: no records, a record without a label, or only one class.
+        TemplateError, LabelWordError: the template or the label words do not fit.
+    """
+    if not records:
+        raise DataError("no examples to learn from; give at least one for each of two classes")
+    unlabelled = [row for row, record in enumerate(records, start=1) if record.label is None]
+    if unlabelled:
+        raise DataError(f"row {unlabelled[0]} has no label; tuning needs a label for every row")
+    labels = labels or sorted({record.label for record in records if record.label is not None})
+    written = Template(template) if template else default_template(backbone.head_kind, field_names(records))
+    verbalizer = Verbalizer.from_labels(labels, label_words)
+    if label_words is None and backbone.head_kind is not HeadKind.SEQUENCE and all(w.isdigit() for w in labels):
+        warnings.warn(
+            f"the classes are named {', '.join(labels)}, and a language model does not know what these mean; "
+            "give it words (--label-words, label_words=)",
+            CuecraftWarning,
+            stacklevel=2,
+        )
+    return Task(written, verbalizer, max_tokens)
+
+
+def make_problem(
+    backbone: AnyBackbone,
+    task: Task,
+    train: Sequence[Record],
+    dev: Sequence[Record] | None = None,
+    *,
+    seed: int = 0,
+    validation_fraction: float = 0.25,
+    time_limit: float | None = None,
+    report: Callable[[Event], None] = lambda event: None,
+) -> Problem:
+    """Read the examples and return the problem that a method solves.
+
+    Args:
+        backbone: the frozen model.
+        task: the task.
+        train: examples to learn from.
+        dev: examples to choose by; None to hold out `validation_fraction` of `train`, stratified. With one example
+            of a class there is nothing to hold out, and the training loss decides.
+        seed: of the hold-out and of the method.
+        validation_fraction: of `train`, used without `dev`.
+        time_limit: seconds from now after which a method stops with its best so far.
+        report: is told of each step.
+    """
+    if dev is None:
+        train, dev = holdout(train, validation_fraction, seed)
+    deadline = None if time_limit is None else time.monotonic() + time_limit
+    return Problem(
+        backbone,
+        task,
+        label_context(backbone, task, task.examples(train)),
+        label_context(backbone, task, task.examples(dev)) if dev else None,
+        seed,
+        out_of_time=lambda: deadline is not None and time.monotonic() >= deadline,
+        report=report,
+    )

@@ -1,0 +1,65 @@
+"""The methods by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from cuecraft.errors import MethodError
+from cuecraft.method import Method
+from cuecraft.search import AutoPrompt, StraightThrough
+from cuecraft.tune.hybrid import Hybrid
+from cuecraft.tune.prompt_tuning import PromptTuning
+from cuecraft.tune.zero_shot import ZeroShot
+
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (ZeroShot, AutoPrompt, StraightThrough, PromptTuning, Hybrid)
+}
+
+
+def make_method(name: str, options: Mapping[str, Any] | None = None) -> Method:
+    """Return a method with its options.
+
+    Args:
+        name: one of `METHODS`.
+        options: values for the method's fields; a part's field is written with a dot, ``tune.epochs``.
+
+    Raises:
+        MethodError: unknown name or option, or a value out of range.
+    """
+    if name not in METHODS:
+        raise MethodError(f"unknown method {name!r}; choose {', '.join(METHODS)}")
+    kind = METHODS[name]
+    try:
+        return kind.model_validate(_nested(options or {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(_option_names(kind))
+            raise MethodError(f"method {name} has no option {where!r}; it has {known}") from None
+        raise MethodError(f"method {name}, option {where!r}: {first['msg'].lower()} (got {first['input']!r})") from None
+
+
+def _nested(options: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for key, value in options.items():
+        *parents, leaf = key.split(".")
+        branch = tree
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+        branch[leaf] = value
+    return tree
+
+
+def _option_names(kind: type[Method], prefix: str = "") -> list[str]:
+    names = []
+    for name, option in kind.model_fields.items():
+        part = option.annotation
+        if isinstance(part, type) and issubclass(part, Method):
+            names += _option_names(part, f"{prefix}{name}.")
+        else:
+            names.append(prefix + name)
+    return names

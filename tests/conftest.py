@@ -1,0 +1,173 @@
+"""Tiny models with random weights, made here: real architectures, real tokenizers, no downloads."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
+
+from cuecraft.backbone import load_backbone
+from cuecraft.method import label_context
+from cuecraft.task import Example, Task, Template, Verbalizer
+from cuecraft.tune.prepare import make_problem
+
+WORDS = (
+    "the film is a good bad great awful joy bore from start to finish it was in one word this review sentiment "
+    "positive negative plot actors never always and then again warm cold dull bright story of love war"
+).split()
+CORPUS = [" ".join(WORDS[i:] + WORDS[:i]) for i in range(len(WORDS))] * 3
+
+DATA = Path(os.environ.get("CUECRAFT_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer():
+    """A byte-level BPE tokenizer, as GPT-2's and Llama 3's; no special token is added to a text."""
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=420,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    raw.train_from_iterator([" " + line for line in CORPUS], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+
+
+@pytest.fixture(scope="session")
+def word_tokenizer():
+    """A WordPiece tokenizer, as BERT's."""
+    raw = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    raw.normalizer = normalizers.BertNormalizer(lowercase=True)
+    raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    raw.decoder = decoders.WordPiece()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=300, special_tokens=special, show_progress=False)
+    raw.train_from_iterator([*CORPUS, ". , : ' ! ?"], trainer)
+    raw.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[(name, raw.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
+
+
+def lively(model):
+    """Give a random model weights large enough for its answers to differ."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.25)
+    return model.eval()
+
+
+_CAUSAL_SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 128}
+
+
+def make_causal(tokenizer, kind="llama"):
+    vocab = {"vocab_size": len(tokenizer), "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    if kind == "gpt2":
+        return lively(GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=128, **vocab)))
+    shape = _CAUSAL_SHAPE | {"num_key_value_heads": 2, "intermediate_size": 64}
+    if kind == "qwen2":
+        return lively(Qwen2ForCausalLM(Qwen2Config(**shape, **vocab)))
+    return lively(LlamaForCausalLM(LlamaConfig(**shape, **vocab)))
+
+
+def make_masked(tokenizer, kind="bert"):
+    shape = _CAUSAL_SHAPE | {"intermediate_size": 64, "vocab_size": len(tokenizer), "pad_token_id": 0}
+    if kind == "roberta":
+        return lively(RobertaForMaskedLM(RobertaConfig(**shape)))
+    return lively(BertForMaskedLM(BertConfig(**shape)))
+
+
+@pytest.fixture(scope="session")
+def causal(byte_tokenizer):
+    return load_backbone((make_causal(byte_tokenizer), byte_tokenizer))
+
+
+@pytest.fixture(scope="session")
+def masked(word_tokenizer):
+    return load_backbone((make_masked(word_tokenizer), word_tokenizer))
+
+
+@pytest.fixture(scope="session")
+def sequence(word_tokenizer):
+    shape = _CAUSAL_SHAPE | {"intermediate_size": 64, "vocab_size": len(word_tokenizer)}
+    return load_backbone((lively(BertModel(BertConfig(**shape))), word_tokenizer))
+
+
+@pytest.fixture(scope="session")
+def causal_folder(byte_tokenizer, tmp_path_factory):
+    """The tiny causal model as a local folder, as a user would have it."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    make_causal(byte_tokenizer).save_pretrained(folder)
+    byte_tokenizer.save_pretrained(folder)
+    return folder
+
+
+LABELS = ("negative", "positive")
+TEXTS = [
+    ("a joy from start to finish", 1),
+    ("a bore and then a bore again", 0),
+    ("the story is warm and bright", 1),
+    ("the plot is dull and the actors cold", 0),
+    ("great love story", 1),
+    ("awful", 0),
+    ("good actors, a great plot and then it was love and joy always", 1),
+    ("it was never good, it was bad from start to finish and dull again", 0),
+]
+LM_TEMPLATE = "{text}{prompt: it was}{mask}"
+
+
+def make_task(template=LM_TEMPLATE, words=None, **options):
+    return Task(Template(template), Verbalizer.from_labels(LABELS, words), **options)
+
+
+def make_examples(texts=TEXTS):
+    return [Example({"text": text}, label) for text, label in texts]
+
+
+def tiny_problem(backbone, template=None, **options):
+    """A problem over the eight texts: five to train on, three to choose by."""
+    if template is None:
+        template = "{prompt}{text}" if backbone.head_kind == "sequence" else LM_TEMPLATE
+    task = make_task(template)
+    problem = make_problem(backbone, task, records(TEXTS[:5]), records(TEXTS[5:]), **options)
+    return problem
+
+
+def records(texts=TEXTS):
+    from cuecraft.data import Record
+
+    return [Record({"text": text}, LABELS[label]) for text, label in texts]
+
+
+@pytest.fixture(scope="session")
+def labelled(causal):
+    return label_context(causal, make_task(), make_examples())

@@ -1,0 +1,183 @@
+"""The context cache and the cue tree against plain forward passes of the model itself."""
+
+import pytest
+import torch
+from conftest import TEXTS, make_causal, make_examples, make_task
+
+from cuecraft.backbone import load_backbone
+from cuecraft.errors import PromptError
+from cuecraft.prompts import HardPrompt, SoftPrompt
+
+TEMPLATES = {
+    "cue last": "{text}{prompt: it was}{mask}",
+    "cue then words": "Review: {text}{prompt}\nSentiment:{mask}",
+    "cue first": "{prompt: it was}{text}\nSentiment:{mask}",
+    "cue in the middle": "the film: {text}{prompt} and {text} is{mask}",
+}
+WORDS = {
+    "one token": None,
+    "several words": {"negative": ["bad", "awful"], "positive": ["good", "great"]},
+    "several tokens": {"negative": ["never good", "bad"], "positive": ["bright and warm"]},
+}
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2", "qwen2"])
+def backbone(request, byte_tokenizer):
+    return load_backbone((make_causal(byte_tokenizer, request.param), byte_tokenizer))
+
+
+def plain_class_logits(backbone, context, cue_ids):
+    """One unpadded, uncached forward pass of the whole text for each label word; full vocabulary."""
+    model, rows = backbone.model, []
+    for piece in context.pieces:
+        ids = [*piece.before, *cue_ids, *piece.after]
+        row = []
+        for words in context.renderer.label_ids:
+            scores = []
+            for word in words:
+                logits = model(torch.tensor([[*ids, *word]])).logits[0].double()
+                # The first token's normaliser is the same for all words and left out on both sides.
+                score = logits[len(ids) - 1, word[0]]
+                for n in range(1, len(word)):
+                    score = score + logits[len(ids) - 1 + n].log_softmax(-1)[word[n]]
+                scores.append(score)
+            row.append(torch.stack(scores).logsumexp(0))
+        rows.append(torch.stack(row))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+@torch.no_grad()
+def test_cached_logits_equal_the_plain_forward(backbone, template, words):
+    task = make_task(template, words)
+    context = backbone.context(make_examples(), task)
+    for cue in (context.renderer.prompt_ids, (300, 301, 302), ()):
+        found = backbone.class_logits(context, HardPrompt(cue))
+        assert torch.allclose(found.double(), plain_class_logits(backbone, context, cue), atol=1e-4)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@torch.no_grad()
+def test_padding_on_either_side_of_a_plain_batch_gives_the_same_logits(backbone, byte_tokenizer, side):
+    context = backbone.context(make_examples(), make_task())
+    cue = context.renderer.prompt_ids
+    texts = [[*piece.before, *cue, *piece.after] for piece in context.pieces]
+    byte_tokenizer.padding_side = side
+    batch = byte_tokenizer.pad({"input_ids": texts}, return_tensors="pt")
+    positions = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    logits = backbone.model(**batch, position_ids=positions).logits
+    last = [-1] * len(texts) if side == "left" else [len(text) - 1 for text in texts]
+    columns = [words[0][0] for words in context.renderer.label_ids]
+    plain = torch.stack([logits[row, at, columns] for row, at in enumerate(last)])
+    assert torch.allclose(backbone.class_logits(context, HardPrompt(cue)), plain, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+@torch.no_grad()
+def test_logits_do_not_depend_on_the_batch(causal, labelled, size, monkeypatch):
+    prompt = HardPrompt((300, 301))
+    whole = causal.class_logits(labelled.context, prompt)
+    parts = [causal.class_logits(part.context, prompt) for part in labelled.chunks(size)]
+    assert torch.allclose(torch.cat(parts), whole, atol=1e-5)
+    monkeypatch.setattr("cuecraft.backbone.causal._PASS_TOKENS", 16 * size)
+    monkeypatch.setattr("cuecraft.backbone.causal._READ_TOKENS", 16 * size)
+    fresh = causal.context(make_examples(), make_task())
+    assert torch.allclose(causal.class_logits(fresh, prompt), whole, atol=1e-5)
+
+
+@torch.no_grad()
+def test_texts_beyond_the_byte_budget_are_read_again(causal, labelled):
+    prompt = HardPrompt((300, 301))
+    whole = causal.class_logits(labelled.context, prompt)
+    one = labelled.context.states[0].nbytes
+    for budget in (0, one, 3 * one):
+        context = causal.context(make_examples(), make_task(), keep_bytes=budget)
+        assert any(state is None for state in context.states)
+        assert torch.allclose(causal.class_logits(context, prompt), whole, atol=1e-5)
+
+
+def test_identical_texts_share_one_context(causal):
+    context = causal.context(make_examples([TEXTS[0], TEXTS[1], TEXTS[0]]), make_task())
+    assert context.states[0] is context.states[2]
+    assert context.states[0] is not context.states[1]
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+@pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
+@torch.no_grad()
+def test_packed_candidates_equal_one_pass_each(causal, template, words, monkeypatch):
+    context = causal.context(make_examples(), make_task(template, words))
+    prompt = HardPrompt((300, 301, 302, 303))
+    tokens = [5, 300, 301, 399, 77]
+    for nodes in (384, 20):
+        monkeypatch.setattr("cuecraft.backbone.causal._TREE_NODES", nodes)
+        for position in range(4):
+            packed = causal.score_candidates(context, prompt, position, tokens)
+            alone = [causal.class_logits(context, prompt.swapped(position, token)) for token in tokens]
+            assert torch.allclose(packed, torch.stack(alone), atol=1e-4)
+
+
+@torch.no_grad()
+def test_many_prompts_of_mixed_kinds_in_one_pass(causal, labelled):
+    prompts = [HardPrompt((300, 301)), HardPrompt(()), SoftPrompt(torch.randn(5, 32) * 0.3), HardPrompt((300, 9))]
+    together = causal.class_logits_many(labelled.context, prompts)
+    alone = torch.stack([causal.class_logits(labelled.context, prompt) for prompt in prompts])
+    assert torch.allclose(together, alone, atol=1e-4)
+
+
+def test_a_pass_leaves_the_context_as_it_was(causal, labelled):
+    before = [state.clone() for state in labelled.context.states]
+    vectors = torch.randn(3, 32).requires_grad_()
+    causal.class_logits(labelled.context, SoftPrompt(vectors)).sum().backward()
+    assert vectors.grad.abs().sum() > 0
+    assert all(torch.equal(a, b) for a, b in zip(before, labelled.context.states, strict=True))
+    assert all(parameter.grad is None for parameter in causal.model.parameters())
+
+
+def test_a_hard_prompt_and_its_own_vectors_give_the_same_bits(causal, labelled):
+    hard = HardPrompt((300, 301, 302))
+    soft = SoftPrompt(hard.vectors(causal.embed).clone())
+    assert torch.equal(causal.class_logits(labelled.context, hard), causal.class_logits(labelled.context, soft))
+
+
+def test_gradient_agrees_with_finite_differences_of_the_plain_forward(byte_tokenizer):
+    backbone = load_backbone((make_causal(byte_tokenizer).double(), byte_tokenizer))
+    context = backbone.context(make_examples(), make_task(words=WORDS["several tokens"]))
+    vectors = torch.randn(2, 32, dtype=torch.double, generator=torch.Generator().manual_seed(0)) * 0.3
+    vectors.requires_grad_()
+    direction = torch.randn(2, 32, dtype=torch.double, generator=torch.Generator().manual_seed(1))
+
+    def loss(at):
+        return backbone.class_logits(context, SoftPrompt(at)).log_softmax(-1)[:, 0].mean()
+
+    loss(vectors).backward()
+    step = 1e-5
+    with torch.no_grad():
+        slope = (loss(vectors + step * direction) - loss(vectors - step * direction)) / (2 * step)
+    assert torch.allclose((vectors.grad * direction).sum(), slope, rtol=1e-6, atol=1e-9)
+
+
+def test_a_cue_longer_than_the_positions_is_refused(causal, labelled):
+    with pytest.raises(PromptError, match="128 fit"):
+        causal.class_logits(labelled.context, HardPrompt((5,) * 128))
+
+
+def test_a_prompt_of_another_width_is_refused(causal, labelled):
+    with pytest.raises(PromptError, match="another backbone"):
+        causal.class_logits(labelled.context, SoftPrompt(torch.zeros(2, 33)))
+
+
+def test_the_readout_never_makes_a_row_of_the_whole_vocabulary(causal, labelled, monkeypatch):
+    shapes = []
+    plain = torch.nn.functional.linear
+
+    def watched(*args, **kwargs):
+        out = plain(*args, **kwargs)
+        shapes.append(out.shape)
+        return out
+
+    monkeypatch.setattr(torch.nn.functional, "linear", watched)
+    causal.class_logits(labelled.context, HardPrompt((300,)))
+    assert shapes
+    assert all(causal.vocab_size not in shape for shape in shapes)
