@@ -109,7 +109,7 @@ def test_identical_texts_share_one_context(causal):
 def test_packed_candidates_equal_one_pass_each(causal, template, words, monkeypatch):
     context = causal.context(make_examples(), make_task(template, words))
     prompt = HardPrompt((300, 301, 302, 303))
-    tokens = [5, 300, 301, 399, 77]
+    tokens = [5, 300, 301, 370, 77]
     for nodes in (384, 20):
         monkeypatch.setattr("cuecraft.backbone.causal._TREE_NODES", nodes)
         for position in range(4):
@@ -142,7 +142,7 @@ def test_a_hard_prompt_and_its_own_vectors_give_the_same_bits(causal, labelled):
 
 
 def test_gradient_agrees_with_finite_differences_of_the_plain_forward(byte_tokenizer):
-    backbone = load_backbone((make_causal(byte_tokenizer).double(), byte_tokenizer))
+    backbone = load_backbone((make_causal(byte_tokenizer, "gpt2").double(), byte_tokenizer))
     context = backbone.context(make_examples(), make_task(words=WORDS["several tokens"]))
     vectors = torch.randn(2, 32, dtype=torch.double, generator=torch.Generator().manual_seed(0)) * 0.3
     vectors.requires_grad_()

@@ -23,7 +23,7 @@ from cuecraft.search.vocabulary import allowed_tokens
 
 
 def test_first_order_change_is_the_directional_derivative_of_the_loss(byte_tokenizer):
-    backbone = load_backbone((make_causal(byte_tokenizer).double(), byte_tokenizer))
+    backbone = load_backbone((make_causal(byte_tokenizer, "gpt2").double(), byte_tokenizer))
     data = label_context(backbone, make_task(), make_examples())
     problem = Problem(backbone, make_task(), data, None)
     start = starting_point(problem, (300, 301, 302), CalibrationKind.FITTED)
@@ -31,7 +31,7 @@ def test_first_order_change_is_the_directional_derivative_of_the_loss(byte_token
     vectors, embeddings = start.prompt.vectors(backbone.embed), backbone.embedding_matrix()
     change = first_order_change(gradient, vectors, embeddings)
     step = 1e-5
-    for position, token in [(0, 5), (1, 310), (2, 400), (2, 302)]:
+    for position, token in [(0, 5), (1, 310), (2, 350), (2, 302)]:
         direction = torch.zeros_like(vectors)
         direction[position] = embeddings[token] - vectors[position]
         ahead, behind = (
@@ -64,7 +64,9 @@ def test_with_the_whole_vocabulary_as_candidates_a_step_takes_the_best_swap_ther
     losses = {}
     for position in where:
         for token in allowed:
-            swapped = Candidate(start.swapped(position, token), starting_point(problem, (), "none").calibration)
+            swapped = Candidate(
+                start.swapped(position, token), starting_point(problem, (), CalibrationKind.NONE).calibration
+            )
             losses[position, token] = score(causal, swapped, problem.train).loss
     best = min(losses, key=losses.get)
     assert trace[-1]["accepted"]
@@ -94,7 +96,9 @@ def test_the_recorded_loss_of_a_swap_equals_a_fresh_computation(searched):
     accepted = [event for event in outcome.trace if event.get("accepted")]
     fresh = label_context(backbone, problem.task, make_examples()[:5])
     for event in accepted:
-        candidate = Candidate(HardPrompt(tuple(event["token_ids"]), outcome.start.prompt.head), outcome.start.calibration)
+        candidate = Candidate(
+            HardPrompt(tuple(event["token_ids"]), outcome.start.prompt.head), outcome.start.calibration
+        )
         if event["phase"] == "search" and backbone.head_kind != "sequence":
             begin = starting_point(problem, filled_ids(problem, 3), CalibrationKind.FITTED)
             candidate = Candidate(candidate.prompt, begin.calibration)
@@ -118,7 +122,8 @@ def test_the_untuned_prompt_wins_when_nothing_beats_it(causal):
 def test_the_trajectory_does_not_depend_on_the_dev_set_or_on_who_listens(causal):
     def steps(problem):
         return [
-            (e["step"], e.get("accepted"), e["train_loss"]) for e in AutoPrompt(steps=8, candidates=6).fit(problem).trace
+            (e["step"], e.get("accepted"), e["train_loss"])
+            for e in AutoPrompt(steps=8, candidates=6).fit(problem).trace
         ]
 
     from dataclasses import replace

@@ -92,6 +92,18 @@ def model_folder(name: str) -> Path:
     return _dequantised(path, asset) if path.suffix == ".gguf" else path
 
 
+def identity_files(name: str) -> list[Path]:
+    """Return the files that a model's hash is taken over: of a converted model its source, which never changes."""
+    path = _installed(name, _lookup(name, MODELS))
+    return [path] if path.is_file() else checkpoint_files(path)
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """Return the files of a checkpoint folder that decide what the model computes."""
+    names = ("config.json", "tokenizer.json", "1_Pooling/config.json")
+    return sorted([*folder.glob("*.safetensors"), *(folder / name for name in names if (folder / name).is_file())])
+
+
 def _lookup(name: str, table: Mapping[str, AnyAsset]) -> AnyAsset:
     if name not in table:
         raise AssetError(f"{name}: no such demo asset; there are {', '.join(table)}")
@@ -140,8 +152,12 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
         try:
             fresh.rename(target)
         except OSError:  # something stands there: move it aside first, it goes with the scratch folder
-            target.rename(Path(scratch, "old"))
-            fresh.rename(target)
+            old = target.rename(Path(scratch, "old"))
+            try:
+                fresh.rename(target)
+            except OSError:
+                old.rename(target)
+                raise
 
 
 def _sync(path: Path) -> None:

@@ -139,6 +139,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             ``tuned``; ``untuned``, the template as written (with a class head: the head fitted without tuning the
             prompt); ``calibrated``, the same with the method's calibration.
         """
+        if not hasattr(self, "outcome_"):
+            raise NotFittedError("the untuned prompt is not kept in an artifact; call fit, or score for the tuned one")
         start = self.outcome_.start
         plain = Candidate(start.prompt, Calibration.none(len(self.classes_)))
         names = ("tuned", "untuned", "calibrated")
@@ -216,8 +218,6 @@ def as_records(texts: Texts, labels: Sequence[Any] | None = None) -> list[Record
         fields = dict(row) if isinstance(row, Mapping) else {"text": row}
         where = f"row {number}"
         checked = {str(name): text_value(where, str(name), value) for name, value in fields.items()}
-        if len(checked) == 1:
-            checked.setdefault("text", next(iter(checked.values())))
         label = None if labels is None else str(_label(where, labels[number - 1]))
         records.append(Record(checked, label))
     if not records:

@@ -8,7 +8,6 @@ import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 
 from cuecraft import display
@@ -27,48 +26,49 @@ Seed = Annotated[int, typer.Option(help="Of everything random.")]
 Device = Annotated[str, typer.Option(help="A torch device; auto takes a GPU if there is one.")]
 
 
+Train = Annotated[str, typer.Argument(help="CSV, TSV, JSONL or Parquet file, demo: data, or a data set name.")]
+Dev = Annotated[str | None, typer.Option(help="Examples to choose and stop by.")]
+Test = Annotated[str | None, typer.Option(help="Held-out examples, for reporting only.")]
+TestSize = Annotated[
+    int | None, typer.Option(min=1, help="Test rows to draw: from --test, or from what --shots leaves of TRAIN.")
+]
+TextColumn = Annotated[list[str] | None, typer.Option(help="Column of text; repeat for several fields.")]
+LabelColumn = Annotated[str, typer.Option(help="Column of class names.")]
+MethodName = Annotated[str, typer.Option(help="zero-shot, autoprompt, straight-through, prompt-tuning or hybrid.")]
+TemplateText = Annotated[str | None, typer.Option(help=r"Such as 'Review: {text}{prompt:\nSentiment:}{mask}'.")]
+LabelWords = Annotated[list[str] | None, typer.Option(help="CLASS=word or CLASS=word,word; repeat for each class.")]
+MethodOption = Annotated[
+    list[str] | None, typer.Option(help="NAME=VALUE of the method, such as tune.epochs=10; may be repeated.")
+]
+Shots = Annotated[
+    int | None, typer.Option(min=1, help="Draw so many examples of each class from TRAIN, and as many for dev.")
+]
+Head = Annotated[str | None, typer.Option(help="causal, masked or sequence; by default what the checkpoint has.")]
+MaxTokens = Annotated[int | None, typer.Option(min=1, help="Tokens of one input at most.")]
+TimeLimit = Annotated[float | None, typer.Option(min=0, help="Seconds of search and training.")]
+Out = Annotated[Path | None, typer.Option(help="Artifact folder. [default: runs/METHOD-SEED]")]
+
+
 @app.command()
 def tune(
-    train: Annotated[str, typer.Argument(help="CSV, TSV, JSONL or Parquet file, demo: data, or a data set name.")],
-    dev: Annotated[str | None, typer.Option(help="Examples to choose and stop by.")] = None,
-    test: Annotated[str | None, typer.Option(help="Held-out examples, for reporting only.")] = None,
-    test_size: Annotated[
-        int | None,
-        typer.Option(min=1, help="Test rows to draw (from --test, or else from TRAIN with --shots)."),
-    ] = None,
-    text_column: Annotated[
-        list[str] | None, typer.Option(help="Column of text; repeat for several fields. [default: text]")
-    ] = None,
-    label_column: Annotated[str, typer.Option(help="Column of class names.")] = "label",
+    train: Train,
+    dev: Dev = None,
+    test: Test = None,
+    test_size: TestSize = None,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = "label",
     model: Model = "demo:smollm2-135m",
-    method: Annotated[
-        str, typer.Option(help="zero-shot, autoprompt, straight-through, prompt-tuning or hybrid.")
-    ] = "hybrid",
-    template: Annotated[
-        str | None, typer.Option(help=r"For instance 'Review: {text}{prompt:\nSentiment:}{mask}'.")
-    ] = None,
-    label_words: Annotated[
-        list[str] | None, typer.Option(help="CLASS=word or CLASS=word,word; repeat for each class.")
-    ] = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option(help="NAME=VALUE of the method, for instance tune.epochs=10; may be repeated."),
-    ] = None,
-    shots: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Draw this many examples of each class from TRAIN, and as many for dev if --dev is not given.",
-        ),
-    ] = None,
-    head: Annotated[
-        str | None, typer.Option(help="causal, masked or sequence; by default what the checkpoint has.")
-    ] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of one input at most.")] = None,
+    method: MethodName = "hybrid",
+    template: TemplateText = None,
+    label_words: LabelWords = None,
+    option: MethodOption = None,
+    shots: Shots = None,
+    head: Head = None,
+    max_tokens: MaxTokens = None,
     seed: Seed = 0,
-    time_limit: Annotated[float | None, typer.Option(min=0, help="Seconds of search and training.")] = None,
+    time_limit: TimeLimit = None,
     device: Device = "auto",
-    out: Annotated[Path | None, typer.Option(help="Artifact folder. [default: runs/METHOD-SEED]")] = None,
+    out: Out = None,
     json: Json = False,
 ) -> None:
     """Find a prompt for labelled texts and write it as an artifact."""
@@ -145,7 +145,9 @@ def demo(
 ) -> None:
     """Teach a small frozen model to judge film reviews, in five ways, and keep the best prompt."""
     from cuecraft.compare.demo import DATA, MODEL, run_demo
+    from cuecraft.prompts import check_target
 
+    check_target(out)
     begun = time.perf_counter()
     with display.progress() as started:
         result = run_demo(shots, test_size, seed, started)
@@ -181,16 +183,9 @@ def main() -> None:
 
     warnings.showwarning = show_warning
     try:
-        code = app(standalone_mode=False)
+        app()
     except CuecraftError as error:
         display.fail(str(error))
-        code = 2
-    except click.ClickException as error:
-        display.fail(error.format_message())
-        code = error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        display.fail("stopped")
-        code = 1
+        sys.exit(2)
     except BrokenPipeError:
-        code = 1
-    sys.exit(code or 0)
+        sys.exit(1)

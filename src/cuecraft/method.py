@@ -276,5 +276,5 @@ def require_language_head(problem: Problem, name: str) -> None:
     if problem.backbone.head_kind is HeadKind.SEQUENCE:
         raise MethodError(
             f"{name} needs a causal or masked language model, but {problem.backbone.name} has only features; "
-            "use prompt-tuning, autoprompt or hybrid, which train a class head"
+            "use another method; they fit a class head"
         )

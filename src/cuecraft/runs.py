@@ -10,9 +10,9 @@ from typing import Any
 
 from cuecraft.classifier import PromptClassifier
 from cuecraft.data import Record, k_shot_split, read_records, subsample
-from cuecraft.errors import ArtifactError, DataError
+from cuecraft.errors import DataError
 from cuecraft.method import Event
-from cuecraft.prompts import load_artifact
+from cuecraft.prompts import check_target, load_artifact
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,7 @@ def run_tune(request: TuneRequest, started: Callable[[str], Callable[[Event], No
         CuecraftError: anything that the user can mend; nothing is written then.
     """
     begun = time.perf_counter()
-    if request.out.exists() and not (request.out / "manifest.json").is_file():
-        raise ArtifactError(f"{request.out}: exists and is no artifact; choose another --out or remove it")
+    check_target(request.out)
     train, dev, test = _splits(request)
     classifier = PromptClassifier(
         request.model,
@@ -123,10 +122,7 @@ def read_texts(artifact: Path, lines: Sequence[str], file: Path | None, columns:
     """
     fields = load_artifact(artifact).task.template.field_names
     if file is not None and file.suffix != ".txt":
-        records = read_records(file, columns or fields, label_column=None)
-        if columns and len(fields) == 1 and len(columns) == 1:
-            return [Record({fields[0]: record.fields[columns[0]]}) for record in records]
-        return records
+        return read_records(file, columns or fields, label_column=None)
     if file is not None:
         if not file.is_file():
             raise DataError(f"{file}: no such file; check the path")
@@ -144,7 +140,8 @@ def predict_records(artifact: Path, records: Sequence[Record], model: str | None
     names = [str(name) for name in classifier.classes_.tolist()]
     predictions = []
     for record, row in zip(records, classifier.predict_proba([dict(r.fields) for r in records]), strict=True):
-        shares = dict(zip(names, row.tolist(), strict=True))
+        shares: dict[str, float] = dict(zip(names, row.tolist(), strict=True))
+        label = max(shares, key=lambda name: shares[name])
         text = next(iter(record.fields.values()))
-        predictions.append({"text": text, "label": max(shares, key=lambda name: shares[name]), "probabilities": shares})
+        predictions.append({"text": text, "label": label, "probabilities": shares})
     return {"artifact": str(artifact), "predictions": predictions}

@@ -75,8 +75,9 @@ class CausalBackbone(FrozenModel):
             if free <= 0:
                 break
             for row, state in zip(batch, self._read([distinct[row] for row in batch]), strict=True):
-                kept[distinct[row]] = state
                 free -= state.nbytes
+                if free >= 0:
+                    kept[distinct[row]] = state
         return Context(renderer, pieces, tuple(kept.get(piece.before) for piece in pieces))
 
     def class_logits(self, context: Context, prompt: Prompt) -> Tensor:
@@ -220,19 +221,16 @@ class CausalBackbone(FrozenModel):
         used = torch.tensor(lengths, device=self.device)
         if not max(lengths):
             return None, used
-        states = list(states)
-        absent = [n for n, state in enumerate(states) if state is None and lengths[n]]
-        if absent:
-            for batch in token_batches([len(pieces[n].before) for n in absent], _READ_TOKENS):
-                fresh = self._read([pieces[absent[n]].before for n in batch])
-                for n, state in zip(batch, fresh, strict=True):
-                    states[absent[n]] = state
-        first = next(state for state in states if state is not None)
+        known = {n: state for n, state in enumerate(states) if state is not None}
+        absent = [n for n, length in enumerate(lengths) if length and n not in known]
+        for batch in token_batches([len(pieces[n].before) for n in absent], _READ_TOKENS):
+            rows = [absent[n] for n in batch]
+            known.update(zip(rows, self._read([pieces[n].before for n in rows]), strict=True))
+        first = next(iter(known.values()))
         layers, two, heads, _, width = first.shape
         past = first.new_zeros(layers, two, len(pieces), heads, max(lengths), width)
-        for n, state in enumerate(states):
-            if state is not None:
-                past[:, :, n, :, : lengths[n]] = state[:, :, :, : lengths[n]]
+        for n, state in known.items():
+            past[:, :, n, :, : lengths[n]] = state[:, :, :, : lengths[n]]
         return past, used
 
 

@@ -101,7 +101,7 @@ def _load(name: str, head: HeadKind | None, device: str) -> AnyBackbone:
         tokenizer,
         name,
         kind,
-        lambda: _hash_files(_snapshot(folder)),
+        lambda: _hash_files(name),
         _pooling(path, config),
     )
 
@@ -159,13 +159,12 @@ def _snapshot(name: str) -> Path:
     return Path(transformers.utils.cached_file(name, "config.json", local_files_only=True)).parent
 
 
-def _hash_files(folder: Path) -> str:
-    names = sorted(
-        path.name for path in folder.iterdir() if path.suffix == ".safetensors" or path.name == "tokenizer.json"
-    )
+def _hash_files(name: str) -> str:
+    """Return the hash of a checkpoint's files."""
+    files = assets.identity_files(name) if assets.is_asset(name) else assets.checkpoint_files(_snapshot(name))
     digest = hashlib.sha256()
-    for name in names:
-        digest.update(f"{name} {assets.file_sha256(folder / name)}\n".encode())
+    for path in files:
+        digest.update(f"{path.name} {assets.file_sha256(path)}\n".encode())
     return digest.hexdigest()
 
 

@@ -26,8 +26,7 @@ def read_records(
     Args:
         source: path ending in .csv, .tsv, .jsonl or .parquet; ``demo:movie-reviews``; or ``hub-name[:split]``
             of a Hugging Face data set (default split ``train``; needs the extra ``hub-data``).
-        text_columns: columns that hold text; each becomes a template field of that name. A single column can
-            also be written as ``{text}``.
+        text_columns: columns that hold text; each becomes a template field of that name.
         label_column: column of class names; None for unlabelled data.
 
     Raises:
@@ -134,8 +133,6 @@ def _hub_rows(name: str) -> Iterator[Row]:
 
 def _record(where: str, row: dict[str, Any], text_columns: Sequence[str], label_column: str | None) -> Record:
     fields = {column: text_value(where, column, _column(where, row, column)) for column in text_columns}
-    if len(text_columns) == 1:
-        fields.setdefault("text", fields[text_columns[0]])
     if label_column is None:
         return Record(fields)
     label = _column(where, row, label_column)

@@ -1,6 +1,6 @@
 """Prompts in words and in vectors, calibration, and the artifact that keeps them."""
 
-from cuecraft.prompts.artifact import Artifact, load_artifact, stored_bytes
+from cuecraft.prompts.artifact import Artifact, check_target, load_artifact, stored_bytes
 from cuecraft.prompts.calibration import Calibration
 from cuecraft.prompts.kinds import AnyPrompt, HardPrompt, SoftPrompt
 
@@ -10,6 +10,7 @@ __all__ = [
     "Calibration",
     "HardPrompt",
     "SoftPrompt",
+    "check_target",
     "load_artifact",
     "stored_bytes",
 ]

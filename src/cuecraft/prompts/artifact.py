@@ -128,8 +128,7 @@ class Artifact:
             ArtifactError: something else stands there, or the folder cannot be written.
         """
         target = Path(folder)
-        if target.exists() and not (target / MANIFEST).is_file():
-            raise ArtifactError(f"{target}: exists and is no artifact; choose another --out or remove it")
+        check_target(target)
         try:
             write_folder(target, self._fill)
         except OSError as error:
@@ -159,6 +158,12 @@ class Artifact:
                 f"the prompt was made for {made_for.name} with hash {made_for.sha256[:12]}, but {backbone.name} has "
                 f"{backbone.fingerprint()[:12]}; use the same weights and tokenizer, or tune again"
             )
+
+
+def check_target(folder: Path) -> None:
+    """Raise ArtifactError where something that is no artifact stands in the way of one."""
+    if folder.exists() and not (folder / MANIFEST).is_file():
+        raise ArtifactError(f"{folder}: exists and is no artifact; choose another --out or remove it")
 
 
 def stored_bytes(prompt: AnyPrompt) -> int:

@@ -74,6 +74,7 @@ class AutoPrompt(Method):
                     total=self.steps,
                     accepted=True,
                     position=swap[0],
+                    token_ids=_hard(current).token_ids,
                     prompt=_text(problem, current),
                 )
             else:
@@ -100,8 +101,7 @@ class AutoPrompt(Method):
         self, problem: Problem, current: Candidate, data: Labelled, allowed: Tensor, step: int
     ) -> tuple[tuple[int, int], Score]:
         """Return the best swap (position, token) of one step and its score on the same examples."""
-        backbone, prompt = problem.backbone, current.prompt
-        assert isinstance(prompt, HardPrompt)
+        backbone, prompt = problem.backbone, _hard(current)
         _, gradient = loss_gradient(problem, current, data)
         vectors = prompt.vectors(backbone.embed)
         change = first_order_change(gradient, vectors, backbone.embedding_matrix())
@@ -135,9 +135,13 @@ def _turn(seed: int, length: int, step: int) -> int:
     return int(numpy_generator(seed, f"search-order/{sweep}").permutation(length)[place])
 
 
+def _hard(candidate: Candidate) -> HardPrompt:
+    assert isinstance(candidate.prompt, HardPrompt)
+    return candidate.prompt
+
+
 def _swapped(current: Candidate, swap: tuple[int, int]) -> Candidate:
-    assert isinstance(current.prompt, HardPrompt)
-    return Candidate(current.prompt.swapped(*swap), current.calibration)
+    return Candidate(_hard(current).swapped(*swap), current.calibration)
 
 
 def _text(problem: Problem, candidate: Candidate) -> str:

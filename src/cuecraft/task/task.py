@@ -54,15 +54,20 @@ class Task:
         return [self._example(row, record) for row, record in enumerate(records, start=1)]
 
     def _example(self, row: int, record: Record) -> Example:
-        missing = [name for name in self.template.field_names if name not in record.fields]
+        fields = record.fields
+        names = self.template.field_names
+        if len(names) == 1 and len(fields) == 1:
+            # With one field on both sides there is no doubt what is meant, whatever the column is called.
+            fields = {names[0]: next(iter(fields.values()))}
+        missing = [name for name in names if name not in fields]
         if missing:
             raise TemplateError(
                 f"template {self.template.source!r} names field {missing[0]!r}, but row {row} has "
-                f"{', '.join(map(repr, record.fields))}; change the template or the text columns"
+                f"{', '.join(map(repr, fields))}; change the template or the text columns"
             )
         if record.label is None:
-            return Example(record.fields)
+            return Example(fields)
         try:
-            return Example(record.fields, self.verbalizer.index(record.label))
+            return Example(fields, self.verbalizer.index(record.label))
         except DataError as error:
             raise DataError(f"row {row}: {error}") from None

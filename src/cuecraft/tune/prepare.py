@@ -32,12 +32,6 @@ def default_template(head: HeadKind, fields: Sequence[str]) -> Template:
     return Template(f"{text}{{prompt:{DEFAULT_CUE}}}{{mask}}{ending}")
 
 
-def field_names(records: Sequence[Record]) -> tuple[str, ...]:
-    """Return the names of the text fields that records have, without the alias of a single column."""
-    names = tuple(records[0].fields)
-    return ("text",) if set(names) > {"text"} and len(names) == 2 else names
-
-
 def make_task(
     backbone: AnyBackbone,
     records: Sequence[Record],
@@ -66,7 +60,7 @@ def make_task(
     if unlabelled:
         raise DataError(f"row {unlabelled[0]} has no label; tuning needs a label for every row")
     labels = labels or sorted({record.label for record in records if record.label is not None})
-    written = Template(template) if template else default_template(backbone.head_kind, field_names(records))
+    written = Template(template) if template else default_template(backbone.head_kind, tuple(records[0].fields))
     verbalizer = Verbalizer.from_labels(labels, label_words)
     if label_words is None and backbone.head_kind is not HeadKind.SEQUENCE and all(w.isdigit() for w in labels):
         warnings.warn(
