@@ -29,10 +29,11 @@ from cuecraft.task import Example, Task, Template, Verbalizer
 from cuecraft.tune.prepare import make_problem
 
 WORDS = (
-    "the film is a good bad great awful joy bore from start to finish it was in one word this review sentiment "
-    "positive negative plot actors never always and then again warm cold dull bright story of love war"
-).split()
-CORPUS = [" ".join(WORDS[i:] + WORDS[:i]) for i in range(len(WORDS))] * 3
+    *"the film is a good bad great awful joy bore from start to finish it was in one word this review".split(),
+    *"sentiment positive negative plot actors never always and then again warm cold dull bright story of".split(),
+    *("love", "war"),
+)
+CORPUS = [" ".join((*WORDS[i:], *WORDS[:i])) for i in range(len(WORDS))] * 3
 
 DATA = Path(os.environ.get("CUECRAFT_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import TEXTS, make_causal, make_examples, make_task
 
+from conftest import TEXTS, make_causal, make_examples, make_task
 from cuecraft.backbone import load_backbone
 from cuecraft.errors import PromptError
 from cuecraft.prompts import HardPrompt, SoftPrompt

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import make_causal, make_examples, make_task, tiny_problem
 
+from conftest import make_causal, make_examples, make_task, tiny_problem
 from cuecraft.backbone import load_backbone
 from cuecraft.method import (
     CalibrationKind,

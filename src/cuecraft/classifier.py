@@ -129,7 +129,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict(self, texts: Texts) -> np.ndarray:
         """Return the likeliest class of each text `[N]`."""
-        labels: np.ndarray = self.classes_[self.predict_proba(texts).argmax(1)]
+        likeliest = self.predict_proba(texts).argmax(1)
+        labels: np.ndarray = self.classes_[likeliest]
         return labels
 
     def accuracies(self, texts: Texts, labels: Sequence[Any]) -> dict[str, float]:

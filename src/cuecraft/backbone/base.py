@@ -116,6 +116,10 @@ class FrozenModel:
         self._fingerprint = fingerprint
         self._hash: str | None = None
 
+    def __deepcopy__(self, memo: object) -> Self:
+        """Return the backbone itself: it never changes, so copies of what holds it (`sklearn.clone`) share it."""
+        return self
+
     @property
     def device(self) -> torch.device:
         """Where the model is."""

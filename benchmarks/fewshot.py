@@ -1,0 +1,104 @@
+"""Accuracy and time of every method on the 16-shot benchmark tasks; writes benchmarks/results/fewshot.json.
+
+    python benchmarks/fewshot.py [--tasks sst-2,agnews,trec] [--seeds 13] [--test-size 500] [--model NAME]
+
+Data: the folder CUECRAFT_DATA (default ../shared/data) with fewshot/<task>/seed-<s>/{train,dev}.jsonl and
+fewshot/<task>/test.jsonl. Options of the methods are their defaults; the test rows choose nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from cuecraft.backbone import load_backbone
+from cuecraft.compare import run_methods
+from cuecraft.compare.demo import METHODS
+from cuecraft.data import fingerprint, read_records, subsample
+from cuecraft.method import label_context
+from cuecraft.tune.prepare import make_problem, make_task
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get("CUECRAFT_DATA", ROOT.parent / "shared" / "data")) / "fewshot"
+
+
+def run_cell(model: str, task_name: str, seed: int, test_size: int) -> dict[str, object]:
+    """Run all methods on one split; return one result row for each."""
+    backbone = load_backbone(model)
+    folder = DATA / task_name
+    train, dev = (read_records(folder / f"seed-{seed}" / f"{part}.jsonl") for part in ("train", "dev"))
+    test = subsample(read_records(folder / "test.jsonl"), test_size, 0)
+    task = make_task(backbone, train)
+    begun = time.perf_counter()
+    problem = make_problem(backbone, task, train, dev, seed=seed)
+    tested = label_context(backbone, task, task.examples(test))
+    reading = time.perf_counter() - begun
+    board = run_methods(problem, tested, METHODS)
+    return {
+        "task": task_name,
+        "seed": seed,
+        "test_rows": len(test),
+        "test_sha256": fingerprint(test),
+        "reading_seconds": round(reading, 1),
+        "template": task.template.source,
+        "winner_on_dev": board.winner.name,
+        "rows": [
+            {
+                "method": row.name,
+                "test_accuracy": round(row.test.accuracy, 4),
+                "test_loss": round(row.test.loss, 4),
+                "dev_accuracy": round(row.dev.accuracy, 4),
+                "interval_95": [round(x, 4) for x in row.interval],
+                "seconds": round(row.seconds, 1),
+                "tuned_parameters": row.tuned_parameters,
+                "stored_bytes": row.stored_bytes,
+            }
+            for row in board.rows
+        ],
+    }
+
+
+def machine() -> dict[str, object]:
+    """Describe what the figures were measured on."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return {
+        "commit": commit.stdout.strip(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "versions": {name: metadata.version(name) for name in ("torch", "transformers", "cuecraft")},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", default="sst-2,agnews,trec")
+    parser.add_argument("--seeds", default="13")
+    parser.add_argument("--test-size", type=int, default=500)
+    parser.add_argument("--model", default="demo:smollm2-135m")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "fewshot.json")
+    options = parser.parse_args()
+    if not DATA.is_dir():
+        print(f"benchmark data is not at {DATA}; set CUECRAFT_DATA. Nothing was run.")
+        return
+    cells = []
+    for task in options.tasks.split(","):
+        for seed in options.seeds.split(","):
+            cells.append(run_cell(options.model, task, int(seed), options.test_size))
+            print(json.dumps(cells[-1]), flush=True)
+    result = {"model": options.model, "machine": machine(), "cells": cells}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""The house: imports point down, rooms stay small, the front door is light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import cuecraft
+
+SOURCE = Path(cuecraft.__file__).parent
+# From the top down; a module may import from rooms below its own, and from its own.
+ROOMS = (
+    "__main__ cli display runs classifier compare tune search method prompts backbone task data assets seeding errors"
+).split()
+
+
+def modules():
+    for path in sorted(SOURCE.rglob("*.py")):
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        yield path, parts[0], ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imported_rooms(tree):
+    typing_only = {
+        node
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.dump(block.test)
+        for node in ast.walk(block)
+    }
+    for node in ast.walk(tree):
+        if node in typing_only:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "cuecraft":
+            names = [node.module] if node.module != "cuecraft" else [f"cuecraft.{a.name}" for a in node.names]
+            yield from (name.split(".")[1] for name in names)
+        elif isinstance(node, ast.Import):
+            yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("cuecraft."))
+
+
+def test_imports_point_down():
+    for path, room, tree in modules():
+        if room == "__init__":
+            continue
+        assert room in ROOMS, f"{path} is in no known room"
+        for other in imported_rooms(tree):
+            assert ROOMS.index(other) >= ROOMS.index(room), f"{path} imports {other}, which is above it"
+
+
+def test_the_light_rooms_never_import_torch():
+    for path, room, tree in modules():
+        if room in ("task", "data", "errors"):
+            names = [a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names]
+            names += [n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
+            assert not [name for name in names if name.split(".")[0] in ("torch", "transformers")], path
+
+
+def test_modules_and_functions_stay_small():
+    for path, _, tree in modules():
+        lines = path.read_text(encoding="utf-8").count("\n")
+        assert lines <= 500, f"{path} has {lines} lines"
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                size = node.end_lineno - node.lineno + 1
+                assert size <= 60, f"{path}: {node.name} has {size} lines"
+
+
+def test_importing_the_package_or_the_command_line_does_not_load_torch():
+    code = "import sys, cuecraft, cuecraft.cli; sys.exit(bool({'torch', 'transformers', 'sklearn'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_public_name_is_there():
+    assert sorted(cuecraft.__all__) == [
+        "CuecraftError",
+        "CuecraftWarning",
+        "PromptClassifier",
+        "Task",
+        "Template",
+        "Verbalizer",
+        "load_artifact",
+        "load_backbone",
+    ]
+    for name in cuecraft.__all__:
+        assert getattr(cuecraft, name) is not None
+    assert set(cuecraft.__all__) <= set(dir(cuecraft))
+
+
+def test_nothing_unsafe_is_called():
+    for path, _, tree in modules():
+        calls = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        assert not [c for c in calls if c in ("eval", "exec", "torch.load") or "pickle" in c or "joblib" in c], path
+        for node in ast.walk(tree):
+            if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
+                assert ast.unparse(node.value) == "False", path
+
+
+def test_readmes_are_in_step():
+    root = SOURCE.parents[1]
+    english, vietnamese = ((root / name).read_text(encoding="utf-8") for name in ("README.md", "README.vi.md"))
+
+    def skeleton(text):
+        """Headings by level, and the lines of bash and Python blocks without comments."""
+        lines, block = [], None
+        for line in text.splitlines():
+            if line.startswith("```"):
+                block = line[3:] if block is None else None
+                lines.append(line)
+            elif block in ("bash", "python") and not line.lstrip().startswith("#"):
+                lines.append(line.split("  #")[0].rstrip())
+            elif block is None and line.startswith("#"):
+                lines.append("#" * (len(line) - len(line.lstrip("#"))))
+        return lines
+
+    assert skeleton(english) == skeleton(vietnamese)

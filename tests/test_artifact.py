@@ -1,0 +1,155 @@
+"""Artifacts: the same bits in another process, and no damaged or foreign one is taken."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import LABELS, TEXTS
+from cuecraft import PromptClassifier
+from cuecraft.errors import ArtifactError
+from cuecraft.prompts import load_artifact
+from cuecraft.prompts.manifest import Manifest
+from test_tune import FAST
+
+X = [text for text, _ in TEXTS]
+Y = [LABELS[label] for _, label in TEXTS]
+
+READ_IN_ANOTHER_PROCESS = """
+import sys, numpy, torch
+from cuecraft import PromptClassifier
+torch.set_num_threads(int(sys.argv[3]))
+numpy.save(sys.argv[2], PromptClassifier.load(sys.argv[1]).predict_proba(sys.argv[4:]))
+"""
+
+
+def fit(folder, method="hybrid", **options):
+    return PromptClassifier(str(folder), method, method_options=FAST[method], **options).fit(X, Y)
+
+
+@pytest.fixture(scope="module")
+def saved(causal_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("artifacts") / "tuned"
+    classifier = fit(causal_folder, "prompt-tuning")
+    classifier.save(folder)
+    return classifier, folder
+
+
+def test_another_process_gives_the_same_probabilities_bit_for_bit(saved, tmp_path):
+    import torch
+
+    classifier, folder = saved
+    out = tmp_path / "probabilities.npy"
+    threads = str(torch.get_num_threads())
+    subprocess.run([sys.executable, "-c", READ_IN_ANOTHER_PROCESS, folder, out, threads, *X], check=True)
+    assert np.array_equal(np.load(out), classifier.predict_proba(X))
+
+
+@pytest.mark.parametrize("method", list(FAST))
+def test_the_same_seed_gives_the_same_bytes(causal_folder, tmp_path, method):
+    first, second = (fit(causal_folder, method, seed=5).save(tmp_path / name) for name in "ab")
+    assert first == second
+    for name in ("manifest.json", "prompt.safetensors", "trace.jsonl", "README.md"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_another_seed_gives_another_artifact(causal_folder, tmp_path):
+    options = {"init": "random", "epochs": 2}
+    hashes = {
+        PromptClassifier(str(causal_folder), "prompt-tuning", method_options=options, seed=seed)
+        .fit(X, Y)
+        .save(tmp_path / "x")
+        for seed in (0, 1)
+    }
+    assert len(hashes) == 2
+
+
+def test_what_is_loaded_is_what_was_saved(saved):
+    classifier, folder = saved
+    artifact = load_artifact(folder)
+    assert artifact.task == classifier.task_
+    assert artifact.calibration == classifier.artifact_.calibration
+    assert list(artifact.trace) == classifier.trace_
+    assert artifact.manifest.data["train"].rows == len(X)
+    assert set(artifact.manifest.metrics) == {"train_accuracy", "dev_accuracy"}
+
+
+def copied(folder, tmp_path):
+    import shutil
+
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+def rewrite(folder, **changes):
+    raw = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(raw | changes))
+
+
+@pytest.mark.parametrize(
+    ("damage", "what"),
+    [
+        (lambda folder: (folder / "manifest.json").unlink(), "no artifact here"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "damaged"),
+        (lambda folder: (folder / "manifest.json").write_text("[]"), "damaged"),
+        (lambda folder: (folder / "prompt.safetensors").unlink(), "prompt.safetensors is missing"),
+        (lambda folder: (folder / "prompt.safetensors").write_bytes(b"x" * 64), "prompt.safetensors is damaged"),
+        (lambda folder: (folder / "trace.jsonl").write_text("{}\n"), "trace.jsonl is damaged"),
+        (lambda folder: rewrite(folder, schema_version=2), "upgrade cuecraft"),
+        (lambda folder: rewrite(folder, schema_version="new"), "upgrade cuecraft"),
+        (lambda folder: rewrite(folder, seed=99), "changed after it was written"),
+        (lambda folder: rewrite(folder, extra=1), "damaged"),
+    ],
+)
+def test_a_damaged_or_newer_artifact_is_refused_in_one_line(saved, tmp_path, damage, what):
+    folder = copied(saved[1], tmp_path)
+    damage(folder)
+    with pytest.raises(ArtifactError, match=what) as caught:
+        load_artifact(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_backbone_of_another_hash_is_refused(saved, causal, tmp_path, byte_tokenizer, causal_folder):
+    from conftest import make_causal
+
+    other = tmp_path / "other"
+    model = make_causal(byte_tokenizer)
+    model.lm_head.weight.data[0, 0] += 1
+    model.save_pretrained(other)
+    byte_tokenizer.save_pretrained(other)
+    with pytest.raises(ArtifactError, match="same weights"):
+        PromptClassifier.load(saved[1], model=str(other))
+    moved = PromptClassifier.load(saved[1], model=str(causal_folder))
+    assert np.array_equal(moved.predict_proba(X), saved[0].predict_proba(X))
+
+
+def test_saving_replaces_an_artifact_but_nothing_else(saved, tmp_path):
+    classifier, _ = saved
+    target = tmp_path / "out"
+    assert classifier.save(target) == classifier.save(target)
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "notes.txt").write_text("mine")
+    with pytest.raises(ArtifactError, match="no artifact"):
+        classifier.save(tmp_path / "precious")
+    assert (tmp_path / "precious" / "notes.txt").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "precious"]
+
+
+def test_a_write_that_fails_leaves_nothing(saved, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("cuecraft.prompts.artifact.save_file", full)
+    with pytest.raises(ArtifactError, match="No space left"):
+        saved[0].save(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_manifest_holds_no_times_and_the_card_names_the_essentials(saved):
+    folder = saved[1]
+    assert not [name for name in Manifest.model_fields if "time" in name or "second" in name or "date" in name]
+    card = (folder / "README.md").read_text()
+    for word in ("prompt-tuning", "negative", "positive", "train accuracy", "cuecraft predict"):
+        assert word in card

@@ -1,0 +1,136 @@
+"""The estimator among scikit-learn's tools."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+
+from conftest import LABELS, TEXTS
+from cuecraft import CuecraftError, CuecraftWarning, PromptClassifier
+
+X = [text for text, _ in TEXTS] * 2
+Y = [LABELS[label] for _, label in TEXTS] * 2
+FAST = {"epochs": 2}
+
+
+@pytest.fixture
+def classifier(causal):
+    return PromptClassifier(causal, "prompt-tuning", method_options=FAST)
+
+
+def test_fit_predict_score(classifier):
+    fitted = classifier.fit(X, Y)
+    assert fitted is classifier
+    probabilities = fitted.predict_proba(X)
+    assert probabilities.shape == (16, 2)
+    assert np.allclose(probabilities.sum(1), 1)
+    assert list(fitted.classes_) == ["negative", "positive"]
+    assert list(fitted.predict(X)) == [fitted.classes_[row] for row in probabilities.argmax(1)]
+    assert fitted.score(X, Y) == np.mean(fitted.predict(X) == np.array(Y))
+    assert fitted.trace_[0]["step"] == 0
+    assert len(fitted.prompt_) > 0
+
+
+def test_clone_keeps_the_parameters_and_not_the_fit(classifier):
+    copy = clone(classifier.fit(X, Y))
+    assert copy.get_params() == classifier.get_params()
+    with pytest.raises(NotFittedError):
+        copy.predict(X)
+
+
+def test_cross_validation_and_pipelines(causal):
+    classifier = PromptClassifier(causal, "zero-shot", method_options={"calibration": "fitted"})
+    assert cross_val_score(classifier, X, Y, cv=2).shape == (2,)
+    assert cross_val_score(classifier, np.array(X), np.array(Y), cv=2, scoring="roc_auc").shape == (2,)
+    shout = FunctionTransformer(lambda texts: [text.upper() for text in texts])
+    piped = make_pipeline(shout, classifier).fit(X, Y)
+    plain = clone(classifier).fit([text.upper() for text in X], Y)
+    assert np.array_equal(piped.predict_proba(X), plain.predict_proba([text.upper() for text in X]))
+
+
+def test_a_dev_set_is_used_where_it_is_given(classifier):
+    with_dev = classifier.fit(X[:4], Y[:4], dev=(X[4:], Y[4:]))
+    assert with_dev.artifact_.manifest.data["dev"].rows == 12
+    assert "dev" not in clone(classifier).fit(X, Y).artifact_.manifest.data
+
+
+def test_classes_keep_their_type_and_order(causal):
+    numbers = [{"negative": 10, "positive": 9}[label] for label in Y]
+    words = {10: "bad", 9: "good"}
+    classifier = PromptClassifier(causal, "zero-shot", label_words=words).fit(X, numbers)
+    assert classifier.classes_.tolist() == [9, 10]
+    assert set(classifier.predict(X)) <= {9, 10}
+    twin = PromptClassifier(causal, "zero-shot", label_words={"positive": "good", "negative": "bad"}).fit(X, Y)
+    assert np.array_equal(classifier.predict_proba(X)[:, 0], twin.predict_proba(X)[:, 1])
+
+
+def test_loaded_classes_keep_their_type(causal_folder, tmp_path):
+    words = {0: "bad", 1: "good"}
+    fitted = PromptClassifier(str(causal_folder), "zero-shot", label_words=words).fit(
+        X, [int(y == "positive") for y in Y]
+    )
+    fitted.save(tmp_path / "a")
+    assert PromptClassifier.load(tmp_path / "a").predict(X).tolist() == fitted.predict(X).tolist()
+    with pytest.raises(NotFittedError, match="not kept in an artifact"):
+        PromptClassifier.load(tmp_path / "a").accuracies(X, [1] * len(X))
+
+
+def test_digits_as_classes_call_for_words(causal):
+    with pytest.warns(CuecraftWarning, match="give it words"):
+        PromptClassifier(causal, "zero-shot").fit(X, [int(y == "positive") for y in Y])
+
+
+def test_texts_of_several_fields(causal):
+    frame = pd.DataFrame({"premise": X, "hypothesis": X[::-1]})
+    classifier = PromptClassifier(causal, "zero-shot").fit(frame, Y)
+    assert classifier.task_.template.field_names == ("premise", "hypothesis")
+    rows = frame.to_dict("records")
+    assert np.array_equal(classifier.predict_proba(frame), classifier.predict_proba(rows))
+    written = "{hypothesis} so {premise}{prompt: it was}{mask}"
+    other = PromptClassifier(causal, "zero-shot", template=written).fit(frame, Y)
+    assert not np.array_equal(other.predict_proba(frame), classifier.predict_proba(frame))
+
+
+def test_one_column_may_have_any_name(causal):
+    template = "{text}{prompt: it was}{mask}"
+    named = PromptClassifier(causal, "zero-shot", template=template).fit(pd.DataFrame({"review": X}), Y)
+    plain = PromptClassifier(causal, "zero-shot", template=template).fit(X, Y)
+    assert np.array_equal(named.predict_proba(np.array(X)[:, None]), plain.predict_proba(X))
+
+
+def test_accuracies_are_those_of_the_prompts_alone(classifier):
+    fitted = classifier.fit(X, Y)
+    found = fitted.accuracies(X, Y)
+    assert found["tuned"] == fitted.score(X, Y)
+    untuned = PromptClassifier(fitted.model, "zero-shot").fit(X, Y)
+    assert found["untuned"] == untuned.score(X, Y)
+
+
+@pytest.mark.parametrize(
+    ("texts", "labels", "what"),
+    [
+        ([], [], "at least one"),
+        (["a"], ["x", "y"], "1 texts but 2 labels"),
+        (["a", float("nan")], ["x", "y"], "row 2: 'text' is missing"),
+        (["a", None], ["x", "y"], "row 2: 'text' is missing"),
+        (["a", 3], ["x", "y"], "row 2: 'text' is int"),
+        (["a", " "], ["x", "y"], "row 2: 'text' is empty"),
+        (["a", "b"], ["x", None], "row 2: the label is missing"),
+        (["a", "b"], ["x", float("nan")], "row 2: the label is missing"),
+        (["a", "b"], ["x", "x"], "only one class"),
+        ("a", ["x"], "list of texts"),
+    ],
+)
+def test_bad_data_is_told_in_one_line(causal, texts, labels, what):
+    with pytest.raises(CuecraftError, match=what) as caught:
+        PromptClassifier(causal, "zero-shot").fit(texts, labels)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_time_limit_ends_the_work(causal):
+    classifier = PromptClassifier(causal, "prompt-tuning", time_limit=0, method_options={"epochs": 100}).fit(X, Y)
+    assert len([e for e in classifier.trace_ if e["phase"] == "prompt-tuning"]) <= 2

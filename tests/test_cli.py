@@ -1,0 +1,239 @@
+"""The command line: documents on stdout, notes on stderr, exit codes."""
+
+import json
+import shutil
+import sys
+import warnings
+
+import pytest
+
+from conftest import LABELS, TEXTS
+from cuecraft import cli
+
+ROWS = [{"text": text, "label": LABELS[label]} for text, label in TEXTS]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Run a command in an empty folder; return (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*words, stdin=None):
+        monkeypatch.setattr(sys, "argv", ["cuecraft", *map(str, words)])
+        if stdin is not None:
+            monkeypatch.setattr(sys, "stdin", stdin)
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        captured = capsys.readouterr()
+        return stopped.value.code or 0, captured.out, captured.err
+
+    return command
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS * 3))
+    return path
+
+
+@pytest.fixture
+def artifact(run, data, causal_folder):
+    code, _, _ = run("tune", data, "--model", causal_folder, "--method", "prompt-tuning", "--option", "epochs=2")
+    assert code == 0
+    return "runs/prompt-tuning-0"
+
+
+def test_tune_prints_one_document(run, data, causal_folder, tmp_path):
+    code, out, err = run(
+        *("tune", data, "--dev", data, "--test", data, "--test-size", 10, "--model", causal_folder, "--json"),
+        *(
+            "--method",
+            "hybrid",
+            "--option",
+            "search.steps=2",
+            "--option",
+            "tune.epochs=2",
+            "--out",
+            "kept",
+            "--seed",
+            3,
+        ),
+    )
+    assert code == 0
+    document = json.loads(out)
+    assert document["method"] == "hybrid"
+    assert document["artifact"] == "kept"
+    assert document["seconds"] > 0
+    wanted = {"train_accuracy", "dev_accuracy", "test_accuracy", "untuned_test_accuracy"}
+    assert wanted <= set(document["metrics"])
+    assert all(0 <= document["metrics"][name] <= 1 for name in wanted)
+    assert document["test_rows"] == 10
+    assert "hybrid" in err
+    assert (tmp_path / "kept" / "manifest.json").is_file()
+
+
+def test_tune_draws_shots_and_tests_on_the_rest(run, data, causal_folder):
+    code, out, _ = run(
+        *("tune", data, "--model", causal_folder, "--method", "zero-shot", "--shots", 2, "--test-size", 6, "--json")
+    )
+    assert code == 0
+    assert json.loads(out)["test_rows"] == 6
+    manifest = json.loads(run("show", "runs/zero-shot-0", "--json")[1])
+    assert manifest["data"]["train"]["rows"] == 4
+    assert manifest["data"]["dev"]["rows"] == 4
+
+
+def test_tune_without_json_prints_a_table(run, data, causal_folder):
+    code, out, _ = run("tune", data, "--model", causal_folder, "--method", "zero-shot")
+    assert code == 0
+    assert "train accuracy" in out
+
+
+def test_predict_takes_arguments_stdin_and_files(run, artifact, tmp_path):
+    import io
+
+    texts = [text for text, _ in TEXTS[:3]]
+    code, out, _ = run("predict", artifact, *texts, "--json")
+    assert code == 0
+    found = json.loads(out)["predictions"]
+    assert [p["text"] for p in found] == texts
+    for prediction in found:
+        assert set(prediction["probabilities"]) == set(LABELS)
+        assert sum(prediction["probabilities"].values()) == pytest.approx(1)
+        assert prediction["label"] == max(prediction["probabilities"], key=prediction["probabilities"].get)
+    lines = "\n".join(texts) + "\n\n"
+    (tmp_path / "texts.txt").write_text(lines)
+    (tmp_path / "texts.csv").write_text("review\n" + "\n".join(f'"{text}"' for text in texts))
+    for words, stdin in [
+        (("--json",), io.StringIO(lines)),
+        (("--file", "texts.txt", "--json"), None),
+        (("--file", "texts.csv", "--text-column", "review", "--json"), None),
+    ]:
+        assert json.loads(run("predict", artifact, *words, stdin=stdin)[1])["predictions"] == found
+
+
+def test_predict_and_show_for_people(run, artifact):
+    code, out, _ = run("predict", artifact, "a joy")
+    assert code == 0
+    assert "a joy" in out
+    code, out, _ = run("show", artifact)
+    assert code == 0
+    assert "prompt-tuning" in out
+
+
+def test_label_words_and_newlines_in_templates(run, data, causal_folder):
+    words = ("--label-words", "negative=bad,awful", "--label-words", "positive=good")
+    template = ("--template", r"{text}{prompt:\nit was}{mask}")
+    assert run("tune", data, "--model", causal_folder, "--method", "zero-shot", *words, *template)[0] == 0
+    manifest = json.loads(run("show", "runs/zero-shot-0", "--json")[1])
+    assert manifest["task"]["label_words"] == [["bad", "awful"], ["good"]]
+    assert manifest["task"]["template"] == "{text}{prompt:\nit was}{mask}"
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+BAD = {
+    "no such file": (["tune", "nowhere.jsonl"], "no such file"),
+    "empty": (["tune", "empty.jsonl"], "no rows"),
+    "one class": (["tune", "one.jsonl"], "only one class"),
+    "missing column": (["tune", "train.jsonl", "--text-column", "body"], "no column 'body'"),
+    "missing label column": (["tune", "train.jsonl", "--label-column", "y"], "no column 'y'"),
+    "no labels": (["tune", "unlabelled.jsonl"], "no column 'label'"),
+    "empty label": (["tune", "null.jsonl"], "label column 'label' is empty"),
+    "NaN text": (["tune", "nan.jsonl"], "line 1: 'text' is missing"),
+    "label outside the verbalizer": (["tune", "train.jsonl", "--dev", "odd.jsonl"], "'mixed' is not one of"),
+    "no mask": (["tune", "train.jsonl", "--template", "{text}{prompt}"], "no {mask}"),
+    "unknown field": (
+        ["tune", "two.jsonl", "--text-column", "a", "--text-column", "b", "--template", "{c}{prompt}{mask}"],
+        "field 'c'",
+    ),
+    "unknown method": (["tune", "train.jsonl", "--method", "magic"], "unknown method"),
+    "unknown option": (["tune", "train.jsonl", "--option", "speed=9"], "no option 'speed'"),
+    "option without value": (["tune", "train.jsonl", "--option", "epochs"], "not NAME=VALUE"),
+    "cue too long": (["tune", "train.jsonl", "--method", "prompt-tuning", "--option", "prompt_length=500"], "128 fit"),
+    "unknown demo model": (["tune", "train.jsonl", "--model", "demo:gpt5"], "no such demo asset"),
+    "unknown model": (["tune", "train.jsonl", "--model", "./nowhere"], "cannot load this model"),
+    "unknown head": (["tune", "train.jsonl", "--head", "giant"], "head 'giant' is unknown"),
+    "colliding words": (
+        ["tune", "train.jsonl", "--label-words", "negative=ok", "--label-words", "positive=ok"],
+        "stands for both",
+    ),
+    "too many shots": (["tune", "train.jsonl", "--shots", "99"], "lower the shots"),
+    "test size of nothing": (["tune", "train.jsonl", "--test-size", "9"], "--test-size needs"),
+    "target in the way": (["tune", "train.jsonl", "--out", "taken"], "is no artifact"),
+    "no artifact": (["predict", "nowhere", "text"], "no artifact here"),
+    "show nothing": (["show", "taken"], "no artifact here"),
+}
+
+
+@pytest.mark.parametrize("name", list(BAD))
+def test_mistakes_cost_one_line_and_exit_code_two(run, tmp_path, causal_folder, name):
+    words, what = BAD[name]
+    write(tmp_path / "train.jsonl", ROWS * 3)
+    write(tmp_path / "empty.jsonl", [])
+    write(tmp_path / "one.jsonl", [row for row in ROWS if row["label"] == "positive"])
+    write(tmp_path / "unlabelled.jsonl", [{"text": "a"}])
+    write(tmp_path / "null.jsonl", [{"text": "a", "label": None}])
+    write(tmp_path / "nan.jsonl", [{"text": float("nan"), "label": "positive"}])
+    write(tmp_path / "odd.jsonl", [{"text": "a", "label": "mixed"}])
+    write(tmp_path / "two.jsonl", [{"a": "x", "b": "y", "label": label} for label in LABELS])
+    (tmp_path / "taken").mkdir()
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    if words[0] == "tune" and "--model" not in words:
+        words = [*words, "--model", str(causal_folder)]
+    code, out, err = run(*words)
+    assert code == 2
+    assert out == ""
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert what in errors[0]
+    assert "Traceback" not in err
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+def test_a_changed_backbone_is_refused_by_predict(run, data, causal_folder, tmp_path):
+    model = shutil.copytree(causal_folder, tmp_path / "model")
+    assert run("tune", data, "--model", model, "--method", "zero-shot")[0] == 0
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(model / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"] + 1
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    from cuecraft.backbone import load
+
+    load._load.cache_clear()
+    code, _, err = run("predict", "runs/zero-shot-0", "text")
+    assert code == 2
+    assert "use the same weights" in err
+
+
+def test_usage_errors_and_help(run):
+    assert run("tune")[0] == 2
+    assert run("nonsense")[0] == 2
+    code, out, _ = run("--help")
+    assert code == 0
+    for command in ("tune", "predict", "show", "demo"):
+        assert command in out
+
+
+def test_no_text_on_stdin_is_a_mistake(run, artifact):
+    import io
+
+    code, _, err = run("predict", artifact, stdin=io.StringIO("\n"))
+    assert code == 2
+    assert "no text to classify" in err
+
+
+def test_cut_texts_are_told_on_stderr(run, tmp_path, causal_folder):
+    long = [{"text": row["text"] * 9, "label": row["label"]} for row in ROWS]
+    data = write(tmp_path / "long.jsonl", long)
+    words = ("--method", "zero-shot", "--max-tokens", 40, "--json")
+    with warnings.catch_warnings():
+        code, out, err = run("tune", data, "--model", causal_folder, *words)
+    assert code == 0
+    json.loads(out)
+    assert "were cut at the end" in err

@@ -1,0 +1,110 @@
+"""The packaged models and data, for real; skipped where their packages are not installed."""
+
+import json
+
+import pytest
+import torch
+
+from conftest import DATA
+from cuecraft import PromptClassifier, assets
+from cuecraft.backbone import HeadKind, Pooling, load_backbone
+from cuecraft.data import read_records
+from cuecraft.errors import AssetError, BackboneError
+from cuecraft.prompts import HardPrompt
+from cuecraft.task import Example, Task, Template, Verbalizer
+
+
+@pytest.fixture
+def demo():
+    def load(name, head=None):
+        try:
+            return load_backbone(name, head)
+        except AssetError as error:
+            pytest.skip(str(error))
+
+    return load
+
+
+REVIEWS = [("a joy from start to finish", 1), ("a tedious , lifeless mess", 0), ("warm , funny and moving", 1)]
+EXAMPLES = [Example({"text": text}, label) for text, label in REVIEWS]
+SENTIMENT = Verbalizer.from_labels(["negative", "positive"])
+
+
+def test_the_masked_model_loads_every_weight_and_fills_masks(demo):
+    backbone = demo("demo:bert-tiny-mlm")
+    assert backbone.head_kind is HeadKind.MASKED
+    # Legacy LayerNorm names (gamma, beta) must have been found: a fresh LayerNorm is all ones and zeros.
+    norm = backbone.model.bert.embeddings.LayerNorm
+    assert not torch.equal(norm.weight, torch.ones_like(norm.weight))
+    tokenizer = backbone.tokenizer
+    text = tokenizer("the capital of france is [MASK] .", return_tensors="pt")
+    slot = (text["input_ids"][0] == tokenizer.mask_token_id).nonzero()[0, 0]
+    assert backbone.model(**text).logits[0, slot].softmax(-1).max() > 0.01
+
+
+def test_a_checkpoint_without_a_language_head_is_not_given_a_random_one(demo):
+    demo("demo:minilm")
+    with pytest.raises(BackboneError, match="has no masked head"):
+        load_backbone("demo:minilm", "masked")
+
+
+def test_the_sentence_encoder_pools_as_its_folder_says(demo):
+    backbone = demo("demo:minilm")
+    assert backbone.pooling is Pooling.MEAN
+    task = Task(Template("{prompt}{text}"), SENTIMENT)
+    with torch.no_grad():
+        found = backbone.features(backbone.context(EXAMPLES, task), HardPrompt(()))
+        batch = backbone.tokenizer([text for text, _ in REVIEWS], padding=True, return_tensors="pt")
+        hidden = backbone.model(**batch).last_hidden_state
+    mask = batch["attention_mask"][..., None]
+    assert torch.allclose(found, (hidden * mask).sum(1) / mask.sum(1), atol=1e-5)
+
+
+def test_the_causal_model_answers_as_its_plain_forward_does(demo):
+    backbone = demo("demo:smollm2-135m")
+    assert backbone.head_kind is HeadKind.CAUSAL
+    context = backbone.context(EXAMPLES, Task(Template("Review: {text}{prompt}\nSentiment:{mask}"), SENTIMENT))
+    with torch.no_grad():
+        found = backbone.class_logits(context, HardPrompt(()))
+        for row, (text, label) in enumerate(REVIEWS):
+            ids = backbone.tokenizer(f"Review: {text}\nSentiment:", return_tensors="pt")["input_ids"]
+            logits = backbone.model(ids).logits[0, -1]
+            plain = torch.stack([logits[backbone.tokenizer(f" {w}")["input_ids"][0]] for w in SENTIMENT.labels])
+            assert torch.allclose(found[row], plain, atol=1e-3)
+            assert found[row].argmax() == label
+
+
+def test_a_converted_model_carries_checksums(demo):
+    demo("demo:smollm2-135m")
+    folder = assets.model_folder("demo:smollm2-135m")
+    recorded = json.loads((folder / assets.CHECKSUMS).read_text())
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= set(recorded)
+
+
+def few(name, count):
+    path = DATA / "fewshot" / name / "seed-13" / "train.jsonl"
+    if not path.is_file():
+        pytest.skip(f"benchmark data is not at {DATA} (set CUECRAFT_DATA)")
+    records = read_records(path)
+    rows = [r for label in sorted({r.label for r in records}) for r in [r for r in records if r.label == label][:count]]
+    return [r.fields["text"] for r in rows], [r.label for r in rows]
+
+
+@pytest.mark.parametrize("model", ["demo:bert-tiny-mlm", "demo:minilm"])
+@pytest.mark.parametrize("task", ["sst-2", "agnews", "trec"])
+def test_hybrid_works_on_encoders_and_every_task(demo, model, task):
+    demo(model)
+    options = {"search.steps": 1, "search.candidates": 3, "tune.epochs": 2}
+    texts, labels = few(task, 4)
+    classifier = PromptClassifier(model, "hybrid", method_options=options).fit(texts, labels)
+    assert classifier.predict_proba(texts[:3]).shape == (3, len(set(labels)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["sst-2", "agnews", "trec"])
+def test_prompt_tuning_learns_on_the_causal_model(demo, task):
+    demo("demo:smollm2-135m")
+    texts, labels = few(task, 8)
+    classifier = PromptClassifier(method="prompt-tuning", method_options={"epochs": 6}).fit(texts, labels)
+    steps = [event["train_loss"] for event in classifier.trace_ if event["phase"] == "prompt-tuning"]
+    assert steps[-1] < 0.8 * steps[0]
