@@ -86,9 +86,9 @@ def test_every_format_gives_the_rows_that_were_written(tmp_path_factory, rows):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_single_column_can_also_be_called_text(put, suffix):
+def test_only_the_columns_asked_for_are_read(put, suffix):
     path = put(f"a.{suffix}", [{"review": "x", "text": "no", "class": "c"}])
-    assert read_records(path, ["review"], "class") == [Record({"review": "x", "text": "x"}, "c")]
+    assert read_records(path, ["review"], "class") == [Record({"review": "x"}, "c")]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -171,7 +171,6 @@ def test_lines_are_counted_through_quoted_newlines(put):
     refusal(put("a.csv", 'text,label\n"one\ntwo\nthree",c\n,d\n'), "line 5: 'text' is empty")
 
 
-@pytest.mark.xfail(strict=True, reason="a quotation mark that is never closed swallows the rows after it")
 @pytest.mark.parametrize("suffix", ["csv", "tsv"])
 def test_quote_that_is_never_closed_is_refused(put, suffix):
     rows = ["label,text", "a,first", 'b,"second', "a,third", "b,fourth"]
@@ -188,13 +187,11 @@ def test_line_that_is_no_object_is_refused(put, line, kind):
     refusal(put("a.jsonl", line), f"line 1: a JSON {kind}, but each line must be an object")
 
 
-@pytest.mark.xfail(strict=True, reason="json.loads raises RecursionError or a plain ValueError, which nothing catches")
 @pytest.mark.parametrize("line", ["[" * 100_000, '{"text": "x", "label": 1' + "0" * 5000 + "}"])
 def test_json_beyond_the_limits_of_python_is_refused(put, line):
     refusal(put("a.jsonl", line), "line 1")
 
 
-@pytest.mark.xfail(strict=True, reason="no tokenizer takes it: rendering ends in TypeError")
 def test_half_a_surrogate_pair_is_refused(put):
     refusal(put("a.jsonl", '{"text": "x \\ud83c", "label": "c"}'), "line 1")
 
@@ -242,7 +239,6 @@ def test_jsonl_line_that_is_not_utf8_is_refused(put):
     refusal(put("a.jsonl", good + bad), "line 2: not valid JSON")
 
 
-@pytest.mark.xfail(strict=True, reason="UnicodeDecodeError from to_pylist is not caught")
 def test_parquet_string_that_is_not_utf8_is_refused(tmp_path):
     buffers = [None, pyarrow.py_buffer(b"\0\0\0\0\2\0\0\0"), pyarrow.py_buffer(b"\xff\xfe")]
     column = pyarrow.Array.from_buffers(pyarrow.string(), 1, buffers)

@@ -83,7 +83,6 @@ def test_answer_prefix_looks_through_an_empty_prompt(source, prefix):
     assert slot.prefix == prefix
 
 
-@pytest.mark.xfail(strict=True, reason="a space at the end of {prompt:words } is not moved to the answer slot")
 def test_space_at_the_end_of_the_prompt_words_is_not_doubled():
     written = in_full(Template("{text}{prompt: it was }{mask}"), {"text": "x"}, "good")
     assert written == "x it was good"

@@ -48,9 +48,6 @@ def test_given_words_keep_their_case_and_lose_outer_spaces():
     assert Verbalizer.from_labels(["a", "b"], {"a": " Very Good ", "b": ("Bad ",)}).words == (("Very Good",), ("Bad",))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a word given twice for a class is kept twice, and its probability counted twice"
-)
 def test_word_given_twice_for_a_class_counts_once():
     try:
         verbalizer = Verbalizer.from_labels(["a", "b"], {"a": ["x", "x "], "b": "y"})
@@ -126,6 +123,19 @@ def test_examples_keep_fields_and_number_labels():
         Example({"text": "w"}, 0),
     ]
     assert task().examples([]) == []
+
+
+def test_one_column_fills_a_template_of_one_field_whatever_their_names():
+    records = [Record({"review": "x"}, "positive"), Record({"text": "y"})]
+    assert task("{text}. {text}{prompt}{mask}").examples(records) == [Example({"text": "x"}, 1), Example({"text": "y"})]
+
+
+@pytest.mark.parametrize(
+    ("source", "fields"),
+    [("{text}{prompt}{mask}", {"review": "x", "title": "y"}), ("{text} {title}{prompt}{mask}", {"text": "x"})],
+)
+def test_several_fields_on_either_side_need_their_names(source, fields):
+    refusal(TemplateError, task(source).examples, [Record(fields)])
 
 
 def test_field_that_no_column_has_is_refused_with_its_row():

@@ -176,7 +176,7 @@ def _dequantised(gguf: Path, asset: ModelAsset) -> Path:
     try:
         recorded = json.loads((target / CHECKSUMS).read_text(encoding="utf-8"))
         damaged = [name for name, sha in recorded.items() if file_sha256(target / name) != sha]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise AssetError(f"{target}: the converted model is damaged ({error}); delete the folder") from error
     if damaged:
         raise AssetError(f"{target}: {', '.join(damaged)} changed since conversion; delete the folder")

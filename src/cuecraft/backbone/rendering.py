@@ -41,6 +41,7 @@ class Pieces:
 LabelIds = tuple[tuple[tuple[int, ...], ...], ...]  # class -> word -> token ids
 
 _Slots = list[Literal | Field | MaskSlot]
+Fields = list[tuple[int, ...]]  # ids of each field slot of one example, in the order of the template
 
 
 class Renderer:
@@ -91,11 +92,10 @@ class Renderer:
         Raises:
             PromptError: the template alone leaves no room for text.
         """
-        fields = self._field_ids(examples)
         room = self._room()
         cut = 0
         rendered = []
-        for row in fields:
+        for row in self._field_ids(examples):
             kept = row if room is None else _cut_longest(row, room)
             cut += kept != row
             rendered.append(self._pieces(kept))
@@ -180,36 +180,34 @@ class Renderer:
         """Return how many tokens all fields of one example may have together."""
         if self.max_tokens is None:
             return None
-        fixed = len(self._pieces(dict.fromkeys(self._fields(), ()))) + self._answer_length()
-        # A model with few positions gives the prompt at most half of them.
-        room = self.max_tokens - fixed - min(self.task.reserve, self.max_tokens // 2)
+        fixed = len(self._pieces([()] * len(self._fields()))) + self._answer_length()
+        room = self.max_tokens - fixed - self.task.reserve
         if room < 1:
             raise PromptError(
                 f"the template alone takes {fixed} of {self.max_tokens} tokens and {self.task.reserve} are kept for "
-                "the prompt, which leaves none for text; shorten the template"
+                "the prompt, which leaves none for text; shorten the template or lower reserve"
             )
         return room
 
     def _fields(self) -> list[Field]:
         return [piece for piece in [*self._before, *self._after] if isinstance(piece, Field)]
 
-    def _field_ids(self, examples: Sequence[Example]) -> list[dict[Field, tuple[int, ...]]]:
+    def _field_ids(self, examples: Sequence[Example]) -> list[Fields]:
         """Tokenise every field; special tokens written inside a text stay plain text."""
-        columns = {}
-        for piece in dict.fromkeys(self._fields()):
+        if not examples:
+            return []
+        columns = []
+        for piece in self._fields():
             texts = [example.fields[piece.name] for example in examples]
             texts = [piece.prefix + text.lstrip() for text in texts] if piece.prefix else texts
-            encoded = (
-                self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-                if texts
-                else []
-            )
-            columns[piece] = [tuple(ids) for ids in encoded]
-        return [{piece: ids[row] for piece, ids in columns.items()} for row in range(len(examples))]
+            encoded = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)
+            columns.append([tuple(ids) for ids in encoded["input_ids"]])
+        return [list(row) for row in zip(*columns, strict=True)]
 
-    def _pieces(self, fields: dict[Field, tuple[int, ...]]) -> Pieces:
+    def _pieces(self, fields: Fields) -> Pieces:
         answer = 0
         sides: list[list[int]] = []
+        texts = iter(fields)
         for side, slots in enumerate((self._before, self._after)):
             ids = list(self._start) if side == 0 else []
             for piece in slots:
@@ -217,7 +215,7 @@ class Renderer:
                     answer = len(ids) + (len(sides[0]) if side else 0)
                     ids.append(self.tokenizer.mask_token_id)
                 else:
-                    ids += self._literal_ids[piece.text] if isinstance(piece, Literal) else fields[piece]
+                    ids += self._literal_ids[piece.text] if isinstance(piece, Literal) else next(texts)
             sides.append(ids)
         return Pieces(tuple(sides[0]), tuple(sides[1]) + self._end, answer)
 
@@ -232,14 +230,13 @@ def special_ids(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return (), ()
 
 
-def _cut_longest(fields: dict[Field, tuple[int, ...]], room: int) -> dict[Field, tuple[int, ...]]:
+def _cut_longest(fields: Fields, room: int) -> Fields:
     """Cut the longest field at its end until all fit together; the others stay whole as long as possible."""
-    lengths = {piece: len(ids) for piece, ids in fields.items()}
-    excess = sum(lengths.values()) - room
+    lengths = [len(ids) for ids in fields]
+    excess = sum(lengths) - room
     while excess > 0:
-        longest = max(lengths, key=lambda piece: lengths[piece])
-        runner_up = max((n for piece, n in lengths.items() if piece != longest), default=0)
-        step = min(excess, max(1, lengths[longest] - runner_up))
-        lengths[longest] -= step
+        *_, runner_up, longest = sorted([0, *lengths])
+        step = min(excess, max(1, longest - runner_up))
+        lengths[lengths.index(longest)] -= step
         excess -= step
-    return {piece: ids[: lengths[piece]] for piece, ids in fields.items()}
+    return [ids[:length] for ids, length in zip(fields, lengths, strict=True)]

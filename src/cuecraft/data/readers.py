@@ -73,7 +73,7 @@ def _csv_rows(path: Path, delimiter: str) -> Iterator[Row]:
     csv.field_size_limit(2**31 - 1)
     try:
         with path.open(encoding="utf-8-sig", newline="") as handle:
-            reader = csv.DictReader(handle, delimiter=delimiter)
+            reader = csv.DictReader(handle, delimiter=delimiter, strict=True)
             for row in reader:
                 yield f"{path} line {reader.line_num}", dict(row)
     except (UnicodeDecodeError, csv.Error) as error:
@@ -88,7 +88,7 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
             where = f"{path} line {number}"
             try:
                 row = json.loads(line)
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"{where}: not valid JSON ({error}); mend or remove the line") from error
             if not isinstance(row, dict):
                 raise DataError(f"{where}: a JSON {type(row).__name__}, but each line must be an object")
@@ -101,10 +101,10 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
     except ImportError as error:
         raise DataError(f"{path}: Parquet needs pyarrow; pip install 'cuecraft[parquet]'") from error
     try:
-        table = parquet.read_table(path)
-    except (ArrowException, OSError) as error:
+        rows = parquet.read_table(path).to_pylist()
+    except (ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not readable as Parquet ({str(error).splitlines()[0]})") from error
-    for number, row in enumerate(table.to_pylist(), start=1):
+    for number, row in enumerate(rows, start=1):
         yield f"{path} row {number}", row
 
 
@@ -148,11 +148,15 @@ def _column(where: str, row: dict[str, Any], column: str) -> Any:
 
 
 def text_value(where: str, column: str, value: Any) -> str:
-    """Return a text as it is, or raise DataError where it is missing, NaN, empty or not text."""
+    """Return a text as it is, or raise DataError where it is missing, NaN, empty, not text or not Unicode."""
     if _is_missing(value):
         raise DataError(f"{where}: {column!r} is missing (NaN); fill it in or remove the row")
     if not isinstance(value, str):
         raise DataError(f"{where}: {column!r} is {type(value).__name__}, not text; convert it to a string")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{where}: {column!r} holds half a character (a lone surrogate); mend the text") from None
     if not value.strip():
         raise DataError(f"{where}: {column!r} is empty; fill it in or remove the row")
     return value

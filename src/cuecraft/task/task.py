@@ -39,7 +39,9 @@ class Task:
     reserve: int = 32
 
     def __post_init__(self) -> None:
-        if self.reserve < 1 or (self.max_tokens is not None and self.max_tokens <= self.reserve):
+        if self.reserve < 1:
+            raise DataError(f"reserve is {self.reserve}; keep at least one position for the prompt")
+        if self.max_tokens is not None and self.max_tokens <= self.reserve:
             raise DataError(
                 f"max_tokens is {self.max_tokens} and {self.reserve} are kept for the prompt; allow more tokens"
             )

@@ -166,8 +166,11 @@ def _join_spaces(pieces: list[Piece]) -> Iterator[Piece]:
             text = piece.text
             if space and text and not text.startswith(" "):
                 text = space + text
-            piece = PromptSlot(text)
+            space = " " if text.endswith(" ") and index + 1 < len(pieces) else ""
+            text = text[: len(text) - len(space)]
             before = text or before
+            yield PromptSlot(text)
+            continue
         else:
             # A label word opens a line or stands after a bracket without a space, else with one.
             piece = MaskSlot("" if before.endswith(("\n", "\t", "(", "[", '"', "“")) or not before else " ")

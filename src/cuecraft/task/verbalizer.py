@@ -88,4 +88,4 @@ def default_word(label: str) -> str:
 
 def _as_words(value: str | Sequence[str]) -> tuple[str, ...]:
     words = (value,) if isinstance(value, str) else tuple(value)
-    return tuple(word.strip() for word in words)
+    return tuple(dict.fromkeys(word.strip() for word in words))
