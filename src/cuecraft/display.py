@@ -169,6 +169,8 @@ def print_manifest(manifest: Manifest, folder: str) -> None:
     """Print an artifact's manifest."""
     task, backbone, prompt = manifest.task, manifest.backbone, manifest.prompt
     table = Table(show_header=False, title=folder, title_justify="left")
+    table.add_column()
+    table.add_column(overflow="fold")
     rows = {
         "method": f"{manifest.method}, seed {manifest.seed}",
         "backbone": f"{backbone.name} ({backbone.head}, {backbone.sha256[:12]})",
