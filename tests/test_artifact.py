@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
 from conftest import LABELS, TEXTS
 from cuecraft import PromptClassifier
@@ -73,7 +74,7 @@ def test_what_is_loaded_is_what_was_saved(saved):
     assert artifact.task == classifier.task_
     assert artifact.calibration == classifier.artifact_.calibration
     assert list(artifact.trace) == classifier.trace_
-    assert artifact.manifest.data["train"].rows == len(X)
+    assert {name: split.rows for name, split in artifact.manifest.data.items()} == {"train": 6, "dev": 2}
     assert set(artifact.manifest.metrics) == {"train_accuracy", "dev_accuracy"}
 
 
@@ -130,16 +131,18 @@ def test_saving_replaces_an_artifact_but_nothing_else(saved, tmp_path):
     target = tmp_path / "out"
     assert classifier.save(target) == classifier.save(target)
     (tmp_path / "precious").mkdir()
-    (tmp_path / "precious" / "notes.txt").write_text("mine")
-    with pytest.raises(ArtifactError, match="no artifact"):
-        classifier.save(tmp_path / "precious")
-    assert (tmp_path / "precious" / "notes.txt").read_text() == "mine"
+    for name, text in [("notes.txt", "mine"), ("manifest.json", '{"name": "a web app"}')]:
+        (tmp_path / "precious" / name).write_text(text)
+        with pytest.raises(ArtifactError, match="no artifact"):
+            classifier.save(tmp_path / "precious")
+        assert (tmp_path / "precious" / name).read_text() == text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "precious"]
 
 
-def test_a_write_that_fails_leaves_nothing(saved, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", [OSError, SafetensorError])
+def test_a_write_that_fails_leaves_nothing(saved, tmp_path, monkeypatch, kind):
     def full(*_):
-        raise OSError("No space left on device")
+        raise kind("No space left on device")
 
     monkeypatch.setattr("cuecraft.prompts.artifact.save_file", full)
     with pytest.raises(ArtifactError, match="No space left"):

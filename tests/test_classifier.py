@@ -55,7 +55,7 @@ def test_cross_validation_and_pipelines(causal):
 def test_a_dev_set_is_used_where_it_is_given(classifier):
     with_dev = classifier.fit(X[:4], Y[:4], dev=(X[4:], Y[4:]))
     assert with_dev.artifact_.manifest.data["dev"].rows == 12
-    assert "dev" not in clone(classifier).fit(X, Y).artifact_.manifest.data
+    assert clone(classifier).fit(X, Y).artifact_.manifest.data["dev"].rows == 4
 
 
 def test_classes_keep_their_type_and_order(causal):
@@ -121,6 +121,8 @@ def test_accuracies_are_those_of_the_prompts_alone(classifier):
         (["a", " "], ["x", "y"], "row 2: 'text' is empty"),
         (["a", "b"], ["x", None], "row 2: the label is missing"),
         (["a", "b"], ["x", float("nan")], "row 2: the label is missing"),
+        (["a", "b"], ["x", pd.NA], "row 2: the label is missing"),
+        (["a", "b"], [pd.Timestamp("2024-01-01"), "x"], "row 1: the label is a Timestamp"),
         (["a", "b"], ["x", "x"], "only one class"),
         ("a", ["x"], "list of texts"),
     ],
@@ -134,3 +136,39 @@ def test_bad_data_is_told_in_one_line(causal, texts, labels, what):
 def test_a_time_limit_ends_the_work(causal):
     classifier = PromptClassifier(causal, "prompt-tuning", time_limit=0, method_options={"epochs": 100}).fit(X, Y)
     assert len([e for e in classifier.trace_ if e["phase"] == "prompt-tuning"]) <= 2
+
+
+def test_a_shuffled_series_keeps_texts_and_labels_together(classifier):
+    frame = pd.DataFrame({"text": X, "label": Y}).sample(frac=1, random_state=0)
+    by_series = classifier.fit(frame["text"], frame["label"])
+    by_lists = clone(classifier).fit(frame["text"].tolist(), frame["label"].tolist())
+    assert by_series.artifact_.manifest == by_lists.artifact_.manifest
+
+
+def test_an_interrupted_fit_leaves_the_classifier_as_it_was(classifier):
+    before = classifier.fit(X, Y).predict_proba(X)
+
+    def stop(event):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        classifier.fit(X, [{"negative": "low", "positive": "high"}[label] for label in Y], report=stop)
+    assert list(classifier.classes_) == ["negative", "positive"]
+    assert np.array_equal(classifier.predict_proba(X), before)
+
+
+def test_a_long_prompt_keeps_room_for_itself_in_long_texts(causal):
+    options = {"prompt_length": 60, "epochs": 1}
+    classifier = PromptClassifier(causal, "prompt-tuning", method_options=options).fit(X, Y)
+    with pytest.warns(CuecraftWarning, match="were cut"):
+        assert classifier.predict_proba(["a joy from start to finish " * 50]).shape == (1, 2)
+
+
+def test_a_model_that_answers_nan_is_refused(byte_tokenizer):
+    from conftest import make_causal
+
+    model = make_causal(byte_tokenizer)
+    broken = PromptClassifier((model, byte_tokenizer), "zero-shot").fit(X, Y)
+    broken.backbone_.model.lm_head.weight.data.fill_(float("nan"))
+    with pytest.raises(CuecraftError, match="NaN"):
+        broken.predict(X)

@@ -162,6 +162,18 @@ BAD = {
         ["tune", "train.jsonl", "--label-words", "negative=ok", "--label-words", "positive=ok"],
         "stands for both",
     ),
+    "label outside in the test file": (
+        ["tune", "train.jsonl", "--test", "odd.jsonl"],
+        "odd.jsonl row 1: label 'mixed'",
+    ),
+    "field that is no name": (["tune", "odd-name.jsonl", "--text-column", "prompt"], "column 'prompt' cannot be"),
+    "more values than columns": (["tune", "commas.csv"], "line 2: more values than columns"),
+    "nothing left to test on": (["tune", "train.jsonl", "--shots", "6", "--test-size", "9"], "leaves no rows"),
+    "part and value": (
+        ["tune", "train.jsonl", "--option", "search=1", "--option", "search.steps=2"],
+        "give one of them",
+    ),
+    "no real device": (["tune", "train.jsonl", "--device", "meta"], "device 'meta' cannot be used"),
     "too many shots": (["tune", "train.jsonl", "--shots", "99"], "lower the shots"),
     "test size of nothing": (["tune", "train.jsonl", "--test-size", "9"], "--test-size needs"),
     "target in the way": (["tune", "train.jsonl", "--out", "taken"], "is no artifact"),
@@ -181,6 +193,8 @@ def test_mistakes_cost_one_line_and_exit_code_two(run, tmp_path, causal_folder, 
     write(tmp_path / "nan.jsonl", [{"text": float("nan"), "label": "positive"}])
     write(tmp_path / "odd.jsonl", [{"text": "a", "label": "mixed"}])
     write(tmp_path / "two.jsonl", [{"a": "x", "b": "y", "label": label} for label in LABELS])
+    write(tmp_path / "odd-name.jsonl", [{"prompt": "x", "label": label} for label in LABELS])
+    (tmp_path / "commas.csv").write_text("text,label\nI liked it, really,positive\n")
     (tmp_path / "taken").mkdir()
     before = sorted(path.name for path in tmp_path.rglob("*"))
     if words[0] == "tune" and "--model" not in words:
@@ -237,3 +251,24 @@ def test_cut_texts_are_told_on_stderr(run, tmp_path, causal_folder):
     assert code == 0
     json.loads(out)
     assert "were cut at the end" in err
+
+
+def test_a_class_name_may_hold_an_equals_sign_and_words_add_up(run, tmp_path, causal_folder):
+    rows = [{"text": row["text"], "label": {"negative": "a=b", "positive": "c"}[row["label"]]} for row in ROWS]
+    data = write(tmp_path / "odd.jsonl", rows)
+    words = ("--label-words", "a=b=bad", "--label-words", "a=b=awful", "--label-words", "c=good")
+    assert run("tune", data, "--model", causal_folder, "--method", "zero-shot", *words)[0] == 0
+    manifest = json.loads(run("show", "runs/zero-shot-0", "--json")[1])
+    assert manifest["task"]["label_words"] == [["bad", "awful"], ["good"]]
+
+
+def test_texts_with_odd_line_separators_stay_whole(run, artifact, tmp_path):
+    (tmp_path / "odd.txt").write_text("one\u2028line\x85here\n", encoding="utf-8")
+    predictions = json.loads(run("predict", artifact, "--file", "odd.txt", "--json")[1])["predictions"]
+    assert [p["text"] for p in predictions] == ["one\u2028line\x85here"]
+
+
+def test_a_blank_argument_is_a_mistake_not_a_gap(run, artifact):
+    code, _, err = run("predict", artifact, "fine", " ")
+    assert code == 2
+    assert "row 2: 'text' is empty" in err

@@ -139,20 +139,6 @@ def test_prompt_text_and_mask():
     assert not Template("{prompt}{text}").has_mask
 
 
-@pytest.mark.parametrize(
-    ("source", "last"),
-    [
-        ("{text}{prompt}{mask}", True),
-        ("{text}{prompt}\nIt was {mask}.", True),
-        ("{title}{prompt}{text}", False),
-        ("{prompt}{text}{mask}", False),
-        ("{mask}{text}{prompt}", True),
-    ],
-)
-def test_prompt_is_last_when_no_field_follows(source, last):
-    assert Template(source).prompt_is_last is last
-
-
 VALUES = {"text": "warm", "title": "War"}
 
 

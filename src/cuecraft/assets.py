@@ -100,8 +100,8 @@ def identity_files(name: str) -> list[Path]:
 
 def checkpoint_files(folder: Path) -> list[Path]:
     """Return the files of a checkpoint folder that decide what the model computes."""
-    names = ("config.json", "tokenizer.json", "1_Pooling/config.json")
-    return sorted([*folder.glob("*.safetensors"), *(folder / name for name in names if (folder / name).is_file())])
+    patterns = ("*.safetensors", "*.json", "*.txt", "*.model", "1_Pooling/config.json")
+    return sorted({path for pattern in patterns for path in folder.glob(pattern)})
 
 
 def _lookup(name: str, table: Mapping[str, AnyAsset]) -> AnyAsset:
@@ -172,7 +172,12 @@ def _dequantised(gguf: Path, asset: ModelAsset) -> Path:
     """Return the float32 safetensors copy of a GGUF file, made on first use (about 20 s)."""
     target = cache_folder() / f"{asset.package}-{asset.version}"
     if not target.is_dir():
-        write_folder(target, lambda folder: _convert_gguf(gguf, folder))
+        try:
+            write_folder(target, lambda folder: _convert_gguf(gguf, folder))
+        except OSError as error:
+            raise AssetError(
+                f"{target}: cannot be written ({error}); set CUECRAFT_CACHE to a folder that can"
+            ) from error
     try:
         recorded = json.loads((target / CHECKSUMS).read_text(encoding="utf-8"))
         damaged = [name for name, sha in recorded.items() if file_sha256(target / name) != sha]

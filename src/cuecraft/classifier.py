@@ -38,6 +38,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         seed: of everything random.
         head: ``causal``, ``masked`` or ``sequence``; None for what the checkpoint has.
         device: a torch device, or ``auto``.
+        local_files_only: never ask the Hub for a model.
 
     After `fit`: ``classes_``; ``prompt_`` (the prompt); ``trace_`` (events); ``outcome_``; ``task_``; ``artifact_``.
     """
@@ -56,6 +57,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         seed: int = 0,
         head: str | None = None,
         device: str = "auto",
+        local_files_only: bool = False,
     ) -> None:
         self.model = model
         self.method = method
@@ -68,6 +70,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.seed = seed
         self.head = head
         self.device = device
+        self.local_files_only = local_files_only
 
     def fit(
         self,
@@ -91,13 +94,13 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         classes = _classes(labels)
         train = as_records(texts, labels)
         held_out = as_records(*dev) if dev is not None else None
-        self.backbone_ = load_backbone(self.model, self.head, self.device)
+        backbone = load_backbone(self.model, self.head, self.device, self.local_files_only)
         words = self.label_words and {str(name): word for name, word in self.label_words.items()}
-        self.task_ = make_task(self.backbone_, train, self.template, words, self.max_tokens, list(classes))
-        self.classes_ = np.array(list(classes.values()))
+        longest = method.longest_prompt()
+        task = make_task(backbone, train, self.template, words, self.max_tokens, list(classes), longest)
         problem = make_problem(
-            self.backbone_,
-            self.task_,
+            backbone,
+            task,
             train,
             held_out,
             seed=self.seed,
@@ -105,9 +108,11 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             time_limit=self.time_limit,
             report=report,
         )
-        self.outcome_ = method.fit(problem)
-        data = {"train": train} | ({"dev": held_out} if held_out else {})
-        self.artifact_ = make_artifact(problem, self.outcome_, method, data, classes)
+        outcome = method.fit(problem)
+        # All at once and last, so that a fit that is interrupted leaves the classifier as it was.
+        self.artifact_ = make_artifact(problem, outcome, method, classes)
+        self.backbone_, self.task_, self.outcome_ = backbone, task, outcome
+        self.classes_ = np.array(list(classes.values()))
         return self
 
     @property
@@ -120,11 +125,11 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """One event for each step of search and training."""
         return [dict(event) for event in self._fitted().trace]
 
-    def predict_proba(self, texts: Texts) -> np.ndarray:
-        """Return class probabilities `[N, C]`, columns as in `classes_`."""
+    def predict_proba(self, texts: Texts, report: Callable[[Event], None] = lambda event: None) -> np.ndarray:
+        """Return class probabilities `[N, C]`, columns as in `classes_`; `report` is told how far it has come."""
         artifact = self._fitted()
         candidate = Candidate(artifact.prompt, artifact.calibration)
-        found: np.ndarray = self._probabilities(texts, [candidate])[0]
+        found: np.ndarray = self._probabilities(texts, [candidate], report)[0]
         return found
 
     def predict(self, texts: Texts) -> np.ndarray:
@@ -133,7 +138,9 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         labels: np.ndarray = self.classes_[likeliest]
         return labels
 
-    def accuracies(self, texts: Texts, labels: Sequence[Any]) -> dict[str, float]:
+    def accuracies(
+        self, texts: Texts, labels: Sequence[Any], report: Callable[[Event], None] = lambda event: None
+    ) -> dict[str, float]:
         """Return the accuracy of the tuned prompt beside the untuned one, over one read of the texts.
 
         Returns:
@@ -145,26 +152,29 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         start = self.outcome_.start
         plain = Candidate(start.prompt, Calibration.none(len(self.classes_)))
         names = ("tuned", "untuned", "calibrated")
-        found = self._probabilities(texts, [self.outcome_.best, plain, start])
+        found = self._probabilities(texts, [self.outcome_.best, plain, start], report)
         truth = np.asarray([self.task_.verbalizer.index(str(_plain(label))) for label in labels])
         return {name: float((p.argmax(1) == truth).mean()) for name, p in zip(names, found, strict=True)}
 
-    def save(self, folder: str | Path, metrics: Mapping[str, float] | None = None) -> str:
-        """Write the artifact, with further metrics, and return its hash.
+    def save(self, folder: str | Path) -> str:
+        """Write the artifact and return its hash.
 
         Raises:
             ArtifactError: the folder cannot be written, or holds something else.
         """
-        return self._fitted().with_metrics(metrics or {}).save(folder)
+        return self._fitted().save(folder)
 
     @classmethod
-    def load(cls, folder: str | Path, model: Any = None, device: str = "auto") -> PromptClassifier:
+    def load(
+        cls, folder: str | Path, model: Any = None, device: str = "auto", local_files_only: bool = False
+    ) -> PromptClassifier:
         """Read an artifact; ready to predict.
 
         Args:
             folder: the artifact.
             model: where the backbone is now; None for the name it was tuned under.
             device: a torch device, or ``auto``.
+            local_files_only: never ask the Hub for a model.
 
         Raises:
             ArtifactError: no artifact, a damaged one, or another backbone than it was made for.
@@ -182,8 +192,9 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             seed=manifest.seed,
             head=manifest.backbone.head,
             device=device,
+            local_files_only=local_files_only,
         )
-        loaded.backbone_ = load_backbone(named, manifest.backbone.head, device)
+        loaded.backbone_ = load_backbone(named, manifest.backbone.head, device, local_files_only)
         artifact.check_backbone(loaded.backbone_)
         loaded.artifact_ = artifact
         loaded.task_ = artifact.task
@@ -195,10 +206,12 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise NotFittedError("this PromptClassifier is not fitted; call fit(texts, labels) or load(folder) first")
         return self.artifact_
 
-    def _probabilities(self, texts: Texts, candidates: Sequence[Candidate]) -> np.ndarray:
+    def _probabilities(
+        self, texts: Texts, candidates: Sequence[Candidate], report: Callable[[Event], None]
+    ) -> np.ndarray:
         """Return class probabilities `[T, N, C]` of several prompts."""
         examples = self.task_.examples(as_records(texts))
-        logits = fresh_logits(self.backbone_, self.task_, candidates, examples)
+        logits = fresh_logits(self.backbone_, self.task_, candidates, examples, report)
         found: np.ndarray = logits.double().softmax(-1).cpu().numpy()
         return found
 
@@ -212,6 +225,7 @@ def as_records(texts: Texts, labels: Sequence[Any] | None = None) -> list[Record
     if isinstance(texts, str | Mapping):
         raise DataError("one text was given where a list of texts is expected; write [text]")
     rows = _rows(texts)
+    labels = None if labels is None else list(labels)  # a pandas Series would be indexed by its own index
     if labels is not None and len(labels) != len(rows):
         raise DataError(f"{len(rows)} texts but {len(labels)} labels; give one label for each text")
     records = []
@@ -237,8 +251,11 @@ def _rows(texts: Texts) -> list[Any]:
 
 def _label(where: str, value: Any) -> Any:
     plain = _plain(value)
-    if plain is None or plain != plain or (isinstance(plain, str) and not plain.strip()):
+    is_missing = plain is None or type(plain).__name__ in ("NAType", "NaTType") or plain != plain
+    if is_missing or (isinstance(plain, str) and not plain.strip()):
         raise DataError(f"{where}: the label is missing; give a class or remove the row")
+    if not isinstance(plain, str | int | float):
+        raise DataError(f"{where}: the label is a {type(plain).__name__}; use strings or numbers as classes")
     return plain
 
 

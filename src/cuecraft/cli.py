@@ -46,6 +46,7 @@ Shots = Annotated[
 Head = Annotated[str | None, typer.Option(help="causal, masked or sequence; by default what the checkpoint has.")]
 MaxTokens = Annotated[int | None, typer.Option(min=1, help="Tokens of one input at most.")]
 TimeLimit = Annotated[float | None, typer.Option(min=0, help="Seconds of search and training.")]
+Offline = Annotated[bool, typer.Option("--local-files-only", help="Never ask the Hub for a model.")]
 Out = Annotated[Path | None, typer.Option(help="Artifact folder. [default: runs/METHOD-SEED]")]
 
 
@@ -68,6 +69,7 @@ def tune(
     seed: Seed = 0,
     time_limit: TimeLimit = None,
     device: Device = "auto",
+    local_files_only: Offline = False,
     out: Out = None,
     json: Json = False,
 ) -> None:
@@ -83,15 +85,16 @@ def tune(
         label_column=label_column,
         model=model,
         method=method,
-        method_options=_pairs(option or [], MethodError),
+        method_options=_pairs(option or []),
         template=_unescaped(template),
-        label_words={k: v.split(",") for k, v in _pairs(label_words or [], LabelWordError).items()} or None,
+        label_words=_words(label_words or []),
         shots=shots,
         head=head,
         max_tokens=max_tokens,
         seed=seed,
         time_limit=time_limit,
         device=device,
+        local_files_only=local_files_only,
         out=out or Path("runs", f"{method}-{seed}"),
     )
     with display.progress() as started:
@@ -111,6 +114,7 @@ def predict(
     ] = None,
     model: Annotated[str | None, typer.Option(help="Where the backbone is now, if not where it was.")] = None,
     device: Device = "auto",
+    local_files_only: Offline = False,
     json: Json = False,
 ) -> None:
     """Classify texts with a tuned prompt."""
@@ -119,7 +123,9 @@ def predict(
     if texts and file:
         raise DataError("texts were given both as arguments and in --file; give one of them")
     lines = texts if texts or file else [line.rstrip("\n") for line in sys.stdin if line.strip()]
-    document = predict_records(artifact, read_texts(artifact, lines or [], file, text_column), model, device)
+    with display.progress() as started:
+        records = read_texts(artifact, lines or [], file, text_column)
+        document = predict_records(artifact, records, model, device, local_files_only, started("predicting"))
     display.print_json(document) if json else display.print_predictions(document["predictions"])
 
 
@@ -157,12 +163,23 @@ def demo(
     display.print_json(document) if json else display.print_demo(document, title)
 
 
-def _pairs(values: list[str], error: type[CuecraftError]) -> dict[str, Any]:
+def _pairs(values: list[str]) -> dict[str, Any]:
     pairs = [value.partition("=") for value in values]
     for name, equals, value in pairs:
         if not (name and equals and value):
-            raise error(f"{name + equals + value!r} is not NAME=VALUE; write for instance epochs=10")
+            raise MethodError(f"{name + equals + value!r} is not NAME=VALUE; write for instance epochs=10")
     return {name: value for name, _, value in pairs}
+
+
+def _words(values: list[str]) -> dict[str, list[str]] | None:
+    """Return label words by class; a class's name may have an equals sign, a word may not."""
+    found: dict[str, list[str]] = {}
+    for value in values:
+        name, equals, words = value.rpartition("=")
+        if not (name and equals and words):
+            raise LabelWordError(f"{value!r} is not CLASS=word; write for instance positive=great,good")
+        found.setdefault(name, []).extend(words.split(","))
+    return found or None
 
 
 def _unescaped(template: str | None) -> str | None:

@@ -73,7 +73,7 @@ def _plain_part(name: str) -> Listener:
 
 
 def _advance(bars: Progress, bar: TaskID, event: Mapping[str, Any]) -> None:
-    state = f"{event['phase']}: loss {event['train_loss']:.3f}"
+    state = f"{event['phase']}: loss {event['train_loss']:.3f}" if "train_loss" in event else str(event["phase"])
     if "dev_accuracy" in event:
         state += f", dev accuracy {event['dev_accuracy']:.3f}"
     bars.update(bar, completed=event.get("step", 0), total=event.get("total"), state=state)
@@ -156,19 +156,19 @@ def print_predictions(predictions: list[dict[str, Any]]) -> None:
 def print_metrics(document: Mapping[str, Any]) -> None:
     """Print what `tune` found."""
     table = Table(show_header=False)
-    table.add_row("method", document["method"])
-    table.add_row("prompt", repr(document["prompt"]))
+    table.add_row("method", Text(document["method"]))
+    table.add_row("prompt", Text(repr(document["prompt"])))
     for name, value in document["metrics"].items():
         table.add_row(name.replace("_", " "), "-" if value is None else f"{value:.3f}")
     table.add_row("seconds", f"{document['seconds']:.1f}")
-    table.add_row("artifact", str(document["artifact"]))
+    table.add_row("artifact", Text(str(document["artifact"])))
     page.print(table)
 
 
 def print_manifest(manifest: Manifest, folder: str) -> None:
     """Print an artifact's manifest."""
     task, backbone, prompt = manifest.task, manifest.backbone, manifest.prompt
-    table = Table(show_header=False, title=folder, title_justify="left")
+    table = Table(show_header=False, title=Text(folder), title_justify="left")
     table.add_column()
     table.add_column(overflow="fold")
     rows = {

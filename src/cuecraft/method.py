@@ -6,7 +6,7 @@ To add a method, write one module with a subclass of `Method` and name it in `cu
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, ClassVar
@@ -17,12 +17,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from cuecraft.backbone import AnyBackbone, ClassHead, Context, HeadKind, SequenceBackbone
-from cuecraft.errors import MethodError
+from cuecraft.errors import BackboneError, MethodError
 from cuecraft.prompts import AnyPrompt, Calibration, HardPrompt, SoftPrompt, calibration
+from cuecraft.prompts.manifest import DataEntry
 from cuecraft.task import Example, Task
 
 Event = dict[str, Any]
 _CHUNK = 32  # examples of one backward pass
+_FRESH = 1024  # examples read together where nothing is kept
 
 
 class CalibrationKind(StrEnum):
@@ -64,6 +66,7 @@ class Problem:
         train: examples to learn from.
         dev: examples to choose and stop by; None to choose by the training loss.
         seed: of everything random.
+        data: row count and hash of each split.
         out_of_time: tells a method to stop with the best so far.
         report: is told of each step; never affects the result.
     """
@@ -73,6 +76,7 @@ class Problem:
     train: Labelled
     dev: Labelled | None
     seed: int = 0
+    data: Mapping[str, DataEntry] = field(default_factory=dict)
     out_of_time: Callable[[], bool] = lambda: False
     report: Callable[[Event], None] = lambda event: None
 
@@ -100,6 +104,12 @@ class Candidate:
         return self.calibration.apply(backbone.class_logits(context, self.prompt))
 
 
+def _finite(logits: Tensor, backbone: AnyBackbone) -> Tensor:
+    if not bool(logits.isfinite().all()):
+        raise BackboneError(f"{backbone.name} answers with NaN or infinity; check its weights, dtype and device")
+    return logits
+
+
 @dataclass(frozen=True)
 class Score:
     """Mean cross-entropy (nats) and accuracy over some labelled examples."""
@@ -122,12 +132,24 @@ def score(backbone: AnyBackbone, candidate: Candidate, data: Labelled) -> Score:
 
 @torch.no_grad()
 def fresh_logits(
-    backbone: AnyBackbone, task: Task, candidates: Sequence[Candidate], examples: Sequence[Example]
+    backbone: AnyBackbone,
+    task: Task,
+    candidates: Sequence[Candidate],
+    examples: Sequence[Example],
+    report: Callable[[Event], None] = lambda event: None,
 ) -> Tensor:
-    """Return calibrated logits `[T, B, C]` of several prompts on examples that are read once and not kept."""
-    context = backbone.context(examples, task, keep_bytes=0)
-    logits = backbone.class_logits_many(context, [candidate.prompt for candidate in candidates])
-    return torch.stack([c.calibration.apply(part) for c, part in zip(candidates, logits, strict=True)])
+    """Return calibrated logits `[T, B, C]` of several prompts on examples that are read once and not kept.
+
+    Raises:
+        BackboneError: the model answers with NaN or infinity.
+    """
+    parts = []
+    for start in range(0, len(examples), _FRESH):
+        context = backbone.context(examples[start : start + _FRESH], task, keep_bytes=0)
+        logits = backbone.class_logits_many(context, [candidate.prompt for candidate in candidates])
+        parts.append(torch.stack([c.calibration.apply(part) for c, part in zip(candidates, logits, strict=True)]))
+        report({"phase": "predict", "step": start + len(context), "total": len(examples)})
+    return _finite(torch.cat(parts, dim=1), backbone)
 
 
 @dataclass(frozen=True)
@@ -158,6 +180,12 @@ class Method(BaseModel, ABC):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: ClassVar[str]
+
+    def longest_prompt(self) -> int:
+        """Return the greatest prompt length that the options ask for, in tokens; 0 where they ask for none."""
+        values = [getattr(self, name) for name in type(self).model_fields]
+        parts = [value.longest_prompt() for value in values if isinstance(value, Method)]
+        return max(getattr(self, "prompt_length", None) or 0, *parts, 0)
 
     @abstractmethod
     def fit(self, problem: Problem) -> Outcome:
@@ -216,6 +244,8 @@ def starting_point(problem: Problem, token_ids: tuple[int, ...], kind: Calibrati
             replace(prompt, head=fit_head(problem, prompt)),
             Calibration.none(problem.task.verbalizer.num_classes),
         )
+    with torch.no_grad():
+        _finite(problem.backbone.class_logits(problem.train.context, prompt), problem.backbone)
     return Candidate(prompt, calibrate(problem, prompt, kind))
 
 

@@ -13,6 +13,7 @@ from cuecraft.data import Record, k_shot_split, read_records, subsample
 from cuecraft.errors import DataError
 from cuecraft.method import Event
 from cuecraft.prompts import check_target, load_artifact
+from cuecraft.tune.prepare import data_entry
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class TuneRequest:
     seed: int
     time_limit: float | None
     device: str
+    local_files_only: bool
     out: Path
 
 
@@ -48,6 +50,7 @@ def run_tune(request: TuneRequest, started: Callable[[str], Callable[[Event], No
     begun = time.perf_counter()
     check_target(request.out)
     train, dev, test = _splits(request)
+    _check_labels(request, train, dev=dev or [], test=test)
     classifier = PromptClassifier(
         request.model,
         request.method,
@@ -59,6 +62,7 @@ def run_tune(request: TuneRequest, started: Callable[[str], Callable[[Event], No
         seed=request.seed,
         head=request.head,
         device=request.device,
+        local_files_only=request.local_files_only,
     )
     listener = started(request.method)
     classifier.fit(*_unzip(train), dev=_unzip(dev) if dev else None, report=listener)
@@ -66,14 +70,14 @@ def run_tune(request: TuneRequest, started: Callable[[str], Callable[[Event], No
     metrics.setdefault("dev_accuracy", None)
     tested: dict[str, float] = {}
     if test:
-        started("testing")
-        found = classifier.accuracies(*_unzip(test))
+        found = classifier.accuracies(*_unzip(test), report=started("testing"))
         tested = {
             "test_accuracy": found["tuned"],
             "untuned_test_accuracy": found["untuned"],
             "calibrated_untuned_test_accuracy": found["calibrated"],
         }
-    sha256 = classifier.save(request.out, tested)
+        classifier.artifact_ = classifier.artifact_.with_test(tested, data_entry(test))
+    sha256 = classifier.save(request.out)
     names = ("test_accuracy", "untuned_test_accuracy", "calibrated_untuned_test_accuracy")
     return {
         "method": request.method,
@@ -107,7 +111,24 @@ def _splits(request: TuneRequest) -> tuple[list[Record], list[Record] | None, li
         return train, dev, []
     if not request.shots:
         raise DataError("--test-size needs --test, or --shots so that rows of TRAIN are left over to test on")
+    if not rest:
+        raise DataError(
+            f"--shots {request.shots} leaves no rows of {request.train} to test on; lower it or give --test"
+        )
     return train, dev, subsample(rest, request.test_size, request.seed)
+
+
+def _check_labels(request: TuneRequest, train: Sequence[Record], **others: Sequence[Record]) -> None:
+    """Raise DataError, before anything long is done, where dev or test have a class that train has not."""
+    known = {record.label for record in train}
+    for name, records in others.items():
+        for row, record in enumerate(records, start=1):
+            if record.label not in known:
+                source = getattr(request, name) or request.train
+                raise DataError(
+                    f"{source} row {row}: label {record.label!r} is not one of the training classes "
+                    f"({', '.join(sorted(map(str, known)))}); mend the label or add the class to {request.train}"
+                )
 
 
 def _unzip(records: Sequence[Record]) -> tuple[list[dict[str, str]], list[str | None]]:
@@ -126,20 +147,31 @@ def read_texts(artifact: Path, lines: Sequence[str], file: Path | None, columns:
     if file is not None:
         if not file.is_file():
             raise DataError(f"{file}: no such file; check the path")
-        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        try:
+            lines = [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
+        except (UnicodeDecodeError, OSError) as error:
+            raise DataError(f"{file}: not readable as UTF-8 text ({error})") from error
     if len(fields) > 1:
         raise DataError(f"the prompt takes the fields {', '.join(fields)}; give them as columns of a --file")
-    if not any(line.strip() for line in lines):
+    if not lines:
         raise DataError("no text to classify; give texts as arguments, on stdin or in a --file")
-    return [Record({fields[0]: line}) for line in lines if line.strip()]
+    return [Record({fields[0]: line}) for line in lines]
 
 
-def predict_records(artifact: Path, records: Sequence[Record], model: str | None, device: str) -> dict[str, Any]:
+def predict_records(
+    artifact: Path,
+    records: Sequence[Record],
+    model: str | None,
+    device: str,
+    local_files_only: bool,
+    report: Callable[[Event], None],
+) -> dict[str, Any]:
     """Return the document of `cuecraft predict --json`."""
-    classifier = PromptClassifier.load(artifact, model, device)
+    classifier = PromptClassifier.load(artifact, model, device, local_files_only)
     names = [str(name) for name in classifier.classes_.tolist()]
     predictions = []
-    for record, row in zip(records, classifier.predict_proba([dict(r.fields) for r in records]), strict=True):
+    found = classifier.predict_proba([dict(record.fields) for record in records], report)
+    for record, row in zip(records, found, strict=True):
         shares: dict[str, float] = dict(zip(names, row.tolist(), strict=True))
         label = max(shares, key=lambda name: shares[name])
         text = next(iter(record.fields.values()))

@@ -143,9 +143,6 @@ class FrozenModel:
         limit = getattr(config, "max_position_embeddings", None)
         if limit is not None and config.model_type in _OFFSET_POSITIONS:
             limit -= (config.pad_token_id or 0) + 1
-        # Masks are made here for full attention: inputs stay within a sliding window, where both are the same.
-        if "sliding_attention" in (getattr(config, "layer_types", None) or ()) or config.model_type == "mistral":
-            limit = min(filter(None, (limit, config.sliding_window)), default=None)
         return limit if limit and limit > 0 else None
 
     def embed(self, token_ids: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from cuecraft.task import Example, Task
 
 _READ_TOKENS = 4096  # tokens of one context-building pass
 _PASS_TOKENS = 12288  # tokens of one cue pass, cached ones included, all rows together
+_TOLERANCE = 0.02  # of the greatest logit: wide enough for bfloat16, far from a wrong mask or position
 _TREE_NODES = 384  # nodes of one tree: beyond that its N x N mask costs more than it saves
 
 
@@ -53,6 +54,38 @@ class CausalBackbone(FrozenModel):
     ) -> None:
         super().__init__(model, tokenizer, name, fingerprint)
         self.context_bytes = context_bytes
+        self._check_cache()
+
+    @property
+    def max_positions(self) -> int | None:
+        """Tokens that one input may have; None when the model sets no limit.
+
+        Masks are made here for full attention, so inputs stay within an attention window, where both are the same.
+        """
+        config = self.model.config.get_text_config()
+        kinds = getattr(config, "layer_types", None)
+        is_windowed = kinds is None or any(kind != "full_attention" for kind in kinds)
+        names = ("sliding_window", "window_size", "attention_chunk_size") if is_windowed else ()
+        limits = [super().max_positions, *(getattr(config, name, None) for name in names)]
+        return min((limit for limit in limits if limit), default=None)
+
+    @torch.no_grad()
+    def _check_cache(self) -> None:
+        """Raise BackboneError where the model does not answer alike with and without a context cache."""
+        ids = torch.arange(6) * 7 % self.vocab_size
+        own = torch.zeros(1, dtype=torch.long, device=self.device)
+        advice = f"{self.name} ({self.model.config.model_type}) cannot be used as a causal backbone"
+        try:
+            plain = self.model(input_ids=ids[None].to(self.device)).logits[0, -1].float()
+            state = self._read([tuple(ids[:3].tolist())])[0]
+            inputs = self.embed(ids[3:])[None]
+            chain = torch.ones(3, 3, dtype=torch.bool).tril()
+            valid = torch.ones(1, 3, dtype=torch.bool, device=self.device)
+            found = self._forward(self.model, inputs, chain, valid, state[:, :, None], own + 3).logits[0, -1].float()
+        except Exception as error:  # architectures without an ordinary cache fail in ways of their own
+            raise BackboneError(f"{advice}: it takes no context cache ({str(error)[:120]})") from error
+        if not torch.allclose(found, plain, atol=_TOLERANCE * float(plain.abs().max())):
+            raise BackboneError(f"{advice}: its logits differ with a context cache")
 
     @torch.no_grad()
     def context(self, examples: Sequence[Example], task: Task, keep_bytes: int | None = None) -> Context:
@@ -67,7 +100,7 @@ class CausalBackbone(FrozenModel):
         for row, piece in enumerate(pieces, start=1):
             # A row without tail among rows with one would have its answer slot elsewhere.
             if not len(piece) or (not piece.after and pieces[0].after):
-                raise DataError(f"text {row} has no tokens in this backbone's tokenizer; remove it")
+                raise DataError(f"text {row} has no tokens in the field after the prompt; mend or remove it")
         distinct = list(dict.fromkeys(piece.before for piece in pieces if piece.before))
         kept: dict[tuple[int, ...], Tensor] = {}
         free = self.context_bytes if keep_bytes is None else keep_bytes

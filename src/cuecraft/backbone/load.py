@@ -16,12 +16,14 @@ import transformers
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 from cuecraft import assets
+from cuecraft.backbone.base import Backbone
 from cuecraft.backbone.causal import CausalBackbone
 from cuecraft.backbone.encoder import MaskedBackbone, Pooling, SequenceBackbone
 from cuecraft.backbone.rendering import HeadKind
 from cuecraft.errors import BackboneError
 
 AnyBackbone = CausalBackbone | MaskedBackbone | SequenceBackbone
+_MEET_THE_CONTRACT: tuple[type[Backbone], ...] = (CausalBackbone, MaskedBackbone, SequenceBackbone)
 
 _AUTO_CLASS = {
     HeadKind.CAUSAL: AutoModelForCausalLM,
@@ -31,7 +33,10 @@ _AUTO_CLASS = {
 
 
 def load_backbone(
-    model: str | Path | tuple[Any, Any] | AnyBackbone, head: str | None = None, device: str = "auto"
+    model: str | Path | tuple[Any, Any] | AnyBackbone,
+    head: str | None = None,
+    device: str = "auto",
+    local_files_only: bool = False,
 ) -> AnyBackbone:
     """Return a frozen backbone.
 
@@ -41,6 +46,7 @@ def load_backbone(
         head: ``causal``, ``masked`` or ``sequence``; by default what the checkpoint was saved as, and ``sequence``
             for one without a language head.
         device: a torch device, or ``auto``: a GPU if there is one.
+        local_files_only: never ask the Hub (as the environment variable HF_HUB_OFFLINE=1 does).
 
     A name is loaded once in a process and shared after that. Weights are read from safetensors only, and no code of
     a model's repository is run.
@@ -49,12 +55,12 @@ def load_backbone(
         BackboneError: not found, not loadable, or without the head asked for.
         AssetError: a demo model is not installed.
     """
-    if isinstance(model, CausalBackbone | MaskedBackbone | SequenceBackbone):
+    if isinstance(model, _MEET_THE_CONTRACT):
         return model
     kind = _head_kind(head)
     if isinstance(model, tuple):
         return _from_memory(*model, kind)
-    return _load(str(model), kind, _device(device))
+    return _load(str(model), kind, _device(device), local_files_only)
 
 
 def _head_kind(head: str | None) -> HeadKind | None:
@@ -68,21 +74,23 @@ def _device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.ones(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise BackboneError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
     return device
 
 
 @lru_cache(maxsize=4)
-def _load(name: str, head: HeadKind | None, device: str) -> AnyBackbone:
+def _load(name: str, head: HeadKind | None, device: str, local_files_only: bool) -> AnyBackbone:
     folder = str(assets.model_folder(name)) if assets.is_asset(name) else name
+    where = {"pretrained_model_name_or_path": folder, "local_files_only": local_files_only}
     with _quiet(), _readable_errors(name):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        kind = head or _saved_head(config)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(**where, trust_remote_code=False)
+    kind = head or _saved_head(config)
+    with _quiet(), _readable_errors(name):
+        tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
         model, info = _AUTO_CLASS[kind].from_pretrained(
-            folder,
+            **where,
             config=config,
             dtype=torch.float32,
             use_safetensors=True,
@@ -95,14 +103,13 @@ def _load(name: str, head: HeadKind | None, device: str) -> AnyBackbone:
             f"{name}: the checkpoint has no weights for {missing[0]!r} ({len(missing)} missing), so it has no "
             f"{kind} head; choose another with head=/--head"
         )
-    path = Path(folder)
     return _wrap(
         model.to(device),
         tokenizer,
         name,
         kind,
         lambda: _hash_files(name),
-        _pooling(path, config),
+        _pooling(_snapshot(folder), config),
     )
 
 
@@ -145,7 +152,11 @@ def _pooling(folder: Path | None, config: Any) -> Pooling:
     declared = folder / "1_Pooling" / "config.json" if folder else None
     if declared is not None and declared.is_file():
         options = json.loads(declared.read_text(encoding="utf-8"))
-        return Pooling.CLS if options.get("pooling_mode_cls_token") else Pooling.MEAN
+        modes = {name.removeprefix("pooling_mode_") for name, value in options.items() if value is True}
+        known = {"cls_token": Pooling.CLS, "mean_tokens": Pooling.MEAN, "lasttoken": Pooling.LAST}
+        if chosen := [known[mode] for mode in modes & set(known)]:
+            return chosen[0]
+        raise BackboneError(f"{declared}: pooling by {', '.join(sorted(modes)) or 'nothing'} is not supported")
     is_decoder = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING and (
         type(config) not in transformers.MODEL_FOR_MASKED_LM_MAPPING
     )
@@ -180,9 +191,7 @@ def _hash_state(model: Any, tokenizer: Any) -> str:
 def _readable_errors(name: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        if isinstance(error, BackboneError):
-            raise
+    except Exception as error:  # loaders raise whatever they like for a file that is damaged or not theirs
         reason = " ".join(str(error).split())
         raise BackboneError(f"{name}: cannot load this model ({reason[:300]})") from error
 

@@ -7,6 +7,7 @@ before its output embedding (transform, norm) or after it (soft-capping, scaling
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,7 @@ from cuecraft.backbone.rendering import LabelIds
 from cuecraft.errors import LabelWordError
 
 _VOCABULARY_CHUNK = 8192
+_ONE_PASS_AT_A_TIME = threading.RLock()  # the output embedding is lent to one reader at once
 _RESCALING = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
@@ -71,11 +73,12 @@ class LabelReadout:
             bias = None if self.head.bias is None else self.head.bias[self._rows]
             return functional.linear(read, self.head.weight[self._rows], bias)
 
-        self.head.forward = forward  # shadows the module's own method until deleted
-        try:
-            yield
-        finally:
-            del self.head.forward
+        with _ONE_PASS_AT_A_TIME:
+            self.head.forward = forward  # shadows the module's own method until deleted
+            try:
+                yield
+            finally:
+                del self.head.forward
 
     def class_scores(self, logits: Tensor) -> Tensor:
         """Turn the model's logits `[B, K * (1 + I), W]` into class scores `[K, B, C]` (float32 at least)."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from cuecraft.errors import CuecraftWarning, LabelWordError, PromptError, TemplateError
+from cuecraft.errors import CuecraftWarning, DataError, LabelWordError, PromptError, TemplateError
 from cuecraft.task import Example, Field, Literal, MaskSlot, PromptSlot, Task
 
 
@@ -64,6 +64,8 @@ class Renderer:
         self.head = head
         limits = [limit for limit in (max_positions, task.max_tokens) if limit]
         self.max_tokens = min(limits) if limits else None
+        # SentencePiece in its older form puts a space before every text by itself; a second one would be a token.
+        self._writes_own_space = tokenizer.tokenize("a")[0].startswith("▁")
         self.label_ids: LabelIds = () if head is HeadKind.SEQUENCE else self._label_ids()
         slots = self._slots()
         at = next(i for i, piece in enumerate(slots) if isinstance(piece, PromptSlot))
@@ -83,6 +85,11 @@ class Renderer:
         text = self.task.template.prompt_text
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else ()
 
+    @property
+    def _reserve(self) -> int:
+        """Positions kept free for the prompt: the task's, or as many as the template's own words need."""
+        return max(self.task.reserve, len(self.prompt_ids))
+
     def render(self, examples: Sequence[Example]) -> list[Pieces]:
         """Return the pieces of each example, texts cut at the end where they would not fit.
 
@@ -91,18 +98,21 @@ class Renderer:
 
         Raises:
             PromptError: the template alone leaves no room for text.
+            DataError: a text has no tokens.
         """
         room = self._room()
         cut = 0
         rendered = []
-        for row in self._field_ids(examples):
+        for number, row in enumerate(self._field_ids(examples), start=1):
+            if not any(row):
+                raise DataError(f"text {number} has no tokens in this backbone's tokenizer; mend or remove it")
             kept = row if room is None else _cut_longest(row, room)
             cut += kept != row
             rendered.append(self._pieces(kept))
         if cut:
             warnings.warn(
                 f"{cut} of {len(examples)} texts were cut at the end to fit {self.max_tokens} tokens "
-                f"({self.task.reserve} of them kept for the prompt)",
+                f"({self._reserve} of them kept for the prompt)",
                 CuecraftWarning,
                 stacklevel=2,
             )
@@ -114,8 +124,7 @@ class Renderer:
         if self.max_tokens is not None and longest > self.max_tokens:
             raise PromptError(
                 f"a prompt of {prompt_length} tokens makes an input of {longest}, but {self.max_tokens} fit; "
-                f"shorten the prompt to {max(0, prompt_length - longest + self.max_tokens)} tokens or raise reserve "
-                f"(now {self.task.reserve})"
+                f"shorten the prompt to {max(0, prompt_length - longest + self.max_tokens)} tokens"
             )
 
     def _slots(self) -> list[Literal | Field | PromptSlot | MaskSlot]:
@@ -148,7 +157,11 @@ class Renderer:
     def _label_ids(self) -> LabelIds:
         mask = next((p for p in self.task.template.pieces if isinstance(p, MaskSlot)), MaskSlot())
         verbalizer = self.task.verbalizer
-        classes = tuple(tuple(self._word_ids(mask.prefix + word) for word in words) for words in verbalizer.words)
+        prefix = "" if self._writes_own_space else mask.prefix
+        # Words that a tokenizer writes alike ("good", "Good" in an uncased one) are one word.
+        classes = tuple(
+            tuple(dict.fromkeys(self._word_ids(prefix + word) for word in words)) for words in verbalizer.words
+        )
         owners = [(ids, c) for c, words in enumerate(classes) for ids in words]
         for ids, c in owners:
             for other, d in owners:
@@ -181,11 +194,11 @@ class Renderer:
         if self.max_tokens is None:
             return None
         fixed = len(self._pieces([()] * len(self._fields()))) + self._answer_length()
-        room = self.max_tokens - fixed - self.task.reserve
+        room = self.max_tokens - fixed - self._reserve
         if room < 1:
             raise PromptError(
-                f"the template alone takes {fixed} of {self.max_tokens} tokens and {self.task.reserve} are kept for "
-                "the prompt, which leaves none for text; shorten the template or lower reserve"
+                f"the template alone takes {fixed} of {self.max_tokens} tokens and {self._reserve} are kept for "
+                "the prompt, which leaves none for text; shorten the template or the prompt"
             )
         return room
 
@@ -199,7 +212,9 @@ class Renderer:
         columns = []
         for piece in self._fields():
             texts = [example.fields[piece.name] for example in examples]
-            texts = [piece.prefix + text.lstrip() for text in texts] if piece.prefix else texts
+            if piece.prefix:
+                prefix = "" if self._writes_own_space else piece.prefix
+                texts = [prefix + text.lstrip() for text in texts]
             encoded = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)
             columns.append([tuple(ids) for ids in encoded["input_ids"]])
         return [list(row) for row in zip(*columns, strict=True)]

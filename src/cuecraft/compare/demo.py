@@ -12,7 +12,7 @@ from cuecraft.data import Record, k_shot_split, read_records, subsample
 from cuecraft.method import Candidate, Event, Problem, fresh_logits, label_context, score
 from cuecraft.prompts import Artifact, HardPrompt
 from cuecraft.tune.finish import make_artifact
-from cuecraft.tune.prepare import make_problem, make_task
+from cuecraft.tune.prepare import data_entry, make_problem, make_task
 
 MODEL = "demo:smollm2-135m"
 DATA = "demo:movie-sentences"
@@ -65,19 +65,19 @@ def run_demo(
     backbone = load_backbone(MODEL)
     started("reading the reviews")
     split = k_shot_split(read_records(DATA), shots, seed)
-    # Three more reviews are kept apart, to be shown with the winner's answers.
-    *test, first, second, third = subsample(split.rest, test_size + 3, seed)
+    # Three more reviews are kept apart, to be shown with the winner's answers; the data is sorted by class.
+    test = subsample(split.rest, test_size + 3, seed)
+    shown = [test.pop(row) for row in (len(test) - 1, len(test) // 2, 0)]
     task = make_task(backbone, split.train)
     problem = make_problem(backbone, task, split.train, split.dev, seed=seed)
     board = run_methods(problem, label_context(backbone, task, task.examples(test)), METHODS, started)
-    data = {"train": split.train, "dev": split.dev, "test": test}
     winner = board.winner
-    artifact = make_artifact(problem, winner.outcome, winner.method, data)
+    artifact = make_artifact(problem, winner.outcome, winner.method)
     return DemoResult(
         board,
-        artifact.with_metrics({"test_accuracy": winner.test.accuracy}),
+        artifact.with_test({"test_accuracy": winner.test.accuracy}, data_entry(test)),
         _best_words(problem, board).prompt.text(backbone.tokenizer),
-        _answers(problem, winner.outcome.best, [first, second, third]),
+        _answers(problem, winner.outcome.best, shown),
         len(test),
     )
 

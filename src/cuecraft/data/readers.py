@@ -75,7 +75,10 @@ def _csv_rows(path: Path, delimiter: str) -> Iterator[Row]:
         with path.open(encoding="utf-8-sig", newline="") as handle:
             reader = csv.DictReader(handle, delimiter=delimiter, strict=True)
             for row in reader:
-                yield f"{path} line {reader.line_num}", dict(row)
+                where = f"{path} line {reader.line_num}"
+                if None in row:
+                    raise DataError(f"{where}: more values than columns; put quotation marks around text with commas")
+                yield where, dict(row)
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: not readable as UTF-8 {path.suffix[1:].upper()} ({error})") from error
 

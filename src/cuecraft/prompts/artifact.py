@@ -11,6 +11,7 @@ README.md            model card
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -116,10 +117,10 @@ class Artifact:
         )
         return cls(prompt, calibration, task, names, manifest, tuple(trace))
 
-    def with_metrics(self, metrics: Mapping[str, float]) -> Artifact:
-        """Return the artifact with further metrics in its manifest."""
-        merged = self.manifest.metrics | dict(metrics)
-        return replace(self, manifest=self.manifest.model_copy(update={"metrics": merged}))
+    def with_test(self, metrics: Mapping[str, float], data: DataEntry) -> Artifact:
+        """Return the artifact with metrics of a test set, and that set's hash, in its manifest."""
+        merged = {"metrics": self.manifest.metrics | dict(metrics), "data": self.manifest.data | {"test": data}}
+        return replace(self, manifest=self.manifest.model_copy(update=merged))
 
     def save(self, folder: str | Path) -> str:
         """Write the artifact and return its hash; an artifact already there is replaced in one step.
@@ -131,7 +132,7 @@ class Artifact:
         check_target(target)
         try:
             write_folder(target, self._fill)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise ArtifactError(f"{target}: cannot write the artifact ({error}); choose another folder") from error
         return Manifest.model_validate_json((target / MANIFEST).read_text(encoding="utf-8")).artifact_sha256
 
@@ -161,9 +162,23 @@ class Artifact:
 
 
 def check_target(folder: Path) -> None:
-    """Raise ArtifactError where something that is no artifact stands in the way of one."""
-    if folder.exists() and not (folder / MANIFEST).is_file():
-        raise ArtifactError(f"{folder}: exists and is no artifact; choose another --out or remove it")
+    """Raise ArtifactError where something that is no artifact stands in the way of one, or nothing can be written."""
+    if folder.exists():
+        own = {MANIFEST, TENSORS, TRACE, CARD}
+        if not folder.is_dir() or not {path.name for path in folder.iterdir()} <= own or not _is_manifest(folder):
+            raise ArtifactError(f"{folder}: exists and is no artifact; choose another --out or remove it")
+    nearest = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise ArtifactError(f"{folder}: {nearest} cannot be written to; choose another --out")
+
+
+def _is_manifest(folder: Path) -> bool:
+    """Tell whether a folder's manifest is one of ours, whatever its schema version."""
+    try:
+        raw = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(raw, dict) and {"schema_version", "artifact_sha256"} <= set(raw)
 
 
 def stored_bytes(prompt: AnyPrompt) -> int:
@@ -187,7 +202,7 @@ def load_artifact(folder: str | Path) -> Artifact:
             raise ArtifactError(f"{source}: {name} is damaged (its hash differs); restore the folder or tune again")
     try:
         prompt = _prompt(manifest, load_file(source / TENSORS))
-        trace = [json.loads(line) for line in (source / TRACE).read_text(encoding="utf-8").splitlines()]
+        trace = [json.loads(line) for line in (source / TRACE).read_text(encoding="utf-8").split("\n") if line]
     except (SafetensorError, KeyError, OSError, json.JSONDecodeError) as error:
         raise ArtifactError(f"{source}: is damaged ({error}); restore the folder or tune again") from error
     entry = manifest.task

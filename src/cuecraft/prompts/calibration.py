@@ -40,7 +40,7 @@ def contextual(content_free_logits: Tensor) -> Calibration:
     Args:
         content_free_logits: `[N, C]` logits of texts such as "N/A"; their mean probability becomes uniform.
     """
-    return _flattening(content_free_logits.softmax(-1).mean(0).log())
+    return _flattening(content_free_logits)
 
 
 def batch(logits: Tensor) -> Calibration:
@@ -49,7 +49,7 @@ def batch(logits: Tensor) -> Calibration:
     Args:
         logits: `[N, C]` logits of texts of the task; no labels are used.
     """
-    return _flattening(logits.log_softmax(-1).mean(0))
+    return _flattening(logits)
 
 
 def fitted(logits: Tensor, labels: Tensor, strength: float = 1.0) -> Calibration:
@@ -84,6 +84,8 @@ def fitted(logits: Tensor, labels: Tensor, strength: float = 1.0) -> Calibration
     return Calibration(tuple(float(b) for b in found[:classes]), float(np.exp(found[classes])))
 
 
-def _flattening(log_prior: Tensor) -> Calibration:
+def _flattening(logits: Tensor) -> Calibration:
+    """Return the offsets that divide by the mean probability of each class."""
+    log_prior = logits.double().log_softmax(-1).logsumexp(0)
     bias = log_prior.mean() - log_prior
-    return Calibration(tuple(float(b) for b in bias.double()))
+    return Calibration(tuple(float(b) for b in bias))

@@ -57,15 +57,14 @@ class AutoPrompt(Method):
             incumbent = score(problem.backbone, begin, data)
             selection.see(begin, incumbent, phase=PHASE, step=0, prompt=_text(problem, begin))
         allowed = allowed_tokens(problem.backbone, problem.task)
-        barren = 0
+        tried: set[int] = set()  # positions whose turn brought nothing since the last accepted swap
         for step in range(1, self.steps + 1):
-            # With one position a step, every position has had its turn after as many barren steps as positions.
-            if problem.out_of_time() or barren >= (len(current.prompt) if self.positions == "one" else 1):
+            if problem.out_of_time() or len(tried) == len(current.prompt):
                 break
             swap, found = self._step(problem, current, data, allowed, step)
-            barren += 1
+            tried |= {swap[0]} if self.positions == "one" else set(range(len(current.prompt)))
             if found.loss < incumbent.loss:
-                current, incumbent, barren = _swapped(current, swap), found, 0
+                current, incumbent, tried = _swapped(current, swap), found, set()
                 selection.see(
                     current,
                     found,

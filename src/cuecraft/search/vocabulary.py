@@ -17,8 +17,8 @@ def allowed_tokens(backbone: AnyBackbone, task: Task) -> Tensor:
     tokenizer = backbone.tokenizer
     allowed = torch.zeros(backbone.vocab_size, dtype=torch.bool)
     special = set(tokenizer.all_special_ids) | set(getattr(tokenizer, "added_tokens_decoder", {}))
-    answers = {word.casefold() for words in task.verbalizer.words for word in words}
-    answers |= {label.casefold() for label in task.verbalizer.labels}
+    names = [*task.verbalizer.labels, *(word for words in task.verbalizer.words for word in words)]
+    answers = {part.casefold() for name in names for part in (name, *name.split())}
     count = min(len(tokenizer), backbone.vocab_size)
     for token, text in enumerate(tokenizer.batch_decode([[n] for n in range(count)])):
         word = text.strip().removeprefix("##").casefold()

@@ -20,7 +20,7 @@ from cuecraft.errors import TemplateError
 
 PROMPT = "prompt"
 MASK = "mask"
-_FIELD_NAME = re.compile(r"[^\W\d][\w .-]*")
+FIELD_NAME = re.compile(r"[^\W\d][\w .-]*")
 
 
 @dataclass(frozen=True)
@@ -92,12 +92,6 @@ class Template:
         """Whether the template has an answer slot."""
         return any(isinstance(p, MaskSlot) for p in self.pieces)
 
-    @property
-    def prompt_is_last(self) -> bool:
-        """Whether every field stands before the prompt slot, as the context cache likes it."""
-        kinds = [type(p) for p in self.pieces]
-        return Field not in kinds[kinds.index(PromptSlot) :]
-
     def _parsed(self) -> list[Piece]:
         pieces = list(_join_spaces(list(self._raw_pieces())))
         count = {kind: sum(isinstance(p, kind) for p in pieces) for kind in (Field, PromptSlot, MaskSlot)}
@@ -137,7 +131,7 @@ class Template:
             raise self._error(f"has a format in {{{name}:{spec}}}; only {{prompt:...}} takes one")
         if name == MASK:
             return MaskSlot()
-        if not _FIELD_NAME.fullmatch(name):
+        if not FIELD_NAME.fullmatch(name):
             raise self._error(f"has a slot {{{name}}}; name a field, {{prompt}} or {{mask}}")
         return Field(name)
 

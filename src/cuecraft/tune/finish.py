@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from cuecraft.data import Record, fingerprint
 from cuecraft.method import Method, Outcome, Problem, score
 from cuecraft.prompts import Artifact
-from cuecraft.prompts.manifest import DataEntry
 
 
 def make_artifact(
     problem: Problem,
     outcome: Outcome,
     method: Method,
-    data: Mapping[str, Sequence[Record]],
     classes: Mapping[str, Any] | None = None,
 ) -> Artifact:
     """Gather an outcome into an artifact, with its accuracy on the problem's own splits."""
@@ -31,7 +28,7 @@ def make_artifact(
         method_options=method.model_dump(mode="json"),
         seed=problem.seed,
         metrics=metrics,
-        data={name: DataEntry(rows=len(rows), sha256=fingerprint(rows)) for name, rows in data.items()},
+        data=problem.data,
         classes=[classes[label] for label in labels] if classes else None,
         words=outcome.words.prompt.text(problem.backbone.tokenizer) if outcome.words else None,
         trace=outcome.trace,

@@ -7,10 +7,12 @@ import warnings
 from collections.abc import Callable, Sequence
 
 from cuecraft.backbone import AnyBackbone, HeadKind
-from cuecraft.data import Record, holdout
+from cuecraft.data import Record, fingerprint, holdout
 from cuecraft.errors import CuecraftWarning, DataError
 from cuecraft.method import Event, Problem, label_context
+from cuecraft.prompts.manifest import DataEntry
 from cuecraft.task import Task, Template, Verbalizer
+from cuecraft.task.template import FIELD_NAME
 from cuecraft.task.verbalizer import WordChoice
 
 #: Starting words that do well on texts of many kinds; tuning takes it from there.
@@ -22,6 +24,9 @@ def default_template(head: HeadKind, fields: Sequence[str]) -> Template:
 
     Several fields are written one a line, each after its name.
     """
+    for name in fields:
+        if name in ("prompt", "mask") or not FIELD_NAME.fullmatch(name):
+            raise DataError(f"column {name!r} cannot be a field of a template; rename it, or choose text columns")
     if len(fields) == 1:
         text = f"{{{fields[0]}}}"
     else:
@@ -39,6 +44,7 @@ def make_task(
     label_words: WordChoice | None = None,
     max_tokens: int | None = None,
     labels: Sequence[str] | None = None,
+    prompt_length: int = 0,
 ) -> Task:
     """Return the task of labelled records.
 
@@ -49,6 +55,7 @@ def make_task(
         label_words: class -> word or words; None for the classes' names.
         max_tokens: tokens of one input at most.
         labels: the classes in their order; None for the records' labels, sorted.
+        prompt_length: tokens to keep free for the prompt, if more than usual.
 
     Raises:
         DataError: no records, a record without a label, or only one class.
@@ -69,7 +76,12 @@ def make_task(
             CuecraftWarning,
             stacklevel=2,
         )
-    return Task(written, verbalizer, max_tokens)
+    return Task(written, verbalizer, max_tokens, max(Task.reserve, prompt_length))
+
+
+def data_entry(records: Sequence[Record]) -> DataEntry:
+    """Return a split's row count and hash."""
+    return DataEntry(rows=len(records), sha256=fingerprint(records))
 
 
 def make_problem(
@@ -105,6 +117,7 @@ def make_problem(
         label_context(backbone, task, task.examples(train)),
         label_context(backbone, task, task.examples(dev)) if dev else None,
         seed,
+        {name: data_entry(rows) for name, rows in (("train", train), ("dev", dev)) if rows},
         out_of_time=lambda: deadline is not None and time.monotonic() >= deadline,
         report=report,
     )

@@ -44,6 +44,7 @@ class PromptTuning(TrainingOptions):
         """Train from a given prompt, hard or soft; step 0 has exactly its logits."""
         scale = float(problem.backbone.embedding_matrix().square().mean().sqrt())
         vectors = start.prompt.vectors(problem.backbone.embed)
+        vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))  # half precision would not train
         trainable = _Vectors(vectors, start.prompt.head, scale, self)
         train(self, problem, trainable, start.calibration, selection)
 

@@ -50,6 +50,8 @@ def _nested(options: Mapping[str, Any]) -> dict[str, Any]:
         branch = tree
         for parent in parents:
             branch = branch.setdefault(parent, {})
+            if not isinstance(branch, dict):
+                raise MethodError(f"option {parent!r} was given a value and parts ({key!r}); give one of them")
         branch[leaf] = value
     return tree
 
