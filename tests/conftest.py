@@ -35,6 +35,9 @@ WORDS = (
 )
 CORPUS = [" ".join((*WORDS[i:], *WORDS[:i])) for i in range(len(WORDS))] * 3
 
+# Tiny tensors gain nothing from a second thread, and threads that wait for a busy machine cost minutes.
+torch.set_num_threads(1)
+
 DATA = Path(os.environ.get("CUECRAFT_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 

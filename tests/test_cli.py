@@ -154,7 +154,10 @@ BAD = {
     "unknown method": (["tune", "train.jsonl", "--method", "magic"], "unknown method"),
     "unknown option": (["tune", "train.jsonl", "--option", "speed=9"], "no option 'speed'"),
     "option without value": (["tune", "train.jsonl", "--option", "epochs"], "not NAME=VALUE"),
-    "cue too long": (["tune", "train.jsonl", "--method", "prompt-tuning", "--option", "prompt_length=500"], "128 fit"),
+    "cue too long": (
+        ["tune", "train.jsonl", "--method", "prompt-tuning", "--option", "prompt_length=500"],
+        "of 128 tokens and 500",
+    ),
     "unknown demo model": (["tune", "train.jsonl", "--model", "demo:gpt5"], "no such demo asset"),
     "unknown model": (["tune", "train.jsonl", "--model", "./nowhere"], "cannot load this model"),
     "unknown head": (["tune", "train.jsonl", "--head", "giant"], "head 'giant' is unknown"),

@@ -154,8 +154,9 @@ def test_inputs_fit_and_only_the_longest_fields_are_cut(tokenizers, head, source
     words = {"negative": "bad", "positive": ["never cold or dull" if head is CAUSAL else "good"]}
     answer = len(plain_ids(tokenizer, " never cold or dull")) - 1 if head is CAUSAL else 0
     fixed = len(laid_out(tokenizer, [part for part in before + after if isinstance(part, str)], {}))
-    room = max_tokens - fixed - answer - reserve
     made = renderer(tokenizer, source, head, words, max_tokens=max_tokens, reserve=reserve)
+    reserve = max(reserve, len(made.prompt_ids))  # the template's own words fit in any case
+    room = max_tokens - fixed - answer - reserve
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         if room < 1:
