@@ -1,12 +1,15 @@
 """The context cache and the cue tree against plain forward passes of the model itself."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from conftest import TEXTS, make_causal, make_examples, make_task
-from cuecraft.backbone import load_backbone
+from cuecraft.backbone import Budget, load_backbone
 from cuecraft.errors import PromptError
 from cuecraft.prompts import HardPrompt, SoftPrompt
+from oracles import plain_class_logits
 
 TEMPLATES = {
     "cue last": "{text}{prompt: it was}{mask}",
@@ -24,26 +27,6 @@ WORDS = {
 @pytest.fixture(scope="module", params=["llama", "gpt2", "qwen2"])
 def backbone(request, byte_tokenizer):
     return load_backbone((make_causal(byte_tokenizer, request.param), byte_tokenizer))
-
-
-def plain_class_logits(backbone, context, cue_ids):
-    """One unpadded, uncached forward pass of the whole text for each label word; full vocabulary."""
-    model, rows = backbone.model, []
-    for piece in context.pieces:
-        ids = [*piece.before, *cue_ids, *piece.after]
-        row = []
-        for words in context.renderer.label_ids:
-            scores = []
-            for word in words:
-                logits = model(torch.tensor([[*ids, *word]])).logits[0].double()
-                # The first token's normaliser is the same for all words and left out on both sides.
-                score = logits[len(ids) - 1, word[0]]
-                for n in range(1, len(word)):
-                    score = score + logits[len(ids) - 1 + n].log_softmax(-1)[word[n]]
-                scores.append(score)
-            row.append(torch.stack(scores).logsumexp(0))
-        rows.append(torch.stack(row))
-    return torch.stack(rows)
 
 
 @pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
@@ -80,8 +63,7 @@ def test_logits_do_not_depend_on_the_batch(causal, labelled, size, monkeypatch):
     whole = causal.class_logits(labelled.context, prompt)
     parts = [causal.class_logits(part.context, prompt) for part in labelled.chunks(size)]
     assert torch.allclose(torch.cat(parts), whole, atol=1e-5)
-    monkeypatch.setattr("cuecraft.backbone.causal._PASS_TOKENS", 16 * size)
-    monkeypatch.setattr("cuecraft.backbone.causal._READ_TOKENS", 16 * size)
+    monkeypatch.setattr(causal, "budget", Budget(tokens=2 * size, bytes=2**30))
     fresh = causal.context(make_examples(), make_task())
     assert torch.allclose(causal.class_logits(fresh, prompt), whole, atol=1e-5)
 
@@ -111,7 +93,7 @@ def test_packed_candidates_equal_one_pass_each(causal, template, words, monkeypa
     prompt = HardPrompt((300, 301, 302, 303))
     tokens = [5, 300, 301, 370, 77]
     for nodes in (384, 20):
-        monkeypatch.setattr("cuecraft.backbone.causal._TREE_NODES", nodes)
+        monkeypatch.setattr(causal, "budget", replace(causal.budget, tree=nodes))
         for position in range(4):
             packed = causal.score_candidates(context, prompt, position, tokens)
             alone = [causal.class_logits(context, prompt.swapped(position, token)) for token in tokens]
@@ -168,16 +150,39 @@ def test_a_prompt_of_another_width_is_refused(causal, labelled):
         causal.class_logits(labelled.context, SoftPrompt(torch.zeros(2, 33)))
 
 
-def test_the_readout_never_makes_a_row_of_the_whole_vocabulary(causal, labelled, monkeypatch):
-    shapes = []
-    plain = torch.nn.functional.linear
+@pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
+@torch.no_grad()
+def test_the_ordinary_cache_gives_the_same_logits(backbone, words, monkeypatch):
+    """Architectures with attention of their own kind fall back on it."""
+    context = backbone.context(make_examples(), make_task(words=words))
+    prompt = HardPrompt((300, 301))
+    assert backbone._shares_context
+    shared = backbone.class_logits(context, prompt)
+    monkeypatch.setattr(backbone, "_shares_context", False)
+    assert torch.allclose(backbone.class_logits(context, prompt), shared, atol=1e-5)
 
-    def watched(*args, **kwargs):
-        out = plain(*args, **kwargs)
-        shapes.append(out.shape)
-        return out
 
-    monkeypatch.setattr(torch.nn.functional, "linear", watched)
+def test_a_pass_gives_back_the_models_own_attention(causal, labelled):
+    own = causal.model.config._attn_implementation
     causal.class_logits(labelled.context, HardPrompt((300,)))
-    assert shapes
-    assert all(causal.vocab_size not in shape for shape in shapes)
+    assert causal.model.config._attn_implementation == own != "cuecraft"
+
+
+@torch.no_grad()
+def test_swaps_at_several_positions_share_a_pass(causal, labelled):
+    prompt = HardPrompt((300, 301, 302))
+    swaps = [(2, 5), (0, 9), (2, 77), (1, 370)]
+    alone = [causal.class_logits(labelled.context, prompt.swapped(*swap)) for swap in swaps]
+    calls = []
+    handle = causal.model.register_forward_pre_hook(lambda *_: calls.append(1))
+    together = causal.score_swaps(labelled.context, prompt, swaps)
+    handle.remove()
+    assert torch.allclose(together, torch.stack(alone), atol=1e-4)
+    assert len(calls) == 1
+
+
+def test_swaps_outside_of_prompt_or_vocabulary_are_refused(causal, masked, labelled):
+    for backbone, context in ((causal, labelled.context), (masked, masked.context(make_examples(), make_task()))):
+        for swap in ((2, 5), (-1, 5), (0, backbone.vocab_size), (0, -1)):
+            with pytest.raises(PromptError, match="outside"):
+                backbone.score_swaps(context, HardPrompt((20, 21)), [swap])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from conftest import TEXTS, make_examples, make_masked, make_task
-from cuecraft.backbone import ClassHead, Pooling, load_backbone
+from cuecraft.backbone import Budget, ClassHead, Pooling, load_backbone
 from cuecraft.errors import PromptError
 from cuecraft.prompts import HardPrompt, SoftPrompt
 
@@ -47,7 +47,7 @@ def test_batches_come_back_in_input_order(masked, monkeypatch):
     prompt = HardPrompt((20, 21))
     context = masked.context(make_examples(), make_task())
     whole = masked.class_logits(context, prompt)
-    monkeypatch.setattr("cuecraft.backbone.encoder._TOKENS", 30)
+    monkeypatch.setattr(masked, "budget", Budget(tokens=30, bytes=2**30))
     assert torch.allclose(masked.class_logits(context, prompt), whole, atol=1e-5)
 
 

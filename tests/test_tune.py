@@ -20,12 +20,14 @@ FAST = {
     "autoprompt": {"steps": 3, "candidates": 5},
     "straight-through": {"steps": 3},
     "prompt-tuning": {"epochs": 4},
+    "deep-cue": {"epochs": 4},
     "hybrid": {"search.steps": 3, "search.candidates": 5, "tune.epochs": 4},
 }
 LEARN = {
     "autoprompt": {"steps": 4, "candidates": 20},
     "straight-through": {"steps": 20, "learning_rate": 1.0},
     "prompt-tuning": {"epochs": 10, "learning_rate": 0.1},
+    "deep-cue": {"epochs": 10, "learning_rate": 0.1},
     "hybrid": {"search.steps": 2, "search.candidates": 5, "tune.epochs": 10},
 }
 

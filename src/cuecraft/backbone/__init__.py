@@ -1,6 +1,7 @@
 """The frozen model: reading contexts, and class logits of prompts over them."""
 
-from cuecraft.backbone.base import Backbone, ClassHead, Context, Prompt
+from cuecraft.backbone.base import Backbone, ClassHead, Context, Prompt, Swap
+from cuecraft.backbone.batching import Budget
 from cuecraft.backbone.causal import CausalBackbone
 from cuecraft.backbone.encoder import EncoderBackbone, MaskedBackbone, Pooling, SequenceBackbone
 from cuecraft.backbone.load import AnyBackbone, load_backbone
@@ -9,6 +10,7 @@ from cuecraft.backbone.rendering import HeadKind, Pieces, Renderer
 __all__ = [
     "AnyBackbone",
     "Backbone",
+    "Budget",
     "CausalBackbone",
     "ClassHead",
     "Context",
@@ -20,5 +22,6 @@ __all__ = [
     "Prompt",
     "Renderer",
     "SequenceBackbone",
+    "Swap",
     "load_backbone",
 ]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
-import torch
 from torch import Tensor
 
 from cuecraft.backbone.rendering import HeadKind, Pieces, Renderer
-from cuecraft.errors import PromptError
 from cuecraft.task import Example, Task
+
+Swap = tuple[int, int]  # a position of the prompt, and the token id put there
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +35,11 @@ class Prompt(Protocol):
         """The class head trained with the prompt; sequence classification only."""
         ...
 
+    @property
+    def offsets(self) -> Tensor | None:
+        """What is added to the hidden state entering each layer at the prompt's positions, `[n_layers, S, d]`."""
+        ...
+
     def vectors(self, embed: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the prompt's input embeddings `[S, d]`; `embed` looks token ids up."""
         ...
@@ -50,11 +55,13 @@ class Context:
         states: `[B]` what was computed and kept for each example: for a causal backbone the keys and values
             `[n_layers, 2, n_kv_heads, len(before), head_dim]` of the ids before the prompt. None where nothing is
             kept (other backbones; beyond the byte budget), to be computed again by each pass.
+        padding: the share of padding in the batches that read the examples, 0 to 1.
     """
 
     renderer: Renderer
     pieces: tuple[Pieces, ...]
     states: tuple[Tensor | None, ...]
+    padding: float = 0.0
 
     def __len__(self) -> int:
         return len(self.pieces)
@@ -91,6 +98,10 @@ class Backbone(Protocol):
         """Return class logits `[T, B, C]` of several prompts over the same examples."""
         ...
 
+    def score_swaps(self, context: Context, prompt: Prompt, swaps: Sequence[Swap]) -> Tensor:
+        """Return class logits `[K, B, C]` with each swap (position, token id) made alone; no gradient."""
+        ...
+
     def score_candidates(self, context: Context, prompt: Prompt, position: int, token_ids: Sequence[int]) -> Tensor:
         """Return class logits `[K, B, C]` with each candidate token in turn at one position; no gradient."""
         ...
@@ -102,113 +113,3 @@ class Backbone(Protocol):
     def fingerprint(self) -> str:
         """Return the SHA-256 (hex) of weights and tokenizer."""
         ...
-
-
-class FrozenModel:
-    """What the backbones share: the frozen model, its embeddings, and checks of a prompt's shape."""
-
-    head_kind: HeadKind
-
-    def __init__(self, model: Any, tokenizer: Any, name: str, fingerprint: Callable[[], str]) -> None:
-        self.model = model.eval().requires_grad_(False)
-        self.tokenizer = tokenizer
-        self.name = name
-        self._fingerprint = fingerprint
-        self._hash: str | None = None
-
-    def __deepcopy__(self, memo: object) -> Self:
-        """Return the backbone itself: it never changes, so copies of what holds it (`sklearn.clone`) share it."""
-        return self
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        device: torch.device = next(iter(self.model.parameters())).device
-        return device
-
-    @property
-    def vocab_size(self) -> int:
-        """Rows of the input embedding, V."""
-        return int(self.model.get_input_embeddings().weight.shape[0])
-
-    @property
-    def hidden_size(self) -> int:
-        """Width of the input embeddings, d."""
-        return int(self.model.get_input_embeddings().weight.shape[1])
-
-    @property
-    def max_positions(self) -> int | None:
-        """Tokens that one input may have; None when the model sets no limit."""
-        config = self.model.config.get_text_config()
-        limit = getattr(config, "max_position_embeddings", None)
-        if limit is not None and config.model_type in _OFFSET_POSITIONS:
-            limit -= (config.pad_token_id or 0) + 1
-        return limit if limit and limit > 0 else None
-
-    def embed(self, token_ids: Tensor) -> Tensor:
-        """Return input embeddings `[..., d]` of token ids `[...]`, scaled as the model scales them."""
-        embedded: Tensor = self.model.get_input_embeddings()(token_ids.to(self.device))
-        return embedded
-
-    def embedding_matrix(self) -> Tensor:
-        """Return the input embeddings `[V, d]` of the whole vocabulary, scaled as the model scales them."""
-        module = self.model.get_input_embeddings()
-        if type(module) is torch.nn.Embedding and module.max_norm is None:
-            weight: Tensor = module.weight
-            return weight
-        return self.embed(torch.arange(self.vocab_size))
-
-    def renderer(self, task: Task) -> Renderer:
-        """Return the task as this backbone's tokenizer writes it.
-
-        Raises:
-            TemplateError, LabelWordError: the task does not fit the backbone.
-        """
-        return Renderer(self.tokenizer, task, self.head_kind, self.max_positions)
-
-    def fingerprint(self) -> str:
-        """Return the SHA-256 (hex) of weights and tokenizer."""
-        if self._hash is None:
-            self._hash = self._fingerprint()
-        return self._hash
-
-    def _vectors(self, prompt: Prompt) -> Tensor:
-        """Return a prompt's vectors `[S, d]` on the model's device, or say that they do not fit."""
-        vectors = prompt.vectors(self.embed)
-        if vectors.ndim != 2 or vectors.shape[1] != self.hidden_size:
-            raise PromptError(
-                f"the prompt is {list(vectors.shape)}, but {self.name} takes [S, {self.hidden_size}]; "
-                "it was made for another backbone"
-            )
-        return vectors.to(self.device, self.model.dtype)
-
-    def _token_ids(self, token_ids: Sequence[int]) -> Tensor:
-        """Return candidate ids `[K]`, or say that one is outside the vocabulary."""
-        ids = torch.as_tensor(list(token_ids), dtype=torch.long)
-        if ids.numel() and not (int(ids.min()) >= 0 and int(ids.max()) < self.vocab_size):
-            raise PromptError(f"a candidate token is outside 0..{self.vocab_size - 1} of {self.name}")
-        return ids
-
-
-# RoBERTa and kin number positions from pad_token_id + 1.
-_OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm"}
-
-
-def token_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Yield batches of row numbers, longest rows first, so that rows times longest row stays within a budget.
-
-    A row longer than the budget makes a batch of its own. Every row comes exactly once.
-    """
-    order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
-    start = 0
-    while start < len(order):
-        size = max(1, budget // max(1, lengths[order[start]]))
-        yield order[start : start + size]
-        start += size
-
-
-def restore_order(parts: Sequence[Tensor], batches: Sequence[Sequence[int]], dim: int) -> Tensor:
-    """Join per-batch results along `dim` and put the rows back into input order."""
-    joined = torch.cat(list(parts), dim=dim)
-    order = torch.as_tensor([row for batch in batches for row in batch], device=joined.device)
-    return joined.index_select(dim, order.argsort())

@@ -1,8 +1,8 @@
 """Bidirectional encoders: masked language models, and any model with a class head trained on top.
 
 Every token of an encoder sees the prompt, so nothing can be kept between prompts: each pass reads whole inputs, in
-length-sorted batches. All passes go through `EncoderBackbone._forward`, the one place that knows about placement,
-mask and pooling.
+length-sorted batches. All passes are laid out by `EncoderBackbone._lay_out`, the one place that knows about placement
+and mask.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cuecraft.backbone.base import Context, FrozenModel, Prompt, restore_order, token_batches
+from cuecraft.backbone.base import Context, Prompt, Swap
+from cuecraft.backbone.batching import Budget, padding_share, restore_order, token_batches
+from cuecraft.backbone.frozen import FrozenModel
+from cuecraft.backbone.layers import entering
 from cuecraft.backbone.readout import LabelReadout
 from cuecraft.backbone.rendering import HeadKind, Pieces, Renderer
 from cuecraft.errors import BackboneError, PromptError
 from cuecraft.task import Example, Task
-
-_TOKENS = 4096  # tokens of one pass, padding included
 
 
 class Pooling(StrEnum):
@@ -32,6 +33,19 @@ class Pooling(StrEnum):
     MEAN = "mean"  # over all tokens but the tuned ones
     CLS = "cls"  # the first token
     LAST = "last"  # the last token: decoders
+
+
+@dataclass(frozen=True, eq=False)
+class _Cues:
+    """What stands in the prompt slot of each input of a run.
+
+    Args:
+        vectors: `[K, S, d]` K prompts.
+        offsets: `[n_layers, S, d]` added to the hidden states entering each layer, for all K; None for nothing.
+    """
+
+    vectors: Tensor
+    offsets: Tensor | None
 
 
 class EncoderBackbone(FrozenModel):
@@ -43,48 +57,69 @@ class EncoderBackbone(FrozenModel):
         renderer = self.renderer(task)
         pieces = tuple(renderer.render(examples))
         renderer.check_length(pieces, 0)
-        return Context(renderer, pieces, (None,) * len(pieces))
+        lengths = [len(piece) for piece in pieces]
+        padding = padding_share(lengths, list(token_batches(lengths, self.budget.tokens)))
+        return Context(renderer, pieces, (None,) * len(pieces), padding)
 
     def class_logits(self, context: Context, prompt: Prompt) -> Tensor:
         """Return class logits `[B, C]`, differentiable with respect to the prompt's tensors."""
-        return self._classify(self._run(context, self._vectors(prompt)[None]), prompt)[0]
+        return self._classify(self._run(context, self._cues(prompt)), prompt)[0]
 
     def class_logits_many(self, context: Context, prompts: Sequence[Prompt]) -> Tensor:
         """Return class logits `[T, B, C]` of several prompts over the same examples."""
         return torch.stack([self.class_logits(context, prompt) for prompt in prompts])
 
     @torch.no_grad()
-    def score_candidates(self, context: Context, prompt: Prompt, position: int, token_ids: Sequence[int]) -> Tensor:
-        """Return class logits `[K, B, C]` with each candidate token in turn at one position of the prompt."""
-        vectors = self._vectors(prompt).repeat(len(token_ids), 1, 1)
-        vectors[:, position] = self.embed(self._token_ids(token_ids)).to(vectors.dtype)
-        return self._classify(self._run(context, vectors), prompt)
+    def score_swaps(self, context: Context, prompt: Prompt, swaps: Sequence[Swap]) -> Tensor:
+        """Return class logits `[K, B, C]` with each swap (position, token id) made alone; no gradient."""
+        cues = self._cues(prompt)
+        checked = self._checked_swaps(swaps, cues.vectors.shape[1])
+        vectors = cues.vectors.repeat(len(checked), 1, 1)
+        if checked:
+            positions, tokens = (torch.tensor(part, dtype=torch.long) for part in zip(*checked, strict=True))
+            vectors[torch.arange(len(checked)), positions] = self.embed(tokens).to(vectors.dtype)
+        return self._classify(self._run(context, _Cues(vectors, cues.offsets)), prompt)
 
-    def _run(self, context: Context, vectors: Tensor) -> Tensor:
-        """Run K cues `[K, S, d]` with B examples each, in length-sorted batches; return what is read `[K, B, X]`."""
-        if not len(context) or not len(vectors):
+    def _cues(self, prompt: Prompt) -> _Cues:
+        vectors = self._vectors(prompt)
+        return _Cues(vectors[None], self._offsets(prompt, len(vectors)))
+
+    def _run(self, context: Context, cues: _Cues) -> Tensor:
+        """Run K cues with B examples each, in length-sorted batches; return what is read `[K, B, X]`."""
+        prompts, count = len(cues.vectors), len(context)
+        if not count or not prompts:
             raise BackboneError("there is nothing to score; give at least one example and one prompt")
-        count, size = len(context), vectors.shape[1]
+        size = cues.vectors.shape[1]
         context.renderer.check_length(context.pieces, size)
-        lengths = [len(piece) + size for piece in context.pieces] * len(vectors)
-        batches = list(token_batches(lengths, _TOKENS))
-        parts = []
-        for batch in batches:
-            pieces = [context.pieces[n % count] for n in batch]
-            parts.append(self._read(context.renderer, pieces, vectors[[n // count for n in batch]]))
-        flat = restore_order(parts, batches, dim=0)
-        return flat.reshape(len(vectors), count, -1)
+        lengths = [len(piece) + size for piece in context.pieces] * prompts
+
+        def run(budget: Budget) -> Tensor:
+            batches = list(token_batches(lengths, budget.tokens))
+            parts = []
+            for batch in batches:
+                pieces = [context.pieces[n % count] for n in batch]
+                vectors = cues.vectors[[n // count for n in batch]]
+                parts.append(self._read(context.renderer, self._lay_out(pieces, vectors, cues.offsets), pieces))
+            return restore_order(parts, batches, dim=0)
+
+        return self._within_memory(run).reshape(prompts, count, -1)
 
     @abstractmethod
-    def _read(self, renderer: Renderer, pieces: Sequence[Pieces], vectors: Tensor) -> Tensor:
-        """Run one batch of inputs with a cue each `[b, S, d]`; return what is read `[b, X]`."""
+    def _read(self, renderer: Renderer, laid_out: _Pass, pieces: Sequence[Pieces]) -> Tensor:
+        """Run one batch; return what is read `[b, X]`."""
 
     @abstractmethod
     def _classify(self, read: Tensor, prompt: Prompt) -> Tensor:
         """Turn what was read `[K, B, X]` into class logits `[K, B, C]`."""
 
-    def _forward(self, pieces: Sequence[Pieces], vectors: Tensor) -> _Pass:
-        """Lay out one pass, right-padded: the only place that places tokens, vectors and masks."""
+    def _forward(self, laid_out: _Pass) -> Any:
+        """Run the model on one batch."""
+        layers = () if laid_out.change is None else self.layers
+        with entering(layers, laid_out.change):
+            return self.model(**laid_out.inputs)
+
+    def _lay_out(self, pieces: Sequence[Pieces], vectors: Tensor, offsets: Tensor | None) -> _Pass:
+        """Lay out one batch, right-padded: the only place that places tokens, vectors, offsets and masks."""
         size = vectors.shape[1]
         ids = torch.zeros(len(pieces), max(map(len, pieces)) + size, dtype=torch.long)
         mask = torch.zeros_like(ids)
@@ -100,21 +135,37 @@ class EncoderBackbone(FrozenModel):
             text[row, columns[row]] = 0
         rows = torch.arange(len(ids))[:, None].expand_as(columns)
         place = (rows.to(self.device), columns.to(self.device))
+
+        def change(layer: int, hidden: Tensor) -> Tensor:
+            assert offsets is not None
+            return hidden.index_put(place, offsets[layer].expand(len(ids), -1, -1), accumulate=True)
+
         return _Pass(
             {
                 "inputs_embeds": self.embed(ids).index_put(place, vectors),
                 "attention_mask": mask.to(self.device),
             },
             text.to(self.device),
+            size,
+            None if offsets is None else change,
         )
 
 
 @dataclass(frozen=True, eq=False)
 class _Pass:
-    """Inputs of the model for one batch, and which positions `[b, L]` hold text (neither padding nor cue)."""
+    """One batch, laid out.
+
+    Args:
+        inputs: what the model is called with.
+        text: `[b, L]` which positions hold text (neither padding nor cue).
+        size: tokens of the cue, S.
+        change: what happens to the hidden states entering each layer; None for nothing.
+    """
 
     inputs: dict[str, Tensor]
     text: Tensor
+    size: int
+    change: Callable[[int, Tensor], Tensor] | None
 
 
 class MaskedBackbone(EncoderBackbone):
@@ -122,12 +173,12 @@ class MaskedBackbone(EncoderBackbone):
 
     head_kind = HeadKind.MASKED
 
-    def _read(self, renderer: Renderer, pieces: Sequence[Pieces], vectors: Tensor) -> Tensor:
-        size = vectors.shape[1]
+    def _read(self, renderer: Renderer, laid_out: _Pass, pieces: Sequence[Pieces]) -> Tensor:
+        size = laid_out.size
         slots = [p.answer + (size if p.answer >= len(p.before) else 0) for p in pieces]
         readout = LabelReadout(self.model, renderer.label_ids)
         with readout.reading(torch.tensor(slots)[:, None]):
-            logits = self.model(**self._forward(pieces, vectors).inputs).logits
+            logits = self._forward(laid_out).logits
         return readout.class_scores(logits)[0]
 
     def _classify(self, read: Tensor, prompt: Prompt) -> Tensor:
@@ -153,11 +204,10 @@ class SequenceBackbone(EncoderBackbone):
 
     def features(self, context: Context, prompt: Prompt) -> Tensor:
         """Return pooled features `[B, d]`, differentiable with respect to the prompt's tensors."""
-        return self._run(context, self._vectors(prompt)[None])[0]
+        return self._run(context, self._cues(prompt))[0]
 
-    def _read(self, renderer: Renderer, pieces: Sequence[Pieces], vectors: Tensor) -> Tensor:
-        laid_out = self._forward(pieces, vectors)
-        hidden: Tensor = self.model(**laid_out.inputs).last_hidden_state
+    def _read(self, renderer: Renderer, laid_out: _Pass, pieces: Sequence[Pieces]) -> Tensor:
+        hidden: Tensor = self._forward(laid_out).last_hidden_state
         if self.pooling is Pooling.CLS:
             return hidden[:, 0]
         if self.pooling is Pooling.LAST:

@@ -7,7 +7,6 @@ before its output embedding (transform, norm) or after it (soft-capping, scaling
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,11 +16,11 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from cuecraft.backbone.batching import ONE_PASS_AT_A_TIME
 from cuecraft.backbone.rendering import LabelIds
 from cuecraft.errors import LabelWordError
 
 _VOCABULARY_CHUNK = 8192
-_ONE_PASS_AT_A_TIME = threading.RLock()  # the output embedding is lent to one reader at once
 _RESCALING = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
@@ -73,7 +72,7 @@ class LabelReadout:
             bias = None if self.head.bias is None else self.head.bias[self._rows]
             return functional.linear(read, self.head.weight[self._rows], bias)
 
-        with _ONE_PASS_AT_A_TIME:
+        with ONE_PASS_AT_A_TIME:
             self.head.forward = forward  # shadows the module's own method until deleted
             try:
                 yield

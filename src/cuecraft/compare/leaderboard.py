@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cuecraft.method import Event, Labelled, Method, Outcome, Problem, Score, score
-from cuecraft.prompts import AnyPrompt, SoftPrompt, stored_bytes
+from cuecraft.prompts import stored_bytes
 from cuecraft.tune import make_method
 
 
@@ -61,12 +61,9 @@ def wilson_interval(accuracy: float, count: int, z: float = 1.96) -> tuple[float
 
 def tuned_parameters(outcome: Outcome) -> int:
     """Return how many numbers a method trained: vector components and head weights, or tokens chosen."""
-    return _size(outcome.best.prompt) if outcome.is_tuned else 0
-
-
-def _size(prompt: AnyPrompt) -> int:
-    own = prompt.embeddings.numel() if isinstance(prompt, SoftPrompt) else len(prompt)
-    return own + (prompt.head.weight.numel() + prompt.head.bias.numel() if prompt.head else 0)
+    prompt = outcome.best.prompt
+    head = prompt.head.weight.numel() + prompt.head.bias.numel() if prompt.head else 0
+    return prompt.size + head if outcome.is_tuned else 0
 
 
 def run_methods(

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import ValidationError
@@ -29,7 +29,7 @@ from cuecraft.backbone import AnyBackbone, ClassHead
 from cuecraft.errors import ArtifactError
 from cuecraft.prompts.calibration import Calibration
 from cuecraft.prompts.card import model_card
-from cuecraft.prompts.kinds import AnyPrompt, HardPrompt, SoftPrompt
+from cuecraft.prompts.kinds import AnyPrompt, DeepCue, HardPrompt, SoftPrompt
 from cuecraft.prompts.manifest import (
     SCHEMA_VERSION,
     BackboneEntry,
@@ -104,7 +104,7 @@ class Artifact:
                 reserve=task.reserve,
             ),
             prompt=PromptEntry(
-                kind="hard" if isinstance(prompt, HardPrompt) else "soft",
+                kind=_KINDS[type(prompt)],
                 length=len(prompt),
                 text=prompt.text(backbone.tokenizer),
             ),
@@ -235,11 +235,21 @@ def _read_manifest(source: Path) -> Manifest:
     return manifest
 
 
+_KINDS: dict[type[AnyPrompt], Literal["hard", "soft", "deep"]] = {
+    HardPrompt: "hard",
+    SoftPrompt: "soft",
+    DeepCue: "deep",
+}
+
+
 def _tensors(prompt: AnyPrompt) -> dict[str, Tensor]:
-    if isinstance(prompt, HardPrompt):
-        tensors = {"token_ids": torch.tensor(prompt.token_ids, dtype=torch.long)}
+    base = prompt.base if isinstance(prompt, DeepCue) else prompt
+    if isinstance(base, HardPrompt):
+        tensors = {"token_ids": torch.tensor(base.token_ids, dtype=torch.long)}
     else:
-        tensors = {"embeddings": prompt.embeddings}
+        tensors = {"embeddings": base.embeddings}
+    if prompt.offsets is not None:
+        tensors["offsets"] = prompt.offsets
     if prompt.head:
         tensors |= {"head.weight": prompt.head.weight, "head.bias": prompt.head.bias}
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -247,6 +257,9 @@ def _tensors(prompt: AnyPrompt) -> dict[str, Tensor]:
 
 def _prompt(manifest: Manifest, tensors: Mapping[str, Tensor]) -> AnyPrompt:
     head = ClassHead(tensors["head.weight"], tensors["head.bias"]) if "head.weight" in tensors else None
-    if manifest.prompt.kind == "hard":
-        return HardPrompt(tuple(tensors["token_ids"].tolist()), head)
-    return SoftPrompt(tensors["embeddings"], head)
+    base: HardPrompt | SoftPrompt
+    if "token_ids" in tensors:
+        base = HardPrompt(tuple(tensors["token_ids"].tolist()), head)
+    else:
+        base = SoftPrompt(tensors["embeddings"], head)
+    return DeepCue(base, tensors["offsets"]) if manifest.prompt.kind == "deep" else base

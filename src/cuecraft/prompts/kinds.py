@@ -1,4 +1,4 @@
-"""The kinds of prompt: token ids of the vocabulary, or free vectors."""
+"""The kinds of prompt: token ids of the vocabulary, free vectors, and offsets on every layer."""
 
 from __future__ import annotations
 
@@ -25,6 +25,15 @@ class HardPrompt:
     head: ClassHead | None = None
 
     def __len__(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def offsets(self) -> None:
+        """Nothing is added to hidden states."""
+
+    @property
+    def size(self) -> int:
+        """Tokens that were chosen."""
         return len(self.token_ids)
 
     def vectors(self, embed: Callable[[Tensor], Tensor]) -> Tensor:
@@ -57,6 +66,15 @@ class SoftPrompt:
     def __len__(self) -> int:
         return len(self.embeddings)
 
+    @property
+    def offsets(self) -> None:
+        """Nothing is added to hidden states."""
+
+    @property
+    def size(self) -> int:
+        """Numbers that were trained."""
+        return self.embeddings.numel()
+
     def vectors(self, embed: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the prompt's own vectors `[S, d]`."""
         return self.embeddings
@@ -66,7 +84,44 @@ class SoftPrompt:
         return f"{len(self)} tuned vectors of width {self.embeddings.shape[1]}"
 
 
-AnyPrompt = HardPrompt | SoftPrompt
+@dataclass(frozen=True, eq=False)
+class DeepCue:
+    """A prompt whose positions are moved on the way into every layer.
+
+    Kin: deep prompts of P-tuning v2 (Liu et al., ACL 2022, arXiv 2110.07602), interventions of ReFT (Wu et al., 2024,
+    arXiv 2404.03592). With offsets of zero it is its base exactly.
+
+    Args:
+        base: the prompt that stands in the input, in words or in vectors; it brings the class head, if any.
+        offsets: `[n_layers, S, d]` added to the hidden state entering each layer, at the prompt's positions only.
+    """
+
+    base: HardPrompt | SoftPrompt
+    offsets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+    @property
+    def head(self) -> ClassHead | None:
+        """The class head trained with it; sequence classification only."""
+        return self.base.head
+
+    @property
+    def size(self) -> int:
+        """Numbers that were trained."""
+        return self.offsets.numel()
+
+    def vectors(self, embed: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the base's vectors `[S, d]`."""
+        return self.base.vectors(embed)
+
+    def text(self, tokenizer: Any) -> str:
+        """Return the base's words or description, and that offsets go with it."""
+        return f"{self.base.text(tokenizer)} (+ offsets on {len(self.offsets)} layers)"
+
+
+AnyPrompt = HardPrompt | SoftPrompt | DeepCue
 
 
 def nearest_tokens(vectors: Tensor, embeddings: Tensor, chunk: int = 16384) -> Tensor:

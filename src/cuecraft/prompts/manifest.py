@@ -38,7 +38,7 @@ class TaskEntry(_Part):
 class PromptEntry(_Part):
     """The prompt: its kind, its length in tokens, and its words or a description."""
 
-    kind: Literal["hard", "soft"]
+    kind: Literal["hard", "soft", "deep"]
     length: int
     text: str
 

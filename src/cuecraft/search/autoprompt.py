@@ -1,8 +1,8 @@
 """AutoPrompt: gradient-guided search for prompt words (Shin et al., EMNLP 2020, arXiv 2010.15980).
 
 Differs from the published code where that is noisy: the gradient of one backward pass is used for every position;
-candidates are scored on the same examples as the incumbent; a swap is taken only if it lowers that loss; and the
-prompt that the search began with competes to the end.
+candidates are scored on the same examples as the incumbent, the best of them on all; a swap is taken only if it lowers
+that loss; and the prompt that the search began with competes to the end.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from cuecraft.method import (
     starting_point,
 )
 from cuecraft.prompts import HardPrompt
+from cuecraft.search.elimination import best_swap, halving_rounds
 from cuecraft.search.hotflip import best_swaps, best_tokens, first_order_change
 from cuecraft.search.start import filled_ids
 from cuecraft.search.vocabulary import allowed_tokens
@@ -43,6 +44,9 @@ class AutoPrompt(Method):
     steps: int = Field(24, ge=1, description="search steps; each tries `candidates` swaps")
     candidates: int = Field(24, ge=1, description="swaps tried in full at each step")
     positions: Literal["one", "all"] = Field("one", description="positions that one step may swap")
+    scoring: Literal["halving", "exact"] = Field(
+        "halving", description="`halving` drops the worse half of the swaps on few examples; `exact` scores all on all"
+    )
     prompt_length: int | None = Field(None, ge=1, description="trigger tokens; by default the template's own words")
     search_examples: int = Field(128, ge=2, description="training examples that swaps are scored on, at most")
     calibration: CalibrationKind = CalibrationKind.FITTED
@@ -110,14 +114,10 @@ class AutoPrompt(Method):
             swaps = [(position, token) for token in best_tokens(change[position], allowed, self.candidates)]
         else:
             swaps = best_swaps(change, allowed, self.candidates)
-        scores: dict[tuple[int, int], Score] = {}
-        for position in sorted({position for position, _ in swaps}):
-            tokens = [token for at, token in swaps if at == position]
-            logits = backbone.score_candidates(data.context, prompt, position, tokens)
-            for token, part in zip(tokens, current.calibration.apply(logits), strict=True):
-                scores[position, token] = Score.of(part, data.labels)
-        best = min(scores, key=lambda swap: (scores[swap].loss, swap))
-        return best, scores[best]
+        rounds = [list(range(len(data)))]
+        if self.scoring == "halving":
+            rounds = halving_rounds(data.labels.tolist(), numpy_generator(problem.seed, f"search-rounds/{step}"))
+        return best_swap(backbone, current, data, swaps, rounds)
 
 
 def _search_data(problem: Problem, size: int) -> Labelled:

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from cuecraft.method import Method, Outcome, Problem, Selection, score
 from cuecraft.search import AutoPrompt
+from cuecraft.tune.deep_cue import DeepCueTuning
 from cuecraft.tune.prompt_tuning import PromptTuning
 
 
 class Hybrid(Method):
-    """Discrete search, whose result warm-starts prompt tuning: step 0 of tuning has the hard prompt's logits."""
+    """Discrete search, whose result warm-starts training: step 0 of training has the hard prompt's logits."""
 
     name: ClassVar[str] = "hybrid"
 
     search: AutoPrompt = Field(default_factory=AutoPrompt, description="options of the discrete search")
+    ending: Literal["tune", "deep"] = Field("tune", description="what refines the words: `tune` or `deep`")
     tune: PromptTuning = Field(default_factory=PromptTuning, description="options of prompt tuning")
+    deep: DeepCueTuning = Field(default_factory=DeepCueTuning, description="options of the deep cue")
 
     def fit(self, problem: Problem) -> Outcome:
-        """Search, then tune; the best prompt of both on dev wins, the untuned one included."""
+        """Search, then train; the best prompt of both on dev wins, the untuned one included."""
         searched = self.search.fit(problem)
         selection = Selection(problem, trace=list(searched.trace))
         best = searched.best
         selection.see(best, score(problem.backbone, best, problem.train), phase="handover", step=0)
-        self.tune.refine(problem, best, selection)
+        ending = self.tune if self.ending == "tune" else self.deep
+        ending.refine(problem, best, selection)
         return replace(selection.outcome(searched.start), words=best)

@@ -10,12 +10,13 @@ from pydantic import ValidationError
 from cuecraft.errors import MethodError
 from cuecraft.method import Method
 from cuecraft.search import AutoPrompt, StraightThrough
+from cuecraft.tune.deep_cue import DeepCueTuning
 from cuecraft.tune.hybrid import Hybrid
 from cuecraft.tune.prompt_tuning import PromptTuning
 from cuecraft.tune.zero_shot import ZeroShot
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (ZeroShot, AutoPrompt, StraightThrough, PromptTuning, Hybrid)
+    method.name: method for method in (ZeroShot, AutoPrompt, StraightThrough, PromptTuning, DeepCueTuning, Hybrid)
 }
 
 

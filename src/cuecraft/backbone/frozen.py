@@ -1,0 +1,170 @@
+"""What all backbones share: the frozen model, its embeddings, its layers, and checks of a prompt's shape."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from cuecraft.backbone.base import Context, Prompt, Swap
+from cuecraft.backbone.batching import Budget, is_out_of_memory
+from cuecraft.backbone.layers import layer_list
+from cuecraft.backbone.rendering import HeadKind, Renderer
+from cuecraft.errors import BackboneError, PromptError
+from cuecraft.task import Task
+
+T = TypeVar("T")
+
+
+class FrozenModel(ABC):
+    """A frozen model and its tokenizer.
+
+    Args:
+        model: a transformers model.
+        tokenizer: its tokenizer.
+        name: what to call it in messages and artifacts.
+        fingerprint: computes the hash of weights and tokenizer.
+        budget: what one pass may take; None for the default of the model's device. Halved, and kept so, each time
+            that memory runs out.
+    """
+
+    head_kind: HeadKind
+
+    def __init__(
+        self, model: Any, tokenizer: Any, name: str, fingerprint: Callable[[], str], budget: Budget | None = None
+    ) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name = name
+        self.budget = budget or Budget.of_device(self.device)
+        self._fingerprint = fingerprint
+        self._hash: str | None = None
+
+    def __deepcopy__(self, memo: object) -> Self:
+        """Return the backbone itself: it never changes, so copies of what holds it (`sklearn.clone`) share it."""
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = next(iter(self.model.parameters())).device
+        return device
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the input embedding, V."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the input embeddings, d."""
+        return int(self.model.get_input_embeddings().weight.shape[1])
+
+    @property
+    def max_positions(self) -> int | None:
+        """Tokens that one input may have; None when the model sets no limit."""
+        config = self.model.config.get_text_config()
+        limit = getattr(config, "max_position_embeddings", None)
+        if limit is not None and config.model_type in _OFFSET_POSITIONS:
+            limit -= (config.pad_token_id or 0) + 1
+        return limit if limit and limit > 0 else None
+
+    @cached_property
+    def layers(self) -> tuple[Any, ...]:
+        """The model's own layers, first to last.
+
+        Raises:
+            BackboneError: the model has no list of its layers.
+        """
+        return layer_list(self.model, self.name)
+
+    def score_candidates(self, context: Context, prompt: Prompt, position: int, token_ids: Sequence[int]) -> Tensor:
+        """Return class logits `[K, B, C]` with each candidate token in turn at one position; no gradient."""
+        return self.score_swaps(context, prompt, [(position, token) for token in token_ids])
+
+    @abstractmethod
+    def score_swaps(self, context: Context, prompt: Prompt, swaps: Sequence[Swap]) -> Tensor:
+        """Return class logits `[K, B, C]` with each swap (position, token id) made alone; no gradient."""
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Return input embeddings `[..., d]` of token ids `[...]`, scaled as the model scales them."""
+        embedded: Tensor = self.model.get_input_embeddings()(token_ids.to(self.device))
+        return embedded
+
+    def embedding_matrix(self) -> Tensor:
+        """Return the input embeddings `[V, d]` of the whole vocabulary, scaled as the model scales them."""
+        module = self.model.get_input_embeddings()
+        if type(module) is torch.nn.Embedding and module.max_norm is None:
+            weight: Tensor = module.weight
+            return weight
+        return self.embed(torch.arange(self.vocab_size))
+
+    def renderer(self, task: Task) -> Renderer:
+        """Return the task as this backbone's tokenizer writes it.
+
+        Raises:
+            TemplateError, LabelWordError: the task does not fit the backbone.
+        """
+        return Renderer(self.tokenizer, task, self.head_kind, self.max_positions)
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 (hex) of weights and tokenizer."""
+        if self._hash is None:
+            self._hash = self._fingerprint()
+        return self._hash
+
+    def _within_memory(self, run: Callable[[Budget], T]) -> T:
+        """Run with the budget; where memory runs out, halve the budget for good and run again."""
+        while True:
+            try:
+                return run(self.budget)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                smaller = self.budget.halved()
+                if smaller is None:
+                    raise BackboneError(
+                        f"memory of {self.device} ran out with one text at a time; give max_tokens or a smaller model"
+                    ) from error
+            # Outside of the except block, where the error would keep the failed pass's tensors alive.
+            self.budget = smaller
+
+    def _vectors(self, prompt: Prompt) -> Tensor:
+        """Return a prompt's vectors `[S, d]` on the model's device, or say that they do not fit."""
+        vectors = prompt.vectors(self.embed)
+        if vectors.ndim != 2 or vectors.shape[1] != self.hidden_size:
+            raise PromptError(
+                f"the prompt is {list(vectors.shape)}, but {self.name} takes [S, {self.hidden_size}]; "
+                "it was made for another backbone"
+            )
+        return vectors.to(self.device, self.model.dtype)
+
+    def _offsets(self, prompt: Prompt, length: int) -> Tensor | None:
+        """Return a prompt's offsets `[n_layers, S, d]` on the model's device, or say that they do not fit."""
+        offsets = prompt.offsets
+        if offsets is None:
+            return None
+        width = [len(self.layers), length, self.model.config.get_text_config().hidden_size]
+        if list(offsets.shape) != width:
+            raise PromptError(
+                f"the prompt's offsets are {list(offsets.shape)}, but {self.name} takes {width}; "
+                "it was made for another backbone"
+            )
+        return offsets.to(self.device, self.model.dtype)
+
+    def _checked_swaps(self, swaps: Sequence[Swap], length: int) -> list[Swap]:
+        """Return the swaps, or say that one names a position or token that is not there."""
+        for position, token in swaps:
+            if not 0 <= token < self.vocab_size:
+                raise PromptError(f"a candidate token is outside 0..{self.vocab_size - 1} of {self.name}")
+            if not 0 <= position < length:
+                raise PromptError(f"position {position} is outside a prompt of {length} tokens")
+        return list(swaps)
+
+
+# RoBERTa and kin number positions from pad_token_id + 1.
+_OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm"}

@@ -1,0 +1,83 @@
+"""Which swap is best: all examples for every candidate, or successive halving.
+
+Successive halving (Jamieson & Talwalkar, AISTATS 2016, arXiv 1502.07943) scores all candidates on a few examples, the
+better half on as many again and again more, and the last ones on all. Candidates are compared on the same examples,
+so what differs between two of them is not the luck of a draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from cuecraft.backbone import AnyBackbone, Swap
+from cuecraft.method import Candidate, Labelled, Score
+
+_FIRST = 8  # examples of the first round: fewer tell too little to drop half of the candidates
+
+
+def halving_rounds(labels: Sequence[int], generator: np.random.Generator) -> list[list[int]]:
+    """Return the examples that each round adds: 8, then as many again as were seen, until all were.
+
+    Classes take turns, in random order within each, so that no round favours a prompt that only likes one class.
+    """
+    order = generator.permutation(len(labels)).tolist()
+    turns: dict[int, int] = {}
+    ranked: list[tuple[int, int, int]] = []
+    for row in order:
+        turn = turns.get(labels[row], 0)
+        turns[labels[row]] = turn + 1
+        ranked.append((turn, len(ranked), row))
+    rows = [row for _, _, row in sorted(ranked)]
+    rounds: list[list[int]] = []
+    seen = 0
+    while seen < len(rows):
+        stop = seen + max(_FIRST, seen)
+        # A remainder too small to double once more joins this round.
+        stop = stop if len(rows) - stop >= stop else len(rows)
+        rounds.append(rows[seen:stop])
+        seen = stop
+    return rounds
+
+
+@torch.no_grad()
+def best_swap(
+    backbone: AnyBackbone,
+    current: Candidate,
+    data: Labelled,
+    swaps: Sequence[Swap],
+    rounds: Sequence[list[int]],
+) -> tuple[Swap, Score]:
+    """Return the best of some swaps of a prompt, with its score on all examples.
+
+    Args:
+        backbone: the frozen model.
+        current: the prompt, and the calibration that all its swaps share.
+        data: the examples.
+        swaps: candidates (position, token id).
+        rounds: the rows that each round adds, all rows together; the worse half of the candidates is dropped between
+            two rounds. One round of all rows scores every candidate on every example.
+    """
+    alive = sorted(swaps)
+    labels = torch.cat([data.labels[rows] for rows in rounds])
+    logits = torch.empty(len(alive), 0, 0)
+    for number, rows in enumerate(rounds):
+        found = backbone.score_swaps(data.context.select(rows), current.prompt, alive)
+        found = current.calibration.apply(found)
+        logits = torch.cat([logits, found], dim=1) if logits.numel() else found
+        losses = _losses(logits, labels)
+        keep = len(alive) if number == len(rounds) - 1 else -(-len(alive) // 2)
+        # A stable sort: of equals the first in order of position and token stays.
+        best = losses.sort(stable=True).indices[:keep].tolist()
+        alive, logits = [alive[n] for n in best], logits[best]
+    return alive[0], Score.of(logits[0], labels)
+
+
+def _losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return each candidate's mean loss `[K]` of logits `[K, b, C]` over the first b labels."""
+    count = logits.shape[1]
+    flat = functional.cross_entropy(logits.double().flatten(0, 1), labels[:count].repeat(len(logits)), reduction="none")
+    return flat.view(-1, count).mean(1)

@@ -1,0 +1,53 @@
+"""Deep cue: trained offsets on the hidden states entering every layer, at the prompt's own positions.
+
+With offsets of zero the prompt is its base exactly, so tuning starts from what the words already do. A step costs the
+cue's tokens only, and no architecture has to accept keys and values that it did not make. Kin: deep prompts of
+P-tuning v2 (Liu et al., ACL 2022, arXiv 2110.07602); interventions of ReFT (Wu et al., 2024, arXiv 2404.03592).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from cuecraft.backbone import ClassHead
+from cuecraft.method import Candidate, Outcome, Problem, Selection, score, starting_point
+from cuecraft.prompts import AnyPrompt, DeepCue
+from cuecraft.search.start import filled_ids
+from cuecraft.tune.loop import train
+from cuecraft.tune.trainable import PromptOptions, PromptTensor, embedding_scale
+
+
+class DeepCueTuning(PromptOptions):
+    """Training of offsets on every layer."""
+
+    name: ClassVar[str] = "deep-cue"
+
+    def fit(self, problem: Problem) -> Outcome:
+        """Train from the template's own words; the best prompt on dev wins, the untuned one included."""
+        untuned = starting_point(problem, problem.initial_ids, self.calibration)
+        selection = Selection(problem)
+        selection.see(untuned, score(problem.backbone, untuned, problem.train), phase="untuned", step=0)
+        ids = filled_ids(problem, self.prompt_length)
+        base = untuned if ids == problem.initial_ids else starting_point(problem, ids, self.calibration)
+        self.refine(problem, base, selection)
+        return selection.outcome(untuned)
+
+    def refine(self, problem: Problem, start: Candidate, selection: Selection) -> None:
+        """Train from a given prompt of any kind; step 0 has exactly its logits."""
+        backbone, prompt = problem.backbone, start.prompt
+        base = prompt.base if isinstance(prompt, DeepCue) else prompt
+        offsets = prompt.offsets
+        if offsets is None:
+            width = backbone.model.config.get_text_config().hidden_size
+            offsets = torch.zeros(len(backbone.layers), len(prompt), width, device=backbone.device)
+
+        def build(offsets: Tensor, head: ClassHead | None) -> AnyPrompt:
+            return DeepCue(replace(base, head=head), offsets)
+
+        scale = embedding_scale(backbone.embedding_matrix())
+        trainable = PromptTensor(offsets, prompt.head, scale, self, build)
+        train(self, problem, trainable, start.calibration, selection)
