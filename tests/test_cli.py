@@ -275,3 +275,9 @@ def test_a_blank_argument_is_a_mistake_not_a_gap(run, artifact):
     code, _, err = run("predict", artifact, "fine", " ")
     assert code == 2
     assert "row 2: 'text' is empty" in err
+
+
+def test_texts_that_look_like_markup_are_shown_as_they_are(run, artifact):
+    code, out, _ = run("predict", artifact, "[bold]great[/bold] [/]")
+    assert code == 0
+    assert "[bold]great[/bold] [/]" in out

@@ -127,7 +127,8 @@ def test_a_byte_budget_makes_smaller_passes_with_the_same_result(causal, labelle
     handle = causal.model.register_forward_pre_hook(
         lambda module, args, kwargs: rows.append(len(kwargs["inputs_embeds"])), with_kwargs=True
     )
-    one = causal._row_bytes(max(len(piece.before) for piece in labelled.context.pieces), 2)
+    longest = max(len(piece.before) for piece in labelled.context.pieces)
+    one = max(causal._context_bytes(longest), causal._pass_bytes(longest, 2))
     for fit in (1, 2, 8):
         rows.clear()
         monkeypatch.setattr(causal, "budget", replace(causal.budget, bytes=fit * one))

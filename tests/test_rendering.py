@@ -6,7 +6,8 @@ import warnings
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tokenizers import processors
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 from conftest import LABELS, WORDS
 from cuecraft.backbone import HeadKind, Pieces, Renderer
@@ -285,3 +286,14 @@ def test_rendering_together_is_rendering_alone(word_tokenizer, data):
     assume(len({example.fields["text"] for example in examples}) > 1)
     made = renderer(word_tokenizer, "{text}{prompt}{mask}", MASKED)
     assert made.render(examples) == [made.render([example])[0] for example in examples]
+
+
+def test_a_tokenizer_that_writes_its_own_space_gets_no_second_one():
+    """SentencePiece in its older form: `good` and ` good` would be one token and two."""
+    words = ["▁good", "▁bad", "▁it", "▁is", "▁a", "▁", "<unk>"]
+    raw = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>")
+    made = renderer(tokenizer, "it is {text}{prompt} is{mask}", CAUSAL, {"negative": "bad", "positive": "good"})
+    assert made.label_ids == (((1,),), ((0,),))
+    assert made.render([Example({"text": "a"})])[0].before == (2, 3, 4)

@@ -28,7 +28,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     Args:
         model: ``demo:smollm2-135m`` and kin, a local folder, a Hub name, a `(model, tokenizer)` pair or a backbone.
-        method: ``zero-shot``, ``autoprompt``, ``straight-through``, ``prompt-tuning`` or ``hybrid``.
+        method: ``zero-shot``, ``autoprompt``, ``straight-through``, ``prompt-tuning``, ``deep-cue`` or ``hybrid``.
         template: for instance ``"Review: {text}{prompt:\nSentiment:}{mask}"``; None for a general one.
         label_words: class -> word or words; None for the classes' own names.
         method_options: values for the method's options, ``{"epochs": 10}``.
@@ -39,8 +39,10 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         head: ``causal``, ``masked`` or ``sequence``; None for what the checkpoint has.
         device: a torch device, or ``auto``.
         local_files_only: never ask the Hub for a model.
+        dtype: of the model's weights, or ``auto``: by the device.
 
-    After `fit`: ``classes_``; ``prompt_`` (the prompt); ``trace_`` (events); ``outcome_``; ``task_``; ``artifact_``.
+    After `fit`: ``classes_``; ``prompt_`` (the prompt); ``trace_`` (events); ``outcome_``; ``task_``; ``artifact_``;
+    ``padding_`` (share of padding, 0 to 1, in the batches that read the training texts).
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         head: str | None = None,
         device: str = "auto",
         local_files_only: bool = False,
+        dtype: str = "auto",
     ) -> None:
         self.model = model
         self.method = method
@@ -71,6 +74,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.head = head
         self.device = device
         self.local_files_only = local_files_only
+        self.dtype = dtype
 
     def fit(
         self,
@@ -94,7 +98,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         classes = _classes(labels)
         train = as_records(texts, labels)
         held_out = as_records(*dev) if dev is not None else None
-        backbone = load_backbone(self.model, self.head, self.device, self.local_files_only)
+        backbone = load_backbone(self.model, self.head, self.device, self.local_files_only, self.dtype)
         words = self.label_words and {str(name): word for name, word in self.label_words.items()}
         longest = method.longest_prompt()
         task = make_task(backbone, train, self.template, words, self.max_tokens, list(classes), longest)
@@ -112,6 +116,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         # All at once and last, so that a fit that is interrupted leaves the classifier as it was.
         self.artifact_ = make_artifact(problem, outcome, method, classes)
         self.backbone_, self.task_, self.outcome_ = backbone, task, outcome
+        self.padding_ = problem.train.context.padding
         self.classes_ = np.array(list(classes.values()))
         return self
 
@@ -166,7 +171,12 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     @classmethod
     def load(
-        cls, folder: str | Path, model: Any = None, device: str = "auto", local_files_only: bool = False
+        cls,
+        folder: str | Path,
+        model: Any = None,
+        device: str = "auto",
+        local_files_only: bool = False,
+        dtype: str = "auto",
     ) -> PromptClassifier:
         """Read an artifact; ready to predict.
 
@@ -175,6 +185,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             model: where the backbone is now; None for the name it was tuned under.
             device: a torch device, or ``auto``.
             local_files_only: never ask the Hub for a model.
+            dtype: of the model's weights, or ``auto``: by the device.
 
         Raises:
             ArtifactError: no artifact, a damaged one, or another backbone than it was made for.
@@ -193,8 +204,9 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             head=manifest.backbone.head,
             device=device,
             local_files_only=local_files_only,
+            dtype=dtype,
         )
-        loaded.backbone_ = load_backbone(named, manifest.backbone.head, device, local_files_only)
+        loaded.backbone_ = load_backbone(named, manifest.backbone.head, device, local_files_only, dtype)
         artifact.check_backbone(loaded.backbone_)
         loaded.artifact_ = artifact
         loaded.task_ = artifact.task

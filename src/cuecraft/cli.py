@@ -24,6 +24,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 Model = Annotated[str, typer.Option(help="demo:smollm2-135m and kin, a local folder, or a Hub name.")]
 Seed = Annotated[int, typer.Option(help="Of everything random.")]
 Device = Annotated[str, typer.Option(help="A torch device; auto takes a GPU if there is one.")]
+Dtype = Annotated[str, typer.Option(help="auto (by the device), float32, bfloat16 or float16.")]
 
 
 Train = Annotated[str, typer.Argument(help="CSV, TSV, JSONL or Parquet file, demo: data, or a data set name.")]
@@ -34,7 +35,9 @@ TestSize = Annotated[
 ]
 TextColumn = Annotated[list[str] | None, typer.Option(help="Column of text; repeat for several fields.")]
 LabelColumn = Annotated[str, typer.Option(help="Column of class names.")]
-MethodName = Annotated[str, typer.Option(help="zero-shot, autoprompt, straight-through, prompt-tuning or hybrid.")]
+MethodName = Annotated[
+    str, typer.Option(help="zero-shot, autoprompt, straight-through, prompt-tuning, deep-cue or hybrid.")
+]
 TemplateText = Annotated[str | None, typer.Option(help=r"Such as 'Review: {text}{prompt:\nSentiment:}{mask}'.")]
 LabelWords = Annotated[list[str] | None, typer.Option(help="CLASS=word or CLASS=word,word; repeat for each class.")]
 MethodOption = Annotated[
@@ -69,6 +72,7 @@ def tune(
     seed: Seed = 0,
     time_limit: TimeLimit = None,
     device: Device = "auto",
+    dtype: Dtype = "auto",
     local_files_only: Offline = False,
     out: Out = None,
     json: Json = False,
@@ -94,6 +98,7 @@ def tune(
         seed=seed,
         time_limit=time_limit,
         device=device,
+        dtype=dtype,
         local_files_only=local_files_only,
         out=out or Path("runs", f"{method}-{seed}"),
     )
@@ -114,6 +119,7 @@ def predict(
     ] = None,
     model: Annotated[str | None, typer.Option(help="Where the backbone is now, if not where it was.")] = None,
     device: Device = "auto",
+    dtype: Dtype = "auto",
     local_files_only: Offline = False,
     json: Json = False,
 ) -> None:
@@ -125,7 +131,7 @@ def predict(
     lines = texts if texts or file else [line.rstrip("\n") for line in sys.stdin if line.strip()]
     with display.progress() as started:
         records = read_texts(artifact, lines or [], file, text_column)
-        document = predict_records(artifact, records, model, device, local_files_only, started("predicting"))
+        document = predict_records(artifact, records, model, device, local_files_only, dtype, started("predicting"))
     display.print_json(document) if json else display.print_predictions(document["predictions"])
 
 
@@ -149,7 +155,7 @@ def demo(
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Teach a small frozen model to judge film reviews, in five ways, and keep the best prompt."""
+    """Teach a small frozen model to judge film reviews, in six ways, and keep the best prompt."""
     from cuecraft.compare.demo import DATA, MODEL, run_demo
     from cuecraft.prompts import check_target
 

@@ -287,10 +287,15 @@ def fit_head(problem: Problem, prompt: AnyPrompt) -> ClassHead:
     return ClassHead(weight.float().to(backbone.device), bias.float().to(backbone.device))
 
 
+def trained_copy(tensor: Tensor) -> Tensor:
+    """Return a copy to be trained, in float32 at least: steps are lost in half precision."""
+    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
+
+
 def loss_gradient(problem: Problem, candidate: Candidate, data: Labelled) -> tuple[Score, Tensor]:
     """Return the score on some examples and the gradient `[S, d]` of the mean loss at the prompt's vectors."""
     backbone, prompt = problem.backbone, candidate.prompt
-    vectors = prompt.vectors(backbone.embed).detach().clone().requires_grad_()
+    vectors = trained_copy(prompt.vectors(backbone.embed)).requires_grad_()
     free = replace(candidate, prompt=SoftPrompt(vectors, prompt.head))
     logits = []
     for chunk in data.chunks():

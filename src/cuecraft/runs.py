@@ -37,6 +37,7 @@ class TuneRequest:
     seed: int
     time_limit: float | None
     device: str
+    dtype: str
     local_files_only: bool
     out: Path
 
@@ -63,6 +64,7 @@ def run_tune(request: TuneRequest, started: Callable[[str], Callable[[Event], No
         head=request.head,
         device=request.device,
         local_files_only=request.local_files_only,
+        dtype=request.dtype,
     )
     listener = started(request.method)
     classifier.fit(*_unzip(train), dev=_unzip(dev) if dev else None, report=listener)
@@ -90,6 +92,7 @@ def run_tune(request: TuneRequest, started: Callable[[str], Callable[[Event], No
         "words": classifier.artifact_.manifest.words,
         "template": classifier.task_.template.source,
         "test_rows": len(test),
+        "padding": round(classifier.padding_, 4),
     }
 
 
@@ -164,10 +167,11 @@ def predict_records(
     model: str | None,
     device: str,
     local_files_only: bool,
+    dtype: str,
     report: Callable[[Event], None],
 ) -> dict[str, Any]:
     """Return the document of `cuecraft predict --json`."""
-    classifier = PromptClassifier.load(artifact, model, device, local_files_only)
+    classifier = PromptClassifier.load(artifact, model, device, local_files_only, dtype)
     names = [str(name) for name in classifier.classes_.tolist()]
     predictions = []
     found = classifier.predict_proba([dict(record.fields) for record in records], report)

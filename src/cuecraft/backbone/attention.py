@@ -8,7 +8,7 @@ and over the new tokens are computed apart and meet in one softmax; keys and val
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,29 +24,33 @@ _NAME = "cuecraft"
 _UNKNOWN_HERE = ("softcap", "s_aux", "position_bias")  # what some architectures add to attention
 
 
-class _Pass(threading.local):
-    """The context of this thread's pass: `[n_layers, 2, b, n_kv_heads, P, head_dim]`."""
+#: For each layer keys and values `[b, n_kv_heads, P, head_dim]`.
+Layers = Sequence[tuple[Tensor, Tensor]]
 
-    keys_values: Tensor | None = None
+
+class _Pass(threading.local):
+    """The context of this thread's pass."""
+
+    layers: Layers | None = None
 
 
 _PASS = _Pass()
 
 
 @contextmanager
-def attending_to(model: Any, keys_values: Tensor) -> Iterator[None]:
-    """Let a pass of `model` attend to keys and values `[n_layers, 2, b, n_kv_heads, P, head_dim]` of earlier tokens.
+def attending_to(model: Any, layers: Layers) -> Iterator[None]:
+    """Let a pass of `model` attend to keys and values of earlier tokens.
 
     The pass's mask is `[b, 1, N, P + N]`; its positions must count the earlier tokens.
     """
     config = model.config.get_text_config()
     with ONE_PASS_AT_A_TIME:
         own = config._attn_implementation
-        config._attn_implementation, _PASS.keys_values = _NAME, keys_values
+        config._attn_implementation, _PASS.layers = _NAME, layers
         try:
             yield
         finally:
-            config._attn_implementation, _PASS.keys_values = own, None
+            config._attn_implementation, _PASS.layers = own, None
 
 
 def _attention(
@@ -74,7 +78,7 @@ def _attention(
     Raises:
         NotImplementedError: the architecture adds something of its own to attention.
     """
-    context = _PASS.keys_values
+    context = _PASS.layers
     if context is None:  # another thread's pass over the same model
         output, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
@@ -101,13 +105,13 @@ def _attention(
 AttentionInterface.register(_NAME, _attention)
 
 
-def cache_of(keys_values: Tensor) -> DynamicCache:
+def cache_of(layers: Layers) -> DynamicCache:
     """Wrap keys and values as the model's ordinary cache, for architectures with attention of their own kind.
 
     A pass adds to the wrapper, never to the tensors.
     """
     cache = DynamicCache()
-    for keys, values in keys_values:
+    for keys, values in layers:
         layer = DynamicLayer()
         layer.lazy_initialization(keys, values)
         layer.keys, layer.values = keys, values

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -81,13 +82,11 @@ class CausalBackbone(FrozenModel):
         """Tell whether a kept context and a pass over it give the logits of one plain forward pass."""
         self._shares_context = shares_context
         ids = torch.arange(6) * 7 % self.vocab_size
-        own = torch.zeros(1, dtype=torch.long, device=self.device)
         plain = self.model(input_ids=ids[None].to(self.device)).logits[0, -1].float()
         try:
-            state = self._read([tuple(ids[:3].tolist())])[0]
+            past = self._read([tuple(ids[:3].tolist())])
             chain = torch.ones(3, 3, dtype=torch.bool).tril()
             valid = torch.ones(1, 3, dtype=torch.bool, device=self.device)
-            past = (state[:, :, None], own + 3)
             found = self._forward(self.embed(ids[3:])[None], chain, valid, past).logits[0, -1].float()
         except Exception:  # architectures without an ordinary cache or attention fail in ways of their own
             return False
@@ -108,19 +107,23 @@ class CausalBackbone(FrozenModel):
             if not len(piece) or (not piece.after and pieces[0].after):
                 raise DataError(f"text {row} has no tokens in the field after the prompt; mend or remove it")
         distinct = list(dict.fromkeys(piece.before for piece in pieces if piece.before))
-        lengths = [len(ids) for ids in distinct]
-        batches = list(token_batches(lengths, self.budget.tokens))
         free = self.context_bytes if keep_bytes is None else keep_bytes
+        kept = self._within_memory(lambda budget: self._kept(distinct, free, budget))
+        lengths = [len(ids) for ids in distinct]
+        padding = padding_share(lengths, list(token_batches(lengths, self.budget.tokens)))
+        return Context(renderer, pieces, tuple(kept.get(piece.before) for piece in pieces), padding)
+
+    def _kept(self, texts: Sequence[tuple[int, ...]], free: int, budget: Budget) -> dict[tuple[int, ...], Tensor]:
+        """Return the states of the texts, longest first, that fit into `free` bytes."""
         kept: dict[tuple[int, ...], Tensor] = {}
-        for batch in batches:
+        for batch in token_batches([len(ids) for ids in texts], budget.tokens):
             if free <= 0:
                 break
-            for row, state in zip(batch, self._states([distinct[row] for row in batch]), strict=True):
+            for row, state in zip(batch, self._read([texts[row] for row in batch]).states(), strict=True):
                 free -= state.nbytes
                 if free >= 0:
-                    kept[distinct[row]] = state
-        states = tuple(kept.get(piece.before) for piece in pieces)
-        return Context(renderer, pieces, states, padding_share(lengths, batches))
+                    kept[texts[row]] = state
+        return kept
 
     def class_logits(self, context: Context, prompt: Prompt) -> Tensor:
         """Return class logits `[B, C]`, differentiable with respect to the prompt's tensors."""
@@ -162,38 +165,44 @@ class CausalBackbone(FrozenModel):
             size = max(1, budget.tree // layout.cost)
             trees = [layout.tree(cues[k : k + size]) for k in range(0, len(cues), size)]
             nodes = max(len(tree.codes) for tree in trees)
-            costs = [budget.charge(nodes, self._row_bytes(len(piece.before), nodes)) for piece in context.pieces]
-            # Rows of like length stand together: the costs are longest first, as the lengths are.
-            order = sorted(range(len(context)), key=lambda row: (-len(context.pieces[row].before), row))
-            batches = [
-                [order[n] for n in batch] for batch in token_batches([costs[row] for row in order], budget.tokens)
+            # Rows whose context comes from one read; the passes over them hold fewer rows, or more, as nodes ask.
+            costs = [
+                budget.charge(len(piece.before) if state is None else 0, self._context_bytes(len(piece.before)))
+                for piece, state in zip(context.pieces, context.states, strict=True)
             ]
+            reads = list(token_batches(costs, budget.tokens))
             parts = []
-            for batch in batches:
-                pieces = [context.pieces[row] for row in batch]
-                past = self._past(pieces, [context.states[row] for row in batch], layout.lead)
-                own = layout.own_tokens(pieces)
-                parts.append(torch.cat([self._tree_scores(past, own, table, tree, readout) for tree in trees]))
-            return restore_order(parts, batches, dim=1)
+            for rows in reads:
+                pieces = [context.pieces[row] for row in rows]
+                past = self._past(pieces, [context.states[row] for row in rows], layout.lead)
+                step = max(1, budget.tokens // budget.charge(nodes, self._pass_bytes(past.width, nodes)))
+                for start in range(0, len(rows), step):
+                    own = layout.own_tokens(pieces[start : start + step])
+                    part = past.rows(start, start + step)
+                    parts.append(torch.cat([self._tree_scores(part, own, table, tree, readout) for tree in trees]))
+            return restore_order(parts, reads, dim=1)
 
         return self._within_memory(run)
 
-    def _row_bytes(self, width: int, nodes: int) -> int:
+    def _context_bytes(self, width: int) -> int:
+        """Return how many bytes the keys and values of `width` tokens take."""
+        config = self.model.config.get_text_config()
+        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        shared = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        return int(2 * config.num_hidden_layers * shared * head * width * self.model.dtype.itemsize)
+
+    def _pass_bytes(self, width: int, nodes: int) -> int:
         """Return about how many bytes a pass takes for one row of `width` kept tokens and `nodes` new ones."""
         config = self.model.config.get_text_config()
-        hidden, heads = config.hidden_size, config.num_attention_heads
-        inner = getattr(config, "intermediate_size", None) or 4 * hidden
-        layers = config.num_hidden_layers
-        # What one layer holds at a time; a pass with a gradient keeps it for all of them.
-        layer = nodes * (6 * hidden + 3 * inner) + 3 * heads * nodes * (width + nodes)
-        share = getattr(config, "num_key_value_heads", None) or heads
-        past = 2 * layers * width * (hidden // heads) * share
-        total = past + layer * (layers if torch.is_grad_enabled() else 1)
-        return int(total * self.model.dtype.itemsize)
+        inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+        layer = nodes * (6 * config.hidden_size + 3 * inner + 3 * config.num_attention_heads * (width + nodes))
+        # One layer at a time; a pass with a gradient keeps all of them.
+        held = config.num_hidden_layers if torch.is_grad_enabled() else 1
+        return int(layer * held * self.model.dtype.itemsize)
 
     def _tree_scores(
         self,
-        past: tuple[Tensor | None, Tensor],
+        past: _Past,
         own: tuple[Tensor, Tensor],
         table: _Table,
         tree: CueTree,
@@ -222,30 +231,28 @@ class CausalBackbone(FrozenModel):
         offsets = table.offsets[:, codes.clamp(min=0)] * (codes >= 0)[:, None].to(table.offsets.dtype)
         return self.layers, lambda layer, hidden: hidden + offsets[layer]
 
-    def _forward(self, inputs: Tensor, ancestors: Tensor, valid: Tensor, past: tuple[Tensor | None, Tensor]) -> Any:
+    def _forward(self, inputs: Tensor, ancestors: Tensor, valid: Tensor, past: _Past) -> Any:
         """Run one pass: the only place that makes masks and positions.
 
         Args:
             inputs: `[b, N, d]` vectors of the new tokens.
             ancestors: `[N, N]` bool, which new tokens each new token may see.
             valid: `[b, N]` bool, false at padding.
-            past: keys and values `[n_layers, 2, b, n_kv_heads, P, head_dim]` of the tokens before, right-padded, or
-                None; and `[b]` how many of the P are real.
+            past: keys and values of the tokens before.
         """
-        keys_values, lengths = past
         seen = ancestors.to(inputs.device) & valid[:, None, :]
         # A new token's position counts the context and its own real ancestors, so padding moves nothing.
-        positions = (lengths[:, None] + seen.sum(-1) - 1).clamp(min=0)
+        positions = (past.lengths[:, None] + seen.sum(-1) - 1).clamp(min=0)
         allowed = seen | torch.eye(seen.shape[-1], dtype=torch.bool, device=seen.device)
         cache = None
         attending: AbstractContextManager[None] = nullcontext()
-        if keys_values is not None:
-            real = torch.arange(keys_values.shape[4], device=inputs.device) < lengths[:, None]
+        if past.width:
+            real = torch.arange(past.width, device=inputs.device) < past.lengths[:, None]
             allowed = torch.cat([real[:, None, :].expand(-1, allowed.shape[1], -1), allowed], dim=-1)
             if self._shares_context:
-                attending = attending_to(self.model, keys_values)
+                attending = attending_to(self.model, past.layers)
             else:
-                cache = cache_of(keys_values)
+                cache = cache_of(past.layers)
         mask = torch.zeros(allowed.shape, dtype=inputs.dtype, device=inputs.device)
         mask.masked_fill_(~allowed, torch.finfo(inputs.dtype).min)
         with attending:
@@ -257,53 +264,70 @@ class CausalBackbone(FrozenModel):
                 use_cache=False,
             )
 
-    def _states(self, texts: Sequence[tuple[int, ...]]) -> list[Tensor]:
-        """Return the states of sequences of ids, in batches that fit."""
-
-        def run(budget: Budget) -> list[Tensor]:
-            found: dict[int, Tensor] = {}
-            for batch in token_batches([len(ids) for ids in texts], budget.tokens):
-                found.update(zip(batch, self._read([texts[row] for row in batch]), strict=True))
-            return [found[row] for row in range(len(texts))]
-
-        return self._within_memory(run)
-
     @torch.no_grad()
-    def _read(self, texts: Sequence[tuple[int, ...]]) -> list[Tensor]:
-        """Return keys and values `[n_layers, 2, n_kv_heads, len, head_dim]` of each sequence of ids, in one pass.
+    def _read(self, texts: Sequence[tuple[int, ...]]) -> _Past:
+        """Read sequences of ids in one pass.
 
-        Sequences are padded on the right, where no real token of a causal model sees the padding: the model's own
-        mask and positions hold.
+        They are padded on the right, where no real token of a causal model sees the padding: the model's own mask and
+        positions hold.
         """
         ids = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.long)
         for row, text in enumerate(texts):
             ids[row, : len(text)] = torch.tensor(text)
         layers = self.model.base_model(input_ids=ids.to(self.device), use_cache=True).past_key_values.layers
-        return [
-            torch.stack(
-                [torch.stack([layer.keys[row, :, : len(text)], layer.values[row, :, : len(text)]]) for layer in layers]
-            )
-            for row, text in enumerate(texts)
-        ]
+        lengths = torch.tensor([len(text) for text in texts], device=self.device)
+        return _Past([(layer.keys, layer.values) for layer in layers], lengths)
 
     @torch.no_grad()
-    def _past(
-        self, pieces: Sequence[Pieces], states: Sequence[Tensor | None], lead: int
-    ) -> tuple[Tensor | None, Tensor]:
-        """Return a batch's keys and values, right-padded and without each row's last `lead`, and their number."""
-        lengths = [max(0, len(piece.before) - lead) for piece in pieces]
-        used = torch.tensor(lengths, device=self.device)
-        if not max(lengths):
-            return None, used
+    def _past(self, pieces: Sequence[Pieces], states: Sequence[Tensor | None], lead: int) -> _Past:
+        """Return the keys and values before the prompt of some rows, without each row's last `lead`."""
+        lengths = torch.tensor([max(0, len(piece.before) - lead) for piece in pieces], device=self.device)
+        absent = [n for n, piece in enumerate(pieces) if piece.before and states[n] is None]
+        fresh = self._read([pieces[n].before for n in absent]) if absent else None
+        if fresh is not None and len(absent) == len(pieces):
+            return _Past(fresh.layers, lengths)
         known = {n: state for n, state in enumerate(states) if state is not None}
-        absent = [n for n, length in enumerate(lengths) if length and n not in known]
-        known.update(zip(absent, self._states([pieces[n].before for n in absent]), strict=True))
-        first = next(iter(known.values()))
-        layers, two, heads, _, width = first.shape
-        past = first.new_zeros(layers, two, len(pieces), heads, max(lengths), width)
+        if fresh is not None:
+            known |= dict(zip(absent, fresh.states(), strict=True))
+        if not known:
+            return _Past([], lengths)
+        layers, two, heads, _, size = next(iter(known.values())).shape
+        width = max(state.shape[3] for state in known.values())
+        joined = next(iter(known.values())).new_zeros(layers, two, len(pieces), heads, width, size)
         for n, state in known.items():
-            past[:, :, n, :, : lengths[n]] = state[:, :, :, : lengths[n]]
-        return past, used
+            joined[:, :, n, :, : state.shape[3]] = state
+        return _Past([(keys, values) for keys, values in joined], lengths)
+
+
+@dataclass(frozen=True, eq=False)
+class _Past:
+    """Keys and values of what stands before the new tokens of a pass.
+
+    Args:
+        layers: for each layer keys and values `[b, n_kv_heads, P, head_dim]`, right-padded; empty for nothing.
+        lengths: `[b]` how many of the P are seen.
+    """
+
+    layers: Sequence[tuple[Tensor, Tensor]]
+    lengths: Tensor
+
+    @cached_property
+    def width(self) -> int:
+        """Tokens of the longest row."""
+        return int(self.lengths.max()) if self.layers else 0
+
+    def rows(self, start: int, stop: int) -> _Past:
+        """Return some of the rows, no wider than they need; nothing is copied."""
+        lengths = self.lengths[start:stop]
+        width = int(lengths.max())
+        return _Past([(k[start:stop, :, :width], v[start:stop, :, :width]) for k, v in self.layers], lengths)
+
+    def states(self) -> list[Tensor]:
+        """Return a copy of each row `[n_layers, 2, n_kv_heads, length, head_dim]`."""
+        return [
+            torch.stack([torch.stack([k[row, :, :length], v[row, :, :length]]) for k, v in self.layers])
+            for row, length in enumerate(self.lengths.tolist())
+        ]
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""The demo: five ways to prompt a small model on real one-sentence film reviews."""
+"""The demo: six ways to prompt a small model on real one-sentence film reviews."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ METHODS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
     ("calibrated", "zero-shot", {"calibration": "fitted"}),
     ("autoprompt", "autoprompt", {}),
     ("prompt-tuning", "prompt-tuning", {}),
+    ("deep-cue", "deep-cue", {}),
     ("hybrid", "hybrid", {}),
 )
 

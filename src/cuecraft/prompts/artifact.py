@@ -38,6 +38,7 @@ from cuecraft.prompts.manifest import (
     Manifest,
     PromptEntry,
     TaskEntry,
+    digest,
 )
 from cuecraft.task import Task, Template, Verbalizer
 
@@ -94,6 +95,7 @@ class Artifact:
                 head=backbone.head_kind,
                 sha256=backbone.fingerprint(),
                 hidden_size=backbone.hidden_size,
+                dtype=str(backbone.model.dtype).removeprefix("torch."),
             ),
             task=TaskEntry(
                 template=task.template.source,
@@ -142,7 +144,7 @@ class Artifact:
         (folder / TRACE).write_text(lines, encoding="utf-8")
         files = {name: file_sha256(folder / name) for name in (TENSORS, TRACE)}
         manifest = self.manifest.model_copy(update={"files": files, "artifact_sha256": ""})
-        manifest = manifest.model_copy(update={"artifact_sha256": manifest.digest()})
+        manifest = manifest.model_copy(update={"artifact_sha256": digest(manifest.model_dump(mode="json"))})
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
         (folder / CARD).write_text(model_card(manifest), encoding="utf-8")
 
@@ -230,7 +232,8 @@ def _read_manifest(source: Path) -> Manifest:
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"]))
         raise ArtifactError(f"{path}: is damaged (at {where!r}); restore it or tune again") from error
-    if manifest.digest() != manifest.artifact_sha256:
+    # Of the document as it stands in the file: an older version lacks fields that reading fills in.
+    if digest(raw) != manifest.artifact_sha256:
         raise ArtifactError(f"{path}: was changed after it was written (hash differs); restore it or tune again")
     return manifest
 

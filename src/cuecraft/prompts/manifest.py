@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: deep cues, and the dtype of the backbone
 
 
 class _Part(BaseModel):
@@ -22,6 +23,7 @@ class BackboneEntry(_Part):
     head: str
     sha256: str
     hidden_size: int
+    dtype: str = "float32"  # of the weights while tuning; version 1 had no other
 
 
 class TaskEntry(_Part):
@@ -75,7 +77,8 @@ class Manifest(_Part):
     files: dict[str, str]
     artifact_sha256: str = ""
 
-    def digest(self) -> str:
-        """Return the SHA-256 (hex) of the whole artifact: of this manifest, which holds the files' hashes."""
-        body = self.model_dump(mode="json", exclude={"artifact_sha256"})
-        return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+def digest(document: Mapping[str, Any]) -> str:
+    """Return the SHA-256 (hex) of a whole artifact: of its manifest as JSON, which holds the files' hashes."""
+    body = {name: value for name, value in document.items() if name != "artifact_sha256"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -14,7 +14,7 @@ def first_order_change(gradient: Tensor, current: Tensor, embeddings: Tensor) ->
         current: `[S, d]` the prompt's vectors.
         embeddings: `[V, d]` of the vocabulary.
     """
-    return gradient @ embeddings.T - (gradient * current).sum(-1, keepdim=True)
+    return gradient @ embeddings.to(gradient.dtype).T - (gradient * current).sum(-1, keepdim=True)
 
 
 def best_tokens(change: Tensor, allowed: Tensor, count: int) -> list[int]:

@@ -21,6 +21,7 @@ from cuecraft.method import (
     loss_gradient,
     score,
     starting_point,
+    trained_copy,
 )
 from cuecraft.prompts import HardPrompt
 from cuecraft.prompts.kinds import nearest_tokens
@@ -49,8 +50,8 @@ class StraightThrough(Method):
         first = starting_point(problem, filled_ids(problem, self.prompt_length), self.calibration)
         assert isinstance(first.prompt, HardPrompt)
         allowed = torch.nonzero(allowed_tokens(backbone, problem.task).to(backbone.device)).flatten()
-        words = backbone.embedding_matrix()[allowed]
-        free = first.prompt.vectors(backbone.embed).detach().clone()
+        words = trained_copy(backbone.embedding_matrix()[allowed])
+        free = trained_copy(first.prompt.vectors(backbone.embed))
         rate = self.learning_rate * float(words.square().mean().sqrt())
         optimizer = torch.optim.AdamW([free], lr=rate, weight_decay=0.0)
         ids = first.prompt.token_ids

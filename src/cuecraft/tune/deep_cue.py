@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from cuecraft.backbone import ClassHead
@@ -25,6 +26,8 @@ class DeepCueTuning(PromptOptions):
     """Training of offsets on every layer."""
 
     name: ClassVar[str] = "deep-cue"
+
+    learning_rate: float = Field(0.1, gt=0, description="AdamW step, in units of the embeddings' RMS")
 
     def fit(self, problem: Problem) -> Outcome:
         """Train from the template's own words; the best prompt on dev wins, the untuned one included."""

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from cuecraft.backbone import ClassHead
+from cuecraft.method import trained_copy
 from cuecraft.prompts import AnyPrompt
 from cuecraft.tune.loop import TrainingOptions
 
@@ -26,7 +27,7 @@ class PromptTensor:
     """A tensor of the prompt in training, and its class head where there is one.
 
     Args:
-        start: the tensor's first value; trained in float32 at least, because half precision would not train.
+        start: the tensor's first value.
         head: the class head's first value.
         scale: RMS of the embeddings, the unit of learning rate and pull.
         options: the method's options.
@@ -41,7 +42,7 @@ class PromptTensor:
         options: PromptOptions,
         build: Callable[[Tensor, ClassHead | None], AnyPrompt],
     ) -> None:
-        self._start = start.detach().to(torch.promote_types(start.dtype, torch.float32), copy=True)
+        self._start = trained_copy(start)
         self._tensor = self._start.clone().requires_grad_()
         self._head = head and ClassHead(
             head.weight.detach().clone().requires_grad_(), head.bias.detach().clone().requires_grad_()

@@ -1,0 +1,102 @@
+"""What the benchmarks share: data, rounds, memory, and a description of the machine."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get("CUECRAFT_DATA", ROOT.parent / "shared" / "data")) / "fewshot"
+RESULTS = ROOT / "benchmarks" / "results"
+PACKAGES = ("cuecraft", "torch", "transformers", "tokenizers", "peft", "numpy")
+
+
+def require_data() -> None:
+    """Leave with a message where the benchmark data is absent."""
+    if not DATA.is_dir():
+        raise SystemExit(f"benchmark data is not at {DATA}; set CUECRAFT_DATA. Nothing was run.")
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """Return how long a call takes."""
+    begun = time.perf_counter()
+    run()
+    return time.perf_counter() - begun
+
+
+def rounds(runs: Mapping[str, Callable[[], float]], count: int) -> dict[str, float]:
+    """Return the median of what each run measures, over `count` rounds that take the runs in turn.
+
+    A first round warms up and is not counted.
+    """
+    found: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(count + 1):
+        for name, run in runs.items():
+            value = run()
+            if number:
+                found[name].append(value)
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def peak_bytes(run: Callable[[], object]) -> int:
+    """Return by how much a call raises this process's resident memory at its highest (Linux)."""
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
+    run()
+    return _status("VmHWM") - before
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+
+def machine() -> dict[str, object]:
+    """Describe what the figures were measured on."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    dirty = subprocess.run(
+        ["git", "status", "--porcelain", "src"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": commit.stdout.strip() + ("+changes" if dirty.stdout.strip() else ""),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "versions": versions,
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+
+
+def write_result(name: str, result: Mapping[str, object]) -> None:
+    """Write a result file, and the result as the last line of the output."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / name).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(result), flush=True)

@@ -1,0 +1,162 @@
+"""What people use today, as they use it: plain AutoPrompt scoring, PEFT's training loop and its prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from torch.nn import functional
+from transformers import AutoModelForCausalLM
+
+from cuecraft.assets import model_folder
+from cuecraft.backbone import CausalBackbone, Context, MaskedBackbone, SequenceBackbone
+from cuecraft.prompts import HardPrompt
+from cuecraft.task import Example, Task
+
+BATCH = 16  # texts of one training step
+EVAL_BATCH = 32  # texts of one forward pass without a gradient
+
+
+def plain_candidate_logits(backbone: CausalBackbone, context: Context, prompt: HardPrompt) -> torch.Tensor:
+    """Score one candidate as published AutoPrompt code does: whole inputs, padded batches, logits of all words.
+
+    Returns class logits `[B, C]`; label words of one token.
+    """
+    columns = [words[0][0] for words in context.renderer.label_ids]
+    texts = [[*piece.before, *prompt.token_ids, *piece.after] for piece in context.pieces]
+    parts = []
+    for start in range(0, len(texts), EVAL_BATCH):
+        ids, mask = padded(texts[start : start + EVAL_BATCH])
+        logits = backbone.model(input_ids=ids, attention_mask=mask).logits
+        last = mask.sum(1) - 1
+        parts.append(logits[torch.arange(len(ids)), last][:, columns])
+    return torch.cat(parts)
+
+
+def padded(texts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pad sequences of ids on the right; return ids and attention mask."""
+    width = max(map(len, texts))
+    ids = torch.tensor([[*text, *[0] * (width - len(text))] for text in texts])
+    mask = torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in texts])
+    return ids, mask
+
+
+def fresh_model(name: str) -> Any:
+    """Load a model of its own, because PEFT changes the one it is given."""
+    return AutoModelForCausalLM.from_pretrained(model_folder(name), dtype=torch.float32)
+
+
+def peft_prompt_tuning(model: Any, length: int) -> Any:
+    """Wrap a model with PEFT's soft prompt."""
+    return get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=length))
+
+
+def peft_prefix_tuning(model: Any, length: int) -> Any:
+    """Wrap a model with PEFT's trained keys and values."""
+    return get_peft_model(model, PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=length))
+
+
+class PeftLoop:
+    """PEFT's usual training loop for causal models: text and label word as labels, AdamW, padded batches.
+
+    Args:
+        model: a PEFT model.
+        backbone: gives tokenizer and label words.
+        task: gives template and verbalizer.
+        examples: to train on.
+    """
+
+    def __init__(self, model: Any, backbone: CausalBackbone, task: Task, examples: Sequence[Example]) -> None:
+        self.model = model.train()
+        renderer = backbone.renderer(task)
+        answers = [words[0] for words in renderer.label_ids]
+        self.texts = [
+            ([*piece.before, *piece.after], list(answers[example.label or 0]))
+            for piece, example in zip(renderer.render(examples), examples, strict=True)
+        ]
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-3)
+
+    def epoch(self) -> None:
+        """Take one step for each batch of texts."""
+        for start in range(0, len(self.texts), BATCH):
+            self.step(self.texts[start : start + BATCH])
+
+    def step(self, texts: Sequence[tuple[list[int], list[int]]]) -> None:
+        """Take one step."""
+        ids, mask = padded([[*text, *answer] for text, answer in texts])
+        labels = torch.full_like(ids, -100)
+        for row, (text, answer) in enumerate(texts):
+            labels[row, len(text) : len(text) + len(answer)] = torch.tensor(answer)
+        self.optimizer.zero_grad()
+        self.model(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
+        self.optimizer.step()
+
+
+@torch.no_grad()
+def peft_predict(model: Any, backbone: CausalBackbone, task: Task, examples: Sequence[Example]) -> torch.Tensor:
+    """Classify texts with a PEFT model: padded batches in the order of the texts; class logits `[B, C]`."""
+    renderer = backbone.renderer(task)
+    columns = [words[0][0] for words in renderer.label_ids]
+    texts = [[*piece.before, *piece.after] for piece in renderer.render(examples)]
+    parts = []
+    for start in range(0, len(texts), EVAL_BATCH):
+        ids, mask = padded(texts[start : start + EVAL_BATCH])
+        logits = model(input_ids=ids, attention_mask=mask).logits
+        last = mask.sum(1) - 1 + logits.shape[1] - ids.shape[1]  # virtual tokens may stand in front
+        parts.append(logits[torch.arange(len(ids)), last][:, columns])
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def bare_predict(
+    backbone: CausalBackbone, task: Task, examples: Sequence[Example], cue: Sequence[int], tokens: int = 1536
+) -> torch.Tensor:
+    """Classify texts with the bare model, as thriftily as an ordinary forward allows.
+
+    Sorted by length, in batches of `tokens` tokens, logits of the last position and of the label words only.
+    """
+    renderer = backbone.renderer(task)
+    columns = torch.tensor([words[0][0] for words in renderer.label_ids])
+    texts = [[*piece.before, *cue, *piece.after] for piece in renderer.render(examples)]
+    order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
+    head = backbone.model.get_output_embeddings().weight[columns]
+    found = torch.empty(len(texts), len(columns))
+    while order:
+        size = max(1, tokens // len(texts[order[0]]))
+        batch, order = order[:size], order[size:]
+        ids, mask = padded([texts[row] for row in batch])
+        # Padded on the right, where no real token of a causal model sees it: no mask, which is the fastest kernel.
+        hidden = backbone.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        found[batch] = functional.linear(hidden[torch.arange(len(ids)), mask.sum(1) - 1], head)
+    return found
+
+
+@torch.no_grad()
+def plain_encoder_logits(
+    backbone: MaskedBackbone | SequenceBackbone, context: Context, prompt: HardPrompt
+) -> torch.Tensor:
+    """Score one candidate on an encoder: padded batches in the order of the texts, logits of all words; `[B, C]`.
+
+    A sequence backbone pools by the mean over the text's tokens and reads out through the prompt's class head.
+    """
+    parts = []
+    cue = prompt.token_ids
+    for start in range(0, len(context), EVAL_BATCH):
+        pieces = context.pieces[start : start + EVAL_BATCH]
+        ids, mask = padded([[*piece.before, *cue, *piece.after] for piece in pieces])
+        output = backbone.model(input_ids=ids, attention_mask=mask)
+        if isinstance(backbone, MaskedBackbone):
+            slots = [p.answer + (len(cue) if p.answer >= len(p.before) else 0) for p in pieces]
+            columns = [words[0][0] for words in context.renderer.label_ids]
+            parts.append(output.logits[torch.arange(len(ids)), slots][:, columns])
+            continue
+        assert prompt.head is not None
+        for row, piece in enumerate(pieces):
+            mask[row, len(piece.before) : len(piece.before) + len(cue)] = 0
+        weights = mask.to(output.last_hidden_state.dtype)[..., None]
+        features = (output.last_hidden_state * weights).sum(1) / weights.sum(1)
+        parts.append(functional.linear(features, prompt.head.weight, prompt.head.bias))
+    return torch.cat(parts)
