@@ -10,6 +10,7 @@ otherwise in METHOD. The last line of the output is the result as one JSON objec
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from checks import differences, memory, trajectory
@@ -31,11 +32,24 @@ METHOD = {
     "many": "16 prompts of 4 tokens on fresh texts / one of them",
     "many_8": "16 prompts of 8 tokens on fresh texts / one of them",
     "memory": "peak bytes of one training step on 4 texts: PEFT PROMPT_TUNING / prompt-tuning, kept contexts counted",
-    "encoder": "seconds of one search step of 24 swaps: plain loop (one forward each, full logits) / sorted batches and "
+    "encoder": "seconds of one search step of 24 swaps: plain loop (one forward each, full logits) / sorted batches, "
     "successive halving",
     "roof": "FLOP/s of packed scoring / FLOP/s of a float32 matmul of 3072 x 3072",
     "max_logit_diff": "greatest difference of a class logit from the plain forward, over all fast paths",
 }
+
+
+PER_TASK: dict[str, Callable[[Bench], dict]] = {  # type: ignore[type-arg]
+    "search": search,
+    "tune": lambda bench: tune(bench, "prompt-tuning"),
+    "deep_cue": lambda bench: tune(bench, "deep-cue"),
+    "predict": predict,
+    "many": many,
+    "roof": roof,
+    "diff": differences,
+    "encoder": encoder,
+}
+ON_SST2 = {"nanogcg": nanogcg, "memory": memory, "trajectory": trajectory, "curve": curve}
 
 
 def plot(points: dict[str, list[float]], path: Path) -> None:
@@ -61,48 +75,27 @@ def plot(points: dict[str, list[float]], path: Path) -> None:
 
 
 def main() -> None:
-    parts = (
-        "search",
-        "nanogcg",
-        "tune",
-        "deep_cue",
-        "predict",
-        "many",
-        "roof",
-        "memory",
-        "diff",
-        "trajectory",
-        "curve",
-    )
+    parts = (*PER_TASK, *ON_SST2)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(parts), help="parts to run; a result file is written for all only")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     require_data()
     chosen = options.only.split(",")
-    details: dict[str, dict[str, object]] = {name: {} for name in parts}
-    per_task = {
-        "search": search,
-        "tune": lambda bench: tune(bench, "prompt-tuning"),
-        "deep_cue": lambda bench: tune(bench, "deep-cue"),
-        "predict": predict,
-        "many": many,
-        "roof": roof,
-        "diff": differences,
-        "encoder": encoder,
-    }
-    on_sst2 = {"nanogcg": nanogcg, "memory": memory, "trajectory": trajectory, "curve": curve}
+    if unknown := set(chosen) - set(parts):
+        raise SystemExit(f"unknown parts {', '.join(sorted(unknown))}; choose from {', '.join(parts)}")
+    details: dict[str, dict] = {name: {} for name in parts}  # type: ignore[type-arg]
     for task in TASKS:
         bench = Bench.of(task, options.rounds)
-        for name in parts:
-            if name in chosen and name in per_task:
-                details[name][task] = per_task[name](bench)
+        for name in chosen:
+            if name in PER_TASK:
+                details[name][task] = PER_TASK[name](bench)
                 print(name, task, details[name][task], flush=True)
-            elif name in chosen and task == "sst-2":
-                details[name] = on_sst2[name](bench)  # type: ignore[assignment]
+            elif task == "sst-2":
+                details[name] = ON_SST2[name](bench)
                 print(name, details[name], flush=True)
     if set(chosen) == set(parts):
-        plot(details["curve"], ROOT / "docs" / "speed.svg")  # type: ignore[arg-type]
+        plot(details["curve"], ROOT / "docs" / "speed.svg")
         write_result("speed.json", _result(details))
 
 
