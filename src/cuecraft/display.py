@@ -76,6 +76,8 @@ def _advance(bars: Progress, bar: TaskID, event: Mapping[str, Any]) -> None:
     state = f"{event['phase']}: loss {event['train_loss']:.3f}" if "train_loss" in event else str(event["phase"])
     if "dev_accuracy" in event:
         state += f", dev accuracy {event['dev_accuracy']:.3f}"
+    if "padding" in event:
+        state += f", {event['padding']:.0%} padding"
     bars.update(bar, completed=event.get("step", 0), total=event.get("total"), state=state)
 
 

@@ -148,7 +148,7 @@ def fresh_logits(
         context = backbone.context(examples[start : start + _FRESH], task, keep_bytes=0)
         logits = backbone.class_logits_many(context, [candidate.prompt for candidate in candidates])
         parts.append(torch.stack([c.calibration.apply(part) for c, part in zip(candidates, logits, strict=True)]))
-        report({"phase": "predict", "step": start + len(context), "total": len(examples)})
+        report({"phase": "predict", "step": start + len(context), "total": len(examples), "padding": context.padding})
     return _finite(torch.cat(parts, dim=1), backbone)
 
 
