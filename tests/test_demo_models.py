@@ -10,8 +10,9 @@ from cuecraft import PromptClassifier, assets
 from cuecraft.backbone import HeadKind, Pooling, load_backbone
 from cuecraft.data import read_records
 from cuecraft.errors import AssetError, BackboneError
-from cuecraft.prompts import HardPrompt
+from cuecraft.prompts import DeepCue, HardPrompt
 from cuecraft.task import Example, Task, Template, Verbalizer
+from oracles import plain_class_logits
 
 
 @pytest.fixture
@@ -101,10 +102,29 @@ def test_hybrid_works_on_encoders_and_every_task(demo, model, task):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("method", ["prompt-tuning", "deep-cue"])
 @pytest.mark.parametrize("task", ["sst-2", "agnews", "trec"])
-def test_prompt_tuning_learns_on_the_causal_model(demo, task):
+def test_continuous_methods_learn_on_the_causal_model(demo, task, method):
     demo("demo:smollm2-135m")
     texts, labels = few(task, 8)
-    classifier = PromptClassifier(method="prompt-tuning", method_options={"epochs": 10}).fit(texts, labels)
-    steps = [event["train_loss"] for event in classifier.trace_ if event["phase"] == "prompt-tuning"]
+    classifier = PromptClassifier(method=method, method_options={"epochs": 10}).fit(texts, labels)
+    steps = [event["train_loss"] for event in classifier.trace_ if event["phase"] == method]
     assert steps[-1] < 0.8 * steps[0]
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_fast_paths_equal_the_plain_forward_on_the_causal_model(demo):
+    backbone = demo("demo:smollm2-135m")
+    context = backbone.context(EXAMPLES, Task(Template("Review: {text}{prompt}\nSentiment:{mask}"), SENTIMENT))
+    cue = tuple(backbone.tokenizer(" In short", add_special_tokens=False)["input_ids"])
+    offsets = torch.randn(30, len(cue), 576, generator=torch.Generator().manual_seed(0)) * 0.01
+    assert torch.allclose(
+        backbone.class_logits(context, DeepCue(HardPrompt(cue), offsets)).double(),
+        plain_class_logits(backbone, context, cue, offsets),
+        atol=1e-4,
+    )
+    swaps = [(position, token) for position in range(len(cue)) for token in (1000, 2000)]
+    plain = [plain_class_logits(backbone, context, HardPrompt(cue).swapped(*swap).token_ids) for swap in swaps]
+    found = backbone.score_swaps(context, HardPrompt(cue), swaps)
+    assert torch.allclose(found.double(), torch.stack(plain), atol=1e-4)
