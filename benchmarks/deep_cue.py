@@ -34,7 +34,7 @@ from cuecraft.tune.prepare import make_problem, make_task
 MODEL = "demo:smollm2-135m"
 SEED = 13
 EPOCHS, PATIENCE, BATCH = 30, 8, 16  # the defaults of cuecraft's own training loop
-RATES = {"lora": 5e-4, "full": 3e-5}
+RATES = {"lora": 5e-4, "full": 1e-5}
 STUDIED = {"lora": (1e-4, 5e-4, 2e-3), "full": (1e-5, 3e-5, 1e-4)}
 TOKENS = 1536  # of one forward pass without a gradient
 
