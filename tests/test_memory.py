@@ -15,13 +15,14 @@ from oracles import Tensors, saved_bytes
 LONG_WORDS = {"negative": ["never good", "bad"], "positive": ["bright and warm"]}
 
 
-@pytest.mark.parametrize("kind", ["causal", "masked"])
+@pytest.mark.parametrize(("kind", "words"), [("causal", None), ("masked", None), ("causal", LONG_WORDS)])
 @pytest.mark.parametrize("what", ["class_logits", "many", "swaps", "training"])
-def test_no_pass_makes_logits_over_the_vocabulary(kind, what, request):
+def test_no_pass_makes_logits_over_the_vocabulary(kind, words, what, request, monkeypatch):
     backbone = request.getfixturevalue(kind)
+    monkeypatch.setattr("cuecraft.backbone.readout._SLICE_NUMBERS", 2000)
     prompt = HardPrompt((30, 31))
     with Tensors() as seen:
-        context = backbone.context(make_examples(), make_task())
+        context = backbone.context(make_examples(), make_task(words=words))
         if what == "class_logits":
             backbone.class_logits(context, prompt)
         elif what == "many":
@@ -141,8 +142,9 @@ def test_a_byte_budget_makes_smaller_passes_with_the_same_result(causal, labelle
 def test_padding_is_what_brute_force_counts(causal, monkeypatch):
     lengths = [5, 1, 4, 2]
     batches = [[0, 2], [3, 1]]
-    assert padding_share(lengths, batches) == pytest.approx(1 - 12 / (10 + 4))
-    assert padding_share([], []) == 0
+    assert padding_share((lengths, batches)) == pytest.approx(1 - 12 / (10 + 4))
+    assert padding_share((lengths, batches), ([3, 3], [[0, 1]])) == pytest.approx(1 - 18 / (14 + 6))
+    assert padding_share(([], [])) == 0
     monkeypatch.setattr(causal, "budget", Budget(tokens=10**6, bytes=2**30))
     context = causal.context(make_examples(), make_task(LM_TEMPLATE))
     sizes = [len(piece.before) for piece in context.pieces]

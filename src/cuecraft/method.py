@@ -16,14 +16,13 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from torch.nn import functional
 
-from cuecraft.backbone import AnyBackbone, ClassHead, Context, HeadKind, SequenceBackbone
+from cuecraft.backbone import AnyBackbone, Budget, ClassHead, Context, HeadKind, SequenceBackbone
 from cuecraft.errors import BackboneError, MethodError
 from cuecraft.prompts import AnyPrompt, Calibration, HardPrompt, SoftPrompt, calibration
 from cuecraft.prompts.manifest import DataEntry
 from cuecraft.task import Example, Task
 
 Event = dict[str, Any]
-_CHUNK = 32  # examples of one backward pass
 _FRESH = 1024  # examples read together where nothing is kept
 
 
@@ -50,7 +49,7 @@ class Labelled:
         """Return some of the examples."""
         return Labelled(self.context.select(rows), self.labels[rows])
 
-    def chunks(self, size: int = _CHUNK) -> Iterator[Labelled]:
+    def chunks(self, size: int) -> Iterator[Labelled]:
         """Yield the examples in order, `size` at a time."""
         for start in range(0, len(self), size):
             yield self.select(list(range(start, min(start + size, len(self)))))
@@ -292,18 +291,42 @@ def trained_copy(tensor: Tensor) -> Tensor:
     return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
 
 
+def accumulate_gradient(
+    problem: Problem, candidate: Callable[[], Candidate], data: Labelled, trained: Sequence[Tensor]
+) -> Tensor:
+    """Set the gradients of the mean loss on some examples; return their logits `[B, C]`, detached.
+
+    Takes a backward pass for each few examples, fewer where memory runs out.
+
+    Args:
+        problem: gives the backbone.
+        candidate: makes the candidate as a differentiable function of the trained tensors, anew for each pass.
+        data: the examples.
+        trained: the leaves, whose gradients are replaced.
+    """
+    backbone = problem.backbone
+
+    def run(budget: Budget) -> Tensor:
+        for tensor in trained:
+            tensor.grad = None
+        logits = []
+        for chunk in data.chunks(budget.rows):
+            part = candidate().logits(backbone, chunk.context)
+            (functional.cross_entropy(part, chunk.labels, reduction="sum") / len(data)).backward()
+            logits.append(part.detach())
+        return torch.cat(logits)
+
+    return backbone.within_memory(run)
+
+
 def loss_gradient(problem: Problem, candidate: Candidate, data: Labelled) -> tuple[Score, Tensor]:
     """Return the score on some examples and the gradient `[S, d]` of the mean loss at the prompt's vectors."""
     backbone, prompt = problem.backbone, candidate.prompt
     vectors = trained_copy(prompt.vectors(backbone.embed)).requires_grad_()
     free = replace(candidate, prompt=SoftPrompt(vectors, prompt.head))
-    logits = []
-    for chunk in data.chunks():
-        part = free.logits(backbone, chunk.context)
-        (functional.cross_entropy(part, chunk.labels, reduction="sum") / len(data)).backward()
-        logits.append(part.detach())
+    logits = accumulate_gradient(problem, lambda: free, data, [vectors])
     assert vectors.grad is not None
-    return Score.of(torch.cat(logits), data.labels), vectors.grad
+    return Score.of(logits, data.labels), vectors.grad
 
 
 def require_language_head(problem: Problem, name: str) -> None:

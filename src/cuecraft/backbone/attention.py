@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, DynamicCache
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from cuecraft.backbone.batching import ONE_PASS_AT_A_TIME
 
@@ -93,16 +94,18 @@ def _attention(
     folded = (rows, groups, heads // groups * count, -1)
     queries = (query * (width**-0.5 if scaling is None else scaling)).reshape(folded)
     scores = torch.cat([queries @ old_key.transpose(-1, -2), queries @ key.transpose(-1, -2)], dim=-1)
-    scores = scores.view(rows, groups, heads // groups, count, -1)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)).view(rows, groups, heads // groups, count, -1)
     if attention_mask is not None:
         scores.add_(attention_mask[:, :, None])
-    weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
+    weights = scores.softmax(-1).to(query.dtype)
     over_old, over_new = weights.view(folded).split([old_key.shape[2], key.shape[2]], dim=-1)
     output = over_old @ old_value + over_new @ value
     return output.view(rows, heads, count, -1).transpose(1, 2), None
 
 
 AttentionInterface.register(_NAME, _attention)
+# A pass brings a mask of its own; this one is for other threads' passes that meet our name in the configuration.
+AttentionMaskInterface.register(_NAME, sdpa_mask)
 
 
 def cache_of(layers: Layers) -> DynamicCache:

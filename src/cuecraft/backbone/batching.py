@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,19 +22,23 @@ class Budget:
     Args:
         tokens: tokens that are computed, padding included.
         bytes: estimated working memory.
-        tree: nodes of one cue tree; the cost of its `N x N` mask grows with the square.
+        tree: nodes of one cue tree, of one cue at least; the cost of its `N x N` mask grows with the square.
+        rows: examples of one backward pass.
     """
 
     tokens: int
     bytes: int
     tree: int = 384
+    rows: int = 32
 
     @classmethod
     def of_device(cls, device: torch.device) -> Self:
-        """Return the default: on a CPU what stays in its caches, on a GPU what fits half of its free memory."""
+        """Return the default: on a CPU what stays in its caches, on a GPU what fits a quarter of its memory.
+
+        Of its whole memory and not of what is free, so that the same machine makes the same batches.
+        """
         if device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(device)
-            return cls(tokens=65536, bytes=free // 2)
+            return cls(tokens=65536, bytes=memory_of(device) // 4)
         return cls(tokens=1536, bytes=2 * 2**30)
 
     def charge(self, tokens: int, size: int) -> int:
@@ -42,16 +47,28 @@ class Budget:
 
     def halved(self) -> Self | None:
         """Return half of the budget, or None where nothing is left to halve."""
-        if self.tokens <= 1:
+        if max(self.tokens, self.rows) <= 1:
             return None
-        return replace(self, tokens=self.tokens // 2, bytes=max(1, self.bytes // 2), tree=max(1, self.tree // 2))
+        halves = {name: max(1, getattr(self, name) // 2) for name in ("tokens", "bytes", "tree", "rows")}
+        return replace(self, **halves)
+
+
+def memory_of(device: torch.device) -> int:
+    """Return the bytes of memory that a device has, used or free."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+_OUT_OF_MEMORY = ("not enough memory", "can't allocate memory")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error is torch's way to say that memory ran out, on a GPU or a CPU."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "not enough memory" in str(error)
-    )
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    # The CPU allocator has no error class of its own; its words differ between platforms.
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 def token_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
@@ -67,10 +84,11 @@ def token_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
         start += size
 
 
-def padding_share(lengths: Sequence[int], batches: Sequence[Sequence[int]]) -> float:
-    """Return the share of padding, 0 to 1, in batches of rows of these lengths."""
-    read = sum(len(batch) * max(lengths[row] for row in batch) for batch in batches)
-    return 1 - sum(lengths) / read if read else 0.0
+def padding_share(*parts: tuple[Sequence[int], Sequence[Sequence[int]]]) -> float:
+    """Return the share of padding, 0 to 1, over parts of lengths of rows and the batches that they are read in."""
+    real = sum(sum(lengths) for lengths, _ in parts)
+    read = sum(len(batch) * max(lengths[row] for row in batch) for lengths, batches in parts for batch in batches)
+    return 1 - real / read if read else 0.0
 
 
 def restore_order(parts: Sequence[Tensor], batches: Sequence[Sequence[int]], dim: int) -> Tensor:

@@ -7,6 +7,7 @@ place that knows about placement, masks and positions.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -18,16 +19,25 @@ from torch import Tensor
 
 from cuecraft.backbone.attention import attending_to, cache_of
 from cuecraft.backbone.base import Context, Prompt, Swap
-from cuecraft.backbone.batching import Budget, padding_share, restore_order, token_batches
+from cuecraft.backbone.batching import (
+    ONE_PASS_AT_A_TIME,
+    Budget,
+    memory_of,
+    padding_share,
+    restore_order,
+    token_batches,
+)
 from cuecraft.backbone.frozen import FrozenModel
 from cuecraft.backbone.layers import entering
 from cuecraft.backbone.layout import Layout
 from cuecraft.backbone.readout import LabelReadout
 from cuecraft.backbone.rendering import HeadKind, Pieces
-from cuecraft.backbone.tree import CueTree
+from cuecraft.backbone.tree import CueTree, grow_tree
 from cuecraft.errors import BackboneError, DataError
 from cuecraft.task import Example, Task
 
+# GPT-Neo masks by the number of keys before a key, so branches must fit into its window beside the context.
+_COUNT_KEYS = {"gpt_neo"}
 _TOLERANCE = 0.02  # of the greatest logit: wide enough for bfloat16, far from a wrong mask or position
 
 
@@ -40,8 +50,8 @@ class CausalBackbone(FrozenModel):
         name: what to call it in messages and artifacts.
         fingerprint: computes the hash of weights and tokenizer.
         budget: what one pass may take; None for the default of the model's device.
-        context_bytes: bytes of keys and values to keep over all examples of one context; beyond that they are
-            computed again by each pass.
+        context_bytes: bytes of keys and values to keep over all contexts in use; beyond that they are computed again
+            by each pass. None for a quarter of the device's memory. May be set later.
     """
 
     head_kind = HeadKind.CAUSAL
@@ -53,76 +63,103 @@ class CausalBackbone(FrozenModel):
         name: str,
         fingerprint: Callable[[], str],
         budget: Budget | None = None,
-        context_bytes: int = 6 * 2**30,
+        context_bytes: int | None = None,
     ) -> None:
         super().__init__(model, tokenizer, name, fingerprint, budget)
-        self.context_bytes = context_bytes
-        self._shares_context = self._answers_alike(shares_context=True)
-        if not self._shares_context and not self._answers_alike(shares_context=False):
-            raise BackboneError(
-                f"{name} ({model.config.model_type}) cannot be used as a causal backbone: "
-                "it does not answer alike with and without a context cache"
-            )
+        self.context_bytes = memory_of(self.device) // 4 if context_bytes is None else context_bytes
+        self._kept_bytes = 0
+        self._shares_context = True
+        if not self._answers_alike():
+            self._shares_context = False
+            if not self._answers_alike():
+                raise BackboneError(
+                    f"{name} ({model.config.model_type}) cannot be used as a causal backbone: it does not answer alike "
+                    "with and without a context cache"
+                )
 
     @property
     def max_positions(self) -> int | None:
         """Tokens that one input may have; None when the model sets no limit.
 
-        Masks are made here for full attention, so inputs stay within an attention window, where both are the same.
+        Masks are made here for full attention, so inputs stay within an attention window, where both are the same;
+        and within the length up to which positions are encoded alike whatever the length of the input.
         """
         config = self.model.config.get_text_config()
         kinds = getattr(config, "layer_types", None)
         is_windowed = kinds is None or any(kind != "full_attention" for kind in kinds)
         names = ("sliding_window", "window_size", "attention_chunk_size") if is_windowed else ()
-        limits = [super().max_positions, *(getattr(config, name, None) for name in names)]
+        limits = [super().max_positions, *(getattr(config, name, None) for name in names), _rope_limit(config)]
         return min((limit for limit in limits if limit), default=None)
 
     @torch.no_grad()
-    def _answers_alike(self, shares_context: bool) -> bool:
-        """Tell whether a kept context and a pass over it give the logits of one plain forward pass."""
-        self._shares_context = shares_context
-        ids = torch.arange(6) * 7 % self.vocab_size
-        plain = self.model(input_ids=ids[None].to(self.device)).logits[0, -1].float()
+    def _answers_alike(self) -> bool:
+        """Tell whether branches over kept, padded contexts have the logits of plain forward passes, one text each."""
+        special = set(self.tokenizer.all_special_ids)
+        ids = [n for n in range(self.vocab_size) if n not in special][-7:]
+        texts, cues = [tuple(ids[:5]), tuple(ids[2:4])], [(0, 1), (0, 2), (3,)]
+        vectors = torch.tensor([*ids[:3], ids[6]])
+        tree = grow_tree(cues)
         try:
-            past = self._read([tuple(ids[:3].tolist())])
-            chain = torch.ones(3, 3, dtype=torch.bool).tril()
-            valid = torch.ones(1, 3, dtype=torch.bool, device=self.device)
-            found = self._forward(self.embed(ids[3:])[None], chain, valid, past).logits[0, -1].float()
+            plain = [
+                [self._plain_logits([*text, *(int(vectors[code]) for code in cue)]) for cue in cues] for text in texts
+            ]
+            past = self._past([Pieces(text, ()) for text in texts], self._read(texts).states(), 0)
+            inputs = self.embed(vectors)[tree.codes.to(self.device)].repeat(2, 1, 1)
+            valid = torch.ones(inputs.shape[:2], dtype=torch.bool, device=self.device)
+            found = self._forward(inputs, tree.ancestors, valid, past).logits[:, list(tree.ends)].float()
         except Exception:  # architectures without an ordinary cache or attention fail in ways of their own
             return False
-        return torch.allclose(found, plain, atol=_TOLERANCE * float(plain.abs().max()))
+        expected = torch.stack([torch.stack(row) for row in plain])
+        return torch.allclose(found, expected, atol=_TOLERANCE * float(expected.abs().max()))
+
+    def _plain_logits(self, ids: Sequence[int]) -> Tensor:
+        """Return logits `[V]` after a text, as the model gives them by itself."""
+        logits: Tensor = self.model(input_ids=torch.tensor([ids], device=self.device)).logits[0, -1].float()
+        return logits
 
     @torch.no_grad()
     def context(self, examples: Sequence[Example], task: Task, keep_bytes: int | None = None) -> Context:
         """Render the examples and keep the keys and values of what stands before the prompt.
 
-        Identical texts are read once. Texts beyond `keep_bytes` (default: the backbone's `context_bytes`) keep
-        nothing and are read again by each pass; 0 suits texts that one pass reads and no other.
+        Identical texts are read once. What would go beyond `context_bytes`, over all contexts of this backbone that
+        are still in use, or beyond `keep_bytes` for this one, is not kept and read again by each pass; 0 suits texts
+        that one pass reads and no other.
         """
         renderer = self.renderer(task)
         pieces = tuple(renderer.render(examples))
         renderer.check_length(pieces, 0)
+        has_tail = any(piece.after for piece in pieces)
         for row, piece in enumerate(pieces, start=1):
             # A row without tail among rows with one would have its answer slot elsewhere.
-            if not len(piece) or (not piece.after and pieces[0].after):
+            if not len(piece) or (has_tail and not piece.after):
                 raise DataError(f"text {row} has no tokens in the field after the prompt; mend or remove it")
         distinct = list(dict.fromkeys(piece.before for piece in pieces if piece.before))
-        free = self.context_bytes if keep_bytes is None else keep_bytes
-        kept = self._within_memory(lambda budget: self._kept(distinct, free, budget))
-        lengths = [len(ids) for ids in distinct]
-        padding = padding_share(lengths, list(token_batches(lengths, self.budget.tokens)))
+        free = self.context_bytes - self._kept_bytes
+        free = free if keep_bytes is None else min(free, keep_bytes)
+        kept = self.within_memory(lambda budget: self._kept(distinct, free, budget))
+        for state in kept.values():
+            self._kept_bytes += state.nbytes
+            weakref.finalize(state, self._release, state.nbytes).atexit = False
+        parts = [[len(ids) for ids in distinct], [len(piece.after) for piece in pieces]]
+        padding = padding_share(*((part, list(token_batches(part, self.budget.tokens))) for part in parts))
         return Context(renderer, pieces, tuple(kept.get(piece.before) for piece in pieces), padding)
 
+    def _release(self, size: int) -> None:
+        self._kept_bytes -= size
+
     def _kept(self, texts: Sequence[tuple[int, ...]], free: int, budget: Budget) -> dict[tuple[int, ...], Tensor]:
-        """Return the states of the texts, longest first, that fit into `free` bytes."""
+        """Return the states of as many texts, longest first, as fit into `free` bytes."""
         kept: dict[tuple[int, ...], Tensor] = {}
+        token_bytes = 0  # unknown until the first text was read
         for batch in token_batches([len(ids) for ids in texts], budget.tokens):
-            if free <= 0:
-                break
-            for row, state in zip(batch, self._read([texts[row] for row in batch]).states(), strict=True):
-                free -= state.nbytes
-                if free >= 0:
-                    kept[texts[row]] = state
+            fitting = [texts[row] for row in batch if 0 < len(texts[row]) * max(token_bytes, 1) <= free]
+            if not fitting:
+                continue
+            for ids, state in zip(fitting, self._read(fitting).states(), strict=True):
+                token_bytes = state.nbytes // len(ids)
+                if state.nbytes <= free:
+                    kept[ids] = state
+                    free -= state.nbytes
         return kept
 
     def class_logits(self, context: Context, prompt: Prompt) -> Tensor:
@@ -157,48 +194,59 @@ class CausalBackbone(FrozenModel):
             raise BackboneError("there is nothing to score; give at least one example and one prompt")
         context.renderer.check_length(context.pieces, max(map(len, cues)))
         readout = LabelReadout(self.model, context.renderer.label_ids)
-        layout = Layout.of(context, cues, readout.beginnings, first_code=len(table.vectors))
-        if layout.words:
-            table = table.extended(self.embed(torch.tensor(layout.words)))
+        words = tuple(sorted({token for ids in readout.beginnings for token in ids}))
+        layout = Layout(cues, words, readout.beginnings, len(table.vectors), any(p.after for p in context.pieces))
+        if words:
+            table = table.extended(self.embed(torch.tensor(words)))
 
         def run(budget: Budget) -> Tensor:
-            size = max(1, budget.tree // layout.cost)
-            trees = [layout.tree(cues[k : k + size]) for k in range(0, len(cues), size)]
-            nodes = max(len(tree.codes) for tree in trees)
             # Rows whose context comes from one read; the passes over them hold fewer rows, or more, as nodes ask.
             costs = [
                 budget.charge(len(piece.before) if state is None else 0, self._context_bytes(len(piece.before)))
                 for piece, state in zip(context.pieces, context.states, strict=True)
             ]
-            reads = list(token_batches(costs, budget.tokens))
-            parts = []
-            for rows in reads:
-                pieces = [context.pieces[row] for row in rows]
-                past = self._past(pieces, [context.states[row] for row in rows], layout.lead)
-                step = max(1, budget.tokens // budget.charge(nodes, self._pass_bytes(past.width, nodes)))
-                for start in range(0, len(rows), step):
-                    own = layout.own_tokens(pieces[start : start + step])
-                    part = past.rows(start, start + step)
-                    parts.append(torch.cat([self._tree_scores(part, own, table, tree, readout) for tree in trees]))
+            reads, parts = [], []
+            for group in token_batches(costs, budget.tokens):
+                rows = sorted(
+                    group, key=lambda row: (-len(context.pieces[row].after), -len(context.pieces[row].before))
+                )
+                part = context.select(rows)
+                parts += self._group_scores(part, table, layout, readout, budget)
+                reads.append(rows)
             return restore_order(parts, reads, dim=1)
 
-        return self._within_memory(run)
+        return self._score_within_memory(run)
+
+    def _group_scores(
+        self, context: Context, table: _Table, layout: Layout, readout: LabelReadout, budget: Budget
+    ) -> list[Tensor]:
+        """Return class scores `[K, b, C]` of one pass after another over rows sorted by the length of their tails."""
+        past = self._past(context.pieces, context.states, layout.lead)
+        parts = []
+        start = 0
+        while start < len(context):
+            trees = layout.trees(len(context.pieces[start].after), self._tree_nodes(budget, past.width))
+            nodes = max(len(tree.codes) for tree in trees)
+            stop = start + max(1, budget.tokens // budget.charge(nodes, self._pass_bytes(past.width, nodes)))
+            own = layout.own_tokens(context.pieces[start:stop])
+            rows = past.rows(start, stop)
+            parts.append(torch.cat([self._tree_scores(rows, own, table, tree, readout) for tree in trees]))
+            start = stop
+        return parts
+
+    def _tree_nodes(self, budget: Budget, width: int) -> int:
+        """Return how many nodes one tree may have over a context of `width` tokens."""
+        config = self.model.config.get_text_config()
+        if config.model_type in _COUNT_KEYS and self.max_positions is not None:
+            return min(budget.tree, self.max_positions - width)
+        return budget.tree
 
     def _context_bytes(self, width: int) -> int:
-        """Return how many bytes the keys and values of `width` tokens take."""
+        """Return about how many bytes the keys and values of `width` tokens take."""
         config = self.model.config.get_text_config()
         head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         shared = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         return int(2 * config.num_hidden_layers * shared * head * width * self.model.dtype.itemsize)
-
-    def _pass_bytes(self, width: int, nodes: int) -> int:
-        """Return about how many bytes a pass takes for one row of `width` kept tokens and `nodes` new ones."""
-        config = self.model.config.get_text_config()
-        inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-        layer = nodes * (6 * config.hidden_size + 3 * inner + 3 * config.num_attention_heads * (width + nodes))
-        # One layer at a time; a pass with a gradient keeps all of them.
-        held = config.num_hidden_layers if torch.is_grad_enabled() else 1
-        return int(layer * held * self.model.dtype.itemsize)
 
     def _tree_scores(
         self,
@@ -213,7 +261,7 @@ class CausalBackbone(FrozenModel):
         codes = tree.codes.to(self.device)
         # A zero row stands for the vectors of a table that has none (no prompt, one-token label words).
         vectors = table.vectors if len(table.vectors) else table.vectors.new_zeros(1, table.vectors.shape[1])
-        inputs = vectors[codes.clamp(min=0)].expand(len(own_ids), -1, -1)
+        inputs = vectors[codes.clamp(min=0)].repeat(len(own_ids), 1, 1)  # some models scale it in place
         valid = torch.ones(inputs.shape[:2], dtype=torch.bool, device=self.device)
         if own_ids.shape[1]:
             is_own, at = codes < 0, (-1 - codes).clamp(min=0)
@@ -226,7 +274,7 @@ class CausalBackbone(FrozenModel):
 
     def _entering(self, table: _Table, codes: Tensor) -> tuple[Sequence[Any], Callable[[int, Tensor], Tensor] | None]:
         """Return what to change on the way into each layer: nodes `[N]` of the table get their offsets."""
-        if table.offsets is None:
+        if table.offsets is None or not table.offsets.shape[1]:
             return (), None
         offsets = table.offsets[:, codes.clamp(min=0)] * (codes >= 0)[:, None].to(table.offsets.dtype)
         return self.layers, lambda layer, hidden: hidden + offsets[layer]
@@ -274,7 +322,8 @@ class CausalBackbone(FrozenModel):
         ids = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.long)
         for row, text in enumerate(texts):
             ids[row, : len(text)] = torch.tensor(text)
-        layers = self.model.base_model(input_ids=ids.to(self.device), use_cache=True).past_key_values.layers
+        with ONE_PASS_AT_A_TIME:  # a pass meanwhile would have the model attend in its own way
+            layers = self.model.base_model(input_ids=ids.to(self.device), use_cache=True).past_key_values.layers
         lengths = torch.tensor([len(text) for text in texts], device=self.device)
         return _Past([(layer.keys, layer.values) for layer in layers], lengths)
 
@@ -283,12 +332,14 @@ class CausalBackbone(FrozenModel):
         """Return the keys and values before the prompt of some rows, without each row's last `lead`."""
         lengths = torch.tensor([max(0, len(piece.before) - lead) for piece in pieces], device=self.device)
         absent = [n for n, piece in enumerate(pieces) if piece.before and states[n] is None]
-        fresh = self._read([pieces[n].before for n in absent]) if absent else None
-        if fresh is not None and len(absent) == len(pieces):
+        distinct = list(dict.fromkeys(pieces[n].before for n in absent))
+        fresh = self._read(distinct) if absent else None
+        if fresh is not None and len(distinct) == len(pieces):
             return _Past(fresh.layers, lengths)
         known = {n: state for n, state in enumerate(states) if state is not None}
         if fresh is not None:
-            known |= dict(zip(absent, fresh.states(), strict=True))
+            found = dict(zip(distinct, fresh.states(), strict=True))
+            known |= {n: found[pieces[n].before] for n in absent}
         if not known:
             return _Past([], lengths)
         layers, two, heads, _, size = next(iter(known.values())).shape
@@ -297,6 +348,17 @@ class CausalBackbone(FrozenModel):
         for n, state in known.items():
             joined[:, :, n, :, : state.shape[3]] = state
         return _Past([(keys, values) for keys, values in joined], lengths)
+
+
+def _rope_limit(config: Any) -> int | None:
+    """Return the length beyond which a model encodes positions otherwise, for all tokens of the input; or None."""
+    ropes = getattr(config, "rope_parameters", None) or {}
+    ropes = [ropes] if "rope_type" in ropes else [rope for rope in ropes.values() if isinstance(rope, dict)]
+    if not any(rope.get("rope_type") in ("longrope", "dynamic") for rope in ropes):
+        return None
+    lengths = [rope.get("original_max_position_embeddings") for rope in ropes]
+    lengths.append(getattr(config, "original_max_position_embeddings", None))
+    return min((length for length in lengths if length), default=None)
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,6 +26,9 @@ from cuecraft.backbone.rendering import HeadKind, Pieces, Renderer
 from cuecraft.errors import BackboneError, PromptError
 from cuecraft.task import Example, Task
 
+_TOLERANCE = 0.02  # of the greatest number: wide enough for bfloat16, far from a wrong mask
+_PROBED = (5, 6, 7)  # columns of the vocabulary that a new backbone's logits are compared in
+
 
 class Pooling(StrEnum):
     """Which hidden states of the last layer become the features of a text."""
@@ -52,13 +55,35 @@ class EncoderBackbone(FrozenModel):
     """What the encoders share; a subclass says what is read off the output."""
 
     @torch.no_grad()
+    def check(self) -> None:
+        """Raise BackboneError where what is read of a text depends on the padding beside it, or is not the model's."""
+        special = set(self.tokenizer.all_special_ids)
+        ids = [n for n in range(self.vocab_size) if n not in special][-5:]
+        pieces = [Pieces(tuple(ids), ()), Pieces(tuple(ids[1:3]), ())]
+        found = self._probe(pieces).float()
+        plain = torch.cat([self._plain(piece) for piece in pieces])
+        if not torch.allclose(found, plain, atol=_TOLERANCE * float(plain.abs().max())):
+            raise BackboneError(
+                f"{self.name} ({self.model.config.model_type}) cannot be used as a {self.head_kind} backbone: "
+                "it does not answer alike with and without padding"
+            )
+
+    @abstractmethod
+    def _probe(self, pieces: Sequence[Pieces]) -> Tensor:
+        """Return something read off the output for a padded batch without a cue `[b, X]`, float32."""
+
+    @abstractmethod
+    def _plain(self, piece: Pieces) -> Tensor:
+        """Return the same for one text `[1, X]`, as the model gives it by itself."""
+
+    @torch.no_grad()
     def context(self, examples: Sequence[Example], task: Task, keep_bytes: int | None = None) -> Context:
         """Render the examples; an encoder keeps nothing else, whatever `keep_bytes`."""
         renderer = self.renderer(task)
         pieces = tuple(renderer.render(examples))
         renderer.check_length(pieces, 0)
         lengths = [len(piece) for piece in pieces]
-        padding = padding_share(lengths, list(token_batches(lengths, self.budget.tokens)))
+        padding = padding_share((lengths, list(token_batches(lengths, self.budget.tokens))))
         return Context(renderer, pieces, (None,) * len(pieces), padding)
 
     def class_logits(self, context: Context, prompt: Prompt) -> Tensor:
@@ -94,7 +119,8 @@ class EncoderBackbone(FrozenModel):
         lengths = [len(piece) + size for piece in context.pieces] * prompts
 
         def run(budget: Budget) -> Tensor:
-            batches = list(token_batches(lengths, budget.tokens))
+            costs = [budget.charge(length, self._pass_bytes(0, length)) for length in lengths]
+            batches = list(token_batches(costs, budget.tokens))
             parts = []
             for batch in batches:
                 pieces = [context.pieces[n % count] for n in batch]
@@ -102,7 +128,7 @@ class EncoderBackbone(FrozenModel):
                 parts.append(self._read(context.renderer, self._lay_out(pieces, vectors, cues.offsets), pieces))
             return restore_order(parts, batches, dim=0)
 
-        return self._within_memory(run).reshape(prompts, count, -1)
+        return self._score_within_memory(run).reshape(prompts, count, -1)
 
     @abstractmethod
     def _read(self, renderer: Renderer, laid_out: _Pass, pieces: Sequence[Pieces]) -> Tensor:
@@ -173,6 +199,17 @@ class MaskedBackbone(EncoderBackbone):
 
     head_kind = HeadKind.MASKED
 
+    def _probe(self, pieces: Sequence[Pieces]) -> Tensor:
+        readout = LabelReadout(self.model, tuple(((column,),) for column in _PROBED))
+        empty = self.embed(torch.zeros(len(pieces), 0, dtype=torch.long))
+        with readout.reading(torch.tensor([[len(piece) - 1] for piece in pieces])):
+            logits = self._forward(self._lay_out(pieces, empty, None)).logits
+        return readout.class_scores(logits)[0]
+
+    def _plain(self, piece: Pieces) -> Tensor:
+        logits: Tensor = self.model(input_ids=torch.tensor([piece.before], device=self.device)).logits[:, -1]
+        return logits[:, list(_PROBED)].float()
+
     def _read(self, renderer: Renderer, laid_out: _Pass, pieces: Sequence[Pieces]) -> Tensor:
         size = laid_out.size
         slots = [p.answer + (size if p.answer >= len(p.before) else 0) for p in pieces]
@@ -205,6 +242,17 @@ class SequenceBackbone(EncoderBackbone):
     def features(self, context: Context, prompt: Prompt) -> Tensor:
         """Return pooled features `[B, d]`, differentiable with respect to the prompt's tensors."""
         return self._run(context, self._cues(prompt))[0]
+
+    def _probe(self, pieces: Sequence[Pieces]) -> Tensor:
+        hidden: Tensor = self._forward(
+            self._lay_out(pieces, self.embed(torch.zeros(len(pieces), 0, dtype=torch.long)), None)
+        ).last_hidden_state
+        return torch.stack([row[: len(piece)].mean(0) for row, piece in zip(hidden, pieces, strict=True)]).float()
+
+    def _plain(self, piece: Pieces) -> Tensor:
+        ids = torch.tensor([piece.before], device=self.device)
+        hidden: Tensor = self.model(input_ids=ids).last_hidden_state
+        return hidden.mean(1).float()
 
     def _read(self, renderer: Renderer, laid_out: _Pass, pieces: Sequence[Pieces]) -> Tensor:
         hidden: Tensor = self._forward(laid_out).last_hidden_state

@@ -117,8 +117,12 @@ class FrozenModel(ABC):
             self._hash = self._fingerprint()
         return self._hash
 
-    def _within_memory(self, run: Callable[[Budget], T]) -> T:
-        """Run with the budget; where memory runs out, halve the budget for good and run again."""
+    def within_memory(self, run: Callable[[Budget], T]) -> T:
+        """Run with the budget; where memory runs out, halve the budget for good and run again.
+
+        Whoever takes backward passes runs them in here too, `budget.rows` examples at a time: what a pass with a
+        gradient keeps is freed by its backward pass only, so such a pass alone is not run again.
+        """
         while True:
             try:
                 return run(self.budget)
@@ -132,6 +136,19 @@ class FrozenModel(ABC):
                     ) from error
             # Outside of the except block, where the error would keep the failed pass's tensors alive.
             self.budget = smaller
+
+    def _score_within_memory(self, run: Callable[[Budget], Tensor]) -> Tensor:
+        """Run passes that score; with a gradient they are in the care of who takes the backward pass."""
+        return run(self.budget) if torch.is_grad_enabled() else self.within_memory(run)
+
+    def _pass_bytes(self, width: int, nodes: int) -> int:
+        """Return about how many bytes a pass takes for one row of `width` kept tokens and `nodes` new ones."""
+        config = self.model.config.get_text_config()
+        inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+        layer = nodes * (6 * config.hidden_size + 3 * inner + 3 * config.num_attention_heads * (width + nodes))
+        # One layer at a time; a pass with a gradient keeps all of them.
+        held = config.num_hidden_layers if torch.is_grad_enabled() else 1
+        return int(layer * held * self.model.dtype.itemsize)
 
     def _vectors(self, prompt: Prompt) -> Tensor:
         """Return a prompt's vectors `[S, d]` on the model's device, or say that they do not fit."""

@@ -3,69 +3,70 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from cuecraft.backbone.base import Context
 from cuecraft.backbone.rendering import Pieces
 from cuecraft.backbone.tree import CueTree, grow_tree
 
 
-@dataclass(frozen=True)
 class Layout:
     """How the tokens of a cue pass are numbered.
 
     Codes from 0 on are rows of the table of vectors; negative codes are the row's own tokens.
 
     Args:
-        lead: 1 where the context's last token is read again, because without cue and tail nothing else would
-            stand at the answer slot; else 0.
-        width: length of the longest tail (ids after the cue).
-        cost: nodes that one cue of the longest length needs.
+        cues: codes of each cue.
         words: ids of the tokens in beginnings of long label words.
-        branches: the beginnings as codes; the first is empty, for the answer slot itself.
+        beginnings: of long label words, as ids; branches that grow after the answer slot.
+        first_code: the first of `words` in the table.
+        has_tails: whether ids stand after the cue.
     """
 
-    lead: int
-    width: int
-    cost: int
-    words: tuple[int, ...]
-    branches: tuple[tuple[int, ...], ...]
-
-    @classmethod
-    def of(
-        cls,
-        context: Context,
+    def __init__(
+        self,
         cues: Sequence[tuple[int, ...]],
+        words: Sequence[int],
         beginnings: Sequence[tuple[int, ...]],
         first_code: int,
-    ) -> Layout:
-        """Lay out cues over a context; codes of label words begin at `first_code`."""
-        tails = [len(piece.after) for piece in context.pieces]
-        lead = int(not all(cues) and not all(tails))
-        words = tuple(sorted({token for ids in beginnings for token in ids}))
+        has_tails: bool,
+    ) -> None:
         codes = {token: first_code + n for n, token in enumerate(words)}
-        branches = ((), *(tuple(codes[token] for token in ids) for ids in beginnings))
-        cost = lead + max(map(len, cues)) + max(tails) + len(beginnings)
-        return cls(lead, max(tails), cost, words, branches)
+        self._cues = cues
+        self._branches = ((), *(tuple(codes[token] for token in ids) for ids in beginnings))
+        self._grown: dict[tuple[int, int], list[CueTree]] = {}
+        #: 1 where the context's last token is read again, because without cue and tail nothing else would stand at
+        #: the answer slot; else 0.
+        self.lead = int(not all(cues) and not has_tails)
 
-    def tree(self, cues: Sequence[tuple[int, ...]]) -> CueTree:
-        """Grow the tree of some cues; each has 1 + I ends, the answer slot first."""
-        head = (-1 - self.width,) * self.lead
-        tail = tuple(-1 - n for n in range(self.width))
-        return grow_tree([(*head, *cue, *tail, *branch) for cue in cues for branch in self.branches])
+    def trees(self, width: int, nodes: int) -> list[CueTree]:
+        """Return trees of `nodes` nodes at most, of one cue at least, that hold all cues before tails of `width` ids.
+
+        Each cue has 1 + I ends, the answer slot first.
+        """
+        if (width, nodes) not in self._grown:
+            cost = self.lead + max(map(len, self._cues)) + width + len(self._branches) - 1
+            size = max(1, nodes // cost)
+            head, tail = (-1 - width,) * self.lead, tuple(-1 - n for n in range(width))
+            self._grown[width, nodes] = [
+                grow_tree(
+                    [(*head, *cue, *tail, *branch) for cue in self._cues[k : k + size] for branch in self._branches]
+                )
+                for k in range(0, len(self._cues), size)
+            ]
+        return self._grown[width, nodes]
 
     def own_tokens(self, pieces: Sequence[Pieces]) -> tuple[Tensor, Tensor]:
-        """Return each row's own ids `[b, width + lead]` and which are real.
+        """Return each row's own ids `[b, width + lead]` and which are real; the first row has the longest tail.
 
         Tails are padded on the left, so that the answer slot is the same node in every row.
         """
-        ids = torch.zeros(len(pieces), self.width + self.lead, dtype=torch.long)
+        width = len(pieces[0].after)
+        ids = torch.zeros(len(pieces), width + self.lead, dtype=torch.long)
         valid = torch.zeros_like(ids, dtype=torch.bool)
         for row, piece in enumerate(pieces):
-            start = self.width - len(piece.after)
+            start = width - len(piece.after)
             own = (*piece.after, *piece.before[len(piece.before) - self.lead :])
             ids[row, start : start + len(own)] = torch.tensor(own, dtype=torch.long)
             valid[row, start : start + len(own)] = True

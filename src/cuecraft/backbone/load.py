@@ -165,8 +165,11 @@ def _wrap(
     if kind is HeadKind.MASKED:
         if tokenizer.mask_token_id is None:
             raise BackboneError(f"{name}: its tokenizer has no mask token, so it cannot fill {{mask}}")
-        return MaskedBackbone(model, tokenizer, name, fingerprint)
-    return SequenceBackbone(model, tokenizer, name, fingerprint, pooling)
+        backbone: MaskedBackbone | SequenceBackbone = MaskedBackbone(model, tokenizer, name, fingerprint)
+    else:
+        backbone = SequenceBackbone(model, tokenizer, name, fingerprint, pooling)
+    backbone.check()
+    return backbone
 
 
 def _saved_head(config: Any, class_name: str | None = None) -> HeadKind:

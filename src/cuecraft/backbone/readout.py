@@ -18,9 +18,9 @@ from torch.utils.checkpoint import checkpoint
 
 from cuecraft.backbone.batching import ONE_PASS_AT_A_TIME
 from cuecraft.backbone.rendering import LabelIds
-from cuecraft.errors import LabelWordError
+from cuecraft.errors import BackboneError, LabelWordError
 
-_VOCABULARY_CHUNK = 8192
+_SLICE_NUMBERS = 2**24  # logits of one slice of the vocabulary
 _RESCALING = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
@@ -56,6 +56,7 @@ class LabelReadout:
         sizes = [len(class_words) for class_words in label_ids]
         self._class_words = torch.split(torch.arange(len(words)), sizes)
         self._normalisers: Tensor | None = None
+        self._was_read = False
 
     @contextmanager
     def reading(self, slots: Tensor) -> Iterator[None]:
@@ -65,32 +66,38 @@ class LabelReadout:
         """
 
         def forward(hidden: Tensor) -> Tensor:
+            self._was_read = True
             index = slots.to(hidden.device)[..., None].expand(-1, -1, hidden.shape[-1])
             read = hidden.gather(1, index)
             if self.beginnings:
-                self._normalisers = _log_normalisers(read, self.head.weight, self.head.bias)
+                reads = 1 + len(self.beginnings)
+                after = read.unflatten(1, (-1, reads))[:, :, 1:]  # the answer slot itself needs no normaliser
+                self._normalisers = _log_normalisers(after, self.head.weight, self.head.bias)
             bias = None if self.head.bias is None else self.head.bias[self._rows]
             return functional.linear(read, self.head.weight[self._rows], bias)
 
         with ONE_PASS_AT_A_TIME:
+            self._was_read = False
             self.head.forward = forward  # shadows the module's own method until deleted
             try:
                 yield
             finally:
                 del self.head.forward
+            if not self._was_read:
+                raise BackboneError("this model makes its logits without calling its output embedding; use another")
 
     def class_scores(self, logits: Tensor) -> Tensor:
         """Turn the model's logits `[B, K * (1 + I), W]` into class scores `[K, B, C]` (float32 at least)."""
         reads = 1 + len(self.beginnings)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         table = logits.unflatten(1, (-1, reads))  # [B, K, 1 + I, W]
-        norm = None if self._normalisers is None else self._normalisers.unflatten(1, (-1, reads))
+        norm = self._normalisers  # [B, K, I]
         words = []
         for steps in self._words:
             score = table[:, :, 0, steps[0][1]]
             for read, column in steps[1:]:
                 assert norm is not None
-                score = score + table[:, :, read, column] - norm[:, :, read]
+                score = score + table[:, :, read, column] - norm[:, :, read - 1]
             words.append(score)
         scores = torch.stack(words, dim=-1)  # [B, K, words]
         classes = [scores[..., rows.to(scores.device)].logsumexp(-1) for rows in self._class_words]
@@ -99,15 +106,14 @@ class LabelReadout:
 
 
 def _log_normalisers(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return ``logsumexp`` over the vocabulary `[B, R]`, a slice of the vocabulary at a time."""
+    """Return ``logsumexp`` over the vocabulary `[...]` of hidden states `[..., d]`, a slice of it at a time."""
+    step = max(1, _SLICE_NUMBERS // hidden[..., 0].numel())
 
     def part(hidden: Tensor, start: int) -> Tensor:
-        stop = start + _VOCABULARY_CHUNK
+        stop = start + step
         logits = functional.linear(hidden, weight[start:stop], None if bias is None else bias[start:stop])
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).logsumexp(-1)
 
     # Checkpointed, so that a training step holds one slice of the vocabulary at a time.
-    parts = [
-        checkpoint(part, hidden, start, use_reentrant=False) for start in range(0, weight.shape[0], _VOCABULARY_CHUNK)
-    ]
+    parts = [checkpoint(part, hidden, start, use_reentrant=False) for start in range(0, weight.shape[0], step)]
     return torch.stack(parts, dim=-1).logsumexp(-1)

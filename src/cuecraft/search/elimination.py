@@ -71,9 +71,10 @@ def best_swap(
         losses = _losses(logits, labels)
         keep = len(alive) if number == len(rounds) - 1 else -(-len(alive) // 2)
         # A stable sort: of equals the first in order of position and token stays.
-        best = losses.sort(stable=True).indices[:keep].tolist()
-        alive, logits = [alive[n] for n in best], logits[best]
-    return alive[0], Score.of(logits[0], labels)
+        best = sorted(losses.sort(stable=True).indices[:keep].tolist())
+        alive, logits, losses = [alive[n] for n in best], logits[best], losses[best]
+    first = int(losses.argmin())
+    return alive[first], Score.of(logits[first], labels)
 
 
 def _losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,6 @@ from typing import Protocol
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional
 
 from cuecraft.method import (
     CalibrationKind,
@@ -18,6 +17,7 @@ from cuecraft.method import (
     Problem,
     Score,
     Selection,
+    accumulate_gradient,
     score,
 )
 from cuecraft.prompts import AnyPrompt, Calibration
@@ -105,12 +105,13 @@ def _step(
     clip: float,
 ) -> Tensor:
     """Take one step; return the batch's logits `[b, C]` before it."""
-    optimizer.zero_grad()
-    logits = Candidate(trainable.prompt(), calibration).logits(problem.backbone, batch.context)
-    (functional.cross_entropy(logits, batch.labels) + trainable.penalty()).backward()
+    logits = accumulate_gradient(problem, lambda: Candidate(trainable.prompt(), calibration), batch, parameters)
+    penalty = trainable.penalty()
+    if penalty.requires_grad:
+        penalty.backward()
     torch.nn.utils.clip_grad_norm_(parameters, clip)
     optimizer.step()
-    return logits.detach()
+    return logits
 
 
 def _batches(rows: list[int], size: int) -> list[list[int]]:
