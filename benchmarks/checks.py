@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import replace
 
 import torch
@@ -14,14 +15,14 @@ from peers import (
 )
 from tasks import CANDIDATES, FIRST_CANDIDATE, LENGTH, MEMORY_LENGTHS, MEMORY_TEXTS, MODEL, Bench
 
-from cuecraft.backbone import CausalBackbone
+from cuecraft.backbone import CausalBackbone, Context
 from cuecraft.method import (
     Problem,
     fresh_logits,
     label_context,
 )
 from cuecraft.prompts import DeepCue, HardPrompt, SoftPrompt
-from cuecraft.task import Example
+from cuecraft.task import Example, Template
 from cuecraft.tune import make_method
 
 
@@ -33,7 +34,7 @@ def memory(bench: Bench) -> dict[str, dict[str, float]]:
             Example({"text": bench.backbone.tokenizer.decode(words[n : n + length])}, n % bench.classes)
             for n in range(MEMORY_TEXTS)
         ]
-        ours = min(_our_step(bench, texts) for _ in range(3))
+        ours = statistics.median(_our_step(bench, texts) for _ in range(bench.rounds))
         theirs = _peft_step(bench, texts)
         found[str(length)] = {"peft": theirs, "ours": ours, "ratio": theirs / ours}
     return found
@@ -43,75 +44,89 @@ def _peft_step(bench: Bench, texts: list[Example]) -> int:
     """Return the peak bytes of a step of PEFT's loop."""
     peft = PeftLoop(peft_prompt_tuning(fresh_model(MODEL), LENGTH), bench.backbone, bench.task, texts)
     peft.step(peft.texts)  # the optimizer's state and the gradients come into being
-    return min(peak_bytes(lambda: peft.step(peft.texts)) for _ in range(2))
+    return int(statistics.median(peak_bytes(lambda: peft.step(peft.texts)) for _ in range(bench.rounds)))
 
 
 def _our_step(bench: Bench, texts: list[Example]) -> int:
-    """Return the peak bytes of a step, with the contexts that it works on."""
+    """Return the peak bytes of a step, the reading of its contexts included."""
     backbone = bench.backbone
-    data = label_context(backbone, bench.task, texts)
     vectors = bench.soft().embeddings.detach().requires_grad_()
+    optimizer = torch.optim.AdamW([vectors], lr=1e-3)
 
     def step() -> None:
+        data = label_context(backbone, bench.task, texts)
+        optimizer.zero_grad()
         logits = backbone.class_logits(data.context, SoftPrompt(vectors))
         torch.nn.functional.cross_entropy(logits, data.labels).backward()
+        optimizer.step()
 
     step()
-    kept = {id(state): state.nbytes for state in data.context.states if state is not None}
-    return peak_bytes(step) + sum(kept.values())
+    return peak_bytes(step)
 
 
 @torch.no_grad()
 def differences(bench: Bench) -> dict[str, float]:
     """Return the greatest difference of each fast path from the plain forward of one unpadded text at a time."""
-    backbone, prompt = bench.backbone, HardPrompt(bench.cue)
-    data = bench.train.select(list(range(0, len(bench.train), 4)))
-    context = data.context
-    columns = [words[0][0] for words in context.renderer.label_ids]
-
-    def plain(inputs_of: object, offsets: torch.Tensor | None = None) -> torch.Tensor:
-        rows = []
-        for piece in context.pieces:
-            text = backbone.embed(torch.tensor(piece.before))
-            handles = []
-            if offsets is not None:
-                for layer, offset in zip(backbone.model.base_model.layers, offsets, strict=True):
-                    handles.append(layer.register_forward_pre_hook(_adding(offset, len(text))))
-            inputs = torch.cat([text, inputs_of])[None]
-            rows.append(backbone.model(inputs_embeds=inputs).logits[0, -1, columns])
-            for handle in handles:
-                handle.remove()
-        return torch.stack(rows)
-
-    def worst(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-        return float((ours - theirs).abs().max())
-
-    vectors, soft = prompt.vectors(backbone.embed), bench.soft()
-    swapped = prompt.swapped(3, FIRST_CANDIDATE)
-    offsets = torch.randn(
-        len(backbone.layers), LENGTH, backbone.hidden_size, generator=torch.Generator().manual_seed(0)
-    )
-    deep = DeepCue(prompt, offsets * 0.02)
-    together = backbone.class_logits_many(context, [prompt, soft, deep])
-    fresh = fresh_logits(
-        backbone, bench.task, [bench.plain(soft)], [bench.examples[n] for n in range(0, len(bench.examples), 4)]
-    )
-    return {
-        "cached": worst(backbone.class_logits(context, prompt), plain(vectors)),
-        "packed": worst(
-            backbone.score_candidates(context, prompt, 3, range(FIRST_CANDIDATE, FIRST_CANDIDATE + CANDIDATES))[0],
-            plain(swapped.vectors(backbone.embed)),
+    backbone, prompt, soft = bench.backbone, HardPrompt(bench.cue), bench.soft()
+    examples = bench.examples[::4]
+    context = backbone.context(examples, bench.task)
+    vectors = prompt.vectors(backbone.embed)
+    generator = torch.Generator().manual_seed(0)
+    offsets = 0.02 * torch.randn(len(backbone.layers), LENGTH, backbone.hidden_size, generator=generator)
+    together = backbone.class_logits_many(context, [prompt, soft, DeepCue(prompt, offsets)])
+    tokens = range(FIRST_CANDIDATE, FIRST_CANDIDATE + CANDIDATES)
+    swaps = [(position, token) for position, token in zip([*range(LENGTH)] * 3, tokens, strict=True)]
+    packed = backbone.score_swaps(context, prompt, swaps)
+    checked = {swap: packed[n] for n, swap in enumerate(swaps) if n % 5 == 0}
+    tailed = replace(bench.task, template=Template("{text}{prompt}\nAnswer:{mask}"))
+    first = replace(bench.task, template=Template("{prompt} {text}\nAnswer:{mask}"))
+    found = {
+        "cached": _worst(backbone, context, backbone.class_logits(context, prompt), vectors),
+        "packed": max(
+            _worst(backbone, context, logits, prompt.swapped(*swap).vectors(backbone.embed))
+            for swap, logits in checked.items()
         ),
-        "many": max(worst(together[0], plain(vectors)), worst(together[1], plain(soft.embeddings))),
-        "deep": worst(together[2], plain(vectors, deep.offsets)),
-        "fresh": worst(fresh[0], plain(soft.embeddings)),
+        "many": max(_worst(backbone, context, together[n], v) for n, v in enumerate((vectors, soft.embeddings))),
+        "deep": _worst(backbone, context, together[2], vectors, offsets),
+        "unkept": _worst(
+            backbone,
+            context,
+            fresh_logits(backbone, bench.task, [bench.plain(soft)], examples)[0],
+            soft.embeddings,
+        ),
     }
+    for name, task in (("words after", tailed), ("prompt first", first)):
+        other = backbone.context(examples, task)
+        found[name] = _worst(backbone, other, backbone.class_logits(other, prompt), vectors)
+    return found
+
+
+def _worst(
+    backbone: CausalBackbone,
+    context: Context,
+    ours: torch.Tensor,
+    vectors: torch.Tensor,
+    offsets: torch.Tensor | None = None,
+) -> float:
+    """Return the greatest difference from plain forward passes, one unpadded text each, over the full vocabulary."""
+    columns = [words[0][0] for words in context.renderer.label_ids]
+    rows = []
+    for piece in context.pieces:
+        before, after = (backbone.embed(torch.tensor(ids, dtype=torch.long)) for ids in (piece.before, piece.after))
+        handles = []
+        if offsets is not None:
+            for layer, offset in zip(backbone.model.base_model.layers, offsets, strict=True):
+                handles.append(layer.register_forward_pre_hook(_adding(offset, len(before))))
+        rows.append(backbone.model(inputs_embeds=torch.cat([before, vectors, after])[None]).logits[0, -1, columns])
+        for handle in handles:
+            handle.remove()
+    return float((ours - torch.stack(rows)).abs().max())
 
 
 def _adding(offset: torch.Tensor, start: int) -> object:
     def hook(module: object, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         hidden = args[0].clone()
-        hidden[:, start:] += offset
+        hidden[:, start : start + len(offset)] += offset
         return (hidden, *args[1:])
 
     return hook

@@ -5,7 +5,8 @@
 16-shot splits of seed 13, 500 test rows. Every method starts from the same words and the same fitted calibration,
 reads class logits over label words only, trains in batches of 16, and stops on dev loss with the same patience.
 Learning rates of LoRA and full fine-tuning were chosen by `--study`: least dev loss on SST-2 of seed 21, no test row
-read.
+read. The deep cue's default rate was chosen on more: the dev sets of seeds 13 and 21 of both tasks (docs/architecture.md).
+So it is run at 0.01 too, the rate of least dev loss on SST-2 of seed 21 alone.
 """
 
 from __future__ import annotations
@@ -36,6 +37,12 @@ SEED = 13
 EPOCHS, PATIENCE, BATCH = 30, 8, 16  # the defaults of cuecraft's own training loop
 RATES = {"lora": 5e-4, "full": 1e-5}
 STUDIED = {"lora": (1e-4, 5e-4, 2e-3), "full": (1e-5, 3e-5, 1e-4)}
+PROMPTS = (
+    ("calibrated", "zero-shot", {"calibration": "fitted"}),
+    ("prompt-tuning", "prompt-tuning", {}),
+    ("deep-cue", "deep-cue", {}),
+    ("deep-cue 0.01", "deep-cue", {"learning_rate": 0.01}),
+)
 TOKENS = 1536  # of one forward pass without a gradient
 
 
@@ -163,17 +170,17 @@ def compare(task_name: str) -> list[dict[str, object]]:
         rows.append(row | {"dev_loss": dev_loss, "seconds": round(seconds, 1), "best_epoch": epoch})
         print(rows[-1], flush=True)
 
-    for name in ("zero-shot", "prompt-tuning", "deep-cue"):
-        method = make_method(name, {"calibration": "fitted"} if name == "zero-shot" else {})
+    for shown, name, chosen in PROMPTS:
+        method = make_method(name, chosen)
         begun = time.perf_counter()
         outcome = method.fit(problem)
         seconds = time.perf_counter() - begun + reading
         dev, final = (score(backbone, outcome.best, data) for data in (problem.dev, tested))
         best = max((event["step"] for event in outcome.trace if event.get("best")), default=0)
-        add(name, final.accuracy, dev.loss, seconds, best)
+        add(shown, final.accuracy, dev.loss, seconds, best)
     for kind, rate in RATES.items():
-        begun = time.perf_counter()
         tuning = FineTuning(kind, rate, problem)
+        begun = time.perf_counter()
         train, dev_rows = whole_inputs(problem, problem.train), whole_inputs(problem, problem.dev)
         loss, epoch = tuning.fit(train, dev_rows, say(f"{task_name} {kind}"))
         seconds = time.perf_counter() - begun

@@ -95,6 +95,16 @@ def test_of_equal_swaps_the_first_is_taken():
     assert swap == (0, 0)
 
 
+def test_a_tie_at_the_end_goes_to_the_first_whatever_the_rounds_before_said():
+    logits = torch.zeros(2, 16, 2)
+    labels = torch.zeros(16, dtype=torch.long)
+    logits[0, 8:, 0], logits[1, :8, 0] = 1.0, 1.0  # equal over all rows; the second is ahead after eight
+    backbone, data = Table(torch.cat([logits, torch.full((2, 16, 2), 0.0)])), Labelled(Rows(range(16)), labels)
+    current = Candidate(HardPrompt((0,)), Calibration.none(2))
+    swap, _ = best_swap(backbone, current, data, [(0, n) for n in range(4)], [list(range(8)), list(range(8, 16))])
+    assert swap == (0, 0)
+
+
 def plain_scoring(backbone):
     """Score swaps as published code does: one uncached forward pass over the full vocabulary for each."""
 

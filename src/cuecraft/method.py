@@ -173,18 +173,22 @@ class Outcome:
         return self.best.prompt is not self.start.prompt
 
 
-class Method(BaseModel, ABC):
-    """A way to find a prompt; its options are the model's fields."""
+class Options(BaseModel):
+    """Options of a method or of a part of one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: ClassVar[str]
 
     def longest_prompt(self) -> int:
         """Return the greatest prompt length that the options ask for, in tokens; 0 where they ask for none."""
         values = [getattr(self, name) for name in type(self).model_fields]
-        parts = [value.longest_prompt() for value in values if isinstance(value, Method)]
+        parts = [value.longest_prompt() for value in values if isinstance(value, Options)]
         return max(getattr(self, "prompt_length", None) or 0, *parts, 0)
+
+
+class Method(Options, ABC):
+    """A way to find a prompt; its options are the model's fields."""
+
+    name: ClassVar[str]
 
     @abstractmethod
     def fit(self, problem: Problem) -> Outcome:

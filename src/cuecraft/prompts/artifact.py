@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from cuecraft.assets import file_sha256, write_folder
 from cuecraft.backbone import AnyBackbone, ClassHead
-from cuecraft.errors import ArtifactError
+from cuecraft.errors import ArtifactError, CuecraftWarning
 from cuecraft.prompts.calibration import Calibration
 from cuecraft.prompts.card import model_card
 from cuecraft.prompts.kinds import AnyPrompt, DeepCue, HardPrompt, SoftPrompt
@@ -149,7 +150,11 @@ class Artifact:
         (folder / CARD).write_text(model_card(manifest), encoding="utf-8")
 
     def check_backbone(self, backbone: AnyBackbone) -> None:
-        """Raise ArtifactError where the backbone is not the one that the prompt was made for."""
+        """Raise ArtifactError where the backbone is not the one that the prompt was made for.
+
+        Warns:
+            CuecraftWarning: the same weights in another number type.
+        """
         made_for = self.manifest.backbone
         if backbone.head_kind != made_for.head:
             raise ArtifactError(
@@ -160,6 +165,15 @@ class Artifact:
             raise ArtifactError(
                 f"the prompt was made for {made_for.name} with hash {made_for.sha256[:12]}, but {backbone.name} has "
                 f"{backbone.fingerprint()[:12]}; use the same weights and tokenizer, or tune again"
+            )
+
+        dtype = str(backbone.model.dtype).removeprefix("torch.")
+        if dtype != made_for.dtype:
+            warnings.warn(
+                f"the prompt was tuned on {made_for.dtype} weights and {backbone.name} is loaded as {dtype}; "
+                f"probabilities will differ a little (give dtype {made_for.dtype} for the same ones)",
+                CuecraftWarning,
+                stacklevel=3,
             )
 
 

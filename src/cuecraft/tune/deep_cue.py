@@ -15,29 +15,19 @@ from pydantic import Field
 from torch import Tensor
 
 from cuecraft.backbone import ClassHead
-from cuecraft.method import Candidate, Outcome, Problem, Selection, score, starting_point
+from cuecraft.method import CalibrationKind, Candidate, Method, Outcome, Problem, Selection, score, starting_point
 from cuecraft.prompts import AnyPrompt, DeepCue
 from cuecraft.search.start import filled_ids
 from cuecraft.tune.loop import train
-from cuecraft.tune.trainable import PromptOptions, PromptTensor, embedding_scale
+from cuecraft.tune.trainable import PromptTensor, TensorOptions, embedding_scale
 
 
-class DeepCueTuning(PromptOptions):
-    """Training of offsets on every layer."""
+class OffsetTraining(TensorOptions):
+    """Training of offsets on every layer, from a given prompt on."""
 
     name: ClassVar[str] = "deep-cue"
 
     learning_rate: float = Field(0.1, gt=0, description="AdamW step, in units of the embeddings' RMS")
-
-    def fit(self, problem: Problem) -> Outcome:
-        """Train from the template's own words; the best prompt on dev wins, the untuned one included."""
-        untuned = starting_point(problem, problem.initial_ids, self.calibration)
-        selection = Selection(problem)
-        selection.see(untuned, score(problem.backbone, untuned, problem.train), phase="untuned", step=0)
-        ids = filled_ids(problem, self.prompt_length)
-        base = untuned if ids == problem.initial_ids else starting_point(problem, ids, self.calibration)
-        self.refine(problem, base, selection)
-        return selection.outcome(untuned)
 
     def refine(self, problem: Problem, start: Candidate, selection: Selection) -> None:
         """Train from a given prompt of any kind; step 0 has exactly its logits."""
@@ -54,3 +44,20 @@ class DeepCueTuning(PromptOptions):
         scale = embedding_scale(backbone.embedding_matrix())
         trainable = PromptTensor(offsets, prompt.head, scale, self, build)
         train(self, problem, trainable, start.calibration, selection)
+
+
+class DeepCueTuning(OffsetTraining, Method):
+    """The deep cue as a method: from the template's own words on."""
+
+    prompt_length: int | None = Field(None, ge=1, description="tuned positions; by default the template's own words")
+    calibration: CalibrationKind = CalibrationKind.FITTED
+
+    def fit(self, problem: Problem) -> Outcome:
+        """Train from the template's own words; the best prompt on dev wins, the untuned one included."""
+        untuned = starting_point(problem, problem.initial_ids, self.calibration)
+        selection = Selection(problem)
+        selection.see(untuned, score(problem.backbone, untuned, problem.train), phase="untuned", step=0)
+        ids = filled_ids(problem, self.prompt_length)
+        base = untuned if ids == problem.initial_ids else starting_point(problem, ids, self.calibration)
+        self.refine(problem, base, selection)
+        return selection.outcome(untuned)

@@ -9,8 +9,8 @@ from pydantic import Field
 
 from cuecraft.method import Method, Outcome, Problem, Selection, score
 from cuecraft.search import AutoPrompt
-from cuecraft.tune.deep_cue import DeepCueTuning
-from cuecraft.tune.prompt_tuning import PromptTuning
+from cuecraft.tune.deep_cue import OffsetTraining
+from cuecraft.tune.prompt_tuning import EmbeddingTraining
 
 
 class Hybrid(Method):
@@ -20,8 +20,8 @@ class Hybrid(Method):
 
     search: AutoPrompt = Field(default_factory=AutoPrompt, description="options of the discrete search")
     ending: Literal["tune", "deep"] = Field("tune", description="what refines the words: `tune` or `deep`")
-    tune: PromptTuning = Field(default_factory=PromptTuning, description="options of prompt tuning")
-    deep: DeepCueTuning = Field(default_factory=DeepCueTuning, description="options of the deep cue")
+    tune: EmbeddingTraining = Field(default_factory=EmbeddingTraining, description="options of prompt tuning")
+    deep: OffsetTraining = Field(default_factory=OffsetTraining, description="options of the deep cue")
 
     def fit(self, problem: Problem) -> Outcome:
         """Search, then train; the best prompt of both on dev wins, the untuned one included."""

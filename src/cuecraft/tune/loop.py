@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from cuecraft.method import (
-    CalibrationKind,
     Candidate,
     Labelled,
-    Method,
+    Options,
     Problem,
     Score,
     Selection,
@@ -44,14 +43,15 @@ class Trainable(Protocol):
         ...
 
 
-class TrainingOptions(Method):
+class TrainingOptions(Options):
     """Options of the training loop."""
+
+    name: ClassVar[str]
 
     epochs: int = Field(30, ge=1, description="passes over the training examples, at most")
     batch_size: int = Field(16, ge=1, description="training examples of one step")
     patience: int = Field(8, ge=1, description="epochs without a better dev loss before training stops")
     gradient_clip: float = Field(1.0, gt=0, description="largest norm of a step's gradient")
-    calibration: CalibrationKind = CalibrationKind.FITTED
 
 
 def train(

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from cuecraft.errors import MethodError
-from cuecraft.method import Method
+from cuecraft.method import Method, Options
 from cuecraft.search import AutoPrompt, StraightThrough
 from cuecraft.tune.deep_cue import DeepCueTuning
 from cuecraft.tune.hybrid import Hybrid
@@ -57,11 +57,11 @@ def _nested(options: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _option_names(kind: type[Method], prefix: str = "") -> list[str]:
+def _option_names(kind: type[Options], prefix: str = "") -> list[str]:
     names = []
     for name, option in kind.model_fields.items():
         part = option.annotation
-        if isinstance(part, type) and issubclass(part, Method):
+        if isinstance(part, type) and issubclass(part, Options):
             names += _option_names(part, f"{prefix}{name}.")
         else:
             names.append(prefix + name)

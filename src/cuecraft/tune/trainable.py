@@ -14,10 +14,9 @@ from cuecraft.prompts import AnyPrompt
 from cuecraft.tune.loop import TrainingOptions
 
 
-class PromptOptions(TrainingOptions):
-    """Options of methods that train one tensor of the prompt."""
+class TensorOptions(TrainingOptions):
+    """Options of training one tensor of the prompt."""
 
-    prompt_length: int | None = Field(None, ge=1, description="tuned positions; by default the template's own words")
     learning_rate: float = Field(0.02, gt=0, description="AdamW step, in units of the embeddings' RMS")
     head_learning_rate: float = Field(0.01, gt=0, description="AdamW step of a class head")
     pull: float = Field(0.0, ge=0, description="weight of the mean squared move from the start, in RMS units")
@@ -39,7 +38,7 @@ class PromptTensor:
         start: Tensor,
         head: ClassHead | None,
         scale: float,
-        options: PromptOptions,
+        options: TensorOptions,
         build: Callable[[Tensor, ClassHead | None], AnyPrompt],
     ) -> None:
         self._start = trained_copy(start)
