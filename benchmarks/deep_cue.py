@@ -5,8 +5,8 @@
 16-shot splits of seed 13, 500 test rows. Every method starts from the same words and the same fitted calibration,
 reads class logits over label words only, trains in batches of 16, and stops on dev loss with the same patience.
 Learning rates of LoRA and full fine-tuning were chosen by `--study`: least dev loss on SST-2 of seed 21, no test row
-read. The deep cue's default rate was chosen on more: the dev sets of seeds 13 and 21 of both tasks (docs/architecture.md).
-So it is run at 0.01 too, the rate of least dev loss on SST-2 of seed 21 alone.
+read. The deep cue's default rate was chosen on more: the dev sets of seeds 13 and 21 of both tasks. So it is run at
+0.01 too, the rate of least dev loss on SST-2 of seed 21 alone.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ METHOD = {
     "search": "seconds per candidate scored on all training texts, cue of 8 tokens: one full forward with full logits "
     "(batches of 32, as published AutoPrompt) / packed; packed is the mean over swap positions 1 and 6, which is the "
     "mean over all eight; contexts are read once before (`context_seconds`, `break_even_candidates` in details)",
-    "nanogcg": "seconds per candidate on the longest training text alone: nanogcg's candidate loss / packed; without its "
-    "prefix cache, which fails on transformers 5",
+    "nanogcg": "seconds per candidate on the longest training text alone: nanogcg's candidate loss / packed; without "
+    "its prefix cache, which fails on transformers 5",
     "tune": "seconds of one epoch, 8 soft tokens, batches of 16: PEFT PROMPT_TUNING / prompt-tuning; ours works "
     "on contexts read once before",
     "deep_cue": "the same: PEFT PREFIX_TUNING with 8 tokens / deep-cue with 8",
