@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
 from torch import Tensor
 
+from cuecraft.backbone.batching import Budget
 from cuecraft.backbone.rendering import HeadKind, Pieces, Renderer
 from cuecraft.task import Example, Task
 
+T = TypeVar("T")
 Swap = tuple[int, int]  # a position of the prompt, and the token id put there
 
 
@@ -104,6 +106,10 @@ class Backbone(Protocol):
 
     def score_candidates(self, context: Context, prompt: Prompt, position: int, token_ids: Sequence[int]) -> Tensor:
         """Return class logits `[K, B, C]` with each candidate token in turn at one position; no gradient."""
+        ...
+
+    def within_memory(self, run: Callable[[Budget], T]) -> T:
+        """Run with a budget that is halved, and the run made again, where memory runs out."""
         ...
 
     def embed(self, token_ids: Tensor) -> Tensor:

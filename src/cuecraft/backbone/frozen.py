@@ -5,19 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from cuecraft.backbone.base import Context, Prompt, Swap
+from cuecraft.backbone.base import Context, Prompt, Swap, T
 from cuecraft.backbone.batching import Budget, is_out_of_memory
 from cuecraft.backbone.layers import layer_list
 from cuecraft.backbone.rendering import HeadKind, Renderer
 from cuecraft.errors import BackboneError, PromptError
 from cuecraft.task import Task
-
-T = TypeVar("T")
 
 
 class FrozenModel(ABC):
