@@ -124,6 +124,8 @@ def test_fast_paths_equal_the_plain_forward_on_the_causal_model(demo):
         plain_class_logits(backbone, context, cue, offsets),
         atol=1e-4,
     )
+    still = DeepCue(HardPrompt(cue), torch.zeros_like(offsets))
+    assert torch.equal(backbone.class_logits(context, still), backbone.class_logits(context, HardPrompt(cue)))
     swaps = [(position, token) for position in range(len(cue)) for token in (1000, 2000)]
     plain = [plain_class_logits(backbone, context, HardPrompt(cue).swapped(*swap).token_ids) for swap in swaps]
     found = backbone.score_swaps(context, HardPrompt(cue), swaps)
