@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from checks import differences, memory, trajectory
-from common import ROOT, machine, require_data, write_result
+from common import ROOT, machine, read_result, require_data, write_result
 from tasks import ENCODERS, TASKS, Bench
 from timings import curve, encoder, many, nanogcg, predict, roof, search, tune
 
@@ -83,14 +83,15 @@ def plot(points: dict[str, list[float]], path: Path) -> None:
 def main() -> None:
     parts = (*PER_TASK, *ON_SST2)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(parts), help="parts to run; a result file is written for all only")
+    parser.add_argument("--only", default=",".join(parts), help="parts to run; the others keep their figures, if any")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     require_data()
     chosen = options.only.split(",")
     if unknown := set(chosen) - set(parts):
         raise SystemExit(f"unknown parts {', '.join(sorted(unknown))}; choose from {', '.join(parts)}")
-    details: dict[str, dict] = {name: {} for name in parts}  # type: ignore[type-arg]
+    old = read_result("speed.json")
+    details: dict[str, dict] = old.get("details", {}) | {name: {} for name in chosen}  # type: ignore[type-arg]
     for task in TASKS:
         bench = Bench.of(task, options.rounds)
         for name in chosen:
@@ -100,9 +101,13 @@ def main() -> None:
             elif task == "sst-2":
                 details[name] = ON_SST2[name](bench)
                 print(name, details[name], flush=True)
-    if set(chosen) == set(parts):
+    if set(details) == set(parts):
+        here = machine()
+        whole = old.get("machine", {})
+        measured = old.get("measured") or dict.fromkeys(parts, f"{whole.get('commit')} {whole.get('date')}")
+        measured |= dict.fromkeys(chosen, f"{here['commit']} {here['date']}")
         plot(details["curve"], ROOT / "docs" / "speed.svg")
-        write_result("speed.json", _result(details))
+        write_result("speed.json", _result(details) | {"method": METHOD, "measured": measured, "machine": here})
 
 
 def _result(details: dict[str, dict]) -> dict[str, object]:  # type: ignore[type-arg]
@@ -127,8 +132,6 @@ def _result(details: dict[str, dict]) -> dict[str, object]:  # type: ignore[type
         "max_logit_diff": {task: _worst(details, task) for task in TASKS},
         "trajectory": details["trajectory"],
         "details": details,
-        "method": METHOD,
-        "machine": machine(),
     }
 
 

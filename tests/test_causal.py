@@ -79,6 +79,33 @@ def test_texts_beyond_the_byte_budget_are_read_again(causal, labelled):
         assert torch.allclose(causal.class_logits(context, prompt), whole, atol=1e-5)
 
 
+@pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+@pytest.mark.parametrize("tree", [384, 1], ids=["text at the root", "text as context"])
+@torch.no_grad()
+def test_texts_that_are_not_kept_give_the_plain_logits(backbone, template, words, tree, monkeypatch):
+    monkeypatch.setattr(backbone, "budget", replace(backbone.budget, tree=tree))
+    context = backbone.context(make_examples(), make_task(template, words), keep_bytes=0)
+    cues = [(300, 301, 302), (300, 9), ()]
+    found = backbone.class_logits_many(context, [HardPrompt(cue) for cue in cues])
+    for cue, logits in zip(cues, found, strict=True):
+        assert torch.allclose(logits.double(), plain_class_logits(backbone, context, cue), atol=1e-4)
+
+
+@torch.no_grad()
+def test_one_prompt_over_texts_that_are_not_kept_takes_one_pass(causal):
+    context = causal.context(make_examples(), make_task(), keep_bytes=0)
+    reads, passes = [], []
+    handles = [
+        causal.model.base_model.register_forward_pre_hook(lambda *_: reads.append(1)),
+        causal.model.register_forward_pre_hook(lambda *_: passes.append(1)),
+    ]
+    causal.class_logits(context, HardPrompt((300,)))
+    for handle in handles:
+        handle.remove()
+    assert len(passes) == len(reads) == 1
+
+
 def test_identical_texts_share_one_context(causal):
     context = causal.context(make_examples([TEXTS[0], TEXTS[1], TEXTS[0]]), make_task())
     assert context.states[0] is context.states[2]

@@ -29,7 +29,7 @@ from cuecraft.backbone.batching import (
 )
 from cuecraft.backbone.frozen import FrozenModel
 from cuecraft.backbone.layers import entering
-from cuecraft.backbone.layout import Layout
+from cuecraft.backbone.layout import Layout, own_tokens
 from cuecraft.backbone.readout import LabelReadout
 from cuecraft.backbone.rendering import HeadKind, Pieces
 from cuecraft.backbone.tree import CueTree, grow_tree
@@ -221,14 +221,21 @@ class CausalBackbone(FrozenModel):
         self, context: Context, table: _Table, layout: Layout, readout: LabelReadout, budget: Budget
     ) -> list[Tensor]:
         """Return class scores `[K, b, C]` of one pass after another over rows sorted by the length of their tails."""
-        past = self._past(context.pieces, context.states, layout.lead)
+        lead = layout.lead
+        whole = max(len(piece.before) for piece in context.pieces)
+        if not any(state is not None for state in context.states) and (
+            whole + layout.cost(len(context.pieces[0].after)) <= self._tree_nodes(budget, 0)
+        ):
+            lead = whole  # what is not kept and fits stands at the root of the tree: one pass and not two
+        past = self._past(context.pieces, context.states, lead)
         parts = []
         start = 0
         while start < len(context):
-            trees = layout.trees(len(context.pieces[start].after), self._tree_nodes(budget, past.width))
+            width = len(context.pieces[start].after)
+            trees = layout.trees(width, lead, self._tree_nodes(budget, past.width))
             nodes = max(len(tree.codes) for tree in trees)
             stop = start + max(1, budget.tokens // budget.charge(nodes, self._pass_bytes(past.width, nodes)))
-            own = layout.own_tokens(context.pieces[start:stop])
+            own = own_tokens(context.pieces[start:stop], width, lead)
             rows = past.rows(start, stop)
             parts.append(torch.cat([self._tree_scores(rows, own, table, tree, readout) for tree in trees]))
             start = stop
@@ -331,6 +338,8 @@ class CausalBackbone(FrozenModel):
     def _past(self, pieces: Sequence[Pieces], states: Sequence[Tensor | None], lead: int) -> _Past:
         """Return the keys and values before the prompt of some rows, without each row's last `lead`."""
         lengths = torch.tensor([max(0, len(piece.before) - lead) for piece in pieces], device=self.device)
+        if not lengths.any():
+            return _Past([], lengths)
         absent = [n for n, piece in enumerate(pieces) if piece.before and states[n] is None]
         distinct = list(dict.fromkeys(pieces[n].before for n in absent))
         fresh = self._read(distinct) if absent else None
@@ -340,8 +349,6 @@ class CausalBackbone(FrozenModel):
         if fresh is not None:
             found = dict(zip(distinct, fresh.states(), strict=True))
             known |= {n: found[pieces[n].before] for n in absent}
-        if not known:
-            return _Past([], lengths)
         layers, two, heads, _, size = next(iter(known.values())).shape
         width = max(state.shape[3] for state in known.values())
         joined = next(iter(known.values())).new_zeros(layers, two, len(pieces), heads, width, size)

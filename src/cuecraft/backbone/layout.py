@@ -35,39 +35,47 @@ class Layout:
         codes = {token: first_code + n for n, token in enumerate(words)}
         self._cues = cues
         self._branches = ((), *(tuple(codes[token] for token in ids) for ids in beginnings))
-        self._grown: dict[tuple[int, int], list[CueTree]] = {}
-        #: 1 where the context's last token is read again, because without cue and tail nothing else would stand at
-        #: the answer slot; else 0.
+        self._grown: dict[tuple[int, int, int], list[CueTree]] = {}
+        #: Tokens of a kept context that are read again: 1 where without cue and tail nothing else would stand at the
+        #: answer slot, else 0.
         self.lead = int(not all(cues) and not has_tails)
 
-    def trees(self, width: int, nodes: int) -> list[CueTree]:
-        """Return trees of `nodes` nodes at most, of one cue at least, that hold all cues before tails of `width` ids.
+    def cost(self, width: int) -> int:
+        """Return the nodes of all cues in one tree, at most, without lead."""
+        return sum(len(cue) + width + len(self._branches) - 1 for cue in self._cues)
+
+    def trees(self, width: int, lead: int, nodes: int) -> list[CueTree]:
+        """Return trees of `nodes` nodes at most, of one cue at least, that hold all cues.
 
         Each cue has 1 + I ends, the answer slot first.
+
+        Args:
+            width: ids of the longest tail.
+            lead: ids of the context, its last ones, that stand at the root.
+            nodes: of one tree.
         """
-        if (width, nodes) not in self._grown:
-            cost = self.lead + max(map(len, self._cues)) + width + len(self._branches) - 1
-            size = max(1, nodes // cost)
-            head, tail = (-1 - width,) * self.lead, tuple(-1 - n for n in range(width))
-            self._grown[width, nodes] = [
+        if (width, lead, nodes) not in self._grown:
+            cost = max(map(len, self._cues)) + width + len(self._branches) - 1
+            size = max(1, (nodes - lead) // max(1, cost))
+            head, tail = (tuple(-1 - width - n for n in range(lead)), tuple(-1 - n for n in range(width)))
+            self._grown[width, lead, nodes] = [
                 grow_tree(
                     [(*head, *cue, *tail, *branch) for cue in self._cues[k : k + size] for branch in self._branches]
                 )
                 for k in range(0, len(self._cues), size)
             ]
-        return self._grown[width, nodes]
+        return self._grown[width, lead, nodes]
 
-    def own_tokens(self, pieces: Sequence[Pieces]) -> tuple[Tensor, Tensor]:
-        """Return each row's own ids `[b, width + lead]` and which are real; the first row has the longest tail.
 
-        Tails are padded on the left, so that the answer slot is the same node in every row.
-        """
-        width = len(pieces[0].after)
-        ids = torch.zeros(len(pieces), width + self.lead, dtype=torch.long)
-        valid = torch.zeros_like(ids, dtype=torch.bool)
-        for row, piece in enumerate(pieces):
-            start = width - len(piece.after)
-            own = (*piece.after, *piece.before[len(piece.before) - self.lead :])
-            ids[row, start : start + len(own)] = torch.tensor(own, dtype=torch.long)
-            valid[row, start : start + len(own)] = True
-        return ids, valid
+def own_tokens(pieces: Sequence[Pieces], width: int, lead: int) -> tuple[Tensor, Tensor]:
+    """Return each row's own ids `[b, width + lead]`, tail and lead, and which are real.
+
+    Both are padded on the left, so that the answer slot is the same node in every row.
+    """
+    ids = torch.zeros(len(pieces), width + lead, dtype=torch.long)
+    valid = torch.zeros_like(ids, dtype=torch.bool)
+    for row, piece in enumerate(pieces):
+        for stop, own in ((width, piece.after), (width + lead, piece.before[max(0, len(piece.before) - lead) :])):
+            ids[row, stop - len(own) : stop] = torch.tensor(own, dtype=torch.long)
+            valid[row, stop - len(own) : stop] = True
+    return ids, valid
