@@ -90,7 +90,7 @@ def main() -> None:
     chosen = options.only.split(",")
     if unknown := set(chosen) - set(parts):
         raise SystemExit(f"unknown parts {', '.join(sorted(unknown))}; choose from {', '.join(parts)}")
-    old = read_result("speed.json")
+    old, here = read_result("speed.json"), machine()
     details: dict[str, dict] = old.get("details", {}) | {name: {} for name in chosen}  # type: ignore[type-arg]
     for task in TASKS:
         bench = Bench.of(task, options.rounds)
@@ -102,7 +102,6 @@ def main() -> None:
                 details[name] = ON_SST2[name](bench)
                 print(name, details[name], flush=True)
     if set(details) == set(parts):
-        here = machine()
         whole = old.get("machine", {})
         measured = old.get("measured") or dict.fromkeys(parts, f"{whole.get('commit')} {whole.get('date')}")
         measured |= dict.fromkeys(chosen, f"{here['commit']} {here['date']}")
