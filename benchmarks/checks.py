@@ -135,7 +135,7 @@ def _adding(offset: torch.Tensor, start: int) -> object:
 def trajectory(bench: Bench) -> dict[str, object]:
     """Compare the path of a short search with packed scoring and with one plain forward per candidate."""
     half = bench.train.select(list(range(0, len(bench.train), 4)))
-    problem = replace(Problem(bench.backbone, bench.task, half, None, seed=13), backbone=bench.backbone)
+    problem = Problem(bench.backbone, bench.task, half, None, seed=13)
     method = make_method("autoprompt", {"steps": 5, "candidates": 8, "prompt_length": 4, "scoring": "exact"})
     packed = method.fit(problem).trace
     fast = CausalBackbone.score_swaps

@@ -12,7 +12,6 @@ read. The deep cue's default rate was chosen on more: the dev sets of seeds 13 a
 from __future__ import annotations
 
 import argparse
-import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from peft import LoraConfig, get_peft_model
 from torch.nn import functional
 
 from cuecraft.backbone import CausalBackbone, load_backbone
+from cuecraft.backbone.batching import token_batches
 from cuecraft.compare import wilson_interval
 from cuecraft.data import read_records, subsample
 from cuecraft.method import CalibrationKind, Problem, label_context, score, starting_point
@@ -88,10 +88,7 @@ class FineTuning:
     def evaluate(self, rows: Rows) -> tuple[float, float]:
         """Return loss and accuracy, in batches sorted by length."""
         found = torch.empty(len(rows.texts), len(self.columns))
-        order = sorted(range(len(rows.texts)), key=lambda row: -len(rows.texts[row]))
-        while order:
-            size = max(1, TOKENS // len(rows.texts[order[0]]))
-            batch, order = order[:size], order[size:]
+        for batch in token_batches([len(text) for text in rows.texts], TOKENS):
             found[batch] = self.logits([rows.texts[row] for row in batch])
         loss = functional.cross_entropy(found, rows.labels)
         return float(loss), float((found.argmax(-1) == rows.labels).float().mean())
@@ -200,7 +197,7 @@ def main() -> None:
         return
     rows = [row for task in options.tasks.split(",") for row in compare(task)]
     settings = {"rates": RATES, "epochs": EPOCHS, "patience": PATIENCE, "batch": BATCH, "model": MODEL, "seed": SEED}
-    write_result("deep_cue.json", {"rows": copy.deepcopy(rows), "settings": settings, "machine": machine()})
+    write_result("deep_cue.json", {"rows": rows, "settings": settings, "machine": machine()})
 
 
 if __name__ == "__main__":

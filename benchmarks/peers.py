@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from cuecraft.assets import model_folder
 from cuecraft.backbone import CausalBackbone, Context, MaskedBackbone, SequenceBackbone
+from cuecraft.backbone.batching import token_batches
 from cuecraft.prompts import HardPrompt
 from cuecraft.task import Example, Task
 
@@ -121,12 +122,9 @@ def bare_predict(
     renderer = backbone.renderer(task)
     columns = torch.tensor([words[0][0] for words in renderer.label_ids])
     texts = [[*piece.before, *cue, *piece.after] for piece in renderer.render(examples)]
-    order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
     head = backbone.model.get_output_embeddings().weight[columns]
     found = torch.empty(len(texts), len(columns))
-    while order:
-        size = max(1, tokens // len(texts[order[0]]))
-        batch, order = order[:size], order[size:]
+    for batch in token_batches([len(text) for text in texts], tokens):
         ids, mask = padded([texts[row] for row in batch])
         # Padded on the right, where no real token of a causal model sees it: no mask, which is the fastest kernel.
         hidden = backbone.model.base_model(input_ids=ids, use_cache=False).last_hidden_state

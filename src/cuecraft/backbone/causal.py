@@ -27,7 +27,7 @@ from cuecraft.backbone.batching import (
     restore_order,
     token_batches,
 )
-from cuecraft.backbone.frozen import FrozenModel
+from cuecraft.backbone.frozen import FrozenModel, agree
 from cuecraft.backbone.layers import entering
 from cuecraft.backbone.layout import Layout, own_tokens
 from cuecraft.backbone.readout import LabelReadout
@@ -38,7 +38,6 @@ from cuecraft.task import Example, Task
 
 # GPT-Neo masks by the number of keys before a key, so branches must fit into its window beside the context.
 _COUNT_KEYS = {"gpt_neo"}
-_TOLERANCE = 0.02  # of the greatest logit: wide enough for bfloat16, far from a wrong mask or position
 
 
 class CausalBackbone(FrozenModel):
@@ -94,8 +93,7 @@ class CausalBackbone(FrozenModel):
     @torch.no_grad()
     def _answers_alike(self) -> bool:
         """Tell whether branches over kept, padded contexts have the logits of plain forward passes, one text each."""
-        special = set(self.tokenizer.all_special_ids)
-        ids = [n for n in range(self.vocab_size) if n not in special][-7:]
+        ids = self._sample_ids(7)
         texts, cues = [tuple(ids[:5]), tuple(ids[2:4])], [(0, 1), (0, 2), (3,)]
         vectors = torch.tensor([*ids[:3], ids[6]])
         tree = grow_tree(cues)
@@ -109,8 +107,7 @@ class CausalBackbone(FrozenModel):
             found = self._forward(inputs, tree.ancestors, valid, past).logits[:, list(tree.ends)].float()
         except Exception:  # architectures without an ordinary cache or attention fail in ways of their own
             return False
-        expected = torch.stack([torch.stack(row) for row in plain])
-        return torch.allclose(found, expected, atol=_TOLERANCE * float(expected.abs().max()))
+        return agree(found, torch.stack([torch.stack(row) for row in plain]))
 
     def _plain_logits(self, ids: Sequence[int]) -> Tensor:
         """Return logits `[V]` after a text, as the model gives them by itself."""

@@ -63,6 +63,11 @@ class FrozenModel(ABC):
         return int(self.model.get_input_embeddings().weight.shape[1])
 
     @property
+    def dtype_name(self) -> str:
+        """Number type of the weights, such as ``float32``."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+    @property
     def max_positions(self) -> int | None:
         """Tokens that one input may have; None when the model sets no limit."""
         config = self.model.config.get_text_config()
@@ -79,6 +84,14 @@ class FrozenModel(ABC):
             BackboneError: the model has no list of its layers.
         """
         return layer_list(self.model, self.name)
+
+    def offsets_shape(self, length: int) -> tuple[int, int, int]:
+        """Return the shape `[n_layers, S, d]` of a deep cue's offsets for a prompt of S tokens.
+
+        Raises:
+            BackboneError: the model has no list of its layers.
+        """
+        return len(self.layers), length, self.model.config.get_text_config().hidden_size
 
     def score_candidates(self, context: Context, prompt: Prompt, position: int, token_ids: Sequence[int]) -> Tensor:
         """Return class logits `[K, B, C]` with each candidate token in turn at one position; no gradient."""
@@ -148,6 +161,11 @@ class FrozenModel(ABC):
         held = config.num_hidden_layers if torch.is_grad_enabled() else 1
         return int(layer * held * self.model.dtype.itemsize)
 
+    def _sample_ids(self, count: int) -> list[int]:
+        """Return ids of the vocabulary, none of them special, to try a new backbone on."""
+        special = set(self.tokenizer.all_special_ids)
+        return [n for n in range(self.vocab_size) if n not in special][-count:]
+
     def _vectors(self, prompt: Prompt) -> Tensor:
         """Return a prompt's vectors `[S, d]` on the model's device, or say that they do not fit."""
         vectors = prompt.vectors(self.embed)
@@ -163,10 +181,10 @@ class FrozenModel(ABC):
         offsets = prompt.offsets
         if offsets is None:
             return None
-        width = [len(self.layers), length, self.model.config.get_text_config().hidden_size]
-        if list(offsets.shape) != width:
+        shape = self.offsets_shape(length)
+        if tuple(offsets.shape) != shape:
             raise PromptError(
-                f"the prompt's offsets are {list(offsets.shape)}, but {self.name} takes {width}; "
+                f"the prompt's offsets are {list(offsets.shape)}, but {self.name} takes {list(shape)}; "
                 "it was made for another backbone"
             )
         return offsets.to(self.device, self.model.dtype)
@@ -181,5 +199,11 @@ class FrozenModel(ABC):
         return list(swaps)
 
 
+def agree(found: Tensor, expected: Tensor) -> bool:
+    """Tell whether a new backbone's answers are the model's own: to within what bfloat16 rounds."""
+    return torch.allclose(found, expected, atol=_TOLERANCE * float(expected.abs().max()))
+
+
+_TOLERANCE = 0.02  # of the greatest number: wide enough for bfloat16, far from a wrong mask or position
 # RoBERTa and kin number positions from pad_token_id + 1.
 _OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm"}

@@ -96,7 +96,7 @@ class Artifact:
                 head=backbone.head_kind,
                 sha256=backbone.fingerprint(),
                 hidden_size=backbone.hidden_size,
-                dtype=str(backbone.model.dtype).removeprefix("torch."),
+                dtype=backbone.dtype_name,
             ),
             task=TaskEntry(
                 template=task.template.source,
@@ -167,11 +167,11 @@ class Artifact:
                 f"{backbone.fingerprint()[:12]}; use the same weights and tokenizer, or tune again"
             )
 
-        dtype = str(backbone.model.dtype).removeprefix("torch.")
-        if dtype != made_for.dtype:
+        if backbone.dtype_name != made_for.dtype:
             warnings.warn(
-                f"the prompt was tuned on {made_for.dtype} weights and {backbone.name} is loaded as {dtype}; "
-                f"probabilities will differ a little (give dtype {made_for.dtype} for the same ones)",
+                f"the prompt was tuned on {made_for.dtype} weights and {backbone.name} is loaded as "
+                f"{backbone.dtype_name}; probabilities will differ a little "
+                f"(give dtype {made_for.dtype} for the same ones)",
                 CuecraftWarning,
                 stacklevel=3,
             )

@@ -35,8 +35,7 @@ class OffsetTraining(TensorOptions):
         base = prompt.base if isinstance(prompt, DeepCue) else prompt
         offsets = prompt.offsets
         if offsets is None:
-            width = backbone.model.config.get_text_config().hidden_size
-            offsets = torch.zeros(len(backbone.layers), len(prompt), width, device=backbone.device)
+            offsets = torch.zeros(backbone.offsets_shape(len(prompt)), device=backbone.device)
 
         def build(offsets: Tensor, head: ClassHead | None) -> AnyPrompt:
             return DeepCue(replace(base, head=head), offsets)
