@@ -10,7 +10,7 @@ import cuecraft
 SOURCE = Path(cuecraft.__file__).parent
 # From the top down; a module may import from rooms below its own, and from its own.
 ROOMS = (
-    "__main__ cli display runs classifier compare tune search method prompts backbone task data assets seeding errors"
+    "__main__ cli display runs classifier compare tune search method prompts backbone task data checkpoints assets seeding errors"
 ).split()
 
 

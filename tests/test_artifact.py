@@ -98,7 +98,7 @@ def rewrite(folder, **changes):
         (lambda folder: (folder / "prompt.safetensors").unlink(), "prompt.safetensors is missing"),
         (lambda folder: (folder / "prompt.safetensors").write_bytes(b"x" * 64), "prompt.safetensors is damaged"),
         (lambda folder: (folder / "trace.jsonl").write_text("{}\n"), "trace.jsonl is damaged"),
-        (lambda folder: rewrite(folder, schema_version=3), "upgrade cuecraft"),
+        (lambda folder: rewrite(folder, schema_version=99), "upgrade cuecraft"),
         (lambda folder: rewrite(folder, schema_version="new"), "upgrade cuecraft"),
         (lambda folder: rewrite(folder, seed=99), "changed after it was written"),
         (lambda folder: rewrite(folder, extra=1), "damaged"),

@@ -255,7 +255,7 @@ def test_reading_beside_a_pass_of_an_eager_model_keeps_its_causal_mask(byte_toke
     """A user's own forward in another thread meets our attention's name in the configuration."""
     import threading
 
-    from cuecraft.backbone.attention import attending_to
+    from cuecraft.backbone.attention import attending_again
 
     model = make_causal(byte_tokenizer)
     backbone = load_backbone((model, byte_tokenizer))
@@ -269,7 +269,7 @@ def test_reading_beside_a_pass_of_an_eager_model_keeps_its_causal_mask(byte_toke
             found.append(model(ids, attention_mask=mask).logits)
 
     past = backbone._read([(5, 6, 7)])
-    with attending_to(model, past.layers):
+    with attending_again(model, past.layers):
         thread = threading.Thread(target=ask)
         thread.start()
         thread.join()

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cuecraft.backbone import AnyBackbone, Budget, ClassHead, Context, HeadKind, SequenceBackbone
+from cuecraft.checkpoints import Checkpoints
 from cuecraft.errors import BackboneError, MethodError
 from cuecraft.prompts import AnyPrompt, Calibration, HardPrompt, SoftPrompt, calibration
 from cuecraft.prompts.manifest import DataEntry
@@ -68,6 +69,7 @@ class Problem:
         data: row count and hash of each split.
         out_of_time: tells a method to stop with the best so far.
         report: is told of each step; never affects the result.
+        checkpoints: where trainings keep their state, to go on from after a crash; None to keep none.
     """
 
     backbone: AnyBackbone
@@ -78,6 +80,7 @@ class Problem:
     data: Mapping[str, DataEntry] = field(default_factory=dict)
     out_of_time: Callable[[], bool] = lambda: False
     report: Callable[[Event], None] = lambda event: None
+    checkpoints: Checkpoints | None = None
 
     @property
     def initial_ids(self) -> tuple[int, ...]:
@@ -91,16 +94,44 @@ def label_context(backbone: AnyBackbone, task: Task, examples: list[Example]) ->
     return Labelled(backbone.context(examples, task), labels.to(backbone.device))
 
 
+class Reader(Protocol):
+    """A backbone of a candidate's own: other weights, or another model."""
+
+    backbone: AnyBackbone
+    name: str
+
+    @property
+    def size(self) -> int:
+        """Numbers that were trained."""
+        ...
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Return what an artifact has to store of it."""
+        ...
+
+    def over(self, context: Context) -> tuple[AnyBackbone, Context]:
+        """Return the backbone, ready to use, and its own context of the same examples."""
+        ...
+
+
 @dataclass(frozen=True)
 class Candidate:
-    """A prompt together with the calibration of its logits."""
+    """A prompt together with the calibration of its logits.
+
+    Args:
+        prompt: the prompt.
+        calibration: of its logits.
+        reader: what reads the texts in place of the problem's backbone; None for that backbone.
+    """
 
     prompt: AnyPrompt
     calibration: Calibration
+    reader: Reader | None = None
 
     def logits(self, backbone: AnyBackbone, context: Context) -> Tensor:
         """Return calibrated class logits `[B, C]`."""
-        return self.calibration.apply(backbone.class_logits(context, self.prompt))
+        own, context = (backbone, context) if self.reader is None else self.reader.over(context)
+        return self.calibration.apply(own.class_logits(context, self.prompt))
 
 
 def _finite(logits: Tensor, backbone: AnyBackbone) -> Tensor:
@@ -143,10 +174,15 @@ def fresh_logits(
         BackboneError: the model answers with NaN or infinity.
     """
     parts = []
+    shared = [n for n, candidate in enumerate(candidates) if candidate.reader is None]
     for start in range(0, len(examples), _FRESH):
         context = backbone.context(examples[start : start + _FRESH], task, keep_bytes=0)
-        logits = backbone.class_logits_many(context, [candidate.prompt for candidate in candidates])
-        parts.append(torch.stack([c.calibration.apply(part) for c, part in zip(candidates, logits, strict=True)]))
+        found: dict[int, Tensor] = {}
+        if shared:
+            logits = backbone.class_logits_many(context, [candidates[n].prompt for n in shared])
+            found = {n: candidates[n].calibration.apply(part) for n, part in zip(shared, logits, strict=True)}
+        found |= {n: c.logits(backbone, context) for n, c in enumerate(candidates) if n not in found}
+        parts.append(torch.stack([found[n] for n in range(len(candidates))]))
         report({"phase": "predict", "step": start + len(context), "total": len(examples), "padding": context.padding})
     return _finite(torch.cat(parts, dim=1), backbone)
 
@@ -170,7 +206,7 @@ class Outcome:
     @property
     def is_tuned(self) -> bool:
         """Whether anything better than the untuned prompt was found."""
-        return self.best.prompt is not self.start.prompt
+        return self.best is not self.start
 
 
 class Options(BaseModel):
@@ -233,6 +269,18 @@ class Selection:
         self.trace.append(event)
         self.problem.report(event)
 
+    def state(self) -> dict[str, Any]:
+        """Return how far it has come, JSON-ready; the best candidate itself is not in it."""
+        best = self.best_score and {"loss": self.best_score.loss, "accuracy": self.best_score.accuracy}
+        return {"trace": self.trace, "best_score": best, "since_best": self.since_best}
+
+    def restore(self, state: Mapping[str, Any], best: Candidate | None) -> None:
+        """Go on from a state; `best` is its best candidate, or None where that was seen before this selection began."""
+        self.trace[:] = state["trace"]
+        self.best_score = Score(**state["best_score"])
+        self.since_best = state["since_best"]
+        self.best = best or self.best
+
     def outcome(self, start: Candidate) -> Outcome:
         """Return what was found."""
         assert self.best is not None
@@ -271,23 +319,35 @@ def calibrate(problem: Problem, prompt: AnyPrompt, kind: CalibrationKind) -> Cal
     return calibration.fitted(logits, problem.train.labels)
 
 
-@torch.no_grad()
 def fit_head(problem: Problem, prompt: AnyPrompt) -> ClassHead:
-    """Fit a class head to frozen features by logistic regression (scikit-learn, L2, C = 1)."""
+    """Fit a class head to the prompt's frozen features of the training texts."""
+    with torch.no_grad():
+        features = problem.backbone.features(problem.train.context, prompt)
+    return fitted_head(features, problem.train.labels, problem.task.verbalizer.num_classes)
+
+
+def fitted_head(features: Tensor, labels: Tensor, classes: int, inverse_penalty: float = 1.0) -> ClassHead:
+    """Fit a class head by logistic regression (scikit-learn, L2).
+
+    Args:
+        features: `[B, d]`.
+        labels: `[B]` class numbers.
+        classes: C.
+        inverse_penalty: scikit-learn's C: the smaller, the stronger the penalty.
+
+    Raises:
+        MethodError: a class has no example.
+    """
     from sklearn.linear_model import LogisticRegression
 
-    backbone = problem.backbone
-    assert isinstance(backbone, SequenceBackbone)
-    features = backbone.features(problem.train.context, prompt).double().cpu().numpy()
-    labels = problem.train.labels.cpu().numpy()
-    classes = problem.task.verbalizer.num_classes
-    if len(set(labels.tolist())) < classes:
+    truth = labels.cpu().numpy()
+    if len(set(truth.tolist())) < classes:
         raise MethodError("a class has no training example, so its row of the class head cannot be fitted")
-    model = LogisticRegression(max_iter=1000).fit(features, labels)
+    model = LogisticRegression(C=inverse_penalty, max_iter=1000).fit(features.double().cpu().numpy(), truth)
     weight, bias = torch.tensor(model.coef_), torch.tensor(model.intercept_)
     if classes == 2:  # scikit-learn keeps one row for two classes
         weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
-    return ClassHead(weight.float().to(backbone.device), bias.float().to(backbone.device))
+    return ClassHead(weight.float().to(features.device), bias.float().to(features.device))
 
 
 def trained_copy(tensor: Tensor) -> Tensor:

@@ -1,25 +1,29 @@
-"""Attention of new tokens over a context that was kept, without copying the context.
+"""Attention of new tokens over keys and values that were not computed in the same pass, without copying them.
 
-An ordinary cache joins the context's keys and values with the new ones in every layer, once more for each query head
-that shares them, and a training step keeps all of that for the backward pass. Here a layer's scores over the context
-and over the new tokens are computed apart and meet in one softmax; keys and values stay where they are.
+An ordinary cache joins the kept keys and values with the new ones in every layer, once more for each query head
+that shares them, and a training step keeps all of that for the backward pass. Here a layer's scores over the kept
+tokens and over the new tokens are computed apart and meet in one softmax; keys and values stay where they are.
+
+Kept are the contexts of causal models, and prefixes (trained keys and values) of any model.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from cuecraft.backbone.batching import ONE_PASS_AT_A_TIME
+from cuecraft.errors import BackboneError
 
 _NAME = "cuecraft"
 _UNKNOWN_HERE = ("softcap", "s_aux", "position_bias")  # what some architectures add to attention
@@ -30,28 +34,84 @@ Layers = Sequence[tuple[Tensor, Tensor]]
 
 
 class _Pass(threading.local):
-    """The context of this thread's pass."""
+    """What this thread's pass attends to, or keeps."""
 
-    layers: Layers | None = None
+    def __init__(self) -> None:
+        self.layers: Layers | None = None
+        self.kept: dict[int, tuple[Tensor, Tensor]] | None = None
+        self.numbers: Mapping[int, int] | None = None  # id of a module -> number of its layer
+        self.asked: set[int] = set()  # numbers of the layers that attended
 
 
 _PASS = _Pass()
 
 
-@contextmanager
-def attending_to(model: Any, layers: Layers) -> Iterator[None]:
-    """Let a pass of `model` attend to keys and values of earlier tokens.
+def numbers_of(layers: Sequence[Any]) -> dict[int, int]:
+    """Return the number of the layer that each module lies in, by the module's `id`."""
+    return {id(module): number for number, layer in enumerate(layers) for module in layer.modules()}
 
-    The pass's mask is `[b, 1, N, P + N]`; its positions must count the earlier tokens.
+
+@contextmanager
+def attending_to(model: Any, layers: Layers, numbers: Mapping[int, int] | None = None) -> Iterator[None]:
+    """Let a pass of `model` attend to keys and values that it does not compute.
+
+    Args:
+        model: a transformers model.
+        layers: what to attend to, in front of the pass's own tokens.
+        numbers: the layer of each module (`numbers_of`); None to believe the modules' `layer_idx`.
+
+    The pass's mask is `[b, 1, N, P + N]`, or of its own N tokens, which then all see all P. Positions are the pass's.
+
+    Raises:
+        BackboneError: a layer did not ask: the architecture has an attention of its own.
     """
-    config = model.config.get_text_config()
-    with ONE_PASS_AT_A_TIME:
-        own = config._attn_implementation
-        config._attn_implementation, _PASS.layers = _NAME, layers
+    _PASS.asked = set()
+    with attending_again(model, layers, numbers):
+        yield
+        if len(_PASS.asked) != len(layers):
+            raise BackboneError(
+                f"the attention of {model.config.model_type} takes no keys and values from outside; "
+                "use another method or model"
+            )
+
+
+@contextmanager
+def attending_again(model: Any, layers: Layers, numbers: Mapping[int, int] | None = None) -> Iterator[None]:
+    """Do the same for a part of the pass that is computed again."""
+    with _lent(model):
+        _PASS.layers, _PASS.numbers = layers, numbers
         try:
             yield
         finally:
-            config._attn_implementation, _PASS.layers = own, None
+            _PASS.layers = _PASS.numbers = None
+
+
+@contextmanager
+def keeping(model: Any, numbers: Mapping[int, int] | None = None) -> Iterator[dict[int, tuple[Tensor, Tensor]]]:
+    """Yield a mapping that a pass of `model` fills: layer -> keys and values `[b, n_kv_heads, N, head_dim]`."""
+    with _lent(model):
+        _PASS.kept, _PASS.numbers = {}, numbers
+        try:
+            yield _PASS.kept
+        finally:
+            _PASS.kept = _PASS.numbers = None
+
+
+@contextmanager
+def _lent(model: Any) -> Iterator[None]:
+    config = model.config.get_text_config()
+    with ONE_PASS_AT_A_TIME:
+        own = config._attn_implementation
+        config._attn_implementation = _NAME
+        try:
+            yield
+        finally:
+            config._attn_implementation = own
+
+
+def _layer_of(module: Any) -> int:
+    number = module.layer_idx if _PASS.numbers is None else _PASS.numbers[id(module)]
+    return int(number)
 
 
 def _attention(
@@ -67,11 +127,11 @@ def _attention(
     """Return attention `[b, N, n_heads, head_dim]` of queries `[b, n_heads, N, head_dim]`.
 
     Args:
-        module: the layer's attention; its `layer_idx` finds the context.
+        module: the layer's attention.
         query: `[b, n_heads, N, head_dim]`.
         key: `[b, n_kv_heads, N, head_dim]` of the new tokens.
         value: the same of the values.
-        attention_mask: `[b, 1, N, P + N]`, added to the scores.
+        attention_mask: `[b, 1, N, P + N]` or `[b, 1, N, N]`, bool or added to the scores.
         scaling: of the scores; None for ``head_dim ** -0.5``.
         dropout: not used: the model is frozen.
         **options: an architecture's own.
@@ -79,15 +139,19 @@ def _attention(
     Raises:
         NotImplementedError: the architecture adds something of its own to attention.
     """
-    context = _PASS.layers
-    if context is None:  # another thread's pass over the same model
+    layers = _PASS.layers
+    if layers is None:  # a pass that is only kept, or another thread's over the same model
+        if _PASS.kept is not None:
+            _PASS.kept[_layer_of(module)] = (key, value)
         output, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
         return output, None
     if any(options.get(name) is not None for name in _UNKNOWN_HERE):
         raise NotImplementedError("attention of an unknown kind")
-    old_key, old_value = context[module.layer_idx]
+    number = _layer_of(module)
+    _PASS.asked.add(number)
+    old_key, old_value = layers[number]
     rows, heads, count, width = query.shape
     groups = key.shape[1]
     # Heads that share keys and values stand below each other, as more queries of one head.
@@ -96,16 +160,30 @@ def _attention(
     scores = torch.cat([queries @ old_key.transpose(-1, -2), queries @ key.transpose(-1, -2)], dim=-1)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32)).view(rows, groups, heads // groups, count, -1)
     if attention_mask is not None:
-        scores.add_(attention_mask[:, :, None])
+        scores.add_(_additive(attention_mask, scores)[:, :, None])
     weights = scores.softmax(-1).to(query.dtype)
     over_old, over_new = weights.view(folded).split([old_key.shape[2], key.shape[2]], dim=-1)
     output = over_old @ old_value + over_new @ value
     return output.view(rows, heads, count, -1).transpose(1, 2), None
 
 
+def _additive(mask: Tensor, scores: Tensor) -> Tensor:
+    """Return a mask `[b, 1, N, P + N]` to add to scores; what it does not speak of is seen by all."""
+    if mask.dtype is torch.bool:
+        mask = torch.zeros(mask.shape, dtype=scores.dtype, device=mask.device).masked_fill_(
+            ~mask, torch.finfo(scores.dtype).min
+        )
+    return functional.pad(mask, (scores.shape[-1] - mask.shape[-1], 0))
+
+
+def _mask(*args: Any, **options: Any) -> Tensor | None:
+    """Return the mask of a pass that brings none of its own, never left out in the hope of a faster kernel."""
+    mask: Tensor | None = sdpa_mask(*args, **options | {"allow_is_causal_skip": False})
+    return mask
+
+
 AttentionInterface.register(_NAME, _attention)
-# A pass brings a mask of its own; this one is for other threads' passes that meet our name in the configuration.
-AttentionMaskInterface.register(_NAME, sdpa_mask)
+AttentionMaskInterface.register(_NAME, _mask)
 
 
 def cache_of(layers: Layers) -> DynamicCache:

@@ -18,7 +18,7 @@ Swap = tuple[int, int]  # a position of the prompt, and the token id put there
 
 @dataclass(frozen=True, eq=False)
 class ClassHead:
-    """The read-out of a sequence classification backbone: ``features @ weight.T + bias``.
+    """A read-out of features in place of label words: ``features @ weight.T + bias``.
 
     Args:
         weight: `[C, d]`.
@@ -34,12 +34,17 @@ class Prompt(Protocol):
 
     @property
     def head(self) -> ClassHead | None:
-        """The class head trained with the prompt; sequence classification only."""
+        """The class head trained with the prompt; None to read label words."""
         ...
 
     @property
     def offsets(self) -> Tensor | None:
         """What is added to the hidden state entering each layer at the prompt's positions, `[n_layers, S, d]`."""
+        ...
+
+    @property
+    def states(self) -> Tensor | None:
+        """Keys and values that stand before the prompt's vectors, `[n_layers, 2, n_kv_heads, P, head_dim]`."""
         ...
 
     def vectors(self, embed: Callable[[Tensor], Tensor]) -> Tensor:
@@ -53,6 +58,7 @@ class Context:
 
     Args:
         renderer: the task as this backbone's tokenizer writes it.
+        examples: `[B]` the texts.
         pieces: `[B]` token ids of each example.
         states: `[B]` what was computed and kept for each example: for a causal backbone the keys and values
             `[n_layers, 2, n_kv_heads, len(before), head_dim]` of the ids before the prompt. None where nothing is
@@ -61,6 +67,7 @@ class Context:
     """
 
     renderer: Renderer
+    examples: tuple[Example, ...]
     pieces: tuple[Pieces, ...]
     states: tuple[Tensor | None, ...]
     padding: float = 0.0
@@ -72,9 +79,14 @@ class Context:
         """Return the context of some of the examples; nothing is computed or copied."""
         return replace(
             self,
+            examples=tuple(self.examples[row] for row in rows),
             pieces=tuple(self.pieces[row] for row in rows),
             states=tuple(self.states[row] for row in rows),
         )
+
+    def unread(self) -> Self:
+        """Return the context without what was kept, as a backbone of other weights needs it."""
+        return replace(self, states=(None,) * len(self))
 
 
 class Backbone(Protocol):
@@ -98,6 +110,10 @@ class Backbone(Protocol):
 
     def class_logits_many(self, context: Context, prompts: Sequence[Prompt]) -> Tensor:
         """Return class logits `[T, B, C]` of several prompts over the same examples."""
+        ...
+
+    def features(self, context: Context, prompt: Prompt) -> Tensor:
+        """Return what a class head reads `[B, d]`, differentiable with respect to the prompt's tensors."""
         ...
 
     def score_swaps(self, context: Context, prompt: Prompt, swaps: Sequence[Swap]) -> Tensor:

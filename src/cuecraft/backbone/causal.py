@@ -10,14 +10,15 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from cuecraft.backbone.attention import attending_to, cache_of
+from cuecraft.backbone.attention import attending_again, attending_to, cache_of
 from cuecraft.backbone.base import Context, Prompt, Swap
 from cuecraft.backbone.batching import (
     ONE_PASS_AT_A_TIME,
@@ -28,12 +29,13 @@ from cuecraft.backbone.batching import (
     token_batches,
 )
 from cuecraft.backbone.frozen import FrozenModel, agree
-from cuecraft.backbone.layers import entering
+from cuecraft.backbone.layers import entering, recomputed
 from cuecraft.backbone.layout import Layout, own_tokens
-from cuecraft.backbone.readout import LabelReadout
+from cuecraft.backbone.past import Cues, Past, VectorTable
+from cuecraft.backbone.readout import FeatureReadout, Readout, readout
 from cuecraft.backbone.rendering import HeadKind, Pieces
 from cuecraft.backbone.tree import CueTree, grow_tree
-from cuecraft.errors import BackboneError, DataError
+from cuecraft.errors import BackboneError, DataError, PromptError
 from cuecraft.task import Example, Task
 
 # GPT-Neo masks by the number of keys before a key, so branches must fit into its window beside the context.
@@ -139,7 +141,8 @@ class CausalBackbone(FrozenModel):
             weakref.finalize(state, self._release, state.nbytes).atexit = False
         parts = [[len(ids) for ids in distinct], [len(piece.after) for piece in pieces]]
         padding = padding_share(*((part, list(token_batches(part, self.budget.tokens))) for part in parts))
-        return Context(renderer, pieces, tuple(kept.get(piece.before) for piece in pieces), padding)
+        states = tuple(kept.get(piece.before) for piece in pieces)
+        return Context(renderer, tuple(examples), pieces, states, padding)
 
     def _release(self, size: int) -> None:
         self._kept_bytes -= size
@@ -164,11 +167,29 @@ class CausalBackbone(FrozenModel):
         return self.class_logits_many(context, [prompt])[0]
 
     def class_logits_many(self, context: Context, prompts: Sequence[Prompt]) -> Tensor:
-        """Return class logits `[T, B, C]` of several prompts over the same examples, in shared passes."""
+        """Return class logits `[T, B, C]` of several prompts over the same examples.
+
+        Prompts without a prefix and a class head of their own share their passes.
+        """
+        shared = [n for n, prompt in enumerate(prompts) if prompt.states is None and prompt.head is None]
+        alone = [n for n in range(len(prompts)) if n not in shared]
+        groups = [group for group in (shared, *([n] for n in alone)) if group]
+        parts = [self._score_together(context, [prompts[n] for n in group]) for group in groups]
+        return restore_order(parts, groups, dim=0)
+
+    def features(self, context: Context, prompt: Prompt) -> Tensor:
+        """Return the hidden states at the answer slot `[B, d]`, as the output embedding gets them; differentiable."""
+        return self._score_together(context, [prompt], FeatureReadout(self.model))[0]
+
+    def _score_together(self, context: Context, prompts: Sequence[Prompt], reads: Readout | None = None) -> Tensor:
+        """Return what is read `[T, B, X]` of several prompts with the first one's prefix and class head."""
+        if not prompts:
+            raise BackboneError("there is nothing to score; give at least one example and one prompt")
         vectors = [self._vectors(prompt) for prompt in prompts]
         offsets = [self._offsets(prompt, len(own)) for prompt, own in zip(prompts, vectors, strict=True)]
         codes = torch.arange(sum(map(len, vectors))).split([len(own) for own in vectors])
-        return self._score(context, _Table.of(vectors, offsets), [tuple(own.tolist()) for own in codes])
+        cues = Cues([tuple(own.tolist()) for own in codes], self._states(prompts[0]), prompts[0].head)
+        return self._score(context, VectorTable.of(vectors, offsets), cues, reads)
 
     @torch.no_grad()
     def score_swaps(self, context: Context, prompt: Prompt, swaps: Sequence[Swap]) -> Tensor:
@@ -183,16 +204,23 @@ class CausalBackbone(FrozenModel):
         # A token that takes another's place gets the offsets of that place.
         moved = None if offsets is None else offsets[:, [position for position, _ in swaps]]
         cues = [(*cue[:at], len(cue) + k, *cue[at + 1 :]) for k, (at, _) in enumerate(swaps)]
-        return self._score(context, _Table.of([vectors, new], [offsets, moved]), cues)
+        with_prefix = Cues(cues, self._states(prompt), prompt.head)
+        return self._score(context, VectorTable.of([vectors, new], [offsets, moved]), with_prefix)
 
-    def _score(self, context: Context, table: _Table, cues: Sequence[tuple[int, ...]]) -> Tensor:
-        """Return class logits `[K, B, C]` of cues that are tuples of rows of the table."""
-        if not len(context) or not cues:
+    def _score(self, context: Context, table: VectorTable, cues: Cues, reads: Readout | None = None) -> Tensor:
+        """Return what is read `[K, B, X]` of cues that are rows of the table; by default class logits."""
+        if not len(context) or not cues.codes:
             raise BackboneError("there is nothing to score; give at least one example and one prompt")
-        context.renderer.check_length(context.pieces, max(map(len, cues)))
-        readout = LabelReadout(self.model, context.renderer.label_ids)
-        words = tuple(sorted({token for ids in readout.beginnings for token in ids}))
-        layout = Layout(cues, words, readout.beginnings, len(table.vectors), any(p.after for p in context.pieces))
+        has_tails = any(piece.after for piece in context.pieces)
+        context.renderer.check_length(context.pieces, cues.length)
+        reads = reads or readout(self.model, context.renderer.label_ids, cues.head)
+        words = tuple(sorted({token for ids in reads.beginnings for token in ids}))
+        layout = Layout(cues.codes, words, reads.beginnings, len(table.vectors), has_tails)
+        if layout.lead and cues.states is not None:
+            raise PromptError(
+                f"nothing stands between the prefix and the answer in {context.renderer.task.template.source!r}; "
+                "write words in its prompt slot, {prompt:words}, or put {prompt} before the text"
+            )
         if words:
             table = table.extended(self.embed(torch.tensor(words)))
 
@@ -202,41 +230,62 @@ class CausalBackbone(FrozenModel):
                 budget.charge(len(piece.before) if state is None else 0, self._context_bytes(len(piece.before)))
                 for piece, state in zip(context.pieces, context.states, strict=True)
             ]
-            reads, parts = [], []
+            order, parts = [], []
             for group in token_batches(costs, budget.tokens):
                 rows = sorted(
                     group, key=lambda row: (-len(context.pieces[row].after), -len(context.pieces[row].before))
                 )
                 part = context.select(rows)
-                parts += self._group_scores(part, table, layout, readout, budget)
-                reads.append(rows)
-            return restore_order(parts, reads, dim=1)
+                parts += self._group_scores(part, table, layout, (reads, cues.states), budget)
+                order.append(rows)
+            return restore_order(parts, order, dim=1)
 
         return self._score_within_memory(run)
 
     def _group_scores(
-        self, context: Context, table: _Table, layout: Layout, readout: LabelReadout, budget: Budget
+        self,
+        context: Context,
+        table: VectorTable,
+        layout: Layout,
+        shared: tuple[Readout, Tensor | None],
+        budget: Budget,
     ) -> list[Tensor]:
-        """Return class scores `[K, b, C]` of one pass after another over rows sorted by the length of their tails."""
-        lead = layout.lead
-        whole = max(len(piece.before) for piece in context.pieces)
-        if not any(state is not None for state in context.states) and (
-            whole + layout.cost(len(context.pieces[0].after)) <= self._tree_nodes(budget, 0)
-        ):
-            lead = whole  # what is not kept and fits stands at the root of the tree: one pass and not two
-        past = self._past(context.pieces, context.states, lead)
+        """Return what is read `[K, b, X]` of one pass after another over rows sorted by the length of their tails.
+
+        Args:
+            context: the rows.
+            table: the vectors.
+            layout: of the cues.
+            shared: what is read, and the keys and values of a prefix.
+            budget: of a pass.
+        """
+        reads, prefix = shared
+        lead = self._lead(context, layout, prefix, budget)
+        past = replace(self._past(context.pieces, context.states, lead), prefix=prefix)
         parts = []
         start = 0
         while start < len(context):
             width = len(context.pieces[start].after)
-            trees = layout.trees(width, lead, self._tree_nodes(budget, past.width))
+            trees = layout.trees(width, lead, self._tree_nodes(budget, past.seen))
             nodes = max(len(tree.codes) for tree in trees)
-            stop = start + max(1, budget.tokens // budget.charge(nodes, self._pass_bytes(past.width, nodes)))
+            stop = start + max(1, budget.tokens // budget.charge(nodes, self._pass_bytes(past.seen, nodes)))
             own = own_tokens(context.pieces[start:stop], width, lead)
             rows = past.rows(start, stop)
-            parts.append(torch.cat([self._tree_scores(rows, own, table, tree, readout) for tree in trees]))
+            parts.append(torch.cat([self._tree_scores(rows, own, table, tree, reads) for tree in trees]))
             start = stop
         return parts
+
+    def _lead(self, context: Context, layout: Layout, prefix: Tensor | None, budget: Budget) -> int:
+        """Return how many of the last tokens before the prompt stand at the root of the tree."""
+        whole = max(len(piece.before) for piece in context.pieces)
+        if self.trains_weights:
+            if prefix is not None and whole:
+                raise PromptError("a prefix after the text cannot be trained together with the model's weights")
+            return whole  # what is read apart carries no gradient
+        if any(state is not None for state in context.states) or prefix is not None:
+            return layout.lead
+        fits = whole + layout.cost(len(context.pieces[0].after)) <= self._tree_nodes(budget, 0)
+        return whole if fits else layout.lead  # one pass and not two
 
     def _tree_nodes(self, budget: Budget, width: int) -> int:
         """Return how many nodes one tree may have over a context of `width` tokens."""
@@ -254,13 +303,13 @@ class CausalBackbone(FrozenModel):
 
     def _tree_scores(
         self,
-        past: _Past,
+        past: Past,
         own: tuple[Tensor, Tensor],
-        table: _Table,
+        table: VectorTable,
         tree: CueTree,
-        readout: LabelReadout,
+        reads: Readout,
     ) -> Tensor:
-        """Return class scores `[K, b, C]` of one tree over one batch of rows."""
+        """Return what is read `[K, b, X]` of one tree over one batch of rows."""
         own_ids, own_valid = (part.to(self.device) for part in own)
         codes = tree.codes.to(self.device)
         # A zero row stands for the vectors of a table that has none (no prompt, one-token label words).
@@ -272,18 +321,20 @@ class CausalBackbone(FrozenModel):
             inputs = torch.where(is_own[None, :, None], self.embed(own_ids)[:, at], inputs)
             valid = torch.where(is_own[None], own_valid[:, at], valid)
         slots = torch.tensor(tree.ends, device=self.device).expand(len(own_ids), -1)
-        with readout.reading(slots), entering(*self._entering(table, codes)):
+        with reads.reading(slots), entering(*self._entering(table, codes)):
             logits = self._forward(inputs, tree.ancestors, valid, past).logits
-        return readout.class_scores(logits)
+        return reads.scores(logits)
 
-    def _entering(self, table: _Table, codes: Tensor) -> tuple[Sequence[Any], Callable[[int, Tensor], Tensor] | None]:
+    def _entering(
+        self, table: VectorTable, codes: Tensor
+    ) -> tuple[Sequence[Any], Callable[[int, Tensor], Tensor] | None]:
         """Return what to change on the way into each layer: nodes `[N]` of the table get their offsets."""
         if table.offsets is None or not table.offsets.shape[1]:
             return (), None
         offsets = table.offsets[:, codes.clamp(min=0)] * (codes >= 0)[:, None].to(table.offsets.dtype)
         return self.layers, lambda layer, hidden: hidden + offsets[layer]
 
-    def _forward(self, inputs: Tensor, ancestors: Tensor, valid: Tensor, past: _Past) -> Any:
+    def _forward(self, inputs: Tensor, ancestors: Tensor, valid: Tensor, past: Past) -> Any:
         """Run one pass: the only place that makes masks and positions.
 
         Args:
@@ -294,20 +345,25 @@ class CausalBackbone(FrozenModel):
         """
         seen = ancestors.to(inputs.device) & valid[:, None, :]
         # A new token's position counts the context and its own real ancestors, so padding moves nothing.
-        positions = (past.lengths[:, None] + seen.sum(-1) - 1).clamp(min=0)
+        positions = (past.lengths[:, None] + past.prefix_length + seen.sum(-1) - 1).clamp(min=0)
         allowed = seen | torch.eye(seen.shape[-1], dtype=torch.bool, device=seen.device)
         cache = None
         attending: AbstractContextManager[None] = nullcontext()
-        if past.width:
+        attending_later: Callable[[], AbstractContextManager[None]] = nullcontext
+        if past.seen:
+            # The context is padded on the right; a prefix stands behind it and is seen by all.
             real = torch.arange(past.width, device=inputs.device) < past.lengths[:, None]
+            real = functional.pad(real, (0, past.prefix_length), value=True)
             allowed = torch.cat([real[:, None, :].expand(-1, allowed.shape[1], -1), allowed], dim=-1)
+            layers = past.with_prefix()
             if self._shares_context:
-                attending = attending_to(self.model, past.layers)
+                attending = attending_to(self.model, layers)
+                attending_later = partial(attending_again, self.model, layers)
             else:
-                cache = cache_of(past.layers)
+                cache = cache_of(layers)
         mask = torch.zeros(allowed.shape, dtype=inputs.dtype, device=inputs.device)
         mask.masked_fill_(~allowed, torch.finfo(inputs.dtype).min)
-        with attending:
+        with attending, recomputed(lambda: self.layers, attending_later):
             return self.model(
                 inputs_embeds=inputs,
                 attention_mask=mask[:, None],
@@ -317,7 +373,12 @@ class CausalBackbone(FrozenModel):
             )
 
     @torch.no_grad()
-    def _read(self, texts: Sequence[tuple[int, ...]]) -> _Past:
+    def read_states(self, token_ids: Sequence[int]) -> Tensor:
+        """Return keys and values `[n_layers, 2, n_kv_heads, L, head_dim]` of a text that is read alone."""
+        return self._read([tuple(token_ids)]).states()[0]
+
+    @torch.no_grad()
+    def _read(self, texts: Sequence[tuple[int, ...]]) -> Past:
         """Read sequences of ids in one pass.
 
         They are padded on the right, where no real token of a causal model sees the padding: the model's own mask and
@@ -329,19 +390,19 @@ class CausalBackbone(FrozenModel):
         with ONE_PASS_AT_A_TIME:  # a pass meanwhile would have the model attend in its own way
             layers = self.model.base_model(input_ids=ids.to(self.device), use_cache=True).past_key_values.layers
         lengths = torch.tensor([len(text) for text in texts], device=self.device)
-        return _Past([(layer.keys, layer.values) for layer in layers], lengths)
+        return Past([(layer.keys, layer.values) for layer in layers], lengths)
 
     @torch.no_grad()
-    def _past(self, pieces: Sequence[Pieces], states: Sequence[Tensor | None], lead: int) -> _Past:
+    def _past(self, pieces: Sequence[Pieces], states: Sequence[Tensor | None], lead: int) -> Past:
         """Return the keys and values before the prompt of some rows, without each row's last `lead`."""
         lengths = torch.tensor([max(0, len(piece.before) - lead) for piece in pieces], device=self.device)
         if not lengths.any():
-            return _Past([], lengths)
+            return Past([], lengths)
         absent = [n for n, piece in enumerate(pieces) if piece.before and states[n] is None]
         distinct = list(dict.fromkeys(pieces[n].before for n in absent))
         fresh = self._read(distinct) if absent else None
         if fresh is not None and len(distinct) == len(pieces):
-            return _Past(fresh.layers, lengths)
+            return Past(fresh.layers, lengths)
         known = {n: state for n, state in enumerate(states) if state is not None}
         if fresh is not None:
             found = dict(zip(distinct, fresh.states(), strict=True))
@@ -351,7 +412,7 @@ class CausalBackbone(FrozenModel):
         joined = next(iter(known.values())).new_zeros(layers, two, len(pieces), heads, width, size)
         for n, state in known.items():
             joined[:, :, n, :, : state.shape[3]] = state
-        return _Past([(keys, values) for keys, values in joined], lengths)
+        return Past([(keys, values) for keys, values in joined], lengths)
 
 
 def _rope_limit(config: Any) -> int | None:
@@ -363,63 +424,3 @@ def _rope_limit(config: Any) -> int | None:
     lengths = [rope.get("original_max_position_embeddings") for rope in ropes]
     lengths.append(getattr(config, "original_max_position_embeddings", None))
     return min((length for length in lengths if length), default=None)
-
-
-@dataclass(frozen=True, eq=False)
-class _Past:
-    """Keys and values of what stands before the new tokens of a pass.
-
-    Args:
-        layers: for each layer keys and values `[b, n_kv_heads, P, head_dim]`, right-padded; empty for nothing.
-        lengths: `[b]` how many of the P are seen.
-    """
-
-    layers: Sequence[tuple[Tensor, Tensor]]
-    lengths: Tensor
-
-    @cached_property
-    def width(self) -> int:
-        """Tokens of the longest row."""
-        return int(self.lengths.max()) if self.layers else 0
-
-    def rows(self, start: int, stop: int) -> _Past:
-        """Return some of the rows, no wider than they need; nothing is copied."""
-        lengths = self.lengths[start:stop]
-        width = int(lengths.max())
-        return _Past([(k[start:stop, :, :width], v[start:stop, :, :width]) for k, v in self.layers], lengths)
-
-    def states(self) -> list[Tensor]:
-        """Return a copy of each row `[n_layers, 2, n_kv_heads, length, head_dim]`."""
-        return [
-            torch.stack([torch.stack([k[row, :, :length], v[row, :, :length]]) for k, v in self.layers])
-            for row, length in enumerate(self.lengths.tolist())
-        ]
-
-
-@dataclass(frozen=True, eq=False)
-class _Table:
-    """The vectors that the nodes of a tree refer to.
-
-    Args:
-        vectors: `[M, d]`.
-        offsets: `[n_layers, M, d]` added to the hidden states entering each layer; None for nothing.
-    """
-
-    vectors: Tensor
-    offsets: Tensor | None
-
-    @classmethod
-    def of(cls, vectors: Sequence[Tensor], offsets: Sequence[Tensor | None]) -> _Table:
-        """Stack parts; a part without offsets gets zeros where another has some."""
-        first = next((part for part in offsets if part is not None), None)
-        if first is None:
-            return cls(torch.cat(list(vectors)), None)
-        filled = [
-            first.new_zeros(first.shape[0], len(own), first.shape[2]) if part is None else part
-            for own, part in zip(vectors, offsets, strict=True)
-        ]
-        return cls(torch.cat(list(vectors)), torch.cat(filled, dim=1))
-
-    def extended(self, vectors: Tensor) -> _Table:
-        """Return the table with more rows, without offsets."""
-        return self.of([self.vectors, vectors.to(self.vectors.dtype)], [self.offsets, None])

@@ -9,20 +9,22 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from cuecraft.backbone.base import Context, Prompt, Swap
+from cuecraft.backbone.attention import attending_again, attending_to, keeping
+from cuecraft.backbone.base import ClassHead, Context, Prompt, Swap
 from cuecraft.backbone.batching import Budget, padding_share, restore_order, token_batches
 from cuecraft.backbone.frozen import FrozenModel, agree
-from cuecraft.backbone.layers import entering
-from cuecraft.backbone.readout import LabelReadout
-from cuecraft.backbone.rendering import HeadKind, LabelIds, Pieces, Renderer
+from cuecraft.backbone.layers import entering, recomputed
+from cuecraft.backbone.readout import FeatureReadout, LabelReadout, Readout, class_scores, readout
+from cuecraft.backbone.rendering import HeadKind, Pieces
 from cuecraft.errors import BackboneError, PromptError
 from cuecraft.task import Example, Task
 
@@ -44,10 +46,17 @@ class _Cues:
     Args:
         vectors: `[K, S, d]` K prompts.
         offsets: `[n_layers, S, d]` added to the hidden states entering each layer, for all K; None for nothing.
+        states: `[n_layers, 2, n_kv_heads, P, head_dim]` keys and values that all tokens attend to; None for nothing.
     """
 
     vectors: Tensor
-    offsets: Tensor | None
+    offsets: Tensor | None = None
+    states: Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        """Positions that a cue is charged for, its prefix included."""
+        return self.vectors.shape[1] + (0 if self.states is None else self.states.shape[3])
 
 
 class EncoderBackbone(FrozenModel):
@@ -58,8 +67,8 @@ class EncoderBackbone(FrozenModel):
         """Raise BackboneError where what is read of a text depends on the padding beside it, or is not the model's."""
         ids = self._sample_ids(5)
         pieces = [Pieces(tuple(ids), ()), Pieces(tuple(ids[1:3]), ())]
-        no_cue = self.embed(torch.zeros(len(pieces), 0, dtype=torch.long))
-        found = self._probe(self._lay_out(pieces, no_cue, None), pieces).float()
+        no_cue = _Cues(self.embed(torch.zeros(len(pieces), 0, dtype=torch.long)))
+        found = self._probe(self._lay_out(pieces, no_cue), pieces).float()
         if not agree(found, torch.cat([self._plain(piece) for piece in pieces])):
             raise BackboneError(
                 f"{self.name} ({self.model.config.model_type}) cannot be used as a {self.head_kind} backbone: "
@@ -82,15 +91,38 @@ class EncoderBackbone(FrozenModel):
         renderer.check_length(pieces, 0)
         lengths = [len(piece) for piece in pieces]
         padding = padding_share((lengths, list(token_batches(lengths, self.budget.tokens))))
-        return Context(renderer, pieces, (None,) * len(pieces), padding)
+        return Context(renderer, tuple(examples), pieces, (None,) * len(pieces), padding)
 
     def class_logits(self, context: Context, prompt: Prompt) -> Tensor:
         """Return class logits `[B, C]`, differentiable with respect to the prompt's tensors."""
-        return self._classify(self._run(context, self._cues(prompt)), prompt)[0]
+        return self._scores(context, self._cues(prompt), prompt.head)[0]
 
     def class_logits_many(self, context: Context, prompts: Sequence[Prompt]) -> Tensor:
         """Return class logits `[T, B, C]` of several prompts over the same examples."""
         return torch.stack([self.class_logits(context, prompt) for prompt in prompts])
+
+    @abstractmethod
+    def features(self, context: Context, prompt: Prompt) -> Tensor:
+        """Return what a class head reads `[B, d]`, differentiable with respect to the prompt's tensors."""
+
+    @torch.no_grad()
+    def read_states(self, token_ids: Sequence[int]) -> Tensor:
+        """Return keys and values `[n_layers, 2, n_kv_heads, L, head_dim]` of a text that is read alone.
+
+        Raises:
+            BackboneError: the model's attention does not show them.
+        """
+        try:
+            with keeping(self.model, self.layer_numbers) as kept:
+                self.model(input_ids=torch.tensor([list(token_ids)], device=self.device))
+        except (KeyError, ValueError):  # an attention that lies outside of the layers, or a name it does not know
+            kept = {}
+        if len(kept) != len(self.layers):
+            raise BackboneError(
+                f"the attention of {self.name} ({self.model.config.model_type}) takes no keys and values from "
+                "outside; use another method"
+            )
+        return torch.stack([torch.stack([part[0] for part in kept[number]]) for number in sorted(kept)])
 
     @torch.no_grad()
     def score_swaps(self, context: Context, prompt: Prompt, swaps: Sequence[Swap]) -> Tensor:
@@ -101,20 +133,29 @@ class EncoderBackbone(FrozenModel):
         if checked:
             positions, tokens = (torch.tensor(part, dtype=torch.long) for part in zip(*checked, strict=True))
             vectors[torch.arange(len(checked)), positions] = self.embed(tokens).to(vectors.dtype)
-        return self._classify(self._run(context, _Cues(vectors, cues.offsets)), prompt)
+        return self._scores(context, replace(cues, vectors=vectors), prompt.head)
 
     def _cues(self, prompt: Prompt) -> _Cues:
         vectors = self._vectors(prompt)
-        return _Cues(vectors[None], self._offsets(prompt, len(vectors)))
+        return _Cues(vectors[None], self._offsets(prompt, len(vectors)), self._states(prompt))
 
-    def _run(self, context: Context, cues: _Cues) -> Tensor:
-        """Run K cues with B examples each, in length-sorted batches; return what is read `[K, B, X]`."""
+    @abstractmethod
+    def _scores(self, context: Context, cues: _Cues, head: ClassHead | None) -> Tensor:
+        """Return class logits `[K, B, C]` of K cues with B examples each."""
+
+    def _run(self, context: Context, cues: _Cues, read: Callable[[_Pass, Sequence[Pieces]], Tensor]) -> Tensor:
+        """Run K cues with B examples each, in length-sorted batches; return what is read `[K, B, X]`.
+
+        Args:
+            context: the examples.
+            cues: the cues.
+            read: runs one batch and returns what is wanted of it `[b, X]`.
+        """
         prompts, count = len(cues.vectors), len(context)
         if not count or not prompts:
             raise BackboneError("there is nothing to score; give at least one example and one prompt")
-        size = cues.vectors.shape[1]
-        context.renderer.check_length(context.pieces, size)
-        lengths = [len(piece) + size for piece in context.pieces] * prompts
+        context.renderer.check_length(context.pieces, cues.length)
+        lengths = [len(piece) + cues.length for piece in context.pieces] * prompts
 
         def run(budget: Budget) -> Tensor:
             costs = [budget.charge(length, self._pass_bytes(0, length)) for length in lengths]
@@ -122,28 +163,31 @@ class EncoderBackbone(FrozenModel):
             parts = []
             for batch in batches:
                 pieces = [context.pieces[n % count] for n in batch]
-                vectors = cues.vectors[[n // count for n in batch]]
-                parts.append(self._read(context.renderer, self._lay_out(pieces, vectors, cues.offsets), pieces))
+                chosen = replace(cues, vectors=cues.vectors[[n // count for n in batch]])
+                parts.append(read(self._lay_out(pieces, chosen), pieces))
             return restore_order(parts, batches, dim=0)
 
         return self._score_within_memory(run).reshape(prompts, count, -1)
 
-    @abstractmethod
-    def _read(self, renderer: Renderer, laid_out: _Pass, pieces: Sequence[Pieces]) -> Tensor:
-        """Run one batch; return what is read `[b, X]`."""
-
-    @abstractmethod
-    def _classify(self, read: Tensor, prompt: Prompt) -> Tensor:
-        """Turn what was read `[K, B, X]` into class logits `[K, B, C]`."""
-
     def _forward(self, laid_out: _Pass) -> Any:
         """Run the model on one batch."""
         layers = () if laid_out.change is None else self.layers
-        with entering(layers, laid_out.change):
+        attending: AbstractContextManager[None] = nullcontext()
+        attending_later: Callable[[], AbstractContextManager[None]] = nullcontext
+        if laid_out.states is not None:
+            rows = len(laid_out.text)
+            seen = [(own[0].expand(rows, -1, -1, -1), own[1].expand(rows, -1, -1, -1)) for own in laid_out.states]
+            attending = attending_to(self.model, seen, self.layer_numbers)
+            attending_later = partial(attending_again, self.model, seen, self.layer_numbers)
+        with entering(layers, laid_out.change), attending, recomputed(lambda: self.layers, attending_later):
             return self.model(**laid_out.inputs)
 
-    def _lay_out(self, pieces: Sequence[Pieces], vectors: Tensor, offsets: Tensor | None) -> _Pass:
-        """Lay out one batch, right-padded: the only place that places tokens, vectors, offsets and masks."""
+    def _lay_out(self, pieces: Sequence[Pieces], cues: _Cues) -> _Pass:
+        """Lay out one batch with a cue for each row, right-padded: the only place that places tokens and masks.
+
+        A prefix takes no position: in a bidirectional model it stands nowhere in particular.
+        """
+        vectors, offsets = cues.vectors, cues.offsets
         size = vectors.shape[1]
         ids = torch.zeros(len(pieces), max(map(len, pieces)) + size, dtype=torch.long)
         mask = torch.zeros_like(ids)
@@ -172,6 +216,7 @@ class EncoderBackbone(FrozenModel):
             text.to(self.device),
             size,
             None if offsets is None else change,
+            cues.states,
         )
 
 
@@ -184,12 +229,14 @@ class _Pass:
         text: `[b, L]` which positions hold text (neither padding nor cue).
         size: tokens of the cue, S.
         change: what happens to the hidden states entering each layer; None for nothing.
+        states: keys and values that all tokens attend to; None for nothing.
     """
 
     inputs: dict[str, Tensor]
     text: Tensor
     size: int
     change: Callable[[int, Tensor], Tensor] | None
+    states: Tensor | None
 
 
 class MaskedBackbone(EncoderBackbone):
@@ -199,26 +246,34 @@ class MaskedBackbone(EncoderBackbone):
 
     def _probe(self, laid_out: _Pass, pieces: Sequence[Pieces]) -> Tensor:
         columns = tuple(((column,),) for column in _PROBED)
-        return self._scores(laid_out, [len(piece) - 1 for piece in pieces], columns)
+        return self._read(laid_out, [len(piece) - 1 for piece in pieces], LabelReadout(self.model, columns))
 
     def _plain(self, piece: Pieces) -> Tensor:
         logits: Tensor = self.model(input_ids=torch.tensor([piece.before], device=self.device)).logits[:, -1]
         return logits[:, list(_PROBED)].float()
 
-    def _read(self, renderer: Renderer, laid_out: _Pass, pieces: Sequence[Pieces]) -> Tensor:
-        size = laid_out.size
-        slots = [p.answer + (size if p.answer >= len(p.before) else 0) for p in pieces]
-        return self._scores(laid_out, slots, renderer.label_ids)
+    def features(self, context: Context, prompt: Prompt) -> Tensor:
+        """Return the states at the mask `[B, d]`, as the output embedding gets them; differentiable."""
+        return self._at_masks(context, self._cues(prompt), FeatureReadout(self.model))[0]
 
-    def _scores(self, laid_out: _Pass, slots: Sequence[int], label_ids: LabelIds) -> Tensor:
-        """Return class scores `[b, C]` at one slot of each row."""
-        readout = LabelReadout(self.model, label_ids)
-        with readout.reading(torch.tensor(slots)[:, None]):
+    def _scores(self, context: Context, cues: _Cues, head: ClassHead | None) -> Tensor:
+        return self._at_masks(context, cues, readout(self.model, context.renderer.label_ids, head))
+
+    def _at_masks(self, context: Context, cues: _Cues, reads: Readout) -> Tensor:
+        """Return what is read at the mask of each input `[K, B, X]`."""
+
+        def read(laid_out: _Pass, pieces: Sequence[Pieces]) -> Tensor:
+            size = laid_out.size
+            slots = [p.answer + (size if p.answer >= len(p.before) else 0) for p in pieces]
+            return self._read(laid_out, slots, reads)
+
+        return self._run(context, cues, read)
+
+    def _read(self, laid_out: _Pass, slots: Sequence[int], reads: Readout) -> Tensor:
+        """Run one batch; return what is read at one slot of each row `[b, X]`."""
+        with reads.reading(torch.tensor(slots)[:, None]):
             logits = self._forward(laid_out).logits
-        return readout.class_scores(logits)[0]
-
-    def _classify(self, read: Tensor, prompt: Prompt) -> Tensor:
-        return read
+        return reads.scores(logits)[0]
 
 
 class SequenceBackbone(EncoderBackbone):
@@ -240,7 +295,15 @@ class SequenceBackbone(EncoderBackbone):
 
     def features(self, context: Context, prompt: Prompt) -> Tensor:
         """Return pooled features `[B, d]`, differentiable with respect to the prompt's tensors."""
-        return self._run(context, self._cues(prompt))[0]
+        return self._run(context, self._cues(prompt), self._pooled)[0]
+
+    def _scores(self, context: Context, cues: _Cues, head: ClassHead | None) -> Tensor:
+        if head is None:
+            raise PromptError(
+                f"{self.name} has no language head and the prompt brings no class head; tune it first "
+                "(zero-shot needs a causal or masked language model)"
+            )
+        return class_scores(self._run(context, cues, self._pooled), head)
 
     def _probe(self, laid_out: _Pass, pieces: Sequence[Pieces]) -> Tensor:
         hidden: Tensor = self._forward(laid_out).last_hidden_state
@@ -251,7 +314,8 @@ class SequenceBackbone(EncoderBackbone):
         hidden: Tensor = self.model(input_ids=ids).last_hidden_state
         return hidden.mean(1).float()
 
-    def _read(self, renderer: Renderer, laid_out: _Pass, pieces: Sequence[Pieces]) -> Tensor:
+    def _pooled(self, laid_out: _Pass, pieces: Sequence[Pieces]) -> Tensor:
+        """Run one batch; return pooled features `[b, d]`."""
         hidden: Tensor = self._forward(laid_out).last_hidden_state
         if self.pooling is Pooling.CLS:
             return hidden[:, 0]
@@ -260,12 +324,3 @@ class SequenceBackbone(EncoderBackbone):
             return hidden[torch.arange(len(hidden), device=hidden.device), last]
         weights = laid_out.text.to(hidden.dtype)
         return (hidden * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)
-
-    def _classify(self, read: Tensor, prompt: Prompt) -> Tensor:
-        if prompt.head is None:
-            raise PromptError(
-                f"{self.name} has no language head and the prompt brings no class head; tune it first "
-                "(zero-shot needs a causal or masked language model)"
-            )
-        weight, bias = (t.to(read.device) for t in (prompt.head.weight, prompt.head.bias))
-        return functional.linear(read.to(weight.dtype), weight, bias)

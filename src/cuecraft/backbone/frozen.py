@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -10,6 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from cuecraft.backbone.attention import numbers_of
 from cuecraft.backbone.base import Context, Prompt, Swap, T
 from cuecraft.backbone.batching import Budget, is_out_of_memory
 from cuecraft.backbone.layers import layer_list
@@ -41,10 +43,27 @@ class FrozenModel(ABC):
         self.budget = budget or Budget.of_device(self.device)
         self._fingerprint = fingerprint
         self._hash: str | None = None
+        self._states_shape: tuple[int, ...] | None = None
 
     def __deepcopy__(self, memo: object) -> Self:
         """Return the backbone itself: it never changes, so copies of what holds it (`sklearn.clone`) share it."""
         return self
+
+    def twin(self, model: Any, name: str) -> Self:
+        """Return a backbone over another model of the same kind, such as this one's with weights to be trained.
+
+        Its hash is this one's: it says what the tuned weights stand on.
+        """
+        twin = copy.copy(self)
+        for derived in ("layers", "layer_numbers"):
+            twin.__dict__.pop(derived, None)
+        twin.model, twin.name = model, name
+        return twin
+
+    @property
+    def trains_weights(self) -> bool:
+        """Whether a pass now has to carry a gradient to the model's own weights."""
+        return torch.is_grad_enabled() and any(weight.requires_grad for weight in self.model.parameters())
 
     @property
     def device(self) -> torch.device:
@@ -84,6 +103,34 @@ class FrozenModel(ABC):
             BackboneError: the model has no list of its layers.
         """
         return layer_list(self.model, self.name)
+
+    @cached_property
+    def layer_numbers(self) -> dict[int, int]:
+        """The number of the layer that each module lies in, by the module's `id`.
+
+        Raises:
+            BackboneError: the model has no list of its layers.
+        """
+        return numbers_of(self.layers)
+
+    @abstractmethod
+    def read_states(self, token_ids: Sequence[int]) -> Tensor:
+        """Return keys and values `[n_layers, 2, n_kv_heads, L, head_dim]` of a text that is read alone.
+
+        Raises:
+            BackboneError: the model's attention does not show them.
+        """
+
+    def states_shape(self, length: int) -> tuple[int, int, int, int, int]:
+        """Return the shape `[n_layers, 2, n_kv_heads, P, head_dim]` of a prefix of P tokens.
+
+        Raises:
+            BackboneError: the model's attention does not show keys and values.
+        """
+        if self._states_shape is None:
+            self._states_shape = tuple(self.read_states(self._sample_ids(1)).shape)
+        layers, two, heads, _, width = self._states_shape
+        return layers, two, heads, length, width
 
     def offsets_shape(self, length: int) -> tuple[int, int, int]:
         """Return the shape `[n_layers, S, d]` of a deep cue's offsets for a prompt of S tokens.
@@ -188,6 +235,19 @@ class FrozenModel(ABC):
                 "it was made for another backbone"
             )
         return offsets.to(self.device, self.model.dtype)
+
+    def _states(self, prompt: Prompt) -> Tensor | None:
+        """Return a prompt's keys and values on the model's device, or say that they do not fit."""
+        states = prompt.states
+        if states is None:
+            return None
+        shape = self.states_shape(states.shape[3] if states.ndim == 5 else 0)
+        if tuple(states.shape) != shape:
+            raise PromptError(
+                f"the prompt's keys and values are {list(states.shape)}, but {self.name} takes {list(shape)}; "
+                "it was made for another backbone"
+            )
+        return states.to(self.device, self.model.dtype)
 
     def _checked_swaps(self, swaps: Sequence[Swap], length: int) -> list[Swap]:
         """Return the swaps, or say that one names a position or token that is not there."""

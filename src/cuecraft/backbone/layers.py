@@ -1,15 +1,16 @@
-"""The model's own layers, and adding to the hidden states that enter them."""
+"""The model's own layers: changing the hidden states that enter them, and gradient checkpointing."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from cuecraft.backbone.batching import ONE_PASS_AT_A_TIME
 from cuecraft.errors import BackboneError
@@ -54,3 +55,55 @@ def entering(layers: Sequence[Any], change: Callable[[int, Tensor], Tensor] | No
             handle = layer.register_forward_pre_hook(partial(hook, number), with_kwargs=True)
             stack.callback(handle.remove)
         yield
+
+
+class _Saving(threading.local):
+    is_on = False
+
+
+_SAVING = _Saving()
+
+
+@contextmanager
+def gradient_checkpointing() -> Iterator[None]:
+    """Have passes of this thread keep only what enters each layer, and compute the layers again for the gradient."""
+    before, _SAVING.is_on = _SAVING.is_on, True
+    try:
+        yield
+    finally:
+        _SAVING.is_on = before
+
+
+@contextmanager
+def recomputed(
+    layers: Callable[[], Sequence[Any]], around: Callable[[], AbstractContextManager[None]]
+) -> Iterator[None]:
+    """Where `gradient_checkpointing` is on, checkpoint each layer for the passes of this thread.
+
+    Transformers' own switch works in training mode only, and would compute a layer again after this pass has given
+    back what it borrowed from the model.
+
+    Args:
+        layers: gives the model's layers.
+        around: surrounds a layer's second computation with what the pass had borrowed.
+    """
+    if not (_SAVING.is_on and torch.is_grad_enabled()):
+        yield
+        return
+    owner = threading.get_ident()
+
+    def forward(own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != owner:
+            return own(*args, **kwargs)
+        surroundings = lambda: (nullcontext(), around())  # noqa: E731
+        return checkpoint(own, *args, use_reentrant=False, context_fn=surroundings, **kwargs)
+
+    with ONE_PASS_AT_A_TIME:
+        lent = layers()
+        for layer in lent:
+            layer.forward = partial(forward, layer.forward)  # shadows the module's own method until deleted
+        try:
+            yield
+        finally:
+            for layer in lent:
+                del layer.forward

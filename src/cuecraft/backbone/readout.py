@@ -1,4 +1,4 @@
-"""Reading class scores at answer slots, over the label words' columns only.
+"""Reading at answer slots: class scores over the label words' columns only, or features for a class head.
 
 The model's output embedding is given, for one forward pass, a `forward` that looks at the answer slots alone and
 multiplies by the label words' rows alone. So no `[B, L, V]` tensor is ever made, and whatever an architecture does
@@ -7,6 +7,7 @@ before its output embedding (transform, norm) or after it (soft-capping, scaling
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from cuecraft.backbone.base import ClassHead
 from cuecraft.backbone.batching import ONE_PASS_AT_A_TIME
 from cuecraft.backbone.rendering import LabelIds
 from cuecraft.errors import BackboneError, LabelWordError
@@ -24,7 +26,86 @@ _SLICE_NUMBERS = 2**24  # logits of one slice of the vocabulary
 _RESCALING = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
-class LabelReadout:
+class Readout(ABC):
+    """What is read at answer slots of a model with an output embedding."""
+
+    #: Sequences of ids to grow after the answer slot, which is read after each of them too.
+    beginnings: list[tuple[int, ...]]
+
+    def __init__(self, model: Any) -> None:
+        self._head = model.get_output_embeddings()
+        self._was_read = False
+
+    @contextmanager
+    def reading(self, slots: Tensor) -> Iterator[None]:
+        """Have the model's output embedding read at slots `[B, R]` of the sequence alone.
+
+        R counts candidates times (1 + beginnings), the answer slot of each candidate first.
+        """
+
+        def forward(hidden: Tensor) -> Tensor:
+            self._was_read = True
+            index = slots.to(hidden.device)[..., None].expand(-1, -1, hidden.shape[-1])
+            return self._logits(hidden.gather(1, index))
+
+        with ONE_PASS_AT_A_TIME:
+            self._was_read = False
+            self._head.forward = forward  # shadows the module's own method until deleted
+            try:
+                yield
+            finally:
+                del self._head.forward
+            if not self._was_read:
+                raise BackboneError("this model makes its logits without calling its output embedding; use another")
+
+    @abstractmethod
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """Return what stands for the model's logits `[B, R, X]`, given the hidden states `[B, R, d]` at the slots."""
+
+    @abstractmethod
+    def scores(self, logits: Tensor) -> Tensor:
+        """Turn the model's logits `[B, R, X]` into what is wanted of each candidate `[K, B, Y]` (float32 at least)."""
+
+
+def readout(model: Any, label_ids: LabelIds, head: ClassHead | None) -> Readout:
+    """Return the readout of class scores: of a class head where there is one, else of label words."""
+    return LabelReadout(model, label_ids) if head is None else FeatureReadout(model, head)
+
+
+def class_scores(features: Tensor, head: ClassHead) -> Tensor:
+    """Return class scores `[..., C]` of features `[..., d]`."""
+    weight, bias = (part.to(features.device) for part in (head.weight, head.bias))
+    return functional.linear(features.to(weight.dtype), weight, bias)
+
+
+class FeatureReadout(Readout):
+    """Hidden states at answer slots, or a class head's scores of them.
+
+    Args:
+        model: a model with an output embedding; features are what enters it.
+        head: the class head; None for the features themselves.
+    """
+
+    def __init__(self, model: Any, head: ClassHead | None = None) -> None:
+        super().__init__(model)
+        self.beginnings = []
+        self._class_head = head
+        self._features: Tensor | None = None
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        # Kept aside: an architecture may rescale what its output embedding returns.
+        self._features = hidden
+        return hidden[..., :1]
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Return features `[K, B, d]` or class scores `[K, B, C]`; the logits are not looked at."""
+        assert self._features is not None
+        found = self._features.transpose(0, 1)
+        found = found.to(torch.promote_types(found.dtype, torch.float32))
+        return found if self._class_head is None else class_scores(found, self._class_head)
+
+
+class LabelReadout(Readout):
     """Class scores from the hidden states at answer slots, for one model and one set of label words.
 
     A class's score is the log of the summed probabilities of its words, up to a constant that is the same for all
@@ -40,14 +121,14 @@ class LabelReadout:
     """
 
     def __init__(self, model: Any, label_ids: LabelIds) -> None:
-        self.head = model.get_output_embeddings()
+        super().__init__(model)
         words = [ids for class_words in label_ids for ids in class_words]
         #: Beginnings of label words, `[I]` tuples of ids: branches to grow after the answer slot.
         self.beginnings = sorted({ids[:n] for ids in words for n in range(1, len(ids))})
         if self.beginnings and any(getattr(model.config, name, None) for name in _RESCALING):
             raise LabelWordError("this backbone rescales its logits; give label words of one token each")
         columns = sorted({token for ids in words for token in ids})
-        device = self.head.weight.device
+        device = self._head.weight.device
         self._rows = torch.tensor(columns, device=device)
         self._words = [
             [(self.beginnings.index(ids[:n]) + 1 if n else 0, columns.index(token)) for n, token in enumerate(ids)]
@@ -56,37 +137,17 @@ class LabelReadout:
         sizes = [len(class_words) for class_words in label_ids]
         self._class_words = torch.split(torch.arange(len(words)), sizes)
         self._normalisers: Tensor | None = None
-        self._was_read = False
 
-    @contextmanager
-    def reading(self, slots: Tensor) -> Iterator[None]:
-        """Make the model's logits `[B, R, W]`: the words' columns at slots `[B, R]` of the sequence.
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """Return the words' columns `[B, R, W]`."""
+        if self.beginnings:
+            reads = 1 + len(self.beginnings)
+            after = hidden.unflatten(1, (-1, reads))[:, :, 1:]  # the answer slot itself needs no normaliser
+            self._normalisers = _log_normalisers(after, self._head.weight, self._head.bias)
+        bias = None if self._head.bias is None else self._head.bias[self._rows]
+        return functional.linear(hidden, self._head.weight[self._rows], bias)
 
-        R counts candidates times (1 + beginnings), the answer slot of each candidate first.
-        """
-
-        def forward(hidden: Tensor) -> Tensor:
-            self._was_read = True
-            index = slots.to(hidden.device)[..., None].expand(-1, -1, hidden.shape[-1])
-            read = hidden.gather(1, index)
-            if self.beginnings:
-                reads = 1 + len(self.beginnings)
-                after = read.unflatten(1, (-1, reads))[:, :, 1:]  # the answer slot itself needs no normaliser
-                self._normalisers = _log_normalisers(after, self.head.weight, self.head.bias)
-            bias = None if self.head.bias is None else self.head.bias[self._rows]
-            return functional.linear(read, self.head.weight[self._rows], bias)
-
-        with ONE_PASS_AT_A_TIME:
-            self._was_read = False
-            self.head.forward = forward  # shadows the module's own method until deleted
-            try:
-                yield
-            finally:
-                del self.head.forward
-            if not self._was_read:
-                raise BackboneError("this model makes its logits without calling its output embedding; use another")
-
-    def class_scores(self, logits: Tensor) -> Tensor:
+    def scores(self, logits: Tensor) -> Tensor:
         """Turn the model's logits `[B, K * (1 + I), W]` into class scores `[K, B, C]` (float32 at least)."""
         reads = 1 + len(self.beginnings)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))

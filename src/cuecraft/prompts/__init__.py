@@ -2,7 +2,7 @@
 
 from cuecraft.prompts.artifact import Artifact, check_target, load_artifact, stored_bytes
 from cuecraft.prompts.calibration import Calibration
-from cuecraft.prompts.kinds import AnyPrompt, DeepCue, HardPrompt, SoftPrompt
+from cuecraft.prompts.kinds import AnyPrompt, DeepCue, HardPrompt, PrefixPrompt, SoftPrompt, with_head
 
 __all__ = [
     "AnyPrompt",
@@ -10,8 +10,10 @@ __all__ = [
     "Calibration",
     "DeepCue",
     "HardPrompt",
+    "PrefixPrompt",
     "SoftPrompt",
     "check_target",
     "load_artifact",
     "stored_bytes",
+    "with_head",
 ]

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -30,7 +30,7 @@ from cuecraft.backbone import AnyBackbone, ClassHead
 from cuecraft.errors import ArtifactError, CuecraftWarning
 from cuecraft.prompts.calibration import Calibration
 from cuecraft.prompts.card import model_card
-from cuecraft.prompts.kinds import AnyPrompt, DeepCue, HardPrompt, SoftPrompt
+from cuecraft.prompts.kinds import AnyPrompt, DeepCue, HardPrompt, PrefixPrompt, SoftPrompt
 from cuecraft.prompts.manifest import (
     SCHEMA_VERSION,
     BackboneEntry,
@@ -38,6 +38,7 @@ from cuecraft.prompts.manifest import (
     DataEntry,
     Manifest,
     PromptEntry,
+    PromptKind,
     TaskEntry,
     digest,
 )
@@ -252,21 +253,24 @@ def _read_manifest(source: Path) -> Manifest:
     return manifest
 
 
-_KINDS: dict[type[AnyPrompt], Literal["hard", "soft", "deep"]] = {
+_KINDS: dict[type[AnyPrompt], PromptKind] = {
     HardPrompt: "hard",
     SoftPrompt: "soft",
     DeepCue: "deep",
+    PrefixPrompt: "prefix",
 }
 
 
 def _tensors(prompt: AnyPrompt) -> dict[str, Tensor]:
-    base = prompt.base if isinstance(prompt, DeepCue) else prompt
+    base = prompt.base if isinstance(prompt, DeepCue | PrefixPrompt) else prompt
     if isinstance(base, HardPrompt):
         tensors = {"token_ids": torch.tensor(base.token_ids, dtype=torch.long)}
     else:
         tensors = {"embeddings": base.embeddings}
     if prompt.offsets is not None:
         tensors["offsets"] = prompt.offsets
+    if prompt.states is not None:
+        tensors["states"] = prompt.states
     if prompt.head:
         tensors |= {"head.weight": prompt.head.weight, "head.bias": prompt.head.bias}
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -279,4 +283,6 @@ def _prompt(manifest: Manifest, tensors: Mapping[str, Tensor]) -> AnyPrompt:
         base = HardPrompt(tuple(tensors["token_ids"].tolist()), head)
     else:
         base = SoftPrompt(tensors["embeddings"], head)
+    if manifest.prompt.kind == "prefix":
+        return PrefixPrompt(base, tensors["states"])
     return DeepCue(base, tensors["offsets"]) if manifest.prompt.kind == "deep" else base

@@ -1,4 +1,4 @@
-"""The kinds of prompt: token ids of the vocabulary, free vectors, and offsets on every layer."""
+"""The kinds of prompt: token ids, free vectors, offsets on every layer, and keys and values of every layer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class HardPrompt:
 
     Args:
         token_ids: `[S]` ids in the backbone's vocabulary.
-        head: the class head found with it; sequence classification only.
+        head: the class head found with it; None to read label words.
     """
 
     token_ids: tuple[int, ...]
@@ -30,6 +30,10 @@ class HardPrompt:
     @property
     def offsets(self) -> None:
         """Nothing is added to hidden states."""
+
+    @property
+    def states(self) -> None:
+        """No keys and values stand before it."""
 
     @property
     def size(self) -> int:
@@ -57,7 +61,7 @@ class SoftPrompt:
 
     Args:
         embeddings: `[S, d]` input embeddings.
-        head: the class head trained with it; sequence classification only.
+        head: the class head trained with it; None to read label words.
     """
 
     embeddings: Tensor
@@ -69,6 +73,10 @@ class SoftPrompt:
     @property
     def offsets(self) -> None:
         """Nothing is added to hidden states."""
+
+    @property
+    def states(self) -> None:
+        """No keys and values stand before it."""
 
     @property
     def size(self) -> int:
@@ -104,8 +112,12 @@ class DeepCue:
 
     @property
     def head(self) -> ClassHead | None:
-        """The class head trained with it; sequence classification only."""
+        """The class head trained with it; None to read label words."""
         return self.base.head
+
+    @property
+    def states(self) -> None:
+        """No keys and values stand before it."""
 
     @property
     def size(self) -> int:
@@ -121,7 +133,57 @@ class DeepCue:
         return f"{self.base.text(tokenizer)} (+ offsets on {len(self.offsets)} layers)"
 
 
-AnyPrompt = HardPrompt | SoftPrompt | DeepCue
+@dataclass(frozen=True, eq=False)
+class PrefixPrompt:
+    """Keys and values of every layer, which the tokens after them attend to as to P further tokens.
+
+    Prefix-tuning (Li & Liang, ACL 2021, arXiv 2101.00190); deep prompts of P-tuning v2 (Liu et al., ACL 2022,
+    arXiv 2110.07602). They stand in the prompt slot, in front of the base.
+
+    Args:
+        base: the prompt that stands in the input behind them, in words or in vectors, or empty; it brings the class
+            head, if any.
+        states: `[n_layers, 2, n_kv_heads, P, head_dim]` keys and values.
+    """
+
+    base: HardPrompt | SoftPrompt
+    states: Tensor
+
+    def __len__(self) -> int:
+        return len(self.base) + self.states.shape[3]
+
+    @property
+    def head(self) -> ClassHead | None:
+        """The class head trained with it; None to read label words."""
+        return self.base.head
+
+    @property
+    def offsets(self) -> None:
+        """Nothing is added to hidden states."""
+
+    @property
+    def size(self) -> int:
+        """Numbers that were trained."""
+        return self.states.numel()
+
+    def vectors(self, embed: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the base's vectors `[S, d]`."""
+        return self.base.vectors(embed)
+
+    def text(self, tokenizer: Any) -> str:
+        """Return the base's words or description, and that keys and values stand before it."""
+        layers, _, _, length, _ = self.states.shape
+        return f"(keys and values of {length} tokens on {layers} layers +) {self.base.text(tokenizer)}"
+
+
+AnyPrompt = HardPrompt | SoftPrompt | DeepCue | PrefixPrompt
+
+
+def with_head(prompt: AnyPrompt, head: ClassHead | None) -> AnyPrompt:
+    """Return the prompt with another class head."""
+    if isinstance(prompt, DeepCue | PrefixPrompt):
+        return replace(prompt, base=replace(prompt.base, head=head))
+    return replace(prompt, head=head)
 
 
 def nearest_tokens(vectors: Tensor, embeddings: Tensor, chunk: int = 16384) -> Tensor:

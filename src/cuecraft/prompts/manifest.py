@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-SCHEMA_VERSION = 2  # 2: deep cues, and the dtype of the backbone
+SCHEMA_VERSION = 3  # 2: deep cues, and the dtype of the backbone; 3: prefixes, and tuned weights
+PromptKind = Literal["hard", "soft", "deep", "prefix"]
 
 
 class _Part(BaseModel):
@@ -40,7 +41,7 @@ class TaskEntry(_Part):
 class PromptEntry(_Part):
     """The prompt: its kind, its length in tokens, and its words or a description."""
 
-    kind: Literal["hard", "soft", "deep"]
+    kind: PromptKind
     length: int
     text: str
 

@@ -7,16 +7,14 @@ P-tuning v2 (Liu et al., ACL 2022, arXiv 2110.07602); interventions of ReFT (Wu 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
-from cuecraft.backbone import ClassHead
+from cuecraft.errors import MethodError
 from cuecraft.method import CalibrationKind, Candidate, Method, Outcome, Problem, Selection, score, starting_point
-from cuecraft.prompts import AnyPrompt, DeepCue
+from cuecraft.prompts import DeepCue, PrefixPrompt
 from cuecraft.search.start import filled_ids
 from cuecraft.tune.loop import train
 from cuecraft.tune.trainable import PromptTensor, TensorOptions, embedding_scale
@@ -29,20 +27,25 @@ class OffsetTraining(TensorOptions):
 
     learning_rate: float = Field(0.1, gt=0, description="AdamW step, in units of the embeddings' RMS")
 
-    def refine(self, problem: Problem, start: Candidate, selection: Selection) -> None:
-        """Train from a given prompt of any kind; step 0 has exactly its logits."""
+    def trainable(self, problem: Problem, start: Candidate) -> PromptTensor:
+        """Return the offsets of a given prompt, to be trained; step 0 has exactly its logits.
+
+        Raises:
+            MethodError: the prompt has a prefix.
+        """
         backbone, prompt = problem.backbone, start.prompt
+        if isinstance(prompt, PrefixPrompt):
+            raise MethodError(f"{self.name} starts from words, vectors or a deep cue, not from a prefix")
         base = prompt.base if isinstance(prompt, DeepCue) else prompt
         offsets = prompt.offsets
         if offsets is None:
             offsets = torch.zeros(backbone.offsets_shape(len(prompt)), device=backbone.device)
-
-        def build(offsets: Tensor, head: ClassHead | None) -> AnyPrompt:
-            return DeepCue(replace(base, head=head), offsets)
-
         scale = embedding_scale(backbone.embedding_matrix())
-        trainable = PromptTensor(offsets, prompt.head, scale, self, build)
-        train(self, problem, trainable, start.calibration, selection)
+        return PromptTensor(offsets, start, scale, self, lambda offsets: DeepCue(base, offsets))
+
+    def refine(self, problem: Problem, start: Candidate, selection: Selection) -> None:
+        """Train from a given prompt."""
+        train(self, problem, self.trainable(problem, start), selection)
 
 
 class DeepCueTuning(OffsetTraining, Method):

@@ -45,8 +45,7 @@ def initial_vectors(problem: Problem, init: Init, length: int | None, text: str 
     backbone = problem.backbone
     words: tuple[int, ...] = ()
     if init is Init.TEXT:
-        tokenizer = backbone.tokenizer
-        words = tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else problem.initial_ids
+        words = _words(problem, text)
         if not words:
             raise MethodError(
                 "init=text needs words to start from; write {prompt:some words} in the template or give init_text"
@@ -59,9 +58,23 @@ def initial_vectors(problem: Problem, init: Init, length: int | None, text: str 
         if not ids:
             raise MethodError("init=labels needs label words, but this backbone answers through a class head")
         return backbone.embed(torch.tensor([ids[n % len(ids)] for n in range(length)])).clone()
-    sampled = _sampled(problem, max(0, length - len(words)))
-    kept = words[max(0, len(words) - length) :]
-    return backbone.embed(torch.tensor([*sampled, *kept], dtype=torch.long)).clone()
+    return backbone.embed(torch.tensor(_filled(problem, words, length), dtype=torch.long)).clone()
+
+
+def text_ids(problem: Problem, length: int, text: str | None) -> list[int]:
+    """Return `length` ids to start from: of `text` or the template's own words, behind sampled common words."""
+    return _filled(problem, _words(problem, text), length)
+
+
+def _words(problem: Problem, text: str | None) -> tuple[int, ...]:
+    if not text:
+        return problem.initial_ids
+    return tuple(problem.backbone.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _filled(problem: Problem, words: tuple[int, ...], length: int) -> list[int]:
+    """Return the last `length` words, or all of them behind sampled ones."""
+    return [*_sampled(problem, max(0, length - len(words))), *words[max(0, len(words) - length) :]]
 
 
 def _sampled(problem: Problem, count: int) -> list[int]:

@@ -1,41 +1,38 @@
-"""The one training loop of the continuous methods."""
+"""The one training loop of all methods that train: one task or several, with early stopping and resuming."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from typing import ClassVar, Protocol
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from cuecraft.method import (
-    Candidate,
-    Labelled,
-    Options,
-    Problem,
-    Score,
-    Selection,
-    accumulate_gradient,
-    score,
-)
-from cuecraft.prompts import AnyPrompt, Calibration
+from cuecraft.backbone.layers import gradient_checkpointing
+from cuecraft.checkpoints import Slot
+from cuecraft.method import Candidate, Labelled, Options, Problem, Score, Selection, accumulate_gradient, score
 from cuecraft.seeding import torch_generator
+
+_SAVE_SECONDS = 5.0  # of training between two states on disk
 
 
 class Trainable(Protocol):
-    """What a continuous method trains."""
+    """What a method trains."""
 
-    def groups(self) -> list[dict[str, object]]:
+    def groups(self) -> list[dict[str, Any]]:
         """Return AdamW parameter groups: tensors and their learning rates."""
         ...
 
-    def prompt(self) -> AnyPrompt:
-        """Return the prompt as a differentiable function of the trained tensors."""
+    def candidate(self) -> Candidate:
+        """Return the candidate as a differentiable function of the trained tensors."""
         ...
 
-    def snapshot(self) -> AnyPrompt:
-        """Return the prompt as it is now, detached and independent of further training."""
+    def snapshot(self) -> Candidate:
+        """Return the candidate as it is now, detached and independent of further training."""
         ...
 
     def penalty(self) -> Tensor:
@@ -52,67 +49,164 @@ class TrainingOptions(Options):
     batch_size: int = Field(16, ge=1, description="training examples of one step")
     patience: int = Field(8, ge=1, description="epochs without a better dev loss before training stops")
     gradient_clip: float = Field(1.0, gt=0, description="largest norm of a step's gradient")
+    gradient_checkpointing: bool = Field(
+        False, description="keep less for the gradient and compute the layers twice: less memory, more time"
+    )
 
 
-def train(
-    options: TrainingOptions,
-    problem: Problem,
-    trainable: Trainable,
-    calibration: Calibration,
-    selection: Selection,
-) -> None:
-    """Train with AdamW and early stopping on dev; `selection` keeps the best prompt, step 0 included.
+@dataclass(frozen=True)
+class Part:
+    """One task of a training, which may share tensors with others.
+
+    Args:
+        problem: the task and its examples.
+        trainable: what is trained on it.
+        selection: keeps its best candidate.
+    """
+
+    problem: Problem
+    trainable: Trainable
+    selection: Selection
+
+
+def train(options: TrainingOptions, problem: Problem, trainable: Trainable, selection: Selection) -> None:
+    """Train with AdamW and early stopping on dev; `selection` keeps the best candidate, step 0 included.
 
     Each epoch takes all training examples in a random order that depends on the seed alone.
     """
-    optimizer = torch.optim.AdamW(trainable.groups(), weight_decay=0.0)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    order = torch_generator(problem.seed, "order")
-    data = problem.train
-    first = Candidate(trainable.snapshot(), calibration)
-    details = {"phase": options.name, "total": options.epochs}
-    selection.see(first, score(problem.backbone, first, data), step=0, **details)
-    selection.since_best = 0
-    for epoch in range(1, options.epochs + 1):
-        rows = torch.randperm(len(data), generator=order).tolist()
-        logits = torch.cat(
-            [
-                _step(
-                    problem,
-                    trainable,
-                    calibration,
-                    data.select(batch),
-                    optimizer,
-                    parameters,
-                    options.gradient_clip,
-                )
-                for batch in _batches(rows, options.batch_size)
-            ]
-        )
-        seen = Score.of(logits, data.labels[rows])
-        selection.see(Candidate(trainable.snapshot(), calibration), seen, step=epoch, **details)
-        if problem.out_of_time() or (problem.dev and selection.since_best >= options.patience):
-            break
+    train_together(options, [Part(problem, trainable, selection)])
 
 
-def _step(
-    problem: Problem,
-    trainable: Trainable,
-    calibration: Calibration,
-    batch: Labelled,
-    optimizer: torch.optim.Optimizer,
-    parameters: Sequence[Tensor],
-    clip: float,
-) -> Tensor:
-    """Take one step; return the batch's logits `[b, C]` before it."""
-    logits = accumulate_gradient(problem, lambda: Candidate(trainable.prompt(), calibration), batch, parameters)
-    penalty = trainable.penalty()
-    if penalty.requires_grad:
-        penalty.backward()
-    torch.nn.utils.clip_grad_norm_(parameters, clip)
-    optimizer.step()
-    return logits
+def train_together(options: TrainingOptions, parts: Sequence[Part]) -> None:
+    """Train on several tasks at once; a step takes a batch of one of them. Stops when none of them improves any more.
+
+    Order, time limit and state on disk follow the first part's problem.
+    """
+    training = _Training(options, parts)
+    training.begin()
+    while not training.is_over():
+        training.take_epoch()
+    training.save()
 
 
-def _batches(rows: list[int], size: int) -> list[list[int]]:
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
+class _Training:
+    """A training under way: parts, optimizer, order, and how far it has come."""
+
+    def __init__(self, options: TrainingOptions, parts: Sequence[Part]) -> None:
+        self._options = options
+        self._parts = parts
+        groups = _distinct([group for part in parts for group in part.trainable.groups()])
+        self._optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+        self._tensors: list[Tensor] = [tensor for group in groups for tensor in group["params"]]
+        first = parts[0].problem
+        self._order = torch_generator(first.seed, "order")
+        self._slot: Slot | None = first.checkpoints.slot(options.name) if first.checkpoints else None
+        self._epoch = 0
+        self._saved_at = time.monotonic()
+        self._best: dict[int, list[Tensor]] = {}  # of each part that this training improved: the tensors at its best
+
+    def begin(self) -> None:
+        """See the candidates as they are before the first step, or go on from the state on disk."""
+        state = self._slot.load() if self._slot else None
+        if state is not None:
+            self._restore(*state)
+            return
+        for number, part in enumerate(self._parts):
+            candidate = part.trainable.snapshot()
+            self._see(number, candidate, score(part.problem.backbone, candidate, part.problem.train))
+            part.selection.since_best = 0
+
+    def is_over(self) -> bool:
+        """Tell whether to stop: epochs, time, or patience."""
+        if self._epoch >= self._options.epochs or (self._epoch and self._parts[0].problem.out_of_time()):
+            return True
+        patience = self._options.patience
+        return all(part.problem.dev and part.selection.since_best >= patience for part in self._parts)
+
+    def take_epoch(self) -> None:
+        """Take all batches of all parts once, and see the candidates."""
+        self._epoch += 1
+        batches: list[tuple[int, list[int]]] = []
+        for number, part in enumerate(self._parts):
+            rows = torch.randperm(len(part.problem.train), generator=self._order).tolist()
+            size = self._options.batch_size
+            batches += [(number, rows[start : start + size]) for start in range(0, len(rows), size)]
+        if len(self._parts) > 1:
+            mixed = torch.randperm(len(batches), generator=self._order).tolist()
+            batches = [batches[n] for n in mixed]
+        found: list[list[Tensor]] = [[] for _ in self._parts]
+        taken: list[list[int]] = [[] for _ in self._parts]
+        for number, rows in batches:
+            found[number].append(self._step(self._parts[number], self._parts[number].problem.train.select(rows)))
+            taken[number] += rows
+        for number, part in enumerate(self._parts):
+            seen = Score.of(torch.cat(found[number]), part.problem.train.labels[taken[number]])
+            self._see(number, part.trainable.snapshot(), seen)
+        if time.monotonic() - self._saved_at >= _SAVE_SECONDS:
+            self.save()
+
+    def save(self) -> None:
+        """Write the state to disk, where the run keeps one."""
+        if self._slot is None:
+            return
+        tensors = {f"trained/{n}": tensor for n, tensor in enumerate(self._tensors)}
+        tensors["order"] = self._order.get_state()
+        for n, values in self._optimizer.state_dict()["state"].items():
+            tensors |= {f"adamw/{n}/{name}": value for name, value in values.items()}
+        for number, best in self._best.items():
+            tensors |= {f"best/{number}/{n}": tensor for n, tensor in enumerate(best)}
+        document = {"epoch": self._epoch, "parts": [part.selection.state() for part in self._parts]}
+        self._slot.save(document, tensors)
+        self._saved_at = time.monotonic()
+
+    def _restore(self, document: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        self._epoch = document["epoch"]
+        self._order.set_state(tensors["order"])
+        entries: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            kind, *rest = name.split("/")
+            if kind == "adamw":
+                entries.setdefault(int(rest[0]), {})[rest[1]] = tensor
+            elif kind == "best":
+                self._best.setdefault(int(rest[0]), [torch.empty(0)] * len(self._tensors))[int(rest[1])] = tensor
+        self._optimizer.load_state_dict(self._optimizer.state_dict() | {"state": entries})
+        for number, (part, state) in enumerate(zip(self._parts, document["parts"], strict=True)):
+            best = None
+            if number in self._best:
+                self._set(self._best[number])
+                best = part.trainable.snapshot()
+            part.selection.restore(state, best)
+        self._set([tensors[f"trained/{n}"] for n in range(len(self._tensors))])
+
+    @torch.no_grad()
+    def _set(self, values: Sequence[Tensor]) -> None:
+        for tensor, value in zip(self._tensors, values, strict=True):
+            tensor.copy_(value)
+
+    def _see(self, number: int, candidate: Candidate, seen: Score) -> None:
+        details = {"phase": self._options.name, "step": self._epoch, "total": self._options.epochs}
+        if self._parts[number].selection.see(candidate, seen, **details) and self._slot:
+            self._best[number] = [tensor.detach().clone() for tensor in self._tensors]
+
+    def _step(self, part: Part, batch: Labelled) -> Tensor:
+        """Take one step; return the batch's logits `[b, C]` before it."""
+        with gradient_checkpointing() if self._options.gradient_checkpointing else nullcontext():
+            logits = accumulate_gradient(part.problem, part.trainable.candidate, batch, self._tensors)
+        penalty = part.trainable.penalty()
+        if penalty.requires_grad:
+            penalty.backward()
+        torch.nn.utils.clip_grad_norm_(self._tensors, self._options.gradient_clip)
+        self._optimizer.step()
+        return logits
+
+
+def _distinct(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return parameter groups with each tensor once, at its first place."""
+    seen: set[int] = set()
+    kept = []
+    for group in groups:
+        own = [tensor for tensor in group["params"] if id(tensor) not in seen]
+        seen |= {id(tensor) for tensor in own}
+        if own:
+            kept.append(group | {"params": own})
+    return kept

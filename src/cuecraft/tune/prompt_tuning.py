@@ -1,4 +1,7 @@
-"""Prompt tuning: trained input embeddings (Lester et al., EMNLP 2021, arXiv 2104.08691)."""
+"""Prompt tuning: trained input embeddings (Lester et al., EMNLP 2021, arXiv 2104.08691).
+
+And P-tuning: the same embeddings, made by a prompt encoder (Liu et al., 2021, arXiv 2103.10385).
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from cuecraft.backbone import SequenceBackbone
+from cuecraft.backbone import HeadKind
 from cuecraft.method import (
     CalibrationKind,
     Candidate,
@@ -19,6 +22,7 @@ from cuecraft.method import (
     starting_point,
 )
 from cuecraft.prompts import SoftPrompt
+from cuecraft.tune.encoder import EncoderKind, PromptEncoder
 from cuecraft.tune.initial import Init, initial_vectors
 from cuecraft.tune.loop import train
 from cuecraft.tune.trainable import PromptTensor, TensorOptions, embedding_scale
@@ -29,12 +33,15 @@ class EmbeddingTraining(TensorOptions):
 
     name: ClassVar[str] = "prompt-tuning"
 
-    def refine(self, problem: Problem, start: Candidate, selection: Selection) -> None:
-        """Train from a given prompt, hard or soft; step 0 has exactly its logits."""
-        backbone, prompt = problem.backbone, start.prompt
+    def trainable(self, problem: Problem, start: Candidate) -> PromptTensor:
+        """Return the embeddings of a given prompt, hard or soft, to be trained; step 0 has exactly its logits."""
+        backbone = problem.backbone
         scale = embedding_scale(backbone.embedding_matrix())
-        trainable = PromptTensor(prompt.vectors(backbone.embed), prompt.head, scale, self, SoftPrompt)
-        train(self, problem, trainable, start.calibration, selection)
+        return PromptTensor(start.prompt.vectors(backbone.embed), start, scale, self, SoftPrompt)
+
+    def refine(self, problem: Problem, start: Candidate, selection: Selection) -> None:
+        """Train from a given prompt, hard or soft."""
+        train(self, problem, self.trainable(problem, start), selection)
 
 
 class PromptTuning(EmbeddingTraining, Method):
@@ -52,8 +59,25 @@ class PromptTuning(EmbeddingTraining, Method):
         selection.see(untuned, score(problem.backbone, untuned, problem.train), phase="untuned", step=0)
         init = self.init or (Init.TEXT if problem.initial_ids or self.init_text else Init.VOCABULARY)
         vectors = initial_vectors(problem, init, self.prompt_length, self.init_text)
-        head = None
-        if isinstance(problem.backbone, SequenceBackbone):
-            head = fit_head(problem, SoftPrompt(vectors))
+        head = fit_head(problem, SoftPrompt(vectors)) if problem.backbone.head_kind is HeadKind.SEQUENCE else None
         self.refine(problem, Candidate(SoftPrompt(vectors, head), untuned.calibration), selection)
         return selection.outcome(untuned)
+
+
+class PTuning(PromptTuning):
+    """P-tuning: prompt tuning through a prompt encoder. The encoder's output is kept, the encoder is not."""
+
+    name: ClassVar[str] = "p-tuning"
+
+    encoder: EncoderKind = Field(EncoderKind.LSTM, description="`lstm` (the paper's, with a perceptron) or `mlp`")
+    encoder_width: int = Field(256, ge=1, description="of the encoder's position embeddings and hidden layers")
+    encoder_learning_rate: float = Field(1e-3, gt=0, description="AdamW step of the encoder's weights")
+
+    def trainable(self, problem: Problem, start: Candidate) -> PromptTensor:
+        """Return an encoder of the prompt's embeddings, to be trained; step 0 has exactly the prompt's logits."""
+        backbone = problem.backbone
+        vectors = start.prompt.vectors(backbone.embed)
+        encoder = PromptEncoder(self.encoder, *(len(vectors), self.encoder_width, vectors.shape[1]), problem.seed)
+        scale = embedding_scale(backbone.embedding_matrix())
+        rate = self.encoder_learning_rate
+        return PromptTensor(vectors, start, scale, self, SoftPrompt, encoder.to(backbone.device), rate)

@@ -12,11 +12,23 @@ from cuecraft.method import Method, Options
 from cuecraft.search import AutoPrompt, StraightThrough
 from cuecraft.tune.deep_cue import DeepCueTuning
 from cuecraft.tune.hybrid import Hybrid
-from cuecraft.tune.prompt_tuning import PromptTuning
+from cuecraft.tune.prefix_tuning import PrefixTuning, PTuningV2
+from cuecraft.tune.prompt_tuning import PromptTuning, PTuning
 from cuecraft.tune.zero_shot import ZeroShot
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (ZeroShot, AutoPrompt, StraightThrough, PromptTuning, DeepCueTuning, Hybrid)
+    method.name: method
+    for method in (
+        ZeroShot,
+        AutoPrompt,
+        StraightThrough,
+        PromptTuning,
+        PTuning,
+        PrefixTuning,
+        PTuningV2,
+        DeepCueTuning,
+        Hybrid,
+    )
 }
 
 

@@ -1,16 +1,17 @@
-"""What the training loop trains: a tensor of the prompt, and a class head where there is one."""
+"""What the training loop trains of a prompt: a tensor, as it is or made by a prompt encoder, and a class head."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from cuecraft.backbone import ClassHead
-from cuecraft.method import trained_copy
-from cuecraft.prompts import AnyPrompt
+from cuecraft.method import Candidate, trained_copy
+from cuecraft.prompts import AnyPrompt, with_head
 from cuecraft.tune.loop import TrainingOptions
 
 
@@ -22,56 +23,95 @@ class TensorOptions(TrainingOptions):
     pull: float = Field(0.0, ge=0, description="weight of the mean squared move from the start, in RMS units")
 
 
+class TrainedHead:
+    """A class head in training; nothing where the candidate has none.
+
+    Args:
+        head: its first value.
+        learning_rate: AdamW step.
+    """
+
+    def __init__(self, head: ClassHead | None, learning_rate: float) -> None:
+        self._head = head and ClassHead(*(trained_copy(part).requires_grad_() for part in (head.weight, head.bias)))
+        self._learning_rate = learning_rate
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Return AdamW parameter groups."""
+        return [{"params": [self._head.weight, self._head.bias], "lr": self._learning_rate}] if self._head else []
+
+    def on(self, prompt: AnyPrompt) -> AnyPrompt:
+        """Return the prompt with the head, differentiable."""
+        return with_head(prompt, self._head)
+
+    def frozen_on(self, prompt: AnyPrompt) -> AnyPrompt:
+        """Return the prompt with a copy of the head as it is now."""
+        head = self._head and ClassHead(self._head.weight.detach().clone(), self._head.bias.detach().clone())
+        return with_head(prompt, head)
+
+
 class PromptTensor:
     """A tensor of the prompt in training, and its class head where there is one.
 
     Args:
         start: the tensor's first value.
-        head: the class head's first value.
-        scale: RMS of the embeddings, the unit of learning rate and pull.
+        first: the candidate at step 0, whose calibration stays and whose class head is trained too.
+        scale: the unit of learning rate and pull, such as the RMS of the embeddings.
         options: the method's options.
-        build: makes a prompt of the tensor and the head.
+        build: makes a prompt of the tensor.
+        encoder: a network whose output, in units of `scale`, is added to the start and trained in the tensor's place;
+            it takes nothing and gives a tensor of the start's shape, zero at step 0. It is not needed afterwards.
+        encoder_learning_rate: AdamW step of the encoder's weights.
     """
 
     def __init__(
         self,
         start: Tensor,
-        head: ClassHead | None,
+        first: Candidate,
         scale: float,
         options: TensorOptions,
-        build: Callable[[Tensor, ClassHead | None], AnyPrompt],
+        build: Callable[[Tensor], AnyPrompt],
+        encoder: nn.Module | None = None,
+        encoder_learning_rate: float = 0.0,
     ) -> None:
         self._start = trained_copy(start)
         self._tensor = self._start.clone().requires_grad_()
-        self._head = head and ClassHead(
-            head.weight.detach().clone().requires_grad_(), head.bias.detach().clone().requires_grad_()
-        )
+        self._head = TrainedHead(first.prompt.head, options.head_learning_rate)
+        self._calibration = first.calibration
         self._scale = scale
         self._options = options
         self._build = build
+        self._encoder = encoder
+        self._encoder_learning_rate = encoder_learning_rate
 
-    def groups(self) -> list[dict[str, object]]:
+    def groups(self) -> list[dict[str, Any]]:
         """Return AdamW parameter groups."""
-        options = self._options
-        groups: list[dict[str, object]] = [{"params": [self._tensor], "lr": options.learning_rate * self._scale}]
-        if self._head:
-            groups.append({"params": [self._head.weight, self._head.bias], "lr": options.head_learning_rate})
-        return groups
+        if self._encoder is None:
+            own = {"params": [self._tensor], "lr": self._options.learning_rate * self._scale}
+        else:
+            own = {"params": list(self._encoder.parameters()), "lr": self._encoder_learning_rate}
+        return [own, *self._head.groups()]
 
-    def prompt(self) -> AnyPrompt:
-        """Return the prompt as a differentiable function of the trained tensors."""
-        return self._build(self._tensor, self._head)
+    def candidate(self) -> Candidate:
+        """Return the candidate as a differentiable function of the trained tensors."""
+        return Candidate(self._head.on(self._build(self._value())), self._calibration)
 
-    def snapshot(self) -> AnyPrompt:
-        """Return the prompt as it is now, independent of further training."""
-        head = self._head and ClassHead(self._head.weight.detach().clone(), self._head.bias.detach().clone())
-        return self._build(self._tensor.detach().clone(), head)
+    def snapshot(self) -> Candidate:
+        """Return the candidate as it is now, independent of further training."""
+        with torch.no_grad():
+            value = self._value().detach().clone()
+        return Candidate(self._head.frozen_on(self._build(value)), self._calibration)
 
     def penalty(self) -> Tensor:
         """Return the pull toward the start."""
         if not self._options.pull:
-            return torch.zeros((), device=self._tensor.device)
-        return self._options.pull * ((self._tensor - self._start) / self._scale).square().mean()
+            return torch.zeros((), device=self._start.device)
+        return self._options.pull * ((self._value() - self._start) / self._scale).square().mean()
+
+    def _value(self) -> Tensor:
+        if self._encoder is None:
+            return self._tensor
+        encoded: Tensor = self._encoder()
+        return self._start + self._scale * encoded.view(self._start.shape)
 
 
 def embedding_scale(embeddings: Tensor) -> float:

@@ -1,0 +1,131 @@
+"""Prefix-tuning: trained keys and values of every layer (Li & Liang, ACL 2021, arXiv 2101.00190).
+
+And P-tuning v2, which is the same without a prompt encoder, for understanding tasks on encoders and decoders alike
+(Liu et al., ACL 2022, arXiv 2110.07602).
+
+A prefix stands in the prompt slot: before the text where the template begins with the slot, else between the text and
+the slot's own words, which stay. Before the text each step reads all texts again, as no context can be kept.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from cuecraft.backbone import HeadKind
+from cuecraft.errors import MethodError
+from cuecraft.method import (
+    CalibrationKind,
+    Candidate,
+    Method,
+    Outcome,
+    Problem,
+    Selection,
+    fit_head,
+    score,
+    starting_point,
+)
+from cuecraft.prompts import HardPrompt, PrefixPrompt
+from cuecraft.seeding import torch_generator
+from cuecraft.task import Task
+from cuecraft.tune.encoder import EncoderKind, PromptEncoder
+from cuecraft.tune.initial import text_ids
+from cuecraft.tune.loop import train
+from cuecraft.tune.trainable import PromptTensor, TensorOptions
+
+
+class PrefixInit(StrEnum):
+    """Where a prefix starts."""
+
+    TEXT = "text"  # keys and values of real words, read where the prefix stands (Li & Liang, section 4.3, figure 5)
+    RANDOM = "random"  # normal, at the mean and scale of such keys and values in each layer
+
+
+class PrefixTuning(TensorOptions, Method):
+    """Prefix-tuning as a method."""
+
+    name: ClassVar[str] = "prefix-tuning"
+
+    learning_rate: float = Field(0.02, gt=0, description="AdamW step, in units of the first states' RMS in each layer")
+    prefix_length: int = Field(8, ge=1, description="tokens that the prefix stands for")
+    init: PrefixInit = Field(PrefixInit.TEXT, description="`text` or `random`")
+    init_text: str | None = Field(None, description="words to start from; by default the template's own")
+    encoder: EncoderKind | None = Field(
+        EncoderKind.MLP, description="reparameterisation while training: `mlp`, `lstm`, or none to train the states"
+    )
+    encoder_width: int = Field(256, ge=1, description="of the encoder's position embeddings and hidden layers")
+    encoder_learning_rate: float = Field(1e-3, gt=0, description="AdamW step of the encoder's weights")
+    calibration: CalibrationKind = CalibrationKind.FITTED
+
+    def longest_prompt(self) -> int:
+        """Return the positions to keep free: the prefix stands before the template's words, which need theirs too."""
+        return Task.reserve + self.prefix_length
+
+    def fit(self, problem: Problem) -> Outcome:
+        """Train from the initial prefix; the best prompt on dev wins, the untuned one included."""
+        untuned = starting_point(problem, problem.initial_ids, self.calibration)
+        selection = Selection(problem)
+        selection.see(untuned, score(problem.backbone, untuned, problem.train), phase="untuned", step=0)
+        states = self._initial(problem)
+        words = HardPrompt(problem.initial_ids)
+        if problem.backbone.head_kind is HeadKind.SEQUENCE:
+            words = HardPrompt(problem.initial_ids, fit_head(problem, PrefixPrompt(words, states)))
+        first = Candidate(PrefixPrompt(words, states), untuned.calibration)
+        train(self, problem, self.trainable(problem, first), selection)
+        return selection.outcome(untuned)
+
+    def trainable(self, problem: Problem, start: Candidate) -> PromptTensor:
+        """Return a given prefix, to be trained; step 0 has exactly its logits."""
+        prompt = start.prompt
+        if not isinstance(prompt, PrefixPrompt):
+            raise MethodError(f"{self.name} trains a prefix, which the prompt to start from has not")
+        base, states = prompt.base, prompt.states.detach().float()
+        unit = states.square().mean(dim=(2, 3, 4), keepdim=True).sqrt()  # of each layer's keys and values
+        zeros = torch.zeros_like(states)
+
+        def build(moved: Tensor) -> PrefixPrompt:
+            return PrefixPrompt(base, states + unit * moved)
+
+        if self.encoder is None:
+            return PromptTensor(zeros, start, 1.0, self, build)
+        layers, two, heads, length, width = states.shape
+        encoder = PromptEncoder(self.encoder, length, self.encoder_width, layers * two * heads * width, problem.seed)
+
+        def encoded(moved: Tensor) -> PrefixPrompt:
+            # The encoder writes one row for each position.
+            return build(moved.view(length, layers, two, heads, width).permute(1, 2, 3, 0, 4))
+
+        rows = zeros.permute(3, 0, 1, 2, 4).reshape(length, -1)
+        rate = self.encoder_learning_rate
+        return PromptTensor(rows, start, 1.0, self, encoded, encoder.to(states.device), rate)
+
+    def _initial(self, problem: Problem) -> Tensor:
+        """Return the first states `[n_layers, 2, n_kv_heads, P, head_dim]`."""
+        backbone, length = problem.backbone, self.prefix_length
+        ids = text_ids(problem, length, self.init_text)
+        before = _typical(problem)
+        states = backbone.read_states([*before, *ids])[:, :, :, len(before) :]
+        if self.init is PrefixInit.TEXT:
+            return states
+        noise = torch.randn(states.shape, generator=torch_generator(problem.seed, "init")).to(states)
+        around = (2, 3)  # heads and positions
+        return states.mean(around, keepdim=True) + noise * states.std(around, keepdim=True)
+
+
+class PTuningV2(PrefixTuning):
+    """P-tuning v2: deep prompts of every layer, trained as they are."""
+
+    name: ClassVar[str] = "p-tuning-v2"
+
+    encoder: EncoderKind | None = Field(None, description="`mlp` or `lstm` to make the states while training")
+    init: PrefixInit = Field(PrefixInit.RANDOM, description="`text` or `random`")
+
+
+def _typical(problem: Problem) -> tuple[int, ...]:
+    """Return ids of what stands before the prompt in a training example of median length."""
+    pieces = sorted((piece.before for piece in problem.train.context.pieces), key=lambda ids: (len(ids), ids))
+    return pieces[len(pieces) // 2]
