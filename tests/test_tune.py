@@ -20,24 +20,42 @@ FAST = {
     "autoprompt": {"steps": 3, "candidates": 5},
     "straight-through": {"steps": 3},
     "prompt-tuning": {"epochs": 4},
+    "p-tuning": {"epochs": 4, "encoder_width": 8},
+    "prefix-tuning": {"epochs": 4, "encoder_width": 8},
+    "p-tuning-v2": {"epochs": 4},
     "deep-cue": {"epochs": 4},
     "hybrid": {"search.steps": 3, "search.candidates": 5, "tune.epochs": 4},
+    "soup": {"members": 2, "deep.epochs": 3},
+    "linear-probe": {},
+    "embedding-probe": {},
+    "lora": {"epochs": 3},
+    "lora-prompt": {"epochs": 3},
+    "full": {"epochs": 3},
 }
 LEARN = {
     "autoprompt": {"steps": 4, "candidates": 20},
     "straight-through": {"steps": 20, "learning_rate": 1.0},
     "prompt-tuning": {"epochs": 10, "learning_rate": 0.1},
+    "p-tuning": {"epochs": 10, "encoder_learning_rate": 0.01, "encoder_width": 16},
+    "prefix-tuning": {"epochs": 10, "encoder_learning_rate": 0.01, "encoder_width": 16},
+    "p-tuning-v2": {"epochs": 10, "learning_rate": 0.1},
     "deep-cue": {"epochs": 10, "learning_rate": 0.1},
     "hybrid": {"search.steps": 2, "search.candidates": 5, "tune.epochs": 10},
+    "soup": {"members": 2, "deep.epochs": 10},
+    "lora": {"epochs": 10, "learning_rate": 0.01},
+    "lora-prompt": {"epochs": 10, "learning_rate": 0.01},
+    "full": {"epochs": 10, "learning_rate": 0.001},
 }
+PROBES = {"linear-probe", "embedding-probe"}
 
 
 def test_every_method_has_a_fast_setting_here():
     assert set(FAST) == set(METHODS)
+    assert set(LEARN) == set(METHODS) - PROBES - {"zero-shot"}
 
 
 @pytest.mark.parametrize("kind", ["causal", "masked", "sequence"])
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "zero-shot"])
+@pytest.mark.parametrize("name", list(LEARN))
 def test_training_learns_and_never_ships_worse_than_the_start(name, kind, request):
     backbone = request.getfixturevalue(kind)
     before = {key: tensor.clone() for key, tensor in backbone.model.state_dict().items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,15 +11,16 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import NotFittedError
 
-from cuecraft.backbone import load_backbone
+from cuecraft.backbone import AnyBackbone, load_backbone
+from cuecraft.checkpoints import Checkpoints
 from cuecraft.data import Record
 from cuecraft.data.readers import text_value
 from cuecraft.errors import DataError
 from cuecraft.method import Candidate, Event, fresh_logits
 from cuecraft.prompts import AnyPrompt, Artifact, Calibration, load_artifact
 from cuecraft.tune import make_method
-from cuecraft.tune.finish import make_artifact
-from cuecraft.tune.prepare import make_problem, make_task
+from cuecraft.tune.finish import make_artifact, stored_candidate
+from cuecraft.tune.prepare import make_problem, make_task, run_key
 
 Texts = Any  # a sequence of strings or of mappings from field to string, a NumPy array, or a pandas DataFrame
 
@@ -28,7 +30,9 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     Args:
         model: ``demo:smollm2-135m`` and kin, a local folder, a Hub name, a `(model, tokenizer)` pair or a backbone.
-        method: ``zero-shot``, ``autoprompt``, ``straight-through``, ``prompt-tuning``, ``deep-cue`` or ``hybrid``.
+        method: a name in `cuecraft.tune.METHODS`: ``zero-shot``; ``autoprompt``, ``straight-through``;
+            ``prompt-tuning``, ``p-tuning``, ``prefix-tuning``, ``p-tuning-v2``, ``deep-cue``, ``hybrid``, ``soup``;
+            ``linear-probe``, ``embedding-probe``, ``lora``, ``lora-prompt``, ``full``.
         template: for instance ``"Review: {text}{prompt:\nSentiment:}{mask}"``; None for a general one.
         label_words: class -> word or words; None for the classes' own names.
         method_options: values for the method's options, ``{"epochs": 10}``.
@@ -82,6 +86,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         labels: Sequence[Any],
         dev: tuple[Texts, Sequence[Any]] | None = None,
         report: Callable[[Event], None] = lambda event: None,
+        checkpoints: str | Path | None = None,
     ) -> Self:
         """Find the prompt.
 
@@ -90,12 +95,14 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             labels: `[N]` classes.
             dev: texts and labels to choose and stop by.
             report: is told of each step; never affects the result.
+            checkpoints: a folder for the state of training; the same call goes on from what it finds there, and ends
+                with the same bits as one that was not interrupted. A search is made again.
 
         Raises:
             CuecraftError: anything about data, template, label words, method or model that cannot be used.
         """
         method = make_method(self.method, self.method_options)
-        classes = _classes(labels)
+        classes = class_names(labels)
         train = as_records(texts, labels)
         held_out = as_records(*dev) if dev is not None else None
         backbone = load_backbone(self.model, self.head, self.device, self.local_files_only, self.dtype)
@@ -112,10 +119,13 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             time_limit=self.time_limit,
             report=report,
         )
+        if checkpoints is not None:
+            problem = replace(problem, checkpoints=Checkpoints(Path(checkpoints), run_key(problem, method)))
         outcome = method.fit(problem)
         # All at once and last, so that a fit that is interrupted leaves the classifier as it was.
         self.artifact_ = make_artifact(problem, outcome, method, classes)
         self.backbone_, self.task_, self.outcome_ = backbone, task, outcome
+        self._candidate = outcome.best
         self.padding_ = problem.train.context.padding
         self.classes_ = np.array(list(classes.values()))
         return self
@@ -132,9 +142,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict_proba(self, texts: Texts, report: Callable[[Event], None] = lambda event: None) -> np.ndarray:
         """Return class probabilities `[N, C]`, columns as in `classes_`; `report` is told how far it has come."""
-        artifact = self._fitted()
-        candidate = Candidate(artifact.prompt, artifact.calibration)
-        found: np.ndarray = self._probabilities(texts, [candidate], report)[0]
+        self._fitted()
+        found: np.ndarray = self._probabilities(texts, [self._candidate], report)[0]
         return found
 
     def predict(self, texts: Texts) -> np.ndarray:
@@ -191,10 +200,28 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             ArtifactError: no artifact, a damaged one, or another backbone than it was made for.
         """
         artifact = load_artifact(folder)
+        made_for = artifact.manifest.backbone
+        named = made_for.name if model is None else model
+        backbone = load_backbone(named, made_for.head, device, local_files_only, dtype)
+        loaded = cls.of(artifact, backbone, named)
+        loaded.set_params(device=device, local_files_only=local_files_only, dtype=dtype)
+        return loaded
+
+    @classmethod
+    def of(cls, artifact: Artifact, backbone: AnyBackbone, model: Any = None) -> PromptClassifier:
+        """Return a classifier that answers with an artifact over a backbone already loaded.
+
+        Args:
+            artifact: the tuned prompt.
+            backbone: the model that it was made for.
+            model: what to call that model from now on; None for the backbone itself.
+
+        Raises:
+            ArtifactError: another backbone than it was made for.
+        """
         manifest = artifact.manifest
-        named = manifest.backbone.name if model is None else model
-        loaded = cls(
-            named,
+        found = cls(
+            backbone if model is None else model,
             manifest.method,
             template=manifest.task.template,
             label_words=dict(zip(artifact.classes, manifest.task.label_words, strict=True)),
@@ -202,16 +229,14 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             max_tokens=manifest.task.max_tokens,
             seed=manifest.seed,
             head=manifest.backbone.head,
-            device=device,
-            local_files_only=local_files_only,
-            dtype=dtype,
         )
-        loaded.backbone_ = load_backbone(named, manifest.backbone.head, device, local_files_only, dtype)
-        artifact.check_backbone(loaded.backbone_)
-        loaded.artifact_ = artifact
-        loaded.task_ = artifact.task
-        loaded.classes_ = np.array(artifact.classes)
-        return loaded
+        artifact.check_backbone(backbone)
+        found.backbone_ = backbone
+        found._candidate = stored_candidate(artifact, backbone)
+        found.artifact_ = artifact
+        found.task_ = artifact.task
+        found.classes_ = np.array(artifact.classes)
+        return found
 
     def _fitted(self) -> Artifact:
         if not hasattr(self, "artifact_"):
@@ -276,7 +301,7 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _classes(labels: Sequence[Any]) -> dict[str, Any]:
+def class_names(labels: Sequence[Any]) -> dict[str, Any]:
     """Return the classes by name, in the order that scikit-learn gives them."""
     found = {str(_label(f"row {row}", label)): _plain(label) for row, label in enumerate(labels, start=1)}
     return dict(sorted(found.items(), key=lambda item: (isinstance(item[1], str), item[1])))

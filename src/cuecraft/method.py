@@ -208,6 +208,20 @@ class Outcome:
         """Whether anything better than the untuned prompt was found."""
         return self.best is not self.start
 
+    @property
+    def tuned_size(self) -> int:
+        """Numbers that were trained, or tokens that were chosen, of the best candidate; 0 where the untuned one won."""
+        prompt, reader = self.best.prompt, self.best.reader
+        if not self.is_tuned:
+            return 0
+        is_as_written = (
+            isinstance(prompt, HardPrompt)
+            and isinstance(self.start.prompt, HardPrompt)
+            and (prompt.token_ids == self.start.prompt.token_ids)
+        )
+        head = prompt.head.weight.numel() + prompt.head.bias.numel() if prompt.head else 0
+        return (0 if is_as_written else prompt.size) + head + (reader.size if reader else 0)
+
 
 class Options(BaseModel):
     """Options of a method or of a part of one."""
@@ -247,7 +261,6 @@ class Selection:
     trace: list[Event] = field(default_factory=list)
     best: Candidate | None = None
     best_score: Score | None = None
-    since_best: int = 0
 
     def see(self, candidate: Candidate, train: Score, **details: Any) -> bool:
         """Consider a candidate with its training score; return whether it is the best so far."""
@@ -259,7 +272,6 @@ class Selection:
         is_best = self.best_score is None or rated.loss < self.best_score.loss
         if is_best:
             self.best, self.best_score = candidate, rated
-        self.since_best = 0 if is_best else self.since_best + 1
         event["best"] = is_best
         self.note(event)
         return is_best
@@ -272,13 +284,12 @@ class Selection:
     def state(self) -> dict[str, Any]:
         """Return how far it has come, JSON-ready; the best candidate itself is not in it."""
         best = self.best_score and {"loss": self.best_score.loss, "accuracy": self.best_score.accuracy}
-        return {"trace": self.trace, "best_score": best, "since_best": self.since_best}
+        return {"trace": self.trace, "best_score": best}
 
     def restore(self, state: Mapping[str, Any], best: Candidate | None) -> None:
         """Go on from a state; `best` is its best candidate, or None where that was seen before this selection began."""
         self.trace[:] = state["trace"]
         self.best_score = Score(**state["best_score"])
-        self.since_best = state["since_best"]
         self.best = best or self.best
 
     def outcome(self, start: Candidate) -> Outcome:

@@ -1,8 +1,9 @@
 """Prompts in words, in vectors and on every layer; calibration, and the artifact that keeps them."""
 
-from cuecraft.prompts.artifact import Artifact, check_target, load_artifact, stored_bytes
+from cuecraft.prompts.artifact import Artifact, StoredWeights, check_target, load_artifact, stored_bytes
 from cuecraft.prompts.calibration import Calibration
 from cuecraft.prompts.kinds import AnyPrompt, DeepCue, HardPrompt, PrefixPrompt, SoftPrompt, with_head
+from cuecraft.prompts.shared import Sharing, TaskPart, shared_file
 
 __all__ = [
     "AnyPrompt",
@@ -11,9 +12,13 @@ __all__ = [
     "DeepCue",
     "HardPrompt",
     "PrefixPrompt",
+    "Sharing",
     "SoftPrompt",
+    "StoredWeights",
+    "TaskPart",
     "check_target",
     "load_artifact",
+    "shared_file",
     "stored_bytes",
     "with_head",
 ]

@@ -2,7 +2,9 @@
 
 ===================  =================================================================================
 manifest.json        schema version, method, backbone and its hash, task, calibration, metrics, hashes
-prompt.safetensors   token ids or vectors, and a class head where there is one
+prompt.safetensors   token ids, vectors, offsets or states, and a class head where there is one; of a task of several
+                     its own part, and the shared one lies in ``../../shared.safetensors``
+weights.safetensors  tuned weights, where there are some
 trace.jsonl          one event for each step of the search or training
 README.md            model card
 ===================  =================================================================================
@@ -27,6 +29,7 @@ from torch import Tensor
 
 from cuecraft.assets import file_sha256, write_folder
 from cuecraft.backbone import AnyBackbone, ClassHead
+from cuecraft.backbone.weights import FullSpec, LoraSpec
 from cuecraft.errors import ArtifactError, CuecraftWarning
 from cuecraft.prompts.calibration import Calibration
 from cuecraft.prompts.card import model_card
@@ -42,10 +45,21 @@ from cuecraft.prompts.manifest import (
     TaskEntry,
     digest,
 )
+from cuecraft.prompts.shared import Sharing, TaskPart
 from cuecraft.task import Task, Template, Verbalizer
 
 MANIFEST, TENSORS, TRACE, CARD = "manifest.json", "prompt.safetensors", "trace.jsonl", "README.md"
+WEIGHTS = "weights.safetensors"
+SHARED = Path("..", "..", "shared.safetensors")  # beside the folder `tasks` that a task's folder lies in
 _PACKAGES = ("cuecraft", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class StoredWeights:
+    """Tuned weights of the backbone: which ones, and their values by name."""
+
+    spec: LoraSpec | FullSpec
+    values: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -59,6 +73,8 @@ class Artifact:
         classes: `[C]` the classes as the user's data has them (strings, integers, ...).
         manifest: what is written beside the tensors.
         trace: one event for each step.
+        weights: tuned weights that the prompt stands on; None for the backbone's own.
+        sharing: how the prompt's tensor comes about from one that several tasks share; None where it does not.
     """
 
     prompt: AnyPrompt
@@ -67,6 +83,8 @@ class Artifact:
     classes: tuple[Any, ...]
     manifest: Manifest
     trace: Sequence[Mapping[str, Any]] = ()
+    weights: StoredWeights | None = None
+    sharing: Sharing | None = None
 
     @classmethod
     def create(
@@ -84,6 +102,8 @@ class Artifact:
         classes: Sequence[Any] | None = None,
         words: str | None = None,
         trace: Sequence[Mapping[str, Any]] = (),
+        weights: StoredWeights | None = None,
+        sharing: Sharing | None = None,
     ) -> Artifact:
         """Gather a tuned prompt and what it depends on."""
         verbalizer = task.verbalizer
@@ -111,7 +131,9 @@ class Artifact:
                 kind=_KINDS[type(prompt)],
                 length=len(prompt),
                 text=prompt.text(backbone.tokenizer),
+                shared_sha256=sharing.sha256 if sharing else None,
             ),
+            weights=weights.spec if weights else None,
             words=words,
             calibration=CalibrationEntry(bias=list(calibration.bias), scale=calibration.scale),
             metrics=dict(metrics),
@@ -119,7 +141,7 @@ class Artifact:
             versions={name: metadata.version(name) for name in _PACKAGES},
             files={},
         )
-        return cls(prompt, calibration, task, names, manifest, tuple(trace))
+        return cls(prompt, calibration, task, names, manifest, tuple(trace), weights, sharing)
 
     def with_test(self, metrics: Mapping[str, float], data: DataEntry) -> Artifact:
         """Return the artifact with metrics of a test set, and that set's hash, in its manifest."""
@@ -141,10 +163,14 @@ class Artifact:
         return Manifest.model_validate_json((target / MANIFEST).read_text(encoding="utf-8")).artifact_sha256
 
     def _fill(self, folder: Path) -> None:
-        save_file(_tensors(self.prompt), folder / TENSORS)
+        names = [TENSORS, TRACE]
+        save_file(_tensors(self.prompt, self.sharing), folder / TENSORS)
+        if self.weights is not None:
+            save_file(_plain(self.weights.values), folder / WEIGHTS)
+            names.append(WEIGHTS)
         lines = "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in self.trace)
         (folder / TRACE).write_text(lines, encoding="utf-8")
-        files = {name: file_sha256(folder / name) for name in (TENSORS, TRACE)}
+        files = {name: file_sha256(folder / name) for name in names}
         manifest = self.manifest.model_copy(update={"files": files, "artifact_sha256": ""})
         manifest = manifest.model_copy(update={"artifact_sha256": digest(manifest.model_dump(mode="json"))})
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
@@ -181,7 +207,7 @@ class Artifact:
 def check_target(folder: Path) -> None:
     """Raise ArtifactError where something that is no artifact stands in the way of one, or nothing can be written."""
     if folder.exists():
-        own = {MANIFEST, TENSORS, TRACE, CARD}
+        own = {MANIFEST, TENSORS, TRACE, CARD, WEIGHTS}
         if not folder.is_dir() or not {path.name for path in folder.iterdir()} <= own or not _is_manifest(folder):
             raise ArtifactError(f"{folder}: exists and is no artifact; choose another --out or remove it")
     nearest = next(parent for parent in folder.absolute().parents if parent.exists())
@@ -198,9 +224,9 @@ def _is_manifest(folder: Path) -> bool:
     return isinstance(raw, dict) and {"schema_version", "artifact_sha256"} <= set(raw)
 
 
-def stored_bytes(prompt: AnyPrompt) -> int:
-    """Return the size of a prompt's tensors as an artifact stores them."""
-    return len(save(_tensors(prompt)))
+def stored_bytes(prompt: AnyPrompt, weights: Mapping[str, Tensor] | None = None) -> int:
+    """Return the size of a prompt's tensors as an artifact stores them, and of tuned weights."""
+    return len(save(_tensors(prompt, None))) + sum(tensor.nbytes for tensor in (weights or {}).values())
 
 
 def load_artifact(folder: str | Path) -> Artifact:
@@ -218,7 +244,10 @@ def load_artifact(folder: str | Path) -> Artifact:
         if file_sha256(path) != sha256:
             raise ArtifactError(f"{source}: {name} is damaged (its hash differs); restore the folder or tune again")
     try:
-        prompt = _prompt(manifest, load_file(source / TENSORS))
+        tensors = load_file(source / TENSORS)
+        sharing = _sharing(manifest, tensors, source) if manifest.prompt.shared_sha256 else None
+        prompt = _prompt(manifest, tensors, sharing)
+        weights = StoredWeights(manifest.weights, load_file(source / WEIGHTS)) if manifest.weights else None
         trace = [json.loads(line) for line in (source / TRACE).read_text(encoding="utf-8").split("\n") if line]
     except (SafetensorError, KeyError, OSError, json.JSONDecodeError) as error:
         raise ArtifactError(f"{source}: is damaged ({error}); restore the folder or tune again") from error
@@ -226,7 +255,7 @@ def load_artifact(folder: str | Path) -> Artifact:
     verbalizer = Verbalizer(tuple(entry.labels), tuple(tuple(words) for words in entry.label_words))
     task = Task(Template(entry.template), verbalizer, entry.max_tokens, entry.reserve)
     calibration = Calibration(tuple(manifest.calibration.bias), manifest.calibration.scale)
-    return Artifact(prompt, calibration, task, tuple(entry.classes), manifest, trace)
+    return Artifact(prompt, calibration, task, tuple(entry.classes), manifest, trace, weights, sharing)
 
 
 def _read_manifest(source: Path) -> Manifest:
@@ -261,7 +290,11 @@ _KINDS: dict[type[AnyPrompt], PromptKind] = {
 }
 
 
-def _tensors(prompt: AnyPrompt) -> dict[str, Tensor]:
+#: The tensor of each kind of prompt that tasks can share.
+_SHARED_NAMES: dict[PromptKind, str] = {"soft": "embeddings", "deep": "offsets", "prefix": "states"}
+
+
+def _tensors(prompt: AnyPrompt, sharing: Sharing | None) -> dict[str, Tensor]:
     base = prompt.base if isinstance(prompt, DeepCue | PrefixPrompt) else prompt
     if isinstance(base, HardPrompt):
         tensors = {"token_ids": torch.tensor(base.token_ids, dtype=torch.long)}
@@ -271,18 +304,39 @@ def _tensors(prompt: AnyPrompt) -> dict[str, Tensor]:
         tensors["offsets"] = prompt.offsets
     if prompt.states is not None:
         tensors["states"] = prompt.states
+    if sharing is not None:
+        del tensors[_SHARED_NAMES[_KINDS[type(prompt)]]]
+        tensors |= sharing.part.tensors()
     if prompt.head:
         tensors |= {"head.weight": prompt.head.weight, "head.bias": prompt.head.bias}
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return _plain(tensors)
 
 
-def _prompt(manifest: Manifest, tensors: Mapping[str, Tensor]) -> AnyPrompt:
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    # Copies where storage is shared, which safetensors does not write.
+    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+
+
+def _sharing(manifest: Manifest, tensors: Mapping[str, Tensor], source: Path) -> Sharing:
+    path = source / SHARED
+    if not path.is_file():
+        raise ArtifactError(f"{source}: is one of several tasks, and {SHARED} that they share is missing; restore it")
+    sha256 = file_sha256(path)
+    if sha256 != manifest.prompt.shared_sha256:
+        raise ArtifactError(f"{source}: {SHARED} is not the one that it was made with (its hash differs); restore it")
+    return Sharing(load_file(path)["shared"], TaskPart.from_tensors(tensors), sha256)
+
+
+def _prompt(manifest: Manifest, stored: Mapping[str, Tensor], sharing: Sharing | None) -> AnyPrompt:
+    tensors, kind = dict(stored), manifest.prompt.kind
+    if sharing is not None:
+        tensors[_SHARED_NAMES[kind]] = sharing.part.of(sharing.shared)
     head = ClassHead(tensors["head.weight"], tensors["head.bias"]) if "head.weight" in tensors else None
     base: HardPrompt | SoftPrompt
     if "token_ids" in tensors:
         base = HardPrompt(tuple(tensors["token_ids"].tolist()), head)
     else:
         base = SoftPrompt(tensors["embeddings"], head)
-    if manifest.prompt.kind == "prefix":
+    if kind == "prefix":
         return PrefixPrompt(base, tensors["states"])
-    return DeepCue(base, tensors["offsets"]) if manifest.prompt.kind == "deep" else base
+    return DeepCue(base, tensors["offsets"]) if kind == "deep" else base

@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-SCHEMA_VERSION = 3  # 2: deep cues, and the dtype of the backbone; 3: prefixes, and tuned weights
+from cuecraft.backbone.weights import WeightsSpec
+
+SCHEMA_VERSION = 3  # 2: deep cues, and the dtype of the backbone; 3: prefixes, tuned weights, shared parts
 PromptKind = Literal["hard", "soft", "deep", "prefix"]
 
 
@@ -39,11 +41,12 @@ class TaskEntry(_Part):
 
 
 class PromptEntry(_Part):
-    """The prompt: its kind, its length in tokens, and its words or a description."""
+    """The prompt: its kind, its length in tokens, its words or a description, and the hash of what tasks share."""
 
     kind: PromptKind
     length: int
     text: str
+    shared_sha256: str | None = None
 
 
 class CalibrationEntry(_Part):
@@ -70,6 +73,7 @@ class Manifest(_Part):
     backbone: BackboneEntry
     task: TaskEntry
     prompt: PromptEntry
+    weights: WeightsSpec | None = None
     words: str | None
     calibration: CalibrationEntry
     metrics: dict[str, float]

@@ -5,25 +5,37 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cuecraft.method import Method, Outcome, Problem, score
-from cuecraft.prompts import Artifact
+from cuecraft.backbone import AnyBackbone
+from cuecraft.backbone.weights import TunedWeights, load_weights
+from cuecraft.method import Candidate, Method, Outcome, Problem, score
+from cuecraft.prompts import Artifact, Sharing, StoredWeights
+from cuecraft.tune.multitask import MultitaskTuning
+from cuecraft.tune.probe import SentenceEncoder
 
 
 def make_artifact(
     problem: Problem,
     outcome: Outcome,
-    method: Method,
+    method: Method | MultitaskTuning,
     classes: Mapping[str, Any] | None = None,
+    sharing: Sharing | None = None,
 ) -> Artifact:
-    """Gather an outcome into an artifact, with its accuracy on the problem's own splits."""
+    """Gather an outcome into an artifact, with its accuracy on the problem's own splits.
+
+    Where another model reads the texts, the artifact is that model's.
+    """
+    reader = outcome.best.reader
+    backbone, task = problem.backbone, problem.task
+    if isinstance(reader, SentenceEncoder):
+        backbone, task = reader.backbone, reader.task
     parts = {"train": problem.train} | ({"dev": problem.dev} if problem.dev else {})
     metrics = {f"{name}_accuracy": score(problem.backbone, outcome.best, part).accuracy for name, part in parts.items()}
     labels = problem.task.verbalizer.labels
     return Artifact.create(
         outcome.best.prompt,
         outcome.best.calibration,
-        problem.task,
-        problem.backbone,
+        task,
+        backbone,
         method=method.name,
         method_options=method.model_dump(mode="json"),
         seed=problem.seed,
@@ -32,4 +44,17 @@ def make_artifact(
         classes=[classes[label] for label in labels] if classes else None,
         words=outcome.words.prompt.text(problem.backbone.tokenizer) if outcome.words else None,
         trace=outcome.trace,
+        weights=StoredWeights(reader.spec, reader.tensors()) if isinstance(reader, TunedWeights) else None,
+        sharing=sharing if outcome.is_tuned else None,
     )
+
+
+def stored_candidate(artifact: Artifact, backbone: AnyBackbone) -> Candidate:
+    """Return the candidate that an artifact holds, over the backbone that it was made for.
+
+    Raises:
+        BackboneError: tuned weights of another backbone.
+    """
+    weights = artifact.weights
+    reader = load_weights(backbone, weights.spec, weights.values) if weights else None
+    return Candidate(artifact.prompt, artifact.calibration, reader)

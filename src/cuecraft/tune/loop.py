@@ -78,15 +78,17 @@ def train(options: TrainingOptions, problem: Problem, trainable: Trainable, sele
 
 
 def train_together(options: TrainingOptions, parts: Sequence[Part]) -> None:
-    """Train on several tasks at once; a step takes a batch of one of them. Stops when none of them improves any more.
+    """Train on several tasks at once; a step takes a batch of one of them.
 
-    Order, time limit and state on disk follow the first part's problem.
+    Stops when the mean loss of the parts has not fallen for a while (`Selection` says which loss), and leaves the
+    trained tensors as they were when it was least. Order, time limit and state on disk follow the first part's problem.
     """
     training = _Training(options, parts)
     training.begin()
     while not training.is_over():
         training.take_epoch()
     training.save()
+    training.back_to_best()
 
 
 class _Training:
@@ -104,6 +106,9 @@ class _Training:
         self._epoch = 0
         self._saved_at = time.monotonic()
         self._best: dict[int, list[Tensor]] = {}  # of each part that this training improved: the tensors at its best
+        self._least: float | None = None  # mean loss of the parts
+        self._since_least = 0
+        self._at_least: list[Tensor] = []  # the tensors then; kept for several parts, whose own bests differ
 
     def begin(self) -> None:
         """See the candidates as they are before the first step, or go on from the state on disk."""
@@ -114,14 +119,13 @@ class _Training:
         for number, part in enumerate(self._parts):
             candidate = part.trainable.snapshot()
             self._see(number, candidate, score(part.problem.backbone, candidate, part.problem.train))
-            part.selection.since_best = 0
+        self._judge()
 
     def is_over(self) -> bool:
-        """Tell whether to stop: epochs, time, or patience."""
+        """Tell whether to stop: epochs, time, or patience, which needs dev sets."""
         if self._epoch >= self._options.epochs or (self._epoch and self._parts[0].problem.out_of_time()):
             return True
-        patience = self._options.patience
-        return all(part.problem.dev and part.selection.since_best >= patience for part in self._parts)
+        return self._since_least >= self._options.patience and all(part.problem.dev is not None for part in self._parts)
 
     def take_epoch(self) -> None:
         """Take all batches of all parts once, and see the candidates."""
@@ -142,8 +146,14 @@ class _Training:
         for number, part in enumerate(self._parts):
             seen = Score.of(torch.cat(found[number]), part.problem.train.labels[taken[number]])
             self._see(number, part.trainable.snapshot(), seen)
+        self._judge()
         if time.monotonic() - self._saved_at >= _SAVE_SECONDS:
             self.save()
+
+    def back_to_best(self) -> None:
+        """Give the trained tensors of several parts the values that they had when the mean loss was least."""
+        if self._at_least:
+            self._set(self._at_least)
 
     def save(self) -> None:
         """Write the state to disk, where the run keeps one."""
@@ -155,12 +165,20 @@ class _Training:
             tensors |= {f"adamw/{n}/{name}": value for name, value in values.items()}
         for number, best in self._best.items():
             tensors |= {f"best/{number}/{n}": tensor for n, tensor in enumerate(best)}
-        document = {"epoch": self._epoch, "parts": [part.selection.state() for part in self._parts]}
+        tensors |= {f"least/{n}": tensor for n, tensor in enumerate(self._at_least)}
+        document = {
+            "epoch": self._epoch,
+            "least": self._least,
+            "since_least": self._since_least,
+            "parts": [part.selection.state() for part in self._parts],
+        }
         self._slot.save(document, tensors)
         self._saved_at = time.monotonic()
 
     def _restore(self, document: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        self._epoch = document["epoch"]
+        self._epoch, self._least = document["epoch"], document["least"]
+        self._since_least = document["since_least"]
+        self._at_least = [tensors[f"least/{n}"] for n in range(len(self._tensors)) if f"least/{n}" in tensors]
         self._order.set_state(tensors["order"])
         entries: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
@@ -187,6 +205,17 @@ class _Training:
         details = {"phase": self._options.name, "step": self._epoch, "total": self._options.epochs}
         if self._parts[number].selection.see(candidate, seen, **details) and self._slot:
             self._best[number] = [tensor.detach().clone() for tensor in self._tensors]
+
+    def _judge(self) -> None:
+        """Compare the parts' mean loss, on dev where there is one, with the least so far."""
+        seen = [part.selection.trace[-1] for part in self._parts]
+        mean = float(sum(event.get("dev_loss", event["train_loss"]) for event in seen)) / len(seen)
+        is_least = self._least is None or mean < self._least
+        self._since_least = 0 if is_least else self._since_least + 1
+        if is_least:
+            self._least = mean
+            if len(self._parts) > 1:
+                self._at_least = [tensor.detach().clone() for tensor in self._tensors]
 
     def _step(self, part: Part, batch: Labelled) -> Tensor:
         """Take one step; return the batch's logits `[b, C]` before it."""

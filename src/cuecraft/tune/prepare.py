@@ -5,15 +5,17 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from importlib import metadata
 
 from cuecraft.backbone import AnyBackbone, HeadKind
 from cuecraft.data import Record, fingerprint, holdout
 from cuecraft.errors import CuecraftWarning, DataError
-from cuecraft.method import Event, Problem, label_context
-from cuecraft.prompts.manifest import DataEntry
+from cuecraft.method import Event, Method, Problem, label_context
+from cuecraft.prompts.manifest import DataEntry, digest
 from cuecraft.task import Task, Template, Verbalizer
 from cuecraft.task.template import FIELD_NAME
 from cuecraft.task.verbalizer import WordChoice
+from cuecraft.tune.loop import TrainingOptions
 
 #: Starting words that do well on texts of many kinds; tuning takes it from there.
 DEFAULT_CUE = "\nIn one word, this is"
@@ -77,6 +79,22 @@ def make_task(
             stacklevel=2,
         )
     return Task(written, verbalizer, max_tokens, max(Task.reserve, prompt_length))
+
+
+def run_key(problem: Problem, method: Method | TrainingOptions) -> str:
+    """Return the hash of all that a run's result depends on."""
+    task, verbalizer = problem.task, problem.task.verbalizer
+    return digest(
+        {
+            "method": method.name,
+            "options": method.model_dump(mode="json"),
+            "seed": problem.seed,
+            "backbone": [problem.backbone.fingerprint(), problem.backbone.dtype_name, problem.backbone.head_kind],
+            "task": [task.template.source, verbalizer.labels, verbalizer.words, task.max_tokens, task.reserve],
+            "data": {name: entry.model_dump() for name, entry in problem.data.items()},
+            "versions": {name: metadata.version(name) for name in ("cuecraft", "torch", "transformers")},
+        }
+    )
 
 
 def data_entry(records: Sequence[Record]) -> DataEntry:

@@ -11,9 +11,12 @@ from cuecraft.errors import MethodError
 from cuecraft.method import Method, Options
 from cuecraft.search import AutoPrompt, StraightThrough
 from cuecraft.tune.deep_cue import DeepCueTuning
+from cuecraft.tune.fine_tuning import FullFineTuning, LoraTuning, LoraWithPrompt
 from cuecraft.tune.hybrid import Hybrid
 from cuecraft.tune.prefix_tuning import PrefixTuning, PTuningV2
+from cuecraft.tune.probe import EmbeddingProbe, LinearProbe
 from cuecraft.tune.prompt_tuning import PromptTuning, PTuning
+from cuecraft.tune.soup import Soup
 from cuecraft.tune.zero_shot import ZeroShot
 
 METHODS: dict[str, type[Method]] = {
@@ -28,6 +31,12 @@ METHODS: dict[str, type[Method]] = {
         PTuningV2,
         DeepCueTuning,
         Hybrid,
+        Soup,
+        LinearProbe,
+        EmbeddingProbe,
+        LoraTuning,
+        LoraWithPrompt,
+        FullFineTuning,
     )
 }
 

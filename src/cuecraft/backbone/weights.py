@@ -1,0 +1,173 @@
+"""Weights that are trained: low-rank adapters (LoRA, through PEFT) or all of them, on a twin of a frozen backbone.
+
+The backbone itself stays as it is. A LoRA twin shares its weights and has modules of its own around them; a twin for
+full fine-tuning has a copy.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from cuecraft.backbone.base import Context
+from cuecraft.backbone.load import AnyBackbone
+from cuecraft.errors import BackboneError
+from cuecraft.seeding import torch_generator
+
+
+class LoraSpec(BaseModel):
+    """Low-rank adapters (Hu et al., ICLR 2022, arXiv 2106.09685).
+
+    Args:
+        rank: of the products.
+        alpha: the products count `alpha / rank` times.
+        targets: endings of the names of the linear layers that get one; None for PEFT's choice for the architecture.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["lora"] = "lora"
+    rank: int = Field(8, ge=1)
+    alpha: float = Field(16.0, gt=0)
+    targets: tuple[str, ...] | None = None
+
+
+class FullSpec(BaseModel):
+    """All weights."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["full"] = "full"
+
+
+WeightsSpec = Annotated[LoraSpec | FullSpec, Field(discriminator="kind")]
+
+
+class Twin:
+    """A backbone over weights that can be trained.
+
+    Args:
+        backbone: the frozen backbone.
+        spec: which weights.
+        seed: of the adapters' first values.
+
+    Raises:
+        BackboneError: PEFT is missing, or finds no layer to adapt.
+    """
+
+    def __init__(self, backbone: AnyBackbone, spec: LoraSpec | FullSpec, seed: int) -> None:
+        self.spec = spec
+        model = _lora_model(backbone, spec, seed) if isinstance(spec, LoraSpec) else copy.deepcopy(backbone.model)
+        if isinstance(spec, FullSpec):
+            for weight in model.parameters():
+                weight.requires_grad_(weight.is_floating_point())
+        self.backbone: AnyBackbone = backbone.twin(model, f"{backbone.name} with tuned weights")
+        #: The trained tensors by name.
+        self.trained: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self._holds: object = None
+
+    def hold(self, weights: TunedWeights) -> None:
+        """Give the trained tensors the values of `weights`, unless they have them."""
+        if self._holds is weights:
+            return
+        self._holds = weights
+        if weights.values is None:
+            return
+        with torch.no_grad():
+            for name, tensor in self.trained.items():
+                tensor.copy_(weights.values[name])
+
+
+class TunedWeights:
+    """Values of a twin's trained tensors: what reads the texts in place of the frozen backbone.
+
+    Args:
+        twin: the backbone; one twin serves many sets of values, one at a time.
+        values: by name; None for whatever the twin's tensors are, as while they are trained.
+
+    Raises:
+        BackboneError: values that do not fit the twin.
+    """
+
+    def __init__(self, twin: Twin, values: Mapping[str, Tensor] | None = None) -> None:
+        self._twin = twin
+        self.values = values
+        self.backbone = twin.backbone
+        self.spec = twin.spec
+        self.name: str = twin.spec.kind
+        shapes = {name: tuple(tensor.shape) for name, tensor in twin.trained.items()}
+        if values is not None and shapes != {name: tuple(tensor.shape) for name, tensor in values.items()}:
+            raise BackboneError(
+                f"the tuned weights ({twin.spec.kind}) do not fit {twin.backbone.name}: other names or shapes; "
+                "they were made for another backbone"
+            )
+
+    @property
+    def size(self) -> int:
+        """Numbers that were trained."""
+        return sum(tensor.numel() for tensor in self._twin.trained.values())
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Return the trained tensors by name."""
+        return self._twin.trained if self.values is None else self.values
+
+    def snapshot(self) -> TunedWeights:
+        """Return the values as they are now, independent of further training."""
+        return TunedWeights(self._twin, {name: tensor.detach().clone() for name, tensor in self.tensors().items()})
+
+    def over(self, context: Context) -> tuple[AnyBackbone, Context]:
+        """Return the backbone with these values, and the context with nothing kept from other weights."""
+        self._twin.hold(self)
+        return self.backbone, context.unread()
+
+
+def load_weights(backbone: AnyBackbone, spec: LoraSpec | FullSpec, values: Mapping[str, Tensor]) -> TunedWeights:
+    """Put stored weights onto a backbone.
+
+    Raises:
+        BackboneError: they do not fit.
+    """
+    return TunedWeights(Twin(backbone, spec, seed=0), dict(values))
+
+
+def _lora_model(backbone: AnyBackbone, spec: LoraSpec, seed: int) -> Any:
+    """Return a model with the backbone's own weights and fresh adapters around some of its linear layers."""
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise BackboneError("LoRA needs PEFT: pip install 'cuecraft[peft]'") from error
+    shared = [*backbone.model.parameters(), *backbone.model.buffers()]
+    model = copy.deepcopy(backbone.model, {id(tensor): tensor for tensor in shared})
+    config = LoraConfig(
+        r=spec.rank,
+        lora_alpha=spec.alpha,  # type: ignore[arg-type]  # a float is taken too
+        target_modules=_targets(model, spec.targets),
+    )
+    try:
+        inject_adapter_in_model(config, model)
+    except ValueError as error:
+        raise BackboneError(
+            f"{backbone.name}: no LoRA can be put on it ({' '.join(str(error).split())[:200]})"
+        ) from error
+    generator = torch_generator(seed, "lora")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+        if "lora_A" in name:  # as PEFT draws it, but from the run's own generator
+            bound = parameter.shape[-1] ** -0.5
+            with torch.no_grad():
+                parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
+    return model.eval()
+
+
+def _targets(model: Any, named: Sequence[str] | None) -> list[str] | str:
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    if named:
+        return list(named)
+    known = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type)
+    return list(known) if known else "all-linear"

@@ -1,0 +1,143 @@
+"""Fine-tuning baselines: LoRA, LoRA together with a prompt, and all weights, in the same training loop.
+
+They answer through the same template, label words and calibration as the prompt methods, from the same start, and stop
+by the same rule.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from cuecraft.backbone.weights import FullSpec, LoraSpec, TunedWeights, Twin
+from cuecraft.method import (
+    CalibrationKind,
+    Candidate,
+    Method,
+    Outcome,
+    Problem,
+    Selection,
+    score,
+    starting_point,
+    trained_copy,
+)
+from cuecraft.prompts import SoftPrompt
+from cuecraft.search.start import filled_ids
+from cuecraft.tune.loop import TrainingOptions, train
+from cuecraft.tune.trainable import TrainedHead, embedding_scale
+
+
+class WeightTraining(TrainingOptions):
+    """Options that all fine-tuning shares."""
+
+    head_learning_rate: float = Field(0.01, gt=0, description="AdamW step of a class head")
+    calibration: CalibrationKind = CalibrationKind.FITTED
+
+
+class TrainedWeights:
+    """A twin's weights in training, with a class head where there is one, and the prompt's vectors if asked for.
+
+    Args:
+        twin: the weights.
+        first: the candidate at step 0.
+        learning_rate: AdamW step of the weights.
+        head_learning_rate: AdamW step of a class head.
+        vectors: the prompt's vectors `[S, d]` to be trained too, and their AdamW step; None to leave the prompt alone.
+    """
+
+    def __init__(
+        self,
+        twin: Twin,
+        first: Candidate,
+        learning_rate: float,
+        head_learning_rate: float,
+        vectors: tuple[Tensor, float] | None = None,
+    ) -> None:
+        self._live = TunedWeights(twin)
+        self._first = first
+        self._head = TrainedHead(first.prompt.head, head_learning_rate)
+        self._groups: list[dict[str, Any]] = [{"params": list(twin.trained.values()), "lr": learning_rate}]
+        self._vectors = None
+        if vectors is not None:
+            self._vectors = trained_copy(vectors[0]).requires_grad_()
+            self._groups.append({"params": [self._vectors], "lr": vectors[1]})
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Return AdamW parameter groups."""
+        return [*self._groups, *self._head.groups()]
+
+    def candidate(self) -> Candidate:
+        """Return the candidate as a differentiable function of the trained tensors."""
+        prompt = self._first.prompt if self._vectors is None else SoftPrompt(self._vectors)
+        return Candidate(self._head.on(prompt), self._first.calibration, self._live)
+
+    def snapshot(self) -> Candidate:
+        """Return the candidate as it is now, independent of further training."""
+        prompt = self._first.prompt if self._vectors is None else SoftPrompt(self._vectors.detach().clone())
+        return Candidate(self._head.frozen_on(prompt), self._first.calibration, self._live.snapshot())
+
+    def penalty(self) -> Tensor:
+        """Return nothing: weights are not pulled anywhere."""
+        return torch.zeros(())
+
+
+class LoraTuning(WeightTraining, Method):
+    """LoRA (Hu et al., ICLR 2022, arXiv 2106.09685), through PEFT."""
+
+    name: ClassVar[str] = "lora"
+
+    learning_rate: float = Field(5e-4, gt=0, description="AdamW step of the adapters")
+    rank: int = Field(8, ge=1, description="of the adapters")
+    alpha: float = Field(16.0, gt=0, description="adapters count alpha / rank times")
+    targets: tuple[str, ...] | None = Field(
+        None, description="endings of linear layers' names; by default PEFT's choice for the architecture"
+    )
+
+    def fit(self, problem: Problem) -> Outcome:
+        """Train the adapters from the untuned prompt on; the best on dev wins, the untuned prompt included."""
+        untuned = starting_point(problem, problem.initial_ids, self.calibration)
+        selection = Selection(problem)
+        selection.see(untuned, score(problem.backbone, untuned, problem.train), phase="untuned", step=0)
+        spec = LoraSpec(rank=self.rank, alpha=self.alpha, targets=self.targets)
+        train(self, problem, self._trainable(problem, untuned, Twin(problem.backbone, spec, problem.seed)), selection)
+        return selection.outcome(untuned)
+
+    def _trainable(self, problem: Problem, untuned: Candidate, twin: Twin) -> TrainedWeights:
+        return TrainedWeights(twin, untuned, self.learning_rate, self.head_learning_rate)
+
+
+class LoraWithPrompt(LoraTuning):
+    """LoRA and the prompt's own embeddings, trained together."""
+
+    name: ClassVar[str] = "lora-prompt"
+
+    prompt_learning_rate: float = Field(0.02, gt=0, description="AdamW step of the prompt, in the embeddings' RMS")
+    prompt_length: int | None = Field(None, ge=1, description="tuned vectors; by default the template's own words")
+
+    def _trainable(self, problem: Problem, untuned: Candidate, twin: Twin) -> TrainedWeights:
+        backbone = problem.backbone
+        ids = filled_ids(problem, self.prompt_length)
+        first = untuned if ids == problem.initial_ids else starting_point(problem, ids, self.calibration)
+        step = self.prompt_learning_rate * embedding_scale(backbone.embedding_matrix())
+        vectors = (first.prompt.vectors(backbone.embed), step)
+        return TrainedWeights(twin, first, self.learning_rate, self.head_learning_rate, vectors)
+
+
+class FullFineTuning(WeightTraining, Method):
+    """All weights, with the prompt in words as it is."""
+
+    name: ClassVar[str] = "full"
+
+    learning_rate: float = Field(1e-5, gt=0, description="AdamW step of the weights")
+
+    def fit(self, problem: Problem) -> Outcome:
+        """Train from the untuned prompt on; the best on dev wins, the untuned prompt included."""
+        untuned = starting_point(problem, problem.initial_ids, self.calibration)
+        selection = Selection(problem)
+        selection.see(untuned, score(problem.backbone, untuned, problem.train), phase="untuned", step=0)
+        twin = Twin(problem.backbone, FullSpec(), problem.seed)
+        train(self, problem, TrainedWeights(twin, untuned, self.learning_rate, self.head_learning_rate), selection)
+        return selection.outcome(untuned)

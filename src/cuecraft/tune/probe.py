@@ -1,0 +1,124 @@
+"""Linear probes: logistic regression on frozen features, of the backbone itself or of a sentence encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from cuecraft.backbone import AnyBackbone, ClassHead, Context, HeadKind, load_backbone
+from cuecraft.errors import MethodError
+from cuecraft.method import (
+    CalibrationKind,
+    Candidate,
+    Labelled,
+    Method,
+    Outcome,
+    Problem,
+    Selection,
+    fitted_head,
+    score,
+    starting_point,
+)
+from cuecraft.prompts import Calibration, HardPrompt, with_head
+from cuecraft.task import Task, Template
+from cuecraft.tune.prepare import default_template
+
+_STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
+
+
+class LinearProbe(Method):
+    """A class head on the backbone's features at the answer slot, or on its pooled features.
+
+    Features are divided by their root mean square over the training texts, so that a penalty means the same on each
+    backbone.
+    """
+
+    name: ClassVar[str] = "linear-probe"
+
+    inverse_penalties: tuple[float, ...] = Field(
+        _STRENGTHS, min_length=1, description="values of scikit-learn's C; dev loss chooses"
+    )
+
+    def fit(self, problem: Problem) -> Outcome:
+        """Fit one head for each penalty; the best on dev wins."""
+        return fit_probe(problem, HardPrompt(problem.initial_ids), None, self)
+
+
+class SentenceEncoder:
+    """Another model that reads the texts: a sentence encoder.
+
+    Args:
+        backbone: the encoder.
+        task: the same classes in a template that fits it.
+    """
+
+    name = "encoder"
+
+    def __init__(self, backbone: AnyBackbone, task: Task) -> None:
+        self.backbone = backbone
+        self.task = task
+
+    @property
+    def size(self) -> int:
+        """Nothing of it is trained."""
+        return 0
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Return nothing: the encoder is frozen."""
+        return {}
+
+    def over(self, context: Context) -> tuple[AnyBackbone, Context]:
+        """Return the encoder, and its own context of the same examples."""
+        return self.backbone, self.backbone.context(context.examples, self.task, keep_bytes=0)
+
+
+class EmbeddingProbe(LinearProbe):
+    """A class head on the embeddings of a sentence encoder, which is another model than the backbone."""
+
+    name: ClassVar[str] = "embedding-probe"
+
+    encoder: str = Field("demo:minilm", description="a sentence encoder: a demo model, a local folder or a Hub name")
+
+    def fit(self, problem: Problem) -> Outcome:
+        """Fit one head for each penalty; the best on dev wins."""
+        encoder = load_backbone(self.encoder, HeadKind.SEQUENCE, str(problem.backbone.device))
+        task = problem.task
+        plain: Template = default_template(HeadKind.SEQUENCE, task.template.field_names)
+        return fit_probe(problem, HardPrompt(()), SentenceEncoder(encoder, Task(plain, task.verbalizer)), self)
+
+
+def fit_probe(problem: Problem, prompt: HardPrompt, reader: SentenceEncoder | None, options: LinearProbe) -> Outcome:
+    """Fit a class head on frozen features for each penalty; the best on dev wins.
+
+    Args:
+        problem: the problem.
+        prompt: what stands in the prompt slot.
+        reader: what reads the texts; None for the problem's backbone.
+        options: the penalties.
+    """
+    classes = problem.task.verbalizer.num_classes
+    selection = Selection(problem)
+    train = _features(problem, prompt, reader, problem.train)
+    unit = float(train.square().mean().sqrt())
+    if not unit > 0:
+        raise MethodError(f"{options.name}: the features are all zero; use another model")
+    for step, strength in enumerate(options.inverse_penalties):
+        if step and problem.out_of_time():
+            break
+        head = fitted_head(train / unit, problem.train.labels, classes, strength)
+        head = ClassHead(head.weight / unit, head.bias)
+        candidate = Candidate(with_head(prompt, head), Calibration.none(classes), reader)
+        seen = score(problem.backbone, candidate, problem.train)
+        selection.see(candidate, seen, phase=options.name, step=step, total=len(options.inverse_penalties))
+    # A probe answers without the untuned prompt, which is shown beside it but does not compete.
+    return selection.outcome(starting_point(problem, problem.initial_ids, CalibrationKind.NONE))
+
+
+@torch.no_grad()
+def _features(problem: Problem, prompt: HardPrompt, reader: SentenceEncoder | None, data: Labelled) -> Tensor:
+    own, context = (problem.backbone, data.context) if reader is None else reader.over(data.context)
+    return own.features(context, prompt).float()

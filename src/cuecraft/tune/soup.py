@@ -1,0 +1,95 @@
+"""Soups: the average of several trained prompts, where it helps (Wortsman et al., ICML 2022, arXiv 2203.05482).
+
+All members start from the same words and see the examples in different orders, so they stay near enough to each other
+to be averaged. The greedy soup of the paper's section 2 takes them from the best on dev to the worst, and keeps one
+only where the average with it has a smaller dev loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+
+from cuecraft.backbone import ClassHead
+from cuecraft.method import CalibrationKind, Candidate, Method, Outcome, Problem, Selection, score, starting_point
+from cuecraft.prompts import AnyPrompt, DeepCue, PrefixPrompt, SoftPrompt, with_head
+from cuecraft.search.start import filled_ids
+from cuecraft.seeding import derived_seed
+from cuecraft.tune.deep_cue import OffsetTraining
+from cuecraft.tune.prompt_tuning import EmbeddingTraining
+
+
+class Soup(Method):
+    """Several trainings from one start, and the greedy average of what they found."""
+
+    name: ClassVar[str] = "soup"
+
+    members: int = Field(3, ge=2, description="trainings, each with an order of examples of its own")
+    of: Literal["tune", "deep"] = Field("deep", description="what is trained and averaged: `tune` or `deep`")
+    tune: EmbeddingTraining = Field(default_factory=EmbeddingTraining, description="options of prompt tuning")
+    deep: OffsetTraining = Field(default_factory=OffsetTraining, description="options of the deep cue")
+    calibration: CalibrationKind = CalibrationKind.FITTED
+
+    def fit(self, problem: Problem) -> Outcome:
+        """Train the members, then average greedily; the best on dev wins, members and untuned prompt included."""
+        untuned = starting_point(problem, problem.initial_ids, self.calibration)
+        selection = Selection(problem)
+        selection.see(untuned, score(problem.backbone, untuned, problem.train), phase="untuned", step=0)
+        ids = filled_ids(problem, None)
+        start = untuned if ids == problem.initial_ids else starting_point(problem, ids, self.calibration)
+        training = self.tune if self.of == "tune" else self.deep
+        found = []
+        for number in range(self.members):
+            if number and problem.out_of_time():
+                break
+            own = replace(problem, seed=derived_seed(problem.seed, f"soup/{number}"))
+            member = Selection(own)
+            training.refine(own, start, member)
+            assert member.best is not None
+            assert member.best_score is not None
+            selection.trace += [event | {"member": number} for event in member.trace]
+            found.append((member.best_score.loss, number, member.best))
+            selection.see(member.best, score(problem.backbone, member.best, problem.train), phase="member", step=number)
+        self._stir(problem, [best for _, _, best in sorted(found, key=lambda entry: entry[:2])], selection)
+        return selection.outcome(untuned)
+
+    def _stir(self, problem: Problem, members: Sequence[Candidate], selection: Selection) -> None:
+        """Add one member after the other to the average, and keep those that make it better."""
+        kept = [members[0]]
+        loss = score(problem.backbone, members[0], problem.dev or problem.train).loss
+        for step, member in enumerate(members[1:], start=1):
+            mixed = average([*kept, member])
+            found = score(problem.backbone, mixed, problem.dev or problem.train).loss
+            selection.see(mixed, score(problem.backbone, mixed, problem.train), phase="soup", step=step)
+            if found < loss:
+                kept.append(member)
+                loss = found
+
+
+def average(candidates: Sequence[Candidate]) -> Candidate:
+    """Return the mean of candidates that were trained from one start: of vectors, offsets, prefixes and class heads."""
+    first = candidates[0]
+    prompts = [candidate.prompt for candidate in candidates]
+    return replace(first, prompt=with_head(_mean_prompt(prompts), _mean_head([prompt.head for prompt in prompts])))
+
+
+def _mean_prompt(prompts: Sequence[AnyPrompt]) -> AnyPrompt:
+    first = prompts[0]
+    if isinstance(first, SoftPrompt):
+        return SoftPrompt(torch.stack([p.embeddings for p in prompts if isinstance(p, SoftPrompt)]).mean(0))
+    if isinstance(first, DeepCue):
+        return replace(first, offsets=torch.stack([p.offsets for p in prompts if isinstance(p, DeepCue)]).mean(0))
+    if isinstance(first, PrefixPrompt):
+        return replace(first, states=torch.stack([p.states for p in prompts if isinstance(p, PrefixPrompt)]).mean(0))
+    return first
+
+
+def _mean_head(heads: Sequence[ClassHead | None]) -> ClassHead | None:
+    known = [head for head in heads if head is not None]
+    if not known:
+        return None
+    return ClassHead(torch.stack([h.weight for h in known]).mean(0), torch.stack([h.bias for h in known]).mean(0))
