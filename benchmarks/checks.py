@@ -6,7 +6,6 @@ import statistics
 from dataclasses import replace
 
 import torch
-from common import peak_bytes
 from peers import (
     PeftLoop,
     fresh_model,
@@ -16,6 +15,7 @@ from peers import (
 from tasks import CANDIDATES, FIRST_CANDIDATE, LENGTH, MEMORY_LENGTHS, MEMORY_TEXTS, MODEL, Bench
 
 from cuecraft.backbone import CausalBackbone, Context
+from cuecraft.compare.meters import peak_bytes
 from cuecraft.method import (
     Problem,
     fresh_logits,

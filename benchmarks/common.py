@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import platform
@@ -48,20 +47,6 @@ def rounds(runs: Mapping[str, Callable[[], float]], count: int) -> dict[str, flo
             if number:
                 found[name].append(value)
     return {name: statistics.median(values) for name, values in found.items()}
-
-
-def peak_bytes(run: Callable[[], object]) -> int:
-    """Return by how much a call raises this process's resident memory at its highest (Linux)."""
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
-    run()
-    return _status("VmHWM") - before
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
 def machine() -> dict[str, object]:

@@ -28,15 +28,15 @@ MODEL, TASK, SEED = "demo:smollm2-135m", "sst-2", 100
 GRID: dict[str, list[dict[str, Any]]] = {
     "prompt-tuning": [{"learning_rate": rate} for rate in (0.005, 0.02, 0.08)],
     "p-tuning": [
-        {"encoder": encoder, "encoder_learning_rate": rate}
-        for encoder in ("lstm", "mlp")
-        for rate in (3e-4, 1e-3, 3e-3)
+        {"encoder": encoder, "encoder_learning_rate": rate} for encoder in ("lstm", "mlp") for rate in (1e-3, 3e-3)
     ],
     "prefix-tuning": [
-        {"init": init, "encoder_learning_rate": rate} for init in ("text", "random") for rate in (3e-4, 1e-3, 3e-3)
+        *({"init": "text", "encoder_learning_rate": rate} for rate in (3e-4, 1e-3, 3e-3)),
+        {"init": "random", "encoder_learning_rate": 1e-3},
     ],
     "p-tuning-v2": [
-        {"init": init, "learning_rate": rate} for init in ("text", "random") for rate in (0.005, 0.02, 0.1)
+        *({"init": "text", "learning_rate": rate} for rate in (0.005, 0.02, 0.1)),
+        *({"init": "random", "learning_rate": rate} for rate in (0.02, 0.1)),
     ],
     "deep-cue": [{"learning_rate": rate} for rate in (0.03, 0.1, 0.3)],
     "lora": [{"learning_rate": rate} for rate in (1e-4, 5e-4, 2e-3)],

@@ -24,7 +24,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 Model = Annotated[str, typer.Option(help="demo:smollm2-135m and kin, a local folder, or a Hub name.")]
 Seed = Annotated[int, typer.Option(help="Of everything random.")]
 Device = Annotated[str, typer.Option(help="A torch device; auto takes a GPU if there is one.")]
-Dtype = Annotated[str, typer.Option(help="auto (by the device), float32, bfloat16 or float16.")]
+Dtype = Annotated[str, typer.Option(help="auto (by the device), float32, bfloat16, float16, or nf4 (4 bits, GPU).")]
 
 
 Train = Annotated[str, typer.Argument(help="CSV, TSV, JSONL or Parquet file, demo: data, or a data set name.")]
@@ -36,7 +36,11 @@ TestSize = Annotated[
 TextColumn = Annotated[list[str] | None, typer.Option(help="Column of text; repeat for several fields.")]
 LabelColumn = Annotated[str, typer.Option(help="Column of class names.")]
 MethodName = Annotated[
-    str, typer.Option(help="zero-shot, autoprompt, straight-through, prompt-tuning, deep-cue or hybrid.")
+    str,
+    typer.Option(
+        help="zero-shot, autoprompt, straight-through, prompt-tuning, p-tuning, prefix-tuning, p-tuning-v2, deep-cue, "
+        "hybrid, soup, linear-probe, embedding-probe, lora, lora-prompt or full."
+    ),
 ]
 TemplateText = Annotated[str | None, typer.Option(help=r"Such as 'Review: {text}{prompt:\nSentiment:}{mask}'.")]
 LabelWords = Annotated[list[str] | None, typer.Option(help="CLASS=word or CLASS=word,word; repeat for each class.")]
@@ -50,6 +54,9 @@ Head = Annotated[str | None, typer.Option(help="causal, masked or sequence; by d
 MaxTokens = Annotated[int | None, typer.Option(min=1, help="Tokens of one input at most.")]
 TimeLimit = Annotated[float | None, typer.Option(min=0, help="Seconds of search and training.")]
 Offline = Annotated[bool, typer.Option("--local-files-only", help="Never ask the Hub for a model.")]
+CheckpointFolder = Annotated[
+    Path | None, typer.Option(help="Keep the training's state here; the same command goes on from it after a crash.")
+]
 Out = Annotated[Path | None, typer.Option(help="Artifact folder. [default: runs/METHOD-SEED]")]
 
 
@@ -74,6 +81,7 @@ def tune(
     device: Device = "auto",
     dtype: Dtype = "auto",
     local_files_only: Offline = False,
+    checkpoints: CheckpointFolder = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
@@ -100,11 +108,82 @@ def tune(
         device=device,
         dtype=dtype,
         local_files_only=local_files_only,
+        checkpoints=checkpoints,
         out=out or Path("runs", f"{method}-{seed}"),
     )
     with display.progress() as started:
         document = run_tune(request, started)
     display.print_json(document) if json else display.print_metrics(document)
+
+
+@app.command()
+def multitask(
+    task: Annotated[list[str], typer.Option(help="NAME=FILE of training texts; repeat it, once for each task.")],
+    dev: Annotated[list[str] | None, typer.Option(help="NAME=FILE to choose and stop by.")] = None,
+    test: Annotated[list[str] | None, typer.Option(help="NAME=FILE of held-out texts, for reporting only.")] = None,
+    test_size: Annotated[int | None, typer.Option(min=1, help="Test rows to draw from each --test.")] = None,
+    add_to: Annotated[Path | None, typer.Option(help="Add the tasks to this family; what it shares stays.")] = None,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = "label",
+    model: Model = "demo:smollm2-135m",
+    option: MethodOption = None,
+    head: Head = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    local_files_only: Offline = False,
+    checkpoints: CheckpointFolder = None,
+    out: Annotated[Path | None, typer.Option(help="Family folder. [default: --add-to, or runs/family]")] = None,
+    json: Json = False,
+) -> None:
+    """Tune several tasks together, over one prompt that they share."""
+    from cuecraft.runs import MultitaskRequest, run_multitask
+
+    request = MultitaskRequest(
+        tasks=_pairs(task),
+        dev=_pairs(dev or []),
+        test=_pairs(test or []),
+        test_size=test_size,
+        text_columns=tuple(text_column or ["text"]),
+        label_column=label_column,
+        add_to=add_to,
+        model=model,
+        options=_pairs(option or []),
+        head=head,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        local_files_only=local_files_only,
+        checkpoints=checkpoints,
+        out=out or add_to or Path("runs/family"),
+    )
+    with display.progress() as started:
+        document = run_multitask(request, started)
+    display.print_json(document) if json else display.print_family(document)
+
+
+@app.command()
+def mix(
+    artifacts: Annotated[list[Path], typer.Argument(help="Artifacts of the method lora, of one task and model.")],
+    weights: Annotated[str, typer.Option(help="Such as 0.5,0.5; one for each artifact.")],
+    out: Annotated[Path, typer.Option(help="Artifact folder of the mix.")],
+    combination: Annotated[str, typer.Option(help="cat (the exact weighted sum), linear or svd, as in PEFT.")] = "cat",
+    model: Annotated[str | None, typer.Option(help="Where the backbone is now, if not where it was.")] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    local_files_only: Offline = False,
+    json: Json = False,
+) -> None:
+    """Mix LoRA adapters, weighted, into one artifact."""
+    from cuecraft.runs import run_mix
+
+    try:
+        shares = [float(share) for share in weights.split(",")]
+    except ValueError:
+        raise MethodError(f"--weights {weights!r} are no numbers; write for instance 0.5,0.5") from None
+    where = {"model": model, "device": device, "dtype": dtype, "local_files_only": local_files_only}
+    document = run_mix(artifacts, shares, combination, where, out)
+    display.print_json(document) if json else display.print_mix(document)
 
 
 @app.command()
@@ -167,6 +246,108 @@ def demo(
     document = display.demo_document(result, str(out), time.perf_counter() - begun)
     title = f"{DATA}, {MODEL}: {shots} a class to train, {shots} to choose, {result.test_size} to test"
     display.print_json(document) if json else display.print_demo(document, title)
+
+
+@app.command()
+def compare(
+    config: Annotated[Path | None, typer.Option(help="YAML file of settings; flags replace its keys.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="Folder of seed-S/train.jsonl, seed-S/dev.jsonl and test.jsonl; or, with --shots, data."),
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Such as 13,21,42, the default.")] = None,
+    methods: Annotated[str | None, typer.Option(help="all, the default, or names with commas between.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="demo: model, local folder or Hub name. [default: demo:smollm2-135m]")
+    ] = None,
+    shots: Annotated[int | None, typer.Option(help="Examples of each class drawn for each seed, and for dev.")] = None,
+    test_size: Annotated[int | None, typer.Option(help="Test rows to draw, the same for all. [default: all]")] = None,
+    text_column: TextColumn = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of class names. [default: label]")] = None,
+    template: TemplateText = None,
+    label_words: LabelWords = None,
+    head: Head = None,
+    max_tokens: MaxTokens = None,
+    device: Annotated[str | None, typer.Option(help="A torch device; auto, the default, takes a GPU.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto (by the device), float32, bfloat16 or float16.")] = None,
+    local_files_only: Offline = False,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results. [default: runs/compare-TASK]")] = None,
+    json: Json = False,
+) -> None:
+    """Compare methods over seeds on one task: a table, compare.json and report.html.
+
+    Finished parts are kept: the same command goes on where it was stopped.
+    """
+    from cuecraft.compare.comparison import run_comparison
+    from cuecraft.compare.config import load_config
+    from cuecraft.compare.formats import text_tables
+
+    flags: dict[str, Any] = {
+        "task": task,
+        "seeds": seeds,
+        "methods": methods,
+        "model": model,
+        "shots": shots,
+        "test_size": test_size,
+    }
+    flags |= {"text_columns": text_column, "label_column": label_column, "template": _unescaped(template)}
+    flags |= {"label_words": _words(label_words or []), "head": head, "max_tokens": max_tokens, "device": device}
+    flags |= {"dtype": dtype, "local_files_only": local_files_only or None, "out": out and str(out)}
+    try:
+        with display.progress() as started:
+            document, files = run_comparison(load_config(config, flags), started)
+    except KeyboardInterrupt:
+        display.stopped()
+        raise typer.Exit(130) from None
+    if json:
+        display.print_json(document.model_dump(mode="json"))
+    else:
+        display.print_comparison(document, text_tables(document), files)
+
+
+@app.command("export")
+def export_(
+    artifact: Annotated[Path, typer.Argument(help="Artifact folder.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    kind: Annotated[str, typer.Option("--format", help="peft, so far.")] = "peft",
+    model: Annotated[str | None, typer.Option(help="Where the backbone is now, if not where it was.")] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    local_files_only: Offline = False,
+    json: Json = False,
+) -> None:
+    """Write a prompt as a folder of another library."""
+    from cuecraft.interop.commands import run_export
+
+    document = run_export(artifact, kind, out, model, device, dtype, local_files_only)
+    display.print_json(document) if json else display.page.print(f"{document['folder']} written", markup=False)
+
+
+@app.command("import")
+def import_(
+    folder: Annotated[Path, typer.Argument(help="Folder of a PEFT adapter: prompt tuning, P-tuning or prefix-tuning.")],
+    out: Annotated[Path, typer.Option(help="Artifact folder.")],
+    model: Model = "demo:smollm2-135m",
+    template: Annotated[
+        str | None, typer.Option(help="Begins with {prompt}, such as '{prompt}{text} It was{mask}'.")
+    ] = None,
+    label_words: LabelWords = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Classes with commas between, where their names are their words.")
+    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    local_files_only: Offline = False,
+    json: Json = False,
+) -> None:
+    """Make an artifact of a PEFT adapter; one that `export` wrote needs no template and no words."""
+    from cuecraft.interop.commands import run_import
+
+    names = None if classes is None else [name.strip() for name in classes.split(",") if name.strip()]
+    document = run_import(
+        folder, model, _unescaped(template), _words(label_words or []), names, out, device, dtype, local_files_only
+    )
+    display.print_json(document) if json else display.page.print(f"{document['artifact']} written", markup=False)
 
 
 def _pairs(values: list[str]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from cuecraft.compare.demo import DemoResult
+    from cuecraft.compare.formats import TextTable
+    from cuecraft.compare.schema import Comparison
     from cuecraft.prompts.manifest import Manifest
 
 Listener = Callable[[dict[str, Any]], None]
@@ -36,6 +40,11 @@ def warn(message: str) -> None:
 def fail(message: str) -> None:
     """Show an error on stderr."""
     notes.print(Text.assemble(("error: ", "bold red"), " ".join(message.split())))
+
+
+def stopped() -> None:
+    """Tell that work was stopped and is not lost."""
+    notes.print("stopped; what is finished is kept, and the same command goes on where it stopped")
 
 
 @contextmanager
@@ -167,6 +176,26 @@ def print_metrics(document: Mapping[str, Any]) -> None:
     page.print(table)
 
 
+def print_family(document: Mapping[str, Any]) -> None:
+    """Print what `multitask` found."""
+    table = Table()
+    for name in ("task", "train", "dev", "test"):
+        table.add_column(name, justify="left" if name == "task" else "right")
+    for name, metrics in document["tasks"].items():
+        values = [metrics.get(f"{part}_accuracy") for part in ("train", "dev", "test")]
+        table.add_row(name, *("-" if value is None else f"{value:.3f}" for value in values))
+    page.print(table)
+    page.print(f"family: {document['family']} ({document['seconds']:.1f} s)", markup=False)
+    first = next(iter(document["tasks"]))
+    page.print(f'try it: cuecraft predict {document["family"]}/tasks/{first} "some text"', markup=False)
+
+
+def print_mix(document: Mapping[str, Any]) -> None:
+    """Print what `mix` made."""
+    spec = document["weights"]
+    page.print(f"artifact: {document['artifact']} (LoRA of rank {spec['rank']})", markup=False)
+
+
 def print_manifest(manifest: Manifest, folder: str) -> None:
     """Print an artifact's manifest."""
     task, backbone, prompt = manifest.task, manifest.backbone, manifest.prompt
@@ -192,3 +221,28 @@ def print_manifest(manifest: Manifest, folder: str) -> None:
         if value:
             table.add_row(name, Text(value))
     page.print(table)
+
+
+def print_comparison(document: Comparison, tables: Sequence[TextTable], files: Sequence[Path]) -> None:
+    """Print a comparison as a person reads it: its tables, who was refused, and where the files are."""
+    seeds = ", ".join(str(entry.seed) for entry in document.seeds)
+    page.print(
+        f"{document.task.name}, {document.backbone.name}: seeds {seeds}; {document.test.rows} test rows", markup=False
+    )
+    for found in tables:
+        table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+        for number, name in enumerate(found.header):
+            table.add_column(name, justify="right" if number else "left", no_wrap=not number)
+        for row in found.rows:
+            cells = list(row)
+            is_best = cells[0] == document.best
+            cells[0] += " *" * is_best + " °" * (cells[0] == document.untuned)
+            table.add_row(*map(Text, cells), style="bold" if is_best else None)
+        page.print(table, "")
+    page.print("s, ms: seconds, milliseconds; MiB: peak memory; again: same steps in a second run (how many)")
+    page.print(f"* least dev loss; the test set chooses nothing\n° what 'vs untuned' compares with: {document.untuned}")
+    for refused in document.rows:
+        if refused.refused:
+            page.print(f"{refused.name} refused: {refused.refused}", markup=False, soft_wrap=True)
+    for path in files:
+        page.print(str(path), markup=False, soft_wrap=True)

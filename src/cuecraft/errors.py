@@ -37,5 +37,9 @@ class ArtifactError(CuecraftError):
     """An artifact folder is missing, damaged, of a newer schema, or made for another backbone."""
 
 
+class CompareError(CuecraftError):
+    """A comparison's settings cannot be read, or its folder cannot be used."""
+
+
 class CuecraftWarning(UserWarning):
     """Something was done that the user would want to know of, such as texts cut to fit the model."""

@@ -302,12 +302,17 @@ def starting_point(problem: Problem, token_ids: tuple[int, ...], kind: Calibrati
     """Return the hard prompt that a method starts from, calibrated, with a class head where one is needed."""
     prompt = HardPrompt(token_ids)
     if isinstance(problem.backbone, SequenceBackbone):
-        return Candidate(
-            replace(prompt, head=fit_head(problem, prompt)),
-            Calibration.none(problem.task.verbalizer.num_classes),
-        )
-    with torch.no_grad():
-        _finite(problem.backbone.class_logits(problem.train.context, prompt), problem.backbone)
+        prompt = replace(prompt, head=fit_head(problem, prompt))
+    else:
+        with torch.no_grad():
+            _finite(problem.backbone.class_logits(problem.train.context, prompt), problem.backbone)
+    return calibrated(problem, prompt, kind)
+
+
+def calibrated(problem: Problem, prompt: AnyPrompt, kind: CalibrationKind) -> Candidate:
+    """Return a prompt with the calibration of its own logits; a class head needs none."""
+    if prompt.head is not None:
+        return Candidate(prompt, Calibration.none(problem.task.verbalizer.num_classes))
     return Candidate(prompt, calibrate(problem, prompt, kind))
 
 

@@ -1,4 +1,4 @@
-"""What the commands `tune` and `predict` do: files in, artifacts and JSON-ready documents out."""
+"""What the commands `tune`, `multitask`, `mix` and `predict` do: files in, artifacts and JSON-ready documents out."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from cuecraft.backbone import load_backbone
 from cuecraft.classifier import PromptClassifier
 from cuecraft.data import Record, k_shot_split, read_records, subsample
-from cuecraft.errors import DataError
+from cuecraft.errors import DataError, MethodError
+from cuecraft.family import PromptFamily
 from cuecraft.method import Event
 from cuecraft.prompts import check_target, load_artifact
+from cuecraft.tune.mix import Combination, mix_lora
+from cuecraft.tune.multitask import MultitaskTuning
 from cuecraft.tune.prepare import data_entry
+from cuecraft.tune.registry import make_options
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class TuneRequest:
     device: str
     dtype: str
     local_files_only: bool
+    checkpoints: Path | None
     out: Path
 
 
@@ -51,7 +57,8 @@ def run_tune(request: TuneRequest, started: Callable[[str], Callable[[Event], No
     begun = time.perf_counter()
     check_target(request.out)
     train, dev, test = _splits(request)
-    _check_labels(request, train, dev=dev or [], test=test)
+    others = {request.dev or f"dev rows of {request.train}": dev or [], request.test or request.train: test}
+    check_labels(request.train, train, others)
     classifier = PromptClassifier(
         request.model,
         request.method,
@@ -67,7 +74,8 @@ def run_tune(request: TuneRequest, started: Callable[[str], Callable[[Event], No
         dtype=request.dtype,
     )
     listener = started(request.method)
-    classifier.fit(*_unzip(train), dev=_unzip(dev) if dev else None, report=listener)
+    held_out = _unzip(dev) if dev else None
+    classifier.fit(*_unzip(train), dev=held_out, report=listener, checkpoints=request.checkpoints)
     metrics: dict[str, float | None] = dict(classifier.artifact_.manifest.metrics)
     metrics.setdefault("dev_accuracy", None)
     tested: dict[str, float] = {}
@@ -121,21 +129,101 @@ def _splits(request: TuneRequest) -> tuple[list[Record], list[Record] | None, li
     return train, dev, subsample(rest, request.test_size, request.seed)
 
 
-def _check_labels(request: TuneRequest, train: Sequence[Record], **others: Sequence[Record]) -> None:
-    """Raise DataError, before anything long is done, where dev or test have a class that train has not."""
+def check_labels(source: str, train: Sequence[Record], others: Mapping[str, Sequence[Record]]) -> None:
+    """Raise DataError, before anything long is done, where other files have a class that the training file has not."""
     known = {record.label for record in train}
     for name, records in others.items():
         for row, record in enumerate(records, start=1):
             if record.label not in known:
-                source = getattr(request, name) or request.train
                 raise DataError(
-                    f"{source} row {row}: label {record.label!r} is not one of the training classes "
-                    f"({', '.join(sorted(map(str, known)))}); mend the label or add the class to {request.train}"
+                    f"{name} row {row}: label {record.label!r} is not one of the training classes "
+                    f"({', '.join(sorted(map(str, known)))}); mend the label or add the class to {source}"
                 )
 
 
 def _unzip(records: Sequence[Record]) -> tuple[list[dict[str, str]], list[str | None]]:
     return [dict(record.fields) for record in records], [record.label for record in records]
+
+
+@dataclass(frozen=True)
+class MultitaskRequest:
+    """What `cuecraft multitask` was asked for; see its help for each."""
+
+    tasks: Mapping[str, str]
+    dev: Mapping[str, str]
+    test: Mapping[str, str]
+    test_size: int | None
+    text_columns: tuple[str, ...]
+    label_column: str
+    add_to: Path | None
+    model: str
+    options: Mapping[str, Any]
+    head: str | None
+    seed: int
+    device: str
+    dtype: str
+    local_files_only: bool
+    checkpoints: Path | None
+    out: Path
+
+
+def run_multitask(request: MultitaskRequest, started: Callable[[str], Callable[[Event], None]]) -> dict[str, Any]:
+    """Train tasks together, or add tasks to trained ones; return the document of `cuecraft multitask --json`.
+
+    Raises:
+        CuecraftError: anything that the user can mend; nothing is written then.
+    """
+    begun = time.perf_counter()
+    sources = {"train": request.tasks, "dev": request.dev, "test": request.test}
+    columns = (request.text_columns, request.label_column)
+    read = {part: {name: read_records(path, *columns) for name, path in own.items()} for part, own in sources.items()}
+    for part in ("dev", "test"):
+        for name, records in read[part].items():
+            if name not in read["train"]:
+                raise DataError(f"--{part} names task {name!r}, but the tasks are {', '.join(read['train'])}")
+            check_labels(request.tasks[name], read["train"][name], {sources[part][name]: records})
+    where = {"device": request.device, "dtype": request.dtype, "local_files_only": request.local_files_only}
+    texts = {part: {name: _unzip(records) for name, records in own.items()} for part, own in read.items()}
+    if request.add_to is None:
+        options = make_options(MultitaskTuning, request.options)
+        family = PromptFamily(request.model, options, seed=request.seed, head=request.head, **where)  # type: ignore[arg-type]
+        family.fit(texts["train"], texts["dev"], report=started("multitask"), checkpoints=request.checkpoints)
+    else:
+        family = PromptFamily.load(request.add_to, **where)  # type: ignore[arg-type]
+        for name, (train, labels) in texts["train"].items():
+            family.add(name, train, labels, texts["dev"].get(name), report=started(f"adding {name}"))
+    for name, records in read["test"].items():
+        test = subsample(records, request.test_size, request.seed)
+        accuracy = float(family.classifier(name).score(*_unzip(test)))
+        family.artifacts[name] = family.artifacts[name].with_test({"test_accuracy": accuracy}, data_entry(test))
+    rows = {name: dict(family.artifacts[name].manifest.metrics) for name in texts["train"]}
+    family.save(request.out)
+    return {"family": str(request.out), "tasks": rows, "seconds": round(time.perf_counter() - begun, 2)}
+
+
+def run_mix(
+    sources: Sequence[Path], weights: Sequence[float], combination: str, where: Mapping[str, Any], out: Path
+) -> dict[str, Any]:
+    """Mix LoRA artifacts and write the mix; return the document of `cuecraft mix --json`.
+
+    Args:
+        sources: artifact folders.
+        weights: one for each.
+        combination: how PEFT mixes adapters.
+        where: `model` (None for the name that they were tuned under), `device`, `dtype`, `local_files_only`.
+        out: the mix's folder.
+    """
+    check_target(out)
+    if combination not in get_args(Combination):
+        raise MethodError(f"combination {combination!r} is unknown; choose {', '.join(get_args(Combination))}")
+    artifacts = [load_artifact(source) for source in sources]
+    made_for = artifacts[0].manifest.backbone
+    settings = {name: value for name, value in where.items() if name != "model"}
+    backbone = load_backbone(where["model"] or made_for.name, made_for.head, **settings)
+    mixed = mix_lora(artifacts, weights, backbone, combination)  # type: ignore[arg-type]
+    sha256 = mixed.save(out)
+    assert mixed.weights is not None
+    return {"artifact": str(out), "artifact_sha256": sha256, "weights": mixed.weights.spec.model_dump(mode="json")}
 
 
 def read_texts(artifact: Path, lines: Sequence[str], file: Path | None, columns: Sequence[str] | None) -> list[Record]:

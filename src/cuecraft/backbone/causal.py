@@ -75,7 +75,7 @@ class CausalBackbone(FrozenModel):
             if not self._answers_alike():
                 raise BackboneError(
                     f"{name} ({model.config.model_type}) cannot be used as a causal backbone: it does not answer alike "
-                    "with and without a context cache"
+                    "with and without a context cache; use another model or head"
                 )
 
     @property

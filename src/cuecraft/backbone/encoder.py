@@ -72,7 +72,7 @@ class EncoderBackbone(FrozenModel):
         if not agree(found, torch.cat([self._plain(piece) for piece in pieces])):
             raise BackboneError(
                 f"{self.name} ({self.model.config.model_type}) cannot be used as a {self.head_kind} backbone: "
-                "it does not answer alike with and without padding"
+                "it does not answer alike with and without padding; use another model or head"
             )
 
     @abstractmethod

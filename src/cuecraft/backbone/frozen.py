@@ -83,7 +83,9 @@ class FrozenModel(ABC):
 
     @property
     def dtype_name(self) -> str:
-        """Number type of the weights, such as ``float32``."""
+        """Number type of the weights, such as ``float32``; ``nf4`` for weights of 4 bits."""
+        if getattr(self.model, "is_loaded_in_4bit", False):
+            return "nf4"
         return str(self.model.dtype).removeprefix("torch.")
 
     @property

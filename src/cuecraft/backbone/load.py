@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from cuecraft.errors import BackboneError, CuecraftWarning
 AnyBackbone = CausalBackbone | MaskedBackbone | SequenceBackbone
 _MEET_THE_CONTRACT: tuple[type[Backbone], ...] = (CausalBackbone, MaskedBackbone, SequenceBackbone)
 
+NF4 = "nf4"
 _AUTO_CLASS = {
     HeadKind.CAUSAL: AutoModelForCausalLM,
     HeadKind.MASKED: AutoModelForMaskedLM,
@@ -50,8 +52,9 @@ def load_backbone(
         device: a torch device, or ``auto``: a GPU if there is one.
         local_files_only: never ask the Hub (as the environment variable HF_HUB_OFFLINE=1 does).
         dtype: of the weights: ``float32``, ``bfloat16``, ``float16``, or ``auto``: float32 on a CPU; on a GPU bfloat16,
-            or float16 where it has none. Class scores, losses and tuned vectors are float32 in any case. A model in
-            memory keeps its own.
+            or float16 where it has none; or ``nf4``: 4 bits a weight, as in QLoRA (Dettmers et al., NeurIPS 2023, arXiv
+            2305.14314), through bitsandbytes and on a GPU only. Class scores, losses and tuned vectors are float32 in
+            any case. A model in memory keeps its own.
 
     A name is loaded once in a process and shared after that. Weights are read from safetensors only, and no code of
     a model's repository is run.
@@ -66,7 +69,9 @@ def load_backbone(
     if isinstance(model, tuple):
         return _from_memory(*model, kind)
     where = _device(device)
-    return _load(str(model), kind, where, local_files_only, _dtype(dtype, where))
+    if dtype == NF4:
+        _require_nf4(where)
+    return _load(str(model), kind, where, local_files_only, _dtype("auto" if dtype == NF4 else dtype, where), dtype)
 
 
 def _head_kind(head: str | None) -> HeadKind | None:
@@ -86,6 +91,26 @@ def _device(device: str) -> str:
     return device
 
 
+def _require_nf4(device: str) -> None:
+    """Raise BackboneError where weights of 4 bits cannot be had."""
+    if not device.startswith("cuda"):
+        raise BackboneError(
+            f"dtype {NF4} (4-bit weights) needs a CUDA GPU, but the device is {device}; leave it at auto"
+        )
+    if find_spec("bitsandbytes") is None:
+        raise BackboneError(f"dtype {NF4} (4-bit weights) needs bitsandbytes: pip install 'cuecraft[nf4]'")
+
+
+def _quantization(dtype: torch.dtype) -> Any:
+    """Return the settings of QLoRA's backbone: NF4, doubly quantised."""
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
 def _dtype(dtype: str, device: str) -> torch.dtype:
     """Return the weights' type: by the device, not by fashion."""
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -95,7 +120,7 @@ def _dtype(dtype: str, device: str) -> torch.dtype:
             return torch.float32
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if dtype not in kinds:
-        raise BackboneError(f"dtype {dtype!r} is unknown; choose auto, {', '.join(kinds)}")
+        raise BackboneError(f"dtype {dtype!r} is unknown; choose auto, {', '.join(kinds)}, {NF4}")
     if device == "cpu" and dtype != "float32" and not _has_fast_half_precision():
         warnings.warn(
             f"{dtype} is 10 to 20 times slower than float32 on this CPU; leave dtype at auto",
@@ -115,11 +140,14 @@ def _has_fast_half_precision() -> bool:
 
 
 @lru_cache(maxsize=4)
-def _load(name: str, head: HeadKind | None, device: str, local_files_only: bool, dtype: torch.dtype) -> AnyBackbone:
+def _load(
+    name: str, head: HeadKind | None, device: str, local_files_only: bool, dtype: torch.dtype, asked: str
+) -> AnyBackbone:
     folder = str(assets.model_folder(name)) if assets.is_asset(name) else name
     where = {"pretrained_model_name_or_path": folder, "local_files_only": local_files_only}
     with _quiet(), _readable_errors(name):
         config = AutoConfig.from_pretrained(**where, trust_remote_code=False)
+    _refuse_encoder_decoder(config)
     kind = head or _saved_head(config)
     with _quiet(), _readable_errors(name):
         tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
@@ -130,6 +158,8 @@ def _load(name: str, head: HeadKind | None, device: str, local_files_only: bool,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            # Weights of 4 bits are made on the GPU while they are read, and cannot be moved afterwards.
+            **({"quantization_config": _quantization(dtype), "device_map": device} if asked == NF4 else {}),
         )
     missing = [key for key in info["missing_keys"] if not (kind is HeadKind.SEQUENCE and "pooler" in key)]
     if missing:
@@ -138,7 +168,7 @@ def _load(name: str, head: HeadKind | None, device: str, local_files_only: bool,
             f"{kind} head; choose another with head=/--head"
         )
     return _wrap(
-        model.to(device),
+        model if asked == NF4 else model.to(device),
         tokenizer,
         name,
         kind,
@@ -148,6 +178,7 @@ def _load(name: str, head: HeadKind | None, device: str, local_files_only: bool,
 
 
 def _from_memory(model: Any, tokenizer: Any, head: HeadKind | None) -> AnyBackbone:
+    _refuse_encoder_decoder(model.config)
     kind = head or _saved_head(model.config, type(model).__name__)
     if kind is HeadKind.SEQUENCE:
         model = model.base_model
@@ -172,11 +203,15 @@ def _wrap(
     return backbone
 
 
+def _refuse_encoder_decoder(config: Any) -> None:
+    """Raise BackboneError for T5, BART and kin, whatever head is asked for."""
+    if getattr(config, "is_encoder_decoder", False):
+        raise BackboneError(f"{config.model_type} is an encoder-decoder, which is not supported; use a causal model")
+
+
 def _saved_head(config: Any, class_name: str | None = None) -> HeadKind:
     """Tell what a checkpoint was saved as."""
     saved = class_name or next(iter(getattr(config, "architectures", None) or ()), "")
-    if getattr(config, "is_encoder_decoder", False):
-        raise BackboneError(f"{config.model_type} is an encoder-decoder, which is not supported; use a causal model")
     if saved.endswith(("ForMaskedLM", "ForPreTraining")):
         return HeadKind.MASKED
     if saved.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):

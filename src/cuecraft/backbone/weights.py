@@ -7,7 +7,8 @@ full fine-tuning has a copy.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Annotated, Any, Literal
 
 import torch
@@ -135,19 +136,30 @@ def load_weights(backbone: AnyBackbone, spec: LoraSpec | FullSpec, values: Mappi
     return TunedWeights(Twin(backbone, spec, seed=0), dict(values))
 
 
+def require_peft() -> None:
+    """Raise BackboneError where PEFT is not installed."""
+    if find_spec("peft") is None:
+        raise BackboneError("LoRA needs PEFT: pip install 'cuecraft[peft]'")
+
+
+def lora_config(model: Any, spec: LoraSpec) -> Any:
+    """Return PEFT's description of adapters for a model."""
+    from peft import LoraConfig
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    known = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type)
+    targets = list(spec.targets or known or ()) or "all-linear"
+    return LoraConfig(r=spec.rank, lora_alpha=spec.alpha, target_modules=targets)  # type: ignore[arg-type]  # a float
+
+
 def _lora_model(backbone: AnyBackbone, spec: LoraSpec, seed: int) -> Any:
     """Return a model with the backbone's own weights and fresh adapters around some of its linear layers."""
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise BackboneError("LoRA needs PEFT: pip install 'cuecraft[peft]'") from error
+    require_peft()
+    from peft import inject_adapter_in_model
+
     shared = [*backbone.model.parameters(), *backbone.model.buffers()]
     model = copy.deepcopy(backbone.model, {id(tensor): tensor for tensor in shared})
-    config = LoraConfig(
-        r=spec.rank,
-        lora_alpha=spec.alpha,  # type: ignore[arg-type]  # a float is taken too
-        target_modules=_targets(model, spec.targets),
-    )
+    config = lora_config(model, spec)
     try:
         inject_adapter_in_model(config, model)
     except ValueError as error:
@@ -162,12 +174,3 @@ def _lora_model(backbone: AnyBackbone, spec: LoraSpec, seed: int) -> Any:
             with torch.no_grad():
                 parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
     return model.eval()
-
-
-def _targets(model: Any, named: Sequence[str] | None) -> list[str] | str:
-    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-
-    if named:
-        return list(named)
-    known = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type)
-    return list(known) if known else "all-linear"

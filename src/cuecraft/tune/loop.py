@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -209,7 +210,8 @@ class _Training:
     def _judge(self) -> None:
         """Compare the parts' mean loss, on dev where there is one, with the least so far."""
         seen = [part.selection.trace[-1] for part in self._parts]
-        mean = float(sum(event.get("dev_loss", event["train_loss"]) for event in seen)) / len(seen)
+        losses = [event["dev_loss"] if "dev_loss" in event else event["train_loss"] for event in seen]
+        mean = math.fsum(losses) / len(losses)
         is_least = self._least is None or mean < self._least
         self._since_least = 0 if is_least else self._since_least + 1
         if is_least:

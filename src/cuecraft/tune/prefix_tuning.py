@@ -25,6 +25,7 @@ from cuecraft.method import (
     Outcome,
     Problem,
     Selection,
+    calibrated,
     fit_head,
     score,
     starting_point,
@@ -74,7 +75,7 @@ class PrefixTuning(TensorOptions, Method):
         words = HardPrompt(problem.initial_ids)
         if problem.backbone.head_kind is HeadKind.SEQUENCE:
             words = HardPrompt(problem.initial_ids, fit_head(problem, PrefixPrompt(words, states)))
-        first = Candidate(PrefixPrompt(words, states), untuned.calibration)
+        first = calibrated(problem, PrefixPrompt(words, states), self.calibration)
         train(self, problem, self.trainable(problem, first), selection)
         return selection.outcome(untuned)
 

@@ -17,6 +17,7 @@ from cuecraft.method import (
     Outcome,
     Problem,
     Selection,
+    calibrated,
     fit_head,
     score,
     starting_point,
@@ -60,7 +61,7 @@ class PromptTuning(EmbeddingTraining, Method):
         init = self.init or (Init.TEXT if problem.initial_ids or self.init_text else Init.VOCABULARY)
         vectors = initial_vectors(problem, init, self.prompt_length, self.init_text)
         head = fit_head(problem, SoftPrompt(vectors)) if problem.backbone.head_kind is HeadKind.SEQUENCE else None
-        self.refine(problem, Candidate(SoftPrompt(vectors, head), untuned.calibration), selection)
+        self.refine(problem, calibrated(problem, SoftPrompt(vectors, head), self.calibration), selection)
         return selection.outcome(untuned)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -18,6 +18,8 @@ from cuecraft.tune.probe import EmbeddingProbe, LinearProbe
 from cuecraft.tune.prompt_tuning import PromptTuning, PTuning
 from cuecraft.tune.soup import Soup
 from cuecraft.tune.zero_shot import ZeroShot
+
+Chosen = TypeVar("Chosen", bound=Options)
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
@@ -53,7 +55,16 @@ def make_method(name: str, options: Mapping[str, Any] | None = None) -> Method:
     """
     if name not in METHODS:
         raise MethodError(f"unknown method {name!r}; choose {', '.join(METHODS)}")
-    kind = METHODS[name]
+    return make_options(METHODS[name], options)
+
+
+def make_options(kind: type[Chosen], options: Mapping[str, Any] | None = None) -> Chosen:
+    """Return options of a kind that has a name, such as a method.
+
+    Raises:
+        MethodError: unknown option, or a value out of range.
+    """
+    name = getattr(kind, "name", kind.__name__)
     try:
         return kind.model_validate(_nested(options or {}))
     except ValidationError as error:

@@ -1,0 +1,207 @@
+"""What a comparison is asked for: a YAML file, flags beside it, and the methods that these name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from cuecraft.assets import PREFIX, is_asset
+from cuecraft.backbone import HeadKind
+from cuecraft.errors import CompareError, MethodError
+from cuecraft.method import Method
+from cuecraft.tune import METHODS, make_method
+
+ALL = "all"
+UNTUNED, CALIBRATED = "zero-shot", "calibrated"
+#: Rows that are a method with options of its own.
+NAMED: Mapping[str, tuple[str, Mapping[str, Any]]] = {CALIBRATED: (UNTUNED, {"calibration": "fitted"})}
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+=-]{0,59}")
+
+
+class MethodEntry(BaseModel):
+    """One row of the comparison."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(description="as shown, and as the row's files are named")
+    method: str | None = Field(None, description="the method's name; by default the row's")
+    options: dict[str, Any] = Field(default_factory=dict, description="values of the method's options")
+
+
+class CompareConfig(BaseModel):
+    """Settings of `cuecraft compare`: the keys of its YAML file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    task: str = Field(
+        description="a folder with seed-S/train.jsonl, seed-S/dev.jsonl and test.jsonl; or, with shots, a data file or "
+        "demo: data; paths are taken from the current folder"
+    )
+    seeds: list[int] = Field([13, 21, 42], description="of splits and of methods; each method runs once with each")
+    methods: str | list[str | MethodEntry] = Field(
+        ALL, description="all, or a list of names and of {name, method, options}"
+    )
+    model: str = Field("demo:smollm2-135m", description="demo: model, local folder or Hub name")
+    head: str | None = Field(None, description="causal, masked or sequence; by default what the checkpoint has")
+    device: str = Field("auto", description="a torch device; auto takes a GPU if there is one")
+    dtype: str = Field("auto", description="auto (by the device), float32, bfloat16 or float16")
+    local_files_only: bool = Field(False, description="never ask the Hub for a model")
+    shots: int | None = Field(None, ge=1, description="examples of each class drawn to train on, and as many for dev")
+    test_size: int | None = Field(None, ge=1, description="test rows to draw, the same for all; by default all")
+    text_columns: list[str] = Field(["text"], min_length=1, description="columns of text")
+    label_column: str = Field("label", description="column of class names")
+    template: str | None = Field(
+        None, description="such as '{text}{prompt:\\nSentiment:}{mask}'; by default a general one"
+    )
+    label_words: dict[str, list[str]] | None = Field(None, description="class: [words]; by default the classes' names")
+    max_tokens: int | None = Field(None, ge=1, description="tokens of one input at most")
+    out: str | None = Field(None, description="folder of the results; by default runs/compare-TASK")
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _split_seeds(cls, value: Any) -> Any:
+        return _words(value) if isinstance(value, str) else value
+
+    @field_validator("seeds")
+    @classmethod
+    def _check_seeds(cls, value: list[int]) -> list[int]:
+        if not value:
+            raise ValueError("no seeds; give at least one, such as 13,21,42")
+        if len(set(value)) < len(value):
+            raise ValueError("a seed is named twice; name each once")
+        return value
+
+    @field_validator("methods")
+    @classmethod
+    def _split_methods(cls, value: str | list[str | MethodEntry]) -> str | list[str | MethodEntry]:
+        names = _words(value) if isinstance(value, str) else value
+        if not names:
+            raise ValueError("no methods; give all, or names")
+        return ALL if names == [ALL] else list(names)
+
+    @property
+    def task_name(self) -> str:
+        """The task's name, made of the folder's, the file's or the data's."""
+        if is_asset(self.task):
+            return self.task.removeprefix(PREFIX)
+        path = Path(self.task)
+        return (path.stem if path.suffix else path.resolve().name) or "task"
+
+    @property
+    def folder(self) -> Path:
+        """Where the results go."""
+        return Path(self.out) if self.out else Path("runs", f"compare-{self.task_name}")
+
+
+def _words(value: str) -> list[str]:
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
+def load_config(file: Path | None, flags: Mapping[str, Any]) -> CompareConfig:
+    """Return the settings of a YAML file, with flags in place of the keys that they name.
+
+    Args:
+        file: the YAML file, if any.
+        flags: values by key; None is no value.
+
+    Raises:
+        CompareError: the file cannot be read, or a key or value is wrong.
+    """
+    settings = _read_yaml(file) if file else {}
+    settings |= {name: value for name, value in flags.items() if value is not None}
+    where = f"{file}: " if file else ""
+    if "task" not in settings:
+        raise CompareError(f"{where}no task; give --task FOLDER, or task in a --config file")
+    try:
+        return CompareConfig.model_validate(settings)
+    except ValidationError as error:
+        # Of a value that may be of several shapes, the shape that it came nearest to.
+        first = max(error.errors(), key=lambda found: len(found["loc"]))
+        place = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("list[", "MethodEntry")))
+        if first["type"] == "extra_forbidden":
+            known = CompareConfig if len(first["loc"]) == 1 else MethodEntry
+            raise CompareError(f"{where}unknown key {place!r}; the keys are {', '.join(known.model_fields)}") from None
+        message = first["msg"].removeprefix("Value error, ")
+        message = message[:1].lower() + message[1:]
+        raise CompareError(f"{where}{place}: {message} (got {first['input']!r})") from None
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CompareError(f"{file}: no such file; check the path") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CompareError(f"{file}: not readable as UTF-8 text ({error})") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        raise CompareError(f"{file}{where}: not valid YAML ({getattr(error, 'problem', error)}); mend it") from None
+    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+        raise CompareError(f"{file}: a YAML {type(found).__name__}, but settings are 'key: value' lines")
+    return found
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A method that takes part.
+
+    Args:
+        name: of its row.
+        method: with its options.
+        may_refuse: whether it may say that it does not go with the backbone, since nobody asked for it by name.
+    """
+
+    name: str
+    method: Method
+    may_refuse: bool = False
+
+
+def contenders(config: CompareConfig) -> list[Contender]:
+    """Return the methods that a configuration names, in its order.
+
+    Raises:
+        MethodError: an unknown method or option, or a name that cannot be used or is used twice.
+    """
+    if config.methods == ALL:
+        names = [UNTUNED, CALIBRATED, *(name for name in METHODS if name != UNTUNED)]
+        return [_contender(MethodEntry(name=name), may_refuse=True) for name in names]
+    entries = [MethodEntry(name=entry) if isinstance(entry, str) else entry for entry in config.methods]
+    found = [_contender(entry) for entry in entries]
+    names = [entry.name for entry in found]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise MethodError(f"methods: {twice!r} is named twice; give each row a name of its own")
+    return found
+
+
+def _contender(entry: MethodEntry, may_refuse: bool = False) -> Contender:
+    known = {**{name: (name, {}) for name in METHODS}, **NAMED}
+    if not _FILE_NAME.fullmatch(entry.name):
+        raise MethodError(
+            f"methods: the name {entry.name!r} cannot name a file; use up to 60 letters, digits, spaces and ._+=-"
+        )
+    if entry.name in known and (entry.options or entry.method not in (None, entry.name)):
+        # A table in which `zero-shot` was calibrated, or `lora` was something else, would mislead.
+        raise MethodError(f"methods: {entry.name!r} is the name of a method as it comes; give this row another name")
+    kind = entry.method or entry.name
+    if kind not in known:
+        raise MethodError(f"unknown method {kind!r}; choose all, {', '.join(known)}")
+    method, options = known[kind]
+    return Contender(entry.name, make_method(method, {**options, **entry.options}), may_refuse)
+
+
+def with_references(found: Sequence[Contender], head: HeadKind) -> list[Contender]:
+    """Return the contenders with the untuned prompt, plain and calibrated, before them where the backbone has words."""
+    if head is HeadKind.SEQUENCE:
+        return list(found)
+    names = {contender.name for contender in found}
+    missing = [name for name in (UNTUNED, CALIBRATED) if name not in names]
+    return [*(_contender(MethodEntry(name=name)) for name in missing), *found]

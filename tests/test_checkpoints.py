@@ -1,0 +1,175 @@
+"""A training that is killed and goes on ends with the bits of one that was not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import LABELS, TEXTS, tiny_problem
+from cuecraft import PromptClassifier
+from cuecraft.checkpoints import Checkpoints
+from cuecraft.errors import MethodError
+from cuecraft.tune import make_method
+from cuecraft.tune.finish import make_artifact
+
+RESUMED = {
+    "prompt-tuning": {"epochs": 6, "learning_rate": 0.1},
+    "p-tuning": {"epochs": 6, "encoder": "lstm", "encoder_width": 8, "encoder_learning_rate": 0.01},
+    "p-tuning mlp": {"epochs": 6, "encoder": "mlp", "encoder_width": 8, "encoder_learning_rate": 0.01},
+    "prefix-tuning": {"epochs": 6, "encoder_width": 8, "encoder_learning_rate": 0.01},
+    "p-tuning-v2": {"epochs": 6, "learning_rate": 0.1},
+    "deep-cue": {"epochs": 6},
+    "hybrid": {"search.steps": 2, "search.candidates": 4, "tune.epochs": 6},
+    "soup": {"members": 2, "deep.epochs": 4},
+    "lora": {"epochs": 6, "learning_rate": 0.01},
+    "lora-prompt": {"epochs": 6, "learning_rate": 0.01},
+    "full": {"epochs": 6, "learning_rate": 0.001},
+}
+
+
+class Killed(Exception):
+    """Stands for a kill: nothing after it is run."""
+
+
+@pytest.fixture(autouse=True)
+def _save_each_epoch(monkeypatch):
+    monkeypatch.setattr("cuecraft.tune.loop._SAVE_SECONDS", 0.0)
+
+
+def artifact_of(backbone, name, folder=None, stop_after=None):
+    """Run a method; with a number of events after which it is killed."""
+    seen = []
+
+    def report(event):
+        seen.append(event)
+        if len(seen) == stop_after:
+            raise Killed
+
+    problem = tiny_problem(backbone, report=report)
+    method = make_method(name.split()[0], RESUMED[name])
+    checkpoints = Checkpoints(folder, "key") if folder else None
+    return make_artifact(problem, method.fit(replace(problem, checkpoints=checkpoints)), method), len(seen)
+
+
+@pytest.mark.parametrize("kind", ["causal", "sequence"])
+@pytest.mark.parametrize("name", RESUMED)
+def test_killed_and_resumed_gives_the_same_bits(name, kind, request, tmp_path):
+    backbone = request.getfixturevalue(kind)
+    whole, events = artifact_of(backbone, name)
+    for stop in (events // 2, events - 1):
+        with pytest.raises(Killed):
+            artifact_of(backbone, name, tmp_path / "state", stop if stop == events // 2 else 3)
+    resumed, again = artifact_of(backbone, name, tmp_path / "state")
+    assert again < events  # it went on, and did not begin anew
+    assert resumed.save(tmp_path / "b") == whole.save(tmp_path / "a")
+    assert list(resumed.trace) == list(whole.trace)
+    finished, once_more = artifact_of(backbone, name, tmp_path / "state")
+    assert once_more <= again
+    assert finished.save(tmp_path / "c") == whole.save(tmp_path / "a")
+
+
+def test_a_state_of_another_run_or_a_damaged_one_is_refused(causal_folder, tmp_path):
+    texts, labels = [text for text, _ in TEXTS], [LABELS[label] for _, label in TEXTS]
+    options = {"epochs": 2, "encoder_width": 8}
+
+    def fit(seed):
+        classifier = PromptClassifier(str(causal_folder), "p-tuning", method_options=options, seed=seed)
+        return classifier.fit(texts, labels, checkpoints=tmp_path / "state")
+
+    fit(0)
+    with pytest.raises(MethodError, match="belongs to another run"):
+        fit(1)
+    state = next((tmp_path / "state").iterdir()) / "state.json"
+    state.write_text(state.read_text()[:20])
+    with pytest.raises(MethodError, match="damaged"):
+        fit(0)
+
+
+CHILD = """
+import sys, json, torch
+torch.set_num_threads(1)
+import cuecraft.tune.loop as loop
+loop._SAVE_SECONDS = 0.0
+from cuecraft import PromptClassifier
+folder, state, out, encoder, slow = sys.argv[1:]
+texts, labels = json.loads(sys.stdin.read())
+def report(event):
+    if slow == "slow":
+        import time; time.sleep(0.15)
+options = {"epochs": 30, "patience": 30, "encoder": encoder, "encoder_width": 16}
+classifier = PromptClassifier(folder, "p-tuning", method_options=options)
+classifier.fit(texts, labels, report=report, checkpoints=state if state != "-" else None)
+print(classifier.save(out))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder", ["lstm", "mlp"])
+def test_p_tuning_survives_sigkill(encoder, causal_folder, tmp_path):
+    data = json.dumps([[text for text, _ in TEXTS], [LABELS[label] for _, label in TEXTS]])
+
+    def start(state, out, pace):
+        arguments = [sys.executable, "-c", CHILD, str(causal_folder), str(state), str(tmp_path / out), encoder, pace]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        process = subprocess.Popen(arguments, env=os.environ | {"OMP_NUM_THREADS": "1"}, **pipes)
+        process.stdin.write(data)
+        process.stdin.close()
+        return process
+
+    whole = start("-", "whole", "fast")
+    expected = whole.stdout.read().strip()
+    assert whole.wait() == 0
+    state = tmp_path / "state"
+    reached = []
+    for _ in range(3):
+        process = start(state, "resumed", "slow")
+        begun = len(reached) and reached[-1]
+        while epoch_of(state) < begun + 3:
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        reached.append(epoch_of(state))
+    assert 0 < reached[0] < reached[1] < reached[2] < 30
+    last = start(state, "resumed", "fast")
+    assert last.stdout.read().strip() == expected
+    assert last.wait() == 0
+
+
+def epoch_of(state: Path) -> int:
+    """The epoch that a state on disk has reached; -1 where there is none, or it is just being replaced."""
+    try:
+        return json.loads(next(state.glob("*/state.json")).read_text())["epoch"]
+    except (StopIteration, OSError):
+        return -1
+
+
+def test_a_state_holds_no_pickle(causal, tmp_path):
+    artifact_of(causal, "p-tuning", tmp_path / "state")
+    names = {path.name for path in (tmp_path / "state").rglob("*") if path.is_file()}
+    assert names == {"state.json", "state.safetensors"}
+
+
+def test_without_a_dev_set_it_resumes_too(causal, tmp_path):
+    def run(folder=None, stop=None):
+        def report(event):
+            if event["step"] == stop:
+                raise Killed
+
+        problem = replace(tiny_problem(causal, report=report), dev=None)
+        if folder:
+            problem = replace(problem, checkpoints=Checkpoints(folder, "key"))
+        return make_method("p-tuning", RESUMED["p-tuning"]).fit(problem)
+
+    whole = run()
+    with pytest.raises(Killed):
+        run(tmp_path / "state", 3)
+    resumed = run(tmp_path / "state")
+    assert torch.equal(whole.best.prompt.embeddings, resumed.best.prompt.embeddings)
