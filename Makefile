@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := $(VENV)/.peers
 
-.PHONY: demo test test-slow check lint format bench bench-speed bench-deep-cue clean
+.PHONY: demo test test-slow check lint format bench bench-speed bench-deep-cue support clean
 
 demo: $(READY)  ## find a prompt for film reviews, six ways, and keep the best
 	$(BIN)/cuecraft demo --out runs/demo
@@ -17,6 +17,9 @@ test-slow: $(READY)  ## the long tests too
 	$(BIN)/python -m pytest -m "slow or not slow"
 
 check: lint test  ## what CI runs
+
+support: $(READY)  ## try every architecture, head and method on tiny models, and write docs/support.md
+	CUECRAFT_WRITE=1 $(BIN)/python -m pytest tests/test_support.py -m "slow or not slow"
 
 lint: $(READY)
 	$(BIN)/ruff check src tests benchmarks

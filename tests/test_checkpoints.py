@@ -63,9 +63,10 @@ def artifact_of(backbone, name, folder=None, stop_after=None):
 def test_killed_and_resumed_gives_the_same_bits(name, kind, request, tmp_path):
     backbone = request.getfixturevalue(kind)
     whole, events = artifact_of(backbone, name)
-    for stop in (events // 2, events - 1):
+    # The second run is killed after the first one's state; a search is made again, so hybrid's is killed once.
+    for stop in (events - 2,) if name == "hybrid" else (events // 2, 3):
         with pytest.raises(Killed):
-            artifact_of(backbone, name, tmp_path / "state", stop if stop == events // 2 else 3)
+            artifact_of(backbone, name, tmp_path / "state", stop)
     resumed, again = artifact_of(backbone, name, tmp_path / "state")
     assert again < events  # it went on, and did not begin anew
     assert resumed.save(tmp_path / "b") == whole.save(tmp_path / "a")
@@ -102,8 +103,8 @@ folder, state, out, encoder, slow = sys.argv[1:]
 texts, labels = json.loads(sys.stdin.read())
 def report(event):
     if slow == "slow":
-        import time; time.sleep(0.15)
-options = {"epochs": 30, "patience": 30, "encoder": encoder, "encoder_width": 16}
+        import time; time.sleep(0.2)
+options = {"epochs": 60, "patience": 60, "encoder": encoder, "encoder_width": 16}
 classifier = PromptClassifier(folder, "p-tuning", method_options=options)
 classifier.fit(texts, labels, report=report, checkpoints=state if state != "-" else None)
 print(classifier.save(out))
@@ -137,7 +138,7 @@ def test_p_tuning_survives_sigkill(encoder, causal_folder, tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
         reached.append(epoch_of(state))
-    assert 0 < reached[0] < reached[1] < reached[2] < 30
+    assert 0 < reached[0] < reached[1] < reached[2] < 60
     last = start(state, "resumed", "fast")
     assert last.stdout.read().strip() == expected
     assert last.wait() == 0

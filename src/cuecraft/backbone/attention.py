@@ -186,14 +186,22 @@ AttentionInterface.register(_NAME, _attention)
 AttentionMaskInterface.register(_NAME, _mask)
 
 
-def cache_of(layers: Layers) -> DynamicCache:
-    """Wrap keys and values as the model's ordinary cache, for architectures with attention of their own kind.
+class _FixedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not checked
+    """Keys and values that a pass attends to and adds nothing to.
 
-    A pass adds to the wrapper, never to the tensors.
+    So that a layer which is computed again for its gradient meets the same ones.
     """
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **options: Any) -> tuple[Tensor, Tensor]:
+        """Return the kept keys and values with new ones behind them."""
+        return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
+
+
+def cache_of(layers: Layers) -> DynamicCache:
+    """Wrap keys and values as the model's ordinary cache, for architectures with attention of their own kind."""
     cache = DynamicCache()
     for keys, values in layers:
-        layer = DynamicLayer()
+        layer = _FixedLayer()
         layer.lazy_initialization(keys, values)
         layer.keys, layer.values = keys, values
         cache.layers.append(layer)

@@ -77,7 +77,7 @@ class AutoPrompt(Method):
                     total=self.steps,
                     accepted=True,
                     position=swap[0],
-                    token_ids=_hard(current).token_ids,
+                    token_ids=list(_hard(current).token_ids),
                     prompt=_text(problem, current),
                 )
             else:

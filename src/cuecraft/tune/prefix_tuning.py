@@ -122,8 +122,8 @@ class PTuningV2(PrefixTuning):
 
     name: ClassVar[str] = "p-tuning-v2"
 
+    learning_rate: float = Field(0.1, gt=0, description="AdamW step, in units of the first states' RMS in each layer")
     encoder: EncoderKind | None = Field(None, description="`mlp` or `lstm` to make the states while training")
-    init: PrefixInit = Field(PrefixInit.RANDOM, description="`text` or `random`")
 
 
 def _typical(problem: Problem) -> tuple[int, ...]:

@@ -1,0 +1,545 @@
+"""Prefixes (keys and values of every layer), class heads, features and gradient checkpointing, by plain ways."""
+
+import importlib
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from transformers import DynamicCache, Gemma2Config, Gemma2ForCausalLM
+
+from architectures import ARCHITECTURES, tiny_model
+from conftest import TEXTS, lively, make_examples, make_task, tiny_problem
+from cuecraft.backbone import Budget, ClassHead, load_backbone
+from cuecraft.backbone.layers import gradient_checkpointing
+from cuecraft.backbone.weights import LoraSpec, Twin
+from cuecraft.errors import BackboneError, PromptError
+from cuecraft.prompts import DeepCue, HardPrompt, PrefixPrompt, SoftPrompt
+from cuecraft.tune import make_method
+from oracles import own_layers, plain_class_logits, saved_bytes
+
+CAUSAL = ["llama", "gpt2", "qwen2", "opt", "gemma2"]
+WITH_PAST = ["bert", "roberta", "electra"]  # encoders whose own forward takes keys and values
+WITHOUT_PAST = ["distilbert", "modernbert"]
+IDS = (300, 301, 302, 303)
+WORDS = (60, 61, 62)  # of the encoders' smaller vocabulary
+SHORT = TEXTS[:6]
+SEVERAL_WORDS = {"negative": ["bad", "awful"], "positive": ["good", "great"]}
+SEVERAL_TOKENS = {"negative": ["never good", "bad"], "positive": ["bright and warm"]}
+
+
+def gemma2(tokenizer, **changes):
+    vocabulary = {"vocab_size": len(tokenizer), "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    heads = {"head_dim": 8, "num_key_value_heads": 2}
+    return lively(Gemma2ForCausalLM(Gemma2Config(**(shape | vocabulary | heads | changes))))
+
+
+@pytest.fixture(scope="module")
+def make(byte_tokenizer, word_tokenizer):
+    """Give tiny backbones by architecture, head and number type; each is made once."""
+
+    @cache
+    def build(name, head="causal", dtype=torch.float32, **changes):
+        is_encoder = name != "gemma2" and ARCHITECTURES[name].is_encoder
+        tokenizer = word_tokenizer if is_encoder else byte_tokenizer
+        model = gemma2(tokenizer, **changes) if name == "gemma2" else tiny_model(name, head, tokenizer, **changes)
+        return load_backbone((model.to(dtype), tokenizer), head)
+
+    return build
+
+
+def random_states(backbone, length, seed=0):
+    shape = backbone.states_shape(length)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(backbone.model.dtype) * 0.5
+
+
+def random_head(backbone, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return ClassHead(torch.randn(2, backbone.hidden_size, generator=generator), torch.randn(2, generator=generator))
+
+
+def assert_close(found, expected, tolerance=1e-5):
+    assert found.shape == expected.shape
+    error = float((found.double() - expected.double()).abs().max())
+    assert error <= tolerance * max(1.0, float(expected.abs().max())), error
+
+
+def class_scores(logits, label_ids):
+    """Return each class's score from logits `[V]` of the whole vocabulary; words of one token."""
+    return torch.stack([logits[[ids[0] for ids in words]].double().logsumexp(-1) for words in label_ids])
+
+
+# Causal, prompt first: the prefix is what the words' own tokens would have left.
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("behind", [0, 1], ids=["no words behind", "a word behind"])
+@pytest.mark.parametrize("template", ["{prompt}{text} it is{mask}", "Review:{prompt}{text}{mask}"])
+@pytest.mark.parametrize("several_tokens", [False, True], ids=["one token", "several tokens"])
+@torch.no_grad()
+def test_the_prefix_of_words_is_the_words(name, behind, template, several_tokens, make):
+    backbone = make(name)
+    # Gemma 2 rescales its logits, and takes words of one token only.
+    words = SEVERAL_TOKENS if several_tokens and name != "gemma2" else None
+    context = backbone.context(make_examples(SHORT), make_task(template, words))
+    before = context.pieces[0].before
+    assert len({len(piece.after) for piece in context.pieces}) > 3
+    states = backbone.read_states([*before, *IDS])[:, :, :, len(before) : len(before) + len(IDS) - behind]
+    kept = states.clone()
+    prefix, plain = PrefixPrompt(HardPrompt(IDS[len(IDS) - behind :]), states), HardPrompt(IDS)
+    found = backbone.class_logits(context, prefix)
+    assert_close(found, backbone.class_logits(context, plain))
+    assert_close(backbone.features(context, prefix), backbone.features(context, plain))
+    assert_close(found, plain_class_logits(backbone, context, IDS))
+    assert torch.equal(states, kept)
+
+
+def test_one_family_here_has_an_attention_of_its_own(make):
+    assert [make(name)._shares_context for name in CAUSAL] == [True, True, True, True, False]
+
+
+# Causal, prompt last: the prefix stands between the text and the words.
+
+
+def plain_logits_behind(model, before, states, ids):
+    """Return logits `[V]` after a text, a prefix and more ids: one text, no padding, an ordinary cache made by hand."""
+    kept = DynamicCache()
+    model(input_ids=torch.tensor([before]), use_cache=True, past_key_values=kept)
+    joined = DynamicCache()
+    for number, (keys, values) in enumerate(states):
+        layer = kept.layers[number]
+        parts = [torch.cat([own, new[None]], dim=2) for own, new in ((layer.keys, keys), (layer.values, values))]
+        joined.update(*parts, number)
+    first = len(before) + states.shape[3]
+    positions = torch.arange(first, first + len(ids))[None]
+    return model(input_ids=torch.tensor([ids]), position_ids=positions, past_key_values=joined).logits[0, -1]
+
+
+def plain_prefix_logits(backbone, context, states, words):
+    rows = [
+        plain_logits_behind(backbone.model, piece.before, states, [*words, *piece.after]) for piece in context.pieces
+    ]
+    return torch.stack([class_scores(row, context.renderer.label_ids) for row in rows])
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("template", ["{text}{prompt}{mask}", "Review: {text}{prompt}\nSentiment:{mask}"])
+@torch.no_grad()
+def test_a_prefix_behind_the_text_is_a_cache_made_by_hand(name, template, make):
+    backbone = make(name, dtype=torch.float64)
+    context = backbone.context(make_examples(SHORT), make_task(template, SEVERAL_WORDS))
+    states = random_states(backbone, 5)
+    expected = plain_prefix_logits(backbone, context, states, IDS)
+    assert_close(backbone.class_logits(context, PrefixPrompt(HardPrompt(IDS), states)), expected)
+    without = backbone.class_logits(context, HardPrompt(IDS))
+    assert float((without - expected).abs().max()) > 0.01
+
+
+@torch.no_grad()
+def test_a_prefix_behind_the_text_needs_no_kept_context(make, monkeypatch):
+    """Texts beyond the budget are read in the pass itself, a few at a time."""
+    backbone = make("llama")
+    prompt = PrefixPrompt(HardPrompt(IDS), random_states(backbone, 3))
+    task = make_task("{text}{prompt}{mask}")
+    whole = backbone.class_logits(backbone.context(make_examples(SHORT), task), prompt)
+    unkept = backbone.context(make_examples(SHORT), task, keep_bytes=0)
+    assert all(state is None for state in unkept.states)
+    assert_close(backbone.class_logits(unkept, prompt), whole)
+    monkeypatch.setattr(backbone, "budget", Budget(tokens=8, bytes=2**30))
+    assert_close(backbone.class_logits(unkept, prompt), whole)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+@torch.no_grad()
+def test_swaps_behind_a_prefix_are_each_right(name, make):
+    backbone = make(name)
+    context = backbone.context(make_examples(SHORT), make_task("{text}{prompt}{mask}"))
+    prompt = PrefixPrompt(HardPrompt(IDS), random_states(backbone, 3))
+    swaps = [(position, token) for position in range(len(IDS)) for token in (5, 77, 310)]
+    for (position, token), found in zip(swaps, backbone.score_swaps(context, prompt, swaps), strict=True):
+        words = prompt.base.swapped(position, token).token_ids
+        assert_close(found, plain_prefix_logits(backbone, context, prompt.states, words), 1e-4)
+
+
+# Encoders: all tokens see the prefix, which takes no position.
+
+
+def past_of(states):
+    past = DynamicCache()
+    for number, (keys, values) in enumerate(states):
+        past.update(keys[None], values[None], number)
+    return past
+
+
+def output_with_past(backbone, ids, states):
+    """The model's own forward over keys and values that it is given; positions as without them."""
+    first = backbone.model.config.pad_token_id + 1 if backbone.model.config.model_type == "roberta" else 0
+    positions = torch.arange(first, first + len(ids))[None]
+    return backbone.model(input_ids=torch.tensor([ids]), position_ids=positions, past_key_values=past_of(states))
+
+
+def output_with_eager_past(backbone, ids, states, monkeypatch):
+    """The model's own forward in which each layer's eager attention is handed further keys and values."""
+    model = backbone.model
+    module = importlib.import_module(type(model).__module__)
+    plain = module.eager_attention_forward
+    layers = iter(states)
+
+    def attention(owner, query, key, value, mask, **options):
+        keys, values = next(layers)
+        key, value = torch.cat([keys[None], key], dim=2), torch.cat([values[None], value], dim=2)
+        if mask is not None:
+            mask = torch.cat([torch.zeros(*mask.shape[:3], keys.shape[1]), mask], dim=3)
+        return plain(owner, query, key, value, mask, **options)
+
+    own = model.config._attn_implementation
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "eager_attention_forward", attention)
+        patch.setattr(model.config, "_attn_implementation", "eager")
+        output = model(input_ids=torch.tensor([ids]))
+    assert next(layers, None) is None
+    assert model.config._attn_implementation == own
+    return output
+
+
+def plain_output(backbone, ids, states, monkeypatch):
+    if backbone.model.config.model_type in WITHOUT_PAST:
+        return output_with_eager_past(backbone, ids, states, monkeypatch)
+    return output_with_past(backbone, ids, states)
+
+
+@pytest.mark.parametrize("name", [*WITH_PAST, *WITHOUT_PAST])
+@pytest.mark.parametrize("template", ["{text}{prompt}{mask}.", "{prompt}{mask}: {text}"])
+@torch.no_grad()
+def test_a_masked_model_sees_the_prefix_as_its_own_forward_does(name, template, make, monkeypatch):
+    backbone = make(name, "masked")
+    context = backbone.context(make_examples(SHORT), make_task(template, SEVERAL_WORDS))
+    assert len({len(piece) for piece in context.pieces}) > 3
+    prompt = PrefixPrompt(HardPrompt(WORDS), random_states(backbone, 5))
+    found = backbone.class_logits(context, prompt)
+    rows = []
+    for piece in context.pieces:
+        ids = [*piece.before, *WORDS, *piece.after]
+        logits = plain_output(backbone, ids, prompt.states, monkeypatch).logits[0]
+        rows.append(class_scores(logits[ids.index(backbone.tokenizer.mask_token_id)], context.renderer.label_ids))
+    assert_close(found, torch.stack(rows))
+    for row in range(len(context)):
+        assert_close(backbone.class_logits(context.select([row]), prompt)[0], found[row])
+    without = backbone.class_logits(context, HardPrompt(WORDS))
+    assert float((without - found).abs().max()) > 0.01
+
+
+@torch.no_grad()
+def test_a_prefix_is_seen_beyond_a_window_of_local_attention(make, monkeypatch):
+    backbone = make("modernbert", "masked", local_attention=8)
+    context = backbone.context(make_examples(), make_task("{text}{prompt}{mask}."))
+    assert max(map(len, context.pieces)) > 12
+    states = random_states(backbone, 5)
+    found = backbone.class_logits(context, PrefixPrompt(HardPrompt(WORDS), states))
+    for row, piece in enumerate(context.pieces):
+        ids = [*piece.before, *WORDS, *piece.after]
+        logits = plain_output(backbone, ids, states, monkeypatch).logits[0]
+        slot = ids.index(backbone.tokenizer.mask_token_id)
+        assert_close(found[row], class_scores(logits[slot], context.renderer.label_ids))
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert", "modernbert", "llama", "gpt2"])
+@torch.no_grad()
+def test_pooled_features_see_the_prefix_as_the_models_own_forward_does(name, make, monkeypatch):
+    backbone = make(name, "sequence")
+    context = backbone.context(make_examples(SHORT), make_task("{prompt}{text}"))
+    prompt = PrefixPrompt(HardPrompt(WORDS), random_states(backbone, 4))
+    found = backbone.features(context, prompt)
+    for row, piece in enumerate(context.pieces):
+        ids = [*piece.before, *WORDS, *piece.after]
+        hidden = plain_output(backbone, ids, prompt.states, monkeypatch).last_hidden_state[0]
+        start = len(piece.before)
+        text = torch.cat([hidden[:start], hidden[start + len(WORDS) :]])
+        assert_close(found[row], text.mean(0) if ARCHITECTURES[name].is_encoder else hidden[-1])
+
+
+@pytest.mark.parametrize(("name", "head"), [("bert", "masked"), ("modernbert", "masked"), ("distilbert", "sequence")])
+@torch.no_grad()
+def test_an_encoders_read_states_are_what_its_layers_make(name, head, make):
+    """Keys and values of a text, put before the same text, weigh each token twice: attention stays as it was."""
+    backbone = make(name, head)
+    ids = [2, *WORDS, 70, 71, 3]
+    states = backbone.read_states(ids)
+    with pytest.MonkeyPatch.context() as patch:
+        doubled = plain_output(backbone, ids, states, patch)
+    plain = backbone.model(input_ids=torch.tensor([ids]))
+    assert_close(doubled[0], plain[0], 1e-4)
+
+
+# Gradients
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "template"),
+    [
+        ("gpt2", "causal", "{text}{prompt: it was}{mask}"),
+        ("gpt2", "causal", "{prompt: it was}{text} it is{mask}"),
+        ("bert", "masked", "{text}{prompt: it was}{mask}."),
+    ],
+)
+def test_the_gradient_of_a_prefix_is_that_of_finite_differences(name, head, template, make):
+    backbone = make(name, head, dtype=torch.float64)
+    context = backbone.context(make_examples(SHORT[:3]), make_task(template))
+    words = HardPrompt(context.renderer.prompt_ids)
+    states = random_states(backbone, 3)
+    weights = torch.randn(3, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def value(states):
+        return (backbone.class_logits(context, PrefixPrompt(words, states)) * weights).sum()
+
+    free = states.clone().requires_grad_()
+    value(free).backward()
+    step = 1e-5
+    places = [(layer, part, layer + part, 1 + part, 2 * layer + 3) for layer in range(2) for part in range(2)]
+    for place in places:
+        moved = []
+        for sign in (1, -1):
+            other = states.clone()
+            other[place] += sign * step
+            with torch.no_grad():
+                moved.append(float(value(other)))
+        difference = (moved[0] - moved[1]) / (2 * step)
+        assert abs(difference) > 1e-4
+        assert float(free.grad[place]) == pytest.approx(difference, rel=1e-5)
+
+
+# What does not fit
+
+
+@pytest.mark.parametrize(("name", "head"), [("llama", "causal"), ("bert", "masked"), ("bert", "sequence")])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda states: states[:1],
+        lambda states: torch.cat([states, states]),
+        lambda states: states[:, :1],
+        lambda states: states.repeat(1, 1, 2, 1, 1),
+        lambda states: states[..., :-1],
+        lambda states: states[0],
+    ],
+    ids=["fewer layers", "more layers", "no values", "more heads", "narrower heads", "four dimensions"],
+)
+def test_a_prefix_of_another_model_is_refused(name, head, change, make):
+    backbone = make(name, head)
+    template = "{prompt: it was}{text}" if head == "sequence" else "{text}{prompt: it was}{mask}"
+    context = backbone.context(make_examples(SHORT), make_task(template))
+    prompt = PrefixPrompt(HardPrompt(WORDS, random_head(backbone)), change(random_states(backbone, 3)))
+    with pytest.raises(PromptError, match="made for another backbone"):
+        backbone.class_logits(context, prompt)
+
+
+@torch.no_grad()
+def test_a_prefix_next_to_the_answer_of_a_causal_model_is_refused(make):
+    backbone = make("llama")
+    context = backbone.context(make_examples(SHORT), make_task("{text}{prompt}{mask}"))
+    states = random_states(backbone, 3)
+    with pytest.raises(PromptError, match=r"nothing stands between the prefix and the answer.*\{prompt:words\}"):
+        backbone.class_logits(context, PrefixPrompt(HardPrompt(()), states))
+    assert backbone.class_logits(context, PrefixPrompt(HardPrompt(IDS), states)).shape == (len(SHORT), 2)
+
+
+@pytest.mark.parametrize(("name", "head"), [("llama", "causal"), ("roberta", "masked"), ("bert", "sequence")])
+@torch.no_grad()
+def test_a_prefix_counts_against_the_positions(name, head, make):
+    backbone = make(name, head)
+    template = "{prompt}{text}" if head == "sequence" else "{text}{prompt}{mask}"
+    context = backbone.context(make_examples(SHORT), make_task(template))
+    free = backbone.max_positions - max(map(len, context.pieces)) - len(WORDS)
+    words = HardPrompt(WORDS, random_head(backbone))
+    assert backbone.class_logits(context, PrefixPrompt(words, random_states(backbone, free))).isfinite().all()
+    with pytest.raises(PromptError, match=f"an input of {backbone.max_positions + 1}, but {backbone.max_positions}"):
+        backbone.class_logits(context, PrefixPrompt(words, random_states(backbone, free + 1)))
+
+
+@pytest.mark.parametrize("name", ["albert", "deberta-v2"])
+def test_architectures_that_show_no_keys_and_values_say_so(name, make):
+    backbone = make(name, "masked")
+    with pytest.raises(BackboneError, match="use another method"):
+        backbone.states_shape(3)
+
+
+def test_a_prefix_after_the_text_and_the_weights_are_not_trained_together(make):
+    backbone = make("llama")
+    context = backbone.context(make_examples(SHORT), make_task("{text}{prompt}{mask}"))
+    twin = Twin(backbone, LoraSpec(rank=2), seed=0)
+    with pytest.raises(PromptError, match="cannot be trained together"):
+        twin.backbone.class_logits(context.unread(), PrefixPrompt(HardPrompt(IDS), random_states(backbone, 3)))
+
+
+# Gradient checkpointing
+
+MODELS = [("bert", "masked"), ("llama", "causal"), ("gpt2", "causal"), ("gemma2", "causal")]
+
+
+def trained(backbone, kind):
+    """Return a backbone, a prompt and the tensors to train, by name."""
+    ids = WORDS if backbone.head_kind == "masked" else IDS
+    if kind == "lora":
+        twin = Twin(backbone, LoraSpec(rank=2), seed=0)
+        with torch.no_grad():
+            for tensor in twin.trained.values():  # the second factor is zero at first, and hides the other's gradient
+                tensor.normal_(std=0.1, generator=torch.Generator().manual_seed(tensor.numel()))
+        return twin.backbone, HardPrompt(ids), list(twin.trained.values())
+    if kind == "prefix":
+        states = random_states(backbone, 3).requires_grad_()
+        return backbone, PrefixPrompt(HardPrompt(ids), states), [states]
+    if kind == "soft":
+        vectors = backbone.embed(torch.tensor(ids)).clone().requires_grad_()
+        return backbone, SoftPrompt(vectors), [vectors]
+    offsets = torch.full(backbone.offsets_shape(len(ids)), 0.1, requires_grad=True)
+    return backbone, DeepCue(HardPrompt(ids), offsets), [offsets]
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out")
+@pytest.mark.parametrize(("name", "head"), MODELS)
+@pytest.mark.parametrize("kind", ["prefix", "soft", "deep", "lora"])
+@pytest.mark.parametrize("template", ["{text}{prompt}{mask}", "{prompt}{text} it is{mask}"])
+def test_checkpointed_gradients_are_the_plain_ones(name, head, kind, template, make):
+    backbone, prompt, tensors = trained(make(name, head), kind)
+    context = backbone.context(make_examples(SHORT), make_task(template))
+    context = context.unread() if kind == "lora" else context
+
+    def gradients(around):
+        with around:
+            loss = backbone.class_logits(context, prompt)[:, 0].sum()
+        return torch.autograd.grad(loss, tensors)  # outside: the second computation brings its surroundings along
+
+    plain = gradients(nullcontext())
+    for found, expected in zip(gradients(gradient_checkpointing()), plain, strict=True):
+        assert float(expected.abs().max()) > 0
+        assert_close(found, expected, 1e-6)
+
+
+@pytest.mark.parametrize(("name", "head"), MODELS)
+@pytest.mark.parametrize("kind", ["prefix", "deep"])
+def test_checkpointing_keeps_less_for_the_backward_pass(name, head, kind, make):
+    depth = {"n_layer": 6} if name == "gpt2" else {"num_hidden_layers": 6}
+    backbone, prompt, _ = trained(make(name, head, **depth), kind)
+    context = backbone.context(make_examples(SHORT), make_task("{prompt}{text} it is{mask}"))
+    entered = []
+
+    def note(module, args, kwargs):
+        entered.append((args[0] if args else kwargs["hidden_states"]).nbytes)
+
+    handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in own_layers(backbone.model)]
+    plain = sum(saved_bytes(lambda: backbone.class_logits(context, prompt)).values())
+    entered.clear()
+    with gradient_checkpointing():
+        less = sum(saved_bytes(lambda: backbone.class_logits(context, prompt)).values())
+    for handle in handles:
+        handle.remove()
+    assert len(entered) == 6
+    assert less + sum(entered) < 0.5 * plain
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out")
+@pytest.mark.parametrize(("name", "head"), MODELS)
+@pytest.mark.parametrize("method", ["prefix-tuning", "lora"])
+def test_training_with_checkpointing_is_training_without(name, head, method, make):
+    def losses(checkpointing):
+        options = {"epochs": 3, "learning_rate": 0.01, "gradient_checkpointing": checkpointing}
+        trace = make_method(method, options).fit(tiny_problem(make(name, head))).trace
+        return [event["train_loss"] for event in trace]
+
+    plain = losses(False)
+    assert plain[-1] != plain[0]
+    assert losses(True) == pytest.approx(plain, abs=1e-5)
+
+
+# Several prompts of several kinds, class heads and features
+
+
+def mixed_prompts(backbone, ids):
+    offsets = 0.1 * torch.randn(backbone.offsets_shape(len(ids)), generator=torch.Generator().manual_seed(2))
+    vectors = backbone.embed(torch.tensor(ids)) + 0.1
+    bases = [HardPrompt(ids), SoftPrompt(vectors), HardPrompt(ids[:2])]
+    prompts = [*bases, DeepCue(bases[0], offsets), PrefixPrompt(bases[0], random_states(backbone, 4))]
+    prompts += [PrefixPrompt(bases[1], random_states(backbone, 2, seed=3))]
+    heads = [random_head(backbone, seed) for seed in range(3)]
+    with_heads = [replace(base, head=head) for base, head in zip(bases, heads, strict=True)]
+    with_heads += [DeepCue(with_heads[0], offsets), PrefixPrompt(with_heads[1], random_states(backbone, 3))]
+    if backbone.head_kind == "sequence":
+        return with_heads
+    # In turn, so that prompts that share a pass do not stand beside each other.
+    return [prompt for pair in zip(prompts, [*with_heads, prompts[0]], strict=True) for prompt in pair]
+
+
+@pytest.mark.parametrize(
+    ("name", "head"), [("llama", "causal"), ("gemma2", "causal"), ("gpt2", "causal"), ("bert", "masked")]
+)
+@pytest.mark.parametrize("template", ["{text}{prompt}{mask}", "{prompt}{text} it is{mask}"])
+@torch.no_grad()
+def test_prompts_of_several_kinds_together_are_each_alone(name, head, template, make):
+    check_mixed(make(name, head), template)
+
+
+@torch.no_grad()
+def test_prompts_of_several_kinds_on_pooled_features_are_each_alone(make):
+    check_mixed(make("bert", "sequence"), "{prompt}{text}")
+
+
+def check_mixed(backbone, template):
+    context = backbone.context(make_examples(SHORT), make_task(template))
+    prompts = mixed_prompts(backbone, IDS if backbone.head_kind == "causal" else WORDS)
+    found = backbone.class_logits_many(context, prompts)
+    assert found.shape == (len(prompts), len(SHORT), 2)
+    for own, prompt in zip(found, prompts, strict=True):
+        rows = [backbone.class_logits(context.select([row]), prompt)[0] for row in range(len(SHORT))]
+        assert_close(own, torch.stack(rows), 2e-5)
+
+
+def hidden_at_answer(backbone, piece, words):
+    """Return what enters the output embedding of a plain forward, and the last of its hidden states, at the slot."""
+    ids = [*piece.before, *words, *piece.after]
+    slot = -1 if backbone.head_kind == "causal" else ids.index(backbone.tokenizer.mask_token_id)
+    entered = []
+    module = backbone.model.get_output_embeddings()
+    handle = module.register_forward_pre_hook(lambda module, args: entered.append(args[0]))
+    output = backbone.model(input_ids=torch.tensor([ids]), output_hidden_states=True)
+    handle.remove()
+    return entered[0][0, slot], output.hidden_states[-1][0, slot]
+
+
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [(name, "causal") for name in CAUSAL] + [(name, "masked") for name in (*WITH_PAST, *WITHOUT_PAST, "albert")],
+)
+@pytest.mark.parametrize("template", ["{text}{prompt}{mask}", "{prompt}{text} it is{mask}"])
+@torch.no_grad()
+def test_features_are_what_enters_the_output_embedding(name, head, template, make):
+    backbone = make(name, head)
+    words = IDS if head == "causal" else WORDS
+    context = backbone.context(make_examples(SHORT), make_task(template))
+    found = backbone.features(context, HardPrompt(words))
+    plain = [hidden_at_answer(backbone, piece, words) for piece in context.pieces]
+    assert_close(found, torch.stack([entered for entered, _ in plain]))
+    if head == "causal":  # a masked model's head has a transform between the two
+        assert_close(found, torch.stack([hidden for _, hidden in plain]))
+    class_head = random_head(backbone) if found.shape[1] == backbone.hidden_size else None
+    if class_head is not None:
+        logits = backbone.class_logits(context, HardPrompt(words, class_head))
+        expected = [class_head.weight @ entered + class_head.bias for entered, _ in plain]
+        assert_close(logits, torch.stack(expected))
+
+
+@pytest.mark.parametrize(("name", "head"), MODELS)
+def test_features_carry_the_gradient_of_prompt_and_class_head(name, head, make):
+    backbone, prompt, tensors = trained(make(name, head), "soft")
+    context = backbone.context(make_examples(SHORT), make_task("{text}{prompt}{mask}"))
+    fixed = random_head(backbone)
+    free = ClassHead(fixed.weight.clone().requires_grad_(), fixed.bias.clone().requires_grad_())
+    backbone.class_logits(context, replace(prompt, head=free))[:, 0].sum().backward()
+    found = tensors[0].grad.clone()
+    tensors[0].grad = None
+    features = backbone.features(context, prompt)
+    (features @ fixed.weight[0]).sum().backward()
+    assert_close(found, tensors[0].grad)
+    assert_close(free.weight.grad[0], features.detach().sum(0))
+    assert free.bias.grad.tolist() == [len(SHORT), 0]
