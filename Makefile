@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := $(VENV)/.peers
 
-.PHONY: demo test test-slow check lint format bench bench-speed bench-deep-cue support clean
+.PHONY: demo test test-slow check lint format bench bench-speed bench-deep-cue bench-multitask bench-gpu prestudy support clean
 
 demo: $(READY)  ## find a prompt for film reviews, six ways, and keep the best
 	$(BIN)/cuecraft demo --out runs/demo
@@ -22,13 +22,13 @@ support: $(READY)  ## try every architecture, head and method on tiny models, an
 	CUECRAFT_WRITE=1 $(BIN)/python -m pytest tests/test_support.py -m "slow or not slow"
 
 lint: $(READY)
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks examples
+	$(BIN)/ruff format --check src tests benchmarks examples
 	$(BIN)/mypy
 
 format: $(READY)
-	$(BIN)/ruff check --fix src tests benchmarks
-	$(BIN)/ruff format src tests benchmarks
+	$(BIN)/ruff check --fix src tests benchmarks examples
+	$(BIN)/ruff format src tests benchmarks examples
 
 bench: $(READY)  ## tune on the benchmark data (CUECRAFT_DATA, default ../shared/data) and write benchmarks/results/
 	$(BIN)/python benchmarks/fewshot.py
@@ -38,6 +38,15 @@ bench-speed: $(PEERS)  ## speed and memory beside plain AutoPrompt code and PEFT
 
 bench-deep-cue: $(PEERS)  ## deep cue beside LoRA and full fine-tuning
 	$(BIN)/python benchmarks/deep_cue.py
+
+bench-multitask: $(READY)  ## two tasks trained jointly beside each alone, and a third added
+	$(BIN)/python benchmarks/multitask.py
+
+bench-gpu: $(READY)  ## time and memory on a GPU; says so where there is none
+	$(BIN)/python benchmarks/gpu.py
+
+prestudy: $(READY)  ## learning rates, on the dev set of one split that no comparison reports on
+	$(BIN)/python benchmarks/prestudy.py
 
 $(PEERS): $(READY)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'

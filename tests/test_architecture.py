@@ -10,7 +10,8 @@ import cuecraft
 SOURCE = Path(cuecraft.__file__).parent
 # From the top down; a module may import from rooms below its own, and from its own.
 ROOMS = (
-    "__main__ cli display runs classifier compare tune search method prompts backbone task data checkpoints assets seeding errors"
+    "__main__ cli display runs family classic classifier interop compare tune search method prompts backbone task data "
+    "checkpoints assets seeding errors"
 ).split()
 
 
@@ -71,8 +72,10 @@ def test_importing_the_package_or_the_command_line_does_not_load_torch():
 
 def test_every_public_name_is_there():
     assert sorted(cuecraft.__all__) == [
+        "AutoPrompt",
         "CuecraftError",
         "CuecraftWarning",
+        "PrefixTuning",
         "PromptClassifier",
         "Task",
         "Template",

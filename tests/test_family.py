@@ -146,5 +146,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(causal, tmp_path, monkeyp
     assert torch.equal(whole._shared, resumed._shared)
     for name, artifact in whole.artifacts.items():
         other = resumed.artifacts[name]
-        assert artifact.save(tmp_path / f"a-{name}" / "tasks" / "x") == other.save(tmp_path / f"b-{name}" / "tasks" / "x")
+        assert artifact.save(tmp_path / f"a-{name}" / "tasks" / "x") == other.save(
+            tmp_path / f"b-{name}" / "tasks" / "x"
+        )
         assert json.dumps(list(artifact.trace)) == json.dumps(list(other.trace))

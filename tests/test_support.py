@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 from threadpoolctl import threadpool_limits
-from tokenizers import models
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import (
     BartConfig,
@@ -24,7 +23,7 @@ from transformers import (
 )
 
 from architectures import ARCHITECTURES, CLASSES, model_class, tiny_model
-from conftest import LABELS, WORDS, lively, make_task, records
+from conftest import LABELS, lively, make_task, records
 from cuecraft.backbone import load_backbone
 from cuecraft.backbone.weights import TunedWeights
 from cuecraft.errors import BackboneError, CuecraftError
@@ -163,18 +162,6 @@ def reason_of(error):
     for own in sorted(names, key=len, reverse=True):
         message = message.replace(f"{own} in memory", "the model")
     return message
-
-
-@pytest.fixture(scope="session")
-def word_tokenizer(word_tokenizer):
-    """The WordPiece tokenizer with a vocabulary that is the same in each process, which a trained one is not."""
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    tokens = [*"[PAD] [UNK] [CLS] [SEP] [MASK] . , : ' ! ?".split(), *letters, *(f"##{letter}" for letter in letters)]
-    tokens += sorted(set(WORDS) - set(tokens))
-    fixed = copy.deepcopy(word_tokenizer)
-    vocabulary = {token: number for number, token in enumerate(tokens)}
-    fixed.backend_tokenizer.model = models.WordPiece(vocabulary, unk_token="[UNK]")
-    return fixed
 
 
 @pytest.fixture(scope="session")

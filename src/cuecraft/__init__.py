@@ -9,6 +9,7 @@ from cuecraft.errors import CuecraftError, CuecraftWarning
 
 if TYPE_CHECKING:
     from cuecraft.backbone import load_backbone
+    from cuecraft.classic import AutoPrompt, PrefixTuning
     from cuecraft.classifier import PromptClassifier
     from cuecraft.prompts import load_artifact
     from cuecraft.task import Task, Template, Verbalizer
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AutoPrompt",
     "CuecraftError",
     "CuecraftWarning",
+    "PrefixTuning",
     "PromptClassifier",
     "Task",
     "Template",
@@ -28,6 +31,8 @@ __all__ = [
 
 # Loaded on first use, so that `import cuecraft` does not wait for torch.
 _HOMES = {
+    "AutoPrompt": "cuecraft.classic",
+    "PrefixTuning": "cuecraft.classic",
     "PromptClassifier": "cuecraft.classifier",
     "Task": "cuecraft.task",
     "Template": "cuecraft.task",

@@ -149,7 +149,13 @@ def lora_config(model: Any, spec: LoraSpec) -> Any:
 
     known = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type)
     targets = list(spec.targets or known or ()) or "all-linear"
-    return LoraConfig(r=spec.rank, lora_alpha=spec.alpha, target_modules=targets)  # type: ignore[arg-type]  # a float
+    return LoraConfig(
+        r=spec.rank,
+        lora_alpha=spec.alpha,  # type: ignore[arg-type]  # a float is taken too
+        target_modules=targets,
+        # GPT-2's layers keep their weights the other way round; PEFT would warn and set it by itself.
+        fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),
+    )
 
 
 def _lora_model(backbone: AnyBackbone, spec: LoraSpec, seed: int) -> Any:

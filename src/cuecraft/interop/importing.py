@@ -1,0 +1,260 @@
+"""From a PEFT folder to an artifact. PEFT itself is not needed."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from cuecraft.assets import file_sha256
+from cuecraft.backbone import AnyBackbone, HeadKind
+from cuecraft.errors import ArtifactError, BackboneError, CuecraftWarning
+from cuecraft.interop.folder import (
+    CONFIG,
+    PICKLED,
+    TENSOR,
+    WEIGHTS,
+    Beside,
+    read_beside,
+    require_prompt_first,
+    unflatten_states,
+)
+from cuecraft.prompts import AnyPrompt, Artifact, Calibration, HardPrompt, PrefixPrompt, SoftPrompt
+from cuecraft.task import Task, Template, Verbalizer
+
+#: PEFT's kinds of adapter that hold one prompt, and the method of the same name here.
+_METHODS = {"PROMPT_TUNING": "prompt-tuning", "P_TUNING": "p-tuning", "PREFIX_TUNING": "prefix-tuning"}
+
+
+@dataclass(frozen=True)
+class _Adapter:
+    """An adapter as its folder holds it.
+
+    Args:
+        folder: where it lies.
+        config: of `adapter_config.json`.
+        tensor: the saved prompt, `[P, X]`.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    tensor: Tensor
+
+    @property
+    def kind(self) -> str:
+        """PEFT's name of its kind."""
+        return str(self.config["peft_type"])
+
+
+def import_peft(
+    folder: str | Path,
+    backbone: AnyBackbone,
+    task: Task | None = None,
+    *,
+    template: str | None = None,
+    label_words: Mapping[Any, str | Sequence[str]] | None = None,
+    classes: Sequence[Any] | None = None,
+) -> Artifact:
+    """Read a prompt-tuning, P-tuning or prefix-tuning adapter of PEFT.
+
+    An adapter that `export_peft` wrote, given with neither task nor template nor words, comes back as the artifact that
+    it was. Any other adapter is taken uncalibrated, for the task that is given.
+
+    Args:
+        folder: with `adapter_config.json` and `adapter_model.safetensors`.
+        backbone: the causal language model that it was trained on.
+        task: template and verbalizer; or, in its place:
+        template: begins with `{prompt}`, because PEFT trained the prompt first.
+        label_words: class -> word or words, in the order of the classes.
+        classes: the classes in their order; needed where `label_words` are not given.
+
+    Returns:
+        An artifact with a `SoftPrompt`, or for a prefix a `PrefixPrompt` without words behind it.
+
+    Raises:
+        ArtifactError: the folder holds no such adapter, is damaged, or does not fit the backbone or the template.
+
+    Warns:
+        CuecraftWarning: the adapter names another base model, or was changed after it was exported.
+    """
+    source = Path(folder)
+    adapter = _read_adapter(source)
+    if backbone.head_kind is not HeadKind.CAUSAL:
+        raise ArtifactError(
+            f"{source}: is for causal language models, but {backbone.name} is a {backbone.head_kind} one"
+        )
+    beside = read_beside(source)
+    is_own = beside is not None and beside.adapter_sha256 == file_sha256(source / WEIGHTS)
+    given = any(part is not None for part in (task, template, label_words, classes))
+    if task is not None and any(part is not None for part in (template, label_words, classes)):
+        raise ArtifactError("a task and a template or label words were given; give one of them")
+    wanted, names = _task(source, beside, task, template, label_words, classes)
+    require_prompt_first(backbone, wanted)
+    prompt = _prompt(adapter, backbone)
+    if beside is not None and is_own and not given:
+        return _restored(beside, prompt, wanted, backbone)
+    if beside is not None and not is_own:
+        warnings.warn(
+            f"{source}: the adapter was changed after cuecraft exported it; calibration and metrics are left out",
+            CuecraftWarning,
+            stacklevel=2,
+        )
+    _check_base(adapter, backbone)
+    return _new(adapter, prompt, wanted, names, backbone)
+
+
+def _new(adapter: _Adapter, prompt: AnyPrompt, task: Task, classes: Sequence[Any], backbone: AnyBackbone) -> Artifact:
+    """Return an artifact of an adapter that PEFT has trained."""
+    sha256 = file_sha256(adapter.folder / WEIGHTS)
+    return Artifact.create(
+        prompt,
+        Calibration.none(task.verbalizer.num_classes),
+        task,
+        backbone,
+        method=_METHODS[adapter.kind],
+        method_options={},
+        seed=0,
+        metrics={},
+        data={},
+        classes=classes,
+        trace=[{"phase": "import", "step": 0, "peft_type": adapter.kind, "adapter_sha256": sha256}],
+    )
+
+
+def _read_adapter(source: Path) -> _Adapter:
+    path = source / CONFIG
+    if not path.is_file():
+        raise ArtifactError(f"{source}: no PEFT adapter here ({CONFIG} is missing); check the path")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: is damaged ({error}); restore it") from error
+    if not isinstance(config, dict):
+        raise ArtifactError(f"{path}: is no PEFT configuration; restore it")
+    kind = config.get("peft_type")
+    if kind not in _METHODS:
+        raise ArtifactError(
+            f"{source}: is a PEFT adapter of type {kind}; only {', '.join(_METHODS)} hold a prompt that can be imported"
+        )
+    if config.get("num_transformer_submodules", 1) not in (1, None):
+        raise ArtifactError(f"{source}: is for an encoder-decoder model, which is not supported")
+    if config.get("task_type") != "CAUSAL_LM":
+        raise ArtifactError(
+            f"{source}: was trained for task type {config.get('task_type')}; only CAUSAL_LM adapters can be imported"
+        )
+    return _Adapter(source, config, _read_tensor(source, config))
+
+
+def _read_tensor(source: Path, config: Mapping[str, Any]) -> Tensor:
+    path = source / WEIGHTS
+    if not path.is_file():
+        if (source / PICKLED).is_file():
+            raise ArtifactError(
+                f"{source}: {PICKLED} is a pickle, which can run code when read; save the adapter as safetensors "
+                "(safe_serialization=True)"
+            )
+        raise ArtifactError(f"{source}: {WEIGHTS} is missing; restore the folder")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(f"{path}: is damaged ({error}); restore it") from error
+    if set(tensors) != {TENSOR}:
+        other = next((name for name in tensors if name != TENSOR), None)
+        what = f"holds {other!r} besides a prompt" if TENSOR in tensors else f"has no {TENSOR!r}"
+        raise ArtifactError(f"{path}: {what}; only adapters that are a prompt alone can be imported")
+    tensor = tensors[TENSOR]
+    if tensor.ndim != 2 or not tensor.is_floating_point() or len(tensor) != config.get("num_virtual_tokens"):
+        raise ArtifactError(
+            f"{path}: holds {list(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}, but {CONFIG} says "
+            f"{config.get('num_virtual_tokens')} virtual tokens; restore the folder"
+        )
+    if not bool(tensor.isfinite().all()):
+        raise ArtifactError(f"{path}: holds NaN or infinity; train the adapter again")
+    return tensor
+
+
+def _task(
+    source: Path,
+    beside: Beside | None,
+    task: Task | None,
+    template: str | None,
+    label_words: Mapping[Any, str | Sequence[str]] | None,
+    classes: Sequence[Any] | None,
+) -> tuple[Task, tuple[Any, ...]]:
+    """Return the task, made of what is given and, where that is silent, of `cuecraft.json`; and the classes."""
+    if task is not None:
+        return task, task.verbalizer.labels
+    stored = beside.manifest.task if beside else None
+    template = stored.template if template is None and stored is not None else template
+    if template is None:
+        raise ArtifactError(f"{source}: PEFT keeps no template; give one that begins with {{prompt}}")
+    written = Template(template)
+    options: dict[str, Any] = {}
+    if stored is not None:
+        options = {"max_tokens": stored.max_tokens, "reserve": stored.reserve}
+    if label_words is None and classes is None:
+        if stored is None:
+            raise ArtifactError(f"{source}: PEFT keeps no classes; give label words, or classes named by such words")
+        words = tuple(tuple(own) for own in stored.label_words)
+        return Task(written, Verbalizer(tuple(stored.labels), words), **options), tuple(stored.classes)
+    names = tuple(classes if classes is not None else label_words or ())
+    chosen = label_words and {str(name): words for name, words in label_words.items()}
+    return Task(written, Verbalizer.from_labels([str(name) for name in names], chosen), **options), names
+
+
+def _prompt(adapter: _Adapter, backbone: AnyBackbone) -> AnyPrompt:
+    """Return the adapter's prompt, or say that it does not fit the backbone."""
+    tensor = adapter.tensor
+    if adapter.kind != "PREFIX_TUNING":
+        if tensor.shape[1] != backbone.hidden_size:
+            raise ArtifactError(
+                f"{adapter.folder}: its vectors are {tensor.shape[1]} wide, but {backbone.name} takes "
+                f"{backbone.hidden_size}; it was trained on another model"
+            )
+        return SoftPrompt(tensor)
+    try:
+        shape = backbone.states_shape(len(tensor))
+    except BackboneError as error:
+        raise ArtifactError(f"{adapter.folder}: {error}") from error
+    layers, _, heads, _, width = shape
+    found = tuple(adapter.config.get(name) for name in ("num_layers", "num_attention_heads", "token_dim"))
+    if found != (layers, heads, heads * width) or tensor.shape[1] != 2 * layers * heads * width:
+        raise ArtifactError(
+            f"{adapter.folder}: its prefix has (layers, key-value heads, their width together) = {found}, but "
+            f"{backbone.name} has {(layers, heads, heads * width)}; it was trained on another model"
+        )
+    return PrefixPrompt(HardPrompt(()), unflatten_states(tensor, shape))
+
+
+def _check_base(adapter: _Adapter, backbone: AnyBackbone) -> None:
+    """Warn where an adapter names another base model; whether it is another one cannot be known."""
+    base = adapter.config.get("base_model_name_or_path")
+    own = {backbone.name, str(getattr(backbone.model.config, "name_or_path", ""))}
+    if base and base not in own and Path(base).resolve() not in {Path(name).resolve() for name in own if name}:
+        warnings.warn(
+            f"{adapter.folder}: was trained on {base}, and is taken for {backbone.name}; where these are different "
+            "models its answers mean nothing",
+            CuecraftWarning,
+            stacklevel=3,
+        )
+
+
+def _restored(beside: Beside, prompt: AnyPrompt, task: Task, backbone: AnyBackbone) -> Artifact:
+    """Return the artifact that was exported."""
+    ids, manifest = beside.token_ids, beside.manifest
+    if isinstance(prompt, PrefixPrompt) and ids is None:
+        prompt = PrefixPrompt(SoftPrompt(torch.empty(0, backbone.hidden_size)), prompt.states)
+    elif ids:
+        prompt = HardPrompt(tuple(ids))
+    calibration = Calibration(tuple(manifest.calibration.bias), manifest.calibration.scale)
+    artifact = Artifact(prompt, calibration, task, tuple(manifest.task.classes), manifest, beside.trace)
+    artifact.check_backbone(backbone)
+    return artifact

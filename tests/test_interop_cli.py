@@ -1,0 +1,93 @@
+"""The commands `export` and `import`."""
+
+import json
+import sys
+
+import pytest
+
+from conftest import LABELS, TEXTS
+from cuecraft import cli
+
+pytest.importorskip("peft")
+
+FIRST = "{prompt: it was}{text} now{mask}"
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Run a command in an empty folder; return (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*words):
+        monkeypatch.setattr(sys, "argv", ["cuecraft", *map(str, words)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        captured = capsys.readouterr()
+        return stopped.value.code or 0, captured.out, captured.err
+
+    return command
+
+
+@pytest.fixture
+def artifact(run, causal_folder, tmp_path):
+    data = tmp_path / "train.jsonl"
+    data.write_text("".join(json.dumps({"text": text, "label": LABELS[n]}) + "\n" for text, n in TEXTS * 3))
+    model = ("--model", causal_folder, "--method", "prompt-tuning", "--option", "epochs=2", "--template", FIRST)
+    code, _, err = run("tune", data, *model, "--out", "tuned")
+    assert code == 0, err
+    return "tuned"
+
+
+def test_export_and_import_give_the_artifact_back(run, artifact, causal_folder):
+    code, out, _ = run("export", artifact, "--format", "peft", "--out", "adapter", "--json")
+    assert code == 0
+    assert json.loads(out) == {
+        "artifact": "tuned",
+        "format": "peft",
+        "folder": "adapter",
+        "files": ["adapter_config.json", "adapter_model.safetensors", "cuecraft.json"],
+    }
+    code, out, _ = run("import", "adapter", "--model", causal_folder, "--out", "again", "--json")
+    assert code == 0
+    hashes = [json.loads(run("show", name, "--json")[1])["artifact_sha256"] for name in ("tuned", "again")]
+    assert hashes == [json.loads(out)["artifact_sha256"]] * 2
+
+
+def test_import_takes_template_and_words(run, artifact, causal_folder, tmp_path):
+    assert run("export", artifact, "--out", "adapter")[:2] == (0, "adapter written\n")
+    (tmp_path / "adapter" / "cuecraft.json").unlink()
+    begin = ("import", "adapter", "--model", causal_folder)
+    template = ("--template", "{prompt}{text}\\nIt was{mask}")
+    words = ("--label-words", "no=bad,cold", "--label-words", "yes=warm")
+    assert run(*begin, *template, *words, "--out", "words")[:2] == (0, "words written\n")
+    task = json.loads(run("show", "words", "--json")[1])["task"]
+    assert task["template"] == "{prompt}{text}\nIt was{mask}"
+    assert (task["classes"], task["label_words"]) == (["no", "yes"], [["bad", "cold"], ["warm"]])
+    assert run(*begin, *template, "--classes", "cold, warm", "--out", "names")[0] == 0
+    assert json.loads(run("show", "names", "--json")[1])["task"]["label_words"] == [["cold"], ["warm"]]
+    code, out, _ = run("predict", "names", "a warm story", "--json")
+    assert code == 0
+    assert set(json.loads(out)["predictions"][0]["probabilities"]) == {"cold", "warm"}
+
+
+def test_mistakes_end_with_code_2_and_write_nothing(run, artifact, causal_folder, tmp_path):
+    code, out, err = run("export", artifact, "--format", "onnx", "--out", "adapter")
+    assert (code, out) == (2, "")
+    assert err == "error: format 'onnx' is unknown; choose peft\n"
+    code, _, err = run("export", artifact, "--out", "tuned")
+    assert code == 2
+    assert "exists and was not exported by cuecraft" in err
+    assert run("export", artifact, "--out", "adapter")[0] == 0
+    code, _, err = run(
+        "import", "adapter", "--model", causal_folder, "--template", "{text}{prompt}{mask}", "--out", "x"
+    )
+    assert code == 2
+    assert "PEFT puts virtual tokens first" in err
+    code, _, err = run("import", "adapter", "--model", causal_folder, "--out", "adapter")
+    assert code == 2
+    assert "exists and is no artifact" in err
+    code, _, err = run("import", "nowhere", "--model", causal_folder, "--out", "x")
+    assert code == 2
+    assert "no PEFT adapter here" in err
+    assert err.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "train.jsonl", "tuned"]
