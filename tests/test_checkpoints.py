@@ -34,7 +34,7 @@ RESUMED = {
 }
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Stands for a kill: nothing after it is run."""
 
 
@@ -50,7 +50,7 @@ def artifact_of(backbone, name, folder=None, stop_after=None):
     def report(event):
         seen.append(event)
         if len(seen) == stop_after:
-            raise Killed
+            raise KilledError
 
     problem = tiny_problem(backbone, report=report)
     method = make_method(name.split()[0], RESUMED[name])
@@ -65,7 +65,7 @@ def test_killed_and_resumed_gives_the_same_bits(name, kind, request, tmp_path):
     whole, events = artifact_of(backbone, name)
     # The second run is killed after the first one's state; a search is made again, so hybrid's is killed once.
     for stop in (events - 2,) if name == "hybrid" else (events // 2, 3):
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             artifact_of(backbone, name, tmp_path / "state", stop)
     resumed, again = artifact_of(backbone, name, tmp_path / "state")
     assert again < events  # it went on, and did not begin anew
@@ -162,7 +162,7 @@ def test_without_a_dev_set_it_resumes_too(causal, tmp_path):
     def run(folder=None, stop=None):
         def report(event):
             if event["step"] == stop:
-                raise Killed
+                raise KilledError
 
         problem = replace(tiny_problem(causal, report=report), dev=None)
         if folder:
@@ -170,7 +170,7 @@ def test_without_a_dev_set_it_resumes_too(causal, tmp_path):
         return make_method("p-tuning", RESUMED["p-tuning"]).fit(problem)
 
     whole = run()
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         run(tmp_path / "state", 3)
     resumed = run(tmp_path / "state")
     assert torch.equal(whole.best.prompt.embeddings, resumed.best.prompt.embeddings)

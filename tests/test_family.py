@@ -121,7 +121,7 @@ def test_a_damaged_shared_part_is_refused(causal_folder, tmp_path):
         load_artifact(tmp_path / "family" / "tasks" / "length")
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -132,7 +132,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(causal, tmp_path, monkeyp
     def run(checkpoints=None, stop=None):
         def report(event):
             if stop is not None and event["phase"] == "multitask" and event["step"] == stop:
-                raise Killed
+                raise KilledError
 
         return PromptFamily(causal, MultitaskTuning(epochs=6)).fit(
             tasks, dev=tasks, report=report, checkpoints=checkpoints
@@ -140,7 +140,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(causal, tmp_path, monkeyp
 
     whole = run()
     for stop in (2, 5):
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             run(tmp_path / "state", stop)
     resumed = run(tmp_path / "state")
     assert torch.equal(whole._shared, resumed._shared)

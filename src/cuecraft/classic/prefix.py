@@ -15,6 +15,7 @@ from cuecraft.errors import BackboneError, PromptError
 from cuecraft.method import trained_copy
 from cuecraft.seeding import torch_generator
 from cuecraft.tune.encoder import EncoderKind, PromptEncoder
+from cuecraft.tune.prefix_tuning import moved_states
 
 _WIDTH = 256  # of the projection
 STATES = "states"
@@ -79,11 +80,7 @@ class PrefixTuning(nn.Module):
         """Keys and values `[n_layers, 2, n_kv_heads, P, head_dim]`, differentiable."""
         if not self.prefix_projection:
             return self.prefix
-        layers, two, heads, length, width = self.start.shape
-        encoded: Tensor = self.projection()
-        moved = encoded.view(length, layers, two, heads, width).permute(1, 2, 3, 0, 4)
-        unit = self.start.square().mean(dim=(2, 3, 4), keepdim=True).sqrt()  # of each layer's keys and values
-        return self.start + unit * moved
+        return moved_states(self.start, self.projection())
 
     @property
     def prefix_tokens(self) -> tuple[int, ...] | None:

@@ -85,24 +85,16 @@ class PrefixTuning(TensorOptions, Method):
         if not isinstance(prompt, PrefixPrompt):
             raise MethodError(f"{self.name} trains a prefix, which the prompt to start from has not")
         base, states = prompt.base, prompt.states.detach().float()
-        unit = states.square().mean(dim=(2, 3, 4), keepdim=True).sqrt()  # of each layer's keys and values
-        zeros = torch.zeros_like(states)
+        length = states.shape[3]
+        rows = torch.zeros(length, states.numel() // length, device=states.device)
 
-        def build(moved: Tensor) -> PrefixPrompt:
-            return PrefixPrompt(base, states + unit * moved)
+        def build(rows: Tensor) -> PrefixPrompt:
+            return PrefixPrompt(base, moved_states(states, rows))
 
         if self.encoder is None:
-            return PromptTensor(zeros, start, 1.0, self, build)
-        layers, two, heads, length, width = states.shape
-        encoder = PromptEncoder(self.encoder, length, self.encoder_width, layers * two * heads * width, problem.seed)
-
-        def encoded(moved: Tensor) -> PrefixPrompt:
-            # The encoder writes one row for each position.
-            return build(moved.view(length, layers, two, heads, width).permute(1, 2, 3, 0, 4))
-
-        rows = zeros.permute(3, 0, 1, 2, 4).reshape(length, -1)
-        rate = self.encoder_learning_rate
-        return PromptTensor(rows, start, 1.0, self, encoded, encoder.to(states.device), rate)
+            return PromptTensor(rows, start, 1.0, self, build)
+        encoder = PromptEncoder(self.encoder, length, self.encoder_width, rows.shape[1], problem.seed)
+        return PromptTensor(rows, start, 1.0, self, build, encoder.to(states.device), self.encoder_learning_rate)
 
     def _initial(self, problem: Problem) -> Tensor:
         """Return the first states `[n_layers, 2, n_kv_heads, P, head_dim]`."""
@@ -124,6 +116,18 @@ class PTuningV2(PrefixTuning):
 
     learning_rate: float = Field(0.1, gt=0, description="AdamW step, in units of the first states' RMS in each layer")
     encoder: EncoderKind | None = Field(None, description="`mlp` or `lstm` to make the states while training")
+
+
+def moved_states(start: Tensor, rows: Tensor) -> Tensor:
+    """Return a prefix `[n_layers, 2, n_kv_heads, P, head_dim]` moved by one row of numbers for each position.
+
+    Args:
+        start: where it stood, of the same shape.
+        rows: `[P, n_layers * 2 * n_kv_heads * head_dim]`, in units of the RMS of each layer's keys or values.
+    """
+    layers, two, heads, length, width = start.shape
+    moved = rows.view(length, layers, two, heads, width).permute(1, 2, 3, 0, 4)
+    return start + start.square().mean(dim=(2, 3, 4), keepdim=True).sqrt() * moved
 
 
 def _typical(problem: Problem) -> tuple[int, ...]:
