@@ -47,8 +47,9 @@ def main() -> None:
     def truth(records):
         return torch.tensor([classes.index(record.label) for record in records])
 
+    order = torch.Generator().manual_seed(0)
     for epoch in range(args.epochs):
-        rows = [split.train[n] for n in torch.randperm(len(split.train)).tolist()]
+        rows = [split.train[n] for n in torch.randperm(len(split.train), generator=order).tolist()]
         for start in range(0, len(rows), 8):
             loss = torch.nn.functional.cross_entropy(logits(rows[start : start + 8]), truth(rows[start : start + 8]))
             optimizer.zero_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
+from cuecraft import cli
 from cuecraft.backbone import load_backbone
 from cuecraft.method import label_context
 from cuecraft.task import Example, Task, Template, Verbalizer
@@ -176,3 +178,20 @@ def records(texts=TEXTS):
 @pytest.fixture(scope="session")
 def labelled(causal):
     return label_context(causal, make_task(), make_examples())
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Run a command in an empty folder; return (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*words, stdin=None):
+        monkeypatch.setattr(sys, "argv", ["cuecraft", *map(str, words)])
+        if stdin is not None:
+            monkeypatch.setattr(sys, "stdin", stdin)
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        captured = capsys.readouterr()
+        return stopped.value.code or 0, captured.out, captured.err
+
+    return command

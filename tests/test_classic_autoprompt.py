@@ -91,6 +91,12 @@ def test_a_model_in_memory_comes_with_its_tokenizer(byte_tokenizer, search, caus
         search(model=make_causal(byte_tokenizer))
 
 
+def test_a_named_model_brings_its_own_tokenizer(byte_tokenizer, causal_folder):
+    rows = [{"text": "a joy", "label": "good"}, {"text": "a bore", "label": "bad"}] * 4
+    with pytest.raises(BackboneError, match="leave tokenizer= out"):
+        AutoPrompt(model=str(causal_folder), tokenizer=byte_tokenizer, train_dataset=rows).search()
+
+
 def test_integer_labels_want_words(causal):
     rows = [{"text": text, "label": label} for text, label in TEXTS * 2]
     with pytest.warns(CuecraftWarning, match="the classes are named 0, 1"):

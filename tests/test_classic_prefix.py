@@ -295,6 +295,14 @@ def test_a_prefix_of_the_same_length_keeps_the_parameters_an_optimizer_holds(byt
         assert [id(p) for p in module.parameters() if p.requires_grad] == [id(p) for p in held]
 
 
+def test_a_copy_answers_like_the_original(byte_tokenizer):
+    module = PrefixTuning(build("llama", byte_tokenizer), num_virtual_tokens=3)
+    batch = batch_of("llama")
+    copied = copy.deepcopy(module)
+    with torch.no_grad():
+        assert torch.equal(copied(**batch).logits, module(**batch).logits)
+
+
 def test_the_seed_draws_the_prefix_and_the_projection(byte_tokenizer):
     first, again, other = (PrefixTuning(build("llama", byte_tokenizer), 5, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first.prefix_states, again.prefix_states)

@@ -2,32 +2,13 @@
 
 import json
 import shutil
-import sys
 import warnings
 
 import pytest
 
 from conftest import LABELS, TEXTS
-from cuecraft import cli
 
 ROWS = [{"text": text, "label": LABELS[label]} for text, label in TEXTS]
-
-
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Run a command in an empty folder; return (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def command(*words, stdin=None):
-        monkeypatch.setattr(sys, "argv", ["cuecraft", *map(str, words)])
-        if stdin is not None:
-            monkeypatch.setattr(sys, "stdin", stdin)
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        captured = capsys.readouterr()
-        return stopped.value.code or 0, captured.out, captured.err
-
-    return command
 
 
 @pytest.fixture

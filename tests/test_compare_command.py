@@ -14,7 +14,6 @@ import pytest
 import yaml
 
 from conftest import LABELS, TEXTS, make_examples, tiny_problem
-from cuecraft import cli
 from cuecraft.compare import comparison, config
 from cuecraft.compare.config import CompareConfig, contenders, load_config
 from cuecraft.compare.schema import Cell, Comparison, Step
@@ -53,15 +52,8 @@ def task(tmp_path, monkeypatch, causal_folder):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    def command(*words):
-        monkeypatch.setattr(sys, "argv", ["cuecraft", "compare", *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        captured = capsys.readouterr()
-        return stopped.value.code or 0, captured.out, captured.err
-
-    return command
+def run(run):
+    return lambda *words: run("compare", *words)
 
 
 @pytest.fixture
@@ -196,6 +188,10 @@ def test_what_changed_is_run_again_and_nothing_else(task, run, counted, undrawn)
     assert rerun() == set()
     other = [QUICK[0], {**QUICK[1], "options": {"epochs": 3}}]
     assert rerun(methods=other) == {("tuned", 1), ("tuned", 2)}
+    # A further method, whose prompt is longer, leaves the finished cells as they are.
+    prefix = {"name": "prefix", "method": "p-tuning-v2", "options": {"epochs": 1}}
+    assert rerun(methods=[*other, prefix]) == {("prefix", 1), ("prefix", 2)}
+    assert rerun(methods=other) == set()
     # Alone, the second seed's cells must carry the comparison with a second run, which those of the first had.
     assert rerun(methods=other, seeds=[2]) == {(name, 2) for name in NAMES}
     write(task / "films" / "seed-2" / "dev.jsonl", ROWS[:-1])

@@ -25,7 +25,7 @@ def family(model, share, **options):
     )
 
 
-@pytest.mark.parametrize("share", ["embeddings", "offsets"])
+@pytest.mark.parametrize("share", ["embeddings", "offsets", "states"])
 @pytest.mark.parametrize("kind", ["causal", "masked", "sequence"])
 def test_both_tasks_learn_and_share(kind, share, request):
     found = family(request.getfixturevalue(kind), share)
@@ -38,7 +38,7 @@ def test_both_tasks_learn_and_share(kind, share, request):
     assert not torch.equal(parts[0].part.offset, parts[1].part.offset)
 
 
-@pytest.mark.parametrize("share", ["embeddings", "offsets"])
+@pytest.mark.parametrize("share", ["embeddings", "offsets", "states"])
 def test_saved_once_and_loaded_with_the_same_answers(causal_folder, share, tmp_path):
     found = family(str(causal_folder), share)
     found.save(tmp_path / "family")
@@ -150,3 +150,37 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(causal, tmp_path, monkeyp
             tmp_path / f"b-{name}" / "tasks" / "x"
         )
         assert json.dumps(list(artifact.trace)) == json.dumps(list(other.trace))
+
+
+def test_a_task_added_later_keeps_its_best_epoch(causal):
+    found = PromptFamily(causal, MultitaskTuning(epochs=12, learning_rate=1.0, patience=12)).fit(
+        {"sentiment": SENTIMENT, "length": LENGTHS}, dev={"sentiment": SENTIMENT, "length": LENGTHS}
+    )
+    found.add("start", *START, dev=(START[0][:4], START[1][:4]))
+    for artifact in found.artifacts.values():
+        joint = [event for event in artifact.trace if event["phase"] == "joint"][-1]
+        trained = [event["dev_loss"] for event in artifact.trace if event["phase"] == "multitask"]
+        if artifact is found.artifacts["start"]:
+            assert joint["dev_loss"] == pytest.approx(min(trained), abs=1e-6)
+            assert trained[-1] > min(trained)  # the last epoch was not the best
+
+
+def test_a_resumed_addition_ends_with_the_same_bits(causal, tmp_path, monkeypatch):
+    monkeypatch.setattr("cuecraft.tune.loop._SAVE_SECONDS", 0.0)
+    base = family(causal, "states")
+
+    def add(checkpoints=None, stop=None):
+        def report(event):
+            if event["step"] == stop and event["phase"] == "multitask":
+                raise KilledError
+
+        copied = PromptFamily(causal, base.options)
+        copied._shared, copied._sha256, copied.artifacts = base._shared, base._sha256, dict(base.artifacts)
+        return copied.add("start", *START, dev=START, report=report, checkpoints=checkpoints).artifacts["start"]
+
+    whole = add()
+    with pytest.raises(KilledError):
+        add(tmp_path / "state", 4)
+    resumed = add(tmp_path / "state")
+    assert torch.equal(whole.sharing.part.offset, resumed.sharing.part.offset)
+    assert list(whole.trace) == list(resumed.trace)

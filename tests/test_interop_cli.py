@@ -1,31 +1,14 @@
 """The commands `export` and `import`."""
 
 import json
-import sys
 
 import pytest
 
 from conftest import LABELS, TEXTS
-from cuecraft import cli
 
 pytest.importorskip("peft")
 
 FIRST = "{prompt: it was}{text} now{mask}"
-
-
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Run a command in an empty folder; return (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def command(*words):
-        monkeypatch.setattr(sys, "argv", ["cuecraft", *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        captured = capsys.readouterr()
-        return stopped.value.code or 0, captured.out, captured.err
-
-    return command
 
 
 @pytest.fixture

@@ -235,3 +235,48 @@ def test_init_text_needs_words(causal):
     problem = make_problem(causal, make_task("{text}{prompt}\nSentiment:{mask}"), records(TEXTS), records(TEXTS))
     with pytest.raises(MethodError, match="words to start from"):
         make_method("prompt-tuning", {"init": "text"}).fit(problem)
+
+
+def test_options_that_nothing_would_read_are_refused():
+    for name, options, message in (
+        ("p-tuning", {"learning_rate": 0.5}, "give encoder_learning_rate"),
+        ("prefix-tuning", {"learning_rate": 0.5}, "give encoder_learning_rate"),
+        ("p-tuning-v2", {"encoder_learning_rate": 0.5}, "give learning_rate"),
+        ("prefix-tuning", {"encoder": "none", "encoder_width": 8}, "give learning_rate"),
+    ):
+        with pytest.raises(MethodError, match=message):
+            make_method(name, options)
+
+
+def test_options_are_read_as_a_command_line_writes_them():
+    assert make_method("prefix-tuning", {"encoder": "none"}).encoder is None
+    assert make_method("prefix-tuning", {"encoder": "none", "learning_rate": "0.1"}).learning_rate == 0.1
+    assert make_method("lora", {"targets": "q_proj,v_proj"}).targets == ("q_proj", "v_proj")
+    assert make_method("linear-probe", {"inverse_penalties": "0.1,1"}).inverse_penalties == (0.1, 1.0)
+    assert make_method("zero-shot", {"calibration": "none"}).calibration is CalibrationKind.NONE
+
+
+@pytest.mark.parametrize("kind", ["causal", "masked", "sequence"])
+def test_a_prefix_learns_without_an_encoder_too(kind, request):
+    problem = tiny_problem(request.getfixturevalue(kind))
+    options = {"encoder": "none", "epochs": 10, "learning_rate": 0.1}
+    trace = make_method("prefix-tuning", options).fit(problem).trace
+    losses = [event["train_loss"] for event in trace if event["phase"] == "prefix-tuning"]
+    assert losses[-1] < losses[0]
+
+
+def test_only_what_inference_needs_is_stored(causal, tmp_path):
+    from safetensors.torch import load_file
+
+    from cuecraft.prompts import PrefixPrompt, stored_bytes
+    from cuecraft.tune.finish import make_artifact
+
+    shallow = stored_bytes(SoftPrompt(torch.zeros(20, 768)))
+    deep = stored_bytes(PrefixPrompt(HardPrompt(()), torch.zeros(12, 2, 12, 20, 64)))
+    assert 61_440 <= shallow < 62_000  # about 60 KB
+    assert 1_474_560 <= deep < 1_476_000  # about 1.5 MB
+    problem = replace(tiny_problem(causal), dev=None)
+    for name, tensors in (("p-tuning", {"embeddings"}), ("prefix-tuning", {"token_ids", "states"})):
+        method = make_method(name, LEARN[name])
+        make_artifact(problem, method.fit(problem), method).save(tmp_path / name)
+        assert set(load_file(tmp_path / name / "prompt.safetensors")) == tensors

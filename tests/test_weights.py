@@ -265,3 +265,75 @@ def test_a_method_that_trains_weights_says_so_in_its_size(causal):
     untuned = outcome.start
     selection.see(untuned, score(causal, untuned, problem.train), phase="untuned", step=0)
     assert selection.outcome(untuned).tuned_size == 0
+
+
+def test_weights_of_half_precision_are_trained_in_full(byte_tokenizer):
+    model = make_causal(byte_tokenizer).bfloat16()
+    backbone = load_backbone((model, byte_tokenizer))
+    problem = replace(tiny_problem(backbone), dev=None)
+    for name, options in (("lora", {"learning_rate": 0.01}), ("full", {"learning_rate": 1e-5})):
+        outcome = make_method(name, options | {"epochs": 2}).fit(problem)
+        tensors = outcome.best.reader.tensors()
+        assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+        assert outcome.trace[-1]["train_loss"] < outcome.trace[1]["train_loss"]
+    moved = [not torch.equal(tensor, model.state_dict()[name].float()) for name, tensor in tensors.items()]
+    assert all(moved)
+    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+
+
+def test_weights_of_few_bits_are_not_fine_tuned(byte_tokenizer):
+    model = make_causal(byte_tokenizer)
+    backbone = load_backbone((model, byte_tokenizer))
+    packed = torch.nn.Parameter(torch.zeros(4, dtype=torch.uint8), requires_grad=False)
+    backbone.model.register_parameter("packed", packed)
+    with pytest.raises(BackboneError, match="use lora"):
+        make_method("full").fit(tiny_problem(backbone))
+
+
+def test_memory_that_runs_out_in_a_twin_leaves_the_frozen_backbones_budget(causal, monkeypatch):
+    problem = tiny_problem(causal)
+    twin = Twin(causal, LoraSpec(), seed=0)
+    candidate = Candidate(HardPrompt(problem.initial_ids), Calibration.none(2), TunedWeights(twin))
+    plain, calls = type(causal).class_logits, []
+
+    def failing(self, *args):
+        calls.append(self)
+        if len(calls) == 2:  # the first pass of the step
+            raise MemoryError
+        return plain(self, *args)
+
+    before = causal.budget
+    monkeypatch.setattr(type(causal), "class_logits", failing)
+    calls.append(None)
+    accumulate_gradient(problem, lambda: candidate, problem.train, list(twin.trained.values()))
+    assert causal.budget == before
+    assert twin.backbone.budget.rows == before.rows // 2
+
+
+def test_no_draw_from_the_global_generator(causal):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    for name, options in (
+        ("lora", {"epochs": 1}),
+        ("p-tuning", {"epochs": 1, "encoder_width": 4}),
+        ("full", {"epochs": 1}),
+    ):
+        torch.manual_seed(5)
+        make_method(name, options).fit(tiny_problem(causal))
+        assert torch.equal(torch.rand(3), expected), name
+
+
+def test_adapters_of_other_layers_or_ranks_are_refused(adapters, causal_folder):
+    backbone = load_backbone(str(causal_folder))
+    one = load_artifact(adapters[0])
+
+    def other(**options):
+        method = {"epochs": 8, "learning_rate": 0.02, "rank": 2} | options
+        return PromptClassifier(str(causal_folder), "lora", method_options=method).fit(TEXT, LABEL, dev=(TEXT, LABEL))
+
+    with pytest.raises(ArtifactError, match="other layers"):
+        mix_lora([one, other(targets="o_proj").artifact_], [0.5, 0.5], backbone)
+    with pytest.raises(ArtifactError, match="cannot be mixed"):
+        mix_lora([one, other(rank=3).artifact_], [0.5, 0.5], backbone, "linear")
+    with pytest.raises(ArtifactError, match="finite"):
+        mix_lora([one, one], [float("inf"), 1.0], backbone)

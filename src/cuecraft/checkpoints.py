@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ class Checkpoints:
     def slot(self, name: str) -> Slot:
         """Return the place of the run's next training; a run takes its trainings in the same order each time."""
         self._count += 1
+        for left in self._folder.glob(f".{self._count:02d}-{name}-*"):  # of a run that was killed while it wrote
+            shutil.rmtree(left, ignore_errors=True)
         return Slot(self._folder / f"{self._count:02d}-{name}", self._key)
 
 

@@ -125,10 +125,12 @@ def multitask(
     add_to: Annotated[Path | None, typer.Option(help="Add the tasks to this family; what it shares stays.")] = None,
     text_column: TextColumn = None,
     label_column: LabelColumn = "label",
-    model: Model = "demo:smollm2-135m",
+    model: Annotated[
+        str | None, typer.Option(help="As for tune; with --add-to, where the backbone is now if not where it was.")
+    ] = None,
     option: MethodOption = None,
     head: Head = None,
-    seed: Seed = 0,
+    seed: Annotated[int | None, typer.Option(help="Of everything random. [default: 0, or the family's]")] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     local_files_only: Offline = False,
@@ -355,6 +357,8 @@ def _pairs(values: list[str]) -> dict[str, Any]:
     for name, equals, value in pairs:
         if not (name and equals and value):
             raise MethodError(f"{name + equals + value!r} is not NAME=VALUE; write for instance epochs=10")
+        if sum(name == other for other, _, _ in pairs) > 1:
+            raise MethodError(f"{name!r} is given twice; give it once")
     return {name: value for name, _, value in pairs}
 
 

@@ -28,7 +28,7 @@ from cuecraft.checkpoints import Checkpoints
 from cuecraft.classifier import PromptClassifier, Texts, as_records, class_names
 from cuecraft.errors import ArtifactError, MethodError
 from cuecraft.method import Event, Problem
-from cuecraft.prompts import Artifact, Sharing, load_artifact, shared_file
+from cuecraft.prompts import Artifact, Sharing, check_writable, load_artifact, shared_file
 from cuecraft.tune.finish import make_artifact
 from cuecraft.tune.multitask import MultitaskTuning, TaskOutcome
 from cuecraft.tune.prepare import make_problem, make_task, run_key
@@ -47,6 +47,13 @@ class _Document(BaseModel):
     backbone: str
     head: str
     shared_sha256: str
+
+
+def check_family_target(folder: Path) -> None:
+    """Raise ArtifactError where something else stands in the way of a family, or nothing can be written."""
+    if folder.exists() and not (folder / _DOCUMENT).is_file():
+        raise ArtifactError(f"{folder}: exists and is no family of prompts; choose another --out or remove it")
+    check_writable(folder)
 
 
 class PromptFamily:
@@ -133,8 +140,11 @@ class PromptFamily:
         template: str | None = None,
         label_words: Mapping[Any, Any] | None = None,
         report: Callable[[Event], None] = lambda event: None,
+        checkpoints: str | Path | None = None,
     ) -> Self:
         """Train one more task's own part; the shared part and the other tasks stay as they are.
+
+        Arguments are as for `fit`.
 
         Raises:
             CuecraftError: nothing was trained yet, the name is taken or no folder's name, or anything about the data.
@@ -146,6 +156,9 @@ class PromptFamily:
             raise MethodError(f"task {name!r} is there already, with the classes {known}; choose another name")
         self._check_names({name: None})
         problem, classes = self._problem((texts, labels), dev, template, label_words, report)
+        if checkpoints is not None:
+            key = f"{run_key(problem, self.options)}-{self._sha256}"
+            problem = replace(problem, checkpoints=Checkpoints(Path(checkpoints) / name, key))
         found = self.options.add_task(problem, self._shared)
         self.artifacts[name] = self._artifact(problem, found, classes)
         return self
@@ -169,8 +182,7 @@ class PromptFamily:
         if self._shared is None:
             raise ArtifactError("there is nothing to write; train two tasks or more first")
         target = Path(folder)
-        if target.exists() and not (target / _DOCUMENT).is_file():
-            raise ArtifactError(f"{target}: exists and is no family of prompts; choose another --out or remove it")
+        check_family_target(target)
         content, sha256 = shared_file(self._shared)
         document = _Document(
             options=self.options,

@@ -9,10 +9,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, get_args, get_origin
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic.fields import FieldInfo
 from torch import Tensor
 from torch.nn import functional
 
@@ -223,10 +224,27 @@ class Outcome:
         return (0 if is_as_written else prompt.size) + head + (reader.size if reader else 0)
 
 
+def _from_word(value: Any, option: FieldInfo | None) -> Any:
+    if option is None or not isinstance(value, str):
+        return value
+    kinds = (option.annotation, *get_args(option.annotation))
+    if value == "none" and type(None) in kinds:
+        return None
+    return value.split(",") if any(get_origin(kind) is tuple for kind in kinds) else value
+
+
 class Options(BaseModel):
     """Options of a method or of a part of one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_words(cls, values: Any) -> Any:
+        """Read what a command line writes: `none`, and several values with commas between."""
+        if not isinstance(values, Mapping):
+            return values
+        return {name: _from_word(value, cls.model_fields.get(name)) for name, value in values.items()}
 
     def longest_prompt(self) -> int:
         """Return the greatest prompt length that the options ask for, in tokens; 0 where they ask for none."""
@@ -396,7 +414,10 @@ def accumulate_gradient(
             logits.append(part.detach())
         return torch.cat(logits)
 
-    return backbone.within_memory(run)
+    with torch.no_grad():
+        reader = candidate().reader
+    # The one whose passes these are: memory that runs out shall not change the batches of another.
+    return (backbone if reader is None else reader.backbone).within_memory(run)
 
 
 def loss_gradient(problem: Problem, candidate: Candidate, data: Labelled) -> tuple[Score, Tensor]:

@@ -12,7 +12,7 @@ from cuecraft.backbone import load_backbone
 from cuecraft.classifier import PromptClassifier
 from cuecraft.data import Record, k_shot_split, read_records, subsample
 from cuecraft.errors import DataError, MethodError
-from cuecraft.family import PromptFamily
+from cuecraft.family import PromptFamily, check_family_target
 from cuecraft.method import Event
 from cuecraft.prompts import check_target, load_artifact
 from cuecraft.tune.mix import Combination, mix_lora
@@ -156,10 +156,10 @@ class MultitaskRequest:
     text_columns: tuple[str, ...]
     label_column: str
     add_to: Path | None
-    model: str
+    model: str | None
     options: Mapping[str, Any]
     head: str | None
-    seed: int
+    seed: int | None
     device: str
     dtype: str
     local_files_only: bool
@@ -174,6 +174,9 @@ def run_multitask(request: MultitaskRequest, started: Callable[[str], Callable[[
         CuecraftError: anything that the user can mend; nothing is written then.
     """
     begun = time.perf_counter()
+    check_family_target(request.out)
+    if request.add_to is not None and (request.options or request.head or request.seed is not None):
+        raise MethodError("--option, --head and --seed are the family's own; leave them out beside --add-to")
     sources = {"train": request.tasks, "dev": request.dev, "test": request.test}
     columns = (request.text_columns, request.label_column)
     read = {part: {name: read_records(path, *columns) for name, path in own.items()} for part, own in sources.items()}
@@ -186,14 +189,16 @@ def run_multitask(request: MultitaskRequest, started: Callable[[str], Callable[[
     texts = {part: {name: _unzip(records) for name, records in own.items()} for part, own in read.items()}
     if request.add_to is None:
         options = make_options(MultitaskTuning, request.options)
-        family = PromptFamily(request.model, options, seed=request.seed, head=request.head, **where)  # type: ignore[arg-type]
+        model, seed = request.model or "demo:smollm2-135m", request.seed or 0
+        family = PromptFamily(model, options, seed=seed, head=request.head, **where)  # type: ignore[arg-type]
         family.fit(texts["train"], texts["dev"], report=started("multitask"), checkpoints=request.checkpoints)
     else:
-        family = PromptFamily.load(request.add_to, **where)  # type: ignore[arg-type]
+        family = PromptFamily.load(request.add_to, request.model, **where)  # type: ignore[arg-type]
         for name, (train, labels) in texts["train"].items():
-            family.add(name, train, labels, texts["dev"].get(name), report=started(f"adding {name}"))
+            dev, listener = texts["dev"].get(name), started(f"adding {name}")
+            family.add(name, train, labels, dev, report=listener, checkpoints=request.checkpoints)
     for name, records in read["test"].items():
-        test = subsample(records, request.test_size, request.seed)
+        test = subsample(records, request.test_size, family.seed)
         accuracy = float(family.classifier(name).score(*_unzip(test)))
         family.artifacts[name] = family.artifacts[name].with_test({"test_accuracy": accuracy}, data_entry(test))
     rows = {name: dict(family.artifacts[name].manifest.metrics) for name in texts["train"]}

@@ -43,6 +43,8 @@ class FrozenModel(ABC):
         self.budget = budget or Budget.of_device(self.device)
         self._fingerprint = fingerprint
         self._hash: str | None = None
+        #: Whether further models may be asked of the Hub on this one's behalf.
+        self.local_files_only = False
         self._states_shape: tuple[int, ...] | None = None
 
     def __deepcopy__(self, memo: object) -> Self:
@@ -91,11 +93,7 @@ class FrozenModel(ABC):
     @property
     def max_positions(self) -> int | None:
         """Tokens that one input may have; None when the model sets no limit."""
-        config = self.model.config.get_text_config()
-        limit = getattr(config, "max_position_embeddings", None)
-        if limit is not None and config.model_type in _OFFSET_POSITIONS:
-            limit -= (config.pad_token_id or 0) + 1
-        return limit if limit and limit > 0 else None
+        return position_limit(self.model.config)
 
     @cached_property
     def layers(self) -> tuple[Any, ...]:
@@ -259,6 +257,15 @@ class FrozenModel(ABC):
             if not 0 <= position < length:
                 raise PromptError(f"position {position} is outside a prompt of {length} tokens")
         return list(swaps)
+
+
+def position_limit(config: Any) -> int | None:
+    """Return the tokens that a model's positions are enough for; None where it sets no limit."""
+    text = config.get_text_config()
+    limit: int | None = getattr(text, "max_position_embeddings", None)
+    if limit is not None and text.model_type in _OFFSET_POSITIONS:
+        limit -= (text.pad_token_id or 0) + 1
+    return limit if limit and limit > 0 else None
 
 
 def agree(found: Tensor, expected: Tensor) -> bool:

@@ -167,7 +167,7 @@ def _load(
             f"{name}: the checkpoint has no weights for {missing[0]!r} ({len(missing)} missing), so it has no "
             f"{kind} head; choose another with head=/--head"
         )
-    return _wrap(
+    loaded = _wrap(
         model if asked == NF4 else model.to(device),
         tokenizer,
         name,
@@ -175,6 +175,8 @@ def _load(
         lambda: _hash_files(name),
         _pooling(_snapshot(folder), config),
     )
+    loaded.local_files_only = local_files_only
+    return loaded
 
 
 def _from_memory(model: Any, tokenizer: Any, head: HeadKind | None) -> AnyBackbone:

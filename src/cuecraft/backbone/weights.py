@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from cuecraft.backbone.base import Context
+from cuecraft.backbone.batching import ONE_PASS_AT_A_TIME
 from cuecraft.backbone.load import AnyBackbone
 from cuecraft.errors import BackboneError
 from cuecraft.seeding import torch_generator
@@ -63,10 +64,7 @@ class Twin:
 
     def __init__(self, backbone: AnyBackbone, spec: LoraSpec | FullSpec, seed: int) -> None:
         self.spec = spec
-        model = _lora_model(backbone, spec, seed) if isinstance(spec, LoraSpec) else copy.deepcopy(backbone.model)
-        if isinstance(spec, FullSpec):
-            for weight in model.parameters():
-                weight.requires_grad_(weight.is_floating_point())
+        model = _lora_model(backbone, spec, seed) if isinstance(spec, LoraSpec) else _copied_model(backbone)
         self.backbone: AnyBackbone = backbone.twin(model, f"{backbone.name} with tuned weights")
         #: The trained tensors by name.
         self.trained: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -74,14 +72,11 @@ class Twin:
 
     def hold(self, weights: TunedWeights) -> None:
         """Give the trained tensors the values of `weights`, unless they have them."""
-        if self._holds is weights:
-            return
-        self._holds = weights
-        if weights.values is None:
-            return
-        with torch.no_grad():
-            for name, tensor in self.trained.items():
-                tensor.copy_(weights.values[name])
+        with ONE_PASS_AT_A_TIME, torch.no_grad():
+            if self._holds is not weights and weights.values is not None:
+                for name, tensor in self.trained.items():
+                    tensor.copy_(weights.values[name])
+            self._holds = weights
 
 
 class TunedWeights:
@@ -158,16 +153,30 @@ def lora_config(model: Any, spec: LoraSpec) -> Any:
     )
 
 
+def _copied_model(backbone: AnyBackbone) -> Any:
+    """Return a copy of the model whose weights all have gradients, in float32: steps are lost in half precision."""
+    if any(not weight.is_floating_point() for weight in backbone.model.parameters()):
+        raise BackboneError(f"{backbone.name} has weights of 4 or 8 bits, which cannot be trained; use lora")
+    with ONE_PASS_AT_A_TIME:  # a pass in another thread borrows from the model meanwhile
+        return copy.deepcopy(backbone.model).float().requires_grad_()
+
+
+def shared_copy(model: Any) -> Any:
+    """Return a model of new modules around the very same weight tensors."""
+    with ONE_PASS_AT_A_TIME:
+        return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
+
+
 def _lora_model(backbone: AnyBackbone, spec: LoraSpec, seed: int) -> Any:
     """Return a model with the backbone's own weights and fresh adapters around some of its linear layers."""
     require_peft()
     from peft import inject_adapter_in_model
 
-    shared = [*backbone.model.parameters(), *backbone.model.buffers()]
-    model = copy.deepcopy(backbone.model, {id(tensor): tensor for tensor in shared})
+    model = shared_copy(backbone.model)
     config = lora_config(model, spec)
     try:
-        inject_adapter_in_model(config, model)
+        with torch.random.fork_rng():  # PEFT draws from the global generator what is drawn again below
+            inject_adapter_in_model(config, model)
     except ValueError as error:
         raise BackboneError(
             f"{backbone.name}: no LoRA can be put on it ({' '.join(str(error).split())[:200]})"
@@ -175,6 +184,8 @@ def _lora_model(backbone: AnyBackbone, spec: LoraSpec, seed: int) -> Any:
     generator = torch_generator(seed, "lora")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
+        if "lora_" in name:
+            parameter.data = parameter.data.float()  # as PEFT's own models have them, whatever the weights are
         if "lora_A" in name:  # as PEFT draws it, but from the run's own generator
             bound = parameter.shape[-1] ** -0.5
             with torch.no_grad():

@@ -96,4 +96,6 @@ class AutoPrompt:
     def _backbone(self) -> AnyBackbone:
         if self.tokenizer is None and hasattr(self.model, "config"):
             raise BackboneError("a transformers model comes with its tokenizer; give tokenizer=")
+        if self.tokenizer is not None and not hasattr(self.model, "config"):
+            raise BackboneError("a model that is named brings its own tokenizer; leave tokenizer= out")
         return load_backbone(self.model if self.tokenizer is None else (self.model, self.tokenizer))

@@ -18,9 +18,10 @@ from cuecraft.method import Candidate, Labelled, Selection
 from cuecraft.prompts import Calibration, HardPrompt, PrefixPrompt
 from cuecraft.seeding import torch_generator
 from cuecraft.tune.encoder import EncoderKind
-from cuecraft.tune.loop import train
+from cuecraft.tune.loop import TrainingOptions, train
 from cuecraft.tune.prefix_tuning import PrefixTuning as PrefixMethod
 from cuecraft.tune.prepare import DEFAULT_CUE, make_problem, make_task
+from cuecraft.tune.registry import make_options
 
 if TYPE_CHECKING:
     from cuecraft.classic.prefix import PrefixTuning
@@ -52,11 +53,9 @@ def train_language_model(
     ending = "." if backbone.head_kind is HeadKind.MASKED else ""
     template = f"{{prompt}}{{text}}{DEFAULT_CUE}{{mask}}{ending}"
     words = label_words and {str(name): word for name, word in label_words.items()}
-    method = PrefixMethod(
-        prefix_length=module.num_virtual_tokens,
-        encoder=EncoderKind.MLP if module.prefix_projection else None,
-        epochs=epochs,
-        batch_size=batch_size,
+    options = {"encoder": EncoderKind.MLP if module.prefix_projection else None, "epochs": epochs}
+    method = make_options(
+        PrefixMethod, options | {"prefix_length": module.num_virtual_tokens, "batch_size": batch_size}
     )
     task = make_task(backbone, records, template, words, None, list(classes), method.longest_prompt())
     problem = make_problem(backbone, task, records, seed=_SEED)
@@ -97,6 +96,7 @@ def train_class_head(
         DataError: more classes than the head has, or a class that it does not know.
     """
     model = module.model
+    make_options(TrainingOptions, {"epochs": epochs, "batch_size": batch_size})  # refuses what cannot be
     if "labels" not in inspect.signature(model.forward).parameters:
         raise BackboneError(f"{type(model).__name__} has no head to train for; load it with a language or class head")
     texts, labels = texts_and_labels(dataset)

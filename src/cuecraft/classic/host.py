@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from cuecraft.backbone.attention import Layers, attending_again, attending_to, keeping, numbers_of
-from cuecraft.backbone.frozen import agree
+from cuecraft.backbone.frozen import agree, position_limit
 from cuecraft.backbone.layers import gradient_checkpointing, layer_list, recomputed
 from cuecraft.errors import BackboneError, PromptError
 
@@ -36,7 +36,6 @@ class PrefixHost:
             raise BackboneError(f"{self._name} is an encoder-decoder, which prefix-tuning does not support here")
         self.model = model.eval().requires_grad_(False)
         self._layers = layer_list(model, type(model).__name__)
-        self._numbers = numbers_of(self._layers)
         #: Whether tokens see only those before them; then a prefix takes positions, else none.
         self.is_causal = False
         if not self._check():
@@ -46,17 +45,19 @@ class PrefixHost:
             )
 
     @property
+    def _numbers(self) -> dict[int, int]:
+        # Found anew for each pass: a copy of the module has layers of its own.
+        return numbers_of(self._layers)
+
+    @property
     def vocab_size(self) -> int:
         """Rows of the input embedding."""
         return int(self.model.get_input_embeddings().weight.shape[0])
 
     def room(self, prefix: int) -> int | None:
         """Return how many tokens a text may have beside a prefix of so many; None for no limit."""
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        if limit is None:
-            return None
-        # RoBERTa and kin number their positions from two on.
-        return max(0, int(limit) - (prefix if self.is_causal else 2))
+        limit = position_limit(self.model.config)
+        return None if limit is None else max(0, limit - (prefix if self.is_causal else 0))
 
     def ordinary_ids(self, count: int, generator: torch.Generator | None = None) -> list[int]:
         """Return ids that are no special tokens: drawn, or the last ones of the vocabulary."""

@@ -46,9 +46,9 @@ from cuecraft.errors import CuecraftError, CuecraftWarning, MethodError
 from cuecraft.method import Candidate, Event, Labelled, Problem, fresh_logits, label_context
 from cuecraft.prompts.manifest import BackboneEntry, DataEntry
 from cuecraft.task import Task
-from cuecraft.tune.prepare import data_entry, make_problem, make_task
+from cuecraft.tune import METHODS, make_method
+from cuecraft.tune.prepare import data_entry, make_problem, make_task, versions
 
-_VERSIONS = ("cuecraft", "torch", "transformers")
 Started = Callable[[str], Callable[[Event], None]]
 
 
@@ -79,7 +79,8 @@ def run_comparison(
             config.label_words,
             config.max_tokens,
             splits.labels,
-            max(contender.method.longest_prompt() for contender in asked),
+            # Of all methods, so that texts are cut alike whichever are asked for, and finished cells stay.
+            max(method.longest_prompt() for method in (*map(make_method, METHODS), *(c.method for c in asked))),
         )
         with folder.locked():
             run = _Run(folder, backbone, task, splits, asked, started)
@@ -231,7 +232,7 @@ class _Run:
         return cell_key(
             {
                 "schema": SCHEMA_VERSION,
-                "versions": _versions(),
+                "versions": versions(),
                 "method": contender.method.name,
                 "options": contender.method.model_dump(mode="json"),
                 "seed": seed,
@@ -322,10 +323,6 @@ def _stoppable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _versions() -> dict[str, str]:
-    return {name: metadata.version(name) for name in _VERSIONS}
-
-
 def _machine(backbone: AnyBackbone) -> MachineEntry:
     cuda = backbone.device.type == "cuda"
     return MachineEntry(
@@ -333,6 +330,7 @@ def _machine(backbone: AnyBackbone) -> MachineEntry:
         cpu=f"{os.cpu_count()} cores, {platform.machine()}",
         device=torch.cuda.get_device_name(backbone.device) if cuda else backbone.device.type,
         threads=torch.get_num_threads(),
-        versions=_versions() | {"python": platform.python_version(), "numpy": metadata.version("numpy")},
+        versions={name: version for name, version in versions().items() if version}
+        | {"python": platform.python_version(), "numpy": metadata.version("numpy")},
         date=datetime.now(UTC).date().isoformat(),
     )

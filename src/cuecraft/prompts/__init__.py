@@ -1,6 +1,6 @@
 """Prompts in words, in vectors and on every layer; calibration, and the artifact that keeps them."""
 
-from cuecraft.prompts.artifact import Artifact, StoredWeights, check_target, load_artifact, stored_bytes
+from cuecraft.prompts.artifact import Artifact, StoredWeights, check_target, check_writable, load_artifact, stored_bytes
 from cuecraft.prompts.calibration import Calibration
 from cuecraft.prompts.kinds import AnyPrompt, DeepCue, HardPrompt, PrefixPrompt, SoftPrompt, with_head
 from cuecraft.prompts.shared import Sharing, TaskPart, shared_file
@@ -17,6 +17,7 @@ __all__ = [
     "StoredWeights",
     "TaskPart",
     "check_target",
+    "check_writable",
     "load_artifact",
     "shared_file",
     "stored_bytes",

@@ -210,6 +210,11 @@ def check_target(folder: Path) -> None:
         own = {MANIFEST, TENSORS, TRACE, CARD, WEIGHTS}
         if not folder.is_dir() or not {path.name for path in folder.iterdir()} <= own or not _is_manifest(folder):
             raise ArtifactError(f"{folder}: exists and is no artifact; choose another --out or remove it")
+    check_writable(folder)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise ArtifactError where a folder cannot be made."""
     nearest = next(parent for parent in folder.absolute().parents if parent.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise ArtifactError(f"{folder}: {nearest} cannot be written to; choose another --out")

@@ -8,10 +8,12 @@ step 0 is the prompt that training starts from.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor, nn
 
 from cuecraft.seeding import torch_generator
@@ -22,6 +24,19 @@ class EncoderKind(StrEnum):
 
     MLP = "mlp"
     LSTM = "lstm"
+
+
+def require_read(options: BaseModel, unread: Sequence[str], instead: str) -> None:
+    """Raise ValueError where an option that nothing reads was given another value than its default.
+
+    Args:
+        options: the method's options.
+        unread: names of options that have no effect here.
+        instead: what to do.
+    """
+    for name in unread:
+        if getattr(options, name) != type(options).model_fields[name].default:
+            raise ValueError(f"{name} has no effect here; {instead}")
 
 
 class PromptEncoder(nn.Module):
@@ -37,15 +52,16 @@ class PromptEncoder(nn.Module):
 
     def __init__(self, kind: EncoderKind, length: int, width: int, out: int, seed: int) -> None:
         super().__init__()
-        self.positions = nn.Parameter(torch.empty(length, width))
-        self.lstm: Any = None
-        entering = width
-        if kind is EncoderKind.LSTM:
-            self.lstm = nn.LSTM(width, width, num_layers=2, bidirectional=True, batch_first=True)
-            entering = 2 * width
-        hidden = [nn.Linear(entering, width), nn.Tanh()] if kind is EncoderKind.LSTM else self._perceptron(width)
-        self.last = nn.Linear(width, out)
-        self.hidden = nn.Sequential(*hidden)
+        with torch.random.fork_rng():  # modules draw from the global generator what is drawn again below
+            self.positions = nn.Parameter(torch.empty(length, width))
+            self.lstm: Any = None
+            entering = width
+            if kind is EncoderKind.LSTM:
+                self.lstm = nn.LSTM(width, width, num_layers=2, bidirectional=True, batch_first=True)
+                entering = 2 * width
+            hidden = [nn.Linear(entering, width), nn.Tanh()] if kind is EncoderKind.LSTM else self._perceptron(width)
+            self.last = nn.Linear(width, out)
+            self.hidden = nn.Sequential(*hidden)
         self._initialise(seed)
 
     @staticmethod

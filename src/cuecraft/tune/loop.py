@@ -18,7 +18,8 @@ from cuecraft.checkpoints import Slot
 from cuecraft.method import Candidate, Labelled, Options, Problem, Score, Selection, accumulate_gradient, score
 from cuecraft.seeding import torch_generator
 
-_SAVE_SECONDS = 5.0  # of training between two states on disk
+_SAVE_SECONDS = 5.0  # of training between two states on disk, at least
+_SAVE_SHARE = 20  # times as long as the last one took to write, too
 
 
 class Trainable(Protocol):
@@ -75,7 +76,8 @@ def train(options: TrainingOptions, problem: Problem, trainable: Trainable, sele
 
     Each epoch takes all training examples in a random order that depends on the seed alone.
     """
-    train_together(options, [Part(problem, trainable, selection)])
+    training = _Training(options, [Part(problem, trainable, selection)])
+    training.run()
 
 
 def train_together(options: TrainingOptions, parts: Sequence[Part]) -> None:
@@ -85,11 +87,9 @@ def train_together(options: TrainingOptions, parts: Sequence[Part]) -> None:
     trained tensors as they were when it was least. Order, time limit and state on disk follow the first part's problem.
     """
     training = _Training(options, parts)
-    training.begin()
-    while not training.is_over():
-        training.take_epoch()
-    training.save()
-    training.back_to_best()
+    training.keep_least()
+    training.run()
+    training.back_to_least()
 
 
 class _Training:
@@ -105,11 +105,22 @@ class _Training:
         self._order = torch_generator(first.seed, "order")
         self._slot: Slot | None = first.checkpoints.slot(options.name) if first.checkpoints else None
         self._epoch = 0
-        self._saved_at = time.monotonic()
+        self._save_after = time.monotonic() + _SAVE_SECONDS
         self._best: dict[int, list[Tensor]] = {}  # of each part that this training improved: the tensors at its best
         self._least: float | None = None  # mean loss of the parts
         self._since_least = 0
-        self._at_least: list[Tensor] = []  # the tensors then; kept for several parts, whose own bests differ
+        self._at_least: list[Tensor] | None = None  # the tensors then; None where nobody asks for them
+
+    def keep_least(self) -> None:
+        """Keep the tensors of the epoch of least mean loss: a copy of all that is trained."""
+        self._at_least = [tensor.detach().clone() for tensor in self._tensors]
+
+    def run(self) -> None:
+        """Train to the end, from the state on disk where there is one."""
+        self.begin()
+        while not self.is_over():
+            self.take_epoch()
+        self.save()
 
     def begin(self) -> None:
         """See the candidates as they are before the first step, or go on from the state on disk."""
@@ -148,13 +159,13 @@ class _Training:
             seen = Score.of(torch.cat(found[number]), part.problem.train.labels[taken[number]])
             self._see(number, part.trainable.snapshot(), seen)
         self._judge()
-        if time.monotonic() - self._saved_at >= _SAVE_SECONDS:
+        if time.monotonic() >= self._save_after:
             self.save()
 
-    def back_to_best(self) -> None:
-        """Give the trained tensors of several parts the values that they had when the mean loss was least."""
-        if self._at_least:
-            self._set(self._at_least)
+    def back_to_least(self) -> None:
+        """Give the trained tensors the values that they had when the mean loss was least."""
+        assert self._at_least is not None
+        self._set(self._at_least)
 
     def save(self) -> None:
         """Write the state to disk, where the run keeps one."""
@@ -166,20 +177,23 @@ class _Training:
             tensors |= {f"adamw/{n}/{name}": value for name, value in values.items()}
         for number, best in self._best.items():
             tensors |= {f"best/{number}/{n}": tensor for n, tensor in enumerate(best)}
-        tensors |= {f"least/{n}": tensor for n, tensor in enumerate(self._at_least)}
+        tensors |= {f"least/{n}": tensor for n, tensor in enumerate(self._at_least or [])}
         document = {
             "epoch": self._epoch,
             "least": self._least,
             "since_least": self._since_least,
             "parts": [part.selection.state() for part in self._parts],
         }
+        begun = time.monotonic()
         self._slot.save(document, tensors)
-        self._saved_at = time.monotonic()
+        ended = time.monotonic()
+        self._save_after = ended + max(_SAVE_SECONDS, _SAVE_SHARE * (ended - begun) if _SAVE_SECONDS else 0.0)
 
     def _restore(self, document: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         self._epoch, self._least = document["epoch"], document["least"]
         self._since_least = document["since_least"]
-        self._at_least = [tensors[f"least/{n}"] for n in range(len(self._tensors)) if f"least/{n}" in tensors]
+        if self._at_least is not None:
+            self._at_least = [tensors[f"least/{n}"] for n in range(len(self._tensors))]
         self._order.set_state(tensors["order"])
         entries: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
@@ -216,7 +230,7 @@ class _Training:
         self._since_least = 0 if is_least else self._since_least + 1
         if is_least:
             self._least = mean
-            if len(self._parts) > 1:
+            if self._at_least is not None:
                 self._at_least = [tensor.detach().clone() for tensor in self._tensors]
 
     def _step(self, part: Part, batch: Labelled) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cuecraft.backbone import AnyBackbone, ClassHead
-from cuecraft.backbone.weights import LoraSpec, lora_config, require_peft
+from cuecraft.backbone.weights import LoraSpec, lora_config, require_peft, shared_copy
 from cuecraft.errors import ArtifactError
 from cuecraft.prompts import AnyPrompt, Artifact, Calibration, HardPrompt, StoredWeights, with_head
 
@@ -24,7 +24,8 @@ def mix_lora(
 ) -> Artifact:
     """Return the weighted mix of LoRA artifacts that were tuned from the same prompt.
 
-    Class heads and calibrations are averaged with the same weights. Whether the mix is any good has to be measured.
+    Class heads and calibrations are averaged, by the weights' shares in their sum. Whether the mix is any good has to
+    be measured.
 
     Args:
         artifacts: made with the method `lora`, on the same backbone, template and classes.
@@ -69,8 +70,8 @@ def _check(artifacts: Sequence[Artifact], weights: Sequence[float], backbone: An
         raise ArtifactError(
             f"{len(artifacts)} artifacts and {len(weights)} weights; give two or more, and a weight each"
         )
-    if not sum(weights) > 0:
-        raise ArtifactError("the weights must add up to more than zero")
+    if not (all(math.isfinite(weight) for weight in weights) and sum(weights) > 0):
+        raise ArtifactError("the weights must be finite numbers that add up to more than zero")
     first = artifacts[0]
     for number, artifact in enumerate(artifacts, start=1):
         if not (artifact.weights and isinstance(artifact.weights.spec, LoraSpec)):
@@ -78,6 +79,8 @@ def _check(artifacts: Sequence[Artifact], weights: Sequence[float], backbone: An
         artifact.check_backbone(backbone)
         if artifact.task != first.task or artifact.classes != first.classes:
             raise ArtifactError(f"artifact {number} has another template or other classes; mix artifacts of one task")
+        if artifact.weights.spec.targets != first.manifest.weights.targets:  # type: ignore[union-attr]
+            raise ArtifactError(f"artifact {number} adapts other layers; mix artifacts of the same targets")
         if not _same_words(artifact.prompt, first.prompt):
             raise ArtifactError(f"artifact {number} stands on another prompt; mix artifacts that share their words")
 
@@ -104,8 +107,7 @@ def _mixed(
     require_peft()
     from peft import get_peft_model
 
-    shared = [*backbone.model.parameters(), *backbone.model.buffers()]
-    model = copy.deepcopy(backbone.model, {id(tensor): tensor for tensor in shared})
+    model = shared_copy(backbone.model)
     names = [f"m{number}" for number in range(len(parts))]
     peft = None
     for name, part in zip(names, parts, strict=True):
@@ -117,7 +119,10 @@ def _mixed(
             peft.add_adapter(name, config)
         _fill(peft.get_base_model(), part.values, name)
     assert peft is not None
-    peft.add_weighted_adapter(names, list(weights), "mix", combination_type=combination)
+    try:
+        peft.add_weighted_adapter(names, list(weights), "mix", combination_type=combination)
+    except ValueError as error:  # such as `linear` over adapters of unequal rank
+        raise ArtifactError(f"these adapters cannot be mixed: {' '.join(str(error).split())[:200]}") from error
     found = {
         name.replace(".mix.", ".default."): parameter.detach().clone()
         for name, parameter in peft.get_base_model().named_parameters()

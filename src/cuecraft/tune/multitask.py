@@ -3,7 +3,7 @@
 After multitask prompt tuning (Wang et al., ICLR 2023, arXiv 2303.02861): the tasks are trained jointly, a step taking a
 batch of one of them; later tasks learn their own part over the frozen shared one (the paper's target adaptation, with
 the shared part left as it is). The paper's distillation from prompts of single tasks is left out. What is shared may be
-input embeddings, as in the paper, or the offsets of a deep cue.
+input embeddings, as in the paper, the offsets of a deep cue, or the keys and values of a prefix.
 """
 
 from __future__ import annotations
@@ -27,10 +27,12 @@ from cuecraft.method import (
     starting_point,
     trained_copy,
 )
-from cuecraft.prompts import AnyPrompt, DeepCue, HardPrompt, SoftPrompt, TaskPart
+from cuecraft.prompts import AnyPrompt, DeepCue, HardPrompt, PrefixPrompt, SoftPrompt, TaskPart
 from cuecraft.search.start import filled_ids
 from cuecraft.seeding import torch_generator
+from cuecraft.task import Task
 from cuecraft.tune.loop import Part, TrainingOptions, train_together
+from cuecraft.tune.prefix_tuning import PrefixTuning
 from cuecraft.tune.trainable import TrainedHead, embedding_scale
 
 
@@ -65,15 +67,17 @@ class MultitaskTuning(TrainingOptions):
 
     name: ClassVar[str] = "multitask"
 
-    share: Literal["embeddings", "offsets"] = Field(
-        "offsets", description="what is shared: `embeddings` of the prompt, or `offsets` of a deep cue"
+    share: Literal["embeddings", "offsets", "states"] = Field(
+        "offsets", description="`embeddings` of the prompt, `offsets` of a deep cue, or `states` of a prefix"
     )
     rank: int = Field(2, ge=1, description="of a task's own product")
-    prompt_length: int | None = Field(None, ge=1, description="tuned positions; by default the longest template words")
+    prompt_length: int | None = Field(
+        None, ge=1, description="tuned positions; by default the longest template words, of a prefix 8"
+    )
     learning_rate: float | None = Field(
         None,
         gt=0,
-        description="AdamW step in the embeddings' RMS; by default 0.02 (embeddings), 0.1 (offsets)",
+        description="AdamW step, in the RMS of embeddings or states; by default 0.1 for offsets, else 0.02",
     )
     head_learning_rate: float = Field(0.01, gt=0, description="AdamW step of a class head")
     calibration: CalibrationKind = CalibrationKind.FITTED
@@ -93,9 +97,8 @@ class MultitaskTuning(TrainingOptions):
         if len(backbones) > 1:
             raise MethodError("the tasks are over different backbones; load one and read all tasks with it")
         length = self.prompt_length or max(len(filled_ids(problem, None)) for problem in problems.values())
-        first = next(iter(problems.values()))
-        begun = {name: self._begin(problem, length) for name, problem in problems.items()}
-        shared = self._first_shared(first, begun[next(iter(begun))].start).requires_grad_()
+        shared = self._first_shared(next(iter(problems.values())), length).requires_grad_()
+        begun = {name: self._begin(problem, shared) for name, problem in problems.items()}
         return self._train(problems, begun, shared, [shared])
 
     def add_task(self, problem: Problem, shared: Tensor) -> TaskOutcome:
@@ -104,28 +107,37 @@ class MultitaskTuning(TrainingOptions):
         Raises:
             MethodError: the shared tensor does not fit.
         """
-        length = shared.shape[-2]
-        begun = {"task": self._begin(problem, length)}
-        expected = self._first_shared(problem, begun["task"].start).shape
+        expected = self._first_shared(problem, shared.shape[-2]).shape
         if shared.shape != expected:
             raise MethodError(
                 f"the shared part is {list(shared.shape)}, but this backbone takes {list(expected)}; "
                 "it was made for another backbone, or shares something else"
             )
         frozen = shared.detach().float().to(problem.backbone.device)
+        begun = {"task": self._begin(problem, frozen)}
         return self._train({"task": problem}, begun, frozen, []).tasks["task"]
 
-    def _begin(self, problem: Problem, length: int) -> _Begun:
+    def longest_prompt(self) -> int:
+        """Return the positions to keep free: a prefix stands before the template's words, which need theirs too."""
+        return (Task.reserve if self.share == "states" else 0) + (self.prompt_length or 0)
+
+    def _begin(self, problem: Problem, shared: Tensor) -> _Begun:
         untuned = starting_point(problem, problem.initial_ids, self.calibration)
-        ids = filled_ids(problem, length)
+        if self.share == "states":
+            start = PrefixTuning(calibration=self.calibration).starting_at(problem, shared.detach())
+            return _Begun(untuned, start)
+        ids = filled_ids(problem, shared.shape[-2])
         start = untuned if ids == problem.initial_ids else starting_point(problem, ids, self.calibration)
         return _Begun(untuned, start)
 
-    def _first_shared(self, problem: Problem, start: Candidate) -> Tensor:
+    def _first_shared(self, problem: Problem, length: int) -> Tensor:
         backbone = problem.backbone
+        if self.share == "states":
+            prefix = PrefixTuning() if self.prompt_length is None else PrefixTuning(prefix_length=length)
+            return trained_copy(prefix.initial_states(problem))
         if self.share == "embeddings":
-            return trained_copy(start.prompt.vectors(backbone.embed))
-        return torch.zeros(backbone.offsets_shape(len(start.prompt)), device=backbone.device)
+            return trained_copy(HardPrompt(filled_ids(problem, length)).vectors(backbone.embed))
+        return torch.zeros(backbone.offsets_shape(length), device=backbone.device)
 
     def _train(
         self, problems: Mapping[str, Problem], begun: Mapping[str, _Begun], shared: Tensor, trained: Sequence[Tensor]
@@ -161,8 +173,8 @@ class _TaskTensor:
         self, options: MultitaskTuning, problem: Problem, start: Candidate, shared: Tensor, trained: Sequence[Tensor]
     ) -> None:
         *leading, length, width = shared.shape
-        scale = embedding_scale(problem.backbone.embedding_matrix())
-        rate = options.learning_rate or {"embeddings": 0.02, "offsets": 0.1}[options.share]
+        scale = embedding_scale(shared if options.share == "states" else problem.backbone.embedding_matrix())
+        rate = options.learning_rate or (0.1 if options.share == "offsets" else 0.02)
         noise = torch.randn(*leading, length, options.rank, generator=torch_generator(problem.seed, "multitask"))
         zeros = (torch.zeros(*leading, options.rank, width), torch.zeros(*leading, 1, width))
         parts = [part.to(shared.device).requires_grad_() for part in (noise, *zeros)]
@@ -203,6 +215,9 @@ def _builder(options: MultitaskTuning, start: Candidate) -> Callable[[Tensor], A
     """Return what makes a prompt of a task's tensor."""
     if options.share == "embeddings":
         return SoftPrompt
-    base = start.prompt
-    assert isinstance(base, HardPrompt)
-    return lambda offsets: DeepCue(base, offsets)
+    prompt = start.prompt
+    if isinstance(prompt, PrefixPrompt):
+        words = prompt.base
+        return lambda states: PrefixPrompt(words, states)
+    assert isinstance(prompt, HardPrompt)
+    return lambda offsets: DeepCue(prompt, offsets)

@@ -10,10 +10,10 @@ the slot's own words, which stay. Before the text each step reads all texts agai
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from cuecraft.backbone import HeadKind
@@ -33,7 +33,7 @@ from cuecraft.method import (
 from cuecraft.prompts import HardPrompt, PrefixPrompt
 from cuecraft.seeding import torch_generator
 from cuecraft.task import Task
-from cuecraft.tune.encoder import EncoderKind, PromptEncoder
+from cuecraft.tune.encoder import EncoderKind, PromptEncoder, require_read
 from cuecraft.tune.initial import text_ids
 from cuecraft.tune.loop import train
 from cuecraft.tune.trainable import PromptTensor, TensorOptions
@@ -62,6 +62,15 @@ class PrefixTuning(TensorOptions, Method):
     encoder_learning_rate: float = Field(1e-3, gt=0, description="AdamW step of the encoder's weights")
     calibration: CalibrationKind = CalibrationKind.FITTED
 
+    @model_validator(mode="after")
+    def _reads_all(self) -> Self:
+        if self.encoder is None:
+            unread = ["encoder_width", "encoder_learning_rate"]
+            require_read(self, unread, "no encoder is trained, so give learning_rate, or encoder=mlp")
+        else:
+            require_read(self, ["learning_rate"], "an encoder is trained, so give encoder_learning_rate")
+        return self
+
     def longest_prompt(self) -> int:
         """Return the positions to keep free: the prefix stands before the template's words, which need theirs too."""
         return Task.reserve + self.prefix_length
@@ -71,11 +80,7 @@ class PrefixTuning(TensorOptions, Method):
         untuned = starting_point(problem, problem.initial_ids, self.calibration)
         selection = Selection(problem)
         selection.see(untuned, score(problem.backbone, untuned, problem.train), phase="untuned", step=0)
-        states = self._initial(problem)
-        words = HardPrompt(problem.initial_ids)
-        if problem.backbone.head_kind is HeadKind.SEQUENCE:
-            words = HardPrompt(problem.initial_ids, fit_head(problem, PrefixPrompt(words, states)))
-        first = calibrated(problem, PrefixPrompt(words, states), self.calibration)
+        first = self.starting_at(problem, self.initial_states(problem))
         train(self, problem, self.trainable(problem, first), selection)
         return selection.outcome(untuned)
 
@@ -96,7 +101,14 @@ class PrefixTuning(TensorOptions, Method):
         encoder = PromptEncoder(self.encoder, length, self.encoder_width, rows.shape[1], problem.seed)
         return PromptTensor(rows, start, 1.0, self, build, encoder.to(states.device), self.encoder_learning_rate)
 
-    def _initial(self, problem: Problem) -> Tensor:
+    def starting_at(self, problem: Problem, states: Tensor) -> Candidate:
+        """Return the template's own words behind a prefix, calibrated, with a class head where one is needed."""
+        words = HardPrompt(problem.initial_ids)
+        if problem.backbone.head_kind is HeadKind.SEQUENCE:
+            words = HardPrompt(problem.initial_ids, fit_head(problem, PrefixPrompt(words, states)))
+        return calibrated(problem, PrefixPrompt(words, states), self.calibration)
+
+    def initial_states(self, problem: Problem) -> Tensor:
         """Return the first states `[n_layers, 2, n_kv_heads, P, head_dim]`."""
         backbone, length = problem.backbone, self.prefix_length
         ids = text_ids(problem, length, self.init_text)

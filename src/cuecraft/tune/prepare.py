@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import metadata
+from importlib.util import find_spec
 
 from cuecraft.backbone import AnyBackbone, HeadKind
 from cuecraft.data import Record, fingerprint, holdout
@@ -81,6 +82,13 @@ def make_task(
     return Task(written, verbalizer, max_tokens, max(Task.reserve, prompt_length))
 
 
+def versions() -> dict[str, str | None]:
+    """Return the versions of the packages that a result depends on; None for an extra that is not there."""
+    names = ("cuecraft", "torch", "transformers", "scikit-learn", "scipy", "peft")
+    installed = {name: find_spec(name.replace("scikit-learn", "sklearn")) is not None for name in names}
+    return {name: metadata.version(name) if there else None for name, there in installed.items()}
+
+
 def run_key(problem: Problem, method: Method | TrainingOptions) -> str:
     """Return the hash of all that a run's result depends on."""
     task, verbalizer = problem.task, problem.task.verbalizer
@@ -92,7 +100,8 @@ def run_key(problem: Problem, method: Method | TrainingOptions) -> str:
             "backbone": [problem.backbone.fingerprint(), problem.backbone.dtype_name, problem.backbone.head_kind],
             "task": [task.template.source, verbalizer.labels, verbalizer.words, task.max_tokens, task.reserve],
             "data": {name: entry.model_dump() for name, entry in problem.data.items()},
-            "versions": {name: metadata.version(name) for name in ("cuecraft", "torch", "transformers")},
+            "device": problem.backbone.device.type,
+            "versions": versions(),
         }
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -85,10 +86,11 @@ class EmbeddingProbe(LinearProbe):
 
     def fit(self, problem: Problem) -> Outcome:
         """Fit one head for each penalty; the best on dev wins."""
-        encoder = load_backbone(self.encoder, HeadKind.SEQUENCE, str(problem.backbone.device))
+        device, offline = str(problem.backbone.device), problem.backbone.local_files_only
+        encoder = load_backbone(self.encoder, HeadKind.SEQUENCE, device, offline)
         task = problem.task
         plain: Template = default_template(HeadKind.SEQUENCE, task.template.field_names)
-        return fit_probe(problem, HardPrompt(()), SentenceEncoder(encoder, Task(plain, task.verbalizer)), self)
+        return fit_probe(problem, HardPrompt(()), SentenceEncoder(encoder, replace(task, template=plain)), self)
 
 
 def fit_probe(problem: Problem, prompt: HardPrompt, reader: SentenceEncoder | None, options: LinearProbe) -> Outcome:

@@ -5,9 +5,9 @@ And P-tuning: the same embeddings, made by a prompt encoder (Liu et al., 2021, a
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cuecraft.backbone import HeadKind
 from cuecraft.method import (
@@ -23,7 +23,7 @@ from cuecraft.method import (
     starting_point,
 )
 from cuecraft.prompts import SoftPrompt
-from cuecraft.tune.encoder import EncoderKind, PromptEncoder
+from cuecraft.tune.encoder import EncoderKind, PromptEncoder, require_read
 from cuecraft.tune.initial import Init, initial_vectors
 from cuecraft.tune.loop import train
 from cuecraft.tune.trainable import PromptTensor, TensorOptions, embedding_scale
@@ -73,6 +73,11 @@ class PTuning(PromptTuning):
     encoder: EncoderKind = Field(EncoderKind.LSTM, description="`lstm` (the paper's, with a perceptron) or `mlp`")
     encoder_width: int = Field(256, ge=1, description="of the encoder's position embeddings and hidden layers")
     encoder_learning_rate: float = Field(1e-3, gt=0, description="AdamW step of the encoder's weights")
+
+    @model_validator(mode="after")
+    def _reads_all(self) -> Self:
+        require_read(self, ["learning_rate"], "an encoder is trained, so give encoder_learning_rate")
+        return self
 
     def trainable(self, problem: Problem, start: Candidate) -> PromptTensor:
         """Return an encoder of the prompt's embeddings, to be trained; step 0 has exactly the prompt's logits."""

@@ -15,8 +15,9 @@ import torch
 from pydantic import Field
 
 from cuecraft.backbone import ClassHead
+from cuecraft.errors import MethodError
 from cuecraft.method import CalibrationKind, Candidate, Method, Outcome, Problem, Selection, score, starting_point
-from cuecraft.prompts import AnyPrompt, DeepCue, PrefixPrompt, SoftPrompt, with_head
+from cuecraft.prompts import AnyPrompt, DeepCue, SoftPrompt, with_head
 from cuecraft.search.start import filled_ids
 from cuecraft.seeding import derived_seed
 from cuecraft.tune.deep_cue import OffsetTraining
@@ -83,9 +84,7 @@ def _mean_prompt(prompts: Sequence[AnyPrompt]) -> AnyPrompt:
         return SoftPrompt(torch.stack([p.embeddings for p in prompts if isinstance(p, SoftPrompt)]).mean(0))
     if isinstance(first, DeepCue):
         return replace(first, offsets=torch.stack([p.offsets for p in prompts if isinstance(p, DeepCue)]).mean(0))
-    if isinstance(first, PrefixPrompt):
-        return replace(first, states=torch.stack([p.states for p in prompts if isinstance(p, PrefixPrompt)]).mean(0))
-    return first
+    raise MethodError(f"{type(first).__name__} cannot be averaged; average soft prompts or deep cues")
 
 
 def _mean_head(heads: Sequence[ClassHead | None]) -> ClassHead | None:
