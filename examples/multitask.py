@@ -1,9 +1,8 @@
 """Two tasks on one frozen model: an adapter of PEFT for each, beside one prompt that both share.
 
-PEFT's `PromptTuningConfig(prompt_tuning_init="TEXT")` is trained once for each task; `PromptFamily` trains one shared
-prompt and a small part of each task's own (after multitask prompt tuning, Wang et al., ICLR 2023).
-One sees the accuracies of both on texts that were not trained on. PEFT's side is a plain loop, as its users write it:
-the last epoch, without calibration or held-out texts, which ours has. About ten minutes on two CPU cores.
+PEFT's `PromptTuningConfig(prompt_tuning_init="TEXT")` is trained for each task, by a plain loop: last epoch, no
+calibration; `PromptFamily` (after Wang et al., ICLR 2023) has both. One sees the accuracies on other texts. About ten
+minutes on two CPU cores.
 """
 
 from __future__ import annotations

@@ -285,7 +285,7 @@ def test_cut_texts_are_told_when_they_are_read_and_not_for_each_query(task, run,
     for path in [*task.glob("films/seed-1/*.jsonl"), task / "films" / "test.jsonl"]:
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         write(path, [{**row, "text": row["text"] * 9} for row in rows])
-    code, _, err = run("--config", "compare.yaml", "--methods", "zero-shot", "--seeds", 1, "--max-tokens", 40)
+    code, _, err = run("--config", "compare.yaml", "--methods", "zero-shot", "--seeds", 1, "--max-tokens", 60)
     assert code == 0
     assert err.count("were cut at the end") == 3  # train, dev, test
 

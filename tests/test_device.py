@@ -15,7 +15,7 @@ from cuecraft.errors import BackboneError, CuecraftWarning
 from cuecraft.method import CalibrationKind, Selection, starting_point
 from cuecraft.prompts import HardPrompt, load_artifact
 from cuecraft.prompts.manifest import digest
-from cuecraft.tune import METHODS, make_method
+from cuecraft.tune import make_method
 from test_tune import FAST, LEARN
 
 X, Y = [text for text, _ in TEXTS], [LABELS[label] for _, label in TEXTS]
@@ -71,7 +71,7 @@ class Seen(Selection):
         return super().see(candidate, train, **details)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "zero-shot"])
+@pytest.mark.parametrize("name", list(LEARN))
 def test_every_method_learns_in_half_precision_and_trains_float32(half, name):
     backbone, _ = half
     outcome = make_method(name, LEARN[name]).fit(tiny_problem(backbone))

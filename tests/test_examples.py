@@ -66,7 +66,7 @@ def test_an_example_runs_as_it_is(name, run):
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_an_example_is_short_and_says_what_one_sees_and_how_long_it_takes(name):
     source = (EXAMPLES / f"{name}.py").read_text()
-    assert source.count("\n") < 70
+    assert source.count("\n") <= 70
     docstring = source.split('"""')[1]
     assert "One sees" in docstring
     assert "seconds" in docstring or "minutes" in docstring

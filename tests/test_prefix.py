@@ -444,7 +444,8 @@ def test_checkpointing_keeps_less_for_the_backward_pass(name, head, kind, make):
 @pytest.mark.parametrize("method", ["prefix-tuning", "lora"])
 def test_training_with_checkpointing_is_training_without(name, head, method, make):
     def losses(checkpointing):
-        options = {"epochs": 3, "learning_rate": 0.01, "gradient_checkpointing": checkpointing}
+        rate = "learning_rate" if method == "lora" else "encoder_learning_rate"
+        options = {"epochs": 3, rate: 0.01, "gradient_checkpointing": checkpointing}
         trace = make_method(method, options).fit(tiny_problem(make(name, head))).trace
         return [event["train_loss"] for event in trace]
 

@@ -242,7 +242,10 @@ def test_an_average_is_the_mean_of_each_tensor():
 @pytest.mark.parametrize("of", ["tune", "deep"])
 def test_a_soup_keeps_a_member_only_where_it_helps_on_dev(of, causal):
     problem = tiny_problem(causal)
-    outcome = make_method("soup", {"members": 3, "of": of, f"{of}.epochs": 5, f"{of}.learning_rate": 0.1}).fit(problem)
+    problem = replace(problem, dev=problem.train)  # so that every member moves
+    outcome = make_method(
+        "soup", {"members": 3, "of": of, f"{of}.epochs": 5, f"{of}.learning_rate": 0.1, f"{of}.batch_size": 2}
+    ).fit(problem)
     members = [event["dev_loss"] for event in outcome.trace if event["phase"] == "member"]
     assert len(members) == 3
     assert len(set(members)) == 3  # the orders differ

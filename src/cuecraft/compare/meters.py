@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -39,6 +40,7 @@ def peak_memory(device: torch.device) -> Iterator[Memory]:
     On a CPU this needs Linux. It resets the process's own high-water mark of resident memory (`VmHWM`).
     """
     found = Memory()
+    gc.collect()  # what an earlier run left behind in cycles
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before: int | None = torch.cuda.memory_allocated(device)

@@ -116,4 +116,4 @@ class PromptTensor:
 
 def embedding_scale(embeddings: Tensor) -> float:
     """Return the root mean square of the embeddings `[V, d]`."""
-    return float(embeddings.float().square().mean().sqrt())
+    return float(embeddings.detach().float().square().mean().sqrt())
