@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 from cuecraft.compare.drawing import ACCENT, INK, LINE, MUTED, REFERENCE, as_svg, axes, figure, series
 from cuecraft.compare.schema import Cell, Comparison, Estimate, Row
@@ -163,10 +163,13 @@ def curve_plot(document: Comparison, name: str, ceiling: float) -> str:
 
 
 def _phases(cell: Cell) -> list[tuple[int, str]]:
-    """Return where each phase but the first begins; a phase of one step, such as a handover, is none."""
-    names = [step.phase for step in cell.steps]
-    long = [(x, name) for x, name in enumerate(names) if names.count(name) > 1]
-    return [(x, name) for (_, before), (x, name) in pairwise(long) if name != before]
+    """Return where each phase but the first begins, and its name where that is new.
+
+    A run of fewer than three steps, such as a handover or the members of a soup, is no phase.
+    """
+    runs = [list(run) for _, run in groupby(enumerate(cell.steps), key=lambda entry: entry[1].phase)]
+    long = [(run[0][0], run[0][1].phase) for run in runs if len(run) > 2]
+    return [(x, name if name != before else "") for (_, before), (x, name) in pairwise(long)]
 
 
 def _loss_words(cell: Cell) -> str:
