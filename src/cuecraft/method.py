@@ -327,6 +327,14 @@ def starting_point(problem: Problem, token_ids: tuple[int, ...], kind: Calibrati
     return calibrated(problem, prompt, kind)
 
 
+def begin(problem: Problem, kind: CalibrationKind) -> tuple[Candidate, Selection]:
+    """Return the untuned prompt, calibrated, and a selection that has seen it: it competes with all that is found."""
+    untuned = starting_point(problem, problem.initial_ids, kind)
+    selection = Selection(problem)
+    selection.see(untuned, score(problem.backbone, untuned, problem.train), phase="untuned", step=0)
+    return untuned, selection
+
+
 def calibrated(problem: Problem, prompt: AnyPrompt, kind: CalibrationKind) -> Candidate:
     """Return a prompt with the calibration of its own logits; a class head needs none."""
     if prompt.head is not None:

@@ -13,7 +13,16 @@ import torch
 from pydantic import Field
 
 from cuecraft.errors import MethodError
-from cuecraft.method import CalibrationKind, Candidate, Method, Outcome, Problem, Selection, score, starting_point
+from cuecraft.method import (
+    CalibrationKind,
+    Candidate,
+    Method,
+    Outcome,
+    Problem,
+    Selection,
+    begin,
+    starting_point,
+)
 from cuecraft.prompts import DeepCue, PrefixPrompt
 from cuecraft.search.start import filled_ids
 from cuecraft.tune.loop import train
@@ -56,9 +65,7 @@ class DeepCueTuning(OffsetTraining, Method):
 
     def fit(self, problem: Problem) -> Outcome:
         """Train from the template's own words; the best prompt on dev wins, the untuned one included."""
-        untuned = starting_point(problem, problem.initial_ids, self.calibration)
-        selection = Selection(problem)
-        selection.see(untuned, score(problem.backbone, untuned, problem.train), phase="untuned", step=0)
+        untuned, selection = begin(problem, self.calibration)
         ids = filled_ids(problem, self.prompt_length)
         base = untuned if ids == problem.initial_ids else starting_point(problem, ids, self.calibration)
         self.refine(problem, base, selection)

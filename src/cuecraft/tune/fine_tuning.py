@@ -19,8 +19,7 @@ from cuecraft.method import (
     Method,
     Outcome,
     Problem,
-    Selection,
-    score,
+    begin,
     starting_point,
     trained_copy,
 )
@@ -98,9 +97,7 @@ class LoraTuning(WeightTraining, Method):
 
     def fit(self, problem: Problem) -> Outcome:
         """Train the adapters from the untuned prompt on; the best on dev wins, the untuned prompt included."""
-        untuned = starting_point(problem, problem.initial_ids, self.calibration)
-        selection = Selection(problem)
-        selection.see(untuned, score(problem.backbone, untuned, problem.train), phase="untuned", step=0)
+        untuned, selection = begin(problem, self.calibration)
         spec = LoraSpec(rank=self.rank, alpha=self.alpha, targets=self.targets)
         train(self, problem, self._trainable(problem, untuned, Twin(problem.backbone, spec, problem.seed)), selection)
         return selection.outcome(untuned)
@@ -135,9 +132,7 @@ class FullFineTuning(WeightTraining, Method):
 
     def fit(self, problem: Problem) -> Outcome:
         """Train from the untuned prompt on; the best on dev wins, the untuned prompt included."""
-        untuned = starting_point(problem, problem.initial_ids, self.calibration)
-        selection = Selection(problem)
-        selection.see(untuned, score(problem.backbone, untuned, problem.train), phase="untuned", step=0)
+        untuned, selection = begin(problem, self.calibration)
         twin = Twin(problem.backbone, FullSpec(), problem.seed)
         train(self, problem, TrainedWeights(twin, untuned, self.learning_rate, self.head_learning_rate), selection)
         return selection.outcome(untuned)

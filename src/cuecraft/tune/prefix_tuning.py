@@ -24,11 +24,9 @@ from cuecraft.method import (
     Method,
     Outcome,
     Problem,
-    Selection,
+    begin,
     calibrated,
     fit_head,
-    score,
-    starting_point,
 )
 from cuecraft.prompts import HardPrompt, PrefixPrompt
 from cuecraft.seeding import torch_generator
@@ -77,9 +75,7 @@ class PrefixTuning(TensorOptions, Method):
 
     def fit(self, problem: Problem) -> Outcome:
         """Train from the initial prefix; the best prompt on dev wins, the untuned one included."""
-        untuned = starting_point(problem, problem.initial_ids, self.calibration)
-        selection = Selection(problem)
-        selection.see(untuned, score(problem.backbone, untuned, problem.train), phase="untuned", step=0)
+        untuned, selection = begin(problem, self.calibration)
         first = self.starting_at(problem, self.initial_states(problem))
         train(self, problem, self.trainable(problem, first), selection)
         return selection.outcome(untuned)

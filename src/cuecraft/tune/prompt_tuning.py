@@ -17,10 +17,9 @@ from cuecraft.method import (
     Outcome,
     Problem,
     Selection,
+    begin,
     calibrated,
     fit_head,
-    score,
-    starting_point,
 )
 from cuecraft.prompts import SoftPrompt
 from cuecraft.tune.encoder import EncoderKind, PromptEncoder, require_read
@@ -55,9 +54,7 @@ class PromptTuning(EmbeddingTraining, Method):
 
     def fit(self, problem: Problem) -> Outcome:
         """Train from the initial vectors; the best prompt on dev wins, the untuned one included."""
-        untuned = starting_point(problem, problem.initial_ids, self.calibration)
-        selection = Selection(problem)
-        selection.see(untuned, score(problem.backbone, untuned, problem.train), phase="untuned", step=0)
+        untuned, selection = begin(problem, self.calibration)
         init = self.init or (Init.TEXT if problem.initial_ids or self.init_text else Init.VOCABULARY)
         vectors = initial_vectors(problem, init, self.prompt_length, self.init_text)
         head = fit_head(problem, SoftPrompt(vectors)) if problem.backbone.head_kind is HeadKind.SEQUENCE else None

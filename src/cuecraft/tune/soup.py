@@ -16,7 +16,17 @@ from pydantic import Field
 
 from cuecraft.backbone import ClassHead
 from cuecraft.errors import MethodError
-from cuecraft.method import CalibrationKind, Candidate, Method, Outcome, Problem, Selection, score, starting_point
+from cuecraft.method import (
+    CalibrationKind,
+    Candidate,
+    Method,
+    Outcome,
+    Problem,
+    Selection,
+    begin,
+    score,
+    starting_point,
+)
 from cuecraft.prompts import AnyPrompt, DeepCue, SoftPrompt, with_head
 from cuecraft.search.start import filled_ids
 from cuecraft.seeding import derived_seed
@@ -37,9 +47,7 @@ class Soup(Method):
 
     def fit(self, problem: Problem) -> Outcome:
         """Train the members, then average greedily; the best on dev wins, members and untuned prompt included."""
-        untuned = starting_point(problem, problem.initial_ids, self.calibration)
-        selection = Selection(problem)
-        selection.see(untuned, score(problem.backbone, untuned, problem.train), phase="untuned", step=0)
+        untuned, selection = begin(problem, self.calibration)
         ids = filled_ids(problem, None)
         start = untuned if ids == problem.initial_ids else starting_point(problem, ids, self.calibration)
         training = self.tune if self.of == "tune" else self.deep
