@@ -5,9 +5,9 @@
 Every method gets the same rule: 30 epochs at most, batches of 16, stopped when dev loss has not fallen for 8 epochs,
 the best epoch kept. What is tried is the size of its steps (and where a prefix starts). The split is none that a
 comparison reports on: 16 examples of each class to train on and as many for dev, drawn with seed 100 from the SST-2
-sentences that are in no split of the benchmark. The defaults of the methods are the winners here, or what was the
-default before where that is within 0.02 nats of the winner. Result: benchmarks/results/prestudy.json; each setting is
-written as soon as it is measured.
+sentences that are in no split of the benchmark. docs/architecture.md says which defaults follow from it. Result:
+benchmarks/results/prestudy.json; each setting is written as soon as it is measured. Its seconds were measured beside
+other work.
 """
 
 from __future__ import annotations
