@@ -279,14 +279,23 @@ class Selection:
     trace: list[Event] = field(default_factory=list)
     best: Candidate | None = None
     best_score: Score | None = None
+    last_score: Score | None = None  # what the last candidate was rated by
 
-    def see(self, candidate: Candidate, train: Score, **details: Any) -> bool:
-        """Consider a candidate with its training score; return whether it is the best so far."""
-        dev = score(self.problem.backbone, candidate, self.problem.dev) if self.problem.dev else None
+    def see(self, candidate: Candidate, train: Score, dev: Score | None = None, **details: Any) -> bool:
+        """Consider a candidate with its training score; return whether it is the best so far.
+
+        Args:
+            candidate: the candidate.
+            train: its score on the training examples.
+            dev: its score on dev, where that is known already.
+            **details: what its event says beside the scores.
+        """
+        if self.problem.dev and dev is None:
+            dev = score(self.problem.backbone, candidate, self.problem.dev)
         event: Event = {**details, "train_loss": train.loss, "train_accuracy": train.accuracy}
         if dev:
             event |= {"dev_loss": dev.loss, "dev_accuracy": dev.accuracy}
-        rated = dev or train
+        rated = self.last_score = dev or train
         is_best = self.best_score is None or rated.loss < self.best_score.loss
         if is_best:
             self.best, self.best_score = candidate, rated

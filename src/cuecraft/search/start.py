@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from cuecraft.method import Problem
+from cuecraft.method import CalibrationKind, Candidate, Problem, starting_point
 
 _FILLER = " it is"
 _DEFAULT_LENGTH = 5
+
+
+def filled_start(problem: Problem, untuned: Candidate, length: int | None, kind: CalibrationKind) -> Candidate:
+    """Return the untuned prompt brought to `length` tokens, calibrated; the same one where it has that length."""
+    ids = filled_ids(problem, length)
+    return untuned if ids == problem.initial_ids else starting_point(problem, ids, kind)
 
 
 def filled_ids(problem: Problem, length: int | None) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from pydantic import Field
 from cuecraft.method import (
     CalibrationKind,
     Candidate,
+    Event,
     Method,
     Outcome,
     Problem,
@@ -61,7 +62,7 @@ class StraightThrough(Method):
                 break
             current = Candidate(HardPrompt(ids, first.prompt.head), first.calibration)
             found, free.grad = loss_gradient(problem, current, problem.train)
-            event = {
+            event: Event = {
                 "phase": PHASE,
                 "step": step,
                 "total": self.steps,

@@ -21,10 +21,9 @@ from cuecraft.method import (
     Problem,
     Selection,
     begin,
-    starting_point,
 )
 from cuecraft.prompts import DeepCue, PrefixPrompt
-from cuecraft.search.start import filled_ids
+from cuecraft.search.start import filled_start
 from cuecraft.tune.loop import train
 from cuecraft.tune.trainable import PromptTensor, TensorOptions, embedding_scale
 
@@ -66,7 +65,6 @@ class DeepCueTuning(OffsetTraining, Method):
     def fit(self, problem: Problem) -> Outcome:
         """Train from the template's own words; the best prompt on dev wins, the untuned one included."""
         untuned, selection = begin(problem, self.calibration)
-        ids = filled_ids(problem, self.prompt_length)
-        base = untuned if ids == problem.initial_ids else starting_point(problem, ids, self.calibration)
-        self.refine(problem, base, selection)
+        start = filled_start(problem, untuned, self.prompt_length, self.calibration)
+        self.refine(problem, start, selection)
         return selection.outcome(untuned)

@@ -6,6 +6,7 @@ by the same rule.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any, ClassVar
 
 import torch
@@ -20,20 +21,12 @@ from cuecraft.method import (
     Outcome,
     Problem,
     begin,
-    starting_point,
     trained_copy,
 )
 from cuecraft.prompts import SoftPrompt
-from cuecraft.search.start import filled_ids
+from cuecraft.search.start import filled_start
 from cuecraft.tune.loop import TrainingOptions, train
 from cuecraft.tune.trainable import TrainedHead, embedding_scale
-
-
-class WeightTraining(TrainingOptions):
-    """Options that all fine-tuning shares."""
-
-    head_learning_rate: float = Field(0.01, gt=0, description="AdamW step of a class head")
-    calibration: CalibrationKind = CalibrationKind.FITTED
 
 
 class TrainedWeights:
@@ -83,7 +76,30 @@ class TrainedWeights:
         return torch.zeros(())
 
 
-class LoraTuning(WeightTraining, Method):
+class WeightTraining(TrainingOptions, Method):
+    """Training of a twin's weights from the untuned prompt on."""
+
+    learning_rate: float = Field(gt=0, description="AdamW step of the weights")
+    head_learning_rate: float = Field(0.01, gt=0, description="AdamW step of a class head")
+    calibration: CalibrationKind = CalibrationKind.FITTED
+
+    def fit(self, problem: Problem) -> Outcome:
+        """Train from the untuned prompt on; the best on dev wins, the untuned prompt included."""
+        untuned, selection = begin(problem, self.calibration)
+        twin = Twin(problem.backbone, self._spec(), problem.seed)
+        train(self, problem, self._trainable(problem, untuned, twin), selection)
+        return selection.outcome(untuned)
+
+    @abstractmethod
+    def _spec(self) -> LoraSpec | FullSpec:
+        """Return which weights are trained."""
+
+    def _trainable(self, problem: Problem, untuned: Candidate, twin: Twin) -> TrainedWeights:
+        """Return what is trained."""
+        return TrainedWeights(twin, untuned, self.learning_rate, self.head_learning_rate)
+
+
+class LoraTuning(WeightTraining):
     """LoRA (Hu et al., ICLR 2022, arXiv 2106.09685), through PEFT."""
 
     name: ClassVar[str] = "lora"
@@ -95,15 +111,8 @@ class LoraTuning(WeightTraining, Method):
         None, description="endings of linear layers' names; by default PEFT's choice for the architecture"
     )
 
-    def fit(self, problem: Problem) -> Outcome:
-        """Train the adapters from the untuned prompt on; the best on dev wins, the untuned prompt included."""
-        untuned, selection = begin(problem, self.calibration)
-        spec = LoraSpec(rank=self.rank, alpha=self.alpha, targets=self.targets)
-        train(self, problem, self._trainable(problem, untuned, Twin(problem.backbone, spec, problem.seed)), selection)
-        return selection.outcome(untuned)
-
-    def _trainable(self, problem: Problem, untuned: Candidate, twin: Twin) -> TrainedWeights:
-        return TrainedWeights(twin, untuned, self.learning_rate, self.head_learning_rate)
+    def _spec(self) -> LoraSpec:
+        return LoraSpec(rank=self.rank, alpha=self.alpha, targets=self.targets)
 
 
 class LoraWithPrompt(LoraTuning):
@@ -116,23 +125,18 @@ class LoraWithPrompt(LoraTuning):
 
     def _trainable(self, problem: Problem, untuned: Candidate, twin: Twin) -> TrainedWeights:
         backbone = problem.backbone
-        ids = filled_ids(problem, self.prompt_length)
-        first = untuned if ids == problem.initial_ids else starting_point(problem, ids, self.calibration)
+        first = filled_start(problem, untuned, self.prompt_length, self.calibration)
         step = self.prompt_learning_rate * embedding_scale(backbone.embedding_matrix())
         vectors = (first.prompt.vectors(backbone.embed), step)
         return TrainedWeights(twin, first, self.learning_rate, self.head_learning_rate, vectors)
 
 
-class FullFineTuning(WeightTraining, Method):
+class FullFineTuning(WeightTraining):
     """All weights, with the prompt in words as it is."""
 
     name: ClassVar[str] = "full"
 
     learning_rate: float = Field(1e-5, gt=0, description="AdamW step of the weights")
 
-    def fit(self, problem: Problem) -> Outcome:
-        """Train from the untuned prompt on; the best on dev wins, the untuned prompt included."""
-        untuned, selection = begin(problem, self.calibration)
-        twin = Twin(problem.backbone, FullSpec(), problem.seed)
-        train(self, problem, TrainedWeights(twin, untuned, self.learning_rate, self.head_learning_rate), selection)
-        return selection.outcome(untuned)
+    def _spec(self) -> FullSpec:
+        return FullSpec()

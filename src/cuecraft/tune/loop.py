@@ -217,15 +217,14 @@ class _Training:
             tensor.copy_(value)
 
     def _see(self, number: int, candidate: Candidate, seen: Score) -> None:
-        details = {"phase": self._options.name, "step": self._epoch, "total": self._options.epochs}
+        details: dict[str, Any] = {"phase": self._options.name, "step": self._epoch, "total": self._options.epochs}
         if self._parts[number].selection.see(candidate, seen, **details) and self._slot:
             self._best[number] = [tensor.detach().clone() for tensor in self._tensors]
 
     def _judge(self) -> None:
         """Compare the parts' mean loss, on dev where there is one, with the least so far."""
-        seen = [part.selection.trace[-1] for part in self._parts]
-        losses = [event["dev_loss"] if "dev_loss" in event else event["train_loss"] for event in seen]
-        mean = math.fsum(losses) / len(losses)
+        seen = [part.selection.last_score for part in self._parts]
+        mean = math.fsum(rated.loss for rated in seen if rated is not None) / len(seen)
         is_least = self._least is None or mean < self._least
         self._since_least = 0 if is_least else self._since_least + 1
         if is_least:

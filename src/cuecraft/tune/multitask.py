@@ -28,7 +28,7 @@ from cuecraft.method import (
     trained_copy,
 )
 from cuecraft.prompts import AnyPrompt, DeepCue, HardPrompt, PrefixPrompt, SoftPrompt, TaskPart
-from cuecraft.search.start import filled_ids
+from cuecraft.search.start import filled_ids, filled_start
 from cuecraft.seeding import torch_generator
 from cuecraft.task import Task
 from cuecraft.tune.loop import Part, TrainingOptions, train_together
@@ -126,9 +126,7 @@ class MultitaskTuning(TrainingOptions):
         if self.share == "states":
             start = PrefixTuning(calibration=self.calibration).starting_at(problem, shared.detach())
             return _Begun(untuned, start)
-        ids = filled_ids(problem, shared.shape[-2])
-        start = untuned if ids == problem.initial_ids else starting_point(problem, ids, self.calibration)
-        return _Begun(untuned, start)
+        return _Begun(untuned, filled_start(problem, untuned, shared.shape[-2], self.calibration))
 
     def _first_shared(self, problem: Problem, length: int) -> Tensor:
         backbone = problem.backbone

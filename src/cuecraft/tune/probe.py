@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from cuecraft.backbone import AnyBackbone, ClassHead, Context, HeadKind, load_backbone
+from cuecraft.backbone.readout import class_scores
 from cuecraft.errors import MethodError
 from cuecraft.method import (
     CalibrationKind,
@@ -19,9 +20,9 @@ from cuecraft.method import (
     Method,
     Outcome,
     Problem,
+    Score,
     Selection,
     fitted_head,
-    score,
     starting_point,
 )
 from cuecraft.prompts import Calibration, HardPrompt, with_head
@@ -105,6 +106,7 @@ def fit_probe(problem: Problem, prompt: HardPrompt, reader: SentenceEncoder | No
     classes = problem.task.verbalizer.num_classes
     selection = Selection(problem)
     train = _features(problem, prompt, reader, problem.train)
+    dev = None if problem.dev is None else _features(problem, prompt, reader, problem.dev)
     unit = float(train.square().mean().sqrt())
     if not unit > 0:
         raise MethodError(f"{options.name}: the features are all zero; use another model")
@@ -114,8 +116,11 @@ def fit_probe(problem: Problem, prompt: HardPrompt, reader: SentenceEncoder | No
         head = fitted_head(train / unit, problem.train.labels, classes, strength)
         head = ClassHead(head.weight / unit, head.bias)
         candidate = Candidate(with_head(prompt, head), Calibration.none(classes), reader)
-        seen = score(problem.backbone, candidate, problem.train)
-        selection.see(candidate, seen, phase=options.name, step=step, total=len(options.inverse_penalties))
+        seen = Score.of(class_scores(train, head), problem.train.labels)
+        held_out = None
+        if problem.dev is not None and dev is not None:
+            held_out = Score.of(class_scores(dev, head), problem.dev.labels)
+        selection.see(candidate, seen, held_out, phase=options.name, step=step, total=len(options.inverse_penalties))
     # A probe answers without the untuned prompt, which is shown beside it but does not compete.
     return selection.outcome(starting_point(problem, problem.initial_ids, CalibrationKind.NONE))
 

@@ -25,10 +25,9 @@ from cuecraft.method import (
     Selection,
     begin,
     score,
-    starting_point,
 )
 from cuecraft.prompts import AnyPrompt, DeepCue, SoftPrompt, with_head
-from cuecraft.search.start import filled_ids
+from cuecraft.search.start import filled_start
 from cuecraft.seeding import derived_seed
 from cuecraft.tune.deep_cue import OffsetTraining
 from cuecraft.tune.prompt_tuning import EmbeddingTraining
@@ -48,8 +47,7 @@ class Soup(Method):
     def fit(self, problem: Problem) -> Outcome:
         """Train the members, then average greedily; the best on dev wins, members and untuned prompt included."""
         untuned, selection = begin(problem, self.calibration)
-        ids = filled_ids(problem, None)
-        start = untuned if ids == problem.initial_ids else starting_point(problem, ids, self.calibration)
+        start = filled_start(problem, untuned, None, self.calibration)
         training = self.tune if self.of == "tune" else self.deep
         found = []
         for number in range(self.members):
@@ -62,21 +60,23 @@ class Soup(Method):
             assert member.best_score is not None
             selection.trace += [event | {"member": number} for event in member.trace]
             found.append((member.best_score.loss, number, member.best))
-            selection.see(member.best, score(problem.backbone, member.best, problem.train), phase="member", step=number)
-        self._stir(problem, [best for _, _, best in sorted(found, key=lambda entry: entry[:2])], selection)
+            train = score(problem.backbone, member.best, problem.train)
+            dev = member.best_score if problem.dev else None
+            selection.see(member.best, train, dev, phase="member", step=number)
+        self._stir(problem, sorted(found, key=lambda entry: entry[:2]), selection)
         return selection.outcome(untuned)
 
-    def _stir(self, problem: Problem, members: Sequence[Candidate], selection: Selection) -> None:
-        """Add one member after the other to the average, and keep those that make it better."""
-        kept = [members[0]]
-        loss = score(problem.backbone, members[0], problem.dev or problem.train).loss
-        for step, member in enumerate(members[1:], start=1):
+    def _stir(self, problem: Problem, members: Sequence[tuple[float, int, Candidate]], selection: Selection) -> None:
+        """Add one member after the other, the best first, to the average, and keep those that make it better."""
+        loss, _, first = members[0]
+        kept = [first]
+        for step, (_, _, member) in enumerate(members[1:], start=1):
             mixed = average([*kept, member])
-            found = score(problem.backbone, mixed, problem.dev or problem.train).loss
             selection.see(mixed, score(problem.backbone, mixed, problem.train), phase="soup", step=step)
-            if found < loss:
+            assert selection.last_score is not None
+            if selection.last_score.loss < loss:
                 kept.append(member)
-                loss = found
+                loss = selection.last_score.loss
 
 
 def average(candidates: Sequence[Candidate]) -> Candidate:
