@@ -49,9 +49,13 @@ def fresh_model(name: str) -> Any:
     return AutoModelForCausalLM.from_pretrained(model_folder(name), dtype=torch.float32)
 
 
-def peft_prompt_tuning(model: Any, length: int) -> Any:
-    """Wrap a model with PEFT's soft prompt."""
-    return get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=length))
+def peft_prompt_tuning(model: Any, length: int, text: str | None = None) -> Any:
+    """Wrap a model with PEFT's soft prompt: of random vectors, or of a text's."""
+    options: dict[str, Any] = {"task_type": "CAUSAL_LM", "num_virtual_tokens": length}
+    if text is not None:
+        folder = str(model.config.name_or_path)
+        options |= {"prompt_tuning_init": "TEXT", "prompt_tuning_init_text": text, "tokenizer_name_or_path": folder}
+    return get_peft_model(model, PromptTuningConfig(**options))
 
 
 def peft_prefix_tuning(model: Any, length: int) -> Any:
@@ -67,23 +71,34 @@ class PeftLoop:
         backbone: gives tokenizer and label words.
         task: gives template and verbalizer.
         examples: to train on.
+        cue: ids of words that stand behind every text.
+        rate: AdamW step.
     """
 
-    def __init__(self, model: Any, backbone: CausalBackbone, task: Task, examples: Sequence[Example]) -> None:
+    def __init__(
+        self,
+        model: Any,
+        backbone: CausalBackbone,
+        task: Task,
+        examples: Sequence[Example],
+        cue: Sequence[int] = (),
+        rate: float = 1e-3,
+    ) -> None:
         self.model = model.train()
         renderer = backbone.renderer(task)
         answers = [words[0] for words in renderer.label_ids]
         self.texts = [
-            ([*piece.before, *piece.after], list(answers[example.label or 0]))
+            ([*piece.before, *cue, *piece.after], list(answers[example.label or 0]))
             for piece, example in zip(renderer.render(examples), examples, strict=True)
         ]
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=1e-3)
+        self.optimizer = torch.optim.AdamW(trained, lr=rate)
 
-    def epoch(self) -> None:
-        """Take one step for each batch of texts."""
-        for start in range(0, len(self.texts), BATCH):
-            self.step(self.texts[start : start + BATCH])
+    def epoch(self, order: Sequence[int] | None = None) -> None:
+        """Take one step for each batch of texts, in their own or another order."""
+        texts = self.texts if order is None else [self.texts[row] for row in order]
+        for start in range(0, len(texts), BATCH):
+            self.step(texts[start : start + BATCH])
 
     def step(self, texts: Sequence[tuple[list[int], list[int]]]) -> None:
         """Take one step."""
@@ -97,11 +112,16 @@ class PeftLoop:
 
 
 @torch.no_grad()
-def peft_predict(model: Any, backbone: CausalBackbone, task: Task, examples: Sequence[Example]) -> torch.Tensor:
-    """Classify texts with a PEFT model: padded batches in the order of the texts; class logits `[B, C]`."""
+def peft_predict(
+    model: Any, backbone: CausalBackbone, task: Task, examples: Sequence[Example], cue: Sequence[int] = ()
+) -> torch.Tensor:
+    """Classify texts with a PEFT model: padded batches in the order of the texts; class logits `[B, C]`.
+
+    `cue` stands behind every text.
+    """
     renderer = backbone.renderer(task)
     columns = [words[0][0] for words in renderer.label_ids]
-    texts = [[*piece.before, *piece.after] for piece in renderer.render(examples)]
+    texts = [[*piece.before, *cue, *piece.after] for piece in renderer.render(examples)]
     parts = []
     for start in range(0, len(texts), EVAL_BATCH):
         ids, mask = padded(texts[start : start + EVAL_BATCH])
