@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := $(VENV)/.peers
 
-.PHONY: demo test test-slow check lint format bench bench-speed bench-deep-cue bench-multitask bench-gpu prestudy support clean
+.PHONY: demo test test-slow check lint format bench bench-speed bench-deep-cue bench-label-free bench-logs bench-multitask bench-gpu prestudy support clean
 
 demo: $(READY)  ## find a prompt for film reviews, six ways, and keep the best
 	$(BIN)/cuecraft demo --out runs/demo
@@ -38,6 +38,12 @@ bench-speed: $(PEERS)  ## speed and memory beside plain AutoPrompt code and PEFT
 
 bench-deep-cue: $(PEERS)  ## deep cue beside LoRA and full fine-tuning
 	$(BIN)/python benchmarks/deep_cue.py
+
+bench-logs: $(READY)  ## anomalous log lines, few-shot by time order, beside rules and TF-IDF
+	$(BIN)/python benchmarks/logs.py
+
+bench-label-free: $(READY)  ## the cue chosen without labels beside the best of its pool
+	$(BIN)/python benchmarks/label_free.py
 
 bench-multitask: $(READY)  ## two tasks trained jointly beside each alone, and a third added
 	$(BIN)/python benchmarks/multitask.py

@@ -18,7 +18,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ from cuecraft.compare.trial import run_trial
 from cuecraft.data import Record, read_records, subsample
 from cuecraft.method import Labelled, Problem, label_context
 from cuecraft.seeding import torch_generator
-from cuecraft.task import Example
+from cuecraft.task import Example, Task
 from cuecraft.tune import make_method
 from cuecraft.tune.prepare import make_problem, make_task
 
@@ -76,11 +76,28 @@ class Cell:
 
     def prepare(self, template: str | None = None, limit: float | None = None) -> tuple[Problem, Labelled]:
         """Read the examples; return the problem and the test rows."""
-        backbone = load_backbone(MODEL)
-        train, dev, test = self.records()
-        task = make_task(backbone, train, template)
-        tested = label_context(backbone, task, task.examples(test))
-        return make_problem(backbone, task, train, dev, seed=self.seed, time_limit=limit), tested
+        train, dev, _ = self.records()
+        task = make_task(frozen(), train, template)
+        return make_problem(frozen(), task, train, dev, seed=self.seed, time_limit=limit), tested(self, task)
+
+
+@cache
+def frozen() -> CausalBackbone:
+    """Load the backbone once: no method changes it."""
+    backbone = load_backbone(MODEL)
+    assert isinstance(backbone, CausalBackbone)
+    return backbone
+
+
+_TESTED: dict[tuple[str, Task], Labelled] = {}
+
+
+def tested(cell: Cell, task: Task) -> Labelled:
+    """Return the test rows, which are read once for all seeds of a task."""
+    if (cell.task, task) not in _TESTED:
+        _TESTED.clear()
+        _TESTED[cell.task, task] = label_context(frozen(), task, task.examples(cell.records()[2]))
+    return _TESTED[cell.task, task]
 
 
 def run_cell(cell: Cell, method: str) -> dict[str, Any]:
@@ -106,8 +123,7 @@ def run_cell(cell: Cell, method: str) -> dict[str, Any]:
 
 def run_peft(cell: Cell, wrap: Callable[[Any, int], Any], rate: float) -> dict[str, Any]:
     """Train a PEFT adapter with early stopping on dev."""
-    backbone = load_backbone(MODEL)
-    assert isinstance(backbone, CausalBackbone)
+    backbone = frozen()
     train, dev, test = cell.records()
     task = make_task(backbone, train)
     torch.manual_seed(cell.seed)
@@ -219,9 +235,9 @@ def main() -> None:
     parser.add_argument("--busy", action="store_true", help="other work runs beside: its seconds are not to be used")
     options = parser.parse_args()
     require_data()
-    for method in options.methods.split(","):
-        for seed in options.seeds.split(","):
-            for task in options.tasks.split(","):
+    for task in options.tasks.split(","):
+        for method in options.methods.split(","):
+            for seed in options.seeds.split(","):
                 gather(Cell(task, int(seed)), method, options.busy)
     cells = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(CELLS.glob("*.json"))]
     write_result("accuracy.json", summary(cells) | {"machine": machine()})

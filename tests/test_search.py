@@ -63,10 +63,13 @@ def test_with_the_whole_vocabulary_as_candidates_a_step_takes_the_best_swap_ther
     trace = method.fit(problem).trace
     start = HardPrompt(problem.initial_ids)
     allowed = torch.nonzero(allowed_tokens(causal, problem.task)).flatten().tolist()
+    gives_back = problem.train.context.renderer.gives_back
     where = range(len(start)) if positions == "all" else [trace[-1]["position"]]
     losses = {}
     for position in where:
         for token in allowed:
+            if not gives_back([start.swapped(position, token).token_ids])[0]:
+                continue
             swapped = Candidate(
                 start.swapped(position, token), starting_point(problem, (), CalibrationKind.NONE).calibration
             )

@@ -205,3 +205,27 @@ def test_no_literal_ends_in_a_space_that_the_next_piece_could_carry(source):
         assert not (isinstance(piece, Literal) and isinstance(following, Literal))
         if isinstance(piece, Literal) and isinstance(following, Field) and piece.text.endswith(" "):
             assert following.prefix == " "
+
+
+SLOT_TEXT = st.text(st.characters(exclude_characters="{}", codec="utf-8"), max_size=12)
+
+
+@given(sources(), SLOT_TEXT)
+def test_other_words_in_the_prompt_slot_leave_literals_and_fields_as_they_are(source, text):
+    template = Template(source)
+    found = template.with_prompt(text)
+    assert found.field_names == template.field_names
+    assert found.prompt_text.strip(" ") == text.strip(" ")
+    assert found.with_prompt(text) == found
+    written = [p.text.strip(" ") for p in found.pieces if isinstance(p, Literal)]
+    assert "".join(written) == "".join(p.text.strip(" ") for p in template.pieces if isinstance(p, Literal))
+
+
+def test_the_prompt_slot_takes_what_is_written_into_it():
+    template = Template("{{{text}}} {prompt: it was}{mask}.")
+    assert template.with_prompt(" a:b!r").source == "{{{text}}} {prompt: a:b!r}{mask}."
+    assert template.with_prompt("\nso").prompt_text == " \nso", "the space before the slot goes into it, as always"
+    assert template.with_prompt(template.prompt_text).pieces == template.pieces
+    for text in ("{text}", "a}", "{"):
+        with pytest.raises(TemplateError, match="has braces"):
+            template.with_prompt(text)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -13,14 +13,18 @@ from sklearn.exceptions import NotFittedError
 
 from cuecraft.backbone import AnyBackbone, load_backbone
 from cuecraft.checkpoints import Checkpoints
-from cuecraft.data import Record
+from cuecraft.data import Record, subsample
 from cuecraft.data.readers import text_value
-from cuecraft.errors import DataError
-from cuecraft.method import Candidate, Event, fresh_logits
+from cuecraft.errors import DataError, LabelWordError, MethodError
+from cuecraft.method import Candidate, Event, Outcome, Problem, fresh_logits
 from cuecraft.prompts import AnyPrompt, Artifact, Calibration, load_artifact
+from cuecraft.search.label_free import LabelFreeSearch, class_shares
+from cuecraft.search.label_words import LabelWordSearch, with_label_words
+from cuecraft.task.verbalizer import WordChoice, default_word
 from cuecraft.tune import make_method
 from cuecraft.tune.finish import make_artifact, stored_candidate
-from cuecraft.tune.prepare import make_problem, make_task, run_key
+from cuecraft.tune.prepare import label_free_problem, label_free_task, make_problem, make_task, run_key
+from cuecraft.tune.registry import make_options
 
 Texts = Any  # a sequence of strings or of mappings from field to string, a NumPy array, or a pandas DataFrame
 
@@ -30,11 +34,12 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     Args:
         model: ``demo:smollm2-135m`` and kin, a local folder, a Hub name, a `(model, tokenizer)` pair or a backbone.
-        method: a name in `cuecraft.tune.METHODS`: ``zero-shot``; ``autoprompt``, ``straight-through``;
-            ``prompt-tuning``, ``p-tuning``, ``prefix-tuning``, ``p-tuning-v2``, ``deep-cue``, ``hybrid``, ``soup``;
-            ``linear-probe``, ``embedding-probe``, ``lora``, ``lora-prompt``, ``full``.
+        method: a name in `cuecraft.tune.METHODS`: ``auto``, which chooses by itself; ``zero-shot``; ``autoprompt``,
+            ``straight-through``; ``prompt-tuning``, ``p-tuning``, ``prefix-tuning``, ``p-tuning-v2``, ``deep-cue``,
+            ``hybrid``, ``soup``; ``linear-probe``, ``embedding-probe``, ``lora``, ``lora-prompt``, ``full``.
         template: for instance ``"Review: {text}{prompt:\nSentiment:}{mask}"``; None for a general one.
-        label_words: class -> word or words; None for the classes' own names.
+        label_words: class -> word or words; None for the classes' own names; ``"auto"`` to search them first
+            (`cuecraft.search.label_words.LabelWordSearch`), which keeps the names where nothing is clearly better.
         method_options: values for the method's options, ``{"epochs": 10}``.
         validation_fraction: part of the training examples held out to choose by, where `fit` gets no dev set.
         max_tokens: tokens of one input at most; None for what the model has positions for.
@@ -55,7 +60,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         method: str = "hybrid",
         *,
         template: str | None = None,
-        label_words: Mapping[Any, str | Sequence[str]] | None = None,
+        label_words: Mapping[Any, str | Sequence[str]] | Literal["auto"] | None = None,
         method_options: Mapping[str, Any] | None = None,
         validation_fraction: float = 0.25,
         max_tokens: int | None = None,
@@ -106,7 +111,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         train = as_records(texts, labels)
         held_out = as_records(*dev) if dev is not None else None
         backbone = load_backbone(self.model, self.head, self.device, self.local_files_only, self.dtype)
-        words = self.label_words and {str(name): word for name, word in self.label_words.items()}
+        searches_words = self.label_words == "auto"
+        words = {name: default_word(name) for name in classes} if searches_words else self._given_words()
         longest = method.longest_prompt()
         task = make_task(backbone, train, self.template, words, self.max_tokens, list(classes), longest)
         problem = make_problem(
@@ -118,16 +124,67 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             validation_fraction=self.validation_fraction,
             time_limit=self.time_limit,
             report=report,
+            reading=method.reading_limit(),
         )
+        if searches_words:
+            problem = with_label_words(problem, LabelWordSearch().search(problem).words)
         if checkpoints is not None:
             problem = replace(problem, checkpoints=Checkpoints(Path(checkpoints), run_key(problem, method)))
         outcome = method.fit(problem)
+        return self._keep(problem, outcome, make_artifact(problem, outcome, method, classes))
+
+    def fit_unlabeled(
+        self,
+        texts: Texts,
+        classes: Sequence[Any] | None = None,
+        prior: Mapping[Any, float] | Sequence[float] | None = None,
+        report: Callable[[Event], None] = lambda event: None,
+    ) -> Self:
+        """Choose a prompt by texts without labels, among cues that come with the package.
+
+        `method` plays no part; `method_options` are those of `cuecraft.search.label_free.LabelFreeSearch`.
+
+        Args:
+            texts: `[N]` strings, or mappings from field to string; `max_texts` of them are drawn.
+            classes: in the order of `classes_`; None for those of `label_words`.
+            prior: each class's share, by class or in their order; None for equal shares.
+            report: is told of each step; never affects the result.
+
+        Raises:
+            CuecraftError: anything about texts, classes, shares, template, label words, options or model that cannot be
+                used.
+        """
+        if self.label_words == "auto":
+            raise MethodError("label words are searched with labels; without any, give label_words={class: word}")
+        given = list(classes if classes is not None else self.label_words or ())
+        names = [str(_label(f"class {number}", name)) for number, name in enumerate(given, start=1)]
+        options = dict(self.method_options or {})
+        if prior is not None:
+            options["prior"] = class_shares(prior, names)
+        search = make_options(LabelFreeSearch, options)
+        records = subsample(as_records(texts), search.max_texts, self.seed)
+        backbone = load_backbone(self.model, self.head, self.device, self.local_files_only, self.dtype)
+        words = self._given_words()
+        task = label_free_task(backbone, records, names, self.template, words, self.max_tokens)
+        longest = max(map(len, search.pool(task, backbone.tokenizer, self.seed)))
+        task = replace(task, reserve=max(task.reserve, longest))
+        problem = label_free_problem(backbone, task, records, seed=self.seed, time_limit=self.time_limit, report=report)
+        outcome = search.fit(problem)
+        own = {name: _plain(value) for name, value in zip(names, given, strict=True)}
+        return self._keep(problem, outcome, make_artifact(problem, outcome, search, own))
+
+    def _given_words(self) -> WordChoice | None:
+        if isinstance(self.label_words, str):
+            raise LabelWordError(f"label_words is {self.label_words!r}; give {{class: word}}, or 'auto'")
+        return self.label_words and {str(name): word for name, word in self.label_words.items()}
+
+    def _keep(self, problem: Problem, outcome: Outcome, artifact: Artifact) -> Self:
         # All at once and last, so that a fit that is interrupted leaves the classifier as it was.
-        self.artifact_ = make_artifact(problem, outcome, method, classes)
-        self.backbone_, self.task_, self.outcome_ = backbone, task, outcome
+        self.artifact_ = artifact
+        self.backbone_, self.task_, self.outcome_ = problem.backbone, problem.task, outcome
         self._candidate = outcome.best
         self.padding_ = problem.train.context.padding
-        self.classes_ = np.array(list(classes.values()))
+        self.classes_ = np.array(list(artifact.classes))
         return self
 
     @property
@@ -139,6 +196,15 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def trace_(self) -> list[dict[str, Any]]:
         """One event for each step of search and training."""
         return [dict(event) for event in self._fitted().trace]
+
+    def leaderboard(self) -> list[dict[str, Any]]:
+        """Return all that `auto` tried, the best first; each as `cuecraft.evidence.Tried` has it.
+
+        Empty for other methods, which try one thing.
+        """
+        if not hasattr(self, "outcome_"):
+            raise NotFittedError("what was tried is not kept in an artifact; call fit")
+        return [asdict(row) for row in self.outcome_.tried]
 
     def predict_proba(self, texts: Texts, report: Callable[[Event], None] = lambda event: None) -> np.ndarray:
         """Return class probabilities `[N, C]`, columns as in `classes_`; `report` is told how far it has come."""

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from cuecraft import display
-from cuecraft.errors import CuecraftError, CuecraftWarning, DataError, LabelWordError, MethodError
+from cuecraft.arguments import names_of, pairs_of, unescaped, words_of
+from cuecraft.errors import CuecraftError, CuecraftWarning, DataError, MethodError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -38,14 +39,30 @@ LabelColumn = Annotated[str, typer.Option(help="Column of class names.")]
 MethodName = Annotated[
     str,
     typer.Option(
-        help="zero-shot, autoprompt, straight-through, prompt-tuning, p-tuning, prefix-tuning, p-tuning-v2, deep-cue, "
-        "hybrid, soup, linear-probe, embedding-probe, lora, lora-prompt or full."
+        help="auto (chooses by itself), zero-shot, autoprompt, straight-through, prompt-tuning, p-tuning, "
+        "prefix-tuning, p-tuning-v2, deep-cue, hybrid, soup, linear-probe, embedding-probe, lora, lora-prompt or full."
     ),
 ]
 TemplateText = Annotated[str | None, typer.Option(help=r"Such as 'Review: {text}{prompt:\nSentiment:}{mask}'.")]
 LabelWords = Annotated[list[str] | None, typer.Option(help="CLASS=word or CLASS=word,word; repeat for each class.")]
+TuneWords = Annotated[
+    list[str] | None,
+    typer.Option(help="CLASS=word or CLASS=word,word; repeat for each class; or auto, to search them."),
+]
 MethodOption = Annotated[
     list[str] | None, typer.Option(help="NAME=VALUE of the method, such as tune.epochs=10; may be repeated.")
+]
+PresetName = Annotated[
+    str | None, typer.Option(help="Of the method auto: fast, good (the default) or best; how much is tried.")
+]
+VocabFrom = Annotated[
+    Path | None,
+    typer.Option(help="Search only among words of this corpus: CSV, TSV, JSONL or Parquet (column text), or .txt."),
+]
+Unlabeled = Annotated[bool, typer.Option("--unlabeled", help="Choose a prompt without reading any label.")]
+Prior = Annotated[
+    list[str] | None,
+    typer.Option(help="With --unlabeled: each class's share, 0.9,0.1 in their order, or CLASS=0.9 for each."),
 ]
 Shots = Annotated[
     int | None, typer.Option(min=1, help="Draw so many examples of each class from TRAIN, and as many for dev.")
@@ -70,9 +87,11 @@ def tune(
     label_column: LabelColumn = "label",
     model: Model = "demo:smollm2-135m",
     method: MethodName = "hybrid",
+    preset: PresetName = None,
     template: TemplateText = None,
-    label_words: LabelWords = None,
+    label_words: TuneWords = None,
     option: MethodOption = None,
+    vocab_from: VocabFrom = None,
     shots: Shots = None,
     head: Head = None,
     max_tokens: MaxTokens = None,
@@ -83,11 +102,16 @@ def tune(
     local_files_only: Offline = False,
     checkpoints: CheckpointFolder = None,
     out: Out = None,
+    unlabeled: Unlabeled = False,
+    classes: Annotated[str | None, typer.Option(help="With --unlabeled: classes with commas between.")] = None,
+    prior: Prior = None,
     json: Json = False,
 ) -> None:
-    """Find a prompt for labelled texts and write it as an artifact."""
+    """Find a prompt for labelled texts, or with --unlabeled for texts alone, and write it as an artifact."""
     from cuecraft.runs import TuneRequest, run_tune
 
+    where: dict[str, Any] = {"device": device, "dtype": dtype, "local_files_only": local_files_only}
+    label_free: dict[str, Any] = {"unlabeled": unlabeled, "classes": names_of(classes), "prior": tuple(prior or [])}
     request = TuneRequest(
         train=train,
         dev=dev,
@@ -97,10 +121,97 @@ def tune(
         label_column=label_column,
         model=model,
         method=method,
-        method_options=_pairs(option or []),
-        template=_unescaped(template),
-        label_words=_words(label_words or []),
+        method_options=pairs_of(option or []) | ({"preset": preset} if preset else {}),
+        vocab_from=vocab_from,
+        template=unescaped(template),
+        label_words="auto" if label_words == ["auto"] else words_of(label_words or []),
         shots=shots,
+        head=head,
+        max_tokens=max_tokens,
+        seed=seed,
+        time_limit=time_limit,
+        checkpoints=checkpoints,
+        out=out or Path("runs", f"{'label-free' if unlabeled else method}-{seed}"),
+        **where,
+        **label_free,
+    )
+    with display.progress() as started:
+        document = run_tune(request, started)
+    display.print_json(document) if json else display.print_metrics(document)
+
+
+@app.command()
+def words(
+    train: Train,
+    dev: Annotated[str | None, typer.Option(help="More examples to choose by.")] = None,
+    way: Annotated[str, typer.Option(help="contrast (likelihoods after texts of each class) or probe.")] = "contrast",
+    most: Annotated[int, typer.Option("--words", help="Words that a class may get, at most.")] = 8,
+    candidates: Annotated[int, typer.Option(help="Words that compete: the likeliest at the answer slot.")] = 200,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = "label",
+    model: Model = "demo:smollm2-135m",
+    template: TemplateText = None,
+    label_words: Annotated[
+        list[str] | None, typer.Option(help="CLASS=word to begin with. [default: the classes' names]")
+    ] = None,
+    shots: Shots = None,
+    head: Head = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    local_files_only: Offline = False,
+    json: Json = False,
+) -> None:
+    """Find label words: which words of the vocabulary stand for the classes best."""
+    from cuecraft.runs import WordsRequest, run_words
+
+    options = {"way": way, "words": most, "candidates": candidates}
+    where: dict[str, Any] = {"device": device, "dtype": dtype, "local_files_only": local_files_only}
+    columns = (tuple(text_column or ["text"]), label_column)
+    begin = words_of(label_words or [])
+    request = WordsRequest(train, dev, *columns, model, options, unescaped(template), begin, shots, head, seed, where)
+    with display.progress() as started:
+        document = run_words(request, started("label words"))
+    display.print_json(document) if json else display.print_words(document)
+
+
+@app.command()
+def advise(
+    data: Annotated[str, typer.Argument(help="As TRAIN of tune; rows may have no label, or there may be no column.")],
+    model: Model = "demo:smollm2-135m",
+    text_column: TextColumn = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of class names, if any. [default: label]")] = None,
+    classes: Annotated[str | None, typer.Option(help="Classes with commas between; needed without labels.")] = None,
+    template: TemplateText = None,
+    label_words: LabelWords = None,
+    head: Head = None,
+    max_tokens: MaxTokens = None,
+    seed: Seed = 0,
+    time_limit: Annotated[float, typer.Option(min=1, help="Seconds of measuring, about.")] = 60.0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    local_files_only: Offline = False,
+    endpoint: Annotated[
+        str | None, typer.Option(help="Send up to 100 labelled texts to this OpenAI-compatible address, to compare.")
+    ] = None,
+    endpoint_model: Annotated[str | None, typer.Option(help="Name of the model there.")] = None,
+    endpoint_key_env: Annotated[
+        str | None, typer.Option(help="Environment variable with its key. [default: OPENAI_API_KEY, where set]")
+    ] = None,
+    labelled_out: Annotated[Path | None, typer.Option(help="Write the rows that have a label here, as JSONL.")] = None,
+    json: Json = False,
+) -> None:
+    """Say what fits the data: methods, time, memory, and whether tuning is worth it; measures for about a minute."""
+    from cuecraft.advise import AdviseRequest, run_advise
+
+    request = AdviseRequest(
+        data=data,
+        model=model,
+        text_columns=tuple(text_column or ["text"]),
+        label_column=label_column,
+        classes=names_of(classes),
+        template=unescaped(template),
+        label_words=words_of(label_words or []),
         head=head,
         max_tokens=max_tokens,
         seed=seed,
@@ -108,12 +219,14 @@ def tune(
         device=device,
         dtype=dtype,
         local_files_only=local_files_only,
-        checkpoints=checkpoints,
-        out=out or Path("runs", f"{method}-{seed}"),
+        endpoint=endpoint,
+        endpoint_model=endpoint_model,
+        endpoint_key_env=endpoint_key_env,
+        labelled_out=labelled_out,
     )
     with display.progress() as started:
-        document = run_tune(request, started)
-    display.print_json(document) if json else display.print_metrics(document)
+        document = run_advise(request, started)
+    display.print_json(document) if json else display.print_advice(document)
 
 
 @app.command()
@@ -142,15 +255,15 @@ def multitask(
     from cuecraft.runs import MultitaskRequest, run_multitask
 
     request = MultitaskRequest(
-        tasks=_pairs(task),
-        dev=_pairs(dev or []),
-        test=_pairs(test or []),
+        tasks=pairs_of(task),
+        dev=pairs_of(dev or []),
+        test=pairs_of(test or []),
         test_size=test_size,
         text_columns=tuple(text_column or ["text"]),
         label_column=label_column,
         add_to=add_to,
         model=model,
-        options=_pairs(option or []),
+        options=pairs_of(option or []),
         head=head,
         seed=seed,
         device=device,
@@ -292,8 +405,8 @@ def compare(
         "shots": shots,
         "test_size": test_size,
     }
-    flags |= {"text_columns": text_column, "label_column": label_column, "template": _unescaped(template)}
-    flags |= {"label_words": _words(label_words or []), "head": head, "max_tokens": max_tokens, "device": device}
+    flags |= {"text_columns": text_column, "label_column": label_column, "template": unescaped(template)}
+    flags |= {"label_words": words_of(label_words or []), "head": head, "max_tokens": max_tokens, "device": device}
     flags |= {"dtype": dtype, "local_files_only": local_files_only or None, "out": out and str(out)}
     try:
         with display.progress() as started:
@@ -345,37 +458,11 @@ def import_(
     """Make an artifact of a PEFT adapter; one that `export` wrote needs no template and no words."""
     from cuecraft.interop.commands import run_import
 
-    names = None if classes is None else [name.strip() for name in classes.split(",") if name.strip()]
+    names = names_of(classes)
     document = run_import(
-        folder, model, _unescaped(template), _words(label_words or []), names, out, device, dtype, local_files_only
+        folder, model, unescaped(template), words_of(label_words or []), names, out, device, dtype, local_files_only
     )
     display.print_json(document) if json else display.page.print(f"{document['artifact']} written", markup=False)
-
-
-def _pairs(values: list[str]) -> dict[str, Any]:
-    pairs = [value.partition("=") for value in values]
-    for name, equals, value in pairs:
-        if not (name and equals and value):
-            raise MethodError(f"{name + equals + value!r} is not NAME=VALUE; write for instance epochs=10")
-        if sum(name == other for other, _, _ in pairs) > 1:
-            raise MethodError(f"{name!r} is given twice; give it once")
-    return {name: value for name, _, value in pairs}
-
-
-def _words(values: list[str]) -> dict[str, list[str]] | None:
-    """Return label words by class; a class's name may have an equals sign, a word may not."""
-    found: dict[str, list[str]] = {}
-    for value in values:
-        name, equals, words = value.rpartition("=")
-        if not (name and equals and words):
-            raise LabelWordError(f"{value!r} is not CLASS=word; write for instance positive=great,good")
-        found.setdefault(name, []).extend(words.split(","))
-    return found or None
-
-
-def _unescaped(template: str | None) -> str | None:
-    r"""Let `\n` and `\t` be written in a shell's quotes."""
-    return template and template.replace("\\n", "\n").replace("\\t", "\t")
 
 
 def main() -> None:

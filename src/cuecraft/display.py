@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cuecraft.compare.schema import Comparison
     from cuecraft.prompts.manifest import Manifest
 
+_SHOWN_CUES = 5
 Listener = Callable[[dict[str, Any]], None]
 
 notes = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -168,12 +169,70 @@ def print_metrics(document: Mapping[str, Any]) -> None:
     """Print what `tune` found."""
     table = Table(show_header=False)
     table.add_row("method", Text(document["method"]))
-    table.add_row("prompt", Text(repr(document["prompt"])))
+    table.add_row("prompt" if document["tuned"] else "prompt, untuned", Text(repr(document["prompt"])))
+    named = (f"{label} = {', '.join(words)}" for label, words in document["label_words"].items())
+    table.add_row("label words", Text("; ".join(named)))
+    if document.get("vocabulary"):
+        counts = (f"{row['tokens']:,} {row['filter']}" for row in document["vocabulary"])
+        table.add_row("tokens left", Text("\n".join(counts)))
     for name, value in document["metrics"].items():
         table.add_row(name.replace("_", " "), "-" if value is None else f"{value:.3f}")
     table.add_row("seconds", f"{document['seconds']:.1f}")
     table.add_row("artifact", Text(str(document["artifact"])))
     page.print(table)
+    if document["verdict"]:
+        _print_tried(document["leaderboard"])
+        _print_verdict(document["verdict"])
+    if "cues" in document:
+        _print_cues(document)
+
+
+def _print_cues(document: Mapping[str, Any]) -> None:
+    """Print the best of the cues that were tried without labels."""
+    rows = document["cues"]
+    title = f"{len(rows)} cues ({document['task_type']}), by {document['texts']} texts without labels; the first ones"
+    table = Table(title=title, title_justify="left")
+    table.add_column("cue")
+    for name in rows[0]["scores"]:
+        table.add_column(name.replace("-", " "), justify="right")
+    for row in rows[:_SHOWN_CUES]:
+        values = ("-" if value is None else f"{value:.3f}" for value in row["scores"].values())
+        table.add_row(Text(repr(row["cue"])), *values)
+    page.print(table)
+
+
+def _print_tried(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print all that `auto` tried, the best first."""
+    table = Table(title="tried on held-out folds", title_justify="left")
+    for name in ("what", "loss", "accuracy", "sd", "folds", "seconds"):
+        table.add_column(name, justify="left" if name == "what" else "right", no_wrap=name != "what")
+    for row in rows:
+        sd = "-" if row["sd"] is None else f"{row['sd']:.3f}"
+        figures = (f"{row['loss']:.3f}", f"{row['accuracy']:.3f}", sd, str(row["folds"]), f"{row['seconds']:.1f}")
+        table.add_row(Text(row["name"]), *figures)
+    page.print(table)
+
+
+def _print_verdict(verdict: Mapping[str, Any]) -> None:
+    """Print which prompt ships, and why."""
+    page.print(f"the {verdict['ships']} prompt ships: {verdict['reason']}", markup=False, soft_wrap=True)
+    if verdict["remark"]:
+        page.print(verdict["remark"], markup=False, soft_wrap=True)
+
+
+def print_words(document: Mapping[str, Any]) -> None:
+    """Print what `words` found, ready to paste."""
+    table = Table()
+    for name in ("class", "word", "score", ""):
+        table.add_column(name, justify="right" if name == "score" else "left")
+    for row in document["table"]:
+        score = "-" if row["score"] is None else f"{row['score']:+.2f}"
+        note = ", ".join(word for word, is_so in (("current", row["is_current"]), ("found", row["is_chosen"])) if is_so)
+        table.add_row(Text(row["label"]), Text(row["word"]), score, note)
+    page.print(table)
+    page.print(document["reason"], markup=False, soft_wrap=True)
+    for argument in document["arguments"]:
+        page.print(argument, markup=False, soft_wrap=True)
 
 
 def print_family(document: Mapping[str, Any]) -> None:
@@ -221,6 +280,83 @@ def print_manifest(manifest: Manifest, folder: str) -> None:
         if value:
             table.add_row(name, Text(value))
     page.print(table)
+
+
+def print_advice(document: Mapping[str, Any]) -> None:
+    """Print what `advise` found; the last line is the command to run next."""
+    table = Table(show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
+    for name, value in _advice_rows(document).items():
+        table.add_row(name, Text(value))
+    page.print(table)
+    methods = Table(title="methods that fit, the first one to try in front", title_justify="left")
+    for name in ("method", "about", "memory, about", "why"):
+        methods.add_column(name, no_wrap=name != "why")
+    for row in document["methods"]:
+        methods.add_row(row["name"], _duration(row["about_seconds"]), _size(row["about_bytes"]), row["why"])
+    if document["methods"]:
+        page.print(methods)
+    for finding in document["findings"]:
+        page.print(f"- {finding['says']}", markup=False, soft_wrap=True)
+    tuning = document["tuning"]
+    page.print(f"worth tuning: {tuning['worth']}; {tuning['why']}\n", markup=False, soft_wrap=True)
+    page.print("next:", style="bold")
+    page.print(document["next"], markup=False, soft_wrap=True)
+
+
+def _advice_rows(document: Mapping[str, Any]) -> dict[str, str]:
+    data, lengths, measured = document["data"], document["lengths"], document["measurement"]
+    limit = "no limit" if lengths["limit"] is None else f"{lengths['room']} of {lengths['limit']} tokens are for text"
+    rows = {
+        "rows": f"{data['rows']:,}: {data['labelled']:,} with a label, {data['unlabelled']:,} without",
+        "classes": ", ".join(f"{name} {count:,}" for name, count in data["classes"].items()),
+        "duplicates": f"{data['duplicates']:,} rows; {data['contradictory_texts']:,} texts under several labels",
+        "text, tokens": f"median {lengths['median']:.0f}, 95% up to {lengths['p95']:.0f}, longest {lengths['max']}",
+        "cut": f"{lengths['cut']:,} texts ({lengths['cut_share']:.1%}); {limit}",
+        "model": f"{document['model']['name']} ({document['model']['head']}, {document['model']['dtype']})",
+    }
+    if document["label_words"]:
+        words = document["label_words"].items()
+        rows["label words"] = "; ".join(
+            f"{label} = {', '.join(own['words'])}"
+            + (f" ({min(own['tokens'])} tokens)" if own["tokens"] and min(own["tokens"]) > 1 else "")
+            for label, own in words
+        )
+    if measured:
+        rows["measured"] = f"{measured['rows']:,} texts in {measured['seconds']} s"
+        rows["measured"] += f", about {measured['tokens_per_second']:,.0f} tokens/s"
+    if document["answers"]:
+        rows["untuned answers"] = ", ".join(f"{name} {share:.0%}" for name, share in document["answers"].items())
+    if document["majority_accuracy"] is not None:
+        rows["largest class"] = f"accuracy {document['majority_accuracy']:.3f}"
+    names = {"zero_shot": "zero-shot", "calibrated": "calibrated, cross-validated", "endpoint": "endpoint"}
+    for key, name in names.items():
+        found = document[key]
+        if found:
+            low, high = found["interval_95"]
+            rows[name] = f"accuracy {found['accuracy']:.3f} ({low:.3f} to {high:.3f}, {found['rows']:,} texts)"
+    if document["endpoint"]:
+        asked = document["endpoint"]
+        rows["endpoint"] += f"; {asked['no_class']} answers no class; {asked['seconds']} s, "
+        rows["endpoint"] += "tokens not told" if asked["tokens"] is None else f"{asked['tokens']:,} tokens"
+        rows["texts were sent to"] = f"{asked['address']} ({asked['model']})"
+    return rows
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(1, seconds):.0f} s"
+
+
+def _size(count: float | None) -> str:
+    if count is None:
+        return "-"
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
 def print_comparison(document: Comparison, tables: Sequence[TextTable], files: Sequence[Path]) -> None:

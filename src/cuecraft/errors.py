@@ -41,5 +41,9 @@ class CompareError(CuecraftError):
     """A comparison's settings cannot be read, or its folder cannot be used."""
 
 
+class EndpointError(CuecraftError):
+    """An endpoint named by the user cannot be reached, refuses, or does not answer as it should."""
+
+
 class CuecraftWarning(UserWarning):
     """Something was done that the user would want to know of, such as texts cut to fit the model."""

@@ -9,17 +9,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, ClassVar, Protocol, get_args, get_origin
+from typing import Any, ClassVar, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, model_validator
-from pydantic.fields import FieldInfo
 from torch import Tensor
 from torch.nn import functional
 
 from cuecraft.backbone import AnyBackbone, Budget, ClassHead, Context, HeadKind, SequenceBackbone
 from cuecraft.checkpoints import Checkpoints
 from cuecraft.errors import BackboneError, MethodError
+from cuecraft.evidence import Tried, Verdict
+from cuecraft.options import Options
 from cuecraft.prompts import AnyPrompt, Calibration, HardPrompt, SoftPrompt, calibration
 from cuecraft.prompts.manifest import DataEntry
 from cuecraft.task import Example, Task
@@ -47,14 +47,31 @@ class Labelled:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def is_labelled(self) -> bool:
+        """Whether every example has a class."""
+        return bool((self.labels >= 0).all())
+
     def select(self, rows: list[int]) -> Labelled:
         """Return some of the examples."""
         return Labelled(self.context.select(rows), self.labels[rows])
+
+    def joined(self, other: Labelled) -> Labelled:
+        """Return these examples and then others of the same task."""
+        return Labelled(self.context.joined(other.context), torch.cat([self.labels, other.labels]))
 
     def chunks(self, size: int) -> Iterator[Labelled]:
         """Yield the examples in order, `size` at a time."""
         for start in range(0, len(self), size):
             yield self.select(list(range(start, min(start + size, len(self)))))
+
+
+class Clock(Protocol):
+    """Tells whether fewer seconds are left than are needed."""
+
+    def __call__(self, reserve: float = 0.0) -> bool:
+        """Return whether fewer than `reserve` seconds are left."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -68,7 +85,7 @@ class Problem:
         dev: examples to choose and stop by; None to choose by the training loss.
         seed: of everything random.
         data: row count and hash of each split.
-        out_of_time: tells a method to stop with the best so far.
+        out_of_time: tells a method to stop with the best so far: whether fewer than `reserve` seconds are left.
         report: is told of each step; never affects the result.
         checkpoints: where trainings keep their state, to go on from after a crash; None to keep none.
     """
@@ -79,7 +96,7 @@ class Problem:
     dev: Labelled | None
     seed: int = 0
     data: Mapping[str, DataEntry] = field(default_factory=dict)
-    out_of_time: Callable[[], bool] = lambda: False
+    out_of_time: Clock = lambda reserve=0.0: False
     report: Callable[[Event], None] = lambda event: None
     checkpoints: Checkpoints | None = None
 
@@ -135,7 +152,8 @@ class Candidate:
         return self.calibration.apply(own.class_logits(context, self.prompt))
 
 
-def _finite(logits: Tensor, backbone: AnyBackbone) -> Tensor:
+def finite(logits: Tensor, backbone: AnyBackbone) -> Tensor:
+    """Return logits as they are, or raise BackboneError where one is NaN or infinite."""
     if not bool(logits.isfinite().all()):
         raise BackboneError(f"{backbone.name} answers with NaN or infinity; check its weights, dtype and device")
     return logits
@@ -185,7 +203,7 @@ def fresh_logits(
         found |= {n: c.logits(backbone, context) for n, c in enumerate(candidates) if n not in found}
         parts.append(torch.stack([found[n] for n in range(len(candidates))]))
         report({"phase": "predict", "step": start + len(context), "total": len(examples), "padding": context.padding})
-    return _finite(torch.cat(parts, dim=1), backbone)
+    return finite(torch.cat(parts, dim=1), backbone)
 
 
 @dataclass(frozen=True)
@@ -197,12 +215,18 @@ class Outcome:
         best: the prompt that won.
         trace: one event for each step, JSON-ready, without times.
         words: the best prompt in words that was found on the way, where the winner is not in words itself.
+        held_out: the score on held-out examples, of a method that learns from the dev set too.
+        verdict: why this prompt ships and not the other, of a method that compares them on held-out examples.
+        tried: what such a method tried, the best first.
     """
 
     start: Candidate
     best: Candidate
     trace: list[Event]
     words: Candidate | None = None
+    held_out: Score | None = None
+    verdict: Verdict | None = None
+    tried: tuple[Tried, ...] = ()
 
     @property
     def is_tuned(self) -> bool:
@@ -224,39 +248,27 @@ class Outcome:
         return (0 if is_as_written else prompt.size) + head + (reader.size if reader else 0)
 
 
-def _from_word(value: Any, option: FieldInfo | None) -> Any:
-    if option is None or not isinstance(value, str):
-        return value
-    kinds = (option.annotation, *get_args(option.annotation))
-    if value == "none" and type(None) in kinds:
-        return None
-    return value.split(",") if any(get_origin(kind) is tuple for kind in kinds) else value
+@dataclass(frozen=True)
+class ReadingLimit:
+    """How much a method wants to read.
 
+    Args:
+        examples: labelled examples, training and dev together, at most.
+        share: of its time limit, 0 to 1, that reading may take.
+    """
 
-class Options(BaseModel):
-    """Options of a method or of a part of one."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_words(cls, values: Any) -> Any:
-        """Read what a command line writes: `none`, and several values with commas between."""
-        if not isinstance(values, Mapping):
-            return values
-        return {name: _from_word(value, cls.model_fields.get(name)) for name, value in values.items()}
-
-    def longest_prompt(self) -> int:
-        """Return the greatest prompt length that the options ask for, in tokens; 0 where they ask for none."""
-        values = [getattr(self, name) for name in type(self).model_fields]
-        parts = [value.longest_prompt() for value in values if isinstance(value, Options)]
-        return max(getattr(self, "prompt_length", None) or 0, *parts, 0)
+    examples: int
+    share: float
 
 
 class Method(Options, ABC):
     """A way to find a prompt; its options are the model's fields."""
 
     name: ClassVar[str]
+
+    def reading_limit(self) -> ReadingLimit | None:
+        """Return how much it wants to read; None for everything."""
+        return None
 
     @abstractmethod
     def fit(self, problem: Problem) -> Outcome:
@@ -332,7 +344,7 @@ def starting_point(problem: Problem, token_ids: tuple[int, ...], kind: Calibrati
         prompt = replace(prompt, head=fit_head(problem, prompt))
     else:
         with torch.no_grad():
-            _finite(problem.backbone.class_logits(problem.train.context, prompt), problem.backbone)
+            finite(problem.backbone.class_logits(problem.train.context, prompt), problem.backbone)
     return calibrated(problem, prompt, kind)
 
 
@@ -357,14 +369,21 @@ CONTENT_FREE = ("N/A", "[MASK]", "...")
 @torch.no_grad()
 def calibrate(problem: Problem, prompt: AnyPrompt, kind: CalibrationKind) -> Calibration:
     """Calibrate a prompt on the problem's training texts (`batch`), labels (`fitted`) or on no texts at all."""
+    needs_texts = kind in (CalibrationKind.BATCH, CalibrationKind.FITTED)
+    logits = problem.backbone.class_logits(problem.train.context, prompt) if needs_texts else None
+    return calibration_of(problem, prompt, kind, logits)
+
+
+@torch.no_grad()
+def calibration_of(problem: Problem, prompt: AnyPrompt, kind: CalibrationKind, logits: Tensor | None) -> Calibration:
+    """Calibrate a prompt whose logits `[N, C]` on the training texts are known; None where its kind needs none."""
     backbone = problem.backbone
-    if kind is CalibrationKind.NONE:
-        return Calibration.none(problem.task.verbalizer.num_classes)
     if kind is CalibrationKind.CONTEXTUAL:
         names = problem.task.template.field_names
         empty = [Example(dict.fromkeys(names, text)) for text in CONTENT_FREE]
         return calibration.contextual(backbone.class_logits(backbone.context(empty, problem.task), prompt))
-    logits = backbone.class_logits(problem.train.context, prompt)
+    if kind is CalibrationKind.NONE or logits is None:
+        return Calibration.none(problem.task.verbalizer.num_classes)
     if kind is CalibrationKind.BATCH:
         return calibration.batch(logits)
     return calibration.fitted(logits, problem.train.labels)

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from cuecraft.backbone import load_backbone
 from cuecraft.classifier import PromptClassifier
-from cuecraft.data import Record, k_shot_split, read_records, subsample
-from cuecraft.errors import DataError, MethodError
+from cuecraft.data import Record, k_shot_split, read_partly_labelled, read_records, stream_texts, subsample
+from cuecraft.errors import CuecraftWarning, DataError, MethodError
 from cuecraft.family import PromptFamily, check_family_target
 from cuecraft.method import Event
 from cuecraft.prompts import check_target, load_artifact
+from cuecraft.search.label_free import LabelFreeOutcome, LabelFreeSearch
+from cuecraft.search.label_words import LabelWordSearch
+from cuecraft.task.verbalizer import default_word
 from cuecraft.tune.mix import Combination, mix_lora
 from cuecraft.tune.multitask import MultitaskTuning
-from cuecraft.tune.prepare import data_entry
-from cuecraft.tune.registry import make_options
+from cuecraft.tune.prepare import data_entry, make_problem, make_task
+from cuecraft.tune.registry import METHODS, make_options, option_places
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,9 @@ class TuneRequest:
     model: str
     method: str
     method_options: Mapping[str, Any]
+    vocab_from: Path | None
     template: str | None
-    label_words: Mapping[str, Sequence[str]] | None
+    label_words: Mapping[str, Sequence[str]] | Literal["auto"] | None
     shots: int | None
     head: str | None
     max_tokens: int | None
@@ -46,25 +51,107 @@ class TuneRequest:
     local_files_only: bool
     checkpoints: Path | None
     out: Path
+    unlabeled: bool
+    classes: tuple[str, ...] | None
+    prior: tuple[str, ...]
 
 
 def run_tune(request: TuneRequest, started: Callable[[str], Callable[[Event], None]]) -> dict[str, Any]:
-    """Tune, test and write the artifact; return the document of `cuecraft tune --json`.
+    """Tune, or choose without labels, test, and write the artifact; return the document of `cuecraft tune --json`.
 
     Raises:
         CuecraftError: anything that the user can mend; nothing is written then.
     """
+    if request.unlabeled:
+        return _run_label_free(request, started)
+    if request.classes or request.prior:
+        raise MethodError("--classes and --prior go with --unlabeled; with labels, the classes are the labels'")
     begun = time.perf_counter()
     check_target(request.out)
     train, dev, test = _splits(request)
     others = {request.dev or f"dev rows of {request.train}": dev or [], request.test or request.train: test}
     check_labels(request.train, train, others)
-    classifier = PromptClassifier(
+    classifier = _classifier(request, _method_options(request))
+    listener = started(request.method)
+    held_out = _unzip(dev) if dev else None
+    classifier.fit(*_unzip(train), dev=held_out, report=listener, checkpoints=request.checkpoints)
+    return _finished(classifier, request, test, begun, started)
+
+
+def _run_label_free(request: TuneRequest, started: Callable[[str], Callable[[Event], None]]) -> dict[str, Any]:
+    """Choose a prompt without labels; as `run_tune`, with all cues and their scores in the document."""
+    begun = time.perf_counter()
+    check_target(request.out)
+    _check_label_free(request)
+    if request.label_words == "auto":
+        raise MethodError("label words are searched with labels; without any, give --label-words CLASS=word")
+    classes = request.classes or tuple(request.label_words or ())
+    if not classes:
+        raise DataError("without labels the classes must be named; give --label-words CLASS=word, or --classes a,b")
+    texts = _texts(request)
+    test: list[Record] = []
+    if request.test:
+        test = read_records(request.test, request.text_columns, request.label_column)
+        test = subsample(test, request.test_size, request.seed)
+        check_labels("--classes", [Record({}, name) for name in classes], {request.test: test})
+    classifier = _classifier(request, request.method_options)
+    prior = _shares(request.prior)
+    classifier.fit_unlabeled(_unzip(texts)[0], classes, prior, report=started(LabelFreeSearch.name))
+    outcome = classifier.outcome_
+    assert isinstance(outcome, LabelFreeOutcome)
+    rows = [{"rank": row.rank, "cue": row.cue, "scores": dict(row.scores)} for row in outcome.leaderboard]
+    found = _finished(classifier, request, test, begun, started)
+    return found | {"task_type": outcome.task_type, "texts": outcome.texts, "cues": rows}
+
+
+def _texts(request: TuneRequest) -> list[Record]:
+    if request.train.endswith(".txt"):
+        return [Record({"text": line}) for line in stream_texts(request.train)]
+    records = read_partly_labelled(request.train, request.text_columns, request.label_column)
+    if any(record.label is not None for record in records):
+        warnings.warn(
+            f"{request.train}: the labels in column {request.label_column!r} are not used (--unlabeled)",
+            CuecraftWarning,
+            stacklevel=2,
+        )
+    return records
+
+
+def _check_label_free(request: TuneRequest) -> None:
+    """Raise MethodError where something was asked for that needs labels."""
+    given = {"--dev": request.dev, "--shots": request.shots, "--checkpoints": request.checkpoints}
+    given |= {"--vocab-from": request.vocab_from}
+    for name, value in given.items():
+        if value is not None:
+            raise MethodError(f"{name} has no meaning with --unlabeled; leave one of them out")
+    if request.test_size is not None and request.test is None:
+        raise MethodError("--test-size needs --test with --unlabeled; no row of the data has a label to test by")
+
+
+def _shares(values: Sequence[str]) -> dict[str, float] | list[float] | None:
+    """Return the classes' shares of words such as `0.9,0.1`, or `spam=0.1` and `ham=0.9`; None for no words.
+
+    Raises:
+        DataError: something else than numbers.
+    """
+    pairs = [value.rpartition("=") for value in values]
+    try:
+        if any(name for name, _, _ in pairs):
+            return {name: float(share) for name, _, share in pairs}
+        return [float(share) for value in values for share in value.split(",")] or None
+    except ValueError:
+        raise DataError(
+            f"--prior {' '.join(values)} is not shares of classes; write 0.9,0.1, or CLASS=0.9 for each class"
+        ) from None
+
+
+def _classifier(request: TuneRequest, options: Mapping[str, Any]) -> PromptClassifier:
+    return PromptClassifier(
         request.model,
         request.method,
         template=request.template,
         label_words=request.label_words,
-        method_options=request.method_options,
+        method_options=options,
         max_tokens=request.max_tokens,
         time_limit=request.time_limit,
         seed=request.seed,
@@ -73,9 +160,16 @@ def run_tune(request: TuneRequest, started: Callable[[str], Callable[[Event], No
         local_files_only=request.local_files_only,
         dtype=request.dtype,
     )
-    listener = started(request.method)
-    held_out = _unzip(dev) if dev else None
-    classifier.fit(*_unzip(train), dev=held_out, report=listener, checkpoints=request.checkpoints)
+
+
+def _finished(
+    classifier: PromptClassifier,
+    request: TuneRequest,
+    test: Sequence[Record],
+    begun: float,
+    started: Callable[[str], Callable[[Event], None]],
+) -> dict[str, Any]:
+    """Test a fitted classifier, write its artifact and return the document."""
     metrics: dict[str, float | None] = dict(classifier.artifact_.manifest.metrics)
     metrics.setdefault("dev_accuracy", None)
     tested: dict[str, float] = {}
@@ -88,36 +182,101 @@ def run_tune(request: TuneRequest, started: Callable[[str], Callable[[Event], No
         }
         classifier.artifact_ = classifier.artifact_.with_test(tested, data_entry(test))
     sha256 = classifier.save(request.out)
+    outcome, verbalizer = classifier.outcome_, classifier.task_.verbalizer
     names = ("test_accuracy", "untuned_test_accuracy", "calibrated_untuned_test_accuracy")
     return {
-        "method": request.method,
+        "method": classifier.artifact_.manifest.method,
         "artifact": str(request.out),
         "artifact_sha256": sha256,
         "seconds": round(time.perf_counter() - begun, 2),
         "metrics": metrics | {name: tested.get(name) for name in names},
-        "tuned": classifier.outcome_.is_tuned,
+        "tuned": outcome.is_tuned,
         "prompt": classifier.artifact_.manifest.prompt.text,
         "words": classifier.artifact_.manifest.words,
+        "label_words": {label: list(own) for label, own in zip(verbalizer.labels, verbalizer.words, strict=True)},
+        "vocabulary": next((e["vocabulary"] for e in classifier.trace_ if "vocabulary" in e), None),
         "template": classifier.task_.template.source,
         "test_rows": len(test),
         "padding": round(classifier.padding_, 4),
+        "verdict": outcome.verdict.document() if outcome.verdict else None,
+        "leaderboard": [asdict(row) for row in outcome.tried],
     }
+
+
+def _method_options(request: TuneRequest) -> dict[str, Any]:
+    """Return the method's options with the corpus of `--vocab-from` where its search takes it."""
+    options = dict(request.method_options)
+    if request.vocab_from is None or request.method not in METHODS:
+        return options
+    places = {name: option_places(kind, "vocabulary.corpus") for name, kind in METHODS.items()}
+    if not places[request.method]:
+        able = ", ".join(name for name, found in places.items() if found)
+        raise MethodError(f"--vocab-from goes with methods that search for words ({able}), not with {request.method}")
+    for place in places[request.method]:
+        if place in options:
+            raise MethodError(f"--vocab-from and --option {place} both name a corpus; give one of them")
+        options[place] = str(request.vocab_from)
+    return options
+
+
+@dataclass(frozen=True)
+class WordsRequest:
+    """What `cuecraft words` was asked for; see its help for each."""
+
+    train: str
+    dev: str | None
+    text_columns: tuple[str, ...]
+    label_column: str
+    model: str
+    options: Mapping[str, Any]
+    template: str | None
+    label_words: Mapping[str, Sequence[str]] | None
+    shots: int | None
+    head: str | None
+    seed: int
+    where: Mapping[str, Any]
+
+
+def run_words(request: WordsRequest, report: Callable[[Event], None]) -> dict[str, Any]:
+    """Search label words; return the document of `cuecraft words --json`.
+
+    Raises:
+        CuecraftError: anything that the user can mend.
+    """
+    begun = time.perf_counter()
+    search = make_options(LabelWordSearch, request.options)
+    train, dev, _ = _train_and_dev(request)
+    check_labels(request.train, train, {request.dev or f"dev rows of {request.train}": dev or []})
+    backbone = load_backbone(request.model, request.head, **request.where)
+    labels = sorted({record.label for record in train if record.label is not None})
+    current = request.label_words or {label: (default_word(label),) for label in labels}
+    task = make_task(backbone, train, request.template, current)
+    found = search.search(make_problem(backbone, task, train, dev, seed=request.seed, report=report))
+    return {
+        "model": backbone.name,
+        "template": task.template.source,
+        **found.document(),
+        "seconds": round(time.perf_counter() - begun, 2),
+    }
+
+
+def _train_and_dev(request: TuneRequest | WordsRequest) -> tuple[list[Record], list[Record] | None, list[Record]]:
+    """Return train and dev records as asked for, and those that a k-shot sample leaves over."""
+    columns = (request.text_columns, request.label_column)
+    train = read_records(request.train, *columns)
+    dev = read_records(request.dev, *columns) if request.dev else None
+    if not request.shots:
+        return train, dev, []
+    split = k_shot_split(train, request.shots, request.seed, with_dev=dev is None)
+    return split.train, split.dev if dev is None else dev, split.rest
 
 
 def _splits(request: TuneRequest) -> tuple[list[Record], list[Record] | None, list[Record]]:
     """Return train, dev and test records as asked for."""
-
-    def read(source: str) -> list[Record]:
-        return read_records(source, request.text_columns, request.label_column)
-
-    train, rest = read(request.train), []
-    dev = read(request.dev) if request.dev else None
-    if request.shots:
-        split = k_shot_split(train, request.shots, request.seed, with_dev=dev is None)
-        train, rest = split.train, split.rest
-        dev = split.dev if dev is None else dev
+    train, dev, rest = _train_and_dev(request)
     if request.test:
-        return train, dev, subsample(read(request.test), request.test_size, request.seed)
+        test = read_records(request.test, request.text_columns, request.label_column)
+        return train, dev, subsample(test, request.test_size, request.seed)
     if request.test_size is None:
         return train, dev, []
     if not request.shots:
@@ -241,12 +400,7 @@ def read_texts(artifact: Path, lines: Sequence[str], file: Path | None, columns:
     if file is not None and file.suffix != ".txt":
         return read_records(file, columns or fields, label_column=None)
     if file is not None:
-        if not file.is_file():
-            raise DataError(f"{file}: no such file; check the path")
-        try:
-            lines = [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
-        except (UnicodeDecodeError, OSError) as error:
-            raise DataError(f"{file}: not readable as UTF-8 text ({error})") from error
+        lines = list(stream_texts(file))
     if len(fields) > 1:
         raise DataError(f"the prompt takes the fields {', '.join(fields)}; give them as columns of a --file")
     if not lines:

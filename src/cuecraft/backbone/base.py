@@ -84,6 +84,15 @@ class Context:
             states=tuple(self.states[row] for row in rows),
         )
 
+    def joined(self, other: Self) -> Self:
+        """Return the context of these examples and then of others of the same task."""
+        return replace(
+            self,
+            examples=(*self.examples, *other.examples),
+            pieces=(*self.pieces, *other.pieces),
+            states=(*self.states, *other.states),
+        )
+
     def unread(self) -> Self:
         """Return the context without what was kept, as a backbone of other weights needs it."""
         return replace(self, states=(None,) * len(self))

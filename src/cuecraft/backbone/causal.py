@@ -31,10 +31,10 @@ from cuecraft.backbone.batching import (
 from cuecraft.backbone.frozen import FrozenModel, agree
 from cuecraft.backbone.layers import entering, recomputed
 from cuecraft.backbone.layout import Layout, own_tokens
-from cuecraft.backbone.past import Cues, Past, VectorTable
-from cuecraft.backbone.readout import FeatureReadout, Readout, readout
+from cuecraft.backbone.past import Cues, Past, Rows, VectorTable
+from cuecraft.backbone.readout import FeatureReadout, Readout, SequenceReadout, readout
 from cuecraft.backbone.rendering import HeadKind, Pieces
-from cuecraft.backbone.tree import CueTree, grow_tree
+from cuecraft.backbone.tree import CueTree, grow_tree, tree_groups
 from cuecraft.errors import BackboneError, DataError, PromptError
 from cuecraft.task import Example, Task
 
@@ -179,7 +179,28 @@ class CausalBackbone(FrozenModel):
 
     def features(self, context: Context, prompt: Prompt) -> Tensor:
         """Return the hidden states at the answer slot `[B, d]`, as the output embedding gets them; differentiable."""
-        return self._score_together(context, [prompt], FeatureReadout(self.model))[0]
+        return self.read_answer(context, prompt, FeatureReadout(self.model))
+
+    def read_answer(self, context: Context, prompt: Prompt, reads: Readout) -> Tensor:
+        """Return what a readout reads at the answer slots `[B, X]`."""
+        return self._score_together(context, [prompt], reads)[0]
+
+    @torch.no_grad()
+    def read_cues(self, texts: Rows, cues: Sequence[tuple[int, ...]]) -> Tensor:
+        """Return log-probabilities (nats) `[B, K]` of cues standing right after texts.
+
+        Args:
+            texts: texts with ids before the prompt and none after it.
+            cues: ids of each, none empty, in sorted order: neighbours share the nodes of their beginnings.
+        """
+        no_vectors = VectorTable(self.embed(torch.zeros(0, dtype=torch.long)), None)
+        nodes = self._tree_nodes(self.budget, max(len(piece.before) for piece in texts.pieces))
+        parts = []
+        for group in tree_groups(cues, nodes):
+            reads = SequenceReadout(self.model, group)
+            table, layout = self._laid_out(no_vectors, [()], reads, has_tails=False)
+            parts.append(self._score_rows(texts, table, layout, (reads, None))[0])
+        return torch.cat(parts, dim=1)
 
     def _score_together(self, context: Context, prompts: Sequence[Prompt], reads: Readout | None = None) -> Tensor:
         """Return what is read `[T, B, X]` of several prompts with the first one's prefix and class head."""
@@ -214,29 +235,37 @@ class CausalBackbone(FrozenModel):
         has_tails = any(piece.after for piece in context.pieces)
         context.renderer.check_length(context.pieces, cues.length)
         reads = reads or readout(self.model, context.renderer.label_ids, cues.head)
-        words = tuple(sorted({token for ids in reads.beginnings for token in ids}))
-        layout = Layout(cues.codes, words, reads.beginnings, len(table.vectors), has_tails)
+        table, layout = self._laid_out(table, cues.codes, reads, has_tails)
         if layout.lead and cues.states is not None:
             raise PromptError(
                 f"nothing stands between the prefix and the answer in {context.renderer.task.template.source!r}; "
                 "write words in its prompt slot, {prompt:words}, or put {prompt} before the text"
             )
-        if words:
-            table = table.extended(self.embed(torch.tensor(words)))
+        return self._score_rows(Rows(context.pieces, context.states), table, layout, (reads, cues.states))
+
+    def _laid_out(
+        self, table: VectorTable, codes: Sequence[tuple[int, ...]], reads: Readout, has_tails: bool
+    ) -> tuple[VectorTable, Layout]:
+        """Return the table with the vectors of the tokens that a readout grows, and the layout of its cues."""
+        words = tuple(sorted({token for ids in reads.beginnings for token in ids}))
+        layout = Layout(codes, words, reads.beginnings, len(table.vectors), has_tails)
+        return (table.extended(self.embed(torch.tensor(words))) if words else table), layout
+
+    def _score_rows(
+        self, texts: Rows, table: VectorTable, layout: Layout, shared: tuple[Readout, Tensor | None]
+    ) -> Tensor:
+        """Return what is read `[K, B, X]` of cues laid out; `shared` as in `_group_scores`."""
 
         def run(budget: Budget) -> Tensor:
             # Rows whose context comes from one read; the passes over them hold fewer rows, or more, as nodes ask.
             costs = [
                 budget.charge(len(piece.before) if state is None else 0, self._context_bytes(len(piece.before)))
-                for piece, state in zip(context.pieces, context.states, strict=True)
+                for piece, state in zip(texts.pieces, texts.states, strict=True)
             ]
             order, parts = [], []
             for group in token_batches(costs, budget.tokens):
-                rows = sorted(
-                    group, key=lambda row: (-len(context.pieces[row].after), -len(context.pieces[row].before))
-                )
-                part = context.select(rows)
-                parts += self._group_scores(part, table, layout, (reads, cues.states), budget)
+                rows = sorted(group, key=lambda row: (-len(texts.pieces[row].after), -len(texts.pieces[row].before)))
+                parts += self._group_scores(texts.select(rows), table, layout, shared, budget)
                 order.append(rows)
             return restore_order(parts, order, dim=1)
 
@@ -244,7 +273,7 @@ class CausalBackbone(FrozenModel):
 
     def _group_scores(
         self,
-        context: Context,
+        texts: Rows,
         table: VectorTable,
         layout: Layout,
         shared: tuple[Readout, Tensor | None],
@@ -253,38 +282,39 @@ class CausalBackbone(FrozenModel):
         """Return what is read `[K, b, X]` of one pass after another over rows sorted by the length of their tails.
 
         Args:
-            context: the rows.
+            texts: the rows.
             table: the vectors.
             layout: of the cues.
             shared: what is read, and the keys and values of a prefix.
             budget: of a pass.
         """
         reads, prefix = shared
-        lead = self._lead(context, layout, prefix, budget)
-        past = replace(self._past(context.pieces, context.states, lead), prefix=prefix)
+        lead = self._lead(texts, layout, prefix, budget)
+        past = replace(self._past(texts.pieces, texts.states, lead), prefix=prefix)
         parts = []
         start = 0
-        while start < len(context):
-            width = len(context.pieces[start].after)
+        while start < len(texts.pieces):
+            width = len(texts.pieces[start].after)
             trees = layout.trees(width, lead, self._tree_nodes(budget, past.seen))
             nodes = max(len(tree.codes) for tree in trees)
-            stop = start + max(1, budget.tokens // budget.charge(nodes, self._pass_bytes(past.seen, nodes)))
-            own = own_tokens(context.pieces[start:stop], width, lead)
+            size = self._pass_bytes(past.seen, nodes) + reads.slot_bytes * max(len(tree.ends) for tree in trees)
+            stop = start + max(1, budget.tokens // budget.charge(nodes, size))
+            own = own_tokens(texts.pieces[start:stop], width, lead)
             rows = past.rows(start, stop)
             parts.append(torch.cat([self._tree_scores(rows, own, table, tree, reads) for tree in trees]))
             start = stop
         return parts
 
-    def _lead(self, context: Context, layout: Layout, prefix: Tensor | None, budget: Budget) -> int:
+    def _lead(self, texts: Rows, layout: Layout, prefix: Tensor | None, budget: Budget) -> int:
         """Return how many of the last tokens before the prompt stand at the root of the tree."""
-        whole = max(len(piece.before) for piece in context.pieces)
+        whole = max(len(piece.before) for piece in texts.pieces)
         if self.trains_weights:
             if prefix is not None and whole:
                 raise PromptError("a prefix after the text cannot be trained together with the model's weights")
             return whole  # what is read apart carries no gradient
-        if any(state is not None for state in context.states) or prefix is not None:
+        if any(state is not None for state in texts.states) or prefix is not None:
             return layout.lead
-        fits = whole + layout.cost(len(context.pieces[0].after)) <= self._tree_nodes(budget, 0)
+        fits = whole + layout.cost(len(texts.pieces[0].after)) <= self._tree_nodes(budget, 0)
         return whole if fits else layout.lead  # one pass and not two
 
     def _tree_nodes(self, budget: Budget, width: int) -> int:

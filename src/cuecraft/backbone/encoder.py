@@ -23,7 +23,7 @@ from cuecraft.backbone.base import ClassHead, Context, Prompt, Swap
 from cuecraft.backbone.batching import Budget, padding_share, restore_order, token_batches
 from cuecraft.backbone.frozen import FrozenModel, agree
 from cuecraft.backbone.layers import entering, recomputed
-from cuecraft.backbone.readout import FeatureReadout, LabelReadout, Readout, class_scores, readout
+from cuecraft.backbone.readout import FeatureReadout, LabelReadout, Readout, WordReadout, class_scores, readout
 from cuecraft.backbone.rendering import HeadKind, Pieces
 from cuecraft.errors import BackboneError, PromptError
 from cuecraft.task import Example, Task
@@ -143,26 +143,43 @@ class EncoderBackbone(FrozenModel):
     def _scores(self, context: Context, cues: _Cues, head: ClassHead | None) -> Tensor:
         """Return class logits `[K, B, C]` of K cues with B examples each."""
 
-    def _run(self, context: Context, cues: _Cues, read: Callable[[_Pass, Sequence[Pieces]], Tensor]) -> Tensor:
+    def _run(
+        self,
+        context: Context,
+        cues: _Cues,
+        read: Callable[[_Pass, Sequence[Pieces]], Tensor],
+        slot_bytes: int = 0,
+    ) -> Tensor:
         """Run K cues with B examples each, in length-sorted batches; return what is read `[K, B, X]`.
 
         Args:
             context: the examples.
             cues: the cues.
             read: runs one batch and returns what is wanted of it `[b, X]`.
+            slot_bytes: bytes that this takes for each row, beyond what any pass takes.
         """
-        prompts, count = len(cues.vectors), len(context)
-        if not count or not prompts:
+        if not len(context) or not len(cues.vectors):
             raise BackboneError("there is nothing to score; give at least one example and one prompt")
         context.renderer.check_length(context.pieces, cues.length)
-        lengths = [len(piece) + cues.length for piece in context.pieces] * prompts
+        return self._run_texts(context.pieces, cues, read, slot_bytes)
+
+    def _run_texts(
+        self,
+        texts: Sequence[Pieces],
+        cues: _Cues,
+        read: Callable[[_Pass, Sequence[Pieces]], Tensor],
+        slot_bytes: int,
+    ) -> Tensor:
+        """Run K cues with B texts each; return what is read `[K, B, X]`; arguments as in `_run`."""
+        prompts, count = len(cues.vectors), len(texts)
+        lengths = [len(piece) + cues.length for piece in texts] * prompts
 
         def run(budget: Budget) -> Tensor:
-            costs = [budget.charge(length, self._pass_bytes(0, length)) for length in lengths]
+            costs = [budget.charge(length, self._pass_bytes(0, length) + slot_bytes) for length in lengths]
             batches = list(token_batches(costs, budget.tokens))
             parts = []
             for batch in batches:
-                pieces = [context.pieces[n % count] for n in batch]
+                pieces = [texts[n % count] for n in batch]
                 chosen = replace(cues, vectors=cues.vectors[[n // count for n in batch]])
                 parts.append(read(self._lay_out(pieces, chosen), pieces))
             return restore_order(parts, batches, dim=0)
@@ -254,7 +271,23 @@ class MaskedBackbone(EncoderBackbone):
 
     def features(self, context: Context, prompt: Prompt) -> Tensor:
         """Return the states at the mask `[B, d]`, as the output embedding gets them; differentiable."""
-        return self._at_masks(context, self._cues(prompt), FeatureReadout(self.model))[0]
+        return self.read_answer(context, prompt, FeatureReadout(self.model))
+
+    def read_answer(self, context: Context, prompt: Prompt, reads: Readout) -> Tensor:
+        """Return what a readout reads at the masks `[B, X]`."""
+        return self._at_masks(context, self._cues(prompt), reads)[0]
+
+    def read_blanks(self, blanks: Sequence[Pieces], tokens: Sequence[int]) -> Tensor:
+        """Return the log-probability `[N]` of one token each at the masks of whole inputs."""
+        reads = WordReadout(self.model)
+        wanted = {id(piece): token for piece, token in zip(blanks, tokens, strict=True)}
+
+        def read(laid_out: _Pass, pieces: Sequence[Pieces]) -> Tensor:
+            found = self._read(laid_out, [piece.answer for piece in pieces], reads)
+            return found.gather(1, torch.tensor([[wanted[id(piece)]] for piece in pieces], device=found.device))
+
+        no_cue = _Cues(self.embed(torch.zeros(1, 0, dtype=torch.long)))
+        return self._run_texts(blanks, no_cue, read, reads.slot_bytes)[0, :, 0]
 
     def _scores(self, context: Context, cues: _Cues, head: ClassHead | None) -> Tensor:
         return self._at_masks(context, cues, readout(self.model, context.renderer.label_ids, head))
@@ -267,7 +300,7 @@ class MaskedBackbone(EncoderBackbone):
             slots = [p.answer + (size if p.answer >= len(p.before) else 0) for p in pieces]
             return self._read(laid_out, slots, reads)
 
-        return self._run(context, cues, read)
+        return self._run(context, cues, read, reads.slot_bytes)
 
     def _read(self, laid_out: _Pass, slots: Sequence[int], reads: Readout) -> Tensor:
         """Run one batch; return what is read at one slot of each row `[b, X]`."""

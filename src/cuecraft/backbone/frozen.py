@@ -208,6 +208,11 @@ class FrozenModel(ABC):
         held = config.num_hidden_layers if torch.is_grad_enabled() else 1
         return int(layer * held * self.model.dtype.itemsize)
 
+    def training_bytes(self, width: int, nodes: int) -> int:
+        """Return about how many bytes a pass keeps for its gradient: one row of `width` kept and `nodes` new tokens."""
+        with torch.enable_grad():
+            return self._pass_bytes(width, nodes)
+
     def _sample_ids(self, count: int) -> list[int]:
         """Return ids of the vocabulary, none of them special, to try a new backbone on."""
         special = set(self.tokenizer.all_special_ids)

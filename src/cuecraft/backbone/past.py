@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cuecraft.backbone.base import ClassHead
+from cuecraft.backbone.rendering import Pieces
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +31,23 @@ class Cues:
     def length(self) -> int:
         """Positions that the longest cue takes, its prefix included."""
         return max(map(len, self.codes)) + (0 if self.states is None else self.states.shape[3])
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """What a pass reads of some texts.
+
+    Args:
+        pieces: `[B]` token ids of each text.
+        states: `[B]` what was kept of the ids before the prompt, as in `Context`.
+    """
+
+    pieces: Sequence[Pieces]
+    states: Sequence[Tensor | None]
+
+    def select(self, rows: Sequence[int]) -> Rows:
+        """Return some of the texts; nothing is copied."""
+        return Rows([self.pieces[row] for row in rows], [self.states[row] for row in rows])
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ before its output embedding (transform, norm) or after it (soft-capping, scaling
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,6 +31,8 @@ class Readout(ABC):
 
     #: Sequences of ids to grow after the answer slot, which is read after each of them too.
     beginnings: list[tuple[int, ...]]
+    #: Bytes that reading one slot takes, beyond what any pass takes.
+    slot_bytes: int = 0
 
     def __init__(self, model: Any) -> None:
         self._head = model.get_output_embeddings()
@@ -164,6 +166,52 @@ class LabelReadout(Readout):
         classes = [scores[..., rows.to(scores.device)].logsumexp(-1) for rows in self._class_words]
         self._normalisers = None
         return torch.stack(classes, dim=-1).transpose(0, 1)
+
+
+class WordReadout(Readout):
+    """Log-probabilities of the whole vocabulary at answer slots.
+
+    Args:
+        model: a model with an output embedding.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        self.beginnings = []
+        # The logits, a float32 copy and what the softmax makes of it.
+        self.slot_bytes = self._head.weight.shape[0] * (self._head.weight.element_size() + 8)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits of all words `[B, R, V]`."""
+        return functional.linear(hidden, self._head.weight, self._head.bias)
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Return log-probabilities `[K, B, V]`."""
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1).transpose(0, 1)
+
+
+class SequenceReadout(WordReadout):
+    """Log-probabilities of whole sequences of tokens that stand where the answer would.
+
+    Args:
+        model: a model with an output embedding.
+        sequences: `[W]` sequences of ids, none empty.
+    """
+
+    def __init__(self, model: Any, sequences: Sequence[tuple[int, ...]]) -> None:
+        super().__init__(model)
+        self.beginnings = sorted({ids[:n] for ids in sequences for n in range(1, len(ids))})
+        reads = {ids: n for n, ids in enumerate([(), *self.beginnings])}
+        self._steps = [(k, reads[ids[:n]], token) for k, ids in enumerate(sequences) for n, token in enumerate(ids)]
+        self._count = len(sequences)
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Return the sequences' log-probabilities `[K, B, W]`."""
+        log_p = super().scores(logits).unflatten(0, (-1, 1 + len(self.beginnings)))  # [K, 1 + I, B, V]
+        sequence, read, token = torch.tensor(self._steps, device=log_p.device).unbind(1)
+        steps: Tensor = log_p.permute(0, 2, 1, 3)[:, :, read, token]
+        sums: Tensor = steps.new_zeros(*steps.shape[:2], self._count).index_add(2, sequence, steps)
+        return sums
 
 
 def _log_normalisers(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

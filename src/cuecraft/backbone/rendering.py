@@ -83,7 +83,34 @@ class Renderer:
     def prompt_ids(self) -> tuple[int, ...]:
         """Ids of the words that the template writes in its prompt slot."""
         text = self.task.template.prompt_text
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else ()
+        return self._slot_ids([text])[0] if text else ()
+
+    def gives_back(self, prompts: Sequence[Sequence[int]]) -> list[bool]:
+        """Tell of each prompt's ids whether its text, written into the template's prompt slot, gives back just these.
+
+        What fails: tokens that merge with their neighbours when they are written as text, parts of a character,
+        braces, and endings that change what follows: a space, which a template moves on, or a bracket or quotation
+        mark, after which a label word has no space.
+        """
+        texts = self.tokenizer.batch_decode([list(ids) for ids in prompts], clean_up_tokenization_spaces=False)
+        found = self._slot_ids([self._slot_text(text) or "" for text in texts])
+        return [ids == tuple(prompt) for ids, prompt in zip(found, prompts, strict=True)]
+
+    def _slot_text(self, text: str) -> str | None:
+        """Return what the prompt slot holds when a text is written there; None where it cannot or changes the rest."""
+        template = self.task.template
+        try:
+            written = template.with_prompt(text)
+        except TemplateError:
+            return None
+        rest, own = ([p for p in t.pieces if not isinstance(p, PromptSlot)] for t in (written, template))
+        return written.prompt_text if rest == own else None
+
+    def _slot_ids(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """Return the ids of texts that stand in the prompt slot."""
+        if not texts:
+            return []
+        return [tuple(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
 
     @property
     def _reserve(self) -> int:
@@ -100,7 +127,7 @@ class Renderer:
             PromptError: the template alone leaves no room for text.
             DataError: a text has no tokens.
         """
-        room = self._room()
+        room = self.room()
         cut = 0
         rendered = []
         for number, row in enumerate(self._field_ids(examples), start=1):
@@ -117,6 +144,14 @@ class Renderer:
                 stacklevel=2,
             )
         return rendered
+
+    def text_lengths(self, examples: Sequence[Example]) -> list[int]:
+        """Return how many tokens all fields of each example have together, before anything is cut."""
+        return [sum(map(len, fields)) for fields in self._field_ids(examples)]
+
+    def template_length(self) -> int:
+        """Return how many tokens the template takes by itself, without texts and prompt."""
+        return len(self._pieces([()] * len(self._fields())))
 
     def check_length(self, pieces: Sequence[Pieces], prompt_length: int) -> None:
         """Raise PromptError where a cue of this length makes an input longer than the backbone's positions."""
@@ -154,13 +189,25 @@ class Renderer:
             )
         return pieces[:mask]
 
-    def _label_ids(self) -> LabelIds:
+    def answer_ids(self, words: Sequence[str]) -> list[tuple[int, ...]]:
+        """Return the ids of each word as it is written in the answer slot."""
+        texts = [self.answer_prefix + word for word in words]
+        return [tuple(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
+    @property
+    def answer_prefix(self) -> str:
+        """What stands between the text before the answer slot and a label word."""
         mask = next((p for p in self.task.template.pieces if isinstance(p, MaskSlot)), MaskSlot())
+        return "" if self._writes_own_space else mask.prefix
+
+    def _label_ids(self) -> LabelIds:
         verbalizer = self.task.verbalizer
-        prefix = "" if self._writes_own_space else mask.prefix
         # Words that a tokenizer writes alike ("good", "Good" in an uncased one) are one word.
         classes = tuple(
-            tuple(dict.fromkeys(self._word_ids(prefix + word) for word in words)) for words in verbalizer.words
+            tuple(
+                dict.fromkeys(self._checked(word, ids) for word, ids in zip(words, self.answer_ids(words), strict=True))
+            )
+            for words in verbalizer.words
         )
         owners = [(ids, c) for c, words in enumerate(classes) for ids in words]
         for ids, c in owners:
@@ -172,15 +219,15 @@ class Renderer:
                     )
         return classes
 
-    def _word_ids(self, word: str) -> tuple[int, ...]:
-        ids = tuple(self.tokenizer(word, add_special_tokens=False)["input_ids"])
+    def _checked(self, word: str, ids: tuple[int, ...]) -> tuple[int, ...]:
+        """Return a label word's ids, or say why it cannot be scored."""
         unknown = getattr(self.tokenizer, "unk_token_id", None)
         if not ids or unknown in ids:
-            raise LabelWordError(f"label word {word.strip()!r} is not in this tokenizer's vocabulary; use another")
+            raise LabelWordError(f"label word {word!r} is not in this tokenizer's vocabulary; use another")
         if self.head is HeadKind.MASKED and len(ids) > 1:
             shown = " ".join(self.tokenizer.convert_ids_to_tokens(list(ids)))
             raise LabelWordError(
-                f"label word {word.strip()!r} is {len(ids)} tokens ({shown}), but a masked LM fills one {{mask}}; "
+                f"label word {word!r} is {len(ids)} tokens ({shown}), but a masked LM fills one {{mask}}; "
                 "give a label word of one token (--label-words, label_words=)"
             )
         return ids
@@ -189,11 +236,15 @@ class Renderer:
         """Positions that label words need beyond the answer slot."""
         return max((len(ids) - 1 for words in self.label_ids for ids in words), default=0)
 
-    def _room(self) -> int | None:
-        """Return how many tokens all fields of one example may have together."""
+    def room(self) -> int | None:
+        """Return how many tokens all fields of one example may have together; None for no limit.
+
+        Raises:
+            PromptError: the template alone leaves no room for text.
+        """
         if self.max_tokens is None:
             return None
-        fixed = len(self._pieces([()] * len(self._fields()))) + self._answer_length()
+        fixed = self.template_length() + self._answer_length()
         room = self.max_tokens - fixed - self._reserve
         if room < 1:
             raise PromptError(

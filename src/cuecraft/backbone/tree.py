@@ -7,7 +7,7 @@ prompts over one text and the tokens of a long label word are all branches of su
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,3 +53,23 @@ def grow_tree(sequences: Sequence[Sequence[int]]) -> CueTree:
         if parent >= 0:
             ancestors[node] |= ancestors[parent]
     return CueTree(torch.tensor(codes), ancestors, tuple(ends))
+
+
+def tree_groups(sequences: Sequence[tuple[int, ...]], nodes: int) -> Iterator[list[tuple[int, ...]]]:
+    """Cut sorted sequences into groups whose tries have `nodes` nodes at most, of one sequence at least."""
+    group: list[tuple[int, ...]] = []
+    used = 0
+    for sequence in sequences:
+        new = len(sequence) - _shared(group[-1], sequence) if group else len(sequence)
+        if group and used + new > nodes:
+            yield group
+            group, used, new = [], 0, len(sequence)
+        group.append(sequence)
+        used += new
+    if group:
+        yield group
+
+
+def _shared(one: tuple[int, ...], other: tuple[int, ...]) -> int:
+    """Return how many codes two sequences have in common at their beginning."""
+    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

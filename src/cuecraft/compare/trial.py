@@ -26,7 +26,7 @@ class Trial:
         name: as shown.
         method: the method with its options.
         outcome: what it found.
-        dev: score on dev, which a winner is chosen by.
+        dev: score on dev, which a winner is chosen by; of a method that learns from dev too, its own held-out score.
         test: score on test, for reporting only.
         predictions: `[N]` class numbers on test.
         events: what the method reported, step by step.
@@ -97,7 +97,7 @@ def run_trial(name: str, method: Method, problem: Problem, test: Labelled) -> Tr
         name,
         method,
         outcome,
-        score(problem.backbone, outcome.best, problem.dev),
+        outcome.held_out or score(problem.backbone, outcome.best, problem.dev),
         Score.of(logits, test.labels),
         logits.argmax(-1).cpu(),
         tuple(events),
@@ -124,9 +124,9 @@ def repeat_trial(trial: Trial, problem: Problem, clock: Callable[[], float] = ti
     in_time = 0  # events reported before the method was first told to stop
     told = False
 
-    def out_of_time() -> bool:
+    def out_of_time(reserve: float = 0.0) -> bool:
         nonlocal told
-        told = told or clock() >= deadline
+        told = told or clock() + reserve >= deadline
         return told
 
     def listen(event: Event) -> None:

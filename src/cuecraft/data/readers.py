@@ -6,6 +6,7 @@ import csv
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,60 @@ def read_records(
     if not records:
         raise DataError(f"{source}: no rows; give a file with at least one example")
     return records
+
+
+def read_partly_labelled(
+    source: str | Path, text_columns: Sequence[str] = ("text",), label_column: str = "label"
+) -> list[Record]:
+    """Read texts of which some, or all, have no label: their cell is empty, or the column is not there.
+
+    Args:
+        source: as for `read_records`.
+        text_columns: as for `read_records`.
+        label_column: column of class names, where it is there.
+
+    Raises:
+        DataError: as `read_records`, but for labels.
+    """
+    records = []
+    for where, row in _rows(source, label_column):
+        label = row.get(label_column)
+        is_labelled = not _is_missing(label) and bool(str(label).strip())
+        records.append(_record(where, row, text_columns, label_column if is_labelled else None))
+    if not records:
+        raise DataError(f"{source}: no rows; give a file with at least one example")
+    return records
+
+
+def stream_texts(source: str | Path, column: str = "text") -> Iterator[str]:
+    """Yield unlabelled texts one after another, the whole of them never in memory; empty ones are left out.
+
+    Args:
+        source: as for `read_records`, or a .txt file with a text a line. A .csv, .jsonl, .parquet or .txt file is read
+            piece by piece.
+        column: of text; a .txt file has none.
+
+    Raises:
+        DataError: the file is missing or unreadable, the column is missing, or a value is no text.
+    """
+    path = Path(source)
+    if path.suffix == ".txt":
+        yield from _txt_lines(path)
+        return
+    for where, row in _rows(source, label_column=None):
+        value = _column(where, row, column)
+        if not (_is_missing(value) or (isinstance(value, str) and not value.strip())):
+            yield text_value(where, column, value)
+
+
+def _txt_lines(path: Path) -> Iterator[str]:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; check the path")
+    try:
+        with path.open(encoding="utf-8-sig", newline="\n") as handle:
+            yield from (line.rstrip("\r\n") for line in handle if line.strip())
+    except (UnicodeDecodeError, OSError) as error:
+        raise DataError(f"{path}: not readable as UTF-8 text ({error})") from error
 
 
 def _rows(source: str | Path, label_column: str | None) -> Iterator[Row]:
@@ -104,11 +159,12 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
     except ImportError as error:
         raise DataError(f"{path}: Parquet needs pyarrow; pip install 'cuecraft[parquet]'") from error
     try:
-        rows = parquet.read_table(path).to_pylist()
+        with parquet.ParquetFile(path) as file:
+            rows = chain.from_iterable(batch.to_pylist() for batch in file.iter_batches())
+            for number, row in enumerate(rows, start=1):
+                yield f"{path} row {number}", row
     except (ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not readable as Parquet ({str(error).splitlines()[0]})") from error
-    for number, row in enumerate(rows, start=1):
-        yield f"{path} row {number}", row
 
 
 def _hub_rows(name: str) -> Iterator[Row]:

@@ -84,8 +84,38 @@ def fitted(logits: Tensor, labels: Tensor, strength: float = 1.0) -> Calibration
     return Calibration(tuple(float(b) for b in found[:classes]), float(np.exp(found[classes])))
 
 
+def dividing_offsets(logits: Tensor, prior: Tensor | None = None) -> Tensor:
+    """Return the offsets `[..., C]` that divide answers by their mean, ``log prior - log mean_n p(c | n)``.
+
+    Args:
+        logits: `[..., N, C]`.
+        prior: `[C]` each class's share, summing to 1; None for equal ones.
+    """
+    log_mean = logits.double().log_softmax(-1).logsumexp(-2)
+    offsets = -log_mean if prior is None else prior.to(log_mean).log() - log_mean
+    return offsets - offsets.mean(-1, keepdim=True)
+
+
+def matching_offsets(logits: Tensor, prior: Tensor | None = None, steps: int = 1000) -> Tensor:
+    """Return the offsets `[..., C]` after which the mean answer is the prior (Liusie et al., 2023, arXiv 2309.04992).
+
+    They are the fixed point of dividing by the mean and normalising again, which dividing once comes near to.
+
+    Args:
+        logits: `[..., N, C]`.
+        prior: `[C]` each class's share, summing to 1; None for equal ones.
+        steps: divisions at most; it stops earlier where they change nothing.
+    """
+    logits = logits.double()
+    offsets = torch.zeros_like(logits[..., 0, :])
+    for _ in range(steps):
+        change = dividing_offsets(logits + offsets.unsqueeze(-2), prior)
+        offsets = offsets + change
+        if bool((change.abs() < 1e-9).all()):
+            break
+    return offsets
+
+
 def _flattening(logits: Tensor) -> Calibration:
     """Return the offsets that divide by the mean probability of each class."""
-    log_prior = logits.double().log_softmax(-1).logsumexp(0)
-    bias = log_prior.mean() - log_prior
-    return Calibration(tuple(float(b) for b in bias))
+    return Calibration(tuple(float(b) for b in dividing_offsets(logits)))

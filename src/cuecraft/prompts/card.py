@@ -12,6 +12,7 @@ def model_card(manifest: Manifest) -> str:
     metrics = [f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in manifest.metrics.items()]
     data = [f"| {name} | {split.rows} | `{split.sha256[:16]}` |" for name, split in manifest.data.items()]
     found = f"\nFound on the way, in words: `{manifest.words!r}`\n" if manifest.words else ""
+    measured = ["| measured | |", "| --- | --- |", *metrics, ""] if metrics else []
     return f"""# A tuned prompt for {backbone.name}
 
 Made by cuecraft with `{manifest.method}`, seed {manifest.seed}. The backbone
@@ -25,11 +26,7 @@ stays as it is; this folder holds a prompt of {prompt.length} tokens.
 | --- | --- |
 {chr(10).join(words)}
 
-| measured | |
-| --- | --- |
-{chr(10).join(metrics)}
-
-| data | rows | hash |
+{"".join(f"{line}{chr(10)}" for line in measured)}| data | rows | hash |
 | --- | --- | --- |
 {chr(10).join(data)}
 

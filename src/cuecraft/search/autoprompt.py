@@ -2,20 +2,25 @@
 
 Differs from the published code where that is noisy: the gradient of one backward pass is used for every position;
 candidates are scored on the same examples as the incumbent, the best of them on all; a swap is taken only if it lowers
-that loss; and the prompt that the search began with competes to the end.
+that loss; and the untuned prompt competes to the end. Which tokens swaps may bring in is the user's to say, a prompt's
+text gives back its tokens, and what is lowered may have a term for how likely the prompt is as text.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Sequence
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
+from cuecraft.backbone import HeadKind
+from cuecraft.backbone.words import cue_log_likelihood
+from cuecraft.errors import MethodError
 from cuecraft.method import (
     CalibrationKind,
     Candidate,
+    Event,
     Labelled,
     Method,
     Outcome,
@@ -28,12 +33,27 @@ from cuecraft.method import (
 )
 from cuecraft.prompts import HardPrompt
 from cuecraft.search.elimination import best_swap, halving_rounds
-from cuecraft.search.hotflip import best_swaps, best_tokens, first_order_change
+from cuecraft.search.hotflip import first_order_change
+from cuecraft.search.space import SearchSpace
 from cuecraft.search.start import filled_ids
-from cuecraft.search.vocabulary import allowed_tokens
+from cuecraft.search.vocabulary import VocabularyOptions
 from cuecraft.seeding import numpy_generator
 
 PHASE = "search"
+
+
+class _Standing(NamedTuple):
+    """A prompt of the search, its score, what is added to its loss, and the position that was swapped last."""
+
+    candidate: Candidate
+    score: Score
+    penalty: float
+    position: int | None = None
+
+    @property
+    def objective(self) -> float:
+        """What the search lowers."""
+        return self.score.loss + self.penalty
 
 
 class AutoPrompt(Method):
@@ -49,75 +69,116 @@ class AutoPrompt(Method):
     )
     prompt_length: int | None = Field(None, ge=1, description="trigger tokens; by default the template's own words")
     search_examples: int = Field(128, ge=2, description="training examples that swaps are scored on, at most")
+    vocabulary: VocabularyOptions = Field(default_factory=VocabularyOptions, description="words that may be used")
+    round_trip: bool = Field(
+        True, description="only prompts whose text, written into the template, gives back the same tokens"
+    )
+    fluency: float = Field(
+        0.0, ge=0, description="weight of the prompt's own mean log-likelihood for a token (nats), beside the loss"
+    )
     calibration: CalibrationKind = CalibrationKind.FITTED
 
     def fit(self, problem: Problem) -> Outcome:
-        """Search from the template's own words; the best prompt on dev wins, the untuned one included."""
+        """Search from the template's own words; the best prompt on dev wins, the untuned one included.
+
+        Raises:
+            MethodError: too few tokens are allowed, or `fluency` was asked of a model without a language head.
+        """
+        return self.from_words(problem, filled_ids(problem, self.prompt_length))
+
+    def from_words(self, problem: Problem, token_ids: tuple[int, ...]) -> Outcome:
+        """Search from some words; the best prompt on dev wins, the untuned one included.
+
+        Where filters of the vocabulary were asked for, or the words' text does not give back their tokens, each word
+        that may not stay is first replaced by the allowed one nearest to it, and the search goes on from there. The
+        untuned prompt competes as the user wrote it.
+
+        Args:
+            problem: the problem.
+            token_ids: where the search begins.
+
+        Raises:
+            MethodError: as `fit`.
+        """
+        if self.fluency and problem.backbone.head_kind is HeadKind.SEQUENCE:
+            raise MethodError(
+                f"fluency needs a causal or masked language model, but {problem.backbone.name} gives words no "
+                "probability; give fluency=0 or another head"
+            )
+        space = SearchSpace.of(problem, self.vocabulary, self.round_trip)
         untuned = starting_point(problem, problem.initial_ids, self.calibration)
+        ids = space.start(token_ids)
+        current = untuned if ids == problem.initial_ids else starting_point(problem, ids, self.calibration)
         selection = Selection(problem)
         data = _search_data(problem, self.search_examples)
-        current = self._first(problem, untuned)
+        event: Event = {"phase": PHASE, "step": 0, "vocabulary": space.vocabulary.report()}
         for begin in dict.fromkeys((untuned, current)):
-            incumbent = score(problem.backbone, begin, data)
-            selection.see(begin, incumbent, phase=PHASE, step=0, prompt=_text(problem, begin))
-        allowed = allowed_tokens(problem.backbone, problem.task)
-        tried: set[int] = set()  # positions whose turn brought nothing since the last accepted swap
-        for step in range(1, self.steps + 1):
-            if problem.out_of_time() or len(tried) == len(current.prompt):
-                break
-            swap, found = self._step(problem, current, data, allowed, step)
-            tried |= {swap[0]} if self.positions == "one" else set(range(len(current.prompt)))
-            if found.loss < incumbent.loss:
-                current, incumbent, tried = _swapped(current, swap), found, set()
-                selection.see(
-                    current,
-                    found,
-                    phase=PHASE,
-                    step=step,
-                    total=self.steps,
-                    accepted=True,
-                    position=swap[0],
-                    token_ids=list(_hard(current).token_ids),
-                    prompt=_text(problem, current),
-                )
-            else:
-                selection.note(
-                    {
-                        "phase": PHASE,
-                        "step": step,
-                        "total": self.steps,
-                        "accepted": False,
-                        "train_loss": incumbent.loss,
-                        "train_accuracy": incumbent.accuracy,
-                    }
-                )
+            found = score(problem.backbone, begin, data)
+            selection.see(begin, found, **event, **_words(problem, begin))
+            event.pop("vocabulary", None)
+        standing = _Standing(current, found, self._penalties(problem, [ids])[0])
+        self._search(problem, standing, data, space, selection)
         return selection.outcome(untuned)
 
-    def _first(self, problem: Problem, untuned: Candidate) -> Candidate:
-        """Return where the search begins: the untuned words, made as long as asked for."""
-        ids = filled_ids(problem, self.prompt_length)
-        if ids == problem.initial_ids:
-            return untuned
-        return starting_point(problem, ids, self.calibration)
+    def _search(
+        self, problem: Problem, now: _Standing, data: Labelled, space: SearchSpace, selection: Selection
+    ) -> None:
+        """Take swaps that lower the objective until steps or time are over, or no position has one that does."""
+        tried: set[int] = set()  # positions whose turn brought nothing since the last accepted swap
+        for step in range(1, self.steps + 1):
+            if problem.out_of_time() or len(tried) == len(now.candidate.prompt):
+                break
+            event: Event = {"phase": PHASE, "step": step, "total": self.steps}
+            positions = self._positions(problem, now.candidate, step)
+            found = self._step(problem, now.candidate, data, space, positions, step)
+            tried |= set(positions)
+            if found is not None and found.objective < now.objective:
+                now, tried = found, set()
+                event |= {"accepted": True, "position": found.position, **_words(problem, found.candidate)}
+                if self.fluency:
+                    event["log_likelihood"] = -found.penalty / self.fluency
+                selection.see(found.candidate, found.score, **event)
+            else:
+                scores = {"train_loss": now.score.loss, "train_accuracy": now.score.accuracy}
+                selection.note({**event, "accepted": False, **scores})
+
+    def _positions(self, problem: Problem, current: Candidate, step: int) -> list[int]:
+        """Return the positions that a step may swap."""
+        length = len(current.prompt)
+        return [_turn(problem.seed, length, step)] if self.positions == "one" else list(range(length))
 
     def _step(
-        self, problem: Problem, current: Candidate, data: Labelled, allowed: Tensor, step: int
-    ) -> tuple[tuple[int, int], Score]:
-        """Return the best swap (position, token) of one step and its score on the same examples."""
+        self,
+        problem: Problem,
+        current: Candidate,
+        data: Labelled,
+        space: SearchSpace,
+        positions: Sequence[int],
+        step: int,
+    ) -> _Standing | None:
+        """Return the prompt with the best swap of one step; None where no swap leads to a prompt that may be taken."""
         backbone, prompt = problem.backbone, _hard(current)
         _, gradient = loss_gradient(problem, current, data)
         vectors = prompt.vectors(backbone.embed)
         change = first_order_change(gradient, vectors, backbone.embedding_matrix())
         change.scatter_(1, torch.tensor(prompt.token_ids, device=change.device)[:, None], torch.inf)
-        if self.positions == "one":
-            position = _turn(problem.seed, len(prompt), step)
-            swaps = [(position, token) for token in best_tokens(change[position], allowed, self.candidates)]
-        else:
-            swaps = best_swaps(change, allowed, self.candidates)
+        swaps = space.swaps(prompt.token_ids, change, positions, self.candidates)
+        if not swaps:
+            return None
         rounds = [list(range(len(data)))]
         if self.scoring == "halving":
             rounds = halving_rounds(data.labels.tolist(), numpy_generator(problem.seed, f"search-rounds/{step}"))
-        return best_swap(backbone, current, data, swaps, rounds)
+        found = self._penalties(problem, [prompt.swapped(*swap).token_ids for swap in swaps])
+        penalties = dict(zip(swaps, found, strict=True))
+        swap, best = best_swap(backbone, current, data, swaps, rounds, penalties if self.fluency else {})
+        return _Standing(_swapped(current, swap), best, penalties[swap], swap[0])
+
+    def _penalties(self, problem: Problem, cues: Sequence[tuple[int, ...]]) -> list[float]:
+        """Return what is added to the loss of each prompt: the less likely it is as text, the more."""
+        if not self.fluency:
+            return [0.0] * len(cues)
+        found: list[float] = (-self.fluency * cue_log_likelihood(problem.backbone, cues).double()).tolist()
+        return found
 
 
 def _search_data(problem: Problem, size: int) -> Labelled:
@@ -143,5 +204,7 @@ def _swapped(current: Candidate, swap: tuple[int, int]) -> Candidate:
     return Candidate(_hard(current).swapped(*swap), current.calibration)
 
 
-def _text(problem: Problem, candidate: Candidate) -> str:
-    return candidate.prompt.text(problem.backbone.tokenizer)
+def _words(problem: Problem, candidate: Candidate) -> Event:
+    """Return what an event says of a prompt: its ids and its text."""
+    prompt = _hard(candidate)
+    return {"token_ids": list(prompt.token_ids), "prompt": prompt.text(problem.backbone.tokenizer)}

@@ -7,7 +7,8 @@ so what differs between two of them is not the luck of a draw.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -50,6 +51,7 @@ def best_swap(
     data: Labelled,
     swaps: Sequence[Swap],
     rounds: Sequence[list[int]],
+    penalties: Mapping[Swap, float] = MappingProxyType({}),
 ) -> tuple[Swap, Score]:
     """Return the best of some swaps of a prompt, with its score on all examples.
 
@@ -60,6 +62,7 @@ def best_swap(
         swaps: candidates (position, token id).
         rounds: the rows that each round adds, all rows together; the worse half of the candidates is dropped between
             two rounds. One round of all rows scores every candidate on every example.
+        penalties: what is added to each candidate's mean loss before they are compared, where there is something.
     """
     alive = sorted(swaps)
     labels = torch.cat([data.labels[rows] for rows in rounds])
@@ -69,6 +72,10 @@ def best_swap(
         found = current.calibration.apply(found)
         logits = torch.cat([logits, found], dim=1) if logits.numel() else found
         losses = _losses(logits, labels)
+        if penalties:
+            losses = losses + torch.tensor(
+                [penalties[swap] for swap in alive], dtype=losses.dtype, device=losses.device
+            )
         keep = len(alive) if number == len(rounds) - 1 else -(-len(alive) // 2)
         # A stable sort: of equals the first in order of position and token stays.
         best = sorted(losses.sort(stable=True).indices[:keep].tolist())

@@ -22,7 +22,12 @@ def filled_ids(problem: Problem, length: int | None) -> tuple[int, ...]:
     """
     ids = problem.initial_ids
     length = length or len(ids) or _DEFAULT_LENGTH
-    filler = problem.backbone.tokenizer(_FILLER, add_special_tokens=False)["input_ids"]
+    filler = filler_ids(problem)
     missing = max(0, length - len(ids))
     front = tuple(filler[n % len(filler)] for n in range(missing))
     return (*front, *ids[len(ids) - (length - missing) :])
+
+
+def filler_ids(problem: Problem) -> tuple[int, ...]:
+    """Return token ids that make a prompt longer, to be repeated in turn."""
+    return tuple(problem.backbone.tokenizer(_FILLER, add_special_tokens=False)["input_ids"])

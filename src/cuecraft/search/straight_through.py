@@ -25,9 +25,9 @@ from cuecraft.method import (
     trained_copy,
 )
 from cuecraft.prompts import HardPrompt
-from cuecraft.prompts.kinds import nearest_tokens
+from cuecraft.search.space import SearchSpace
 from cuecraft.search.start import filled_ids
-from cuecraft.search.vocabulary import allowed_tokens
+from cuecraft.search.vocabulary import VocabularyOptions
 
 PHASE = "straight-through"
 
@@ -40,20 +40,31 @@ class StraightThrough(Method):
     steps: int = Field(60, ge=1, description="gradient steps over all training examples")
     learning_rate: float = Field(0.2, gt=0, description="AdamW step, in units of the embeddings' RMS")
     prompt_length: int | None = Field(None, ge=1, description="prompt tokens; by default the template's own words")
+    vocabulary: VocabularyOptions = Field(default_factory=VocabularyOptions, description="words that may be used")
+    round_trip: bool = Field(
+        True, description="only prompts whose text, written into the template, gives back the same tokens"
+    )
     calibration: CalibrationKind = CalibrationKind.FITTED
 
     def fit(self, problem: Problem) -> Outcome:
-        """Descend from the template's own words; the best projection on dev wins, the untuned prompt included."""
+        """Descend from the template's own words; the best projection on dev wins, the untuned prompt included.
+
+        Every projection is of allowed tokens; words of the template that may not stay, for a filter that was asked
+        for or because their text does not give them back, are first replaced by the nearest allowed ones.
+
+        Raises:
+            MethodError: too few tokens are allowed.
+        """
         backbone = problem.backbone
+        space = SearchSpace.of(problem, self.vocabulary, self.round_trip)
         untuned = starting_point(problem, problem.initial_ids, self.calibration)
         selection = Selection(problem)
-        selection.see(untuned, score(backbone, untuned, problem.train), phase=PHASE, step=0)
-        first = starting_point(problem, filled_ids(problem, self.prompt_length), self.calibration)
+        begin: Event = {"phase": PHASE, "step": 0, "vocabulary": space.vocabulary.report()}
+        selection.see(untuned, score(backbone, untuned, problem.train), **begin)
+        first = starting_point(problem, space.start(filled_ids(problem, self.prompt_length)), self.calibration)
         assert isinstance(first.prompt, HardPrompt)
-        allowed = torch.nonzero(allowed_tokens(backbone, problem.task).to(backbone.device)).flatten()
-        words = trained_copy(backbone.embedding_matrix()[allowed])
         free = trained_copy(first.prompt.vectors(backbone.embed))
-        rate = self.learning_rate * float(words.square().mean().sqrt())
+        rate = self.learning_rate * float(space.words.square().mean().sqrt())
         optimizer = torch.optim.AdamW([free], lr=rate, weight_decay=0.0)
         ids = first.prompt.token_ids
         seen: set[tuple[int, ...]] = {problem.initial_ids}
@@ -66,6 +77,7 @@ class StraightThrough(Method):
                 "phase": PHASE,
                 "step": step,
                 "total": self.steps,
+                "token_ids": list(ids),
                 "prompt": current.prompt.text(backbone.tokenizer),
             }
             if ids not in seen:
@@ -74,5 +86,5 @@ class StraightThrough(Method):
                 selection.note({**event, "train_loss": found.loss, "train_accuracy": found.accuracy})
             seen.add(ids)
             optimizer.step()
-            ids = tuple(allowed[nearest_tokens(free, words)].tolist())
+            ids = space.nearest(free.detach())
         return selection.outcome(untuned)

@@ -92,6 +92,23 @@ class Template:
         """Whether the template has an answer slot."""
         return any(isinstance(p, MaskSlot) for p in self.pieces)
 
+    def with_prompt(self, text: str) -> Template:
+        """Return the template with other words written in its prompt slot.
+
+        Raises:
+            TemplateError: the words have braces, which nothing in the slot can stand for.
+        """
+        if "{" in text or "}" in text:
+            raise TemplateError(f"prompt {text!r} has braces, which a template cannot hold; use other words")
+        parts = []
+        for literal, name, spec, _ in string.Formatter().parse(self.source):
+            parts.append(literal.replace("{", "{{").replace("}", "}}"))
+            if name == PROMPT:
+                parts.append(f"{{{PROMPT}:{text}}}")
+            elif name is not None:
+                parts.append(f"{{{name}:{spec}}}" if spec else f"{{{name}}}")
+        return Template("".join(parts))
+
     def _parsed(self) -> list[Piece]:
         pieces = list(_join_spaces(list(self._raw_pieces())))
         count = {kind: sum(isinstance(p, kind) for p in pieces) for kind in (Field, PromptSlot, MaskSlot)}

@@ -9,6 +9,7 @@ from cuecraft.backbone import AnyBackbone
 from cuecraft.backbone.weights import TunedWeights, load_weights
 from cuecraft.method import Candidate, Method, Outcome, Problem, score
 from cuecraft.prompts import Artifact, Sharing, StoredWeights
+from cuecraft.tune.auto.starts import OtherWords
 from cuecraft.tune.multitask import MultitaskTuning
 from cuecraft.tune.probe import SentenceEncoder
 
@@ -20,16 +21,23 @@ def make_artifact(
     classes: Mapping[str, Any] | None = None,
     sharing: Sharing | None = None,
 ) -> Artifact:
-    """Gather an outcome into an artifact, with its accuracy on the problem's own splits.
+    """Gather an outcome into an artifact, with its accuracy on those of the problem's own splits that have labels.
 
-    Where another model reads the texts, the artifact is that model's.
+    Where another model reads the texts, the artifact is that model's; with other label words, it has those. Of a method
+    that learns from the dev set too, accuracy on dev would say nothing: its held-out accuracy stands there.
     """
     reader = outcome.best.reader
     backbone, task = problem.backbone, problem.task
-    if isinstance(reader, SentenceEncoder):
+    if isinstance(reader, SentenceEncoder | OtherWords):
         backbone, task = reader.backbone, reader.task
-    parts = {"train": problem.train} | ({"dev": problem.dev} if problem.dev else {})
-    metrics = {f"{name}_accuracy": score(problem.backbone, outcome.best, part).accuracy for name, part in parts.items()}
+    parts = {"train": problem.train} | ({"dev": problem.dev} if problem.dev and outcome.verdict is None else {})
+    metrics = {
+        f"{name}_accuracy": score(problem.backbone, outcome.best, part).accuracy
+        for name, part in parts.items()
+        if part.is_labelled
+    }
+    if outcome.held_out is not None:
+        metrics["held_out_accuracy"] = outcome.held_out.accuracy
     labels = problem.task.verbalizer.labels
     return Artifact.create(
         outcome.best.prompt,

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from cuecraft.backbone.layers import gradient_checkpointing
 from cuecraft.checkpoints import Slot
-from cuecraft.method import Candidate, Labelled, Options, Problem, Score, Selection, accumulate_gradient, score
+from cuecraft.method import Candidate, Labelled, Problem, Score, Selection, accumulate_gradient, score
+from cuecraft.options import Options
 from cuecraft.seeding import torch_generator
 
 _SAVE_SECONDS = 5.0  # of training between two states on disk, at least
@@ -153,6 +154,8 @@ class _Training:
         found: list[list[Tensor]] = [[] for _ in self._parts]
         taken: list[list[int]] = [[] for _ in self._parts]
         for number, rows in batches:
+            if self._epoch > 1 and self._parts[0].problem.out_of_time():
+                return  # an epoch that is cut short is not looked at
             found[number].append(self._step(self._parts[number], self._parts[number].problem.train.select(rows)))
             taken[number] += rows
         for number, part in enumerate(self._parts):

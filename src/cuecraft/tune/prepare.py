@@ -11,12 +11,13 @@ from importlib.util import find_spec
 from cuecraft.backbone import AnyBackbone, HeadKind
 from cuecraft.data import Record, fingerprint, holdout
 from cuecraft.errors import CuecraftWarning, DataError
-from cuecraft.method import Event, Method, Problem, label_context
+from cuecraft.method import Clock, Event, Method, Problem, ReadingLimit, label_context
 from cuecraft.prompts.manifest import DataEntry, digest
 from cuecraft.task import Task, Template, Verbalizer
 from cuecraft.task.template import FIELD_NAME
 from cuecraft.task.verbalizer import WordChoice
 from cuecraft.tune.loop import TrainingOptions
+from cuecraft.tune.reading import read_within
 
 #: Starting words that do well on texts of many kinds; tuning takes it from there.
 DEFAULT_CUE = "\nIn one word, this is"
@@ -70,6 +71,19 @@ def make_task(
     if unlabelled:
         raise DataError(f"row {unlabelled[0]} has no label; tuning needs a label for every row")
     labels = labels or sorted({record.label for record in records if record.label is not None})
+    return label_free_task(backbone, records, labels, template, label_words, max_tokens, prompt_length)
+
+
+def label_free_task(
+    backbone: AnyBackbone,
+    records: Sequence[Record],
+    labels: Sequence[str],
+    template: str | None = None,
+    label_words: WordChoice | None = None,
+    max_tokens: int | None = None,
+    prompt_length: int = 0,
+) -> Task:
+    """Return the task of records whose classes are named apart; arguments and errors as for `make_task`."""
     written = Template(template) if template else default_template(backbone.head_kind, tuple(records[0].fields))
     verbalizer = Verbalizer.from_labels(labels, label_words)
     if label_words is None and backbone.head_kind is not HeadKind.SEQUENCE and all(w.isdigit() for w in labels):
@@ -80,6 +94,30 @@ def make_task(
             stacklevel=2,
         )
     return Task(written, verbalizer, max_tokens, max(Task.reserve, prompt_length))
+
+
+def label_free_problem(
+    backbone: AnyBackbone,
+    task: Task,
+    records: Sequence[Record],
+    *,
+    seed: int = 0,
+    time_limit: float | None = None,
+    report: Callable[[Event], None] = lambda event: None,
+) -> Problem:
+    """Read texts without labels and return the problem that a label-free search solves; their labels are dropped."""
+    clock = _clock(time_limit)
+    texts = [Record(record.fields) for record in records]
+    return Problem(
+        backbone,
+        task,
+        label_context(backbone, task, task.examples(texts)),
+        None,
+        seed,
+        {"unlabelled": data_entry(texts)},
+        out_of_time=clock,
+        report=report,
+    )
 
 
 def versions() -> dict[str, str | None]:
@@ -121,6 +159,7 @@ def make_problem(
     validation_fraction: float = 0.25,
     time_limit: float | None = None,
     report: Callable[[Event], None] = lambda event: None,
+    reading: ReadingLimit | None = None,
 ) -> Problem:
     """Read the examples and return the problem that a method solves.
 
@@ -134,17 +173,29 @@ def make_problem(
         validation_fraction: of `train`, used without `dev`.
         time_limit: seconds from now after which a method stops with its best so far.
         report: is told of each step.
+        reading: how much the method wants to read; None for everything. What goes beyond is left out, with a warning.
     """
+    clock = _clock(time_limit)  # reading counts
     if dev is None:
         train, dev = holdout(train, validation_fraction, seed)
-    deadline = None if time_limit is None else time.monotonic() + time_limit
+    if reading is None:
+        contexts = [label_context(backbone, task, task.examples(part)) if part else None for part in (train, dev)]
+    else:
+        contexts, (train, dev) = read_within(backbone, task, (train, dev), seed, reading, time_limit)
+    assert contexts[0] is not None
     return Problem(
         backbone,
         task,
-        label_context(backbone, task, task.examples(train)),
-        label_context(backbone, task, task.examples(dev)) if dev else None,
+        contexts[0],
+        contexts[1],
         seed,
         {name: data_entry(rows) for name, rows in (("train", train), ("dev", dev)) if rows},
-        out_of_time=lambda: deadline is not None and time.monotonic() >= deadline,
+        out_of_time=clock,
         report=report,
     )
+
+
+def _clock(time_limit: float | None) -> Clock:
+    """Return what tells, from now on, whether a limit in seconds is reached."""
+    deadline = None if time_limit is None else time.monotonic() + time_limit
+    return lambda reserve=0.0: deadline is not None and time.monotonic() + reserve >= deadline

@@ -7,9 +7,11 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from cuecraft.errors import MethodError
-from cuecraft.method import Method, Options
+from cuecraft.errors import CuecraftError, MethodError
+from cuecraft.method import Method
+from cuecraft.options import Options
 from cuecraft.search import AutoPrompt, StraightThrough
+from cuecraft.tune.auto import Auto
 from cuecraft.tune.deep_cue import DeepCueTuning
 from cuecraft.tune.fine_tuning import FullFineTuning, LoraTuning, LoraWithPrompt
 from cuecraft.tune.hybrid import Hybrid
@@ -39,6 +41,7 @@ METHODS: dict[str, type[Method]] = {
         LoraTuning,
         LoraWithPrompt,
         FullFineTuning,
+        Auto,
     )
 }
 
@@ -69,11 +72,19 @@ def make_options(kind: type[Chosen], options: Mapping[str, Any] | None = None) -
         return kind.model_validate(_nested(options or {}))
     except ValidationError as error:
         first = error.errors()[0]
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, CuecraftError):
+            raise cause from None
         where = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
             known = ", ".join(_option_names(kind))
             raise MethodError(f"method {name} has no option {where!r}; it has {known}") from None
         raise MethodError(f"method {name}, option {where!r}: {first['msg'].lower()} (got {first['input']!r})") from None
+
+
+def option_places(kind: type[Options], ending: str) -> list[str]:
+    """Return the options of a kind, parts' options included, that are called so or end in a dot and this."""
+    return [name for name in _option_names(kind) if f".{name}".endswith(f".{ending}")]
 
 
 def _nested(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,47 @@
+"""What the words of a command line mean."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cuecraft.errors import LabelWordError, MethodError
+
+
+def pairs_of(values: list[str]) -> dict[str, Any]:
+    """Return values by name.
+
+    Raises:
+        MethodError: something else than NAME=VALUE, or a name given twice.
+    """
+    pairs = [value.partition("=") for value in values]
+    for name, equals, value in pairs:
+        if not (name and equals and value):
+            raise MethodError(f"{name + equals + value!r} is not NAME=VALUE; write for instance epochs=10")
+        if sum(name == other for other, _, _ in pairs) > 1:
+            raise MethodError(f"{name!r} is given twice; give it once")
+    return {name: value for name, _, value in pairs}
+
+
+def words_of(values: list[str]) -> dict[str, list[str]] | None:
+    """Return label words by class; a class's name may have an equals sign, a word may not. None for no words.
+
+    Raises:
+        LabelWordError: something else than CLASS=word.
+    """
+    found: dict[str, list[str]] = {}
+    for value in values:
+        name, equals, words = value.rpartition("=")
+        if not (name and equals and words):
+            raise LabelWordError(f"{value!r} is not CLASS=word; write for instance positive=great,good")
+        found.setdefault(name, []).extend(words.split(","))
+    return found or None
+
+
+def names_of(value: str | None) -> tuple[str, ...] | None:
+    """Return names with commas between."""
+    return None if value is None else tuple(name.strip() for name in value.split(",") if name.strip())
+
+
+def unescaped(template: str | None) -> str | None:
+    r"""Let `\n` and `\t` be written in a shell's quotes."""
+    return template and template.replace("\\n", "\n").replace("\\t", "\t")

@@ -1,0 +1,23 @@
+"""Choice of a prompt without labels."""
+
+from cuecraft.search.label_free.answers import LabelFreeCalibration
+from cuecraft.search.label_free.pool import TaskType
+from cuecraft.search.label_free.search import (
+    CueRow,
+    LabelFreeOutcome,
+    LabelFreeSearch,
+    Selector,
+    class_shares,
+    selector_scores,
+)
+
+__all__ = [
+    "CueRow",
+    "LabelFreeCalibration",
+    "LabelFreeOutcome",
+    "LabelFreeSearch",
+    "Selector",
+    "TaskType",
+    "class_shares",
+    "selector_scores",
+]

@@ -1,0 +1,152 @@
+"""`auto`: chooses method and settings by cross-validation, and ships nothing that is worse than the untuned prompt.
+
+1. The untuned prompt is read once over all labelled examples, and calibrated in several ways, on folds.
+2. Starting words written by hand, and other label words, are tried without training.
+3. Trainings from the best of them are tried by successive halving over folds.
+4. The best one is made again on all examples, several times, and averaged.
+5. It ships only if its held-out log-loss is less, and its accuracy not lower, than those of the calibrated untuned
+   prompt; otherwise that one ships, with the reason.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+from pydantic import Field
+
+from cuecraft.evidence import Tried, Verdict, compare_paired, judge
+from cuecraft.method import (
+    CalibrationKind,
+    Candidate,
+    Event,
+    Method,
+    Outcome,
+    Problem,
+    ReadingLimit,
+    Score,
+    starting_point,
+)
+from cuecraft.search.folds import stratified_folds
+from cuecraft.seeding import derived_seed
+from cuecraft.tune.auto.folds import Latest, pooled
+from cuecraft.tune.auto.ladder import Ladder, Run, retasked
+from cuecraft.tune.auto.plans import PLANS, Preset, configurations
+from cuecraft.tune.auto.untrained import Untrained
+from cuecraft.tune.soup import average
+
+_READING = 0.25  # of the time limit
+
+
+class Auto(Method):
+    """Automatic choice of method and settings, within a time limit where there is one."""
+
+    name: ClassVar[str] = "auto"
+
+    preset: Preset = Field(Preset.GOOD, description="how much is tried: `fast`, `good` or `best`")
+    margin: float = Field(0.01, ge=0, le=1, description="accuracy within which tuning is called hardly worth it")
+
+    def reading_limit(self) -> ReadingLimit:
+        """Return how much it wants to read: what leaves time to try things."""
+        return ReadingLimit(PLANS[self.preset].examples, _READING)
+
+    def fit(self, problem: Problem) -> Outcome:
+        """Choose by cross-validation over the training and dev examples together; make the choice on all of them."""
+        return _Choice(problem, self).made()
+
+
+@dataclass
+class _Choice:
+    """One problem under way.
+
+    Args:
+        problem: what is solved.
+        options: of the method.
+    """
+
+    problem: Problem
+    options: Auto
+    trace: list[Event] = field(default_factory=list)
+    tried: list[Tried] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.plan = PLANS[self.options.preset]
+        self.pool = pooled(self.problem)
+        self.whole = replace(self.problem, train=self.pool, dev=None)
+        self.folds = stratified_folds(self.pool.labels, self.plan.folds, self.problem.seed)
+
+    def made(self) -> Outcome:
+        """Return the outcome."""
+        if not self.folds:
+            untuned = starting_point(self.whole, self.problem.initial_ids, CalibrationKind.BATCH)
+            reason = "a class has one example only, so nothing can be checked; give at least two of each class"
+            return self._untuned_ships(untuned, Verdict("untuned", reason), None)
+        untrained = Untrained(self.problem, self.pool, self.folds, self.plan)
+        untuned = untrained.measure()
+        starts = untrained.starts()
+        self.tried += untrained.tried
+        ladder = Ladder(self.problem, self.pool, self.folds)
+        runs: list[Run] = []
+        if starts:
+            runs = ladder.climb(configurations(self.plan, starts, untrained.filler), self.plan.keep)
+        self.trace += [*untrained.trace, *ladder.trace]
+        self.tried += [ladder.tried(run) for run in runs]
+        if not runs:
+            reason = ladder.refusal or "no training was finished within the time limit"
+            return self._untuned_ships(untuned, Verdict("untuned", reason), untrained.best.score)
+        return self._judged(untuned, untrained, ladder, runs[0])
+
+    def _judged(self, untuned: Candidate, untrained: Untrained, ladder: Ladder, run: Run) -> Outcome:
+        """Compare the best run with the untuned prompt on the folds that the run was tried on."""
+        found = ladder.answers(run)
+        before = untrained.best.first(len(found.sizes))
+        evidence = compare_paired(
+            found.log_probs.numpy(), before.log_probs.numpy(), found.labels.numpy(), self.problem.seed
+        )
+        complete = [row.accuracy for row in self.tried if row.folds == len(self.folds)]
+        best = max(complete, default=evidence.accuracy)
+        verdict = judge(evidence, untrained.accuracies, max(best, evidence.accuracy), self.options.margin)
+        if verdict.ships == "untuned":
+            return self._untuned_ships(untuned, verdict, before.score)
+        candidate, words = self._refit(ladder, run)
+        return self._outcome(untuned, candidate, verdict, found.score, words)
+
+    def _refit(self, ladder: Ladder, run: Run) -> tuple[Candidate, Candidate]:
+        """Make the chosen configuration on all examples, averaged over orders; return it and the words it started from.
+
+        Where the time ends before one training is complete, the best of the folds' own trainings takes its place.
+        """
+        epochs, start = ladder.best_epoch(run), run.configuration.start
+        own = start.label_words.chosen(self.whole)
+        first = start.candidate(own)
+        training = run.configuration.training.model_copy(update={"epochs": max(1, epochs)})
+        members: list[Candidate] = []
+        taken = 0.0
+        for number in range(self.plan.members if epochs else 0):
+            if members and self.problem.out_of_time(taken):
+                break
+            begun = time.perf_counter()
+            member = Latest(replace(own, seed=derived_seed(self.problem.seed, f"refit/{number}")))
+            training.refine(member.problem, first, member)
+            taken = time.perf_counter() - begun
+            self.trace += [event | {"refit": number} for event in member.trace]
+            if member.trace[-1]["step"] == epochs and member.best is not None:
+                members.append(member.best)
+        words = retasked(first, own, self.problem)
+        if not epochs:
+            return words, words
+        if not members:
+            return ladder.best_of_folds(run), words
+        return retasked(average(members) if len(members) > 1 else members[0], own, self.problem), words
+
+    def _untuned_ships(self, untuned: Candidate, verdict: Verdict, held_out: Score | None) -> Outcome:
+        return self._outcome(untuned, untuned, verdict, held_out, None)
+
+    def _outcome(
+        self, untuned: Candidate, best: Candidate, verdict: Verdict, held_out: Score | None, words: Candidate | None
+    ) -> Outcome:
+        event = {"phase": "verdict", **verdict.document()}
+        self.problem.report(event)
+        ranked = tuple(sorted(self.tried, key=lambda row: (-row.folds, row.loss)))
+        return Outcome(untuned, best, [*self.trace, event], words, held_out, verdict, ranked)

@@ -1,0 +1,129 @@
+"""Where trainings start: the words in the prompt slot, how many, and the label words."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from cuecraft.backbone import AnyBackbone, Context
+from cuecraft.method import CalibrationKind, Candidate, Problem, starting_point
+from cuecraft.search import AutoPrompt
+from cuecraft.search.label_words import LabelWordSearch
+from cuecraft.task import Task
+
+
+@dataclass
+class OtherWords:
+    """Reads with other label words than the problem's; the texts and the prompt stay.
+
+    Args:
+        backbone: the problem's.
+        task: the problem's, with the other label words.
+        name: as a reader is called.
+    """
+
+    backbone: AnyBackbone
+    task: Task
+    name: str = "label-words"
+
+    @property
+    def size(self) -> int:
+        """No numbers were trained."""
+        return 0
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Nothing beside the prompt has to be stored."""
+        return {}
+
+    def over(self, context: Context) -> tuple[AnyBackbone, Context]:
+        """Return the backbone and the context with the other label words."""
+        return self.backbone, replace(context, renderer=self.backbone.renderer(self.task))
+
+
+@dataclass(frozen=True)
+class LabelWords(ABC):
+    """Which label words stand for the classes."""
+
+    @abstractmethod
+    def chosen(self, problem: Problem) -> Problem:
+        """Return the problem with these label words; what is learnt of labels is learnt of its training part only."""
+
+
+@dataclass(frozen=True)
+class GivenWords(LabelWords):
+    """The task's own."""
+
+    def chosen(self, problem: Problem) -> Problem:
+        """Return the problem as it is."""
+        return problem
+
+
+@dataclass(frozen=True)
+class SearchedWords(LabelWords):
+    """Found by a search over the training part.
+
+    Args:
+        search: its options.
+    """
+
+    search: LabelWordSearch
+
+    def chosen(self, problem: Problem) -> Problem:
+        """Search, and return the problem with what was found."""
+        from cuecraft.search.label_words import with_label_words
+
+        found = self.search.search(replace(problem, dev=None))
+        return with_label_words(problem, found.words)
+
+
+@dataclass(frozen=True)
+class Start(ABC):
+    """Where a training starts.
+
+    Args:
+        name: as shown.
+        label_words: which label words stand for the classes.
+    """
+
+    name: str
+    label_words: LabelWords
+
+    @abstractmethod
+    def candidate(self, problem: Problem) -> Candidate:
+        """Return the prompt, calibrated on the problem's training part; that problem has the label words already."""
+
+
+@dataclass(frozen=True)
+class Words(Start):
+    """Words in the prompt slot.
+
+    Args:
+        token_ids: their token ids.
+    """
+
+    token_ids: tuple[int, ...]
+
+    def candidate(self, problem: Problem) -> Candidate:
+        """Return the words, calibrated."""
+        return starting_point(problem, self.token_ids, CalibrationKind.FITTED)
+
+
+@dataclass(frozen=True)
+class SearchedPrompt(Start):
+    """Words found by a discrete search that begins at other words.
+
+    Args:
+        token_ids: where it begins.
+        search: its options.
+    """
+
+    token_ids: tuple[int, ...]
+    search: AutoPrompt
+
+    def candidate(self, problem: Problem) -> Candidate:
+        """Search by the training part alone, and return what was found."""
+        quiet = replace(problem, dev=None, report=lambda event: None)
+        return self.search.from_words(quiet, self.token_ids).best

@@ -1,0 +1,162 @@
+"""What can be had without training: calibrations of the untuned prompt, hand-written words, other label words."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from cuecraft.backbone import HeadKind
+from cuecraft.evidence import Tried
+from cuecraft.method import CalibrationKind, Candidate, Event, Labelled, Problem, score, starting_point
+from cuecraft.prompts import HardPrompt
+from cuecraft.search.elimination import halving_rounds
+from cuecraft.search.folds import Fold, stratified_folds
+from cuecraft.search.label_free.pool import guess_task_type, shipped_cues, tokenised
+from cuecraft.search.label_words import LabelWordSearch
+from cuecraft.search.start import filled_ids, filler_ids
+from cuecraft.seeding import numpy_generator
+from cuecraft.task import MaskSlot, PromptSlot
+from cuecraft.tune.auto.folds import Answers, HeldOut, fold_problem, gather, untuned_answers
+from cuecraft.tune.auto.plans import Plan
+from cuecraft.tune.auto.starts import GivenWords, SearchedWords, Start, Words
+
+_LONGEST_CUE = 12  # tokens: a training costs as much as its prompt is long
+_SCREENED = 96  # examples that hand-written words are tried on
+
+#: The cheapest first.
+_CALIBRATIONS = {
+    "zero-shot": CalibrationKind.NONE,
+    "contextual calibration": CalibrationKind.CONTEXTUAL,
+    "batch calibration": CalibrationKind.BATCH,
+    "calibrated": CalibrationKind.FITTED,
+}
+
+
+class Untrained:
+    """What was measured without training.
+
+    Args:
+        problem: what is solved.
+        pool: all labelled examples.
+        folds: which of them are held out in turn.
+        plan: how much is tried.
+    """
+
+    def __init__(self, problem: Problem, pool: Labelled, folds: Sequence[Fold], plan: Plan) -> None:
+        self._problem = problem
+        self._pool = pool
+        self._folds = folds
+        self._plan = plan
+        self._answers: dict[str, Answers] = {}
+        self.tried: list[Tried] = []
+        self.trace: list[Event] = []
+
+    @property
+    def best(self) -> Answers:
+        """What the untuned prompt answers with the calibration of least held-out loss."""
+        return min(self._answers.values(), key=lambda found: found.score.loss)
+
+    @property
+    def accuracies(self) -> dict[str, float]:
+        """Held-out accuracy of the untuned prompt by calibration, the cheapest first."""
+        return {name: found.score.accuracy for name, found in self._answers.items()}
+
+    @property
+    def filler(self) -> tuple[int, ...]:
+        """Token ids that make a prompt longer."""
+        return filler_ids(self._problem)
+
+    def measure(self) -> Candidate:
+        """Measure the untuned prompt; return it with its best calibration, fitted to all examples."""
+        ids = self._problem.initial_ids
+        begun = time.perf_counter()
+        answers = untuned_answers(self._problem, self._pool, [HardPrompt(ids)], self._folds)
+        if self._problem.backbone.head_kind is HeadKind.SEQUENCE:
+            kinds = {"untuned, its class head fitted": CalibrationKind.NONE}
+        else:
+            kinds = _CALIBRATIONS
+        self._answers = {name: answers(0, kind) for name, kind in kinds.items()}
+        seconds = (time.perf_counter() - begun) / len(self._answers)
+        for name, found in self._answers.items():
+            self._note(name, found, seconds)
+        kind = next(kinds[name] for name, found in self._answers.items() if found is self.best)
+        return starting_point(replace(self._problem, train=self._pool, dev=None), ids, kind)
+
+    def starts(self) -> list[Words]:
+        """Return starting words, the best first; the untuned prompt's own are among the first `plan.starts`."""
+        own = Words("own words", GivenWords(), filled_ids(self._problem, None))
+        starts = [own]
+        if self._takes_cues() and not self._problem.out_of_time():
+            starts = self._screened([own, *self._cues(own)])
+            place = min(starts.index(own), max(0, self._plan.starts - 1))
+            starts.remove(own)
+            starts.insert(place, own)
+        if self._plan.searches_words and self._answers_in_words() and not self._problem.out_of_time():
+            starts = self._with_label_words(starts)
+        return starts
+
+    def _answers_in_words(self) -> bool:
+        return self._problem.backbone.head_kind is not HeadKind.SEQUENCE
+
+    def _takes_cues(self) -> bool:
+        """Tell whether the words in the prompt slot lead to the answer, as hand-written cues do."""
+        pieces = self._problem.task.template.pieces
+        at = next(n for n, piece in enumerate(pieces) if isinstance(piece, PromptSlot))
+        is_last = at + 1 == len(pieces) or isinstance(pieces[at + 1], MaskSlot)
+        return self._answers_in_words() and at > 0 and is_last
+
+    def _cues(self, own: Words) -> list[Words]:
+        problem = self._problem
+        verbalizer = problem.task.verbalizer
+        cues = shipped_cues(guess_task_type(verbalizer), verbalizer, 0, problem.seed)
+        found = tokenised(problem.backbone.tokenizer, cues)
+        fitting = {ids: cue for ids, cue in found.items() if len(ids) <= _LONGEST_CUE and ids != own.token_ids}
+        return [Words(repr(cue), GivenWords(), ids) for ids, cue in fitting.items()][: self._plan.cues]
+
+    def _screened(self, starts: Sequence[Words]) -> list[Words]:
+        """Rank starting words by the held-out loss of their calibrated answers on some of the examples."""
+        order = halving_rounds(self._pool.labels.tolist(), numpy_generator(self._problem.seed, "screened"))
+        rows = sorted([row for part in order for row in part][:_SCREENED])
+        some = self._pool.select(rows)
+        folds = stratified_folds(some.labels, len(self._folds), self._problem.seed) or self._folds
+        some = some if folds is not self._folds else self._pool
+        begun = time.perf_counter()
+        answers = untuned_answers(self._problem, some, [HardPrompt(start.token_ids) for start in starts], folds)
+        found = [answers(number, CalibrationKind.FITTED) for number in range(len(starts))]
+        seconds = (time.perf_counter() - begun) / len(starts)
+        for start, own in zip(starts, found, strict=True):
+            self._note(f"words {start.name}", own, seconds)
+        return [starts[n] for n in sorted(range(len(starts)), key=lambda n: found[n].score.loss)]
+
+    def _with_label_words(self, starts: Sequence[Words]) -> list[Words]:
+        """Try other label words behind the best starting words; take them where they are better on held-out parts."""
+        searched = SearchedWords(LabelWordSearch())
+        begun = time.perf_counter()
+        given = self._held_out(starts[0])
+        found = self._held_out(replace(starts[0], label_words=searched))
+        self._note(f"label words searched, words {starts[0].name}", found, time.perf_counter() - begun)
+        if found.score.loss < given.score.loss and found.score.accuracy >= given.score.accuracy:
+            return [
+                replace(start, name=f"{start.name}, label words searched", label_words=searched) for start in starts
+            ]
+        return list(starts)
+
+    def _held_out(self, start: Start) -> Answers:
+        """Return what a start answers to the held-out parts; it learns of labels from the training parts alone."""
+        parts = []
+        for number in range(len(self._folds)):
+            own = start.label_words.chosen(fold_problem(self._problem, self._pool, self._folds, number))
+            selection = HeldOut(own)
+            candidate = start.candidate(own)
+            selection.see(candidate, score(own.backbone, candidate, own.train), phase="start", step=0)
+            parts.append(selection.answers[0])
+        return gather(parts, self._pool.labels, self._folds)
+
+    def _note(self, name: str, found: Answers, seconds: float) -> None:
+        """Put one thing that was tried on the leaderboard and into the trace."""
+        own = found.score
+        self.tried.append(Tried(name, own.loss, own.accuracy, found.sd, len(found.sizes), seconds))
+        event = {"phase": "untrained", "tried": name, "dev_loss": own.loss, "dev_accuracy": own.accuracy}
+        self.trace.append(event)
+        self._problem.report(event)

@@ -1,0 +1,98 @@
+"""Paired comparison on held-out examples, and the verdict."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from cuecraft.evidence import compare_paired, judge
+
+
+def answers(probabilities):
+    """Log-probabilities of two classes, of the probability of class 1."""
+    p = np.asarray(probabilities, dtype=float)
+    return np.log(np.stack([1 - p, p], axis=1))
+
+
+LABELS = np.array([1, 1, 1, 0, 0, 0, 1, 0])
+TUNED = answers([0.9, 0.8, 0.7, 0.2, 0.1, 0.6, 0.95, 0.3])
+UNTUNED = answers([0.6, 0.4, 0.8, 0.4, 0.6, 0.7, 0.5001, 0.45])
+
+
+def losses(found):
+    return np.array([-row[label] for row, label in zip(found, LABELS, strict=True)])
+
+
+def test_the_permutation_test_is_that_of_all_sign_changes():
+    difference = losses(UNTUNED) - losses(TUNED)
+    means = [np.mean(difference * signs) for signs in itertools.product((1, -1), repeat=8)]
+    as_extreme = sum(abs(mean) >= abs(difference.mean()) - 1e-12 for mean in means) / len(means)
+    found = compare_paired(TUNED, UNTUNED, LABELS)
+    assert found.p_loss == pytest.approx(as_extreme, abs=1e-9)
+
+
+def test_the_interval_is_the_t_interval_of_the_mean_difference():
+    difference = losses(UNTUNED) - losses(TUNED)
+    half = stats.t.ppf(0.975, 7) * difference.std(ddof=1) / math.sqrt(8)
+    found = compare_paired(TUNED, UNTUNED, LABELS)
+    assert found.gain_interval == pytest.approx((difference.mean() - half, difference.mean() + half))
+    assert found.untuned_loss - found.loss == pytest.approx(difference.mean())
+
+
+def test_the_mcnemar_test_is_exact():
+    found = compare_paired(TUNED, UNTUNED, LABELS)
+    # By hand: the tuned prompt errs on row 6, the untuned one on rows 2, 5 and 6.
+    assert (found.only_tuned_right, found.only_untuned_right) == (2, 0)
+    assert found.p_accuracy == pytest.approx(2 * 0.5**2)
+    assert (found.accuracy, found.untuned_accuracy) == (7 / 8, 5 / 8)
+
+
+def test_equal_answers_are_no_evidence():
+    found = compare_paired(TUNED, TUNED, LABELS)
+    assert (found.p_loss, found.p_accuracy) == (1.0, 1.0)
+    assert not found.is_better
+    assert found.strength == "hardly any"
+
+
+def test_more_rows_of_the_same_make_the_evidence_stronger():
+    few = compare_paired(TUNED, UNTUNED, LABELS)
+    many = compare_paired(np.tile(TUNED, (20, 1)), np.tile(UNTUNED, (20, 1)), np.tile(LABELS, 20))
+    assert many.p_loss < 0.001 < few.p_loss
+    assert many.strength == "strong"
+
+
+def test_the_tuned_prompt_ships_only_with_less_loss_and_no_less_accuracy():
+    better = judge(compare_paired(TUNED, UNTUNED, LABELS), {"zero-shot": 0.5}, 0.875, 0.01)
+    assert better.ships == "tuned"
+    assert "p = " in better.reason
+    worse = judge(compare_paired(UNTUNED, TUNED, LABELS), {"zero-shot": 0.5}, 0.875, 0.01)
+    assert worse.ships == "untuned"
+    assert "log-loss did not fall" in worse.reason
+
+
+def test_less_loss_with_less_accuracy_does_not_ship():
+    sure_but_wrong_once = answers([0.99, 0.99, 0.99, 0.01, 0.01, 0.01, 0.99, 0.51])
+    timid_and_right = answers([0.51, 0.51, 0.51, 0.49, 0.49, 0.49, 0.51, 0.49])
+    found = compare_paired(sure_but_wrong_once, timid_and_right, LABELS)
+    assert found.loss < found.untuned_loss
+    verdict = judge(found, {}, 1.0, 0.01)
+    assert verdict.ships == "untuned"
+    assert "accuracy fell" in verdict.reason
+
+
+def test_the_remark_names_the_cheapest_that_is_near_the_best():
+    evidence = compare_paired(TUNED, UNTUNED, LABELS)
+    untuned = {"zero-shot": 0.80, "batch calibration": 0.87, "calibrated": 0.875}
+    assert "batch calibration alone" in judge(evidence, untuned, 0.875, 0.01).remark
+    assert "zero-shot alone" in judge(evidence, untuned, 0.875, 0.1).remark
+    assert judge(evidence, {"zero-shot": 0.5}, 0.875, 0.01).remark is None
+
+
+def test_the_document_is_json_ready():
+    import json
+
+    document = judge(compare_paired(TUNED, UNTUNED, LABELS), {}, 1.0, 0.01).document()
+    assert json.loads(json.dumps(document)) == document
+    assert document["evidence"]["strength"] in ("strong", "good", "weak", "hardly any")
