@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,22 +12,35 @@ from hypothesis import strategies as st
 
 from conftest import LABELS, TEXTS, make_task, records, tiny_problem
 from cuecraft import PromptClassifier
+from cuecraft.errors import MethodError
 from cuecraft.evidence import Tried
-from cuecraft.method import CalibrationKind, Candidate, Labelled, Selection, score, starting_point
-from cuecraft.prompts import DeepCue, HardPrompt, load_artifact
+from cuecraft.method import CalibrationKind, Candidate, Labelled, Outcome, Selection, score, starting_point
+from cuecraft.prompts import Calibration, HardPrompt, calibration, load_artifact
 from cuecraft.search.folds import Fold, stratified_folds
 from cuecraft.tune import make_method
 from cuecraft.tune.auto import choice, plans
-from cuecraft.tune.auto.folds import HeldOut, fold_problem, pooled, untuned_answers
+from cuecraft.tune.auto.folds import Answers, LastEpoch, fold_problem, pooled, untuned_answers
 from cuecraft.tune.auto.ladder import Configuration, Ladder, Run
-from cuecraft.tune.auto.plans import PLANS, Plan, Preset, configurations
+from cuecraft.tune.auto.plans import PLANS, Plan, Preset, Recipe, configurations
 from cuecraft.tune.auto.starts import GivenWords, OtherWords, SearchedPrompt, Words
 from cuecraft.tune.auto.untrained import Untrained
 from cuecraft.tune.deep_cue import OffsetTraining
 from cuecraft.tune.finish import make_artifact
 from cuecraft.tune.prepare import make_problem
 
-TINY = Plan(2, 2, False, (0.1, 0.03), (0.02,), 2, 2, False, (2, 1), 4, 4, 2, 64)
+TINY = Plan(
+    folds=2,
+    cues=2,
+    searches_words=False,
+    deep=(Recipe(0.1, 4), Recipe(0.03, 4)),
+    soft=(Recipe(0.02, 4),),
+    starts=2,
+    longer=2,
+    searches_prompts=False,
+    keep=(2, 1),
+    members=2,
+    examples=64,
+)
 
 
 @pytest.fixture
@@ -107,8 +121,8 @@ def ladder_of(backbone, folds=2, **options):
 
 
 def deep(problem, rate=0.1, epochs=4):
-    training = OffsetTraining(learning_rate=rate, epochs=epochs)
-    return Configuration(Words("own", GivenWords(), problem.initial_ids), training)
+    training = OffsetTraining(learning_rate=rate, epochs=epochs, schedule="linear")
+    return Configuration(Words("own", GivenWords(), problem.initial_ids, differs=False), training)
 
 
 def test_held_out_labels_do_not_touch_the_training(causal):
@@ -116,67 +130,120 @@ def test_held_out_labels_do_not_touch_the_training(causal):
     ladder, problem = ladder_of(causal)
     pool, folds = ladder._pool, ladder._folds
     flipped = pool.labels.clone()
-    rows = list(folds[0].held_out)
-    flipped[rows] = 1 - flipped[rows]
+    flipped[folds[0].held_out] = 1 - flipped[folds[0].held_out]
     other = Ladder(problem, Labelled(pool.context, flipped), folds)
     first, second = ladder.climb([deep(problem)], (1,))[0], other.climb([deep(problem)], (1,))[0]
-    for one, two in zip(first.answers[0], second.answers[0], strict=True):
-        assert torch.equal(one, two)
-    assert [event["train_loss"] for event in ladder.trace if event["fold"] == 0] == [
-        event["train_loss"] for event in other.trace if event["fold"] == 0
-    ]
-    assert ladder.score(first, 1) != other.score(second, 1)
+    assert torch.equal(first.answers[0], second.answers[0])
+    assert [event for event in ladder.trace if event["fold"] == 0] == [e for e in other.trace if e["fold"] == 0]
+    assert ladder.plain_answers(first, 1).score != other.plain_answers(second, 1).score
 
 
-def test_answers_to_held_out_examples_are_the_candidates_own(causal):
+def test_answers_to_held_out_examples_are_those_of_a_training_without_them(causal):
     ladder, problem = ladder_of(causal)
-    own = fold_problem(problem, ladder._pool, ladder._folds, 0)
-    kept, plain = HeldOut(own), Selection(own)
-    start = starting_point(own, problem.initial_ids, CalibrationKind.FITTED)
-    training = OffsetTraining(epochs=3)
-    training.refine(own, start, kept)
-    training.refine(own, start, plain)
-    assert kept.trace == plain.trace
-    assert len(kept.answers) == 4
-    losses = [float(-part[range(len(part)), own.dev.labels].mean()) for part in kept.answers]
-    assert losses == pytest.approx([event["dev_loss"] for event in plain.trace])
-    assert score(causal, kept.best, own.dev).loss == pytest.approx(min(losses))
+    run = ladder.climb([deep(problem)], (1,))[0]
+    for number, found in enumerate(run.answers):
+        own = fold_problem(problem, ladder._pool, ladder._folds, number)
+        alone = replace(own, dev=None)
+        start = starting_point(alone, problem.initial_ids, CalibrationKind.FITTED)
+        selection = LastEpoch(alone)
+        OffsetTraining(learning_rate=0.1, epochs=4, schedule="linear").refine(alone, start, selection)
+        with torch.no_grad():
+            expected = selection.best.logits(causal, own.dev.context).double().log_softmax(-1)
+        assert torch.equal(found, expected)
 
 
-def fake_run(losses):
-    """A run whose held-out loss in each fold and epoch is given: two examples of class 0 in each fold."""
-    answers = [
-        [torch.tensor([[-loss, float(np.log1p(-np.exp(-loss)))]] * 2, dtype=torch.float64) for loss in fold]
-        for fold in losses
-    ]
-    return Run(None, answers, [None] * len(losses), 1.0)
+def test_the_last_epoch_is_kept_and_not_the_best(causal):
+    problem = replace(tiny_problem(causal), dev=None)
+    start = starting_point(problem, problem.initial_ids, CalibrationKind.FITTED)
+    best, last = Selection(problem), LastEpoch(problem)
+    wild = OffsetTraining(learning_rate=30.0, epochs=5)
+    wild.refine(problem, start, best)
+    wild.refine(problem, start, last)
+    assert [e["train_loss"] for e in last.trace] == [e["train_loss"] for e in best.trace]
+    assert last.best_score.loss == last.trace[-1]["train_loss"]
+    assert last.best_score.loss > best.best_score.loss
 
 
-def test_the_epoch_is_the_one_of_least_mean_loss_over_the_folds():
-    pool = Labelled(None, torch.zeros(4, dtype=torch.long))
-    ladder = Ladder(None, pool, [Fold((), (0, 1)), Fold((), (2, 3))])
-    run = fake_run([[0.9, 0.5, 0.6, 0.1], [0.9, 0.8, 0.4]])  # the second stopped early: epoch 3 is not known of it
-    assert ladder.best_epoch(run) == 2
-    assert ladder.best_epoch(run, 1) == 3
-    assert ladder.score(run).loss == pytest.approx(0.5)
-    assert ladder.answers(run).sizes == (2, 2)
+def test_a_linear_schedule_ends_at_zero(causal):
+    """One epoch of one batch at the full rate, then one at half of it: computed by hand with AdamW."""
+    problem = replace(tiny_problem(causal), dev=None)
+    start = starting_point(problem, problem.initial_ids, CalibrationKind.FITTED)
+    options = OffsetTraining(learning_rate=0.1, epochs=2, schedule="linear", batch_size=8, gradient_clip=1e9)
+    found = LastEpoch(problem)
+    options.refine(problem, start, found)
+    trainable = options.trainable(problem, start)
+    groups = trainable.groups()
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+    rate = groups[0]["lr"]
+    for share in (1.0, 0.5):
+        optimizer.param_groups[0]["lr"] = rate * share
+        optimizer.zero_grad()
+        logits = trainable.candidate().logits(causal, problem.train.context)
+        torch.nn.functional.cross_entropy(logits, problem.train.labels).backward()
+        optimizer.step()
+    expected = trainable.snapshot().prompt.offsets
+    assert torch.allclose(found.best.prompt.offsets, expected, atol=1e-6)
 
 
-def test_halving_keeps_the_better_ones_and_ranks_them_first(causal):
+def answers_of(losses):
+    """Log-probabilities of two classes whose log-loss on class 0 is given."""
+    return torch.tensor([[-loss, float(np.log1p(-np.exp(-loss)))] for loss in losses], dtype=torch.float64)
+
+
+class Plain(Ladder):
+    """Without the calibration afterwards, so that the losses are the given ones."""
+
+    def answers(self, run, folds=None):
+        return self.plain_answers(run, folds)
+
+
+def test_the_most_promising_run_within_one_standard_error_is_taken():
+    folds = [Fold([], [0, 1]), Fold([], [2, 3])]
+    ladder = Plain(SimpleNamespace(seed=0), Labelled(None, torch.zeros(4, dtype=torch.long)), folds)
+
+    def run(*losses):
+        return Run(None, [answers_of(losses[:2]), answers_of(losses[2:])], [None, None])
+
+    near, far = run(0.50, 0.30, 0.50, 0.30), run(0.70, 0.60, 0.72, 0.60)
+    best = run(0.40, 0.38, 0.42, 0.36)  # 0.01 less than `near` on average, by differences of +-0.1
+    assert ladder._ranked([near, best])[0] is near
+    assert ladder._ranked([far, best])[0] is best
+    assert ladder._ranked([best, near])[0] is best
+    one_fold = Run(None, [answers_of((0.1, 0.1))], [None])
+    assert ladder._ranked([one_fold, best])[0] is best
+
+
+def test_recalibrated_answers_are_each_calibrated_by_the_others():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.tensor([0, 1] * 12)
+    sure = 6 * torch.randn(24, 2, generator=generator, dtype=torch.float64)
+    sure[range(24), labels] += 2.0
+    found = Answers(sure.log_softmax(-1), labels, (12, 12))
+    again = found.recalibrated(3)
+    for fold in stratified_folds(labels, 4, 3):
+        own = calibration.fitted(found.log_probs[fold.train], labels[fold.train])
+        expected = own.apply(found.log_probs[fold.held_out]).log_softmax(-1)
+        assert torch.allclose(again.log_probs[fold.held_out], expected)
+    assert again.score.loss < found.score.loss
+
+
+@given(st.lists(st.floats(-3, 3), min_size=4, max_size=4), st.floats(0.1, 4), st.floats(0.1, 4))
+def test_calibrations_one_after_the_other_are_one(bias, first_scale, second_scale):
+    first, second = Calibration(tuple(bias[:2]), first_scale), Calibration(tuple(bias[2:]), second_scale)
+    logits = torch.tensor([[0.3, -1.2], [2.0, 0.1]], dtype=torch.float64)
+    assert torch.allclose(first.then(second).apply(logits), second.apply(first.apply(logits)))
+
+
+def test_halving_keeps_the_better_ones(causal):
     ladder, problem = ladder_of(causal)
-    tried = [deep(problem, rate) for rate in (1e-6, 0.1, 0.03)]
-    runs = ladder.climb(tried, (1,))
+    runs = ladder.climb([deep(problem, rate) for rate in (1e-6, 0.1, 0.03)], (1,))
     assert [len(run.answers) for run in runs] == [2, 1, 1]
-    first_fold = {run.configuration.training.learning_rate: ladder.score(run, 1).loss for run in runs}
-    best = min(first_fold, key=lambda rate: first_fold[rate])
-    assert runs[0].configuration.training.learning_rate == best
+    first = [ladder.answers(run, 1).score.loss for run in runs]
+    assert first[0] == min(first)
 
 
 def test_a_configuration_that_the_backbone_refuses_is_passed_over(causal, monkeypatch):
-    from cuecraft.errors import MethodError
-
     ladder, problem = ladder_of(causal)
-    refused = deep(problem, 0.5)
     refine = OffsetTraining.refine
 
     def refusing(self, *rest):
@@ -185,21 +252,27 @@ def test_a_configuration_that_the_backbone_refuses_is_passed_over(causal, monkey
         refine(self, *rest)
 
     monkeypatch.setattr(OffsetTraining, "refine", refusing)
-    runs = ladder.climb([refused, deep(problem)], (2,))
+    runs = ladder.climb([deep(problem, 0.5), deep(problem)], (2,))
     assert [run.configuration.training.learning_rate for run in runs] == [0.1]
     assert "not here" in ladder.refusal
 
 
-def test_a_plan_tries_the_best_start_with_every_rate_and_others_with_the_first():
-    starts = [Words(name, GivenWords(), ids) for name, ids in (("a", (1, 2)), ("b", (3,)), ("c", (4,)))]
+def test_a_plan_tries_the_best_start_with_every_recipe_and_others_with_the_first():
+    starts = [Words(name, GivenWords(), ids, name != "a") for name, ids in (("a", (1, 2)), ("b", (3,)), ("c", (4,)))]
     found = configurations(PLANS[Preset.BEST], starts, (8, 9))
-    names = [(one.training.name, one.training.learning_rate, one.start.name) for one in found]
-    assert names[:4] == [("deep-cue", rate, "a") for rate in (0.1, 0.03, 0.3, 0.01)]
-    assert ("deep-cue", 0.1, "b") in names
-    assert ("prompt-tuning", 0.005, "a") in names
+    names = [(one.training.name, one.training.learning_rate, one.training.epochs, one.start.name) for one in found]
+    assert names[:2] == [("deep-cue", 0.1, 8, "a"), ("deep-cue", 0.03, 8, "a")]
+    assert ("deep-cue", 0.1, 8, "b") in names
+    assert ("prompt-tuning", 0.005, 16, "a") in names
     longer = next(one.start for one in found if "longer" in one.start.name)
     assert longer.token_ids == (8, 9, 8, 9, 8, 9, 1, 2)
     assert isinstance(found[-1].start, SearchedPrompt)
+    assert all(one.training.schedule == "linear" for one in found)
+
+
+def test_words_that_differ_are_tried_without_training_too():
+    other = Words("b", GivenWords(), (3,), differs=True)
+    assert configurations(PLANS[Preset.FAST], [other], (8,))[-1] == Configuration(other, None)
 
 
 # The method
@@ -231,17 +304,18 @@ def test_without_signal_the_untuned_prompt_ships(causal, tiny_plans):
 
 
 def test_a_training_that_makes_things_worse_does_not_ship(causal, tiny_plans, monkeypatch):
-    """Whatever is trained answers the wrong way round: the guard must see it."""
+    """Whatever is trained is surely wrong: the guard must see it."""
     answers = Ladder.answers
 
-    def reversed_answers(self, run, folds=None):
+    def wrong(self, run, folds=None):
         found = answers(self, run, folds)
-        return replace(found, log_probs=torch.log(1 - found.log_probs.exp().clamp(1e-6, 1 - 1e-6)))
+        said = torch.full_like(found.log_probs, 0.99).scatter(1, found.labels[:, None], 0.01)
+        return replace(found, log_probs=said.log())
 
     problem = tiny_problem(causal)
     honest = auto().fit(problem)
     assert honest.verdict.ships == "tuned"
-    monkeypatch.setattr(Ladder, "answers", reversed_answers)
+    monkeypatch.setattr(Ladder, "answers", wrong)
     assert auto().fit(problem).verdict.ships == "untuned"
 
 
@@ -250,7 +324,6 @@ def test_the_choice_is_made_again_on_all_examples(causal, tiny_plans):
     assert outcome.verdict.ships == "tuned"
     refits = {event["refit"] for event in outcome.trace if "refit" in event}
     assert refits == {0, 1}
-    assert isinstance(outcome.best.prompt, DeepCue | type(outcome.best.prompt))
     assert outcome.words is not None
     assert isinstance(outcome.words.prompt, HardPrompt)
 
@@ -321,8 +394,6 @@ def test_other_label_words_reach_the_artifact(causal, causal_folder, tmp_path):
 
 
 def auto_outcome(problem):
-    from cuecraft.method import Outcome
-
     start = Candidate(HardPrompt(problem.initial_ids), starting_point(problem, (), CalibrationKind.NONE).calibration)
     return Outcome(start, start, [])
 
@@ -348,7 +419,7 @@ def test_hand_written_words_are_tried_only_where_they_lead_to_the_answer(causal)
 
 
 def test_presets_try_more_and_more():
-    sizes = [len(configurations(PLANS[preset], [Words("a", GivenWords(), (1,))], (2,))) for preset in Preset]
+    sizes = [len(configurations(PLANS[preset], [Words("a", GivenWords(), (1,), False)], (2,))) for preset in Preset]
     assert sizes == sorted(sizes)
     assert len(set(sizes)) == 3
     assert plans.PLANS[Preset.FAST].members < plans.PLANS[Preset.GOOD].members < plans.PLANS[Preset.BEST].members

@@ -328,7 +328,7 @@ class Selection:
     def restore(self, state: Mapping[str, Any], best: Candidate | None) -> None:
         """Go on from a state; `best` is its best candidate, or None where that was seen before this selection began."""
         self.trace[:] = state["trace"]
-        self.best_score = Score(**state["best_score"])
+        self.best_score = state["best_score"] and Score(**state["best_score"])
         self.best = best or self.best
 
     def outcome(self, start: Candidate) -> Outcome:

@@ -29,6 +29,11 @@ class Calibration:
         """Return the calibration that changes nothing."""
         return cls((0.0,) * num_classes)
 
+    def then(self, other: Calibration) -> Calibration:
+        """Return the calibration that applies this one and then another."""
+        bias = tuple(own * other.scale + added for own, added in zip(self.bias, other.bias, strict=True))
+        return Calibration(bias, self.scale * other.scale)
+
     def apply(self, logits: Tensor) -> Tensor:
         """Return calibrated logits `[..., C]`."""
         return logits * self.scale + torch.tensor(self.bias, dtype=logits.dtype, device=logits.device)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from pydantic import Field
@@ -51,6 +51,9 @@ class TrainingOptions(Options):
     epochs: int = Field(30, ge=1, description="passes over the training examples, at most")
     batch_size: int = Field(16, ge=1, description="training examples of one step")
     patience: int = Field(8, ge=1, description="epochs without a better dev loss before training stops")
+    schedule: Literal["constant", "linear"] = Field(
+        "constant", description="of the learning rates; `linear` lets them fall to zero over all epochs"
+    )
     gradient_clip: float = Field(1.0, gt=0, description="largest norm of a step's gradient")
     gradient_checkpointing: bool = Field(
         False, description="keep less for the gradient and compute the layers twice: less memory, more time"
@@ -101,6 +104,7 @@ class _Training:
         self._parts = parts
         groups = _distinct([group for part in parts for group in part.trainable.groups()])
         self._optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+        self._rates: list[float] = [group["lr"] for group in self._optimizer.param_groups]
         self._tensors: list[Tensor] = [tensor for group in groups for tensor in group["params"]]
         first = parts[0].problem
         self._order = torch_generator(first.seed, "order")
@@ -153,7 +157,8 @@ class _Training:
             batches = [batches[n] for n in mixed]
         found: list[list[Tensor]] = [[] for _ in self._parts]
         taken: list[list[int]] = [[] for _ in self._parts]
-        for number, rows in batches:
+        for step, (number, rows) in enumerate(batches):
+            self._set_rates((self._epoch - 1 + step / len(batches)) / self._options.epochs)
             if self._epoch > 1 and self._parts[0].problem.out_of_time():
                 return  # an epoch that is cut short is not looked at
             found[number].append(self._step(self._parts[number], self._parts[number].problem.train.select(rows)))
@@ -164,6 +169,12 @@ class _Training:
         self._judge()
         if time.monotonic() >= self._save_after:
             self.save()
+
+    def _set_rates(self, done: float) -> None:
+        """Set the learning rates for a step, given the share of the training that is done (0 to 1)."""
+        if self._options.schedule == "linear":
+            for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+                group["lr"] = rate * (1 - done)
 
     def back_to_least(self) -> None:
         """Give the trained tensors the values that they had when the mean loss was least."""

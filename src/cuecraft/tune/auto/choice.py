@@ -3,7 +3,7 @@
 1. The untuned prompt is read once over all labelled examples, and calibrated in several ways, on folds.
 2. Starting words written by hand, and other label words, are tried without training.
 3. Trainings from the best of them are tried by successive halving over folds.
-4. The best one is made again on all examples, several times, and averaged.
+4. The best one is made again on all examples, several times, and averaged; it is calibrated on what was held out.
 5. It ships only if its held-out log-loss is less, and its accuracy not lower, than those of the calibrated untuned
    prompt; otherwise that one ships, with the reason.
 """
@@ -30,7 +30,7 @@ from cuecraft.method import (
 )
 from cuecraft.search.folds import stratified_folds
 from cuecraft.seeding import derived_seed
-from cuecraft.tune.auto.folds import Latest, pooled
+from cuecraft.tune.auto.folds import pooled
 from cuecraft.tune.auto.ladder import Ladder, Run, retasked
 from cuecraft.tune.auto.plans import PLANS, Preset, configurations
 from cuecraft.tune.auto.untrained import Untrained
@@ -117,28 +117,29 @@ class _Choice:
 
         Where the time ends before one training is complete, the best of the folds' own trainings takes its place.
         """
-        epochs, start = ladder.best_epoch(run), run.configuration.start
-        own = start.label_words.chosen(self.whole)
-        first = start.candidate(own)
-        training = run.configuration.training.model_copy(update={"epochs": max(1, epochs)})
+        configuration = run.configuration
+        own = configuration.start.label_words.chosen(self.whole)
+        start = configuration.start.candidate(own)
         members: list[Candidate] = []
         taken = 0.0
-        for number in range(self.plan.members if epochs else 0):
+        for number in range(self.plan.members if configuration.training else 1):
             if members and self.problem.out_of_time(taken):
                 break
             begun = time.perf_counter()
-            member = Latest(replace(own, seed=derived_seed(self.problem.seed, f"refit/{number}")))
-            training.refine(member.problem, first, member)
+            trace: list[Event] = []
+            other = replace(own, seed=derived_seed(self.problem.seed, f"refit/{number}"))
+            member = configuration.trained(other, start, trace)
             taken = time.perf_counter() - begun
-            self.trace += [event | {"refit": number} for event in member.trace]
-            if member.trace[-1]["step"] == epochs and member.best is not None:
-                members.append(member.best)
-        words = retasked(first, own, self.problem)
-        if not epochs:
-            return words, words
-        if not members:
-            return ladder.best_of_folds(run), words
-        return retasked(average(members) if len(members) > 1 else members[0], own, self.problem), words
+            self.trace += [event | {"refit": number} for event in trace]
+            if member is not None:
+                members.append(member)
+        found = ladder.best_of_folds(run)
+        if members:
+            mean = average(members) if len(members) > 1 else members[0]
+            found = retasked(mean, own, self.problem)
+        # As the answers were that it was chosen by: calibrated once more, now on all that were held out.
+        calibration = found.calibration.then(ladder.plain_answers(run).calibration())
+        return replace(found, calibration=calibration), retasked(start, own, self.problem)
 
     def _untuned_ships(self, untuned: Candidate, verdict: Verdict, held_out: Score | None) -> Outcome:
         return self._outcome(untuned, untuned, verdict, held_out, None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,9 +12,12 @@ from torch import Tensor
 from cuecraft.backbone import SequenceBackbone
 from cuecraft.backbone.readout import class_scores
 from cuecraft.method import CalibrationKind, Candidate, Labelled, Problem, Score, Selection, calibration_of, fitted_head
-from cuecraft.prompts import HardPrompt
-from cuecraft.search.folds import Fold
+from cuecraft.prompts import Calibration, HardPrompt, calibration
+from cuecraft.search.folds import Fold, stratified_folds
+from cuecraft.search.word_choice import held_out_answers
 from cuecraft.seeding import derived_seed
+
+_RECALIBRATION_FOLDS = 4
 
 
 def pooled(problem: Problem) -> Labelled:
@@ -34,38 +37,24 @@ def fold_problem(problem: Problem, pool: Labelled, folds: Sequence[Fold], number
 
 
 @dataclass
-class HeldOut(Selection):
-    """Keeps the answers to the held-out examples after every epoch, `[n, C]` log-probabilities each."""
-
-    answers: list[Tensor] = field(default_factory=list)
+class LastEpoch(Selection):
+    """Keeps the candidate after the last epoch, for a training whose length is known; looks at no other."""
 
     def see(self, candidate: Candidate, train: Score, dev: Score | None = None, **details: Any) -> bool:
-        """Consider a candidate; keep what it answers."""
-        held = self.problem.dev
-        assert held is not None
-        with torch.no_grad():
-            logits = candidate.logits(self.problem.backbone, held.context)
-        self.answers.append(logits.double().log_softmax(-1).cpu())
-        return super().see(candidate, train, Score.of(logits, held.labels), **details)
-
-    def state(self) -> dict[str, Any]:
-        """Return how far it has come, JSON-ready."""
-        return super().state() | {"answers": [part.tolist() for part in self.answers]}
-
-    def restore(self, state: Any, best: Candidate | None) -> None:
-        """Go on from a state."""
-        super().restore(state, best)
-        self.answers = [torch.tensor(part, dtype=torch.float64) for part in state["answers"]]
+        """Take note of an epoch; keep the candidate of the last one."""
+        self.last_score = train
+        is_last: bool = details["step"] == details["total"]
+        if is_last:
+            self.best, self.best_score = candidate, train
+        self.note({**details, "train_loss": train.loss, "train_accuracy": train.accuracy})
+        return is_last
 
 
-@dataclass
-class Latest(Selection):
-    """Keeps the last candidate, for a training whose length is known."""
-
-    def see(self, candidate: Candidate, train: Score, dev: Score | None = None, **details: Any) -> bool:
-        """Keep the candidate."""
-        self.best_score = None
-        return super().see(candidate, train, dev, **details)
+@torch.no_grad()
+def log_probabilities(problem: Problem, candidate: Candidate) -> Tensor:
+    """Return what a candidate answers to the problem's dev set: log-probabilities `[n, C]` (nats), float64."""
+    assert problem.dev is not None
+    return candidate.logits(problem.backbone, problem.dev.context).double().log_softmax(-1).cpu()
 
 
 @dataclass(frozen=True)
@@ -87,10 +76,29 @@ class Answers:
         """Mean log-loss and accuracy over all of them."""
         return Score.of(self.log_probs, self.labels)
 
+    @property
+    def losses(self) -> Tensor:
+        """Log-losses `[n]` (nats)."""
+        return -self.log_probs.gather(1, self.labels[:, None])[:, 0]
+
     def first(self, folds: int) -> Answers:
         """Return the answers of the first folds."""
         rows = sum(self.sizes[:folds])
         return Answers(self.log_probs[:rows], self.labels[:rows], self.sizes[:folds])
+
+    def recalibrated(self, seed: int) -> Answers:
+        """Return the answers calibrated once more, every part of them by the others.
+
+        What is trained on few examples is too sure of itself. That costs log-loss, and can be mended afterwards.
+        """
+        found = self.log_probs.clone()
+        for fold in stratified_folds(self.labels, _RECALIBRATION_FOLDS, seed):
+            found[fold.held_out] = held_out_answers(self.log_probs, self.labels, fold)
+        return replace(self, log_probs=found)
+
+    def calibration(self) -> Calibration:
+        """Return the calibration fitted to all of the answers."""
+        return calibration.fitted(self.log_probs, self.labels)
 
     @property
     def sd(self) -> float | None:

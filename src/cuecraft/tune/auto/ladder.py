@@ -1,11 +1,12 @@
 """Successive halving over configurations, on folds: many are tried on one fold, the better ones on more.
 
 After Jamieson & Talwalkar (AISTATS 2016, arXiv 1502.07943). Configurations are compared on the folds that all of them
-have seen, each at its own best number of epochs, so that what differs is not the luck of a fold.
+have seen, so that what differs is not the luck of a fold.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -14,9 +15,9 @@ from torch import Tensor
 
 from cuecraft.errors import BackboneError, MethodError, PromptError
 from cuecraft.evidence import Tried
-from cuecraft.method import Candidate, Event, Labelled, Problem, Score
+from cuecraft.method import Candidate, Event, Labelled, Problem
 from cuecraft.search.folds import Fold
-from cuecraft.tune.auto.folds import Answers, HeldOut, fold_problem, gather
+from cuecraft.tune.auto.folds import Answers, LastEpoch, fold_problem, gather, log_probabilities
 from cuecraft.tune.auto.starts import OtherWords, Start
 from cuecraft.tune.deep_cue import OffsetTraining
 from cuecraft.tune.prompt_tuning import EmbeddingTraining
@@ -28,16 +29,36 @@ class Configuration:
 
     Args:
         start: where it starts.
-        training: the kind of training and its options.
+        training: the kind of training and its options; None for the start itself, calibrated.
     """
 
     start: Start
-    training: OffsetTraining | EmbeddingTraining
+    training: OffsetTraining | EmbeddingTraining | None
 
     @property
     def name(self) -> str:
         """As shown."""
-        return f"{self.training.name} {self.training.learning_rate:g}, {self.start.name}"
+        if self.training is None:
+            return self.start.name
+        return f"{self.training.name} {self.training.learning_rate:g} x {self.training.epochs}, {self.start.name}"
+
+    def fitted(self, problem: Problem, trace: list[Event]) -> Candidate | None:
+        """Return the candidate that it makes of a problem's training part; None where the time ended before.
+
+        Args:
+            problem: the problem, with the start's label words.
+            trace: gets the training's events.
+        """
+        return self.trained(problem, self.start.candidate(problem), trace)
+
+    def trained(self, problem: Problem, start: Candidate, trace: list[Event]) -> Candidate | None:
+        """Return what training makes of a start that is known; as `fitted`."""
+        if self.training is None:
+            return start
+        selection = LastEpoch(replace(problem, dev=None))
+        self.training.refine(selection.problem, start, selection)
+        trace += selection.trace
+        return selection.best
 
 
 @dataclass
@@ -46,14 +67,14 @@ class Run:
 
     Args:
         configuration: the configuration.
-        answers: of each fold in order, what it answers to the held-out part after each epoch, `[n, C]`.
-        best: of each fold, the candidate of least held-out loss.
+        answers: of each fold in order, what it answers to the held-out part, `[n, C]` log-probabilities.
+        candidates: of each fold, what answered.
         seconds: spent on it.
     """
 
     configuration: Configuration
-    answers: list[list[Tensor]] = field(default_factory=list)
-    best: list[Candidate] = field(default_factory=list)
+    answers: list[Tensor] = field(default_factory=list)
+    candidates: list[Candidate] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -75,39 +96,32 @@ class Ladder:
         self.refusal: str | None = None  # why a configuration could not be tried, where none could
 
     def climb(self, configurations: Sequence[Configuration], keep: Sequence[int]) -> list[Run]:
-        """Try configurations; return their runs, the best first, those that were tried on more folds before others.
+        """Try configurations; return their runs, the chosen one first, then by folds and held-out loss.
 
         Args:
-            configurations: to be tried, in this order.
+            configurations: to be tried, the most promising first.
             keep: how many go on after the first fold, the second, and so on; the last number holds to the end.
         """
         runs = [Run(configuration) for configuration in configurations]
-        alive, done = list(runs), 0
+        alive = list(runs)
         for number in range(len(self._folds)):
             for run in alive:
                 if self._problem.out_of_time(self._needed(run)) or not self._tried_in_time(run, number):
                     return self._ranked(runs)
-            done = number + 1
-            left = keep[min(number, len(keep) - 1)]
-            alive = sorted((run for run in alive if run.answers), key=lambda run: self.score(run, done).loss)[:left]
+            alive = [run for run in alive if run.answers]
+            best = sorted(alive, key=lambda run: self.answers(run, number + 1).score.loss)
+            best = best[: keep[min(number, len(keep) - 1)]]
+            alive = [run for run in alive if run in best]
         return self._ranked(runs)
 
     def answers(self, run: Run, folds: int | None = None) -> Answers:
-        """Return what a run answers to the held-out parts of its first folds, at its best number of epochs."""
-        count = len(run.answers) if folds is None else folds
-        epoch = self.best_epoch(run, count)
-        return self._at(run, epoch, count)
+        """Return what a run answers to the held-out parts of its first folds, calibrated by one another."""
+        return self.plain_answers(run, folds).recalibrated(self._problem.seed)
 
-    def score(self, run: Run, folds: int | None = None) -> Score:
-        """Return a run's held-out score on its first folds."""
-        return self.answers(run, folds).score
-
-    def best_epoch(self, run: Run, folds: int | None = None) -> int:
-        """Return the number of epochs with the least held-out loss over a run's first folds."""
+    def plain_answers(self, run: Run, folds: int | None = None) -> Answers:
+        """Return what a run answers to the held-out parts of its first folds."""
         count = len(run.answers) if folds is None else folds
-        epochs = min(len(parts) for parts in run.answers[:count])
-        losses = [self._at(run, epoch, count).score.loss for epoch in range(epochs)]
-        return losses.index(min(losses))
+        return gather(run.answers[:count], self._pool.labels, self._folds[:count])
 
     def tried(self, run: Run) -> Tried:
         """Return a run's line of the leaderboard."""
@@ -115,27 +129,36 @@ class Ladder:
         count = len(run.answers)
         return Tried(run.configuration.name, found.score.loss, found.score.accuracy, found.sd, count, run.seconds)
 
-    def _at(self, run: Run, epoch: int, count: int) -> Answers:
-        parts = [answers[epoch] for answers in run.answers[:count]]
-        return gather(parts, self._pool.labels, self._folds[:count])
+    def best_of_folds(self, run: Run) -> Candidate:
+        """Return the fold's own candidate of least held-out loss."""
+        parts = zip(run.answers, self._folds, strict=False)
+        losses = [gather([answers], self._pool.labels, [fold]).score.loss for answers, fold in parts]
+        return run.candidates[losses.index(min(losses))]
 
     def _ranked(self, runs: Sequence[Run]) -> list[Run]:
+        """Put the run that is to be taken first.
+
+        Of those tried on most folds, it is the most promising one that is not clearly worse than the best: whose mean
+        log-loss is within one standard error of the paired difference (Breiman et al., 1984, section 3.4.3). With few
+        examples the least loss is the luck of the folds.
+        """
         tried = [run for run in runs if run.answers]
-        return sorted(tried, key=lambda run: (-len(run.answers), self.score(run).loss))
+        if not tried:
+            return []
+        most = max(len(run.answers) for run in tried)
+        finalists = [run for run in tried if len(run.answers) == most]
+        losses = {id(run): self.answers(run).losses for run in finalists}
+        best = min(finalists, key=lambda run: float(losses[id(run)].mean()))
+        chosen = next(run for run in finalists if _is_near(losses[id(run)], losses[id(best)]))
+        others = [run for run in tried if run is not chosen]
+        others.sort(key=lambda run: (-len(run.answers), self.answers(run).score.loss))
+        return [chosen, *others]
 
     def _needed(self, run: Run) -> float:
         """Return the seconds that a fold of this run and the last step take, as far as that is known."""
         if not run.answers:
             return self.refit_seconds
         return run.seconds / len(run.answers) + self.refit_seconds
-
-    def best_of_folds(self, run: Run) -> Candidate:
-        """Return the fold's own candidate of least held-out loss."""
-        losses = [min(self._fold_loss(part, number) for part in parts) for number, parts in enumerate(run.answers)]
-        return run.best[losses.index(min(losses))]
-
-    def _fold_loss(self, answers: Tensor, number: int) -> float:
-        return gather([answers], self._pool.labels, [self._folds[number]]).score.loss
 
     def _tried_in_time(self, run: Run, number: int) -> bool:
         """Train on one fold, unless the backbone refuses; return whether time was left for it."""
@@ -151,21 +174,25 @@ class Ladder:
         own = fold_problem(self._problem, self._pool, self._folds, number)
         own = replace(own, out_of_time=lambda reserve=0.0: self._problem.out_of_time(reserve + self.refit_seconds))
         own = run.configuration.start.label_words.chosen(own)
-        selection = HeldOut(own)
-        run.configuration.training.refine(own, run.configuration.start.candidate(own), selection)
-        seconds = time.perf_counter() - begun
-        details = {"configuration": run.configuration.name, "fold": number}
-        self.trace += [event | details for event in selection.trace]
-        if own.out_of_time():
+        trace: list[Event] = []
+        candidate = run.configuration.fitted(own, trace)
+        self.trace += [event | {"configuration": run.configuration.name, "fold": number} for event in trace]
+        if candidate is None:
             return False
-        # Making the choice on all examples takes longer than a fold, by their number; the rest is for surprises.
-        share = len(self._pool) / len(own.train)
-        self.refit_seconds = max(self.refit_seconds, 1.3 * share * seconds)
-        assert selection.best is not None
-        run.answers.append(selection.answers)
-        run.best.append(retasked(selection.best, own, self._problem))
+        run.answers.append(log_probabilities(own, candidate))
+        run.candidates.append(retasked(candidate, own, self._problem))
+        seconds = time.perf_counter() - begun
         run.seconds += seconds
+        # Making the choice on all examples takes longer than a fold, by their number; the rest is for surprises.
+        self.refit_seconds = max(self.refit_seconds, 1.3 * seconds * len(self._pool) / len(own.train))
         return True
+
+
+def _is_near(losses: Tensor, best: Tensor) -> bool:
+    """Tell whether losses `[n]` are on average within one standard error of their difference to the best ones."""
+    difference = losses - best
+    error = float(difference.std()) / math.sqrt(len(difference)) if len(difference) > 1 else 0.0
+    return float(difference.mean()) <= error
 
 
 def retasked(candidate: Candidate, own: Problem, problem: Problem) -> Candidate:

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from cuecraft.search import AutoPrompt
 from cuecraft.tune.auto.ladder import Configuration
-from cuecraft.tune.auto.starts import SearchedPrompt, Words
+from cuecraft.tune.auto.starts import SearchedPrompt, Start, Words
 from cuecraft.tune.deep_cue import OffsetTraining
 from cuecraft.tune.prompt_tuning import EmbeddingTraining
 
@@ -22,6 +22,19 @@ class Preset(StrEnum):
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """How one training goes; its learning rate falls to zero over all epochs.
+
+    Args:
+        rate: of the first step, in units of the embeddings' RMS.
+        epochs: passes over the examples.
+    """
+
+    rate: float
+    epochs: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a preset means.
 
@@ -29,14 +42,12 @@ class Plan:
         folds: of the cross-validation.
         cues: hand-written cues that are tried as starting words.
         searches_words: whether other label words are tried.
-        deep_rates: learning rates of the deep cue, in the order in which they are tried.
-        soft_rates: learning rates of prompt tuning.
-        starts: how many of the best starting words are trained from, with the first rate.
-        longer: tokens by which the starting words are made longer, tried with the first rate; 0 for not at all.
+        deep: recipes of the deep cue, in the order in which they are tried.
+        soft: recipes of prompt tuning.
+        starts: how many starting words are trained from, with the first recipe.
+        longer: tokens by which the starting words are made longer, tried with the first recipe; 0 for not at all.
         searches_prompts: whether a discrete search is tried, whose words are then trained.
         keep: configurations that go on after the first fold, the second, and so on.
-        epochs: of one training, at most.
-        patience: epochs without a better held-out loss after which a training stops.
         members: trainings on all examples that are averaged in the end.
         examples: labelled examples that are used, at most.
     """
@@ -44,22 +55,56 @@ class Plan:
     folds: int
     cues: int
     searches_words: bool
-    deep_rates: tuple[float, ...]
-    soft_rates: tuple[float, ...]
+    deep: tuple[Recipe, ...]
+    soft: tuple[Recipe, ...]
     starts: int
     longer: int
     searches_prompts: bool
     keep: tuple[int, ...]
-    epochs: int
-    patience: int
     members: int
     examples: int
 
 
 PLANS = {
-    Preset.FAST: Plan(3, 8, False, (0.1, 0.03), (), 1, 0, False, (1,), 12, 3, 1, 192),
-    Preset.GOOD: Plan(4, 24, True, (0.1, 0.03), (0.02,), 2, 4, False, (2, 2, 1), 20, 4, 3, 512),
-    Preset.BEST: Plan(5, 48, True, (0.1, 0.03, 0.3, 0.01), (0.02, 0.005), 4, 6, True, (5, 3, 2, 1), 30, 6, 5, 2048),
+    Preset.FAST: Plan(
+        folds=3,
+        cues=8,
+        searches_words=False,
+        deep=(Recipe(0.1, 8), Recipe(0.03, 8)),
+        soft=(Recipe(0.02, 8),),
+        starts=1,
+        longer=0,
+        searches_prompts=False,
+        keep=(1,),
+        members=2,
+        examples=192,
+    ),
+    Preset.GOOD: Plan(
+        folds=4,
+        cues=24,
+        searches_words=True,
+        deep=(Recipe(0.1, 8), Recipe(0.03, 8), Recipe(0.1, 16)),
+        soft=(Recipe(0.02, 8),),
+        starts=2,
+        longer=0,
+        searches_prompts=False,
+        keep=(3, 2, 2),
+        members=3,
+        examples=512,
+    ),
+    Preset.BEST: Plan(
+        folds=5,
+        cues=48,
+        searches_words=True,
+        deep=(Recipe(0.1, 8), Recipe(0.03, 8), Recipe(0.1, 16), Recipe(0.03, 16), Recipe(0.3, 8), Recipe(0.1, 32)),
+        soft=(Recipe(0.02, 8), Recipe(0.02, 16), Recipe(0.005, 16)),
+        starts=4,
+        longer=6,
+        searches_prompts=True,
+        keep=(5, 3, 2),
+        members=5,
+        examples=2048,
+    ),
 }
 
 
@@ -68,23 +113,28 @@ def configurations(plan: Plan, starts: Sequence[Words], filler: Sequence[int]) -
 
     Args:
         plan: the preset's.
-        starts: starting words, the best first.
+        starts: starting words, the most promising first.
         filler: token ids to make starting words longer.
     """
-    best, first = starts[0], plan.deep_rates[0]
-    limits = {"epochs": plan.epochs, "patience": plan.patience}
+    best, first = starts[0], plan.deep[0]
 
-    def deep(start: Words | SearchedPrompt, rate: float) -> Configuration:
-        return Configuration(start, OffsetTraining(learning_rate=rate, **limits))
+    def deep(start: Start, recipe: Recipe) -> Configuration:
+        options = OffsetTraining(learning_rate=recipe.rate, epochs=recipe.epochs, schedule="linear")
+        return Configuration(start, options)
 
-    found = [deep(best, rate) for rate in plan.deep_rates]
+    def soft(start: Start, recipe: Recipe) -> Configuration:
+        options = EmbeddingTraining(learning_rate=recipe.rate, epochs=recipe.epochs, schedule="linear")
+        return Configuration(start, options)
+
+    found = [deep(best, recipe) for recipe in plan.deep] + [soft(best, recipe) for recipe in plan.soft]
     found += [deep(start, first) for start in starts[1 : plan.starts]]
-    found += [Configuration(best, EmbeddingTraining(learning_rate=rate, **limits)) for rate in plan.soft_rates]
     if plan.longer:
         longer = tuple(filler[n % len(filler)] for n in range(plan.longer))
         name = f"{best.name}, {plan.longer} tokens longer"
-        found.append(deep(Words(name, best.label_words, (*longer, *best.token_ids)), first))
+        found.append(deep(Words(name, best.label_words, (*longer, *best.token_ids), differs=True), first))
     if plan.searches_prompts:
         name = f"search from {best.name}"
         found.append(deep(SearchedPrompt(name, best.label_words, best.token_ids, AutoPrompt()), first))
+    if best.differs:
+        found.append(Configuration(best, None))
     return found

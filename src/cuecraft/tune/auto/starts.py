@@ -102,9 +102,11 @@ class Words(Start):
 
     Args:
         token_ids: their token ids.
+        differs: whether they, or the label words, are others than the untuned prompt's.
     """
 
     token_ids: tuple[int, ...]
+    differs: bool
 
     def candidate(self, problem: Problem) -> Candidate:
         """Return the words, calibrated."""

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from cuecraft.backbone import HeadKind
-from cuecraft.evidence import Tried
-from cuecraft.method import CalibrationKind, Candidate, Event, Labelled, Problem, score, starting_point
+from cuecraft.evidence import Tried, compare_paired
+from cuecraft.method import CalibrationKind, Candidate, Event, Labelled, Problem, starting_point
 from cuecraft.prompts import HardPrompt
 from cuecraft.search.elimination import halving_rounds
 from cuecraft.search.folds import Fold, stratified_folds
@@ -17,12 +17,13 @@ from cuecraft.search.label_words import LabelWordSearch
 from cuecraft.search.start import filled_ids, filler_ids
 from cuecraft.seeding import numpy_generator
 from cuecraft.task import MaskSlot, PromptSlot
-from cuecraft.tune.auto.folds import Answers, HeldOut, fold_problem, gather, untuned_answers
+from cuecraft.tune.auto.folds import Answers, fold_problem, gather, log_probabilities, untuned_answers
 from cuecraft.tune.auto.plans import Plan
 from cuecraft.tune.auto.starts import GivenWords, SearchedWords, Start, Words
 
 _LONGEST_CUE = 12  # tokens: a training costs as much as its prompt is long
 _SCREENED = 96  # examples that hand-written words are tried on
+_CLEAR = 0.05  # p-value below which words are clearly better
 
 #: The cheapest first.
 _CALIBRATIONS = {
@@ -84,14 +85,12 @@ class Untrained:
         return starting_point(replace(self._problem, train=self._pool, dev=None), ids, kind)
 
     def starts(self) -> list[Words]:
-        """Return starting words, the best first; the untuned prompt's own are among the first `plan.starts`."""
-        own = Words("own words", GivenWords(), filled_ids(self._problem, None))
+        """Return starting words, the most promising first: the template's own, unless others are clearly better."""
+        ids = filled_ids(self._problem, None)
+        own = Words("own words", GivenWords(), ids, differs=False)
         starts = [own]
         if self._takes_cues() and not self._problem.out_of_time():
             starts = self._screened([own, *self._cues(own)])
-            place = min(starts.index(own), max(0, self._plan.starts - 1))
-            starts.remove(own)
-            starts.insert(place, own)
         if self._plan.searches_words and self._answers_in_words() and not self._problem.out_of_time():
             starts = self._with_label_words(starts)
         return starts
@@ -112,10 +111,10 @@ class Untrained:
         cues = shipped_cues(guess_task_type(verbalizer), verbalizer, 0, problem.seed)
         found = tokenised(problem.backbone.tokenizer, cues)
         fitting = {ids: cue for ids, cue in found.items() if len(ids) <= _LONGEST_CUE and ids != own.token_ids}
-        return [Words(repr(cue), GivenWords(), ids) for ids, cue in fitting.items()][: self._plan.cues]
+        return [Words(repr(cue), GivenWords(), ids, differs=True) for ids, cue in fitting.items()][: self._plan.cues]
 
     def _screened(self, starts: Sequence[Words]) -> list[Words]:
-        """Rank starting words by the held-out loss of their calibrated answers on some of the examples."""
+        """Order starting words, the own ones first among them, by their calibrated answers to some of the examples."""
         order = halving_rounds(self._pool.labels.tolist(), numpy_generator(self._problem.seed, "screened"))
         rows = sorted([row for part in order for row in part][:_SCREENED])
         some = self._pool.select(rows)
@@ -127,7 +126,18 @@ class Untrained:
         seconds = (time.perf_counter() - begun) / len(starts)
         for start, own in zip(starts, found, strict=True):
             self._note(f"words {start.name}", own, seconds)
-        return [starts[n] for n in sorted(range(len(starts)), key=lambda n: found[n].score.loss)]
+        by_loss = sorted(range(len(starts)), key=lambda n: found[n].score.loss)
+        clear = [n for n in by_loss if self._is_clear(found[n], found[0], len(starts))]
+        return [starts[n] for n in dict.fromkeys([*clear, 0, *by_loss])]
+
+    def _is_clear(self, found: Answers, own: Answers, among: int) -> bool:
+        """Tell whether words are better than the untuned prompt's own beyond what the best of so many owes to luck.
+
+        By the paired test with Bonferroni's correction: the best of 24 cues on 64 examples looks good by chance alone.
+        """
+        pair = found.log_probs.numpy(), own.log_probs.numpy()
+        evidence = compare_paired(*pair, own.labels.numpy(), self._problem.seed)
+        return evidence.is_better and evidence.p_loss < _CLEAR / among
 
     def _with_label_words(self, starts: Sequence[Words]) -> list[Words]:
         """Try other label words behind the best starting words; take them where they are better on held-out parts."""
@@ -136,9 +146,10 @@ class Untrained:
         given = self._held_out(starts[0])
         found = self._held_out(replace(starts[0], label_words=searched))
         self._note(f"label words searched, words {starts[0].name}", found, time.perf_counter() - begun)
-        if found.score.loss < given.score.loss and found.score.accuracy >= given.score.accuracy:
+        if compare_paired(found.log_probs.numpy(), given.log_probs.numpy(), found.labels.numpy()).is_better:
+            name = "{}, label words searched"
             return [
-                replace(start, name=f"{start.name}, label words searched", label_words=searched) for start in starts
+                replace(s, name=f"{s.name}, label words searched", label_words=searched, differs=True) for s in starts
             ]
         return list(starts)
 
@@ -147,10 +158,7 @@ class Untrained:
         parts = []
         for number in range(len(self._folds)):
             own = start.label_words.chosen(fold_problem(self._problem, self._pool, self._folds, number))
-            selection = HeldOut(own)
-            candidate = start.candidate(own)
-            selection.see(candidate, score(own.backbone, candidate, own.train), phase="start", step=0)
-            parts.append(selection.answers[0])
+            parts.append(log_probabilities(own, start.candidate(own)))
         return gather(parts, self._pool.labels, self._folds)
 
     def _note(self, name: str, found: Answers, seconds: float) -> None:
