@@ -10,7 +10,7 @@ import cuecraft
 SOURCE = Path(cuecraft.__file__).parent
 # From the top down; a module may import from rooms below its own, and from its own.
 ROOMS = (
-    "__main__ cli arguments display runs family classic classifier interop advise compare tune search method "
+    "__main__ cli display runs family classic ensemble classifier interop advise compare tune search method "
     "prompts backbone task data checkpoints assets options evidence seeding errors"
 ).split()
 

@@ -73,6 +73,7 @@ STILL |= {"hybrid": {"tune.head_learning_rate": 1e-9}, "soup": {"deep.head_learn
 UNTUNED = {"zero-shot"}
 SEARCHES = {"autoprompt", "straight-through"}  # methods that search for words
 PHASES = {"hybrid": "prompt-tuning", "soup": "deep-cue"}  # where the name of the training is not the method's
+TRIED = [method for method in METHODS if method != "auto"]  # which chooses among the others
 ROWS = [(name, head) for head in CLASSES for name in ARCHITECTURES if model_class(name, head)]
 QUICK = {("bert", "masked"), ("bert", "sequence"), ("llama", "causal")}
 
@@ -252,11 +253,11 @@ def idle_places(backbone, reader):
 
 def cells(quick):
     rows = [(name, head) for name, head in ROWS if ((name, head) in QUICK) == quick]
-    return [pytest.param(*row, method, id="-".join((*row, method))) for row in rows for method in METHODS]
+    return [pytest.param(*row, method, id="-".join((*row, method))) for row in rows for method in TRIED]
 
 
 def test_every_method_has_options_here():
-    assert set(OPTIONS) == set(METHODS)
+    assert set(OPTIONS) == set(TRIED)
 
 
 @pytest.mark.parametrize(("name", "head", "method"), cells(quick=True))
@@ -278,7 +279,7 @@ def test_the_page_says_of_common_architectures_what_was_found(name, head, suppor
     printed = next(
         row for row in rows if row[0] == f"{ARCHITECTURES[name].title} (`{model_class(name, head).__name__}`)"
     )
-    for method, text in zip(METHODS, printed[1:], strict=True):
+    for method, text in zip(TRIED, printed[1:], strict=True):
         reason = support.cell(name, head, method)
         assert text == "yes" if reason is None else f"\n{text}. {reason}" in section
 
@@ -298,6 +299,7 @@ Each cell was tried on a tiny model with random weights, with the library versio
 - `yes`: the method learns. On eight short texts whose class is decided by one word, the training loss falls by
   5% or more; a gradient reaches every trained tensor; what is frozen is bitwise the same afterwards. For methods that
   search for words (`autoprompt`, `straight-through`) the loss does not rise. `zero-shot` trains nothing: it answers.
+  `auto` is not here: it chooses among the others.
 - a number: the method refuses, for the reason under the table.
 - `-`: transformers has no such class.
 
@@ -340,13 +342,13 @@ def page(support):
         for name, architecture in ARCHITECTURES.items():
             known = model_class(name, head)
             row = [f"{architecture.title} (`{known.__name__}`)" if known else architecture.title]
-            for method in METHODS:
+            for method in TRIED:
                 reason = support.cell(name, head, method) if known else "-"
                 if known and reason and reason not in reasons:
                     reasons.append(reason)
                 row.append("-" if not known else "yes" if reason is None else str(1 + reasons.index(reason)))
             table.append(row)
-        lines = [["", *METHODS], ["---"] * (1 + len(METHODS)), *table]
+        lines = [["", *TRIED], ["---"] * (1 + len(TRIED)), *table]
         parts.append(f"## {title}\n\n{explanation}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines))
         if reasons:
             parts.append("".join(f"{number}. {reason}\n" for number, reason in enumerate(reasons, start=1)))

@@ -31,6 +31,7 @@ FAST = {
     "lora": {"epochs": 3},
     "lora-prompt": {"epochs": 3},
     "full": {"epochs": 3},
+    "auto": {"preset": "fast"},
 }
 LEARN = {
     "autoprompt": {"steps": 4, "candidates": 20},
@@ -51,7 +52,7 @@ PROBES = {"linear-probe", "embedding-probe"}
 
 def test_every_method_has_a_fast_setting_here():
     assert set(FAST) == set(METHODS)
-    assert set(LEARN) == set(METHODS) - PROBES - {"zero-shot"}
+    assert set(LEARN) == set(METHODS) - PROBES - {"zero-shot", "auto"}
 
 
 @pytest.mark.parametrize("kind", ["causal", "masked", "sequence"])

@@ -212,6 +212,12 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         found: np.ndarray = self._probabilities(texts, [self._candidate], report)[0]
         return found
 
+    def probabilities_of(
+        self, texts: Texts, others: Sequence[PromptClassifier], report: Callable[[Event], None]
+    ) -> np.ndarray:
+        """Return class probabilities `[T, N, C]` of several classifiers with this one's task, over one read."""
+        return self._probabilities(texts, [other._candidate for other in others], report)
+
     def predict(self, texts: Texts) -> np.ndarray:
         """Return the likeliest class of each text `[N]`."""
         likeliest = self.predict_proba(texts).argmax(1)

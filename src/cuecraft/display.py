@@ -165,7 +165,12 @@ def print_predictions(predictions: list[dict[str, Any]]) -> None:
         page.print(f"{found['label']:>12} {share:6.1%}  {found['text']}{truth}", markup=False, soft_wrap=True)
 
 
-def print_metrics(document: Mapping[str, Any]) -> None:
+def print_tuned(document: Mapping[str, Any]) -> None:
+    """Print what `tune` found, with one seed or several."""
+    _print_seeds(document) if "spread" in document else _print_metrics(document)
+
+
+def _print_metrics(document: Mapping[str, Any]) -> None:
     """Print what `tune` found."""
     table = Table(show_header=False)
     table.add_row("method", Text(document["method"]))
@@ -199,6 +204,23 @@ def _print_cues(document: Mapping[str, Any]) -> None:
         values = ("-" if value is None else f"{value:.3f}" for value in row["scores"].values())
         table.add_row(Text(repr(row["cue"])), *values)
     page.print(table)
+
+
+def _print_seeds(document: Mapping[str, Any]) -> None:
+    """Print what `tune --seeds` found: a line for each seed, mean and standard deviation, and the ensemble."""
+    names = list(document["spread"])
+    table = Table()
+    for name in ("seed", *(name.replace("_", " ") for name in names), "seconds"):
+        table.add_column(name, justify="right")
+    for row in document["seeds"]:
+        table.add_row(str(row["seed"]), *(f"{row['metrics'][name]:.3f}" for name in names), f"{row['seconds']:.1f}")
+    spread = [document["spread"][name] for name in names]
+    table.add_row("mean", *(f"{found['mean']:.3f}" for found in spread), "", style="bold")
+    table.add_row("sd", *(f"{found['sd']:.3f}" for found in spread), "")
+    page.print(table)
+    if document["ensemble_test_accuracy"] is not None:
+        page.print(f"ensemble of all seeds: test accuracy {document['ensemble_test_accuracy']:.3f}")
+    page.print(f'try it: cuecraft predict {document["folder"]} "some text"', markup=False)
 
 
 def _print_tried(rows: Sequence[Mapping[str, Any]]) -> None:

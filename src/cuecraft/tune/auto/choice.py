@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from cuecraft.evidence import Tried, Verdict, compare_paired, judge
+from cuecraft.evidence import Evidence, Tried, Verdict, compare_paired, judge
 from cuecraft.method import (
     CalibrationKind,
     Candidate,
@@ -90,27 +90,35 @@ class _Choice:
         runs: list[Run] = []
         if starts:
             runs = ladder.climb(configurations(self.plan, starts, untrained.filler), self.plan.keep)
-        self.trace += [*untrained.trace, *ladder.trace]
-        self.tried += [ladder.tried(run) for run in runs]
+        self.trace += untrained.trace
+        self.tried += [ladder.tried(run) for run in runs[1:]]
         if not runs:
+            self.trace += ladder.trace
             reason = ladder.refusal or "no training was finished within the time limit"
             return self._untuned_ships(untuned, Verdict("untuned", reason), untrained.best.score)
         return self._judged(untuned, untrained, ladder, runs[0])
 
     def _judged(self, untuned: Candidate, untrained: Untrained, ladder: Ladder, run: Run) -> Outcome:
-        """Compare the best run with the untuned prompt on the folds that the run was tried on."""
+        """Compare the chosen run with the untuned prompt on the folds that the run was tried on."""
+        evidence = self._evidence(untrained, ladder, run)
+        if not evidence.is_better and ladder.look_again(run, self.plan.members):
+            evidence = self._evidence(untrained, ladder, run)
+        self.trace += ladder.trace
+        self.tried.append(ladder.tried(run))
+        complete = [row.accuracy for row in self.tried if row.folds == len(self.folds)]
+        best = max([evidence.accuracy, *complete])
+        verdict = judge(evidence, untrained.accuracies, best, self.options.margin)
+        if verdict.ships == "untuned":
+            before = Score(evidence.untuned_loss, evidence.untuned_accuracy)
+            return self._untuned_ships(untuned, verdict, before)
+        candidate, words = self._refit(ladder, run)
+        return self._outcome(untuned, candidate, verdict, Score(evidence.loss, evidence.accuracy), words)
+
+    def _evidence(self, untrained: Untrained, ladder: Ladder, run: Run) -> Evidence:
         found = ladder.answers(run)
         before = untrained.best.first(len(found.sizes))
-        evidence = compare_paired(
-            found.log_probs.numpy(), before.log_probs.numpy(), found.labels.numpy(), self.problem.seed
-        )
-        complete = [row.accuracy for row in self.tried if row.folds == len(self.folds)]
-        best = max(complete, default=evidence.accuracy)
-        verdict = judge(evidence, untrained.accuracies, max(best, evidence.accuracy), self.options.margin)
-        if verdict.ships == "untuned":
-            return self._untuned_ships(untuned, verdict, before.score)
-        candidate, words = self._refit(ladder, run)
-        return self._outcome(untuned, candidate, verdict, found.score, words)
+        pair = found.log_probs.numpy(), before.log_probs.numpy()
+        return compare_paired(*pair, found.labels.numpy(), self.problem.seed)
 
     def _refit(self, ladder: Ladder, run: Run) -> tuple[Candidate, Candidate]:
         """Make the chosen configuration on all examples, averaged over orders; return it and the words it started from.

@@ -17,10 +17,12 @@ from cuecraft.errors import BackboneError, MethodError, PromptError
 from cuecraft.evidence import Tried
 from cuecraft.method import Candidate, Event, Labelled, Problem
 from cuecraft.search.folds import Fold
+from cuecraft.seeding import derived_seed
 from cuecraft.tune.auto.folds import Answers, LastEpoch, fold_problem, gather, log_probabilities
 from cuecraft.tune.auto.starts import OtherWords, Start
 from cuecraft.tune.deep_cue import OffsetTraining
 from cuecraft.tune.prompt_tuning import EmbeddingTraining
+from cuecraft.tune.soup import average
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,37 @@ class Ladder:
         count = len(run.answers)
         return Tried(run.configuration.name, found.score.loss, found.score.accuracy, found.sd, count, run.seconds)
 
+    def look_again(self, run: Run, members: int) -> bool:
+        """Let every fold of a run answer by the average of several trainings; return whether time was left for that.
+
+        What ships is such an average, which does better than one training: so a run whose single trainings are no
+        better than the untuned prompt is looked at once more this way.
+        """
+        if run.configuration.training is None or members < 2:
+            return False
+        for number in range(len(run.answers)):
+            if self._problem.out_of_time((members - 1) * self._needed(run)) or not self._add(run, number, members):
+                return False
+        return True
+
+    def _add(self, run: Run, number: int, members: int) -> bool:
+        """Train on one fold again in other orders, and let the average answer; return whether time was left for it."""
+        begun = time.perf_counter()
+        own = self._fold(run, number)
+        trace: list[Event] = []
+        start, found = run.configuration.start.candidate(own), [run.candidates[number]]
+        for member in range(1, members):
+            other = replace(own, seed=derived_seed(own.seed, f"member/{member}"))
+            candidate = run.configuration.trained(other, start, trace)
+            if candidate is None:
+                return False
+            found.append(retasked(candidate, own, self._problem))
+        self.trace += [event | {"configuration": run.configuration.name, "fold": number} for event in trace]
+        run.candidates[number] = average(found)
+        run.answers[number] = log_probabilities(own, average([replace(one, reader=None) for one in found]))
+        run.seconds += time.perf_counter() - begun
+        return True
+
     def best_of_folds(self, run: Run) -> Candidate:
         """Return the fold's own candidate of least held-out loss."""
         parts = zip(run.answers, self._folds, strict=False)
@@ -168,12 +201,16 @@ class Ladder:
             self.refusal = f"{run.configuration.name}: {error}"
             return True
 
+    def _fold(self, run: Run, number: int) -> Problem:
+        """Return the problem of a fold, with the run's label words, and time kept for the last step."""
+        own = fold_problem(self._problem, self._pool, self._folds, number)
+        own = replace(own, out_of_time=lambda reserve=0.0: self._problem.out_of_time(reserve + self.refit_seconds))
+        return run.configuration.start.label_words.chosen(own)
+
     def _train(self, run: Run, number: int) -> bool:
         """Train on one fold; return whether that came to its end in time, which alone is kept."""
         begun = time.perf_counter()
-        own = fold_problem(self._problem, self._pool, self._folds, number)
-        own = replace(own, out_of_time=lambda reserve=0.0: self._problem.out_of_time(reserve + self.refit_seconds))
-        own = run.configuration.start.label_words.chosen(own)
+        own = self._fold(run, number)
         trace: list[Event] = []
         candidate = run.configuration.fitted(own, trace)
         self.trace += [event | {"configuration": run.configuration.name, "fold": number} for event in trace]

@@ -89,7 +89,7 @@ PLANS = {
         longer=0,
         searches_prompts=False,
         keep=(3, 2, 2),
-        members=3,
+        members=4,
         examples=512,
     ),
     Preset.BEST: Plan(

@@ -147,7 +147,6 @@ class Untrained:
         found = self._held_out(replace(starts[0], label_words=searched))
         self._note(f"label words searched, words {starts[0].name}", found, time.perf_counter() - begun)
         if compare_paired(found.log_probs.numpy(), given.log_probs.numpy(), found.labels.numpy()).is_better:
-            name = "{}, label words searched"
             return [
                 replace(s, name=f"{s.name}, label words searched", label_words=searched, differs=True) for s in starts
             ]

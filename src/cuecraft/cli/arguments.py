@@ -42,6 +42,18 @@ def names_of(value: str | None) -> tuple[str, ...] | None:
     return None if value is None else tuple(name.strip() for name in value.split(",") if name.strip())
 
 
+def numbers_of(value: str | None) -> tuple[int, ...] | None:
+    """Return whole numbers with commas between; None for no value.
+
+    Raises:
+        MethodError: something else.
+    """
+    try:
+        return None if value is None else tuple(int(part) for part in value.split(","))
+    except ValueError:
+        raise MethodError(f"{value!r} is not numbers with commas between; write for instance 0,1,2") from None
+
+
 def unescaped(template: str | None) -> str | None:
     r"""Let `\n` and `\t` be written in a shell's quotes."""
     return template and template.replace("\\n", "\n").replace("\\t", "\t")

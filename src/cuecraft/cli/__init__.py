@@ -1,0 +1,35 @@
+"""The command line: Typer commands; what they do lives elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Any
+
+from cuecraft import display
+from cuecraft.cli import comparing, tuning, using
+from cuecraft.cli.app import app
+from cuecraft.errors import CuecraftError, CuecraftWarning
+
+__all__ = ["app", "comparing", "main", "tuning", "using"]
+
+
+def main() -> None:
+    """Run the command line; exit code 2 for a mistake of the user, 1 for anything else that fails."""
+    warnings.simplefilter("always", CuecraftWarning)
+    show_others = warnings.showwarning
+
+    def show_warning(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+        if issubclass(category, CuecraftWarning):
+            display.warn(str(message))
+        else:
+            show_others(message, category, *rest, **more)
+
+    warnings.showwarning = show_warning
+    try:
+        app()
+    except CuecraftError as error:
+        display.fail(str(error))
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.exit(1)

@@ -1,0 +1,68 @@
+"""Arguments and options that several commands share, or that are long."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; progress goes to stderr.")]
+Model = Annotated[str, typer.Option(help="demo:smollm2-135m and kin, a local folder, or a Hub name.")]
+Seed = Annotated[int, typer.Option(help="Of everything random.")]
+Seeds = Annotated[
+    str | None,
+    typer.Option(help="Such as 0,1,2: an artifact for each, mean and sd; OUT is their ensemble."),
+]
+Device = Annotated[str, typer.Option(help="A torch device; auto takes a GPU if there is one.")]
+Dtype = Annotated[str, typer.Option(help="auto (by the device), float32, bfloat16, float16, or nf4 (4 bits, GPU).")]
+
+
+Train = Annotated[str, typer.Argument(help="CSV, TSV, JSONL or Parquet file, demo: data, or a data set name.")]
+Dev = Annotated[str | None, typer.Option(help="Examples to choose and stop by.")]
+Test = Annotated[str | None, typer.Option(help="Held-out examples, for reporting only.")]
+TestSize = Annotated[
+    int | None, typer.Option(min=1, help="Test rows to draw: from --test, or from what --shots leaves of TRAIN.")
+]
+TextColumn = Annotated[list[str] | None, typer.Option(help="Column of text; repeat for several fields.")]
+LabelColumn = Annotated[str, typer.Option(help="Column of class names.")]
+MethodName = Annotated[
+    str,
+    typer.Option(
+        help="auto (chooses by itself), zero-shot, autoprompt, straight-through, prompt-tuning, p-tuning, "
+        "prefix-tuning, p-tuning-v2, deep-cue, hybrid, soup, linear-probe, embedding-probe, lora, lora-prompt or full."
+    ),
+]
+TemplateText = Annotated[str | None, typer.Option(help=r"Such as 'Review: {text}{prompt:\nSentiment:}{mask}'.")]
+LabelWords = Annotated[list[str] | None, typer.Option(help="CLASS=word or CLASS=word,word; repeat for each class.")]
+TuneWords = Annotated[
+    list[str] | None,
+    typer.Option(help="CLASS=word or CLASS=word,word; repeat for each class; or auto, to search them."),
+]
+MethodOption = Annotated[
+    list[str] | None, typer.Option(help="NAME=VALUE of the method, such as tune.epochs=10; may be repeated.")
+]
+PresetName = Annotated[
+    str | None, typer.Option(help="Of the method auto: fast, good (the default) or best; how much is tried.")
+]
+VocabFrom = Annotated[
+    Path | None,
+    typer.Option(help="Search only among words of this corpus: CSV, TSV, JSONL or Parquet (column text), or .txt."),
+]
+Unlabeled = Annotated[bool, typer.Option("--unlabeled", help="Choose a prompt without reading any label.")]
+Classes = Annotated[str | None, typer.Option(help="With --unlabeled: classes with commas between.")]
+Prior = Annotated[
+    list[str] | None,
+    typer.Option(help="With --unlabeled: each class's share, 0.9,0.1 in their order, or CLASS=0.9 for each."),
+]
+Shots = Annotated[
+    int | None, typer.Option(min=1, help="Draw so many examples of each class from TRAIN, and as many for dev.")
+]
+Head = Annotated[str | None, typer.Option(help="causal, masked or sequence; by default what the checkpoint has.")]
+MaxTokens = Annotated[int | None, typer.Option(min=1, help="Tokens of one input at most.")]
+TimeLimit = Annotated[float | None, typer.Option(min=0, help="Seconds of search and training.")]
+Offline = Annotated[bool, typer.Option("--local-files-only", help="Never ask the Hub for a model.")]
+CheckpointFolder = Annotated[
+    Path | None, typer.Option(help="Keep the training's state here; the same command goes on from it after a crash.")
+]
+Out = Annotated[Path | None, typer.Option(help="Artifact folder. [default: runs/METHOD-SEED]")]

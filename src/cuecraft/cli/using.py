@@ -1,0 +1,100 @@
+"""Commands that use artifacts: predict, show, export, import."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cuecraft import display
+from cuecraft.cli.app import app
+from cuecraft.cli.arguments import names_of, unescaped, words_of
+from cuecraft.cli.options import Device, Dtype, Json, LabelWords, Model, Offline
+from cuecraft.errors import DataError
+
+
+@app.command()
+def predict(
+    artifact: Annotated[Path, typer.Argument(help="Artifact folder.")],
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts; by default lines of stdin.")] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="CSV, TSV, JSONL or Parquet file, or .txt with a text a line.")
+    ] = None,
+    text_column: Annotated[
+        list[str] | None, typer.Option(help="Column of text in --file; by default the template's fields.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Where the backbone is now, if not where it was.")] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    local_files_only: Offline = False,
+    json: Json = False,
+) -> None:
+    """Classify texts with a tuned prompt."""
+    from cuecraft.runs import predict_records, read_texts
+
+    if texts and file:
+        raise DataError("texts were given both as arguments and in --file; give one of them")
+    lines = texts if texts or file else [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    with display.progress() as started:
+        records = read_texts(artifact, lines or [], file, text_column)
+        document = predict_records(artifact, records, model, device, local_files_only, dtype, started("predicting"))
+    display.print_json(document) if json else display.print_predictions(document["predictions"])
+
+
+@app.command()
+def show(artifact: Annotated[Path, typer.Argument(help="Artifact folder.")], json: Json = False) -> None:
+    """Show what an artifact holds."""
+    from cuecraft.prompts import load_artifact
+
+    manifest = load_artifact(artifact).manifest
+    if json:
+        display.print_json(manifest.model_dump(mode="json"))
+    else:
+        display.print_manifest(manifest, str(artifact))
+
+
+@app.command("export")
+def export_(
+    artifact: Annotated[Path, typer.Argument(help="Artifact folder.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    kind: Annotated[str, typer.Option("--format", help="peft, so far.")] = "peft",
+    model: Annotated[str | None, typer.Option(help="Where the backbone is now, if not where it was.")] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    local_files_only: Offline = False,
+    json: Json = False,
+) -> None:
+    """Write a prompt as a folder of another library."""
+    from cuecraft.interop.commands import run_export
+
+    document = run_export(artifact, kind, out, model, device, dtype, local_files_only)
+    display.print_json(document) if json else display.page.print(f"{document['folder']} written", markup=False)
+
+
+@app.command("import")
+def import_(
+    folder: Annotated[Path, typer.Argument(help="Folder of a PEFT adapter: prompt tuning, P-tuning or prefix-tuning.")],
+    out: Annotated[Path, typer.Option(help="Artifact folder.")],
+    model: Model = "demo:smollm2-135m",
+    template: Annotated[
+        str | None, typer.Option(help="Begins with {prompt}, such as '{prompt}{text} It was{mask}'.")
+    ] = None,
+    label_words: LabelWords = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Classes with commas between, where their names are their words.")
+    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    local_files_only: Offline = False,
+    json: Json = False,
+) -> None:
+    """Make an artifact of a PEFT adapter; one that `export` wrote needs no template and no words."""
+    from cuecraft.interop.commands import run_import
+
+    names = names_of(classes)
+    document = run_import(
+        folder, model, unescaped(template), words_of(label_words or []), names, out, device, dtype, local_files_only
+    )
+    display.print_json(document) if json else display.page.print(f"{document['artifact']} written", markup=False)

@@ -1,0 +1,54 @@
+"""The examples that a command was given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from cuecraft.data import Record, k_shot_split, read_records, subsample
+from cuecraft.errors import DataError
+from cuecraft.runs.requests import TuneRequest, WordsRequest
+
+
+def train_and_dev(request: TuneRequest | WordsRequest) -> tuple[list[Record], list[Record] | None, list[Record]]:
+    """Return train and dev records as asked for, and those that a k-shot sample leaves over."""
+    columns = (request.text_columns, request.label_column)
+    train = read_records(request.train, *columns)
+    dev = read_records(request.dev, *columns) if request.dev else None
+    if not request.shots:
+        return train, dev, []
+    split = k_shot_split(train, request.shots, request.seed, with_dev=dev is None)
+    return split.train, split.dev if dev is None else dev, split.rest
+
+
+def read_splits(request: TuneRequest) -> tuple[list[Record], list[Record] | None, list[Record]]:
+    """Return train, dev and test records as asked for."""
+    train, dev, rest = train_and_dev(request)
+    if request.test:
+        test = read_records(request.test, request.text_columns, request.label_column)
+        return train, dev, subsample(test, request.test_size, request.seed)
+    if request.test_size is None:
+        return train, dev, []
+    if not request.shots:
+        raise DataError("--test-size needs --test, or --shots so that rows of TRAIN are left over to test on")
+    if not rest:
+        raise DataError(
+            f"--shots {request.shots} leaves no rows of {request.train} to test on; lower it or give --test"
+        )
+    return train, dev, subsample(rest, request.test_size, request.seed)
+
+
+def check_labels(source: str, train: Sequence[Record], others: Mapping[str, Sequence[Record]]) -> None:
+    """Raise DataError, before anything long is done, where other files have a class that the training file has not."""
+    known = {record.label for record in train}
+    for name, records in others.items():
+        for row, record in enumerate(records, start=1):
+            if record.label not in known:
+                raise DataError(
+                    f"{name} row {row}: label {record.label!r} is not one of the training classes "
+                    f"({', '.join(sorted(map(str, known)))}); mend the label or add the class to {source}"
+                )
+
+
+def unzip(records: Sequence[Record]) -> tuple[list[dict[str, str]], list[str | None]]:
+    """Return texts, as mappings from field to string, and labels."""
+    return [dict(record.fields) for record in records], [record.label for record in records]

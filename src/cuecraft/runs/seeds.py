@@ -1,0 +1,79 @@
+"""What `tune --seeds` does: the same run with several seeds, and how much the result depends on the seed."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from cuecraft.ensemble import PromptEnsemble
+from cuecraft.errors import DataError, MethodError
+from cuecraft.method import Event
+from cuecraft.prompts import check_target
+from cuecraft.runs.examples import read_splits, unzip
+from cuecraft.runs.requests import TuneRequest
+from cuecraft.runs.tuning import tune_once
+
+_SPREAD = ("dev_accuracy", "held_out_accuracy", "test_accuracy")
+
+
+def run_seeds(request: TuneRequest, started: Callable[[str], Callable[[Event], None]]) -> dict[str, Any]:
+    """Tune with several seeds; return the document of `cuecraft tune --seeds --json`.
+
+    Every seed's artifact is `seed-S` in the folder asked for. Where examples are drawn (`shots`, the hold-out), each
+    seed draws its own. The ensemble of all seeds is tested on the rows of the first.
+
+    Args:
+        request: as for one seed, with at least two seeds; its own seed plays no part.
+        started: is told what begins, and returns the listener of its steps.
+
+    Raises:
+        CuecraftError: anything that the user can mend.
+    """
+    seeds = request.seeds or ()
+    if request.unlabeled:
+        raise MethodError("--seeds has no meaning with --unlabeled, which draws nothing but the texts; leave it out")
+    if len(set(seeds)) < 2:
+        raise DataError("--seeds needs two seeds at least, such as 0,1,2; for one, give --seed")
+    folders = {seed: request.out / f"seed-{seed}" for seed in seeds}
+    for folder in folders.values():
+        check_target(folder)
+    runs = {}
+    for seed, folder in folders.items():
+        checkpoints = request.checkpoints and request.checkpoints / f"seed-{seed}"
+        own = replace(request, seed=seed, out=folder, checkpoints=checkpoints)
+        runs[seed] = tune_once(own, lambda name, seed=seed: started(f"{name}, seed {seed}"))  # type: ignore[misc]
+    return {
+        "method": request.method,
+        "folder": str(request.out),
+        "seeds": [{"seed": seed, **document} for seed, document in runs.items()],
+        "spread": _spread(list(runs.values())),
+        "ensemble_test_accuracy": _ensemble_accuracy(request, seeds, started),
+    }
+
+
+def _spread(documents: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return mean and standard deviation (denominator S - 1) over seeds of each accuracy that all of them have."""
+    found = {name: [document["metrics"].get(name) for document in documents] for name in _SPREAD}
+    return {
+        name: {"mean": statistics.mean(values), "sd": statistics.stdev(values)}
+        for name, values in found.items()
+        if all(value is not None for value in values)
+    }
+
+
+def _ensemble_accuracy(
+    request: TuneRequest, seeds: Sequence[int], started: Callable[[str], Callable[[Event], None]]
+) -> float | None:
+    _, _, test = read_splits(replace(request, seed=seeds[0]))
+    if not test or not request.test:  # rows that one seed leaves over are another's training examples
+        return None
+    texts, labels = unzip(test)
+    where = {"device": request.device, "local_files_only": request.local_files_only, "dtype": request.dtype}
+    ensemble = PromptEnsemble.load(request.out, request.model, **where)  # type: ignore[arg-type]
+    likeliest = ensemble.predict_proba(texts, started("ensemble")).argmax(1)
+    names = [str(name) for name in ensemble.classes_.tolist()]
+    return float(np.mean([names[n] == label for n, label in zip(likeliest, labels, strict=True)]))

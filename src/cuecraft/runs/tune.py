@@ -1,0 +1,23 @@
+"""What `tune` does: with labels, without, or with several seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from cuecraft.method import Event
+from cuecraft.runs.requests import TuneRequest
+from cuecraft.runs.seeds import run_seeds
+from cuecraft.runs.tuning import tune_once
+from cuecraft.runs.unlabeled import run_label_free
+
+
+def run_tune(request: TuneRequest, started: Callable[[str], Callable[[Event], None]]) -> dict[str, Any]:
+    """Do what was asked for; return the document of `cuecraft tune --json`.
+
+    Raises:
+        CuecraftError: anything that the user can mend; nothing is written then.
+    """
+    if request.seeds is not None:
+        return run_seeds(request, started)
+    return run_label_free(request, started) if request.unlabeled else tune_once(request, started)

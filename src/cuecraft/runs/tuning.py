@@ -1,0 +1,113 @@
+"""What `tune` does with labels: files in, an artifact and a JSON-ready document out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from cuecraft.classifier import PromptClassifier
+from cuecraft.data import Record
+from cuecraft.errors import MethodError
+from cuecraft.method import Event
+from cuecraft.prompts import check_target
+from cuecraft.runs.examples import check_labels, read_splits, unzip
+from cuecraft.runs.requests import TuneRequest
+from cuecraft.tune.prepare import data_entry
+from cuecraft.tune.registry import METHODS, option_places
+
+
+def tune_once(request: TuneRequest, started: Callable[[str], Callable[[Event], None]]) -> dict[str, Any]:
+    """Tune, test, and write the artifact; return the document of `cuecraft tune --json`.
+
+    Raises:
+        CuecraftError: anything that the user can mend; nothing is written then.
+    """
+    if request.classes or request.prior:
+        raise MethodError("--classes and --prior go with --unlabeled; with labels, the classes are the labels'")
+    begun = time.perf_counter()
+    check_target(request.out)
+    train, dev, test = read_splits(request)
+    others = {request.dev or f"dev rows of {request.train}": dev or [], request.test or request.train: test}
+    check_labels(request.train, train, others)
+    classifier = make_classifier(request, _method_options(request))
+    listener = started(request.method)
+    held_out = unzip(dev) if dev else None
+    classifier.fit(*unzip(train), dev=held_out, report=listener, checkpoints=request.checkpoints)
+    return finished(classifier, request, test, begun, started)
+
+
+def make_classifier(request: TuneRequest, options: Mapping[str, Any]) -> PromptClassifier:
+    """Return the classifier that was asked for, with the method's options."""
+    return PromptClassifier(
+        request.model,
+        request.method,
+        template=request.template,
+        label_words=request.label_words,
+        method_options=options,
+        max_tokens=request.max_tokens,
+        time_limit=request.time_limit,
+        seed=request.seed,
+        head=request.head,
+        device=request.device,
+        local_files_only=request.local_files_only,
+        dtype=request.dtype,
+    )
+
+
+def finished(
+    classifier: PromptClassifier,
+    request: TuneRequest,
+    test: Sequence[Record],
+    begun: float,
+    started: Callable[[str], Callable[[Event], None]],
+) -> dict[str, Any]:
+    """Test a fitted classifier, write its artifact and return the document."""
+    metrics: dict[str, float | None] = dict(classifier.artifact_.manifest.metrics)
+    metrics.setdefault("dev_accuracy", None)
+    tested: dict[str, float] = {}
+    if test:
+        found = classifier.accuracies(*unzip(test), report=started("testing"))
+        tested = {
+            "test_accuracy": found["tuned"],
+            "untuned_test_accuracy": found["untuned"],
+            "calibrated_untuned_test_accuracy": found["calibrated"],
+        }
+        classifier.artifact_ = classifier.artifact_.with_test(tested, data_entry(test))
+    sha256 = classifier.save(request.out)
+    outcome, verbalizer = classifier.outcome_, classifier.artifact_.task.verbalizer
+    names = ("test_accuracy", "untuned_test_accuracy", "calibrated_untuned_test_accuracy")
+    return {
+        "method": classifier.artifact_.manifest.method,
+        "artifact": str(request.out),
+        "artifact_sha256": sha256,
+        "seconds": round(time.perf_counter() - begun, 2),
+        "metrics": metrics | {name: tested.get(name) for name in names},
+        "tuned": outcome.is_tuned,
+        "prompt": classifier.artifact_.manifest.prompt.text,
+        "words": classifier.artifact_.manifest.words,
+        "label_words": {label: list(own) for label, own in zip(verbalizer.labels, verbalizer.words, strict=True)},
+        "vocabulary": next((e["vocabulary"] for e in classifier.trace_ if "vocabulary" in e), None),
+        "template": classifier.task_.template.source,
+        "test_rows": len(test),
+        "padding": round(classifier.padding_, 4),
+        "verdict": outcome.verdict.document() if outcome.verdict else None,
+        "leaderboard": [asdict(row) for row in outcome.tried],
+    }
+
+
+def _method_options(request: TuneRequest) -> dict[str, Any]:
+    """Return the method's options with the corpus of `--vocab-from` where its search takes it."""
+    options = dict(request.method_options)
+    if request.vocab_from is None or request.method not in METHODS:
+        return options
+    places = {name: option_places(kind, "vocabulary.corpus") for name, kind in METHODS.items()}
+    if not places[request.method]:
+        able = ", ".join(name for name, found in places.items() if found)
+        raise MethodError(f"--vocab-from goes with methods that search for words ({able}), not with {request.method}")
+    for place in places[request.method]:
+        if place in options:
+            raise MethodError(f"--vocab-from and --option {place} both name a corpus; give one of them")
+        options[place] = str(request.vocab_from)
+    return options
