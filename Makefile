@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := $(VENV)/.peers
 
-.PHONY: demo test test-slow check lint format bench bench-speed bench-deep-cue bench-label-free bench-logs bench-multitask bench-gpu prestudy support clean
+.PHONY: demo test test-slow check lint format bench bench-accuracy bench-speed bench-deep-cue bench-label-free bench-logs bench-multitask bench-gpu prestudy support clean
 
 demo: $(READY)  ## find a prompt for film reviews, six ways, and keep the best
 	$(BIN)/cuecraft demo --out runs/demo
@@ -32,6 +32,9 @@ format: $(READY)
 
 bench: $(READY)  ## tune on the benchmark data (CUECRAFT_DATA, default ../shared/data) and write benchmarks/results/
 	$(BIN)/python benchmarks/fewshot.py
+
+bench-accuracy: $(READY)  ## auto beside calibration, probes, PEFT, LoRA, full fine-tuning; cells are kept between starts
+	$(BIN)/python benchmarks/accuracy.py
 
 bench-speed: $(PEERS)  ## speed and memory beside plain AutoPrompt code and PEFT; the last line is one JSON object
 	$(BIN)/python benchmarks/speed.py

@@ -1,6 +1,7 @@
 """`auto`: folds, successive halving, the guard, the time limit."""
 
 import itertools
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -423,3 +424,33 @@ def test_presets_try_more_and_more():
     assert sizes == sorted(sizes)
     assert len(set(sizes)) == 3
     assert plans.PLANS[Preset.FAST].members < plans.PLANS[Preset.GOOD].members < plans.PLANS[Preset.BEST].members
+
+
+def written(path):
+    lines = [json.dumps({"text": text, "label": LABELS[label]}) for text, label in TEXTS]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def test_the_command_prints_what_was_tried_and_the_verdict(run, causal_folder, tmp_path, tiny_plans):
+    data = written(tmp_path / "rows.jsonl")
+    common = ("tune", data, "--model", causal_folder, "--method", "auto", "--preset", "fast", "--time-limit", 60)
+    code, out, _ = run(*common, "--template", "{text}{prompt: it was}{mask}", "--out", "runs/a", "--json")
+    assert code == 0
+    document = json.loads(out)
+    assert document["verdict"]["ships"] == ("tuned" if document["tuned"] else "untuned")
+    assert {"name", "loss", "accuracy", "sd", "folds", "seconds"} == set(document["leaderboard"][0])
+    assert load_artifact(tmp_path / "runs" / "a").manifest.method_options["preset"] == "fast"
+    code, out, _ = run(*common, "--out", "runs/b")
+    assert code == 0
+    assert "tried on held-out folds" in out
+    assert "prompt ships: " in out
+    code, out, _ = run("predict", "runs/a", "a joy", "--json")
+    assert code == 0
+
+
+def test_a_preset_of_a_method_that_has_none_is_refused(run, causal_folder, tmp_path):
+    data = written(tmp_path / "rows.jsonl")
+    code, _, err = run("tune", data, "--model", causal_folder, "--method", "deep-cue", "--preset", "fast")
+    assert code == 2
+    assert "no option 'preset'" in err

@@ -86,7 +86,7 @@ def test_tune_with_seeds_gives_spread_and_an_ensemble(run, causal_folder, tmp_pa
 )
 def test_seeds_that_mean_nothing_are_refused(words, says, run, causal_folder, tmp_path):
     data = rows(tmp_path / "rows.jsonl")
-    code, out, err = run("tune", data, "--model", causal_folder, *words)
+    code, _, err = run("tune", data, "--model", causal_folder, *words)
     assert code == 2
     assert says in err
     assert not (tmp_path / "runs").exists()
