@@ -13,13 +13,17 @@ from hypothesis import strategies as st
 
 from conftest import LABELS, TEXTS, make_task, records, tiny_problem
 from cuecraft import PromptClassifier
+from cuecraft.backbone import CausalBackbone
+from cuecraft.checkpoints import Checkpoints
 from cuecraft.errors import MethodError
 from cuecraft.evidence import Tried
 from cuecraft.method import CalibrationKind, Candidate, Labelled, Outcome, Selection, score, starting_point
 from cuecraft.prompts import Calibration, HardPrompt, calibration, load_artifact
 from cuecraft.search.folds import Fold, stratified_folds
+from cuecraft.search.label_words import LabelWordSearch
 from cuecraft.tune import make_method
 from cuecraft.tune.auto import choice, plans
+from cuecraft.tune.auto import ladder as ladder_module
 from cuecraft.tune.auto.folds import Answers, LastEpoch, fold_problem, pooled, untuned_answers
 from cuecraft.tune.auto.ladder import Configuration, Ladder, Run
 from cuecraft.tune.auto.plans import PLANS, Plan, Preset, Recipe, configurations
@@ -29,6 +33,7 @@ from cuecraft.tune.deep_cue import OffsetTraining
 from cuecraft.tune.finish import make_artifact
 from cuecraft.tune.prepare import make_problem
 
+plain = LabelWordSearch.search
 TINY = Plan(
     folds=2,
     cues=2,
@@ -210,6 +215,7 @@ def test_the_most_promising_run_within_one_standard_error_is_taken():
     assert ladder._ranked([near, best])[0] is near
     assert ladder._ranked([far, best])[0] is best
     assert ladder._ranked([best, near])[0] is best
+    ladder._rounds = 2
     one_fold = Run(None, [answers_of((0.1, 0.1))], [None])
     assert ladder._ranked([one_fold, best])[0] is best
 
@@ -276,6 +282,40 @@ def test_words_that_differ_are_tried_without_training_too():
     assert configurations(PLANS[Preset.FAST], [other], (8,))[-1] == Configuration(other, None)
 
 
+def test_a_training_that_diverges_is_refused(causal, monkeypatch):
+    ladder, problem = ladder_of(causal)
+    plain = ladder_module.log_probabilities
+    calls = []
+
+    def sometimes(own, candidate):
+        calls.append(1)
+        found = plain(own, candidate)
+        return found * torch.nan if len(calls) == 1 else found
+
+    monkeypatch.setattr(ladder_module, "log_probabilities", sometimes)
+    runs = ladder.climb([deep(problem), deep(problem, 0.03)], (2,))
+    assert [run.configuration.training.learning_rate for run in runs] == [0.03]
+    assert "diverged" in ladder.refusal
+
+
+def test_a_stop_in_mid_round_compares_on_the_folds_that_all_have():
+    folds = [Fold([], [0, 1]), Fold([], [2, 3])]
+    ladder = Plain(SimpleNamespace(seed=0), Labelled(None, torch.zeros(4, dtype=torch.long)), folds)
+    ladder._rounds = 1
+    bad = Run(None, [answers_of((0.9, 0.8)), answers_of((0.1, 0.1))], [None, None])
+    good = Run(None, [answers_of((0.2, 0.3))], [None])
+    assert ladder._ranked([bad, good])[0] is good
+
+
+def test_copies_of_a_text_stay_in_one_fold():
+    labels = torch.tensor([0, 1] * 10)
+    texts = [f"text {n // 4}" for n in range(20)]
+    for fold in stratified_folds(labels, 4, 0, texts):
+        assert not {texts[row] for row in fold.train} & {texts[row] for row in fold.held_out}
+    apart = [f"text {n}" for n in range(20)]
+    assert stratified_folds(labels, 4, 0, apart) == stratified_folds(labels, 4, 0)
+
+
 # The method
 
 
@@ -294,14 +334,13 @@ def test_it_ships_the_better_prompt_of_the_two(kind, tiny_plans, request):
     assert all(isinstance(row, Tried) and row.seconds >= 0 for row in outcome.tried)
 
 
-def test_without_signal_the_untuned_prompt_ships(causal, tiny_plans):
-    """Texts alike under both labels: nothing can be learnt, so whatever seems learnt must not ship."""
+def test_without_signal_nothing_is_learnt_and_none_is_claimed(causal, tiny_plans):
+    """Texts alike under both labels: the least log-loss there is, is that of a coin."""
     rows = [record for text, _ in TEXTS[:4] for record in records([(text, 0), (text, 1)])]
-    problem = make_problem(causal, make_task(), rows, rows)
-    outcome = auto().fit(problem)
-    assert outcome.verdict.ships == "untuned"
-    assert outcome.best is outcome.start
-    assert outcome.verdict.reason
+    outcome = auto().fit(make_problem(causal, make_task(), rows, rows))
+    assert outcome.verdict.evidence.loss >= np.log(2) - 0.01
+    assert "(strong" not in outcome.verdict.reason
+    assert "(good" not in outcome.verdict.reason
 
 
 def test_a_training_that_makes_things_worse_does_not_ship(causal, tiny_plans, monkeypatch):
@@ -454,3 +493,82 @@ def test_a_preset_of_a_method_that_has_none_is_refused(run, causal_folder, tmp_p
     code, _, err = run("tune", data, "--model", causal_folder, "--method", "deep-cue", "--preset", "fast")
     assert code == 2
     assert "no option 'preset'" in err
+
+
+def test_the_users_own_label_words_are_kept_unless_asked_otherwise(causal, monkeypatch):
+    searched = []
+    monkeypatch.setattr(
+        LabelWordSearch, "search", lambda self, problem: searched.append(problem) or plain(self, problem)
+    )
+    monkeypatch.setattr(choice, "PLANS", dict.fromkeys(Preset, replace(TINY, searches_words=True)))
+    words = {"negative": "bad", "positive": "good"}
+    given_words = make_problem(causal, make_task(words=words), records(TEXTS[:5]), records(TEXTS[5:]))
+    auto().fit(given_words)
+    assert not searched
+    auto(label_words="search").fit(given_words)
+    assert searched
+    searched.clear()
+    auto(label_words="keep").fit(tiny_problem(causal))
+    assert not searched
+    auto().fit(tiny_problem(causal))
+    # Once for each fold, from the training part alone.
+    assert 1 <= len(searched) <= 3
+    assert all(problem.dev is None for problem in searched)
+    assert {len(problem.train) for problem in searched} <= {4, 8}
+
+
+def test_label_words_auto_does_not_show_the_held_out_labels_to_the_search(causal, tiny_plans, monkeypatch):
+    seen = []
+    monkeypatch.setattr(LabelWordSearch, "search", lambda self, problem: seen.append(problem) or plain(self, problem))
+    texts, labels = [text for text, _ in TEXTS], [LABELS[label] for _, label in TEXTS]
+    PromptClassifier(causal, "auto", template="{text}{prompt: it was}{mask}", label_words="auto").fit(texts, labels)
+    assert all(len(problem.train) < len(TEXTS) for problem in seen)
+
+
+class Watch:
+    """A clock that goes on by what is done: a second for every example that is read or trained on."""
+
+    def __init__(self, limit, monkeypatch):
+        self.now, self.limit, self.late = 0.0, limit, 0.0
+        plain = CausalBackbone._score_together
+
+        def scored(backbone, context, *rest):
+            self.now += len(context)
+            return plain(backbone, context, *rest)
+
+        monkeypatch.setattr(CausalBackbone, "_score_together", scored)
+
+    def __call__(self, reserve=0.0):
+        return self.now + reserve >= self.limit
+
+
+@pytest.mark.parametrize("limit", [40, 90, 150, 300, 500, 800])
+def test_nothing_long_is_begun_after_the_limit(limit, causal, tiny_plans, monkeypatch):
+    """An epoch or a pass over all eight examples takes 8 s at most; guard and metrics look at each once more."""
+    watch = Watch(limit, monkeypatch)
+    monkeypatch.setattr(ladder_module.time, "perf_counter", lambda: watch.now)
+    auto().fit(replace(tiny_problem(causal), out_of_time=watch))
+    assert watch.now <= limit + 40
+
+
+@pytest.mark.parametrize("looks", [21, 34, 55])
+def test_a_run_that_was_cut_does_not_lend_its_trainings_to_another(looks, causal, tiny_plans, tmp_path):
+    """What a cut run left on disk is used again only for the same training of the same rows."""
+    problem = replace(tiny_problem(causal), checkpoints=Checkpoints(tmp_path, "key"))
+    auto().fit(replace(problem, out_of_time=Clock(looks)))
+    again = auto().fit(replace(problem, checkpoints=Checkpoints(tmp_path, "key")))
+    alone = auto().fit(tiny_problem(causal))
+    assert again.verdict == alone.verdict
+    assert again.trace == alone.trace
+
+
+def test_labels_of_chance_are_seldom_called_good_evidence(causal, tiny_plans):
+    """Random labels: what ships is the luck of the folds, and the verdict must seldom call it good or strong."""
+    called = 0
+    for seed in range(12):
+        generator = torch.Generator().manual_seed(seed)
+        labels = torch.randperm(8, generator=generator) % 2
+        rows = records([(text, int(label)) for (text, _), label in zip(TEXTS, labels, strict=True)])
+        verdict = auto().fit(make_problem(causal, make_task(), rows, rows[:0] or None, seed=seed)).verdict
+        called += any(word in verdict.reason for word in ("(strong", "(good"))
+    assert called <= 2

@@ -244,14 +244,29 @@ def test_the_whole_address_may_be_given():
 
 
 def test_the_key_comes_from_the_named_variable(monkeypatch):
+    official, other = "https://api.openai.com/v1", "https://models.example/v1"
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    assert key_from(None) is None
+    assert key_from(None, official) is None
     monkeypatch.setenv("OPENAI_API_KEY", "one\n")
     monkeypatch.setenv("MINE", "two")
-    assert key_from(None) == "one"
-    assert key_from("MINE") == "two"
+    assert key_from(None, official) == "one"
+    assert key_from("MINE", other) == "two"
     with pytest.raises(EndpointError, match="ABSENT is not set"):
-        key_from("ABSENT")
+        key_from("ABSENT", other)
+
+
+def test_the_default_key_goes_to_its_own_host_alone(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "one")
+    for url in ("https://models.example/v1", "http://localhost:8000/v1", "https://api.openai.com.example/v1"):
+        assert key_from(None, url) is None
+    assert key_from("OPENAI_API_KEY", "https://models.example/v1") == "one"
+
+
+def test_a_key_is_not_sent_over_plain_http_to_another_machine():
+    with pytest.raises(EndpointError, match="plain http"):
+        Endpoint("http://models.example/v1", "m", "secret")
+    Endpoint("http://models.example/v1", "m")
+    Endpoint("http://localhost:8000/v1", "m", "secret")
 
 
 @pytest.mark.parametrize(

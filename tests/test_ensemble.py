@@ -90,3 +90,33 @@ def test_seeds_that_mean_nothing_are_refused(words, says, run, causal_folder, tm
     assert code == 2
     assert says in err
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_of_other_seeds_or_an_artifact_is_not_mixed_with_new_ones(run, causal_folder, tmp_path):
+    data = rows(tmp_path / "rows.jsonl")
+    common = ("tune", data, "--model", causal_folder, "--method", "zero-shot", "--out", "runs/s")
+    assert run(*common, "--seeds", "1,2")[0] == 0
+    assert run(*common, "--seeds", "1,2")[0] == 0
+    code, _, err = run(*common, "--seeds", "1,3")
+    assert code == 2
+    assert "other seeds (seed-2)" in err
+    assert not (tmp_path / "runs" / "s" / "seed-3").exists()
+    assert run(*common[:-1], "runs/one")[0] == 0
+    code, _, err = run(*common[:-1], "runs/one", "--seeds", "1,2")
+    assert code == 2
+    assert "is an artifact" in err
+
+
+def test_all_seeds_are_tested_on_the_same_rows(run, causal_folder, tmp_path, monkeypatch):
+    from cuecraft import classifier
+
+    data, tested = rows(tmp_path / "rows.jsonl"), []
+    plain = classifier.PromptClassifier.accuracies
+    monkeypatch.setattr(
+        classifier.PromptClassifier,
+        "accuracies",
+        lambda self, texts, *rest, **more: tested.append(texts) or plain(self, texts, *rest, **more),
+    )
+    common = ("--model", causal_folder, "--method", "zero-shot", "--test", data, "--test-size", 3)
+    assert run("tune", data, *common, "--seeds", "4,5,6", "--out", "runs/s")[0] == 0
+    assert tested[0] == tested[1] == tested[2]

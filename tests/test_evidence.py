@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cuecraft.evidence import compare_paired, judge
+from cuecraft.evidence import compare_paired, judge, strength_of
 
 
 def answers(probabilities):
@@ -53,14 +53,14 @@ def test_equal_answers_are_no_evidence():
     found = compare_paired(TUNED, TUNED, LABELS)
     assert (found.p_loss, found.p_accuracy) == (1.0, 1.0)
     assert not found.is_better
-    assert found.strength == "hardly any"
+    assert strength_of(found.p_loss) == "hardly any"
 
 
 def test_more_rows_of_the_same_make_the_evidence_stronger():
     few = compare_paired(TUNED, UNTUNED, LABELS)
     many = compare_paired(np.tile(TUNED, (20, 1)), np.tile(UNTUNED, (20, 1)), np.tile(LABELS, 20))
     assert many.p_loss < 0.001 < few.p_loss
-    assert many.strength == "strong"
+    assert strength_of(many.p_loss) == "strong"
 
 
 def test_the_tuned_prompt_ships_only_with_less_loss_and_no_less_accuracy():
@@ -95,4 +95,10 @@ def test_the_document_is_json_ready():
 
     document = judge(compare_paired(TUNED, UNTUNED, LABELS), {}, 1.0, 0.01).document()
     assert json.loads(json.dumps(document)) == document
-    assert document["evidence"]["strength"] in ("strong", "good", "weak", "hardly any")
+
+
+def test_the_strength_is_that_after_correction_for_all_that_competed():
+    evidence = compare_paired(TUNED, UNTUNED, LABELS)
+    alone, among = (judge(evidence, {}, 1.0, 0.01, count).reason for count in (1, 6))
+    assert f"p = {evidence.p_loss:.3g}" in alone
+    assert f"p = {min(1.0, 6 * evidence.p_loss):.3g} after correction for the 6 that competed" in among

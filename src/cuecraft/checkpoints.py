@@ -31,6 +31,10 @@ class Checkpoints:
         self._key = key
         self._count = 0
 
+    def within(self, name: str) -> Checkpoints:
+        """Return a folder of their own for some trainings, which may be taken in another order, or not at all."""
+        return Checkpoints(self._folder / name, self._key)
+
     def slot(self, name: str) -> Slot:
         """Return the place of the run's next training; a run takes its trainings in the same order each time."""
         self._count += 1

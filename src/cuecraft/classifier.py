@@ -22,6 +22,7 @@ from cuecraft.search.label_free import LabelFreeSearch, class_shares
 from cuecraft.search.label_words import LabelWordSearch, with_label_words
 from cuecraft.task.verbalizer import WordChoice, default_word
 from cuecraft.tune import make_method
+from cuecraft.tune.auto import Auto
 from cuecraft.tune.finish import make_artifact, stored_candidate
 from cuecraft.tune.prepare import label_free_problem, label_free_task, make_problem, make_task, run_key
 from cuecraft.tune.registry import make_options
@@ -126,7 +127,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             report=report,
             reading=method.reading_limit(),
         )
-        if searches_words:
+        if searches_words and not isinstance(method, Auto):  # which searches them in each fold, by its training part
             problem = with_label_words(problem, LabelWordSearch().search(problem).words)
         if checkpoints is not None:
             problem = replace(problem, checkpoints=Checkpoints(Path(checkpoints), run_key(problem, method)))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from cuecraft.seeding import numpy_generator
 
 _RESAMPLES = 9999
+_BATCH = 500  # of them at once: all would take a gigabyte for 2,000 examples
 _STRENGTHS = ((0.01, "strong"), (0.05, "good"), (0.2, "weak"))
 
 
@@ -53,10 +54,10 @@ class Evidence:
         """Whether the tuned prompt has less log-loss and no less accuracy."""
         return self.loss < self.untuned_loss and self.accuracy >= self.untuned_accuracy
 
-    @property
-    def strength(self) -> str:
-        """How strong the evidence of the log-losses is, in a word."""
-        return next((word for limit, word in _STRENGTHS if self.p_loss < limit), "hardly any")
+
+def strength_of(p: float) -> str:
+    """Return how strong the evidence of a p-value is, in a word."""
+    return next((word for limit, word in _STRENGTHS if p < limit), "hardly any")
 
 
 def compare_paired(
@@ -106,6 +107,7 @@ def _paired_difference(differences: NDArray[np.float64], seed: int) -> tuple[tup
         permutation_type="samples",
         vectorized=True,
         n_resamples=_RESAMPLES,
+        batch=_BATCH,
         rng=numpy_generator(seed, "evidence"),
     )
     return (float(interval.low), float(interval.high)), float(found.pvalue)
@@ -132,11 +134,10 @@ class Verdict:
         found = {name: value for name, value in asdict(self).items() if name != "evidence"}
         if self.evidence is not None:
             found["evidence"] = asdict(self.evidence) | {"gain_interval": list(self.evidence.gain_interval)}
-            found["evidence"]["strength"] = self.evidence.strength
         return found
 
 
-def judge(evidence: Evidence, untuned: Mapping[str, float], best: float, margin: float) -> Verdict:
+def judge(evidence: Evidence, untuned: Mapping[str, float], best: float, margin: float, among: int = 1) -> Verdict:
     """Decide between the tuned and the untuned prompt.
 
     Args:
@@ -145,6 +146,8 @@ def judge(evidence: Evidence, untuned: Mapping[str, float], best: float, margin:
             (`zero-shot`, `calibrated`).
         best: the best held-out accuracy that was reached by anything.
         margin: of accuracy within which tuning is called hardly worth it.
+        among: how many tuned prompts competed on the same examples; the best of many looks good by luck, and the
+            strength that is told is that after Bonferroni's correction.
     """
     loss = f"log-loss {evidence.untuned_loss:.3f} -> {evidence.loss:.3f}"
     hits = f"accuracy {evidence.untuned_accuracy:.3f} -> {evidence.accuracy:.3f}"
@@ -158,7 +161,9 @@ def judge(evidence: Evidence, untuned: Mapping[str, float], best: float, margin:
             f"({best:.3f}): tuning is hardly worth it here"
         )
     if evidence.is_better:
-        strength = f"{evidence.strength} evidence, paired permutation test p = {evidence.p_loss:.3g}"
+        p = min(1.0, among * evidence.p_loss)
+        strength = f"{strength_of(p)} evidence: paired permutation test, p = {p:.3g}"
+        strength += f" after correction for the {among} that competed" if among > 1 else ""
         return Verdict("tuned", f"{found} ({strength})", evidence, remark)
     worse = "log-loss did not fall" if evidence.loss >= evidence.untuned_loss else "accuracy fell"
     return Verdict("untuned", f"{found}: {worse}, so the untuned prompt ships", evidence, remark)

@@ -68,7 +68,7 @@ def _endpoint(request: AdviseRequest) -> Endpoint | None:
         return None
     if not request.endpoint_model:
         raise EndpointError("--endpoint needs --endpoint-model, the name that the server knows the model by")
-    return Endpoint(request.endpoint, request.endpoint_model, key_from(request.endpoint_key_env))
+    return Endpoint(request.endpoint, request.endpoint_model, key_from(request.endpoint_key_env, request.endpoint))
 
 
 def _label_tokens(backbone: AnyBackbone, task: Task) -> dict[str, list[int]] | None:

@@ -1,7 +1,8 @@
 """An OpenAI-compatible endpoint as one more zero-shot reference.
 
 Chat completions over HTTP with the standard library. Texts leave this machine only when a caller names an address, and
-go to that address alone: redirects are refused. The key goes into one header and into nothing that is shown.
+go to that address alone: redirects are refused and proxies are not used. The key goes into one header and into nothing
+that is shown; not over plain http, and OPENAI_API_KEY to its own host only, unless it is named.
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
 from cuecraft.advise.measure import Accuracy
 from cuecraft.errors import EndpointError
 from cuecraft.method import Event
 
 KEY_VARIABLE = "OPENAI_API_KEY"
+_KEY_HOST = "api.openai.com"  # whose key that variable holds; any other host gets a key only by name
+_LOCAL = ("localhost", "127.0.0.1", "::1")
 _LATER = {408, 429, 500, 502, 503, 504}  # worth another try
 _LONGEST_WAIT = 60.0  # seconds before another try, whatever a server asks for
 _ANSWER_BYTES = 2**20
@@ -37,7 +40,7 @@ class _NoRedirect(HTTPRedirectHandler):
         """Follow nothing: texts go to the address that was named."""
 
 
-_OPENER = build_opener(_NoRedirect)
+_OPENER = build_opener(ProxyHandler({}), _NoRedirect)  # a proxy would be another address
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,8 @@ class Endpoint:
             raise EndpointError("the endpoint's address carries a password or a query; put the key into a variable")
         if self.key is not None and not re.fullmatch(r"[!-~]+", self.key):
             raise EndpointError("the endpoint's key has white space or letters beyond ASCII; mend the variable")
+        if self.key is not None and parts.scheme == "http" and parts.hostname not in _LOCAL:
+            raise EndpointError("a key is not sent over plain http; write https, or send none")
 
     @property
     def address(self) -> str:
@@ -115,16 +120,18 @@ class Reference:
     tokens: int | None
 
 
-def key_from(variable: str | None) -> str | None:
-    """Return the key in an environment variable; without a name, that of `KEY_VARIABLE` where it is set.
+def key_from(variable: str | None, url: str) -> str | None:
+    """Return the key in an environment variable; without a name, that of `KEY_VARIABLE` for the host that it is for.
 
     Raises:
         EndpointError: a variable was named and is not set.
     """
-    key = os.environ.get(variable or KEY_VARIABLE, "").strip()
-    if variable and not key:
+    if variable is None:
+        return os.environ.get(KEY_VARIABLE, "").strip() or None if urlsplit(url).hostname == _KEY_HOST else None
+    key = os.environ.get(variable, "").strip()
+    if not key:
         raise EndpointError(f"the variable {variable} is not set; set it to the endpoint's key, or name another one")
-    return key or None
+    return key
 
 
 def question(fields: Mapping[str, str], labels: Sequence[str]) -> str:

@@ -161,7 +161,8 @@ def advise(
     ] = None,
     endpoint_model: Annotated[str | None, typer.Option(help="Name of the model there.")] = None,
     endpoint_key_env: Annotated[
-        str | None, typer.Option(help="Environment variable with its key. [default: OPENAI_API_KEY, where set]")
+        str | None,
+        typer.Option(help="Variable with its key. [default: OPENAI_API_KEY, for api.openai.com]"),
     ] = None,
     labelled_out: Annotated[Path | None, typer.Option(help="Write the rows that have a label here, as JSONL.")] = None,
     json: Json = False,

@@ -25,7 +25,8 @@ def read_splits(request: TuneRequest) -> tuple[list[Record], list[Record] | None
     train, dev, rest = train_and_dev(request)
     if request.test:
         test = read_records(request.test, request.text_columns, request.label_column)
-        return train, dev, subsample(test, request.test_size, request.seed)
+        # With several seeds all are tested on the same rows: the spread shall not be that of the test.
+        return train, dev, subsample(test, request.test_size, request.seeds[0] if request.seeds else request.seed)
     if request.test_size is None:
         return train, dev, []
     if not request.shots:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cuecraft.ensemble import PromptEnsemble
-from cuecraft.errors import DataError, MethodError
+from cuecraft.ensemble import PromptEnsemble, member_folders
+from cuecraft.errors import ArtifactError, DataError, MethodError
 from cuecraft.method import Event
 from cuecraft.prompts import check_target
+from cuecraft.prompts.artifact import MANIFEST
 from cuecraft.runs.examples import read_splits, unzip
 from cuecraft.runs.requests import TuneRequest
 from cuecraft.runs.tuning import tune_once
@@ -24,14 +26,14 @@ def run_seeds(request: TuneRequest, started: Callable[[str], Callable[[Event], N
     """Tune with several seeds; return the document of `cuecraft tune --seeds --json`.
 
     Every seed's artifact is `seed-S` in the folder asked for. Where examples are drawn (`shots`, the hold-out), each
-    seed draws its own. The ensemble of all seeds is tested on the rows of the first.
+    seed draws its own. Rows of a test file are the same for all.
 
     Args:
         request: as for one seed, with at least two seeds; its own seed plays no part.
         started: is told what begins, and returns the listener of its steps.
 
     Raises:
-        CuecraftError: anything that the user can mend.
+        CuecraftError: anything that the user can mend; artifacts of the seeds before are kept.
     """
     seeds = request.seeds or ()
     if request.unlabeled:
@@ -39,8 +41,7 @@ def run_seeds(request: TuneRequest, started: Callable[[str], Callable[[Event], N
     if len(set(seeds)) < 2:
         raise DataError("--seeds needs two seeds at least, such as 0,1,2; for one, give --seed")
     folders = {seed: request.out / f"seed-{seed}" for seed in seeds}
-    for folder in folders.values():
-        check_target(folder)
+    _check_folder(request.out, list(folders.values()))
     runs = {}
     for seed, folder in folders.items():
         checkpoints = request.checkpoints and request.checkpoints / f"seed-{seed}"
@@ -53,6 +54,19 @@ def run_seeds(request: TuneRequest, started: Callable[[str], Callable[[Event], N
         "spread": _spread(list(runs.values())),
         "ensemble_test_accuracy": _ensemble_accuracy(request, seeds, started),
     }
+
+
+def _check_folder(out: Path, folders: Sequence[Path]) -> None:
+    """Raise an error where the folder cannot become that of these seeds alone, before anything long is done."""
+    if (out / MANIFEST).exists():
+        raise ArtifactError(f"{out}: is an artifact; give --seeds another --out")
+    others = [path.name for path in member_folders(out) if path not in folders]
+    if others:
+        raise ArtifactError(
+            f"{out}: has artifacts of other seeds ({', '.join(others)}); remove them, or give another --out"
+        )
+    for folder in folders:
+        check_target(folder)
 
 
 def _spread(documents: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:

@@ -2,7 +2,7 @@
 
 Two ways to shortlist words. `contrast` needs no gradient and no training (LM-BFF, Gao et al., ACL 2021, arXiv
 2012.15723, section 5.1, adapted): words that are likelier at the answer slot after texts of one class than after those
-of the others. `probe` is AutoPrompt's (Shin et al., EMNLP 2020, arXiv 2010.15980, section 3.3): a logistic regression
+of the others. `probe` is AutoPrompt's (Shin et al., EMNLP 2020, arXiv 2010.15980, section 2.3): a logistic regression
 on the features at the answer slot is asked what it would say of each word's own output embedding.
 
 All labelled examples serve, the dev set too. What is found must beat the words that the task has already, on folds that
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from cuecraft.backbone import AnyBackbone, Context, HeadKind
 from cuecraft.errors import MethodError
-from cuecraft.evidence import Evidence, compare_paired
+from cuecraft.evidence import Evidence, compare_paired, strength_of
 from cuecraft.method import Labelled, Problem
 from cuecraft.options import Options
 from cuecraft.search.answer_words import AnswerWords, contrast_scores, probe_scores, read_words
@@ -94,7 +94,7 @@ class FoundWords:
 
     def document(self) -> dict[str, Any]:
         """Return it JSON-ready."""
-        evidence = self.evidence and asdict(self.evidence) | {"strength": self.evidence.strength}
+        evidence = self.evidence and asdict(self.evidence) | {"strength": strength_of(self.evidence.p_loss)}
         return {
             "way": self.way,
             "words": {label: list(words) for label, words in self.words.items()},

@@ -124,7 +124,8 @@ class _Training:
         """Train to the end, from the state on disk where there is one."""
         self.begin()
         while not self.is_over():
-            self.take_epoch()
+            if not self.take_epoch():
+                return  # no state to go on from: what is on disk is from the end of an epoch
         self.save()
 
     def begin(self) -> None:
@@ -144,8 +145,8 @@ class _Training:
             return True
         return self._since_least >= self._options.patience and all(part.problem.dev is not None for part in self._parts)
 
-    def take_epoch(self) -> None:
-        """Take all batches of all parts once, and see the candidates."""
+    def take_epoch(self) -> bool:
+        """Take all batches of all parts once, and see the candidates; return whether there was time for all of them."""
         self._epoch += 1
         batches: list[tuple[int, list[int]]] = []
         for number, part in enumerate(self._parts):
@@ -159,8 +160,8 @@ class _Training:
         taken: list[list[int]] = [[] for _ in self._parts]
         for step, (number, rows) in enumerate(batches):
             self._set_rates((self._epoch - 1 + step / len(batches)) / self._options.epochs)
-            if self._epoch > 1 and self._parts[0].problem.out_of_time():
-                return  # an epoch that is cut short is not looked at
+            if self._parts[0].problem.out_of_time():
+                return False  # an epoch that is cut short is not looked at
             found[number].append(self._step(self._parts[number], self._parts[number].problem.train.select(rows)))
             taken[number] += rows
         for number, part in enumerate(self._parts):
@@ -169,6 +170,7 @@ class _Training:
         self._judge()
         if time.monotonic() >= self._save_after:
             self.save()
+        return True
 
     def _set_rates(self, done: float) -> None:
         """Set the learning rates for a step, given the share of the training that is done (0 to 1)."""

@@ -6,10 +6,13 @@ import time
 import warnings
 from collections.abc import Sequence
 
+import torch
+
 from cuecraft.backbone import AnyBackbone
 from cuecraft.data import Record
 from cuecraft.errors import CuecraftWarning
 from cuecraft.method import Labelled, ReadingLimit, label_context
+from cuecraft.prompts import HardPrompt
 from cuecraft.search.elimination import halving_rounds
 from cuecraft.seeding import numpy_generator
 from cuecraft.task import Task
@@ -63,6 +66,7 @@ def read_within(
     return contexts, kept
 
 
+@torch.no_grad()
 def _read(
     backbone: AnyBackbone, task: Task, records: Sequence[Record], order: Sequence[int], until: float | None
 ) -> tuple[list[int], Labelled | None]:
@@ -74,7 +78,11 @@ def _read(
         context = label_context(backbone, task, task.examples([records[n] for n in rows]))
         found = context if found is None else found.joined(context)
         taken += rows
-        if until is not None and time.monotonic() >= until:
+        if context.context.states[0] is None:
+            # Nothing is kept of such texts, so that reading costs nothing and every pass over them costs all.
+            backbone.features(context.context, HardPrompt(context.context.renderer.prompt_ids))
+        enough = len(taken) >= 2 * task.verbalizer.num_classes  # classes take turns
+        if until is not None and enough and time.monotonic() >= until:
             break
     if found is None:
         return [], None

@@ -11,8 +11,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -30,6 +31,7 @@ from cuecraft.method import (
 )
 from cuecraft.search.folds import stratified_folds
 from cuecraft.seeding import derived_seed
+from cuecraft.task.verbalizer import default_word
 from cuecraft.tune.auto.folds import pooled
 from cuecraft.tune.auto.ladder import Ladder, Run, retasked
 from cuecraft.tune.auto.plans import PLANS, Preset, configurations
@@ -45,6 +47,9 @@ class Auto(Method):
     name: ClassVar[str] = "auto"
 
     preset: Preset = Field(Preset.GOOD, description="how much is tried: `fast`, `good` or `best`")
+    label_words: Literal["search", "keep"] | None = Field(
+        None, description="`search` other label words, or `keep` these; by default those that the user gave are kept"
+    )
     margin: float = Field(0.01, ge=0, le=1, description="accuracy within which tuning is called hardly worth it")
 
     def reading_limit(self) -> ReadingLimit:
@@ -74,7 +79,8 @@ class _Choice:
         self.plan = PLANS[self.options.preset]
         self.pool = pooled(self.problem)
         self.whole = replace(self.problem, train=self.pool, dev=None)
-        self.folds = stratified_folds(self.pool.labels, self.plan.folds, self.problem.seed)
+        texts = [tuple(sorted(example.fields.items())) for example in self.pool.context.examples]
+        self.folds = stratified_folds(self.pool.labels, self.plan.folds, self.problem.seed, texts)
 
     def made(self) -> Outcome:
         """Return the outcome."""
@@ -82,7 +88,9 @@ class _Choice:
             untuned = starting_point(self.whole, self.problem.initial_ids, CalibrationKind.BATCH)
             reason = "a class has one example only, so nothing can be checked; give at least two of each class"
             return self._untuned_ships(untuned, Verdict("untuned", reason), None)
-        untrained = Untrained(self.problem, self.pool, self.folds, self.plan)
+        searches_words = self.plan.searches_words and self._may_search_words()
+        plan = replace(self.plan, searches_words=searches_words)
+        untrained = Untrained(self.problem, self.pool, self.folds, plan)
         untuned = untrained.measure()
         starts = untrained.starts()
         self.tried += untrained.tried
@@ -91,23 +99,36 @@ class _Choice:
         if starts:
             runs = ladder.climb(configurations(self.plan, starts, untrained.filler), self.plan.keep)
         self.trace += untrained.trace
-        self.tried += [ladder.tried(run) for run in runs[1:]]
         if not runs:
             self.trace += ladder.trace
             reason = ladder.refusal or "no training was finished within the time limit"
             return self._untuned_ships(untuned, Verdict("untuned", reason), untrained.best.score)
-        return self._judged(untuned, untrained, ladder, runs[0])
+        return self._judged(untuned, untrained, ladder, runs)
 
-    def _judged(self, untuned: Candidate, untrained: Untrained, ladder: Ladder, run: Run) -> Outcome:
-        """Compare the chosen run with the untuned prompt on the folds that the run was tried on."""
-        evidence = self._evidence(untrained, ladder, run)
+    def _may_search_words(self) -> bool:
+        """Tell whether label words are the auto's to choose: the user gave none, or says so."""
+        if self.options.label_words is not None:
+            return self.options.label_words == "search"
+        verbalizer = self.problem.task.verbalizer
+        return verbalizer.words == tuple((default_word(label),) for label in verbalizer.labels)
+
+    def _judged(self, untuned: Candidate, untrained: Untrained, ladder: Ladder, runs: Sequence[Run]) -> Outcome:
+        """Compare the runs, the chosen one first, with the untuned prompt on the folds that they were tried on.
+
+        The first that is better ships. If none is, the chosen one is looked at once more, as the average that would
+        ship.
+        """
+        most = len(runs[0].answers)
+        finalists = [run for run in runs if len(run.answers) == most]
+        found = [(self._evidence(untrained, ladder, run), run) for run in finalists]
+        evidence, run = next((pair for pair in found if pair[0].is_better), found[0])
         if not evidence.is_better and ladder.look_again(run, self.plan.members):
             evidence = self._evidence(untrained, ladder, run)
         self.trace += ladder.trace
-        self.tried.append(ladder.tried(run))
+        self.tried += [ladder.tried(run) for run in runs]
         complete = [row.accuracy for row in self.tried if row.folds == len(self.folds)]
         best = max([evidence.accuracy, *complete])
-        verdict = judge(evidence, untrained.accuracies, best, self.options.margin)
+        verdict = judge(evidence, untrained.accuracies, best, self.options.margin, len(runs))
         if verdict.ships == "untuned":
             before = Score(evidence.untuned_loss, evidence.untuned_accuracy)
             return self._untuned_ships(untuned, verdict, before)
@@ -131,7 +152,7 @@ class _Choice:
         members: list[Candidate] = []
         taken = 0.0
         for number in range(self.plan.members if configuration.training else 1):
-            if members and self.problem.out_of_time(taken):
+            if self.problem.out_of_time(taken or ladder.refit_seconds):
                 break
             begun = time.perf_counter()
             trace: list[Event] = []
@@ -139,8 +160,9 @@ class _Choice:
             member = configuration.trained(other, start, trace)
             taken = time.perf_counter() - begun
             self.trace += [event | {"refit": number} for event in trace]
-            if member is not None:
-                members.append(member)
+            if member is None:
+                break
+            members.append(member)
         found = ladder.best_of_folds(run)
         if members:
             mean = average(members) if len(members) > 1 else members[0]

@@ -16,6 +16,7 @@ from torch import Tensor
 from cuecraft.errors import BackboneError, MethodError, PromptError
 from cuecraft.evidence import Tried
 from cuecraft.method import Candidate, Event, Labelled, Problem
+from cuecraft.prompts.manifest import digest
 from cuecraft.search.folds import Fold
 from cuecraft.seeding import derived_seed
 from cuecraft.tune.auto.folds import Answers, LastEpoch, fold_problem, gather, log_probabilities
@@ -57,13 +58,16 @@ class Configuration:
         """Return what training makes of a start that is known; as `fitted`."""
         if self.training is None:
             return start
-        selection = LastEpoch(replace(problem, dev=None))
+        # A state on disk must not serve another training: with a time limit their order differs from run to run.
+        key = digest({"configuration": self.name, "seed": problem.seed, "rows": len(problem.train)})
+        kept = problem.checkpoints and problem.checkpoints.within(key[:16])
+        selection = LastEpoch(replace(problem, dev=None, checkpoints=kept))
         self.training.refine(selection.problem, start, selection)
         trace += selection.trace
         return selection.best
 
 
-@dataclass
+@dataclass(eq=False)
 class Run:
     """A configuration and how it did on the folds that it was tried on.
 
@@ -96,6 +100,7 @@ class Ladder:
         self.trace: list[Event] = []
         self.refit_seconds = 0.0  # what the last step will take, as far as that is known
         self.refusal: str | None = None  # why a configuration could not be tried, where none could
+        self._rounds = 0  # folds that all survivors were tried on
 
     def climb(self, configurations: Sequence[Configuration], keep: Sequence[int]) -> list[Run]:
         """Try configurations; return their runs, the chosen one first, then by folds and held-out loss.
@@ -110,7 +115,8 @@ class Ladder:
             for run in alive:
                 if self._problem.out_of_time(self._needed(run)) or not self._tried_in_time(run, number):
                     return self._ranked(runs)
-            alive = [run for run in alive if run.answers]
+            alive = [run for run in alive if len(run.answers) > number]
+            self._rounds = number + 1
             best = sorted(alive, key=lambda run: self.answers(run, number + 1).score.loss)
             best = best[: keep[min(number, len(keep) - 1)]]
             alive = [run for run in alive if run in best]
@@ -171,21 +177,22 @@ class Ladder:
     def _ranked(self, runs: Sequence[Run]) -> list[Run]:
         """Put the run that is to be taken first.
 
-        Of those tried on most folds, it is the most promising one that is not clearly worse than the best: whose mean
-        log-loss is within one standard error of the paired difference (Breiman et al., 1984, section 3.4.3). With few
-        examples the least loss is the luck of the folds.
+        Of those that were tried on all folds that any survivor was, it is the most promising one that is not clearly
+        worse than the best: whose mean log-loss is within one standard error of the paired difference (Breiman et al.,
+        1984, section 3.4.3). With few examples the least loss is the luck of the folds.
         """
         tried = [run for run in runs if run.answers]
         if not tried:
             return []
-        most = max(len(run.answers) for run in tried)
-        finalists = [run for run in tried if len(run.answers) == most]
-        losses = {id(run): self.answers(run).losses for run in finalists}
-        best = min(finalists, key=lambda run: float(losses[id(run)].mean()))
-        chosen = next(run for run in finalists if _is_near(losses[id(run)], losses[id(best)]))
-        others = [run for run in tried if run is not chosen]
+        shared = max(1, self._rounds)
+        finalists = [run for run in tried if len(run.answers) >= shared]
+        losses = {id(run): self.answers(run, shared).losses for run in finalists}
+        finalists.sort(key=lambda run: float(losses[id(run)].mean()))
+        best = losses[id(finalists[0])]
+        chosen = next(run for run in tried if run in finalists and _is_near(losses[id(run)], best))
+        others = [run for run in tried if run not in finalists]
         others.sort(key=lambda run: (-len(run.answers), self.answers(run).score.loss))
-        return [chosen, *others]
+        return [chosen, *(run for run in finalists if run is not chosen), *others]
 
     def _needed(self, run: Run) -> float:
         """Return the seconds that a fold of this run and the last step take, as far as that is known."""
@@ -216,7 +223,10 @@ class Ladder:
         self.trace += [event | {"configuration": run.configuration.name, "fold": number} for event in trace]
         if candidate is None:
             return False
-        run.answers.append(log_probabilities(own, candidate))
+        answers = log_probabilities(own, candidate)
+        if not bool(answers.isfinite().all()):
+            raise MethodError("the training diverged; its answers are not finite")
+        run.answers.append(answers)
         run.candidates.append(retasked(candidate, own, self._problem))
         seconds = time.perf_counter() - begun
         run.seconds += seconds

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from cuecraft.backbone import AnyBackbone, Context
 from cuecraft.method import CalibrationKind, Candidate, Problem, starting_point
 from cuecraft.search import AutoPrompt
-from cuecraft.search.label_words import LabelWordSearch
+from cuecraft.search.label_words import LabelWordSearch, with_label_words
 from cuecraft.task import Task
 
 
@@ -67,16 +67,17 @@ class SearchedWords(LabelWords):
 
     Args:
         search: its options.
+        found: words by the seed of the problem that they were found for: every fold has its own.
     """
 
     search: LabelWordSearch
+    found: dict[int, Mapping[str, Sequence[str]]] = field(default_factory=dict, compare=False)
 
     def chosen(self, problem: Problem) -> Problem:
-        """Search, and return the problem with what was found."""
-        from cuecraft.search.label_words import with_label_words
-
-        found = self.search.search(replace(problem, dev=None))
-        return with_label_words(problem, found.words)
+        """Search, unless that was done for this problem before; return the problem with what was found."""
+        if problem.seed not in self.found:
+            self.found[problem.seed] = self.search.search(replace(problem, dev=None)).words
+        return with_label_words(problem, self.found[problem.seed])
 
 
 @dataclass(frozen=True)

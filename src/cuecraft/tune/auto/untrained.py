@@ -23,6 +23,7 @@ from cuecraft.tune.auto.starts import GivenWords, SearchedWords, Start, Words
 
 _LONGEST_CUE = 12  # tokens: a training costs as much as its prompt is long
 _SCREENED = 96  # examples that hand-written words are tried on
+_TOGETHER = 4  # starting words that are read together, between two looks at the clock
 _CLEAR = 0.05  # p-value below which words are clearly better
 
 #: The cheapest first.
@@ -120,12 +121,19 @@ class Untrained:
         some = self._pool.select(rows)
         folds = stratified_folds(some.labels, len(self._folds), self._problem.seed) or self._folds
         some = some if folds is not self._folds else self._pool
-        begun = time.perf_counter()
-        answers = untuned_answers(self._problem, some, [HardPrompt(start.token_ids) for start in starts], folds)
-        found = [answers(number, CalibrationKind.FITTED) for number in range(len(starts))]
-        seconds = (time.perf_counter() - begun) / len(starts)
-        for start, own in zip(starts, found, strict=True):
-            self._note(f"words {start.name}", own, seconds)
+        found: list[Answers] = []
+        taken = 0.0
+        for first in range(0, len(starts), _TOGETHER):
+            if found and self._problem.out_of_time(2 * taken):
+                break  # what was tried so far competes
+            begun = time.perf_counter()
+            part = starts[first : first + _TOGETHER]
+            answers = untuned_answers(self._problem, some, [HardPrompt(start.token_ids) for start in part], folds)
+            found += [answers(number, CalibrationKind.FITTED) for number in range(len(part))]
+            taken = time.perf_counter() - begun
+            for start, own in zip(part, found[first:], strict=True):
+                self._note(f"words {start.name}", own, taken / len(part))
+        starts = starts[: len(found)]
         by_loss = sorted(range(len(starts)), key=lambda n: found[n].score.loss)
         clear = [n for n in by_loss if self._is_clear(found[n], found[0], len(starts))]
         return [starts[n] for n in dict.fromkeys([*clear, 0, *by_loss])]
@@ -135,6 +143,8 @@ class Untrained:
 
         By the paired test with Bonferroni's correction: the best of 24 cues on 64 examples looks good by chance alone.
         """
+        if found.score.loss >= own.score.loss:
+            return False
         pair = found.log_probs.numpy(), own.log_probs.numpy()
         evidence = compare_paired(*pair, own.labels.numpy(), self._problem.seed)
         return evidence.is_better and evidence.p_loss < _CLEAR / among
@@ -143,8 +153,9 @@ class Untrained:
         """Try other label words behind the best starting words; take them where they are better on held-out parts."""
         searched = SearchedWords(LabelWordSearch())
         begun = time.perf_counter()
-        given = self._held_out(starts[0])
-        found = self._held_out(replace(starts[0], label_words=searched))
+        given, found = self._held_out(starts[0]), self._held_out(replace(starts[0], label_words=searched))
+        if given is None or found is None:  # the time is over
+            return list(starts)
         self._note(f"label words searched, words {starts[0].name}", found, time.perf_counter() - begun)
         if compare_paired(found.log_probs.numpy(), given.log_probs.numpy(), found.labels.numpy()).is_better:
             return [
@@ -152,10 +163,15 @@ class Untrained:
             ]
         return list(starts)
 
-    def _held_out(self, start: Start) -> Answers:
-        """Return what a start answers to the held-out parts; it learns of labels from the training parts alone."""
+    def _held_out(self, start: Start) -> Answers | None:
+        """Return what a start answers to the held-out parts; it learns of labels from the training parts alone.
+
+        None where the time ended before.
+        """
         parts = []
         for number in range(len(self._folds)):
+            if self._problem.out_of_time():
+                return None
             own = start.label_words.chosen(fold_problem(self._problem, self._pool, self._folds, number))
             parts.append(log_probabilities(own, start.candidate(own)))
         return gather(parts, self._pool.labels, self._folds)
