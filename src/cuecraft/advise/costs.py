@@ -145,7 +145,7 @@ def expected(work: Work, sizes: Sizes, epochs: int = EPOCHS, time_limit: float |
         seconds, own = training(TRAINED, sizes.tokens), batch * sizes.row_bytes + 5 * 4 * sizes.parameters
     elif work is Work.SEARCH:
         assert time_limit is not None
-        seconds, own = reading + time_limit, kept + batch * sizes.cue_bytes
+        seconds, own = time_limit, kept + batch * sizes.cue_bytes
     else:
         seconds, own = reading, kept
     return Cost(seconds, sizes.weights + own)

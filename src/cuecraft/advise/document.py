@@ -142,7 +142,7 @@ def _method(request: AdviseRequest, fit: Fit, sizes: Sizes | None) -> dict[str, 
     return {
         "name": fit.name,
         "why": fit.why,
-        "about_seconds": cost and round(cost.seconds, 1),
+        "about_seconds": cost and round(max(0.1, cost.seconds), 1),
         "about_bytes": cost and cost.bytes,
         "command": command_line(request, fit.command),
     }

@@ -73,7 +73,7 @@ FITS = (
     Fit(
         *("auto", FEW, MANY, ANY, Work.SEARCH),
         _tune("auto", "--preset", "good", "--time-limit", "600"),
-        "tries calibration, words, search and cue tuning on held-out folds, and keeps the untuned prompt if none wins",
+        "tries calibration, words and cue tuning on held-out folds, and keeps the untuned prompt if none wins",
         time_limit=600,
     ),
     Fit(
@@ -84,7 +84,8 @@ FITS = (
     ),
     Fit(
         *("deep-cue", FEW, THOUSANDS, ANY, Work.CUE, _tune("deep-cue")),
-        "trains the cue on every layer and no weights: enough for tens to hundreds of labels, and reads texts once",
+        "trains the cue on every layer and no weights: enough for tens to hundreds of labels; a causal model reads texts "
+        "once",
     ),
     Fit(
         *("linear-probe", 1, THOUSANDS, (HeadKind.SEQUENCE,), Work.READ, _tune("linear-probe")),
