@@ -292,7 +292,7 @@ def test_no_calibration_and_perplexity(causal):
         before = causal.tokenizer(text)["input_ids"]
         logits = causal.model(torch.tensor([[*before, *ids]])).logits[0].double().log_softmax(-1)
         found += [float(logits[len(before) + n - 1, token]) for n, token in enumerate(ids)]
-    assert outcome.leaderboard[0].scores["perplexity"] == pytest.approx(np.mean(found), abs=1e-4)
+    assert outcome.leaderboard[0].scores["perplexity"] == pytest.approx(-np.exp(-np.mean(found)), rel=1e-4)
 
 
 def test_a_template_without_words_still_has_its_untuned_prompt(causal):

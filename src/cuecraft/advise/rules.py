@@ -84,8 +84,7 @@ FITS = (
     ),
     Fit(
         *("deep-cue", FEW, THOUSANDS, ANY, Work.CUE, _tune("deep-cue")),
-        "trains the cue on every layer and no weights: enough for tens to hundreds of labels; a causal model reads texts "
-        "once",
+        "trains the cue on every layer and no weights: enough for tens to hundreds of labels; fast on causal models",
     ),
     Fit(
         *("linear-probe", 1, THOUSANDS, (HeadKind.SEQUENCE,), Work.READ, _tune("linear-probe")),

@@ -21,6 +21,7 @@ from cuecraft.search.label_free.pool import TaskType, guess_task_type, read_cues
 from cuecraft.search.label_free.selectors import (
     consensus,
     global_entropy,
+    input_perplexity,
     local_entropy,
     mutual_information,
     pseudo_label_agreement,
@@ -208,7 +209,7 @@ def selector_scores(answers: Answers, prior: Tensor, labels: Tensor) -> dict[Sel
         Selector.CONSENSUS: consensus(p, prior, labels),
         Selector.PSEUDO_LABELS: pseudo_label_agreement(p, labels),
         Selector.MUTUAL_INFORMATION: mutual_information(p, prior),
-        Selector.PERPLEXITY: answers.fluency,
+        Selector.PERPLEXITY: input_perplexity(answers.fluency),
         Selector.GLOBAL_ENTROPY: global_entropy(p, prior),
         Selector.LOCAL_ENTROPY: local_entropy(p),
     }

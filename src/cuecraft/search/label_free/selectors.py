@@ -85,6 +85,18 @@ def consensus(p: Tensor, prior: Tensor, labels: Tensor) -> Tensor:
     return information - behind * (agreement < agreement.median())
 
 
+def input_perplexity(log_likelihood: Tensor) -> Tensor:
+    """Return minus the perplexity `[T]` of each prompt as text, ``-exp(-l_t)``: the likelier the words, the better.
+
+    SPELL, Gonen et al., Findings of EMNLP 2023, arXiv 2212.04037. Here a prompt stands after the text, which is the
+    same for all of them, so it is the cue that is looked at.
+
+    Args:
+        log_likelihood: `[T]` mean log-probability of a prompt's tokens (nats), averaged over texts.
+    """
+    return -(-log_likelihood).exp()
+
+
 def _spread(shares: Tensor, prior: Tensor) -> Tensor:
     """Return ``log Y - KL(shares || prior)`` of shares `[T, Y]`: their entropy where the prior is uniform."""
     spread: Tensor = torch.special.entr(shares) + torch.special.xlogy(shares, prior * len(prior))
