@@ -24,7 +24,7 @@ from cuecraft.search.label_words import LabelWordSearch
 from cuecraft.tune import make_method
 from cuecraft.tune.auto import choice, plans
 from cuecraft.tune.auto import ladder as ladder_module
-from cuecraft.tune.auto.folds import Answers, LastEpoch, fold_problem, pooled, untuned_answers
+from cuecraft.tune.auto.folds import HeldOut, LastEpoch, fold_problem, untuned_answers
 from cuecraft.tune.auto.ladder import Configuration, Ladder, Run
 from cuecraft.tune.auto.plans import PLANS, Plan, Preset, Recipe, configurations
 from cuecraft.tune.auto.starts import GivenWords, OtherWords, SearchedPrompt, Words
@@ -81,7 +81,7 @@ def test_folds_are_a_stratified_partition(labels, count, seed):
 @pytest.mark.parametrize("kind", list(CalibrationKind))
 def test_untuned_answers_are_those_of_a_fit_on_each_fold_alone(kind, causal):
     problem = tiny_problem(causal)
-    pool = pooled(problem)
+    pool = problem.pool
     folds = stratified_folds(pool.labels, 2, 0)
     ids = problem.initial_ids
     found = untuned_answers(problem, pool, [HardPrompt(ids[:1]), HardPrompt(ids)], folds)(1, kind)
@@ -97,7 +97,7 @@ def test_untuned_answers_are_those_of_a_fit_on_each_fold_alone(kind, causal):
 
 def test_untuned_answers_of_a_class_head_are_those_of_a_fit_on_each_fold_alone(sequence):
     problem = tiny_problem(sequence)
-    pool = pooled(problem)
+    pool = problem.pool
     folds = stratified_folds(pool.labels, 2, 0)
     found = untuned_answers(problem, pool, [HardPrompt(())], folds)(0, CalibrationKind.NONE)
     expected = []
@@ -112,7 +112,7 @@ def test_joined_examples_have_the_logits_of_each_part(causal):
     problem = tiny_problem(causal)
     prompt = HardPrompt(problem.initial_ids)
     with torch.no_grad():
-        whole = causal.class_logits(pooled(problem).context, prompt)
+        whole = causal.class_logits(problem.pool.context, prompt)
         parts = [causal.class_logits(part.context, prompt) for part in (problem.train, problem.dev)]
     assert torch.allclose(whole, torch.cat(parts), atol=1e-5)
 
@@ -122,7 +122,7 @@ def test_joined_examples_have_the_logits_of_each_part(causal):
 
 def ladder_of(backbone, folds=2, **options):
     problem = tiny_problem(backbone, **options)
-    pool = pooled(problem)
+    pool = problem.pool
     return Ladder(problem, pool, stratified_folds(pool.labels, folds, 0)), problem
 
 
@@ -225,7 +225,7 @@ def test_recalibrated_answers_are_each_calibrated_by_the_others():
     labels = torch.tensor([0, 1] * 12)
     sure = 6 * torch.randn(24, 2, generator=generator, dtype=torch.float64)
     sure[range(24), labels] += 2.0
-    found = Answers(sure.log_softmax(-1), labels, (12, 12))
+    found = HeldOut(sure.log_softmax(-1), labels, (12, 12))
     again = found.recalibrated(3)
     for fold in stratified_folds(labels, 4, 3):
         own = calibration.fitted(found.log_probs[fold.train], labels[fold.train])
@@ -427,8 +427,8 @@ def test_other_label_words_reach_the_artifact(causal, causal_folder, tmp_path):
     loaded = PromptClassifier.of(load_artifact(folder), causal)
     texts = [text for text, _ in TEXTS]
     with torch.no_grad():
-        expected = other.logits(causal, pooled(problem).context).double().softmax(-1).numpy()
-        plain = candidate.logits(causal, pooled(problem).context).double().softmax(-1).numpy()
+        expected = other.logits(causal, problem.pool.context).double().softmax(-1).numpy()
+        plain = candidate.logits(causal, problem.pool.context).double().softmax(-1).numpy()
     assert np.allclose(loaded.predict_proba(texts), expected, atol=1e-5)
     assert not np.allclose(plain, expected, atol=1e-3)
 
@@ -453,7 +453,7 @@ def test_hand_written_words_are_tried_only_where_they_lead_to_the_answer(causal)
         ("{text}{prompt: it was} then:{mask}", False),
     ):
         problem = tiny_problem(causal, template)
-        pool = pooled(problem)
+        pool = problem.pool
         found = Untrained(problem, pool, stratified_folds(pool.labels, 2, 0), PLANS[Preset.FAST]).starts()
         assert (len(found) > 1) == leads
 
@@ -498,7 +498,7 @@ def test_a_preset_of_a_method_that_has_none_is_refused(run, causal_folder, tmp_p
 def test_the_users_own_label_words_are_kept_unless_asked_otherwise(causal, monkeypatch):
     searched = []
     monkeypatch.setattr(
-        LabelWordSearch, "search", lambda self, problem: searched.append(problem) or plain(self, problem)
+        LabelWordSearch, "search", lambda self, own, *ids: searched.append(own) or plain(self, own, *ids)
     )
     monkeypatch.setattr(choice, "PLANS", dict.fromkeys(Preset, replace(TINY, searches_words=True)))
     words = {"negative": "bad", "positive": "good"}
@@ -519,7 +519,7 @@ def test_the_users_own_label_words_are_kept_unless_asked_otherwise(causal, monke
 
 def test_label_words_auto_does_not_show_the_held_out_labels_to_the_search(causal, tiny_plans, monkeypatch):
     seen = []
-    monkeypatch.setattr(LabelWordSearch, "search", lambda self, problem: seen.append(problem) or plain(self, problem))
+    monkeypatch.setattr(LabelWordSearch, "search", lambda self, own, *ids: seen.append(own) or plain(self, own, *ids))
     texts, labels = [text for text, _ in TEXTS], [LABELS[label] for _, label in TEXTS]
     PromptClassifier(causal, "auto", template="{text}{prompt: it was}{mask}", label_words="auto").fit(texts, labels)
     assert all(len(problem.train) < len(TEXTS) for problem in seen)

@@ -138,7 +138,7 @@ def test_current_words_stay_where_nothing_can_be_checked(planted):
 
 def test_the_evidence_never_saw_what_it_judges(planted):
     """Words that were chosen on a fold do not change with the texts and labels outside of it."""
-    table = read_words(planted, planted.train, 50).table
+    table = read_words(planted, planted.train, 50, HardPrompt(planted.initial_ids)).table
     rows = [row for row in table.rows if row % 3]
     turned = table.log_p.clone()
     turned[::3] = torch.randn(turned[::3].shape, dtype=turned.dtype)
@@ -222,7 +222,7 @@ def test_no_single_change_of_what_is_found_gains_clearly(losses):
 def test_the_words_read_are_whole_words_with_the_models_own_probabilities(request, name):
     backbone = request.getfixturevalue(name)
     problem = tiny_problem(backbone)
-    vocabulary = read_words(problem, problem.train, 1000)
+    vocabulary = read_words(problem, problem.train, 1000, HardPrompt(problem.initial_ids))
     renderer = problem.train.context.renderer
     assert vocabulary.texts[:2] == ("negative", "positive")
     words = vocabulary.texts[2:]
@@ -242,7 +242,7 @@ def test_the_words_read_are_whole_words_with_the_models_own_probabilities(reques
 
 def test_fewer_words_compete_the_likeliest_first(causal):
     problem = tiny_problem(causal)
-    every, some = (read_words(problem, problem.train, count) for count in (1000, 3))
+    every, some = (read_words(problem, problem.train, count, HardPrompt(problem.initial_ids)) for count in (1000, 3))
     assert some.texts == every.texts[:5]
     mean = every.table.log_p.exp().mean(0)[2:]
     assert torch.equal(mean.argsort(descending=True)[:3], torch.arange(3))
@@ -251,7 +251,7 @@ def test_fewer_words_compete_the_likeliest_first(causal):
 def test_current_words_of_several_tokens_have_their_whole_probability(causal):
     problem = tiny_problem(causal)
     problem = with_label_words(problem, {"negative": ["never good", "bad"], "positive": "bright and warm"})
-    vocabulary = read_words(problem, problem.train, 10)
+    vocabulary = read_words(problem, problem.train, 10, HardPrompt(problem.initial_ids))
     assert vocabulary.texts[:3] == ("never good", "bad", "bright and warm")
     assert vocabulary.table.own == ((0, 1), (2,))
     piece = problem.train.context.pieces[2]
@@ -290,7 +290,7 @@ def test_words_of_other_scripts_and_with_accents_are_found(other_tokenizer):
     names = {"negative": "скучный", "positive": "génial"}
     plant(backbone, names)
     problem = make_problem(backbone, task, marked_records(32))
-    vocabulary = read_words(problem, problem.train, 1000)
+    vocabulary = read_words(problem, problem.train, 1000, HardPrompt(problem.initial_ids))
     assert set(OTHER_WORDS) <= set(vocabulary.texts)
     assert not {"2024", "a1"} & set(vocabulary.texts)
     found = LabelWordSearch(words=1).search(problem)

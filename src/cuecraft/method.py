@@ -101,6 +101,11 @@ class Problem:
     checkpoints: Checkpoints | None = None
 
     @property
+    def pool(self) -> Labelled:
+        """The training and dev examples together, in this order; nothing is read again."""
+        return self.train if self.dev is None else self.train.joined(self.dev)
+
+    @property
     def initial_ids(self) -> tuple[int, ...]:
         """Token ids of the words that the template writes in its prompt slot."""
         return self.train.context.renderer.prompt_ids

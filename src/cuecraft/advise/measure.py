@@ -16,8 +16,9 @@ from cuecraft.compare.statistics import wilson_interval
 from cuecraft.data import Record
 from cuecraft.errors import CuecraftWarning
 from cuecraft.method import Candidate, Event, fresh_logits
-from cuecraft.prompts import Calibration, HardPrompt, calibration
+from cuecraft.prompts import Calibration, HardPrompt
 from cuecraft.search.folds import stratified_folds
+from cuecraft.search.word_choice import held_out_answers
 from cuecraft.seeding import numpy_generator
 from cuecraft.task import Example, Task
 
@@ -166,9 +167,7 @@ def calibrated_accuracy(logits: Tensor, labels: Tensor, seed: int = 0) -> Accura
     folds = stratified_folds(labels, FOLDS, seed) if len(labels.unique()) > 1 else []
     hits = 0
     for fold in folds:
-        train, held = list(fold.train), list(fold.held_out)
-        fitted = calibration.fitted(logits[train], labels[train])
-        hits += accuracy(fitted.apply(logits[held]), labels[held]).hits
+        hits += accuracy(held_out_answers(logits, labels, fold), labels[fold.held_out]).hits
     return Accuracy(hits, len(labels)) if folds else None
 
 

@@ -15,8 +15,7 @@ from torch import Tensor
 from cuecraft.backbone import AnyBackbone, Renderer
 from cuecraft.backbone.readout import class_scores
 from cuecraft.backbone.words import next_word_log_probabilities, word_log_probabilities
-from cuecraft.errors import BackboneError
-from cuecraft.method import Labelled, Problem, fitted_head
+from cuecraft.method import Labelled, Problem, finite, fitted_head
 from cuecraft.prompts import HardPrompt
 from cuecraft.search.tokens import Tokens
 from cuecraft.search.word_choice import WordScores, WordTable, contrast
@@ -42,8 +41,8 @@ class AnswerWords:
     texts: tuple[str, ...]
 
 
-def read_words(problem: Problem, data: Labelled, count: int) -> AnswerWords:
-    """Read the likeliest `count` whole words, and the task's own, at the answer slot of each example.
+def read_words(problem: Problem, data: Labelled, count: int, prompt: HardPrompt) -> AnswerWords:
+    """Read the likeliest `count` whole words, and the task's own, at the answer slot behind a prompt, of each example.
 
     Of words that a model hardly ever says, log-probabilities are mostly noise.
 
@@ -51,7 +50,6 @@ def read_words(problem: Problem, data: Labelled, count: int) -> AnswerWords:
         BackboneError: the model answers with NaN or infinity.
     """
     backbone, renderer = problem.backbone, data.context.renderer
-    prompt = HardPrompt(problem.initial_ids)
     own = []
     for words, ids in zip(problem.task.verbalizer.words, renderer.label_ids, strict=True):
         # Of words that the tokenizer writes alike the first gives its name.
@@ -67,8 +65,7 @@ def read_words(problem: Problem, data: Labelled, count: int) -> AnswerWords:
     of_own, log_p = torch.cat(parts).double().cpu().split([len(own_ids), len(tokens)], dim=1)
     if any(len(ids) > 1 for ids in own_ids):
         of_own = word_log_probabilities(backbone, data.context, prompt, own_ids).double().cpu()
-    if not bool(of_own.isfinite().all()):
-        raise BackboneError(f"{backbone.name} answers with NaN or infinity; check its weights, dtype and device")
+    finite(of_own, backbone)
     likely = _likely(log_p, [whole[token].casefold() for token in tokens])[:count]
     bounds = torch.tensor([0, *map(len, own)]).cumsum(0).tolist()
     table = WordTable(
@@ -121,13 +118,13 @@ def contrast_scores(table: WordTable) -> WordScores:
 
 
 @torch.no_grad()
-def probe_scores(problem: Problem, data: Labelled, vocabulary: AnswerWords) -> WordScores:
+def probe_scores(problem: Problem, data: Labelled, vocabulary: AnswerWords, prompt: HardPrompt) -> WordScores:
     """Return AutoPrompt's scores: the log-probability of each class given a word's output embedding.
 
     Features and embeddings are divided by their root mean square each, so that one logistic regression fits both.
     """
     backbone, classes = problem.backbone, len(vocabulary.table.own)
-    features = backbone.features(data.context, HardPrompt(problem.initial_ids))
+    features = backbone.features(data.context, prompt)
     features = (features / features.square().mean().sqrt()).cpu()
     weight = backbone.model.get_output_embeddings().weight
     several = torch.tensor([len(ids) > 1 for ids in vocabulary.ids])

@@ -25,6 +25,7 @@ from cuecraft.errors import MethodError
 from cuecraft.evidence import Evidence, compare_paired, strength_of
 from cuecraft.method import Labelled, Problem
 from cuecraft.options import Options
+from cuecraft.prompts import HardPrompt
 from cuecraft.search.answer_words import AnswerWords, contrast_scores, probe_scores, read_words
 from cuecraft.search.elimination import halving_rounds
 from cuecraft.search.folds import stratified_folds
@@ -33,7 +34,7 @@ from cuecraft.search.word_choice import (
     WordScores,
     WordTable,
     choose,
-    class_scores,
+    class_log_probabilities,
     held_out_answers,
     shortlist,
 )
@@ -118,10 +119,14 @@ class LabelWordSearch(Options):
     candidates: int = Field(200, ge=1, description="words that compete: the likeliest at the answer slot")
     examples: int = Field(256, ge=2, description="labelled examples that are read, at most, classes in turn")
 
-    def search(self, problem: Problem) -> FoundWords:
+    def search(self, problem: Problem, token_ids: tuple[int, ...] | None = None) -> FoundWords:
         """Find label words; the current ones stay where the found ones are not clearly better.
 
         Each example is read once, training and dev examples alike. Where time runs out the current words stay.
+
+        Args:
+            problem: the problem.
+            token_ids: the prompt that they are to stand behind; None for the template's own words.
 
         Raises:
             MethodError: the backbone has no language head.
@@ -133,9 +138,10 @@ class LabelWordSearch(Options):
                 "has only features; its methods fit a class head and need no label words"
             )
         data = _sampled(problem, self.examples)
-        vocabulary = read_words(problem, data, self.candidates)
+        prompt = HardPrompt(problem.initial_ids if token_ids is None else token_ids)
+        vocabulary = read_words(problem, data, self.candidates, prompt)
         table = vocabulary.table
-        scores = probe_scores(problem, data, vocabulary) if self.way == "probe" else contrast_scores(table)
+        scores = probe_scores(problem, data, vocabulary, prompt) if self.way == "probe" else contrast_scores(table)
         best = self._choose(table, table.rows, scores, problem.seed)
         current = problem.task.verbalizer.words
         evidence = None
@@ -167,8 +173,8 @@ class LabelWordSearch(Options):
             if problem.out_of_time():
                 return None
             words = self._choose(table, fold[0], scores, problem.seed)
-            found[fold[1]] = held_out_answers(class_scores(table, words), table.labels, fold)
-            current[fold[1]] = held_out_answers(class_scores(table, table.own), table.labels, fold)
+            found[fold[1]] = held_out_answers(class_log_probabilities(table, words), table.labels, fold)
+            current[fold[1]] = held_out_answers(class_log_probabilities(table, table.own), table.labels, fold)
             problem.report({"phase": PHASE, "step": step, "total": len(folds)})
         if not folds:
             return None
@@ -213,7 +219,7 @@ def _with_words(backbone: AnyBackbone, context: Context, task: Task) -> Context:
 
 def _sampled(problem: Problem, size: int) -> Labelled:
     """Return the labelled examples, or one sample of them in which classes take turns."""
-    pool = problem.train if problem.dev is None else problem.train.joined(problem.dev)
+    pool = problem.pool
     size = max(size, 2 * problem.task.verbalizer.num_classes)  # no class may be missing
     if len(pool) <= size:
         return pool

@@ -94,7 +94,7 @@ def choices(own: Columns, listed: Columns, most: int) -> list[Columns]:
     return [own, *(listed[:size] or own for size in sizes), *((*own, *listed[:size]) for size in sizes)]
 
 
-def class_scores(table: WordTable, words: Sequence[Columns]) -> Tensor:
+def class_log_probabilities(table: WordTable, words: Sequence[Columns]) -> Tensor:
     """Return the log of each class's summed probabilities `[N, C]`."""
     return torch.stack([table.log_p[:, list(columns)].logsumexp(-1) for columns in words], dim=-1)
 
@@ -152,7 +152,9 @@ def choose(table: WordTable, rows: Sequence[int], word_scores: WordScores, most:
     if not folds:
         return table.own
     offered = [_offered(table, learnt, word_scores, most) for learnt, _ in folds]
-    by_class = [[class_scores(table, sets) for sets in on_fold] for on_fold in offered]  # folds x C of [N, choices]
+    by_class = [
+        [class_log_probabilities(table, sets) for sets in on_fold] for on_fold in offered
+    ]  # folds x C of [N, choices]
     held_out = [row for _, held in folds for row in held]
 
     def loss(numbers: tuple[int, ...]) -> float:

@@ -32,7 +32,6 @@ from cuecraft.method import (
 from cuecraft.search.folds import stratified_folds
 from cuecraft.seeding import derived_seed
 from cuecraft.task.verbalizer import default_word
-from cuecraft.tune.auto.folds import pooled
 from cuecraft.tune.auto.ladder import Ladder, Run, retasked
 from cuecraft.tune.auto.plans import PLANS, Preset, configurations
 from cuecraft.tune.auto.untrained import Untrained
@@ -77,7 +76,7 @@ class _Choice:
 
     def __post_init__(self) -> None:
         self.plan = PLANS[self.options.preset]
-        self.pool = pooled(self.problem)
+        self.pool = self.problem.pool
         self.whole = replace(self.problem, train=self.pool, dev=None)
         texts = [tuple(sorted(example.fields.items())) for example in self.pool.context.examples]
         self.folds = stratified_folds(self.pool.labels, self.plan.folds, self.problem.seed, texts)

@@ -20,11 +20,6 @@ from cuecraft.seeding import derived_seed
 _RECALIBRATION_FOLDS = 4
 
 
-def pooled(problem: Problem) -> Labelled:
-    """Return the training and dev examples together, in this order; nothing is read again."""
-    return problem.train if problem.dev is None else problem.train.joined(problem.dev)
-
-
 def fold_problem(problem: Problem, pool: Labelled, folds: Sequence[Fold], number: int) -> Problem:
     """Return the problem of one fold: its held-out part is the dev set."""
     fold = folds[number]
@@ -58,8 +53,8 @@ def log_probabilities(problem: Problem, candidate: Candidate) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Answers:
-    """Answers to held-out examples.
+class HeldOut:
+    """HeldOut to held-out examples.
 
     Args:
         log_probs: `[n, C]` log-probabilities (nats), float64.
@@ -81,12 +76,12 @@ class Answers:
         """Log-losses `[n]` (nats)."""
         return -self.log_probs.gather(1, self.labels[:, None])[:, 0]
 
-    def first(self, folds: int) -> Answers:
+    def first(self, folds: int) -> HeldOut:
         """Return the answers of the first folds."""
         rows = sum(self.sizes[:folds])
-        return Answers(self.log_probs[:rows], self.labels[:rows], self.sizes[:folds])
+        return HeldOut(self.log_probs[:rows], self.labels[:rows], self.sizes[:folds])
 
-    def recalibrated(self, seed: int) -> Answers:
+    def recalibrated(self, seed: int) -> HeldOut:
         """Return the answers calibrated once more, every part of them by the others.
 
         What is trained on few examples is too sure of itself. That costs log-loss, and can be mended afterwards.
@@ -108,16 +103,16 @@ class Answers:
         return float(accuracies.std()) if len(accuracies) > 1 else None
 
 
-def gather(parts: Sequence[Tensor], labels: Tensor, folds: Sequence[Fold]) -> Answers:
+def gather(parts: Sequence[Tensor], labels: Tensor, folds: Sequence[Fold]) -> HeldOut:
     """Return the answers of some folds, one part `[n, C]` for each, as one."""
     rows = [row for fold in folds for row in fold.held_out]
-    return Answers(torch.cat(list(parts)), labels.cpu()[rows], tuple(len(fold.held_out) for fold in folds))
+    return HeldOut(torch.cat(list(parts)), labels.cpu()[rows], tuple(len(fold.held_out) for fold in folds))
 
 
 @torch.no_grad()
 def untuned_answers(
     problem: Problem, pool: Labelled, prompts: Sequence[HardPrompt], folds: Sequence[Fold]
-) -> Callable[[int, CalibrationKind], Answers]:
+) -> Callable[[int, CalibrationKind], HeldOut]:
     """Read the examples with prompts in words; return what a prompt answers to the held-out parts, by calibration.
 
     Every example is read once for each prompt. Calibrations, and class heads, are fitted to the training part of each
@@ -130,7 +125,7 @@ def untuned_answers(
     else:
         read = backbone.class_logits_many(pool.context, prompts)
 
-    def answers(number: int, kind: CalibrationKind) -> Answers:
+    def answers(number: int, kind: CalibrationKind) -> HeldOut:
         own, parts = read[number], []
         for fold in folds:
             train, held = fold.train, own[fold.held_out]

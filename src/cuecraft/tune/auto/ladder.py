@@ -19,7 +19,7 @@ from cuecraft.method import Candidate, Event, Labelled, Problem
 from cuecraft.prompts.manifest import digest
 from cuecraft.search.folds import Fold
 from cuecraft.seeding import derived_seed
-from cuecraft.tune.auto.folds import Answers, LastEpoch, fold_problem, gather, log_probabilities
+from cuecraft.tune.auto.folds import HeldOut, LastEpoch, fold_problem, gather, log_probabilities
 from cuecraft.tune.auto.starts import OtherWords, Start
 from cuecraft.tune.deep_cue import OffsetTraining
 from cuecraft.tune.prompt_tuning import EmbeddingTraining
@@ -122,11 +122,11 @@ class Ladder:
             alive = [run for run in alive if run in best]
         return self._ranked(runs)
 
-    def answers(self, run: Run, folds: int | None = None) -> Answers:
+    def answers(self, run: Run, folds: int | None = None) -> HeldOut:
         """Return what a run answers to the held-out parts of its first folds, calibrated by one another."""
         return self.plain_answers(run, folds).recalibrated(self._problem.seed)
 
-    def plain_answers(self, run: Run, folds: int | None = None) -> Answers:
+    def plain_answers(self, run: Run, folds: int | None = None) -> HeldOut:
         """Return what a run answers to the held-out parts of its first folds."""
         count = len(run.answers) if folds is None else folds
         return gather(run.answers[:count], self._pool.labels, self._folds[:count])

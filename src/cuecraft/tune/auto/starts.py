@@ -67,16 +67,18 @@ class SearchedWords(LabelWords):
 
     Args:
         search: its options.
+        token_ids: the prompt that they are searched behind.
         found: words by the seed of the problem that they were found for: every fold has its own.
     """
 
     search: LabelWordSearch
+    token_ids: tuple[int, ...]
     found: dict[int, Mapping[str, Sequence[str]]] = field(default_factory=dict, compare=False)
 
     def chosen(self, problem: Problem) -> Problem:
         """Search, unless that was done for this problem before; return the problem with what was found."""
         if problem.seed not in self.found:
-            self.found[problem.seed] = self.search.search(replace(problem, dev=None)).words
+            self.found[problem.seed] = self.search.search(replace(problem, dev=None), self.token_ids).words
         return with_label_words(problem, self.found[problem.seed])
 
 

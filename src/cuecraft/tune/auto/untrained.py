@@ -17,7 +17,7 @@ from cuecraft.search.label_words import LabelWordSearch
 from cuecraft.search.start import filled_ids, filler_ids
 from cuecraft.seeding import numpy_generator
 from cuecraft.task import MaskSlot, PromptSlot
-from cuecraft.tune.auto.folds import Answers, fold_problem, gather, log_probabilities, untuned_answers
+from cuecraft.tune.auto.folds import HeldOut, fold_problem, gather, log_probabilities, untuned_answers
 from cuecraft.tune.auto.plans import Plan
 from cuecraft.tune.auto.starts import GivenWords, SearchedWords, Start, Words
 
@@ -50,12 +50,12 @@ class Untrained:
         self._pool = pool
         self._folds = folds
         self._plan = plan
-        self._answers: dict[str, Answers] = {}
+        self._answers: dict[str, HeldOut] = {}
         self.tried: list[Tried] = []
         self.trace: list[Event] = []
 
     @property
-    def best(self) -> Answers:
+    def best(self) -> HeldOut:
         """What the untuned prompt answers with the calibration of least held-out loss."""
         return min(self._answers.values(), key=lambda found: found.score.loss)
 
@@ -121,7 +121,7 @@ class Untrained:
         some = self._pool.select(rows)
         folds = stratified_folds(some.labels, len(self._folds), self._problem.seed) or self._folds
         some = some if folds is not self._folds else self._pool
-        found: list[Answers] = []
+        found: list[HeldOut] = []
         taken = 0.0
         for first in range(0, len(starts), _TOGETHER):
             if found and self._problem.out_of_time(2 * taken):
@@ -138,7 +138,7 @@ class Untrained:
         clear = [n for n in by_loss if self._is_clear(found[n], found[0], len(starts))]
         return [starts[n] for n in dict.fromkeys([*clear, 0, *by_loss])]
 
-    def _is_clear(self, found: Answers, own: Answers, among: int) -> bool:
+    def _is_clear(self, found: HeldOut, own: HeldOut, among: int) -> bool:
         """Tell whether words are better than the untuned prompt's own beyond what the best of so many owes to luck.
 
         By the paired test with Bonferroni's correction: the best of 24 cues on 64 examples looks good by chance alone.
@@ -151,7 +151,7 @@ class Untrained:
 
     def _with_label_words(self, starts: Sequence[Words]) -> list[Words]:
         """Try other label words behind the best starting words; take them where they are better on held-out parts."""
-        searched = SearchedWords(LabelWordSearch())
+        searched = SearchedWords(LabelWordSearch(), starts[0].token_ids)
         begun = time.perf_counter()
         given, found = self._held_out(starts[0]), self._held_out(replace(starts[0], label_words=searched))
         if given is None or found is None:  # the time is over
@@ -163,7 +163,7 @@ class Untrained:
             ]
         return list(starts)
 
-    def _held_out(self, start: Start) -> Answers | None:
+    def _held_out(self, start: Start) -> HeldOut | None:
         """Return what a start answers to the held-out parts; it learns of labels from the training parts alone.
 
         None where the time ended before.
@@ -176,7 +176,7 @@ class Untrained:
             parts.append(log_probabilities(own, start.candidate(own)))
         return gather(parts, self._pool.labels, self._folds)
 
-    def _note(self, name: str, found: Answers, seconds: float) -> None:
+    def _note(self, name: str, found: HeldOut, seconds: float) -> None:
         """Put one thing that was tried on the leaderboard and into the trace."""
         own = found.score
         self.tried.append(Tried(name, own.loss, own.accuracy, found.sd, len(found.sizes), seconds))
