@@ -32,6 +32,8 @@ from cuecraft.tune.auto.untrained import Untrained
 from cuecraft.tune.deep_cue import OffsetTraining
 from cuecraft.tune.finish import make_artifact
 from cuecraft.tune.prepare import make_problem
+from cuecraft.tune.prompt_tuning import EmbeddingTraining
+from cuecraft.tune.soup import part_of_the_way
 
 plain = LabelWordSearch.search
 TINY = Plan(
@@ -139,15 +141,16 @@ def test_held_out_labels_do_not_touch_the_training(causal):
     flipped[folds[0].held_out] = 1 - flipped[folds[0].held_out]
     other = Ladder(problem, Labelled(pool.context, flipped), folds)
     first, second = ladder.climb([deep(problem)], (1,))[0], other.climb([deep(problem)], (1,))[0]
-    assert torch.equal(first.answers[0], second.answers[0])
+    for one, two in zip(first.answers[0], second.answers[0], strict=True):
+        assert torch.equal(one, two)
     assert [event for event in ladder.trace if event["fold"] == 0] == [e for e in other.trace if e["fold"] == 0]
-    assert ladder.plain_answers(first, 1).score != other.plain_answers(second, 1).score
+    assert ladder._at(first, 0, 1).score != other._at(second, 0, 1).score
 
 
 def test_answers_to_held_out_examples_are_those_of_a_training_without_them(causal):
     ladder, problem = ladder_of(causal)
     run = ladder.climb([deep(problem)], (1,))[0]
-    for number, found in enumerate(run.answers):
+    for number, (*_, found) in enumerate(run.answers):
         own = fold_problem(problem, ladder._pool, ladder._folds, number)
         alone = replace(own, dev=None)
         start = starting_point(alone, problem.initial_ids, CalibrationKind.FITTED)
@@ -200,7 +203,7 @@ class Plain(Ladder):
     """Without the calibration afterwards, so that the losses are the given ones."""
 
     def answers(self, run, folds=None):
-        return self.plain_answers(run, folds)
+        return self._at(run, 0, folds)
 
 
 def test_the_most_promising_run_within_one_standard_error_is_taken():
@@ -208,7 +211,7 @@ def test_the_most_promising_run_within_one_standard_error_is_taken():
     ladder = Plain(SimpleNamespace(seed=0), Labelled(None, torch.zeros(4, dtype=torch.long)), folds)
 
     def run(*losses):
-        return Run(None, [answers_of(losses[:2]), answers_of(losses[2:])], [None, None])
+        return Run(None, [[answers_of(losses[:2])], [answers_of(losses[2:])]])
 
     near, far = run(0.50, 0.30, 0.50, 0.30), run(0.70, 0.60, 0.72, 0.60)
     best = run(0.40, 0.38, 0.42, 0.36)  # 0.01 less than `near` on average, by differences of +-0.1
@@ -216,7 +219,7 @@ def test_the_most_promising_run_within_one_standard_error_is_taken():
     assert ladder._ranked([far, best])[0] is best
     assert ladder._ranked([best, near])[0] is best
     ladder._rounds = 2
-    one_fold = Run(None, [answers_of((0.1, 0.1))], [None])
+    one_fold = Run(None, [[answers_of((0.1, 0.1))]])
     assert ladder._ranked([one_fold, best])[0] is best
 
 
@@ -298,12 +301,49 @@ def test_a_training_that_diverges_is_refused(causal, monkeypatch):
     assert "diverged" in ladder.refusal
 
 
+def test_the_share_of_the_way_is_the_one_of_least_loss_over_the_folds():
+    folds = [Fold([], [0, 1]), Fold([], [2, 3])]
+    ladder = Ladder(SimpleNamespace(seed=0), Labelled(None, torch.zeros(4, dtype=torch.long)), folds)
+    near, mid, far = (answers_of((loss, loss)) for loss in (0.6, 0.3, 0.5))
+    run = Run(None, [[near, mid, far], [near, mid, answers_of((0.2, 0.2))]])
+    assert ladder.share(run) == 1
+    assert ladder.share(run, 1) == 1
+    assert torch.equal(ladder.plain_answers(run).log_probs, torch.cat([mid, mid]))
+    assert ladder.share(Run(None, [[near, far], [near, answers_of((0.2, 0.2))]])) == 1
+
+
+@pytest.mark.parametrize("training", [OffsetTraining(epochs=2), EmbeddingTraining(epochs=2)])
+@pytest.mark.parametrize("kind", ["causal", "sequence"])
+def test_a_part_of_the_way_lies_between_start_and_end(training, kind, request):
+    backbone = request.getfixturevalue(kind)
+    problem = replace(tiny_problem(backbone, "{prompt: it was}{text}" if kind == "sequence" else None), dev=None)
+    start = starting_point(problem, problem.initial_ids, CalibrationKind.FITTED)
+    selection = LastEpoch(problem)
+    training.refine(problem, start, selection)
+    context = problem.train.context
+    with torch.no_grad():
+        first, last = start.logits(backbone, context), selection.best.logits(backbone, context)
+        none, half, all_of_it = (
+            part_of_the_way(start, selection.best, share, backbone.embed) for share in (0.0, 0.5, 1.0)
+        )
+        assert torch.allclose(none.logits(backbone, context), first, atol=1e-5)
+        assert torch.equal(all_of_it.logits(backbone, context), last)
+    trained = selection.best.prompt
+    if isinstance(training, EmbeddingTraining):
+        middle = (start.prompt.vectors(backbone.embed) + trained.embeddings) / 2
+        assert torch.allclose(half.prompt.embeddings, middle, atol=1e-6)
+    else:
+        assert torch.allclose(half.prompt.offsets, trained.offsets / 2, atol=1e-7)
+    if kind == "sequence":
+        assert torch.allclose(half.prompt.head.weight, (start.prompt.head.weight + trained.head.weight) / 2, atol=1e-6)
+
+
 def test_a_stop_in_mid_round_compares_on_the_folds_that_all_have():
     folds = [Fold([], [0, 1]), Fold([], [2, 3])]
     ladder = Plain(SimpleNamespace(seed=0), Labelled(None, torch.zeros(4, dtype=torch.long)), folds)
     ladder._rounds = 1
-    bad = Run(None, [answers_of((0.9, 0.8)), answers_of((0.1, 0.1))], [None, None])
-    good = Run(None, [answers_of((0.2, 0.3))], [None])
+    bad = Run(None, [[answers_of((0.9, 0.8))], [answers_of((0.1, 0.1))]])
+    good = Run(None, [[answers_of((0.2, 0.3))]])
     assert ladder._ranked([bad, good])[0] is good
 
 

@@ -7,12 +7,13 @@ only where the average with it has a smaller dev loss.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from cuecraft.backbone import ClassHead
 from cuecraft.errors import MethodError
@@ -100,3 +101,31 @@ def _mean_head(heads: Sequence[ClassHead | None]) -> ClassHead | None:
     if not known:
         return None
     return ClassHead(torch.stack([h.weight for h in known]).mean(0), torch.stack([h.bias for h in known]).mean(0))
+
+
+def part_of_the_way(start: Candidate, trained: Candidate, share: float, embed: Callable[[Tensor], Tensor]) -> Candidate:
+    """Return the candidate that lies a share of the way from a start to what was trained from it.
+
+    Between a model and its fine-tuned self there are often better ones than either (WiSE-FT, Wortsman et al., CVPR
+    2022, arXiv 2109.01903). Here it is the prompt that moves: its vectors or offsets, and its class head.
+
+    Args:
+        start: where training started.
+        trained: a soft prompt or a deep cue over the start's base.
+        share: 0 for the start, 1 for what was trained.
+        embed: looks token ids up.
+    """
+    first, last = start.prompt, trained.prompt
+    head = last.head
+    if first.head is not None and head is not None:
+        parts = zip((first.head.weight, first.head.bias), (head.weight, head.bias), strict=True)
+        head = ClassHead(*(torch.lerp(one, other, share) for one, other in parts))
+    moved: AnyPrompt
+    if isinstance(last, SoftPrompt):
+        moved = SoftPrompt(torch.lerp(first.vectors(embed).to(last.embeddings.dtype), last.embeddings, share))
+    elif isinstance(last, DeepCue):
+        begun = torch.zeros_like(last.offsets) if first.offsets is None else first.offsets
+        moved = replace(last, offsets=torch.lerp(begun, last.offsets, share))
+    else:
+        raise MethodError(f"{type(last).__name__} has no way from its start; give a soft prompt or a deep cue")
+    return replace(trained, prompt=with_head(moved, head))

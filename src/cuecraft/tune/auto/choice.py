@@ -165,7 +165,7 @@ class _Choice:
         found = ladder.best_of_folds(run)
         if members:
             mean = average(members) if len(members) > 1 else members[0]
-            found = retasked(mean, own, self.problem)
+            found = retasked(ladder.moved(run, start, mean), own, self.problem)
         # As the answers were that it was chosen by: calibrated once more, now on all that were held out.
         calibration = found.calibration.then(ladder.plain_answers(run).calibration())
         return replace(found, calibration=calibration), retasked(start, own, self.problem)

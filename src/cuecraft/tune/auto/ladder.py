@@ -23,7 +23,10 @@ from cuecraft.tune.auto.folds import HeldOut, LastEpoch, fold_problem, gather, l
 from cuecraft.tune.auto.starts import OtherWords, Start
 from cuecraft.tune.deep_cue import OffsetTraining
 from cuecraft.tune.prompt_tuning import EmbeddingTraining
-from cuecraft.tune.soup import average
+from cuecraft.tune.soup import average, part_of_the_way
+
+#: Of the way from a start to what was trained: on few examples the whole way is often too far.
+SHARES = (0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True)
@@ -45,17 +48,14 @@ class Configuration:
             return self.start.name
         return f"{self.training.name} {self.training.learning_rate:g} x {self.training.epochs}, {self.start.name}"
 
-    def fitted(self, problem: Problem, trace: list[Event]) -> Candidate | None:
-        """Return the candidate that it makes of a problem's training part; None where the time ended before.
+    def trained(self, problem: Problem, start: Candidate, trace: list[Event]) -> Candidate | None:
+        """Return what training makes of a start; None where the time ended before.
 
         Args:
-            problem: the problem, with the start's label words.
+            problem: the problem, with the start's label words; only its training part is looked at.
+            start: the start's candidate.
             trace: gets the training's events.
         """
-        return self.trained(problem, self.start.candidate(problem), trace)
-
-    def trained(self, problem: Problem, start: Candidate, trace: list[Event]) -> Candidate | None:
-        """Return what training makes of a start that is known; as `fitted`."""
         if self.training is None:
             return start
         # A state on disk must not serve another training: with a time limit their order differs from run to run.
@@ -73,13 +73,16 @@ class Run:
 
     Args:
         configuration: the configuration.
-        answers: of each fold in order, what it answers to the held-out part, `[n, C]` log-probabilities.
-        candidates: of each fold, what answered.
+        answers: of each fold in order, what it answers to the held-out part, `[n, C]` log-probabilities, for each of
+            `SHARES` of the way from its start.
+        starts: of each fold, where training started.
+        candidates: of each fold, what was trained.
         seconds: spent on it.
     """
 
     configuration: Configuration
-    answers: list[Tensor] = field(default_factory=list)
+    answers: list[list[Tensor]] = field(default_factory=list)
+    starts: list[Candidate] = field(default_factory=list)
     candidates: list[Candidate] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -124,18 +127,29 @@ class Ladder:
 
     def answers(self, run: Run, folds: int | None = None) -> HeldOut:
         """Return what a run answers to the held-out parts of its first folds, calibrated by one another."""
-        return self.plain_answers(run, folds).recalibrated(self._problem.seed)
+        return self._at(run, self.share(run, folds), folds).recalibrated(self._problem.seed)
 
-    def plain_answers(self, run: Run, folds: int | None = None) -> HeldOut:
-        """Return what a run answers to the held-out parts of its first folds."""
+    def plain_answers(self, run: Run) -> HeldOut:
+        """Return what a run answers to the held-out parts."""
+        return self._at(run, self.share(run), None)
+
+    def share(self, run: Run, folds: int | None = None) -> int:
+        """Return which of `SHARES` of the way has the least log-loss on a run's first folds, calibrated."""
+        count = len(run.answers[0])
+        losses = [self._at(run, n, folds).recalibrated(self._problem.seed).score.loss for n in range(count)]
+        return losses.index(min(losses))
+
+    def _at(self, run: Run, share: int, folds: int | None) -> HeldOut:
         count = len(run.answers) if folds is None else folds
-        return gather(run.answers[:count], self._pool.labels, self._folds[:count])
+        return gather([parts[share] for parts in run.answers[:count]], self._pool.labels, self._folds[:count])
 
     def tried(self, run: Run) -> Tried:
         """Return a run's line of the leaderboard."""
-        found = self.answers(run)
-        count = len(run.answers)
-        return Tried(run.configuration.name, found.score.loss, found.score.accuracy, found.sd, count, run.seconds)
+        found, share = self.answers(run), SHARES[self.share(run)]
+        name = run.configuration.name
+        if run.configuration.training is not None and share < 1:
+            name += f", {share:.0%} of the way"
+        return Tried(name, found.score.loss, found.score.accuracy, found.sd, len(run.answers), run.seconds)
 
     def look_again(self, run: Run, members: int) -> bool:
         """Let every fold of a run answer by the average of several trainings; return whether time was left for that.
@@ -155,24 +169,40 @@ class Ladder:
         begun = time.perf_counter()
         own = self._fold(run, number)
         trace: list[Event] = []
-        start, found = run.configuration.start.candidate(own), [run.candidates[number]]
+        start = run.configuration.start.candidate(own)
+        found = [replace(run.candidates[number], reader=None)]
         for member in range(1, members):
             other = replace(own, seed=derived_seed(own.seed, f"member/{member}"))
             candidate = run.configuration.trained(other, start, trace)
             if candidate is None:
                 return False
-            found.append(retasked(candidate, own, self._problem))
+            found.append(candidate)
         self.trace += [event | {"configuration": run.configuration.name, "fold": number} for event in trace]
-        run.candidates[number] = average(found)
-        run.answers[number] = log_probabilities(own, average([replace(one, reader=None) for one in found]))
+        run.candidates[number] = retasked(average(found), own, self._problem)
+        run.answers[number] = self._answers(own, run, start, average(found))
         run.seconds += time.perf_counter() - begun
         return True
 
     def best_of_folds(self, run: Run) -> Candidate:
         """Return the fold's own candidate of least held-out loss."""
+        share = self.share(run)
         parts = zip(run.answers, self._folds, strict=False)
-        losses = [gather([answers], self._pool.labels, [fold]).score.loss for answers, fold in parts]
-        return run.candidates[losses.index(min(losses))]
+        losses = [gather([answers[share]], self._pool.labels, [fold]).score.loss for answers, fold in parts]
+        best = losses.index(min(losses))
+        return self.moved(run, run.starts[best], run.candidates[best])
+
+    def moved(self, run: Run, start: Candidate, trained: Candidate) -> Candidate:
+        """Return what lies as far from a start to what was trained as is best for a run."""
+        if run.configuration.training is None:
+            return trained
+        return part_of_the_way(start, trained, SHARES[self.share(run)], self._problem.backbone.embed)
+
+    def _answers(self, own: Problem, run: Run, start: Candidate, trained: Candidate) -> list[Tensor]:
+        """Return what is answered to a fold's held-out part at each share of the way."""
+        if run.configuration.training is None:
+            return [log_probabilities(own, trained)]
+        embed = own.backbone.embed
+        return [log_probabilities(own, part_of_the_way(start, trained, share, embed)) for share in SHARES]
 
     def _ranked(self, runs: Sequence[Run]) -> list[Run]:
         """Put the run that is to be taken first.
@@ -219,14 +249,16 @@ class Ladder:
         begun = time.perf_counter()
         own = self._fold(run, number)
         trace: list[Event] = []
-        candidate = run.configuration.fitted(own, trace)
+        start = run.configuration.start.candidate(own)
+        candidate = run.configuration.trained(own, start, trace)
         self.trace += [event | {"configuration": run.configuration.name, "fold": number} for event in trace]
         if candidate is None:
             return False
-        answers = log_probabilities(own, candidate)
-        if not bool(answers.isfinite().all()):
+        answers = self._answers(own, run, start, candidate)
+        if not all(bool(part.isfinite().all()) for part in answers):
             raise MethodError("the training diverged; its answers are not finite")
         run.answers.append(answers)
+        run.starts.append(retasked(start, own, self._problem))
         run.candidates.append(retasked(candidate, own, self._problem))
         seconds = time.perf_counter() - begun
         run.seconds += seconds
