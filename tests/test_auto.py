@@ -244,7 +244,14 @@ def test_calibrations_one_after_the_other_are_one(bias, first_scale, second_scal
     assert torch.allclose(first.then(second).apply(logits), second.apply(first.apply(logits)))
 
 
-def test_halving_keeps_the_better_ones(causal):
+def test_nothing_is_dropped_on_a_handful_of_examples(causal):
+    ladder, problem = ladder_of(causal)
+    runs = ladder.climb([deep(problem, rate) for rate in (1e-6, 0.1, 0.03)], (1,))
+    assert [len(run.answers) for run in runs] == [2, 2, 2]
+
+
+def test_halving_keeps_the_better_ones(causal, monkeypatch):
+    monkeypatch.setattr(ladder_module, "_ENOUGH", 4)
     ladder, problem = ladder_of(causal)
     runs = ladder.climb([deep(problem, rate) for rate in (1e-6, 0.1, 0.03)], (1,))
     assert [len(run.answers) for run in runs] == [2, 1, 1]

@@ -27,6 +27,7 @@ from cuecraft.tune.soup import average, part_of_the_way
 
 #: Of the way from a start to what was trained: on few examples the whole way is often too far.
 SHARES = (0.25, 0.5, 0.75, 1.0)
+_ENOUGH = 32  # held-out examples before any configuration is dropped: on 16, one hit is six points
 
 
 @dataclass(frozen=True)
@@ -110,19 +111,22 @@ class Ladder:
 
         Args:
             configurations: to be tried, the most promising first.
-            keep: how many go on after the first fold, the second, and so on; the last number holds to the end.
+            keep: how many go on after the first fold, the second, and so on; the last number holds to the end. The
+                first cut waits for so many held-out examples that they can tell configurations apart.
         """
         runs = [Run(configuration) for configuration in configurations]
-        alive = list(runs)
+        alive, left = list(runs), list(keep)
         for number in range(len(self._folds)):
             for run in alive:
                 if self._problem.out_of_time(self._needed(run)) or not self._tried_in_time(run, number):
                     return self._ranked(runs)
             alive = [run for run in alive if len(run.answers) > number]
             self._rounds = number + 1
-            best = sorted(alive, key=lambda run: self.answers(run, number + 1).score.loss)
-            best = best[: keep[min(number, len(keep) - 1)]]
+            if sum(len(fold.held_out) for fold in self._folds[: number + 1]) < _ENOUGH:
+                continue
+            best = sorted(alive, key=lambda run: self.answers(run, number + 1).score.loss)[: left[0]]
             alive = [run for run in alive if run in best]
+            left = left[1:] or left
         return self._ranked(runs)
 
     def answers(self, run: Run, folds: int | None = None) -> HeldOut:
