@@ -24,9 +24,7 @@ def read_splits(request: TuneRequest) -> tuple[list[Record], list[Record] | None
     """Return train, dev and test records as asked for."""
     train, dev, rest = train_and_dev(request)
     if request.test:
-        test = read_records(request.test, request.text_columns, request.label_column)
-        # With several seeds all are tested on the same rows: the spread shall not be that of the test.
-        return train, dev, subsample(test, request.test_size, request.seeds[0] if request.seeds else request.seed)
+        return train, dev, read_test(request, request.test)
     if request.test_size is None:
         return train, dev, []
     if not request.shots:
@@ -36,6 +34,13 @@ def read_splits(request: TuneRequest) -> tuple[list[Record], list[Record] | None
             f"--shots {request.shots} leaves no rows of {request.train} to test on; lower it or give --test"
         )
     return train, dev, subsample(rest, request.test_size, request.seed)
+
+
+def read_test(request: TuneRequest, source: str) -> list[Record]:
+    """Return the rows of a test file that were asked for."""
+    test = read_records(source, request.text_columns, request.label_column)
+    # With several seeds all are tested on the same rows: the spread shall not be that of the test.
+    return subsample(test, request.test_size, request.seeds[0] if request.seeds else request.seed)
 
 
 def check_labels(source: str, train: Sequence[Record], others: Mapping[str, Sequence[Record]]) -> None:

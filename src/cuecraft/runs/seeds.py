@@ -15,7 +15,7 @@ from cuecraft.errors import ArtifactError, DataError, MethodError
 from cuecraft.method import Event
 from cuecraft.prompts import check_target
 from cuecraft.prompts.artifact import MANIFEST
-from cuecraft.runs.examples import read_splits, unzip
+from cuecraft.runs.examples import read_test, unzip
 from cuecraft.runs.requests import TuneRequest
 from cuecraft.runs.tuning import tune_once
 
@@ -52,7 +52,7 @@ def run_seeds(request: TuneRequest, started: Callable[[str], Callable[[Event], N
         "folder": str(request.out),
         "seeds": [{"seed": seed, **document} for seed, document in runs.items()],
         "spread": _spread(list(runs.values())),
-        "ensemble_test_accuracy": _ensemble_accuracy(request, seeds, started),
+        "ensemble_test_accuracy": _ensemble_accuracy(request, started),
     }
 
 
@@ -79,13 +79,11 @@ def _spread(documents: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float
     }
 
 
-def _ensemble_accuracy(
-    request: TuneRequest, seeds: Sequence[int], started: Callable[[str], Callable[[Event], None]]
-) -> float | None:
-    _, _, test = read_splits(replace(request, seed=seeds[0]))
-    if not test or not request.test:  # rows that one seed leaves over are another's training examples
+def _ensemble_accuracy(request: TuneRequest, started: Callable[[str], Callable[[Event], None]]) -> float | None:
+    """Return the accuracy on the test file; None without one: rows that one seed leaves over are another's examples."""
+    if not request.test:
         return None
-    texts, labels = unzip(test)
+    texts, labels = unzip(read_test(request, request.test))
     where = {"device": request.device, "local_files_only": request.local_files_only, "dtype": request.dtype}
     ensemble = PromptEnsemble.load(request.out, request.model, **where)  # type: ignore[arg-type]
     likeliest = ensemble.predict_proba(texts, started("ensemble")).argmax(1)

@@ -7,11 +7,11 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cuecraft.data import Record, read_partly_labelled, read_records, stream_texts, subsample
+from cuecraft.data import Record, read_partly_labelled, stream_texts
 from cuecraft.errors import CuecraftWarning, DataError, MethodError
 from cuecraft.method import Event
 from cuecraft.prompts import check_target
-from cuecraft.runs.examples import check_labels, unzip
+from cuecraft.runs.examples import check_labels, read_test, unzip
 from cuecraft.runs.requests import TuneRequest
 from cuecraft.runs.tuning import finished, make_classifier
 from cuecraft.search.label_free import LabelFreeOutcome, LabelFreeSearch
@@ -30,8 +30,7 @@ def run_label_free(request: TuneRequest, started: Callable[[str], Callable[[Even
     texts = _texts(request)
     test: list[Record] = []
     if request.test:
-        test = read_records(request.test, request.text_columns, request.label_column)
-        test = subsample(test, request.test_size, request.seed)
+        test = read_test(request, request.test)
         check_labels("--classes", [Record({}, name) for name in classes], {request.test: test})
     classifier = make_classifier(request, request.method_options)
     prior = _shares(request.prior)

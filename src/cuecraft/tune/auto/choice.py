@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from cuecraft.evidence import Evidence, Tried, Verdict, compare_paired, judge
+from cuecraft.evidence import Evidence, Tried, Verdict, judge
 from cuecraft.method import (
     CalibrationKind,
     Candidate,
@@ -136,9 +136,7 @@ class _Choice:
 
     def _evidence(self, untrained: Untrained, ladder: Ladder, run: Run) -> Evidence:
         found = ladder.answers(run)
-        before = untrained.best.first(len(found.sizes))
-        pair = found.log_probs.numpy(), before.log_probs.numpy()
-        return compare_paired(*pair, found.labels.numpy(), self.problem.seed)
+        return found.beside(untrained.best.first(len(found.sizes)), self.problem.seed)
 
     def _refit(self, ladder: Ladder, run: Run) -> tuple[Candidate, Candidate]:
         """Make the chosen configuration on all examples, averaged over orders; return it and the words it started from.
@@ -162,10 +160,11 @@ class _Choice:
             if member is None:
                 break
             members.append(member)
-        found = ladder.best_of_folds(run)
         if members:
             mean = average(members) if len(members) > 1 else members[0]
             found = retasked(ladder.moved(run, start, mean), own, self.problem)
+        else:
+            found = ladder.best_of_folds(run)
         # As the answers were that it was chosen by: calibrated once more, now on all that were held out.
         calibration = found.calibration.then(ladder.plain_answers(run).calibration())
         return replace(found, calibration=calibration), retasked(start, own, self.problem)

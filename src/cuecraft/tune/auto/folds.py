@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cuecraft.backbone import SequenceBackbone
 from cuecraft.backbone.readout import class_scores
+from cuecraft.evidence import Evidence, compare_paired
 from cuecraft.method import CalibrationKind, Candidate, Labelled, Problem, Score, Selection, calibration_of, fitted_head
 from cuecraft.prompts import Calibration, HardPrompt, calibration
 from cuecraft.search.folds import Fold, stratified_folds
@@ -54,7 +55,7 @@ def log_probabilities(problem: Problem, candidate: Candidate) -> Tensor:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """HeldOut to held-out examples.
+    """Answers to held-out examples.
 
     Args:
         log_probs: `[n, C]` log-probabilities (nats), float64.
@@ -75,6 +76,10 @@ class HeldOut:
     def losses(self) -> Tensor:
         """Log-losses `[n]` (nats)."""
         return -self.log_probs.gather(1, self.labels[:, None])[:, 0]
+
+    def beside(self, untuned: HeldOut, seed: int) -> Evidence:
+        """Compare these answers with the untuned prompt's to the same examples; `seed` is of the permutation test."""
+        return compare_paired(self.log_probs.numpy(), untuned.log_probs.numpy(), self.labels.numpy(), seed)
 
     def first(self, folds: int) -> HeldOut:
         """Return the answers of the first folds."""

@@ -131,7 +131,7 @@ class Ladder:
 
     def answers(self, run: Run, folds: int | None = None) -> HeldOut:
         """Return what a run answers to the held-out parts of its first folds, calibrated by one another."""
-        return self._at(run, self.share(run, folds), folds).recalibrated(self._problem.seed)
+        return self._best(run, folds)[1]
 
     def plain_answers(self, run: Run) -> HeldOut:
         """Return what a run answers to the held-out parts."""
@@ -139,9 +139,13 @@ class Ladder:
 
     def share(self, run: Run, folds: int | None = None) -> int:
         """Return which of `SHARES` of the way has the least log-loss on a run's first folds, calibrated."""
-        count = len(run.answers[0])
-        losses = [self._at(run, n, folds).recalibrated(self._problem.seed).score.loss for n in range(count)]
-        return losses.index(min(losses))
+        return self._best(run, folds)[0]
+
+    def _best(self, run: Run, folds: int | None) -> tuple[int, HeldOut]:
+        """Return the share of the way of least log-loss, and its answers, calibrated by one another."""
+        shares = range(len(run.answers[0]))
+        found = [self._at(run, share, folds).recalibrated(self._problem.seed) for share in shares]
+        return min(enumerate(found), key=lambda pair: pair[1].score.loss)
 
     def _at(self, run: Run, share: int, folds: int | None) -> HeldOut:
         count = len(run.answers) if folds is None else folds
@@ -149,10 +153,10 @@ class Ladder:
 
     def tried(self, run: Run) -> Tried:
         """Return a run's line of the leaderboard."""
-        found, share = self.answers(run), SHARES[self.share(run)]
+        share, found = self._best(run, None)
         name = run.configuration.name
-        if run.configuration.training is not None and share < 1:
-            name += f", {share:.0%} of the way"
+        if run.configuration.training is not None and SHARES[share] < 1:
+            name += f", {SHARES[share]:.0%} of the way"
         return Tried(name, found.score.loss, found.score.accuracy, found.sd, len(run.answers), run.seconds)
 
     def look_again(self, run: Run, members: int) -> bool:

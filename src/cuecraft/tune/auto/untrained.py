@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from cuecraft.backbone import HeadKind
-from cuecraft.evidence import Tried, compare_paired
+from cuecraft.evidence import Tried
 from cuecraft.method import CalibrationKind, Candidate, Event, Labelled, Problem, starting_point
 from cuecraft.prompts import HardPrompt
 from cuecraft.search.elimination import halving_rounds
@@ -145,8 +145,7 @@ class Untrained:
         """
         if found.score.loss >= own.score.loss:
             return False
-        pair = found.log_probs.numpy(), own.log_probs.numpy()
-        evidence = compare_paired(*pair, own.labels.numpy(), self._problem.seed)
+        evidence = found.beside(own, self._problem.seed)
         return evidence.is_better and evidence.p_loss < _CLEAR / among
 
     def _with_label_words(self, starts: Sequence[Words]) -> list[Words]:
@@ -157,7 +156,7 @@ class Untrained:
         if given is None or found is None:  # the time is over
             return list(starts)
         self._note(f"label words searched, words {starts[0].name}", found, time.perf_counter() - begun)
-        if compare_paired(found.log_probs.numpy(), given.log_probs.numpy(), found.labels.numpy()).is_better:
+        if found.beside(given, self._problem.seed).is_better:
             return [
                 replace(s, name=f"{s.name}, label words searched", label_words=searched, differs=True) for s in starts
             ]
