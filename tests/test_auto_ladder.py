@@ -1,0 +1,327 @@
+"""`auto`: folds, and successive halving over them."""
+
+import itertools
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conftest import tiny_problem
+from cuecraft.errors import MethodError
+from cuecraft.method import CalibrationKind, Labelled, Selection, starting_point
+from cuecraft.prompts import Calibration, HardPrompt, calibration
+from cuecraft.search.folds import Fold, stratified_folds
+from cuecraft.tune.auto import ladder as ladder_module
+from cuecraft.tune.auto.folds import HeldOut, LastEpoch, fold_problem, untuned_answers
+from cuecraft.tune.auto.ladder import Configuration, Ladder, Run
+from cuecraft.tune.auto.plans import PLANS, Preset, configurations
+from cuecraft.tune.auto.starts import GivenWords, SearchedPrompt, Words
+from cuecraft.tune.deep_cue import OffsetTraining
+from cuecraft.tune.prompt_tuning import EmbeddingTraining
+from cuecraft.tune.soup import part_of_the_way
+
+# Folds
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 2), min_size=6, max_size=60), st.integers(2, 5), st.integers(0, 9))
+def test_folds_are_a_stratified_partition(labels, count, seed):
+    folds = stratified_folds(torch.tensor(labels), count, seed)
+    rarest = min(labels.count(label) for label in set(labels))
+    if rarest < 2:
+        assert folds == []
+        return
+    assert len(folds) == min(count, rarest)
+    held = sorted(row for fold in folds for row in fold.held_out)
+    assert held == list(range(len(labels)))
+    for fold, label in itertools.product(folds, set(labels)):
+        own = [labels[row] for row in fold.held_out].count(label)
+        assert abs(own - labels.count(label) / len(folds)) < 1
+        assert sorted((*fold.train, *fold.held_out)) == list(range(len(labels)))
+
+
+@pytest.mark.parametrize("kind", list(CalibrationKind))
+def test_untuned_answers_are_those_of_a_fit_on_each_fold_alone(kind, causal):
+    problem = tiny_problem(causal)
+    pool = problem.pool
+    folds = stratified_folds(pool.labels, 2, 0)
+    ids = problem.initial_ids
+    found = untuned_answers(problem, pool, [HardPrompt(ids[:1]), HardPrompt(ids)], folds)(1, kind)
+    expected = []
+    for number, _ in enumerate(folds):
+        own = fold_problem(problem, pool, folds, number)
+        candidate = starting_point(replace(own, dev=None), ids, kind)
+        with torch.no_grad():
+            expected.append(candidate.logits(causal, own.dev.context).double().log_softmax(-1))
+    assert torch.allclose(found.log_probs, torch.cat(expected), atol=1e-5)
+    assert found.labels.tolist() == [int(pool.labels[row]) for fold in folds for row in fold.held_out]
+
+
+def test_untuned_answers_of_a_class_head_are_those_of_a_fit_on_each_fold_alone(sequence):
+    problem = tiny_problem(sequence)
+    pool = problem.pool
+    folds = stratified_folds(pool.labels, 2, 0)
+    found = untuned_answers(problem, pool, [HardPrompt(())], folds)(0, CalibrationKind.NONE)
+    expected = []
+    for number, _ in enumerate(folds):
+        own = fold_problem(problem, pool, folds, number)
+        with torch.no_grad():
+            expected.append(starting_point(own, (), CalibrationKind.NONE).logits(sequence, own.dev.context).double())
+    assert torch.allclose(found.log_probs, torch.cat(expected).log_softmax(-1), atol=1e-5)
+
+
+def test_joined_examples_have_the_logits_of_each_part(causal):
+    problem = tiny_problem(causal)
+    prompt = HardPrompt(problem.initial_ids)
+    with torch.no_grad():
+        whole = causal.class_logits(problem.pool.context, prompt)
+        parts = [causal.class_logits(part.context, prompt) for part in (problem.train, problem.dev)]
+    assert torch.allclose(whole, torch.cat(parts), atol=1e-5)
+
+
+# The ladder
+
+
+def ladder_of(backbone, folds=2, **options):
+    problem = tiny_problem(backbone, **options)
+    pool = problem.pool
+    return Ladder(problem, pool, stratified_folds(pool.labels, folds, 0)), problem
+
+
+def deep(problem, rate=0.1, epochs=4):
+    training = OffsetTraining(learning_rate=rate, epochs=epochs, schedule="linear")
+    return Configuration(Words("own", GivenWords(), problem.initial_ids, differs=False), training)
+
+
+def test_held_out_labels_do_not_touch_the_training(causal):
+    """Another label of a held-out example changes what is measured, and not what is learnt."""
+    ladder, problem = ladder_of(causal)
+    pool, folds = ladder._pool, ladder._folds
+    flipped = pool.labels.clone()
+    flipped[folds[0].held_out] = 1 - flipped[folds[0].held_out]
+    other = Ladder(problem, Labelled(pool.context, flipped), folds)
+    first, second = ladder.climb([deep(problem)], (1,))[0], other.climb([deep(problem)], (1,))[0]
+    for one, two in zip(first.answers[0], second.answers[0], strict=True):
+        assert torch.equal(one, two)
+    assert [event for event in ladder.trace if event["fold"] == 0] == [e for e in other.trace if e["fold"] == 0]
+    assert ladder._at(first, 0, 1).score != other._at(second, 0, 1).score
+
+
+def test_answers_to_held_out_examples_are_those_of_a_training_without_them(causal):
+    ladder, problem = ladder_of(causal)
+    run = ladder.climb([deep(problem)], (1,))[0]
+    for number, (*_, found) in enumerate(run.answers):
+        own = fold_problem(problem, ladder._pool, ladder._folds, number)
+        alone = replace(own, dev=None)
+        start = starting_point(alone, problem.initial_ids, CalibrationKind.FITTED)
+        selection = LastEpoch(alone)
+        OffsetTraining(learning_rate=0.1, epochs=4, schedule="linear").refine(alone, start, selection)
+        with torch.no_grad():
+            expected = selection.best.logits(causal, own.dev.context).double().log_softmax(-1)
+        assert torch.equal(found, expected)
+
+
+def test_the_last_epoch_is_kept_and_not_the_best(causal):
+    problem = replace(tiny_problem(causal), dev=None)
+    start = starting_point(problem, problem.initial_ids, CalibrationKind.FITTED)
+    best, last = Selection(problem), LastEpoch(problem)
+    wild = OffsetTraining(learning_rate=30.0, epochs=5)
+    wild.refine(problem, start, best)
+    wild.refine(problem, start, last)
+    assert [e["train_loss"] for e in last.trace] == [e["train_loss"] for e in best.trace]
+    assert last.best_score.loss == last.trace[-1]["train_loss"]
+    assert last.best_score.loss > best.best_score.loss
+
+
+def test_a_linear_schedule_ends_at_zero(causal):
+    """One epoch of one batch at the full rate, then one at half of it: computed by hand with AdamW."""
+    problem = replace(tiny_problem(causal), dev=None)
+    start = starting_point(problem, problem.initial_ids, CalibrationKind.FITTED)
+    options = OffsetTraining(learning_rate=0.1, epochs=2, schedule="linear", batch_size=8, gradient_clip=1e9)
+    found = LastEpoch(problem)
+    options.refine(problem, start, found)
+    trainable = options.trainable(problem, start)
+    groups = trainable.groups()
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+    rate = groups[0]["lr"]
+    for share in (1.0, 0.5):
+        optimizer.param_groups[0]["lr"] = rate * share
+        optimizer.zero_grad()
+        logits = trainable.candidate().logits(causal, problem.train.context)
+        torch.nn.functional.cross_entropy(logits, problem.train.labels).backward()
+        optimizer.step()
+    expected = trainable.snapshot().prompt.offsets
+    assert torch.allclose(found.best.prompt.offsets, expected, atol=1e-6)
+
+
+def answers_of(losses):
+    """Log-probabilities of two classes whose log-loss on class 0 is given."""
+    return torch.tensor([[-loss, float(np.log1p(-np.exp(-loss)))] for loss in losses], dtype=torch.float64)
+
+
+class Plain(Ladder):
+    """Without the calibration afterwards, so that the losses are the given ones."""
+
+    def answers(self, run, folds=None):
+        return self._at(run, 0, folds)
+
+
+def test_the_most_promising_run_within_one_standard_error_is_taken():
+    folds = [Fold([], [0, 1]), Fold([], [2, 3])]
+    ladder = Plain(SimpleNamespace(seed=0), Labelled(None, torch.zeros(4, dtype=torch.long)), folds)
+
+    def run(*losses):
+        return Run(None, [[answers_of(losses[:2])], [answers_of(losses[2:])]])
+
+    near, far = run(0.50, 0.30, 0.50, 0.30), run(0.70, 0.60, 0.72, 0.60)
+    best = run(0.40, 0.38, 0.42, 0.36)  # 0.01 less than `near` on average, by differences of +-0.1
+    assert ladder._ranked([near, best])[0] is near
+    assert ladder._ranked([far, best])[0] is best
+    assert ladder._ranked([best, near])[0] is best
+    ladder._rounds = 2
+    one_fold = Run(None, [[answers_of((0.1, 0.1))]])
+    assert ladder._ranked([one_fold, best])[0] is best
+
+
+def test_recalibrated_answers_are_each_calibrated_by_the_others():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.tensor([0, 1] * 12)
+    sure = 6 * torch.randn(24, 2, generator=generator, dtype=torch.float64)
+    sure[range(24), labels] += 2.0
+    found = HeldOut(sure.log_softmax(-1), labels, (12, 12))
+    again = found.recalibrated(3)
+    for fold in stratified_folds(labels, 4, 3):
+        own = calibration.fitted(found.log_probs[fold.train], labels[fold.train])
+        expected = own.apply(found.log_probs[fold.held_out]).log_softmax(-1)
+        assert torch.allclose(again.log_probs[fold.held_out], expected)
+    assert again.score.loss < found.score.loss
+
+
+@given(st.lists(st.floats(-3, 3), min_size=4, max_size=4), st.floats(0.1, 4), st.floats(0.1, 4))
+def test_calibrations_one_after_the_other_are_one(bias, first_scale, second_scale):
+    first, second = Calibration(tuple(bias[:2]), first_scale), Calibration(tuple(bias[2:]), second_scale)
+    logits = torch.tensor([[0.3, -1.2], [2.0, 0.1]], dtype=torch.float64)
+    assert torch.allclose(first.then(second).apply(logits), second.apply(first.apply(logits)))
+
+
+def test_nothing_is_dropped_on_a_handful_of_examples(causal):
+    ladder, problem = ladder_of(causal)
+    runs = ladder.climb([deep(problem, rate) for rate in (1e-6, 0.1, 0.03)], (1,))
+    assert [len(run.answers) for run in runs] == [2, 2, 2]
+
+
+def test_halving_keeps_the_better_ones(causal, monkeypatch):
+    monkeypatch.setattr(ladder_module, "_ENOUGH", 4)
+    ladder, problem = ladder_of(causal)
+    runs = ladder.climb([deep(problem, rate) for rate in (1e-6, 0.1, 0.03)], (1,))
+    assert [len(run.answers) for run in runs] == [2, 1, 1]
+    first = [ladder.answers(run, 1).score.loss for run in runs]
+    assert first[0] == min(first)
+
+
+def test_a_configuration_that_the_backbone_refuses_is_passed_over(causal, monkeypatch):
+    ladder, problem = ladder_of(causal)
+    refine = OffsetTraining.refine
+
+    def refusing(self, *rest):
+        if self.learning_rate == 0.5:
+            raise MethodError("not here")
+        refine(self, *rest)
+
+    monkeypatch.setattr(OffsetTraining, "refine", refusing)
+    runs = ladder.climb([deep(problem, 0.5), deep(problem)], (2,))
+    assert [run.configuration.training.learning_rate for run in runs] == [0.1]
+    assert "not here" in ladder.refusal
+
+
+def test_a_plan_tries_the_best_start_with_every_recipe_and_others_with_the_first():
+    starts = [Words(name, GivenWords(), ids, name != "a") for name, ids in (("a", (1, 2)), ("b", (3,)), ("c", (4,)))]
+    found = configurations(PLANS[Preset.BEST], starts, (8, 9))
+    names = [(one.training.name, one.training.learning_rate, one.training.epochs, one.start.name) for one in found]
+    assert names[:2] == [("deep-cue", 0.1, 8, "a"), ("deep-cue", 0.03, 8, "a")]
+    assert ("deep-cue", 0.1, 8, "b") in names
+    assert ("prompt-tuning", 0.005, 16, "a") in names
+    longer = next(one.start for one in found if "longer" in one.start.name)
+    assert longer.token_ids == (8, 9, 8, 9, 8, 9, 1, 2)
+    assert isinstance(found[-1].start, SearchedPrompt)
+    assert all(one.training.schedule == "linear" for one in found)
+
+
+def test_words_that_differ_are_tried_without_training_too():
+    other = Words("b", GivenWords(), (3,), differs=True)
+    assert configurations(PLANS[Preset.FAST], [other], (8,))[-1] == Configuration(other, None)
+
+
+def test_a_training_that_diverges_is_refused(causal, monkeypatch):
+    ladder, problem = ladder_of(causal)
+    plain = ladder_module.log_probabilities
+    calls = []
+
+    def sometimes(own, candidate):
+        calls.append(1)
+        found = plain(own, candidate)
+        return found * torch.nan if len(calls) == 1 else found
+
+    monkeypatch.setattr(ladder_module, "log_probabilities", sometimes)
+    runs = ladder.climb([deep(problem), deep(problem, 0.03)], (2,))
+    assert [run.configuration.training.learning_rate for run in runs] == [0.03]
+    assert "diverged" in ladder.refusal
+
+
+def test_the_share_of_the_way_is_the_one_of_least_loss_over_the_folds():
+    folds = [Fold([], [0, 1]), Fold([], [2, 3])]
+    ladder = Ladder(SimpleNamespace(seed=0), Labelled(None, torch.zeros(4, dtype=torch.long)), folds)
+    near, mid, far = (answers_of((loss, loss)) for loss in (0.6, 0.3, 0.5))
+    run = Run(None, [[near, mid, far], [near, mid, answers_of((0.2, 0.2))]])
+    assert ladder.share(run) == 1
+    assert ladder.share(run, 1) == 1
+    assert torch.equal(ladder.plain_answers(run).log_probs, torch.cat([mid, mid]))
+    assert ladder.share(Run(None, [[near, far], [near, answers_of((0.2, 0.2))]])) == 1
+
+
+@pytest.mark.parametrize("training", [OffsetTraining(epochs=2), EmbeddingTraining(epochs=2)])
+@pytest.mark.parametrize("kind", ["causal", "sequence"])
+def test_a_part_of_the_way_lies_between_start_and_end(training, kind, request):
+    backbone = request.getfixturevalue(kind)
+    problem = replace(tiny_problem(backbone, "{prompt: it was}{text}" if kind == "sequence" else None), dev=None)
+    start = starting_point(problem, problem.initial_ids, CalibrationKind.FITTED)
+    selection = LastEpoch(problem)
+    training.refine(problem, start, selection)
+    context = problem.train.context
+    with torch.no_grad():
+        first, last = start.logits(backbone, context), selection.best.logits(backbone, context)
+        none, half, all_of_it = (
+            part_of_the_way(start, selection.best, share, backbone.embed) for share in (0.0, 0.5, 1.0)
+        )
+        assert torch.allclose(none.logits(backbone, context), first, atol=1e-5)
+        assert torch.equal(all_of_it.logits(backbone, context), last)
+    trained = selection.best.prompt
+    if isinstance(training, EmbeddingTraining):
+        middle = (start.prompt.vectors(backbone.embed) + trained.embeddings) / 2
+        assert torch.allclose(half.prompt.embeddings, middle, atol=1e-6)
+    else:
+        assert torch.allclose(half.prompt.offsets, trained.offsets / 2, atol=1e-7)
+    if kind == "sequence":
+        assert torch.allclose(half.prompt.head.weight, (start.prompt.head.weight + trained.head.weight) / 2, atol=1e-6)
+
+
+def test_a_stop_in_mid_round_compares_on_the_folds_that_all_have():
+    folds = [Fold([], [0, 1]), Fold([], [2, 3])]
+    ladder = Plain(SimpleNamespace(seed=0), Labelled(None, torch.zeros(4, dtype=torch.long)), folds)
+    ladder._rounds = 1
+    bad = Run(None, [[answers_of((0.9, 0.8))], [answers_of((0.1, 0.1))]])
+    good = Run(None, [[answers_of((0.2, 0.3))]])
+    assert ladder._ranked([bad, good])[0] is good
+
+
+def test_copies_of_a_text_stay_in_one_fold():
+    labels = torch.tensor([0, 1] * 10)
+    texts = [f"text {n // 4}" for n in range(20)]
+    for fold in stratified_folds(labels, 4, 0, texts):
+        assert not {texts[row] for row in fold.train} & {texts[row] for row in fold.held_out}
+    apart = [f"text {n}" for n in range(20)]
+    assert stratified_folds(labels, 4, 0, apart) == stratified_folds(labels, 4, 0)
