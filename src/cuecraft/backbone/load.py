@@ -23,6 +23,7 @@ from cuecraft.backbone.causal import CausalBackbone
 from cuecraft.backbone.encoder import MaskedBackbone, Pooling, SequenceBackbone
 from cuecraft.backbone.rendering import HeadKind
 from cuecraft.errors import BackboneError, CuecraftWarning
+from cuecraft.storage import file_sha256
 
 AnyBackbone = CausalBackbone | MaskedBackbone | SequenceBackbone
 _MEET_THE_CONTRACT: tuple[type[Backbone], ...] = (CausalBackbone, MaskedBackbone, SequenceBackbone)
@@ -68,7 +69,7 @@ def load_backbone(
     kind = _head_kind(head)
     if isinstance(model, tuple):
         return _from_memory(*model, kind)
-    where = _device(device)
+    where = device_named(device)
     if dtype == NF4:
         _require_nf4(where)
     return _load(str(model), kind, where, local_files_only, _dtype("auto" if dtype == NF4 else dtype, where), dtype)
@@ -81,7 +82,12 @@ def _head_kind(head: str | None) -> HeadKind | None:
         raise BackboneError(f"head {head!r} is unknown; choose {', '.join(HeadKind)}") from None
 
 
-def _device(device: str) -> str:
+def device_named(device: str) -> str:
+    """Return the torch device of a name; `auto` takes a GPU if there is one.
+
+    Raises:
+        BackboneError: it cannot be used.
+    """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -249,7 +255,7 @@ def _hash_files(name: str) -> str:
     files = assets.identity_files(name) if assets.is_asset(name) else assets.checkpoint_files(_snapshot(name))
     digest = hashlib.sha256()
     for path in files:
-        digest.update(f"{path.name} {assets.file_sha256(path)}\n".encode())
+        digest.update(f"{path.name} {file_sha256(path)}\n".encode())
     return digest.hexdigest()
 
 

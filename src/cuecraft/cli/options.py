@@ -58,6 +58,9 @@ Prior = Annotated[
 Shots = Annotated[
     int | None, typer.Option(min=1, help="Draw so many examples of each class from TRAIN, and as many for dev.")
 ]
+First = Annotated[
+    int | None, typer.Option(min=1, help="Learn from the first N rows of TRAIN alone and test on the later ones.")
+]
 Head = Annotated[str | None, typer.Option(help="causal, masked or sequence; by default what the checkpoint has.")]
 MaxTokens = Annotated[int | None, typer.Option(min=1, help="Tokens of one input at most.")]
 TimeLimit = Annotated[float | None, typer.Option(min=0, help="Seconds of search and training.")]

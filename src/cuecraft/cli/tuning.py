@@ -16,6 +16,7 @@ from cuecraft.cli.options import (
     Dev,
     Device,
     Dtype,
+    First,
     Head,
     Json,
     LabelColumn,
@@ -60,6 +61,7 @@ def tune(
     option: MethodOption = None,
     vocab_from: VocabFrom = None,
     shots: Shots = None,
+    first: First = None,
     head: Head = None,
     max_tokens: MaxTokens = None,
     seed: Seed = 0,
@@ -76,11 +78,13 @@ def tune(
     json: Json = False,
 ) -> None:
     """Find a prompt for labelled texts, or with --unlabeled for texts alone, and write it as an artifact."""
+    from cuecraft.checkpoints import Keeping
     from cuecraft.runs import TuneRequest, run_tune
 
     where: dict[str, Any] = {"device": device, "dtype": dtype, "local_files_only": local_files_only, "seed": seed}
     asked: dict[str, Any] = {"unlabeled": unlabeled, "classes": names_of(classes), "prior": tuple(prior or [])}
-    asked |= {"checkpoints": checkpoints, "time_limit": time_limit, "shots": shots, "max_tokens": max_tokens}
+    asked |= {"checkpoints": Keeping(checkpoints) if checkpoints else None, "time_limit": time_limit}
+    asked |= {"shots": shots, "first": first, "max_tokens": max_tokens}
     request = TuneRequest(
         train=train,
         dev=dev,
@@ -218,6 +222,7 @@ def multitask(
     json: Json = False,
 ) -> None:
     """Tune several tasks together, over one prompt that they share."""
+    from cuecraft.checkpoints import Keeping
     from cuecraft.runs import MultitaskRequest, run_multitask
 
     request = MultitaskRequest(
@@ -235,7 +240,7 @@ def multitask(
         device=device,
         dtype=dtype,
         local_files_only=local_files_only,
-        checkpoints=checkpoints,
+        checkpoints=Keeping(checkpoints) if checkpoints else None,
         out=out or add_to or Path("runs/family"),
     )
     with display.progress() as started:

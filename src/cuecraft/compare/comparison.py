@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import signal
 import threading
 import warnings
@@ -12,12 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from cuecraft.backbone import AnyBackbone, load_backbone
 from cuecraft.compare.config import CompareConfig, Contender, contenders, with_references
@@ -38,16 +34,17 @@ from cuecraft.compare.schema import (
 )
 from cuecraft.compare.splits import Splits, read_splits
 from cuecraft.compare.statistics import macro_f1
-from cuecraft.compare.store import DOCUMENT, REPORT, Folder, cell_key, write_atomically
+from cuecraft.compare.store import DOCUMENT, REPORT, Folder, cell_key
 from cuecraft.compare.summary import best_name, make_rows, untuned_name
 from cuecraft.compare.trial import Trial, repeat_trial, run_trial
 from cuecraft.compare.words import nearest_words
 from cuecraft.errors import CuecraftError, CuecraftWarning, MethodError
+from cuecraft.machine import describe, versions
 from cuecraft.method import Candidate, Event, Labelled, Problem, fresh_logits, label_context
 from cuecraft.prompts.manifest import BackboneEntry, DataEntry
 from cuecraft.task import Task
 from cuecraft.tune import METHODS, make_method
-from cuecraft.tune.prepare import data_entry, make_problem, make_task, versions
+from cuecraft.tune.prepare import data_entry, make_problem, make_task
 
 Started = Callable[[str], Callable[[Event], None]]
 
@@ -288,7 +285,7 @@ def _steps(trial: Trial) -> list[Step]:
 def _write(folder: Folder, document: Comparison, started: Started) -> list[Path]:
     """Write `compare.json` and, where its packages are installed, `report.html`; return the paths."""
     path, report = folder.path / DOCUMENT, folder.path / REPORT
-    write_atomically(path, document.model_dump_json() + "\n")
+    folder.write_text(path, document.model_dump_json() + "\n")
     started("drawing the report")
     try:
         html = render_report(document)
@@ -302,7 +299,7 @@ def _write(folder: Folder, document: Comparison, started: Started) -> list[Path]
             stacklevel=2,
         )
         return [path]
-    write_atomically(report, html)
+    folder.write_text(report, html)
     return [path, report]
 
 
@@ -324,13 +321,4 @@ def _stoppable() -> Iterator[None]:
 
 
 def _machine(backbone: AnyBackbone) -> MachineEntry:
-    cuda = backbone.device.type == "cuda"
-    return MachineEntry(
-        platform=platform.platform(),
-        cpu=f"{os.cpu_count()} cores, {platform.machine()}",
-        device=torch.cuda.get_device_name(backbone.device) if cuda else backbone.device.type,
-        threads=torch.get_num_threads(),
-        versions={name: version for name, version in versions().items() if version}
-        | {"python": platform.python_version(), "numpy": metadata.version("numpy")},
-        date=datetime.now(UTC).date().isoformat(),
-    )
+    return MachineEntry(**describe(backbone.device), date=datetime.now(UTC).date().isoformat())

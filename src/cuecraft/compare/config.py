@@ -14,6 +14,7 @@ from cuecraft.assets import PREFIX, is_asset
 from cuecraft.backbone import HeadKind
 from cuecraft.errors import CompareError, MethodError
 from cuecraft.method import Method
+from cuecraft.settings import Place, Settings, explained, keys_of, read_yaml
 from cuecraft.tune import METHODS, make_method
 
 ALL = "all"
@@ -112,41 +113,25 @@ def load_config(file: Path | None, flags: Mapping[str, Any]) -> CompareConfig:
     Raises:
         CompareError: the file cannot be read, or a key or value is wrong.
     """
-    settings = _read_yaml(file) if file else {}
-    settings |= {name: value for name, value in flags.items() if value is not None}
-    where = f"{file}: " if file else ""
-    if "task" not in settings:
+    settings = read_yaml(file, CompareError) if file else Settings()
+    for name, value in flags.items():
+        if value is not None:
+            settings = settings.overridden([name], value, f"--{name.replace('_', '-')}")
+    if "task" not in settings.values:
+        where = f"{file}: " if file else ""
         raise CompareError(f"{where}no task; give --task FOLDER, or task in a --config file")
     try:
-        return CompareConfig.model_validate(settings)
+        return CompareConfig.model_validate(settings.values)
     except ValidationError as error:
-        # Of a value that may be of several shapes, the shape that it came nearest to.
-        first = max(error.errors(), key=lambda found: len(found["loc"]))
-        place = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("list[", "MethodEntry")))
-        if first["type"] == "extra_forbidden":
-            known = CompareConfig if len(first["loc"]) == 1 else MethodEntry
-            raise CompareError(f"{where}unknown key {place!r}; the keys are {', '.join(known.model_fields)}") from None
-        message = first["msg"].removeprefix("Value error, ")
-        message = message[:1].lower() + message[1:]
-        raise CompareError(f"{where}{place}: {message} (got {first['input']!r})") from None
+        raise CompareError(explained(error, settings, _place, _keys)) from None
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
-    import yaml
+def _place(loc: Place) -> Place:
+    return tuple(part for part in loc if part != "str" and not str(part).startswith(("list[", "MethodEntry")))
 
-    try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CompareError(f"{file}: no such file; check the path") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise CompareError(f"{file}: not readable as UTF-8 text ({error})") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        raise CompareError(f"{file}{where}: not valid YAML ({getattr(error, 'problem', error)}); mend it") from None
-    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
-        raise CompareError(f"{file}: a YAML {type(found).__name__}, but settings are 'key: value' lines")
-    return found
+
+def _keys(place: Place) -> Sequence[str]:
+    return keys_of(MethodEntry if place else CompareConfig)
 
 
 @dataclass(frozen=True)

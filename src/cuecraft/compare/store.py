@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from importlib import import_module
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +15,10 @@ from pydantic import ValidationError
 
 from cuecraft.compare.schema import Cell
 from cuecraft.errors import CompareError, CuecraftWarning
+from cuecraft.storage import LOCK, SCRATCH, FolderInUseError, locked, write_file
 
 DOCUMENT, REPORT = "compare.json", "report.html"
-_CELLS, _LOCK, _SCRATCH = "cells", ".lock", ".tmp"
+_CELLS = "cells"
 
 
 def cell_key(parts: Mapping[str, Any]) -> str:
@@ -52,19 +51,14 @@ class Folder:
         Raises:
             CompareError: another process is at work here.
         """
-        (self.path / _CELLS).mkdir(parents=True, exist_ok=True)
-        with (self.path / _LOCK).open("w", encoding="ascii") as handle:
+        with ExitStack() as held:
             try:
-                fcntl = import_module("fcntl")
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except ImportError:
-                pass  # not on this system; two processes would do the same work twice, but break nothing
-            except OSError as error:
+                held.enter_context(locked(self.path))
+                (self.path / _CELLS).mkdir(exist_ok=True)
+            except FolderInUseError as error:
                 raise CompareError(
                     f"{self.path}: another cuecraft compare is at work here; wait for it or choose another --out"
                 ) from error
-            for left in self.path.rglob(f"*{_SCRATCH}"):  # of a process that was killed while it wrote
-                left.unlink()
             yield
 
     def read(self, name: str, seed: int, key: str) -> Cell | None:
@@ -92,39 +86,27 @@ class Folder:
 
     def write(self, cell: Cell) -> None:
         """Keep a finished cell."""
-        write_atomically(self._cell(cell.name, cell.seed), cell.model_dump_json() + "\n")
+        self.write_text(self._cell(cell.name, cell.seed), cell.model_dump_json() + "\n")
+
+    def write_text(self, path: Path, text: str) -> None:
+        """Write one of the folder's files, in one step.
+
+        Raises:
+            CompareError: it cannot be written.
+        """
+        try:
+            write_file(path, text)
+        except OSError as error:
+            raise CompareError(f"{path}: cannot be written ({error}); make room or choose another --out") from error
 
     def _cell(self, name: str, seed: int) -> Path:
         return self.path / _CELLS / f"{name}-seed-{seed}.json"
 
 
 def _check_own(path: Path) -> None:
-    own = {DOCUMENT, REPORT, _CELLS, _LOCK}
+    own = {DOCUMENT, REPORT, _CELLS, LOCK}
     if path.is_dir():
-        found = {child.name for child in path.iterdir() if not child.name.endswith(_SCRATCH)}
+        found = {child.name for child in path.iterdir() if not child.name.endswith(SCRATCH)}
         if found <= own and (_CELLS in found or not found):
             return
     raise CompareError(f"{path}: exists and is no comparison's folder; choose another --out or remove it")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a crash, never meets half of it.
-
-    Raises:
-        CompareError: it cannot be written.
-    """
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=_SCRATCH, dir=path.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                stream.write(text)
-                stream.flush()
-                os.fsync(stream.fileno())
-            Path(name).chmod(0o644)
-            Path(name).replace(path)
-        except BaseException:
-            with suppress(OSError):
-                Path(name).unlink()
-            raise
-    except OSError as error:
-        raise CompareError(f"{path}: cannot be written ({error}); make room or choose another --out") from error

@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cuecraft.assets import file_sha256, write_folder
 from cuecraft.backbone import AnyBackbone, HeadKind
 from cuecraft.errors import ArtifactError
 from cuecraft.interop.folder import (
@@ -23,6 +22,7 @@ from cuecraft.interop.folder import (
     require_prompt_first,
 )
 from cuecraft.prompts import Artifact, DeepCue, HardPrompt, PrefixPrompt
+from cuecraft.storage import file_sha256, write_folder
 
 
 def export_peft(artifact: Artifact, backbone: AnyBackbone, folder: str | Path) -> None:

@@ -14,7 +14,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cuecraft.assets import file_sha256
 from cuecraft.backbone import AnyBackbone, HeadKind
 from cuecraft.errors import ArtifactError, BackboneError, CuecraftWarning
 from cuecraft.interop.folder import (
@@ -28,6 +27,7 @@ from cuecraft.interop.folder import (
     unflatten_states,
 )
 from cuecraft.prompts import AnyPrompt, Artifact, Calibration, HardPrompt, PrefixPrompt, SoftPrompt
+from cuecraft.storage import file_sha256
 from cuecraft.task import Task, Template, Verbalizer
 
 #: PEFT's kinds of adapter that hold one prompt, and the method of the same name here.

@@ -27,7 +27,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
-from cuecraft.assets import file_sha256, write_folder
 from cuecraft.backbone import AnyBackbone, ClassHead
 from cuecraft.backbone.weights import FullSpec, LoraSpec
 from cuecraft.errors import ArtifactError, CuecraftWarning
@@ -46,6 +45,7 @@ from cuecraft.prompts.manifest import (
     digest,
 )
 from cuecraft.prompts.shared import Sharing, TaskPart
+from cuecraft.storage import file_sha256, write_folder
 from cuecraft.task import Task, Template, Verbalizer
 
 MANIFEST, TENSORS, TRACE, CARD = "manifest.json", "prompt.safetensors", "trace.jsonl", "README.md"

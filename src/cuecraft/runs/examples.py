@@ -9,26 +9,40 @@ from cuecraft.errors import DataError
 from cuecraft.runs.requests import TuneRequest, WordsRequest
 
 
-def train_and_dev(request: TuneRequest | WordsRequest) -> tuple[list[Record], list[Record] | None, list[Record]]:
-    """Return train and dev records as asked for, and those that a k-shot sample leaves over."""
+def train_and_dev(
+    request: TuneRequest | WordsRequest, first: int | None = None
+) -> tuple[list[Record], list[Record] | None, list[Record]]:
+    """Return train and dev records as asked for, and those that are left over to test on.
+
+    Args:
+        request: what was asked for.
+        first: learn from so many rows of the training file, in its order, alone; the later ones are left over.
+    """
     columns = (request.text_columns, request.label_column)
     train = read_records(request.train, *columns)
     dev = read_records(request.dev, *columns) if request.dev else None
+    later: list[Record] = []
+    if first is not None:
+        train, later = train[:first], train[first:]
+        if not later:
+            raise DataError(f"--first {first} leaves no row of {request.train} to test on; it has {len(train)}")
     if not request.shots:
-        return train, dev, []
+        return train, dev, later
     split = k_shot_split(train, request.shots, request.seed, with_dev=dev is None)
-    return split.train, split.dev if dev is None else dev, split.rest
+    return split.train, split.dev if dev is None else dev, split.rest if first is None else later
 
 
 def read_splits(request: TuneRequest) -> tuple[list[Record], list[Record] | None, list[Record]]:
     """Return train, dev and test records as asked for."""
-    train, dev, rest = train_and_dev(request)
+    train, dev, rest = train_and_dev(request, request.first)
     if request.test:
         return train, dev, read_test(request, request.test)
+    if request.first is not None:
+        return train, dev, subsample(rest, request.test_size, request.seed)
     if request.test_size is None:
         return train, dev, []
     if not request.shots:
-        raise DataError("--test-size needs --test, or --shots so that rows of TRAIN are left over to test on")
+        raise DataError("--test-size needs --test, or --shots or --first so that rows of TRAIN are left to test on")
     if not rest:
         raise DataError(
             f"--shots {request.shots} leaves no rows of {request.train} to test on; lower it or give --test"

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from cuecraft.checkpoints import Keeping
+
 
 @dataclass(frozen=True)
 class TuneRequest:
@@ -25,6 +27,7 @@ class TuneRequest:
     template: str | None
     label_words: Mapping[str, Sequence[str]] | Literal["auto"] | None
     shots: int | None
+    first: int | None
     head: str | None
     max_tokens: int | None
     seed: int
@@ -32,7 +35,7 @@ class TuneRequest:
     device: str
     dtype: str
     local_files_only: bool
-    checkpoints: Path | None
+    checkpoints: Keeping | None
     out: Path
     seeds: tuple[int, ...] | None
     unlabeled: bool
@@ -76,5 +79,5 @@ class MultitaskRequest:
     device: str
     dtype: str
     local_files_only: bool
-    checkpoints: Path | None
+    checkpoints: Keeping | None
     out: Path

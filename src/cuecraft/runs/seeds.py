@@ -44,7 +44,7 @@ def run_seeds(request: TuneRequest, started: Callable[[str], Callable[[Event], N
     _check_folder(request.out, list(folders.values()))
     runs = {}
     for seed, folder in folders.items():
-        checkpoints = request.checkpoints and request.checkpoints / f"seed-{seed}"
+        checkpoints = request.checkpoints and request.checkpoints.within(f"seed-{seed}")
         own = replace(request, seed=seed, out=folder, checkpoints=checkpoints)
         runs[seed] = tune_once(own, lambda name, seed=seed: started(f"{name}, seed {seed}"))  # type: ignore[misc]
     return {

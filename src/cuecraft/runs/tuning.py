@@ -68,16 +68,17 @@ def finished(
     metrics.setdefault("dev_accuracy", None)
     tested: dict[str, float] = {}
     if test:
-        found = classifier.accuracies(*unzip(test), report=started("testing"))
+        found = classifier.scores(*unzip(test), report=started("testing"))
         tested = {
-            "test_accuracy": found["tuned"],
-            "untuned_test_accuracy": found["untuned"],
-            "calibrated_untuned_test_accuracy": found["calibrated"],
+            "test_accuracy": found["tuned"]["accuracy"],
+            "untuned_test_accuracy": found["untuned"]["accuracy"],
+            "calibrated_untuned_test_accuracy": found["calibrated"]["accuracy"],
+            "test_macro_f1": found["tuned"]["macro_f1"],
         }
         classifier.artifact_ = classifier.artifact_.with_test(tested, data_entry(test))
     sha256 = classifier.save(request.out)
     outcome, verbalizer = classifier.outcome_, classifier.artifact_.task.verbalizer
-    names = ("test_accuracy", "untuned_test_accuracy", "calibrated_untuned_test_accuracy")
+    names = ("test_accuracy", "untuned_test_accuracy", "calibrated_untuned_test_accuracy", "test_macro_f1")
     return {
         "method": classifier.artifact_.manifest.method,
         "artifact": str(request.out),

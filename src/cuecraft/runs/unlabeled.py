@@ -27,7 +27,7 @@ def run_label_free(request: TuneRequest, started: Callable[[str], Callable[[Even
     classes = request.classes or tuple(request.label_words or ())
     if not classes:
         raise DataError("without labels the classes must be named; give --label-words CLASS=word, or --classes a,b")
-    texts = _texts(request)
+    texts = read_unlabelled(request)
     test: list[Record] = []
     if request.test:
         test = read_test(request, request.test)
@@ -42,7 +42,8 @@ def run_label_free(request: TuneRequest, started: Callable[[str], Callable[[Even
     return found | {"task_type": outcome.task_type, "texts": outcome.texts, "cues": rows}
 
 
-def _texts(request: TuneRequest) -> list[Record]:
+def read_unlabelled(request: TuneRequest) -> list[Record]:
+    """Return the texts to choose by; labels are not read."""
     if request.train.endswith(".txt"):
         return [Record({"text": line}) for line in stream_texts(request.train)]
     records = read_partly_labelled(request.train, request.text_columns, request.label_column)
@@ -57,8 +58,8 @@ def _texts(request: TuneRequest) -> list[Record]:
 
 def _check_label_free(request: TuneRequest) -> None:
     """Raise MethodError where something was asked for that needs labels."""
-    given = {"--dev": request.dev, "--shots": request.shots, "--checkpoints": request.checkpoints}
-    given |= {"--vocab-from": request.vocab_from}
+    given: dict[str, object] = {"--dev": request.dev, "--shots": request.shots, "--checkpoints": request.checkpoints}
+    given |= {"--vocab-from": request.vocab_from, "--first": request.first}
     for name, value in given.items():
         if value is not None:
             raise MethodError(f"{name} has no meaning with --unlabeled; leave one of them out")

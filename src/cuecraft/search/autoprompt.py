@@ -8,8 +8,9 @@ text gives back its tokens, and what is lowered may have a term for how likely t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar, Literal, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -54,6 +55,51 @@ class _Standing(NamedTuple):
     def objective(self) -> float:
         """What the search lowers."""
         return self.score.loss + self.penalty
+
+
+@dataclass
+class _UnderWay:
+    """How far a search has come.
+
+    Args:
+        now: the incumbent.
+        step: the last step taken.
+        tried: positions whose turn brought nothing since the last accepted swap.
+    """
+
+    now: _Standing
+    step: int = 0
+    tried: set[int] = field(default_factory=set)
+
+    def document(self, selection: Selection, untuned: Candidate) -> dict[str, Any]:
+        """Return it JSON-ready, with what the selection has seen; the calibration is the start's throughout."""
+        now, best = self.now, selection.best
+        return {
+            "step": self.step,
+            "tried": sorted(self.tried),
+            "token_ids": _hard(now.candidate).token_ids,
+            "score": [now.score.loss, now.score.accuracy],
+            "penalty": now.penalty,
+            "position": now.position,
+            "best": None if best is None or best is untuned else _hard(best).token_ids,
+            "selection": selection.state(),
+        }
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any], selection: Selection, untuned: Candidate, start: Candidate) -> _UnderWay:
+        """Return what a document tells, and let the selection know what it had seen.
+
+        Args:
+            document: what was kept.
+            selection: a new one.
+            untuned: the untuned prompt.
+            start: where the search began.
+        """
+        best = document["best"]
+        selection.restore(document["selection"], untuned if best is None else _with_words(start, best))
+        candidate = _with_words(start, document["token_ids"])
+        standing = _Standing(candidate, Score(*document["score"]), document["penalty"], document["position"])
+        return cls(standing, document["step"], set(document["tried"]))
 
 
 class AutoPrompt(Method):
@@ -111,29 +157,43 @@ class AutoPrompt(Method):
         current = untuned if ids == problem.initial_ids else starting_point(problem, ids, self.calibration)
         selection = Selection(problem)
         data = _search_data(problem, self.search_examples)
-        event: Event = {"phase": PHASE, "step": 0, "vocabulary": space.vocabulary.report()}
-        for begin in dict.fromkeys((untuned, current)):
-            found = score(problem.backbone, begin, data)
-            selection.see(begin, found, **event, **_words(problem, begin))
-            event.pop("vocabulary", None)
-        standing = _Standing(current, found, self._penalties(problem, [ids])[0])
-        self._search(problem, standing, data, space, selection)
+        slot = problem.checkpoints.slot(self.name) if problem.checkpoints else None
+        state = slot.load() if slot else None
+        if state is not None:
+            under_way = _UnderWay.of(state[0], selection, untuned, current)
+        else:
+            event: Event = {"phase": PHASE, "step": 0, "vocabulary": space.vocabulary.report()}
+            for begin in dict.fromkeys((untuned, current)):
+                found = score(problem.backbone, begin, data)
+                selection.see(begin, found, **event, **_words(problem, begin))
+                event.pop("vocabulary", None)
+            under_way = _UnderWay(_Standing(current, found, self._penalties(problem, [ids])[0]))
+
+        def keep() -> None:
+            if slot is not None:
+                slot.save(under_way.document(selection, untuned), {})
+
+        for _ in self._walk(problem, under_way, data, space, selection):
+            if slot is not None and slot.due():
+                keep()
+        keep()
         return selection.outcome(untuned)
 
-    def _search(
-        self, problem: Problem, now: _Standing, data: Labelled, space: SearchSpace, selection: Selection
-    ) -> None:
+    def _walk(
+        self, problem: Problem, search: _UnderWay, data: Labelled, space: SearchSpace, selection: Selection
+    ) -> Iterator[int]:
         """Take swaps that lower the objective until steps or time are over, or no position has one that does."""
-        tried: set[int] = set()  # positions whose turn brought nothing since the last accepted swap
-        for step in range(1, self.steps + 1):
-            if problem.out_of_time() or len(tried) == len(now.candidate.prompt):
+        while search.step < self.steps:
+            now = search.now
+            if problem.out_of_time() or len(search.tried) == len(now.candidate.prompt):
                 break
-            event: Event = {"phase": PHASE, "step": step, "total": self.steps}
-            positions = self._positions(problem, now.candidate, step)
-            found = self._step(problem, now.candidate, data, space, positions, step)
-            tried |= set(positions)
+            search.step += 1
+            event: Event = {"phase": PHASE, "step": search.step, "total": self.steps}
+            positions = self._positions(problem, now.candidate, search.step)
+            found = self._step(problem, now.candidate, data, space, positions, search.step)
+            search.tried |= set(positions)
             if found is not None and found.objective < now.objective:
-                now, tried = found, set()
+                search.now, search.tried = found, set()
                 event |= {"accepted": True, "position": found.position, **_words(problem, found.candidate)}
                 if self.fluency:
                     event["log_likelihood"] = -found.penalty / self.fluency
@@ -141,6 +201,7 @@ class AutoPrompt(Method):
             else:
                 scores = {"train_loss": now.score.loss, "train_accuracy": now.score.accuracy}
                 selection.note({**event, "accepted": False, **scores})
+            yield search.step
 
     def _positions(self, problem: Problem, current: Candidate, step: int) -> list[int]:
         """Return the positions that a step may swap."""
@@ -198,6 +259,11 @@ def _turn(seed: int, length: int, step: int) -> int:
 def _hard(candidate: Candidate) -> HardPrompt:
     assert isinstance(candidate.prompt, HardPrompt)
     return candidate.prompt
+
+
+def _with_words(start: Candidate, token_ids: Sequence[int]) -> Candidate:
+    """Return other words with a candidate's calibration and class head."""
+    return Candidate(HardPrompt(tuple(token_ids), start.prompt.head), start.calibration)
 
 
 def _swapped(current: Candidate, swap: tuple[int, int]) -> Candidate:

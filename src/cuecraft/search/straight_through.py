@@ -6,10 +6,12 @@ projection onto the vocabulary.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from cuecraft.method import (
     CalibrationKind,
@@ -58,33 +60,101 @@ class StraightThrough(Method):
         backbone = problem.backbone
         space = SearchSpace.of(problem, self.vocabulary, self.round_trip)
         untuned = starting_point(problem, problem.initial_ids, self.calibration)
-        selection = Selection(problem)
-        begin: Event = {"phase": PHASE, "step": 0, "vocabulary": space.vocabulary.report()}
-        selection.see(untuned, score(backbone, untuned, problem.train), **begin)
         first = starting_point(problem, space.start(filled_ids(problem, self.prompt_length)), self.calibration)
+        descent = _Descent(problem, self, space, untuned, first)
+        slot = problem.checkpoints.slot(self.name) if problem.checkpoints else None
+        state = slot.load() if slot else None
+        if state is not None:
+            descent.restore(*state)
+        else:
+            begin: Event = {"phase": PHASE, "step": 0, "vocabulary": space.vocabulary.report()}
+            descent.selection.see(untuned, score(backbone, untuned, problem.train), **begin)
+        while descent.done < self.steps and not problem.out_of_time():
+            descent.step()
+            if slot is not None and slot.due():
+                slot.save(*descent.state())
+        if slot is not None:
+            slot.save(*descent.state())
+        return descent.selection.outcome(untuned)
+
+
+class _Descent:
+    """A search under way: continuous copies of the words, their optimizer, and the words that were seen.
+
+    Args:
+        problem: the problem.
+        options: of the search.
+        space: the words that may be used.
+        untuned: the untuned prompt.
+        first: the words that it begins with.
+    """
+
+    def __init__(
+        self, problem: Problem, options: StraightThrough, space: SearchSpace, untuned: Candidate, first: Candidate
+    ) -> None:
         assert isinstance(first.prompt, HardPrompt)
-        free = trained_copy(first.prompt.vectors(backbone.embed))
-        rate = self.learning_rate * float(space.words.square().mean().sqrt())
-        optimizer = torch.optim.AdamW([free], lr=rate, weight_decay=0.0)
-        ids = first.prompt.token_ids
-        seen: set[tuple[int, ...]] = {problem.initial_ids}
-        for step in range(1, self.steps + 1):
-            if problem.out_of_time():
-                break
-            current = Candidate(HardPrompt(ids, first.prompt.head), first.calibration)
-            found, free.grad = loss_gradient(problem, current, problem.train)
-            event: Event = {
-                "phase": PHASE,
-                "step": step,
-                "total": self.steps,
-                "token_ids": list(ids),
-                "prompt": current.prompt.text(backbone.tokenizer),
-            }
-            if ids not in seen:
-                selection.see(current, found, **event)
-            else:
-                selection.note({**event, "train_loss": found.loss, "train_accuracy": found.accuracy})
-            seen.add(ids)
-            optimizer.step()
-            ids = space.nearest(free.detach())
-        return selection.outcome(untuned)
+        self._problem, self._space, self._total = problem, space, options.steps
+        self._untuned, self._first = untuned, first
+        self._free = trained_copy(first.prompt.vectors(problem.backbone.embed))
+        rate = options.learning_rate * float(space.words.square().mean().sqrt())
+        self._optimizer = torch.optim.AdamW([self._free], lr=rate, weight_decay=0.0)
+        self._ids = first.prompt.token_ids
+        self._seen: set[tuple[int, ...]] = {problem.initial_ids}
+        self.selection = Selection(problem)
+        self.done = 0
+
+    def step(self) -> None:
+        """See the projection, and move the copies by its gradient."""
+        self.done += 1
+        problem, ids = self._problem, self._ids
+        current = self._with_words(ids)
+        found, self._free.grad = loss_gradient(problem, current, problem.train)
+        event: Event = {
+            "phase": PHASE,
+            "step": self.done,
+            "total": self._total,
+            "token_ids": list(ids),
+            "prompt": current.prompt.text(problem.backbone.tokenizer),
+        }
+        if ids not in self._seen:
+            self.selection.see(current, found, **event)
+        else:
+            self.selection.note({**event, "train_loss": found.loss, "train_accuracy": found.accuracy})
+        self._seen.add(ids)
+        self._optimizer.step()
+        self._ids = self._space.nearest(self._free.detach())
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return how far it has come: a JSON-ready document, and tensors."""
+        best = self.selection.best
+        is_untuned = best is None or best is self._untuned
+        document = {
+            "step": self.done,
+            "token_ids": self._ids,
+            "seen": sorted(self._seen),
+            "best": None if is_untuned else list(_words(best)),
+            "selection": self.selection.state(),
+        }
+        moments = self._optimizer.state_dict()["state"].get(0, {})
+        return document, {"free": self._free, **{f"adamw/{name}": value for name, value in moments.items()}}
+
+    @torch.no_grad()
+    def restore(self, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Go on from a state."""
+        self.done, self._ids = document["step"], tuple(document["token_ids"])
+        self._seen = {tuple(ids) for ids in document["seen"]}
+        best = self._untuned if document["best"] is None else self._with_words(document["best"])
+        self.selection.restore(document["selection"], best)
+        self._free.copy_(tensors["free"])
+        moments = {name.removeprefix("adamw/"): tensors[name] for name in tensors if name.startswith("adamw/")}
+        state = {0: moments} if moments else {}
+        self._optimizer.load_state_dict(self._optimizer.state_dict() | {"state": state})
+
+    def _with_words(self, ids: Sequence[int]) -> Candidate:
+        return Candidate(HardPrompt(tuple(ids), self._first.prompt.head), self._first.calibration)
+
+
+def _words(candidate: Candidate | None) -> tuple[int, ...]:
+    assert candidate is not None
+    assert isinstance(candidate.prompt, HardPrompt)
+    return candidate.prompt.token_ids

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,9 +17,6 @@ from cuecraft.checkpoints import Slot
 from cuecraft.method import Candidate, Labelled, Problem, Score, Selection, accumulate_gradient, score
 from cuecraft.options import Options
 from cuecraft.seeding import torch_generator
-
-_SAVE_SECONDS = 5.0  # of training between two states on disk, at least
-_SAVE_SHARE = 20  # times as long as the last one took to write, too
 
 
 class Trainable(Protocol):
@@ -110,7 +106,8 @@ class _Training:
         self._order = torch_generator(first.seed, "order")
         self._slot: Slot | None = first.checkpoints.slot(options.name) if first.checkpoints else None
         self._epoch = 0
-        self._save_after = time.monotonic() + _SAVE_SECONDS
+        self._batches: list[tuple[int, list[int]]] = []  # of the epoch under way: which part, which of its rows
+        self._found: list[Tensor] = []  # logits [b, C] of those that were taken
         self._best: dict[int, list[Tensor]] = {}  # of each part that this training improved: the tensors at its best
         self._least: float | None = None  # mean loss of the parts
         self._since_least = 0
@@ -125,7 +122,7 @@ class _Training:
         self.begin()
         while not self.is_over():
             if not self.take_epoch():
-                return  # no state to go on from: what is on disk is from the end of an epoch
+                return  # the time is over within an epoch
         self.save()
 
     def begin(self) -> None:
@@ -141,13 +138,38 @@ class _Training:
 
     def is_over(self) -> bool:
         """Tell whether to stop: epochs, time, or patience, which needs dev sets."""
+        if self._batches:
+            return False
         if self._epoch >= self._options.epochs or (self._epoch and self._parts[0].problem.out_of_time()):
             return True
         return self._since_least >= self._options.patience and all(part.problem.dev is not None for part in self._parts)
 
     def take_epoch(self) -> bool:
         """Take all batches of all parts once, and see the candidates; return whether there was time for all of them."""
-        self._epoch += 1
+        if not self._batches:
+            self._epoch += 1
+            self._batches, self._found = self._drawn(), []
+        while len(self._found) < len(self._batches):
+            done = len(self._found)
+            number, rows = self._batches[done]
+            self._set_rates((self._epoch - 1 + done / len(self._batches)) / self._options.epochs)
+            if self._parts[0].problem.out_of_time():
+                return False  # an epoch that is cut short is not looked at
+            self._found.append(self._step(self._parts[number], self._parts[number].problem.train.select(rows)))
+            if len(self._found) < len(self._batches):
+                self._save_if_due()
+        for number, part in enumerate(self._parts):
+            taken = [(rows, found) for (n, rows), found in zip(self._batches, self._found, strict=True) if n == number]
+            labels = part.problem.train.labels[[row for rows, _ in taken for row in rows]]
+            seen = Score.of(torch.cat([found for _, found in taken]), labels)
+            self._see(number, part.trainable.snapshot(), seen)
+        self._judge()
+        self._batches, self._found = [], []
+        self._save_if_due()
+        return True
+
+    def _drawn(self) -> list[tuple[int, list[int]]]:
+        """Return an epoch's batches in a random order: which part, and which of its rows."""
         batches: list[tuple[int, list[int]]] = []
         for number, part in enumerate(self._parts):
             rows = torch.randperm(len(part.problem.train), generator=self._order).tolist()
@@ -156,21 +178,11 @@ class _Training:
         if len(self._parts) > 1:
             mixed = torch.randperm(len(batches), generator=self._order).tolist()
             batches = [batches[n] for n in mixed]
-        found: list[list[Tensor]] = [[] for _ in self._parts]
-        taken: list[list[int]] = [[] for _ in self._parts]
-        for step, (number, rows) in enumerate(batches):
-            self._set_rates((self._epoch - 1 + step / len(batches)) / self._options.epochs)
-            if self._parts[0].problem.out_of_time():
-                return False  # an epoch that is cut short is not looked at
-            found[number].append(self._step(self._parts[number], self._parts[number].problem.train.select(rows)))
-            taken[number] += rows
-        for number, part in enumerate(self._parts):
-            seen = Score.of(torch.cat(found[number]), part.problem.train.labels[taken[number]])
-            self._see(number, part.trainable.snapshot(), seen)
-        self._judge()
-        if time.monotonic() >= self._save_after:
+        return batches
+
+    def _save_if_due(self) -> None:
+        if self._slot is not None and self._slot.due():
             self.save()
-        return True
 
     def _set_rates(self, done: float) -> None:
         """Set the learning rates for a step, given the share of the training that is done (0 to 1)."""
@@ -194,16 +206,16 @@ class _Training:
         for number, best in self._best.items():
             tensors |= {f"best/{number}/{n}": tensor for n, tensor in enumerate(best)}
         tensors |= {f"least/{n}": tensor for n, tensor in enumerate(self._at_least or [])}
+        tensors |= {f"found/{n}": tensor for n, tensor in enumerate(self._found)}
         document = {
             "epoch": self._epoch,
+            "batches": self._batches,
+            "taken": len(self._found),
             "least": self._least,
             "since_least": self._since_least,
             "parts": [part.selection.state() for part in self._parts],
         }
-        begun = time.monotonic()
         self._slot.save(document, tensors)
-        ended = time.monotonic()
-        self._save_after = ended + max(_SAVE_SECONDS, _SAVE_SHARE * (ended - begun) if _SAVE_SECONDS else 0.0)
 
     def _restore(self, document: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         self._epoch, self._least = document["epoch"], document["least"]
@@ -211,6 +223,9 @@ class _Training:
         if self._at_least is not None:
             self._at_least = [tensors[f"least/{n}"] for n in range(len(self._tensors))]
         self._order.set_state(tensors["order"])
+        self._batches = [(number, rows) for number, rows in document["batches"]]
+        device = self._parts[0].problem.backbone.device
+        self._found = [tensors[f"found/{n}"].to(device) for n in range(document["taken"])]
         entries: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             kind, *rest = name.split("/")

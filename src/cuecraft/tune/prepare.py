@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from importlib import metadata
-from importlib.util import find_spec
+from dataclasses import replace
 
 from cuecraft.backbone import AnyBackbone, HeadKind
+from cuecraft.checkpoints import Checkpoints, Keeping
 from cuecraft.data import Record, fingerprint, holdout
-from cuecraft.errors import CuecraftWarning, DataError
+from cuecraft.errors import CuecraftWarning, DataError, StoppedError
+from cuecraft.machine import versions
 from cuecraft.method import Clock, Event, Method, Problem, ReadingLimit, label_context
 from cuecraft.prompts.manifest import DataEntry, digest
 from cuecraft.task import Task, Template, Verbalizer
@@ -120,13 +121,6 @@ def label_free_problem(
     )
 
 
-def versions() -> dict[str, str | None]:
-    """Return the versions of the packages that a result depends on; None for an extra that is not there."""
-    names = ("cuecraft", "torch", "transformers", "scikit-learn", "scipy", "peft")
-    installed = {name: find_spec(name.replace("scikit-learn", "sklearn")) is not None for name in names}
-    return {name: metadata.version(name) if there else None for name, there in installed.items()}
-
-
 def run_key(problem: Problem, method: Method | TrainingOptions) -> str:
     """Return the hash of all that a run's result depends on."""
     task, verbalizer = problem.task, problem.task.verbalizer
@@ -142,6 +136,23 @@ def run_key(problem: Problem, method: Method | TrainingOptions) -> str:
             "versions": versions(),
         }
     )
+
+
+def with_checkpoints(problem: Problem, keeping: Keeping, key: str) -> Problem:
+    """Return the problem with a place for the states of its trainings, and a clock that heeds a request to stop.
+
+    Args:
+        problem: the problem.
+        keeping: where and how often they are kept, and whether to stop.
+        key: hash of all that the run depends on.
+    """
+
+    def out_of_time(reserve: float = 0.0) -> bool:
+        if keeping.stop():
+            raise StoppedError
+        return problem.out_of_time(reserve)
+
+    return replace(problem, out_of_time=out_of_time, checkpoints=Checkpoints(keeping, key))
 
 
 def data_entry(records: Sequence[Record]) -> DataEntry:

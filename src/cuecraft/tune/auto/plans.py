@@ -22,7 +22,7 @@ class Preset(StrEnum):
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Schedule:
     """How one training goes; its learning rate falls to zero over all epochs.
 
     Args:
@@ -42,10 +42,10 @@ class Plan:
         folds: of the cross-validation.
         cues: hand-written cues that are tried as starting words.
         searches_words: whether other label words are tried.
-        deep: recipes of the deep cue, in the order in which they are tried.
-        soft: recipes of prompt tuning.
-        starts: how many starting words are trained from, with the first recipe.
-        longer: tokens by which the starting words are made longer, tried with the first recipe; 0 for not at all.
+        deep: schedules of the deep cue, in the order in which they are tried.
+        soft: schedules of prompt tuning.
+        starts: how many starting words are trained from, with the first schedule.
+        longer: tokens by which the starting words are made longer, tried with the first schedule; 0 for not at all.
         searches_prompts: whether a discrete search is tried, whose words are then trained.
         keep: configurations that go on after the first fold, the second, and so on.
         members: trainings on all examples that are averaged in the end.
@@ -55,8 +55,8 @@ class Plan:
     folds: int
     cues: int
     searches_words: bool
-    deep: tuple[Recipe, ...]
-    soft: tuple[Recipe, ...]
+    deep: tuple[Schedule, ...]
+    soft: tuple[Schedule, ...]
     starts: int
     longer: int
     searches_prompts: bool
@@ -70,8 +70,8 @@ PLANS = {
         folds=3,
         cues=8,
         searches_words=False,
-        deep=(Recipe(0.1, 8), Recipe(0.03, 8)),
-        soft=(Recipe(0.02, 8),),
+        deep=(Schedule(0.1, 8), Schedule(0.03, 8)),
+        soft=(Schedule(0.02, 8),),
         starts=1,
         longer=0,
         searches_prompts=False,
@@ -83,8 +83,8 @@ PLANS = {
         folds=4,
         cues=24,
         searches_words=True,
-        deep=(Recipe(0.1, 8), Recipe(0.03, 8), Recipe(0.1, 16)),
-        soft=(Recipe(0.02, 8),),
+        deep=(Schedule(0.1, 8), Schedule(0.03, 8), Schedule(0.1, 16)),
+        soft=(Schedule(0.02, 8),),
         starts=2,
         longer=4,
         searches_prompts=False,
@@ -96,8 +96,15 @@ PLANS = {
         folds=5,
         cues=48,
         searches_words=True,
-        deep=(Recipe(0.1, 8), Recipe(0.03, 8), Recipe(0.1, 16), Recipe(0.03, 16), Recipe(0.3, 8), Recipe(0.1, 32)),
-        soft=(Recipe(0.02, 8), Recipe(0.02, 16), Recipe(0.005, 16)),
+        deep=(
+            Schedule(0.1, 8),
+            Schedule(0.03, 8),
+            Schedule(0.1, 16),
+            Schedule(0.03, 16),
+            Schedule(0.3, 8),
+            Schedule(0.1, 32),
+        ),
+        soft=(Schedule(0.02, 8), Schedule(0.02, 16), Schedule(0.005, 16)),
         starts=4,
         longer=6,
         searches_prompts=True,
@@ -118,15 +125,15 @@ def configurations(plan: Plan, starts: Sequence[Words], filler: Sequence[int]) -
     """
     best, first = starts[0], plan.deep[0]
 
-    def deep(start: Start, recipe: Recipe) -> Configuration:
-        options = OffsetTraining(learning_rate=recipe.rate, epochs=recipe.epochs, schedule="linear")
+    def deep(start: Start, schedule: Schedule) -> Configuration:
+        options = OffsetTraining(learning_rate=schedule.rate, epochs=schedule.epochs, schedule="linear")
         return Configuration(start, options)
 
-    def soft(start: Start, recipe: Recipe) -> Configuration:
-        options = EmbeddingTraining(learning_rate=recipe.rate, epochs=recipe.epochs, schedule="linear")
+    def soft(start: Start, schedule: Schedule) -> Configuration:
+        options = EmbeddingTraining(learning_rate=schedule.rate, epochs=schedule.epochs, schedule="linear")
         return Configuration(start, options)
 
-    found = [deep(best, recipe) for recipe in plan.deep] + [soft(best, recipe) for recipe in plan.soft]
+    found = [deep(best, schedule) for schedule in plan.deep] + [soft(best, schedule) for schedule in plan.soft]
     found += [deep(start, first) for start in starts[1 : plan.starts]]
     if plan.longer:
         longer = tuple(filler[n % len(filler)] for n in range(plan.longer))

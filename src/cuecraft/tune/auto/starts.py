@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cuecraft.backbone import AnyBackbone, Context
 from cuecraft.method import CalibrationKind, Candidate, Problem, starting_point
+from cuecraft.prompts.manifest import digest
 from cuecraft.search import AutoPrompt
 from cuecraft.search.label_words import LabelWordSearch, with_label_words
 from cuecraft.task import Task
@@ -130,5 +131,8 @@ class SearchedPrompt(Start):
 
     def candidate(self, problem: Problem) -> Candidate:
         """Search by the training part alone, and return what was found."""
-        quiet = replace(problem, dev=None, report=lambda event: None)
+        # A state on disk must not serve another search: with a time limit their order differs from run to run.
+        key = digest({"search": self.name, "seed": problem.seed, "rows": len(problem.train)})
+        kept = problem.checkpoints and problem.checkpoints.within(key[:16])
+        quiet = replace(problem, dev=None, report=lambda event: None, checkpoints=kept)
         return self.search.from_words(quiet, self.token_ids).best

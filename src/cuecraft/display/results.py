@@ -1,17 +1,14 @@
-"""What the command line shows: progress on stderr, tables and documents on stdout."""
+"""What the commands that tune, compare and use prompts show."""
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
+
+from cuecraft.display.console import page
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,80 +19,6 @@ if TYPE_CHECKING:
     from cuecraft.prompts.manifest import Manifest
 
 _SHOWN_CUES = 5
-Listener = Callable[[dict[str, Any]], None]
-
-notes = Console(stderr=True, highlight=False, soft_wrap=True)
-page = Console(highlight=False)
-
-
-def print_json(document: Mapping[str, Any]) -> None:
-    """Print one JSON document on stdout."""
-    sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=1) + "\n")
-
-
-def warn(message: str) -> None:
-    """Show a warning on stderr."""
-    notes.print(Text.assemble(("warning: ", "yellow"), message))
-
-
-def fail(message: str) -> None:
-    """Show an error on stderr."""
-    notes.print(Text.assemble(("error: ", "bold red"), " ".join(message.split())))
-
-
-def stopped() -> None:
-    """Tell that work was stopped and is not lost."""
-    notes.print("stopped; what is finished is kept, and the same command goes on where it stopped")
-
-
-@contextmanager
-def progress() -> Iterator[Callable[[str], Listener]]:
-    """Show a bar for each part of long work, with loss and accuracy; yields what starts a part.
-
-    Where stderr is no terminal, one line is written when a part begins.
-    """
-    if not notes.is_terminal:
-        yield _plain_part
-        return
-    columns = [
-        TextColumn("{task.description:<14}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[state]}"),
-    ]
-    with Progress(*columns, console=notes) as bars:
-        current: list[TaskID] = []
-
-        def start(name: str) -> Listener:
-            _finish(bars, current)
-            bar = bars.add_task(name, total=None, state="")
-            current.append(bar)
-            return lambda event: _advance(bars, bar, event)
-
-        yield start
-        _finish(bars, current)
-
-
-def _plain_part(name: str) -> Listener:
-    notes.print(f"{name} ...")
-    return lambda event: None
-
-
-def _advance(bars: Progress, bar: TaskID, event: Mapping[str, Any]) -> None:
-    state = f"{event['phase']}: loss {event['train_loss']:.3f}" if "train_loss" in event else str(event["phase"])
-    if "dev_accuracy" in event:
-        state += f", dev accuracy {event['dev_accuracy']:.3f}"
-    if "padding" in event:
-        state += f", {event['padding']:.0%} padding"
-    bars.update(bar, completed=event.get("step", 0), total=event.get("total"), state=state)
-
-
-def _finish(bars: Progress, current: list[TaskID]) -> None:
-    for bar in current[-1:]:
-        done = bars.tasks[bar].completed
-        bars.update(bar, total=done or 1, completed=done or 1)
-        bars.stop_task(bar)
 
 
 def demo_document(result: DemoResult, folder: str, seconds: float) -> dict[str, Any]:
@@ -302,83 +225,6 @@ def print_manifest(manifest: Manifest, folder: str) -> None:
         if value:
             table.add_row(name, Text(value))
     page.print(table)
-
-
-def print_advice(document: Mapping[str, Any]) -> None:
-    """Print what `advise` found; the last line is the command to run next."""
-    table = Table(show_header=False)
-    table.add_column()
-    table.add_column(overflow="fold")
-    for name, value in _advice_rows(document).items():
-        table.add_row(name, Text(value))
-    page.print(table)
-    methods = Table(title="methods that fit, the first one to try in front", title_justify="left")
-    for name in ("method", "about", "memory, about", "why"):
-        methods.add_column(name, no_wrap=name != "why")
-    for row in document["methods"]:
-        methods.add_row(row["name"], _duration(row["about_seconds"]), _size(row["about_bytes"]), row["why"])
-    if document["methods"]:
-        page.print(methods)
-    for finding in document["findings"]:
-        page.print(f"- {finding['says']}", markup=False, soft_wrap=True)
-    tuning = document["tuning"]
-    page.print(f"worth tuning: {tuning['worth']}; {tuning['why']}\n", markup=False, soft_wrap=True)
-    page.print("next:", style="bold")
-    page.print(document["next"], markup=False, soft_wrap=True)
-
-
-def _advice_rows(document: Mapping[str, Any]) -> dict[str, str]:
-    data, lengths, measured = document["data"], document["lengths"], document["measurement"]
-    limit = "no limit" if lengths["limit"] is None else f"{lengths['room']} of {lengths['limit']} tokens are for text"
-    rows = {
-        "rows": f"{data['rows']:,}: {data['labelled']:,} with a label, {data['unlabelled']:,} without",
-        "classes": ", ".join(f"{name} {count:,}" for name, count in data["classes"].items()),
-        "duplicates": f"{data['duplicates']:,} rows; {data['contradictory_texts']:,} texts under several labels",
-        "text, tokens": f"median {lengths['median']:.0f}, 95% up to {lengths['p95']:.0f}, longest {lengths['max']}",
-        "cut": f"{lengths['cut']:,} texts ({lengths['cut_share']:.1%}); {limit}",
-        "model": f"{document['model']['name']} ({document['model']['head']}, {document['model']['dtype']})",
-    }
-    if document["label_words"]:
-        words = document["label_words"].items()
-        rows["label words"] = "; ".join(
-            f"{label} = {', '.join(own['words'])}"
-            + (f" ({min(own['tokens'])} tokens)" if own["tokens"] and min(own["tokens"]) > 1 else "")
-            for label, own in words
-        )
-    if measured:
-        rows["measured"] = f"{measured['rows']:,} texts in {measured['seconds']} s"
-        rows["measured"] += f", about {measured['tokens_per_second']:,.0f} tokens/s"
-    if document["answers"]:
-        rows["untuned answers"] = ", ".join(f"{name} {share:.0%}" for name, share in document["answers"].items())
-    if document["majority_accuracy"] is not None:
-        rows["largest class"] = f"accuracy {document['majority_accuracy']:.3f}"
-    names = {"zero_shot": "zero-shot", "calibrated": "calibrated, cross-validated", "endpoint": "endpoint"}
-    for key, name in names.items():
-        found = document[key]
-        if found:
-            low, high = found["interval_95"]
-            rows[name] = f"accuracy {found['accuracy']:.3f} ({low:.3f} to {high:.3f}, {found['rows']:,} texts)"
-    if document["endpoint"]:
-        asked = document["endpoint"]
-        rows["endpoint"] += f"; {asked['no_class']} answers no class; {asked['seconds']} s, "
-        rows["endpoint"] += "tokens not told" if asked["tokens"] is None else f"{asked['tokens']:,} tokens"
-        rows["texts were sent to"] = f"{asked['address']} ({asked['model']})"
-    return rows
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    for unit, size in (("h", 3600), ("min", 60)):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(1, seconds):.0f} s"
-
-
-def _size(count: float | None) -> str:
-    if count is None:
-        return "-"
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
 def print_comparison(document: Comparison, tables: Sequence[TextTable], files: Sequence[Path]) -> None:

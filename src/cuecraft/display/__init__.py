@@ -1,0 +1,48 @@
+"""What the command line shows: progress on stderr, tables and documents on stdout."""
+
+from cuecraft.display.advice import print_advice
+from cuecraft.display.console import fail, page, print_json, progress, stopped, warn
+from cuecraft.display.results import (
+    demo_document,
+    print_comparison,
+    print_demo,
+    print_family,
+    print_manifest,
+    print_mix,
+    print_predictions,
+    print_tuned,
+    print_words,
+)
+from cuecraft.display.runs import (
+    print_check,
+    print_differences,
+    print_recipes,
+    print_run,
+    print_run_comparison,
+    print_runs,
+)
+
+__all__ = [
+    "demo_document",
+    "fail",
+    "page",
+    "print_advice",
+    "print_check",
+    "print_comparison",
+    "print_demo",
+    "print_differences",
+    "print_family",
+    "print_json",
+    "print_manifest",
+    "print_mix",
+    "print_predictions",
+    "print_recipes",
+    "print_run",
+    "print_run_comparison",
+    "print_runs",
+    "print_tuned",
+    "print_words",
+    "progress",
+    "stopped",
+    "warn",
+]

@@ -1,0 +1,88 @@
+"""The two consoles, progress, and one JSON document."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+Listener = Callable[[dict[str, Any]], None]
+
+notes = Console(stderr=True, highlight=False, soft_wrap=True)
+page = Console(highlight=False)
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """Print one JSON document on stdout."""
+    sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=1) + "\n")
+
+
+def warn(message: str) -> None:
+    """Show a warning on stderr."""
+    notes.print(Text.assemble(("warning: ", "yellow"), message))
+
+
+def fail(message: str) -> None:
+    """Show an error on stderr."""
+    notes.print(Text.assemble(("error: ", "bold red"), " ".join(message.split())))
+
+
+def stopped() -> None:
+    """Tell that work was stopped and is not lost."""
+    notes.print("stopped; what is finished is kept, and the same command goes on where it stopped")
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str], Listener]]:
+    """Show a bar for each part of long work, with loss and accuracy; yields what starts a part.
+
+    Where stderr is no terminal, one line is written when a part begins.
+    """
+    if not notes.is_terminal:
+        yield _plain_part
+        return
+    columns = [
+        TextColumn("{task.description:<14}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[state]}"),
+    ]
+    with Progress(*columns, console=notes) as bars:
+        current: list[TaskID] = []
+
+        def start(name: str) -> Listener:
+            _finish(bars, current)
+            bar = bars.add_task(name, total=None, state="")
+            current.append(bar)
+            return lambda event: _advance(bars, bar, event)
+
+        yield start
+        _finish(bars, current)
+
+
+def _plain_part(name: str) -> Listener:
+    notes.print(f"{name} ...")
+    return lambda event: None
+
+
+def _advance(bars: Progress, bar: TaskID, event: Mapping[str, Any]) -> None:
+    state = f"{event['phase']}: loss {event['train_loss']:.3f}" if "train_loss" in event else str(event["phase"])
+    if "dev_accuracy" in event:
+        state += f", dev accuracy {event['dev_accuracy']:.3f}"
+    if "padding" in event:
+        state += f", {event['padding']:.0%} padding"
+    bars.update(bar, completed=event.get("step", 0), total=event.get("total"), state=state)
+
+
+def _finish(bars: Progress, current: list[TaskID]) -> None:
+    for bar in current[-1:]:
+        done = bars.tasks[bar].completed
+        bars.update(bar, total=done or 1, completed=done or 1)
+        bars.stop_task(bar)

@@ -1,0 +1,302 @@
+"""What recipes do: from their sections to the commands' own requests, and what came of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from cuecraft.checkpoints import Keeping
+from cuecraft.compare.comparison import run_comparison
+from cuecraft.compare.config import CompareConfig, contenders
+from cuecraft.compare.schema import Comparison
+from cuecraft.compare.splits import read_splits as read_comparison_splits
+from cuecraft.data import read_records
+from cuecraft.errors import CuecraftWarning, StoppedError
+from cuecraft.method import Event
+from cuecraft.prompts import load_artifact
+from cuecraft.prompts.manifest import BackboneEntry, DataEntry
+from cuecraft.recipe.schema import CompareRecipe, MultitaskRecipe, Recipe, TuneRecipe
+from cuecraft.runs import MultitaskRequest, TuneRequest, run_multitask, run_tune
+from cuecraft.runs.examples import check_labels, read_splits
+from cuecraft.runs.unlabeled import read_unlabelled
+from cuecraft.search.label_free import LabelFreeSearch
+from cuecraft.tune import make_method
+from cuecraft.tune.prepare import data_entry
+
+Started = Callable[[str], Callable[[Event], None]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a job.
+
+    Args:
+        metrics: by name.
+        artifacts: hash of each artifact, by its path within the run's folder.
+        backbone: the frozen model.
+        document: as the command itself prints it.
+    """
+
+    metrics: Mapping[str, float]
+    artifacts: Mapping[str, str]
+    backbone: BackboneEntry
+    document: Mapping[str, Any]
+
+
+class Job(ABC):
+    """What one recipe does in one folder.
+
+    Args:
+        folder: of the run.
+    """
+
+    OUT: ClassVar[str]  # where results go, within the run's folder
+
+    def __init__(self, folder: Path) -> None:
+        self.out = folder / self.OUT
+
+    @abstractmethod
+    def data(self) -> dict[str, DataEntry]:
+        """Read the examples; return row count and hash of each part.
+
+        Raises:
+            CuecraftError: something about them, or about the method, cannot be used.
+        """
+
+    @abstractmethod
+    def run(self, keeping: Keeping, started: Started) -> Result:
+        """Do it.
+
+        Raises:
+            CuecraftError: anything that the user can mend.
+            StoppedError, KeyboardInterrupt: it was asked to stop.
+        """
+
+    @abstractmethod
+    def trajectories(self) -> Iterator[tuple[str, Sequence[Event]]]:
+        """Yield the steps of each search and training that lies in the folder, with its name."""
+
+
+class TuneJob(Job):
+    """`cuecraft tune`, with labels or without, with one seed or several."""
+
+    OUT = "artifact"
+
+    def __init__(self, recipe: TuneRecipe, folder: Path) -> None:
+        super().__init__(folder)
+        self._recipe = recipe
+
+    def data(self) -> dict[str, DataEntry]:
+        """Read the examples of each seed."""
+        request = self._request(None)
+        if request.unlabeled:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", CuecraftWarning)  # told again when they are used
+                found = {"unlabelled": data_entry(read_unlabelled(request))}
+            if request.test:
+                test = read_records(request.test, request.text_columns, request.label_column)
+                found["test"] = data_entry(test)
+            return found
+        make_method(request.method, request.method_options)
+        found = {}
+        for seed in self._recipe.seeds or [request.seed]:
+            train, dev, test = read_splits(replace(request, seed=seed))
+            check_labels(request.train, train, {request.dev or request.train: dev or [], request.test or "test": test})
+            ending = f", seed {seed}" if self._recipe.seeds else ""
+            parts = {"train": train, "dev": dev, "test": test}
+            found |= {f"{name}{ending}": data_entry(rows) for name, rows in parts.items() if rows}
+        return found
+
+    def run(self, keeping: Keeping, started: Started) -> Result:
+        """Tune."""
+        document = run_tune(self._request(keeping), started)
+        found = {path.name: load_artifact(path).manifest for path in self._folders()}
+        backbone = next(iter(found.values())).backbone
+        if self._recipe.seeds is None:
+            metrics = {name: value for name, value in document["metrics"].items() if value is not None}
+        else:
+            spread = document["spread"]
+            metrics = {name: values["mean"] for name, values in spread.items()}
+            metrics |= {f"{name}_sd": values["sd"] for name, values in spread.items()}
+            if document["ensemble_test_accuracy"] is not None:
+                metrics["ensemble_test_accuracy"] = document["ensemble_test_accuracy"]
+        return Result(metrics, {n: manifest.artifact_sha256 for n, manifest in found.items()}, backbone, document)
+
+    def trajectories(self) -> Iterator[tuple[str, Sequence[Event]]]:
+        """Yield the trace of each artifact."""
+        for path in self._folders():
+            yield path.name, _lines(path / "trace.jsonl")
+
+    def _folders(self) -> list[Path]:
+        seeds = self._recipe.seeds
+        return [self.out] if seeds is None else [self.out / f"seed-{seed}" for seed in seeds]
+
+    def _request(self, keeping: Keeping | None) -> TuneRequest:
+        recipe, data, task, model = self._recipe, self._recipe.data, self._recipe.task, self._recipe.model
+        options = recipe.tune.model_dump(mode="json", exclude_unset=True)
+        method = str(options.pop("method"))
+        is_label_free = method == LabelFreeSearch.name
+        prior = options.pop("prior", None) if is_label_free else None
+        return TuneRequest(
+            train=data.train,
+            dev=data.dev,
+            test=data.test,
+            test_size=data.test_size,
+            text_columns=tuple(data.text_columns),
+            label_column=data.label_column,
+            model=model.name,
+            method=method,
+            method_options=options,
+            vocab_from=None,
+            template=task.template,
+            label_words=task.label_words,
+            shots=data.shots,
+            first=data.first,
+            head=model.head,
+            max_tokens=task.max_tokens,
+            seed=recipe.seed,
+            time_limit=recipe.time_limit,
+            device=model.device,
+            dtype=model.dtype,
+            local_files_only=model.local_files_only,
+            checkpoints=None if is_label_free else keeping,
+            out=self.out,
+            seeds=None if recipe.seeds is None else tuple(recipe.seeds),
+            unlabeled=is_label_free,
+            classes=None if task.classes is None else tuple(task.classes),
+            prior=tuple(map(str, prior or ())),
+        )
+
+
+class MultitaskJob(Job):
+    """`cuecraft multitask`."""
+
+    OUT = "family"
+
+    def __init__(self, recipe: MultitaskRecipe, folder: Path) -> None:
+        super().__init__(folder)
+        self._recipe = recipe
+
+    def data(self) -> dict[str, DataEntry]:
+        """Read the examples of each task."""
+        data = self._recipe.data
+        found = {}
+        for name, task in self._recipe.tasks.items():
+            parts = {"train": task.train, "dev": task.dev, "test": task.test}
+            for part, path in parts.items():
+                if path is not None:
+                    found[f"{name} {part}"] = data_entry(read_records(path, data.text_columns, data.label_column))
+        return found
+
+    def run(self, keeping: Keeping, started: Started) -> Result:
+        """Train the tasks together."""
+        recipe, data, model = self._recipe, self._recipe.data, self._recipe.model
+        request = MultitaskRequest(
+            tasks={name: task.train for name, task in recipe.tasks.items()},
+            dev={name: task.dev for name, task in recipe.tasks.items() if task.dev is not None},
+            test={name: task.test for name, task in recipe.tasks.items() if task.test is not None},
+            test_size=data.test_size,
+            text_columns=tuple(data.text_columns),
+            label_column=data.label_column,
+            add_to=None,
+            model=model.name,
+            options=recipe.multitask.model_dump(mode="json", exclude_unset=True),
+            head=model.head,
+            seed=recipe.seed,
+            device=model.device,
+            dtype=model.dtype,
+            local_files_only=model.local_files_only,
+            checkpoints=keeping,
+            out=self.out,
+        )
+        document = run_multitask(request, started)
+        found = {name: load_artifact(path).manifest for name, path in self._folders()}
+        metrics = {f"{name}.{key}": value for name, own in document["tasks"].items() for key, value in own.items()}
+        backbone = next(iter(found.values())).backbone
+        return Result(metrics, {n: manifest.artifact_sha256 for n, manifest in found.items()}, backbone, document)
+
+    def trajectories(self) -> Iterator[tuple[str, Sequence[Event]]]:
+        """Yield the trace of each task."""
+        for name, path in self._folders():
+            yield name, _lines(path / "trace.jsonl")
+
+    def _folders(self) -> list[tuple[str, Path]]:
+        return [(name, self.out / "tasks" / name) for name in self._recipe.tasks]
+
+
+class CompareJob(Job):
+    """`cuecraft compare`."""
+
+    OUT = "comparison"
+
+    def __init__(self, recipe: CompareRecipe, folder: Path) -> None:
+        super().__init__(folder)
+        data, task, model = recipe.data, recipe.task, recipe.model
+        self._config = CompareConfig(
+            **data.model_dump(),
+            **task.model_dump(),
+            **model.model_dump(exclude={"name"}),
+            model=model.name,
+            seeds=recipe.seeds,
+            methods=recipe.methods,
+            out=str(self.out),
+        )
+
+    def data(self) -> dict[str, DataEntry]:
+        """Read the examples of each seed."""
+        contenders(self._config)
+        splits = read_comparison_splits(self._config)
+        found = {"test": data_entry(splits.test)}
+        for seed, split in splits.seeds.items():
+            found |= {f"train, seed {seed}": data_entry(split.train), f"dev, seed {seed}": data_entry(split.dev)}
+        return found
+
+    def run(self, keeping: Keeping, started: Started) -> Result:
+        """Compare; finished cells are kept by themselves."""
+
+        def heeding(part: str) -> Callable[[Event], None]:
+            tell = started(part)
+
+            def listen(event: Event) -> None:
+                if keeping.stop():
+                    raise StoppedError
+                tell(event)
+
+            return listen
+
+        document, _ = run_comparison(self._config, heeding)
+        metrics: dict[str, float] = {}
+        for row in document.rows:
+            if row.accuracy is not None and row.macro_f1 is not None:
+                metrics |= {f"{row.name}.test_accuracy": row.accuracy.mean, f"{row.name}.macro_f1": row.macro_f1.mean}
+        found = {f"{cell.name}, seed {cell.seed}": _cell_hash(cell.model_dump(mode="json")) for cell in document.cells}
+        return Result(metrics, found, document.backbone, document.model_dump(mode="json"))
+
+    def trajectories(self) -> Iterator[tuple[str, Sequence[Event]]]:
+        """Yield the steps of each cell."""
+        document = Comparison.model_validate_json((self.out / "compare.json").read_text(encoding="utf-8"))
+        for cell in document.cells:
+            yield f"{cell.name}, seed {cell.seed}", [step.model_dump(mode="json") for step in cell.steps]
+
+
+def _cell_hash(cell: Mapping[str, Any]) -> str:
+    """Return the hash of what of a cell does not depend on the clock."""
+    names = ("name", "method", "options", "seed", "dev", "test", "predictions", "tuned_parameters", "prompt", "steps")
+    return hashlib.sha256(json.dumps({name: cell[name] for name in names}, sort_keys=True).encode()).hexdigest()
+
+
+def _lines(path: Path) -> list[Event]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def job_of(recipe: Recipe, folder: Path) -> Job:
+    """Return what a recipe does in the folder of a run."""
+    if isinstance(recipe, TuneRecipe):
+        return TuneJob(recipe, folder)
+    return MultitaskJob(recipe, folder) if isinstance(recipe, MultitaskRecipe) else CompareJob(recipe, folder)

@@ -1,0 +1,179 @@
+"""From a YAML file, overrides and declared environment variables to a checked recipe; and back to YAML."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from cuecraft.compare.config import MethodEntry
+from cuecraft.errors import CuecraftError, RecipeError
+from cuecraft.recipe.schema import JOBS, KINDS, Recipe
+from cuecraft.settings import Place, Settings, explained, keys_of, parse_yaml, read_yaml, shown_place
+
+_VARIABLE = re.compile(r"(\$?)\$\{([^}]*)\}")  # `$${NAME}` stands for `${NAME}` itself
+_JOB = "job"
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: the YAML file.
+        overrides: of the form `tune.learning_rate=0.003`, in place of what the file says.
+
+    Raises:
+        RecipeError: the file cannot be read, a key or value is wrong, or a variable is not declared or not set.
+    """
+    return check_settings(_overridden(read_yaml(path, RecipeError), overrides))
+
+
+def _overridden(settings: Settings, overrides: Sequence[str]) -> Settings:
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        place = key.split(".")
+        if not equals or not all(place):
+            raise RecipeError(f"{override!r} is not KEY=VALUE; write for instance tune.learning_rate=0.003")
+        # Read as YAML, so that numbers, lists and null are what they are in a file.
+        parsed = parse_yaml(f"value: {value}" if value else "value: ''", f"override {override}", RecipeError)
+        try:
+            settings = settings.overridden(place, parsed.values["value"], f"override {override}")
+        except KeyError as error:
+            raise RecipeError(f"override {override}: {error.args[0]} has a value and no keys in it") from None
+    return settings
+
+
+def check_settings(settings: Settings) -> Recipe:
+    """Return the recipe that settings describe, variables put in.
+
+    Raises:
+        RecipeError: a key or value is wrong, or a variable is not declared or not set.
+    """
+    values = settings.values
+    job = values.get(_JOB, "tune")
+    if not isinstance(job, str) or job not in JOBS:
+        raise RecipeError(f"{settings.where((_JOB,))}job: {job!r} is unknown; choose {', '.join(JOBS)}")
+    declared = _declared(settings)
+    filled = {
+        name: value if name == "env" else _filled(value, (name,), settings, declared) for name, value in values.items()
+    }
+    try:
+        return JOBS[job].model_validate(filled)  # type: ignore[return-value]
+    except ValidationError as error:
+        raise RecipeError(_explained(error, settings, filled, job)) from None
+    except CuecraftError as error:
+        raise RecipeError(f"{settings.where(())}{error}") from None
+
+
+def _explained(error: ValidationError, settings: Settings, filled: Mapping[str, Any], job: str) -> str:
+    """Return the one line that tells the first error of a recipe."""
+    if any(found["type"] in ("union_tag_invalid", "union_tag_not_found") for found in error.errors()):
+        where = settings.where(("tune", "method"))
+        given = filled["tune"].get("method")
+        problem = "is missing; give it" if given is None else f"{given!r} is unknown"
+        return f"{where}tune.method: {problem}; choose {', '.join(KINDS)}"
+    return explained(error, settings, lambda loc: _plain(loc, filled), lambda place: _known(place, job, filled))
+
+
+def _plain(loc: Place, filled: Mapping[str, Any]) -> Place:
+    """Return a place without the names of the shapes that pydantic tried there."""
+    found: list[str | int] = []
+    inner: Any = filled
+    for part in loc:
+        is_there = (isinstance(inner, Mapping) and part in inner) or (isinstance(inner, list) and isinstance(part, int))
+        if is_there:
+            found.append(part)
+            inner = inner[part]
+        elif isinstance(inner, Mapping) and part == loc[-1] and part not in KINDS:
+            found.append(part)  # a key that is missing
+    return tuple(found)
+
+
+def _known(place: Place, job: str, filled: Mapping[str, Any]) -> Sequence[str]:
+    """Return the keys that may stand at a place."""
+    kind: type[BaseModel] = JOBS[job]
+    for part in place:
+        if kind in JOBS.values() and part == "tune":
+            kind = KINDS[filled["tune"]["method"]]
+            continue
+        option = kind.model_fields.get(str(part))
+        inner = option.annotation if option else None
+        if part == "methods":
+            return keys_of(MethodEntry)
+        if isinstance(part, int) or inner is None:
+            continue
+        shapes = [inner, *getattr(inner, "__args__", ())]
+        kind = next((s for s in reversed(shapes) if isinstance(s, type) and issubclass(s, BaseModel)), kind)
+    return keys_of(kind)
+
+
+def _declared(settings: Settings) -> dict[str, str | None]:
+    """Return the declared environment variables and what they are now."""
+    found = settings.values.get("env") or {}
+    if not isinstance(found, Mapping):
+        raise RecipeError(f"{settings.where(('env',))}env: write NAME: what it is where it is not set, or NAME: null")
+    return {name: os.environ.get(name, default) for name, default in found.items()}
+
+
+def _filled(value: Any, place: Place, settings: Settings, declared: Mapping[str, Any]) -> Any:
+    """Return a value with variables put in."""
+    if isinstance(value, Mapping):
+        return {name: _filled(inner, (*place, name), settings, declared) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_filled(inner, (*place, number), settings, declared) for number, inner in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def put(match: re.Match[str]) -> str:
+        escape, name = match.groups()
+        if escape:
+            return f"${{{name}}}"
+        where = f"{settings.where(place)}{shown_place(place)}"
+        if name not in declared:
+            raise RecipeError(
+                f"{where}: ${{{name}}} is not declared; add 'env: {{{name}: null}}', or write $${{{name}}}"
+            )
+        if declared[name] is None:
+            raise RecipeError(f"{where}: the environment variable {name} is not set; set it, or give it under env")
+        return str(declared[name])
+
+    return _VARIABLE.sub(put, value)
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """Return a recipe as YAML that gives the same recipe: variables put in, every key with its value."""
+    import yaml
+
+    document = recipe.model_dump(mode="json")
+    document["env"] = {}
+    text: str = yaml.safe_dump(_escaped(document), sort_keys=False, allow_unicode=True, width=100)
+    return text
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _escaped(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_escaped(inner) for inner in value]
+    return value.replace("${", "$${") if isinstance(value, str) else value
+
+
+def shown_keys(recipe: Recipe) -> dict[str, Any]:
+    """Return a recipe's values by dotted key, for comparing two."""
+    found: dict[str, Any] = {}
+
+    def walk(value: Any, place: str) -> None:
+        if isinstance(value, Mapping) and value:
+            for name, inner in value.items():
+                walk(inner, f"{place}.{name}" if place else str(name))
+        else:
+            found[place] = value
+
+    document = recipe.model_dump(mode="json")
+    del document["env"]
+    walk(document, "")
+    return found

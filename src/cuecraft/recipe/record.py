@@ -1,0 +1,197 @@
+"""The folder of a run.
+
+================  ====================================================================================
+recipe.yaml       the recipe as it was run: overrides and variables put in, every key with its value
+environment.json  machine, threads, versions, flags of determinism, commit, folder, variables
+run.json          how far it has come; hashes of data, backbone and results; metrics, time, memory
+events.jsonl      every step, with seconds since the start
+state/            what unfinished trainings and searches go on from
+artifact/         what was found; family/ or comparison/ of the other jobs
+================  ====================================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cuecraft import determinism
+from cuecraft.errors import RunError
+from cuecraft.machine import git_commit
+from cuecraft.prompts.manifest import BackboneEntry, DataEntry
+from cuecraft.recipe.reading import load_recipe, shown_keys, to_yaml
+from cuecraft.recipe.schema import Recipe
+from cuecraft.storage import FolderInUseError, locked, write_file
+
+SCHEMA_VERSION = 1
+RECIPE, ENVIRONMENT, RECORD, EVENTS, STATE = "recipe.yaml", "environment.json", "run.json", "events.jsonl", "state"
+Status = Literal["running", "stopped", "failed", "finished"]
+
+
+class RunRecord(BaseModel):
+    """What `run.json` holds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    status: Status
+    method: str = Field(description="the method, or the job where it is another than to tune")
+    started: str = Field(description="when the run began (UTC)")
+    sessions: int = Field(1, description="processes that worked on it: one, and one more for each time it was resumed")
+    seconds: float = Field(0.0, description="of those processes together, as far as they came to write it")
+    data: dict[str, DataEntry] = Field(description="row count and hash of each part of the data")
+    backbone: BackboneEntry | None = None
+    metrics: dict[str, float] = Field(default_factory=dict)
+    artifacts: dict[str, str] = Field(default_factory=dict, description="hash of each result")
+    peak_bytes: int | None = Field(None, description="memory of the last session at its highest")
+    as_expected: bool | None = Field(None, description="whether metrics are within the recipe's tolerance of its own")
+    error: str | None = Field(None, description="why it failed")
+
+
+class RunFolder:
+    """The folder of one run.
+
+    Args:
+        path: need not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def is_there(self) -> bool:
+        """Whether a run was begun here."""
+        return (self.path / RECORD).is_file()
+
+    def record(self) -> RunRecord:
+        """Return how far the run has come.
+
+        Raises:
+            RunError: no run is here, or its record is damaged.
+        """
+        path = self.path / RECORD
+        if not path.is_file():
+            raise RunError(f"{self.path}: no run here ({RECORD} is missing); check the path")
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if found["schema_version"] > SCHEMA_VERSION:
+                raise RunError(f"{path}: was written by a newer cuecraft; upgrade cuecraft")
+            return RunRecord.model_validate(found)
+        except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+            raise RunError(f"{path}: is damaged ({str(error).splitlines()[0]}); restore it or run again") from error
+
+    def recipe(self) -> Recipe:
+        """Return the recipe that was run.
+
+        Raises:
+            RecipeError: its file is missing or damaged.
+        """
+        return load_recipe(self.path / RECIPE)
+
+    def environment(self) -> dict[str, Any]:
+        """Return what the run was made on.
+
+        Raises:
+            RunError: its file is missing or damaged.
+        """
+        path = self.path / ENVIRONMENT
+        try:
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path}: cannot be read ({error}); restore it or run again") from error
+        return found
+
+    def write(self, record: RunRecord) -> None:
+        """Keep how far the run has come, in one step."""
+        self._write(RECORD, record.model_dump_json(indent=1) + "\n")
+
+    def begin(self, recipe: Recipe, record: RunRecord) -> None:
+        """Keep the recipe, the environment so far, and the record, which makes it a run."""
+        self._write(RECIPE, to_yaml(recipe))
+        self.write_environment(environment(recipe))
+        self.write(record)
+
+    def write_environment(self, found: dict[str, Any]) -> None:
+        """Keep what the run is made on."""
+        self._write(ENVIRONMENT, json.dumps(found, indent=1) + "\n")
+
+    def _write(self, name: str, text: str) -> None:
+        try:
+            write_file(self.path / name, text)
+        except OSError as error:
+            raise RunError(
+                f"{self.path / name}: cannot be written ({error.strerror or error}); make room, or choose another --out"
+            ) from error
+
+    def check_writable(self) -> None:
+        """Raise RunError where something else stands here, or nothing can be written; before anything long is done."""
+        if self.path.exists() and (not self.path.is_dir() or (not self.is_there and any(self._others()))):
+            raise RunError(f"{self.path}: exists and is no run; choose another --out or remove it")
+        nearest = next(p for p in (self.path.absolute(), *self.path.absolute().parents) if p.exists())
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+            raise RunError(f"{self.path}: {nearest} cannot be written to; choose another --out")
+
+    def _others(self) -> Iterator[Path]:
+        begun = (RECIPE, ENVIRONMENT)  # of a run that was killed before it had a record
+        return (path for path in self.path.iterdir() if not path.name.startswith(".") and path.name not in begun)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out.
+
+        Raises:
+            RunError: another process is at work here, or nothing can be written.
+        """
+        try:
+            with locked(self.path):
+                yield
+        except FolderInUseError as error:
+            raise RunError(f"{self.path}: another process is at work on this run; wait for it, or stop it") from error
+        except PermissionError as error:
+            raise RunError(f"{self.path}: cannot be written to ({error.strerror}); choose another --out") from error
+
+    def forget(self) -> None:
+        """Remove a run that came to nothing."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def check_same(self, recipe: Recipe) -> None:
+        """Raise RunError where the run here is of another recipe; names the first key that differs."""
+        before, now = shown_keys(self.recipe()), shown_keys(recipe)
+        for key in {**before, **now}:
+            if before.get(key) != now.get(key):
+                raise RunError(
+                    f"{self.path}: was begun with {key} = {before.get(key)!r}, and the recipe now has "
+                    f"{now.get(key)!r}; resume with the same recipe, or choose another --out"
+                )
+
+
+def environment(recipe: Recipe) -> dict[str, Any]:
+    """Return what is known of the surroundings before the model is loaded, JSON-ready."""
+    folder = Path.cwd()
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "CUECRAFT_CACHE", "CUECRAFT_DATA", "HF_HOME")
+    return {
+        "folder": str(folder),
+        "commit": git_commit(folder),
+        "variables": {name: os.environ[name] for name in names if name in os.environ}
+        | {name: os.environ.get(name) for name in recipe.env},
+        "determinism": dict(determinism.flags()),
+    }
+
+
+def find_runs(folder: Path) -> list[RunFolder]:
+    """Return the runs right under a folder, by name.
+
+    Raises:
+        RunError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise RunError(f"{folder}: no such folder; run a recipe first, or name another folder")
+    return [RunFolder(path) for path in sorted(folder.iterdir()) if RunFolder(path).is_there]

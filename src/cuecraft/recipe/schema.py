@@ -1,0 +1,194 @@
+"""The keys of a recipe. `cuecraft recipe schema` prints them as JSON Schema."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model, field_validator
+
+from cuecraft.compare.config import MethodEntry
+from cuecraft.method import Method
+from cuecraft.options import Options
+from cuecraft.search.label_free import LabelFreeSearch
+from cuecraft.tune import METHODS
+from cuecraft.tune.multitask import MultitaskTuning
+
+TOLERANCE = 0.005
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
+Tracker = Literal["tensorboard", "mlflow"]
+
+
+class Section(BaseModel):
+    """Part of a recipe."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSection(Section):
+    """The frozen model."""
+
+    name: str = Field("demo:smollm2-135m", description="demo: model, local folder or Hub name")
+    head: Literal["causal", "masked", "sequence"] | None = Field(None, description="by default what the checkpoint has")
+    device: str = Field("auto", description="a torch device; auto takes a GPU if there is one")
+    dtype: str = Field("auto", description="auto (by the device), float32, bfloat16, float16, or nf4 (4 bits, GPU)")
+    local_files_only: bool = Field(False, description="never ask the Hub for a model")
+
+
+class DataSection(Section):
+    """The examples; paths are taken from the folder that the command runs in."""
+
+    train: str = Field(description="CSV, TSV, JSONL or Parquet file, demo: data, or a data set name")
+    dev: str | None = Field(None, description="examples to choose and stop by")
+    test: str | None = Field(None, description="held-out examples, for reporting only")
+    test_size: int | None = Field(None, ge=1, description="test rows to draw; by default all")
+    shots: int | None = Field(None, ge=1, description="examples of each class drawn from train, and as many for dev")
+    first: int | None = Field(
+        None, ge=1, description="learn from the first rows of train alone, test on the later ones"
+    )
+    text_columns: list[str] = Field(["text"], min_length=1, description="columns of text")
+    label_column: str = Field("label", description="column of class names")
+
+
+class TaskSection(Section):
+    """What the texts are made into."""
+
+    template: str | None = Field(None, description="such as '{text}{prompt: It was}{mask}'; by default a general one")
+    label_words: dict[str, list[str]] | Literal["auto"] | None = Field(
+        None, description="class: [words]; by default the classes' names; auto to search them"
+    )
+    classes: list[str] | None = Field(None, description="the classes, where no row has a label")
+    max_tokens: int | None = Field(None, ge=1, description="tokens of one input at most")
+
+
+class CheckpointSection(Section):
+    """How often the state of what is not finished is kept: when both have passed, and when asked to stop."""
+
+    steps: int = Field(1, ge=1, description="training batches or search steps between two states")
+    seconds: float = Field(5.0, ge=0, description="between two states")
+
+
+class Expectation(Section):
+    """What the run gave when the recipe was written."""
+
+    metrics: dict[str, float] = Field(default_factory=dict, description="such as test_accuracy: 0.86")
+    tolerance: float = Field(TOLERANCE, ge=0, description="of a metric on another day or machine, 0 to 1")
+    seconds: float | None = Field(None, gt=0, description="of the whole run, on the machine named in the description")
+    memory_mib: float | None = Field(None, gt=0, description="resident memory of the process at its highest")
+
+
+_METHODS: dict[str, type[Method]] = {**METHODS, LabelFreeSearch.name: LabelFreeSearch}
+#: One kind for each method, made of its options: so every option is checked, documented and in the JSON Schema.
+KINDS: dict[str, type[Options]] = {
+    name: create_model(
+        f"{kind.__name__}Section",
+        __base__=kind,
+        method=(Literal[name], Field(description="what finds the prompt")),  # type: ignore[arg-type]
+    )
+    for name, kind in _METHODS.items()
+}
+if TYPE_CHECKING:
+    TuneSection = Options
+else:
+    TuneSection = Annotated[Union[tuple(KINDS.values())], Field(discriminator="method")]  # noqa: UP007
+
+
+class _Common(Section):
+    name: str = Field(description="of the run's folder")
+    description: str = Field(description="what it is, in a sentence")
+    seed: int = Field(0, ge=0, description="of everything random")
+    env: dict[str, str | None] = Field(
+        default_factory=dict,
+        description="environment variables that may be written as ${NAME} below, each with what it is where it is not "
+        "set; null where it has to be",
+    )
+    threads: int | None = Field(None, ge=1, description="of torch; by default as many as there are cores")
+    model: ModelSection = Field(default_factory=ModelSection, description="the frozen model")
+    trackers: list[Tracker] = Field(default_factory=list, description="also write for these: tensorboard, mlflow")
+    expect: Expectation | None = Field(None, description="what the run gave when the recipe was written")
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if not _NAME.fullmatch(name):
+            raise ValueError("cannot name a folder; use up to 60 letters, digits and ._-")
+        return name
+
+
+class TuneRecipe(_Common):
+    """One prompt, or one for each of several seeds."""
+
+    job: Literal["tune"] = Field("tune", description="tune, multitask or compare")
+    data: DataSection = Field(description="the examples")
+    task: TaskSection = Field(default_factory=TaskSection, description="template and label words")
+    tune: TuneSection = Field(description="the method, by its name, and its options")
+    checkpoint: CheckpointSection = Field(default_factory=CheckpointSection, description="how often the state is kept")
+    seeds: list[int] | None = Field(None, min_length=2, description="one run for each, in place of seed")
+    time_limit: float | None = Field(None, gt=0, description="seconds; a run that is cut by it may not repeat itself")
+
+
+class FamilyTask(Section):
+    """One task of several."""
+
+    train: str = Field(description="its examples")
+    dev: str | None = Field(None, description="to choose and stop by")
+    test: str | None = Field(None, description="held-out examples, for reporting only")
+
+
+class FamilyData(Section):
+    """What all tasks have in common."""
+
+    test_size: int | None = Field(None, ge=1, description="test rows to draw from each; by default all")
+    text_columns: list[str] = Field(["text"], min_length=1, description="columns of text")
+    label_column: str = Field("label", description="column of class names")
+
+
+class MultitaskRecipe(_Common):
+    """Several tasks that share one tensor."""
+
+    job: Literal["multitask"] = Field(description="tune, multitask or compare")
+    tasks: dict[str, FamilyTask] = Field(min_length=2, description="the tasks by name")
+    data: FamilyData = Field(default_factory=FamilyData, description="what all tasks have in common")
+    checkpoint: CheckpointSection = Field(default_factory=CheckpointSection, description="how often the state is kept")
+    multitask: MultitaskTuning = Field(default_factory=MultitaskTuning, description="options of the training")
+
+
+class CompareData(Section):
+    """The examples of a comparison."""
+
+    task: str = Field(
+        description="a folder with seed-S/train.jsonl, seed-S/dev.jsonl and test.jsonl; or, with shots, data"
+    )
+    shots: int | None = Field(None, ge=1, description="examples of each class drawn to train on, and as many for dev")
+    test_size: int | None = Field(None, ge=1, description="test rows to draw, the same for all; by default all")
+    text_columns: list[str] = Field(["text"], min_length=1, description="columns of text")
+    label_column: str = Field("label", description="column of class names")
+
+
+class CompareTask(Section):
+    """What the texts are made into."""
+
+    template: str | None = Field(None, description="by default a general one")
+    label_words: dict[str, list[str]] | None = Field(None, description="class: [words]; by default the classes' names")
+    max_tokens: int | None = Field(None, ge=1, description="tokens of one input at most")
+
+
+class CompareRecipe(_Common):
+    """Methods side by side over seeds."""
+
+    job: Literal["compare"] = Field(description="tune, multitask or compare")
+    data: CompareData = Field(description="the examples")
+    task: CompareTask = Field(default_factory=CompareTask, description="template and label words")
+    seeds: list[int] = Field([13, 21, 42], min_length=1, description="each method runs once with each")
+    methods: list[str | MethodEntry] = Field(["all"], description="[all], or names and {name, method, options}")
+
+
+Recipe = TuneRecipe | MultitaskRecipe | CompareRecipe
+JOBS: Mapping[str, type[_Common]] = {"tune": TuneRecipe, "multitask": MultitaskRecipe, "compare": CompareRecipe}
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a recipe, for editors."""
+    kind: TypeAdapter[Any] = TypeAdapter(Recipe)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "cuecraft recipe"} | kind.json_schema()

@@ -1,0 +1,237 @@
+"""`cuecraft verify` and `cuecraft runs diff`: two runs of a recipe side by side, what is equal and what is not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import chdir
+from dataclasses import asdict, dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, Literal
+
+from cuecraft.determinism import HASH_SEED, fixed_environment
+from cuecraft.errors import RunError
+from cuecraft.method import Event
+from cuecraft.prompts.manifest import BackboneEntry, DataEntry
+from cuecraft.recipe.jobs import job_of
+from cuecraft.recipe.reading import shown_keys
+from cuecraft.recipe.record import RECIPE, RunFolder, RunRecord
+from cuecraft.recipe.schema import TOLERANCE, Recipe
+
+Verdict = Literal["equal", "within tolerance", "differs", "not compared"]
+_ACCURACIES = ("accuracy", "macro_f1")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing that was compared.
+
+    Args:
+        what: its name.
+        verdict: how it compares.
+        before: of the first run, as shown.
+        now: of the other run.
+    """
+
+    what: str
+    verdict: Verdict
+    before: str = ""
+    now: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How two runs compare.
+
+    Args:
+        rows: what was compared, in order.
+        is_same: data, backbone and metrics are the same, within tolerance.
+        is_exact: steps and results are equal, bit for bit, too.
+        reason: one line.
+    """
+
+    rows: tuple[Row, ...]
+    is_same: bool
+    is_exact: bool
+    reason: str
+
+    def document(self) -> dict[str, Any]:
+        """Return it JSON-ready."""
+        return asdict(self)
+
+
+def verify(path: Path, keep: Path | None, started: Callable[[str], object]) -> Comparison:
+    """Run a finished run's recipe again in a process of its own and compare.
+
+    Args:
+        path: of the run.
+        keep: where the second run goes; None to throw it away.
+        started: is told each part of the work.
+
+    Raises:
+        CuecraftError: no finished run is here, its recipe cannot be read, or running it again failed.
+    """
+    folder = RunFolder(path)
+    record, recipe, surroundings = folder.record(), folder.recipe(), folder.environment()
+    if record.status != "finished":
+        raise RunError(f"{path}: the run is {record.status}, not finished; finish it with --resume first")
+    home = Path(surroundings["folder"])
+    if not home.is_dir():
+        raise RunError(f"{path}: was run in {home}, which is not there; make it, or the paths of the data mean nothing")
+    started("reading the data")
+    with chdir(home):
+        rows = _data_rows(record.data, job_of(recipe, path).data())
+    wrong = [row for row in rows if row.verdict == "differs"]
+    if wrong:
+        rows += [Row(what, "not compared") for what in ("backbone", "steps", "results", "metrics")]
+        return Comparison(tuple(rows), False, False, f"the data changed: {', '.join(row.what for row in wrong)}")
+    with tempfile.TemporaryDirectory(prefix="cuecraft-verify-") as scratch:
+        target = keep.absolute() if keep is not None else Path(scratch, "run")
+        started("running it again")
+        _run_again(path, target, home, surroundings)
+        return compare_runs(folder, RunFolder(target))
+
+
+def _data_rows(before: Mapping[str, DataEntry], now: Mapping[str, DataEntry]) -> list[Row]:
+    """Compare row counts and hashes of each part of the data."""
+    return [
+        _row(f"data: {name}", _shown_data(before.get(name)), _shown_data(now.get(name))) for name in {**before, **now}
+    ]
+
+
+def _shown_data(entry: DataEntry | None) -> str:
+    return "none" if entry is None else f"{entry.rows} rows, {entry.sha256[:12]}"
+
+
+def _row(what: str, before: str, now: str) -> Row:
+    return Row(what, "equal" if before == now else "differs", before, now)
+
+
+def _run_again(path: Path, target: Path, home: Path, surroundings: Mapping[str, Any]) -> None:
+    """Run a recipe again in a process of its own, with as many threads and the same seed of hashes.
+
+    Raises:
+        RunError: it failed.
+    """
+    recipe = str((path / RECIPE).absolute())
+    words = [
+        sys.executable,
+        "-m",
+        "cuecraft",
+        "run",
+        recipe,
+        f"threads={surroundings['threads']}",
+        "--out",
+        str(target),
+    ]
+    environment = fixed_environment() | {HASH_SEED: str(surroundings["determinism"][HASH_SEED])}
+    found = subprocess.run(
+        [*words, "--json"], cwd=home, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False
+    )
+    if found.returncode:
+        lines = found.stderr.decode(errors="replace").strip().splitlines()
+        reason = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1] if lines else "")
+        raise RunError(f"{path}: running it again failed ({reason.removeprefix('error: ')})")
+
+
+def compare_runs(first: RunFolder, second: RunFolder) -> Comparison:
+    """Compare two finished runs: data, backbone, steps, results, metrics.
+
+    Raises:
+        CuecraftError: a folder holds no finished run.
+    """
+    before, now, recipe = first.record(), second.record(), first.recipe()
+    for folder, record in ((first, before), (second, now)):
+        if record.status != "finished":
+            raise RunError(f"{folder.path}: the run is {record.status}, not finished; finish it with --resume first")
+    data = _data_rows(before.data, now.data)
+    backbone = _row("backbone", _shown_backbone(before.backbone), _shown_backbone(now.backbone))
+    steps = _first_difference(first, second)
+    results = [
+        _row(f"result: {name}", before.artifacts.get(name, "none")[:12], now.artifacts.get(name, "none")[:12])
+        for name in {**before.artifacts, **now.artifacts}
+    ]
+    metrics = _metric_rows(before, now, recipe)
+    rows = (*data, backbone, steps, *results, *metrics)
+    decisive = [row for row in (*data, backbone, *metrics) if row.verdict == "differs"]
+    is_exact = all(row.verdict == "equal" for row in rows)
+    return Comparison(rows, not decisive, is_exact, _reason(decisive, steps, is_exact))
+
+
+def _reason(decisive: Sequence[Row], steps: Row, is_exact: bool) -> str:
+    if is_exact:
+        return "the same, bit for bit"
+    where = "" if steps.verdict == "equal" else f"; the first step that differs: {steps.now}"
+    if not decisive:
+        return f"the same within tolerance{where}"
+    return f"differs in {', '.join(row.what for row in decisive)}{where}"
+
+
+def _shown_backbone(entry: BackboneEntry | None) -> str:
+    return "none" if entry is None else f"{entry.name}, {entry.dtype}, {entry.sha256[:12]}"
+
+
+def _metric_rows(before: RunRecord, now: RunRecord, recipe: Recipe) -> list[Row]:
+    """Compare metrics: accuracies and F1 within the recipe's tolerance; others are shown."""
+    tolerance = recipe.expect.tolerance if recipe.expect else TOLERANCE
+    rows = []
+    for name in {**before.metrics, **now.metrics}:
+        one, other = before.metrics.get(name), now.metrics.get(name)
+        verdict: Verdict = "equal" if one == other else "differs"
+        if verdict == "differs" and one is not None and other is not None:
+            if abs(one - other) <= tolerance + 1e-9:
+                verdict = "within tolerance"
+            elif not name.removesuffix("_sd").endswith(_ACCURACIES):
+                verdict = "not compared"
+        rows.append(Row(name, verdict, *("none" if value is None else f"{value:.4f}" for value in (one, other))))
+    return rows
+
+
+def _first_difference(first: RunFolder, second: RunFolder) -> Row:
+    """Return the row that names the first step in which two runs differ."""
+    parts = dict(job_of(first.recipe(), first.path).trajectories())
+    others = dict(job_of(second.recipe(), second.path).trajectories())
+    count = sum(map(len, parts.values()))
+    for name in {**parts, **others}:
+        pairs = zip_longest(parts.get(name, ()), others.get(name, ()))
+        for number, (one, other) in enumerate(pairs):
+            if one != other:
+                place = f"{name}, event {number}"
+                return Row("steps", "differs", _shown_step(place, one, other), _shown_step(place, other, one))
+    return Row("steps", "equal", f"{count} steps", f"{count} steps")
+
+
+def _shown_step(place: str, event: Event | None, other: Event | None) -> str:
+    """Return a step and the first of its values that another step has not."""
+    if event is None:
+        return f"{place}: none"
+    step = f"{place} ({event.get('phase', '')} {event.get('step', '')})"
+    key = next((key for key in event if other is None or other.get(key) != event[key]), None)
+    return step if key is None else f"{step}: {key} {event[key]}"
+
+
+def differences(first: RunFolder, second: RunFolder) -> list[tuple[str, str, str]]:
+    """Return what two runs were asked for and were made on, where that differs: key, of the first, of the second.
+
+    Raises:
+        CuecraftError: a folder holds no run.
+    """
+    asked = [{f"recipe {key}": value for key, value in shown_keys(own.recipe()).items()} for own in (first, second)]
+    made = [_flat(own.environment()) for own in (first, second)]
+    before, now = ({**asked[n], **made[n]} for n in (0, 1))
+    return [
+        (key, str(before.get(key, "none")), str(now.get(key, "none")))
+        for key in {**before, **now}
+        if before.get(key) != now.get(key)
+    ]
+
+
+def _flat(document: Mapping[str, Any], place: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in document.items():
+        key = f"{place}{name}"
+        found |= _flat(value, f"{key}.") if isinstance(value, Mapping) else {key: value}
+    return found
