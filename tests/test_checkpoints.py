@@ -21,7 +21,7 @@ from cuecraft.tune.finish import make_artifact
 
 RESUMED = {
     "autoprompt": {"steps": 6, "candidates": 8, "prompt_length": 4},
-    "autoprompt fluent": {"steps": 6, "candidates": 8, "prompt_length": 4, "fluency": 0.1, "positions": "all"},
+    "autoprompt fluent": {"steps": 6, "candidates": 8, "prompt_length": 4, "fluency": 0.1},
     "straight-through": {"steps": 8, "prompt_length": 4},
     "prompt-tuning": {"epochs": 6, "learning_rate": 0.1},
     "p-tuning": {"epochs": 6, "encoder": "lstm", "encoder_width": 8, "encoder_learning_rate": 0.01},
@@ -65,6 +65,8 @@ def artifact_of(backbone, name, folder=None, stop_after=None):
 @pytest.mark.parametrize("kind", ["causal", "sequence"])
 @pytest.mark.parametrize("name", RESUMED)
 def test_killed_and_resumed_gives_the_same_bits(name, kind, request, tmp_path):
+    if name == "autoprompt fluent" and kind == "sequence":
+        pytest.skip("a class head gives words no probability")
     backbone = request.getfixturevalue(kind)
     whole, events = artifact_of(backbone, name)
     for stop in (events // 2, 3):

@@ -77,7 +77,7 @@ BAD = {
     "unknown key inside": (
         {"data": {"tran": "x"}},
         [],
-        r"r.yaml line \d+: unknown key 'data.tran'; the keys are train,",
+        r"line \d+: unknown key 'data.tran'; the keys are train,",
     ),
     "unknown option": (
         {"tune": {"method": "deep-cue", "lr": 1}},
@@ -101,7 +101,7 @@ BAD = {
     "unknown method": (
         {"tune": {"method": "magic"}},
         [],
-        r"line \d+: tune.method: 'magic' is unknown; choose zero-shot",
+        r"tune.method: 'magic' is unknown; choose zero-shot",
     ),
     "no method": ({"tune": {"epochs": 3}}, [], r"r.yaml line \d+: tune.method: is missing; give it; choose zero-shot"),
     "missing key": ({"data": {"dev": "x"}}, [], r"r.yaml line \d+: data.train is missing; give it"),
@@ -303,7 +303,7 @@ def test_commands_of_recipes(run, tmp_path):
 
 
 CHECKS = {
-    "template": (["task.template='{text} {mask}'"], "no {prompt} slot"),
+    "template": (["task.template='{text} {mask}'"], "has 0 {prompt} slots; write exactly one"),
     "model folder": (["model.name=./nowhere"], "model.name: ./nowhere is no folder of a model; check the path"),
     "demo model": (["model.name=demo:none"], "demo:none: no such demo asset"),
     "data": (["data.train=none.jsonl"], "none.jsonl"),

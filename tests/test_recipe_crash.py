@@ -14,7 +14,7 @@ import pytest
 import cuecraft.storage
 from cuecraft.errors import CuecraftWarning, MethodError, RunError, StoppedError
 from cuecraft.recipe import RunFolder, run_recipe
-from cuecraft.recipe import events as events_module
+from cuecraft.recipe.events import EventFile
 from recipes import JOBS, recipe
 
 FINISHED, STOPPED, BROKEN = 0, 4, 5
@@ -121,7 +121,7 @@ def test_asked_to_stop_it_keeps_its_state_and_goes_on(number, causal_folder, tmp
     folder = RunFolder(tmp_path / "run")
     assert folder.record().status == "stopped"
     state = json.loads((folder.path / "state" / "01-deep-cue" / "state.json").read_text())
-    assert 20 <= state["epoch"] <= taken + 1
+    assert 15 <= state["epoch"] <= taken
     with pytest.raises(RunError, match=r"was not finished; go on with --resume"):
         run_recipe(asked, folder.path)
 
@@ -191,21 +191,21 @@ def test_a_full_disk_leaves_the_last_state_usable(causal_folder, tmp_path, monke
     assert resumed.record.error is None
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 def test_a_full_disk_for_events_says_so(causal_folder, tmp_path, monkeypatch):
     asked = recipe("deep-cue", tmp_path / "asked", causal_folder)
     whole = run_recipe(asked, tmp_path / "whole")
-    dumps = json.dumps
-    lines = []
+    opened = EventFile.__init__
 
-    def last_bytes(value, **options):
-        lines.append(value)
-        if len(lines) == 4:
-            full()
-        return dumps(value, **options)
+    def on_a_full_disk(self, path, session):
+        opened(self, path, session)
+        self._handle.write('{"half": ')
+        self._handle.close()
+        self._handle = Path("/dev/full").open("w")
 
     with monkeypatch.context() as patch:
-        patch.setattr(events_module.json, "dumps", last_bytes)
-        with pytest.raises((RunError, MethodError), match=r"No space left"):
+        patch.setattr(EventFile, "__init__", on_a_full_disk)
+        with pytest.raises(RunError, match=r"events.jsonl: cannot be written \(No space left.*go on with --resume"):
             run_recipe(asked, tmp_path / "run")
     assert run_recipe(asked, tmp_path / "run", resume=True).record.artifacts == whole.record.artifacts
 

@@ -231,7 +231,7 @@ def test_the_seed_of_hashes_is_fixed_before_anything_else(causal_folder, tmp_pat
     monkeypatch.setattr(determinism.os, "execve", lambda *words: replaced.append(words))
     monkeypatch.setenv("PYTHONHASHSEED", "random")
     determinism.restart_with_fixed_hashes(["run", "x.yaml"])
-    (program, words, environment), *others = replaced
+    (_, words, environment), *others = replaced
     assert not others
     assert words[1:] == ["-m", "cuecraft", "run", "x.yaml"]
     assert environment["PYTHONHASHSEED"] == "0"

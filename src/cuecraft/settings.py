@@ -137,8 +137,9 @@ def explained(
         plain: makes pydantic's place one of the settings, without the names of the shapes that were tried.
         known: the keys that a place may have.
     """
-    # Of a value that may be of several shapes, the shape that it came nearest to.
-    first = max(cause.errors(), key=lambda found: len(found["loc"]))
+    # A key that is not known before one that is missing: it is often the same one, misspelt. Of a value that may be of
+    # several shapes, the shape that it came nearest to.
+    first = max(cause.errors(), key=lambda found: (found["type"] == "extra_forbidden", len(found["loc"])))
     place = plain(first["loc"])
     where = settings.where(place)
     if first["type"] == "extra_forbidden":

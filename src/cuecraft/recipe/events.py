@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -102,6 +103,8 @@ class MlFlow:
     """Writes figures into an MLflow file store in the run's folder."""
 
     def __init__(self, folder: Path) -> None:
+        # MLflow asks for this of everybody who wants files and not a database.
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         client = _module("mlflow.tracking", "mlflow").MlflowClient
         store = (folder / "mlruns").absolute()
         self._client = client(tracking_uri=store.as_uri())

@@ -7,6 +7,7 @@ import json
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -96,8 +97,7 @@ class TuneJob(Job):
         """Read the examples of each seed."""
         request = self._request(None)
         if request.unlabeled:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", CuecraftWarning)  # told again when they are used
+            with _labels_are_not_meant():
                 found = {"unlabelled": data_entry(read_unlabelled(request))}
             if request.test:
                 test = read_records(request.test, request.text_columns, request.label_column)
@@ -115,7 +115,8 @@ class TuneJob(Job):
 
     def run(self, keeping: Keeping, started: Started) -> Result:
         """Tune."""
-        document = run_tune(self._request(keeping), started)
+        with _labels_are_not_meant():
+            document = run_tune(self._request(keeping), started)
         found = {path.name: load_artifact(path).manifest for path in self._folders()}
         backbone = next(iter(found.values())).backbone
         if self._recipe.seeds is None:
@@ -283,6 +284,14 @@ class CompareJob(Job):
         document = Comparison.model_validate_json((self.out / "compare.json").read_text(encoding="utf-8"))
         for cell in document.cells:
             yield f"{cell.name}, seed {cell.seed}", [step.model_dump(mode="json") for step in cell.steps]
+
+
+@contextmanager
+def _labels_are_not_meant() -> Iterator[None]:
+    """Leave out the warning that labels are not used: who writes a recipe without them knows."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r".*the labels in column .* are not used", CuecraftWarning)
+        yield
 
 
 def _cell_hash(cell: Mapping[str, Any]) -> str:

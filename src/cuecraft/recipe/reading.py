@@ -150,8 +150,10 @@ def to_yaml(recipe: Recipe) -> str:
 
     document = recipe.model_dump(mode="json")
     document["env"] = {}
-    text: str = yaml.safe_dump(_escaped(document), sort_keys=False, allow_unicode=True, width=100)
-    return text
+    found = _escaped(document)
+    text: str = yaml.safe_dump(found, sort_keys=False, allow_unicode=True, width=100)
+    # Some characters, such as U+0085, do not survive unless they are written as escapes.
+    return text if yaml.safe_load(text) == found else yaml.safe_dump(found, sort_keys=False, width=100)
 
 
 def _escaped(value: Any) -> Any:
