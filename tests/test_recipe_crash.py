@@ -201,7 +201,7 @@ def test_a_full_disk_for_events_says_so(causal_folder, tmp_path, monkeypatch):
         opened(self, path, session)
         self._handle.write('{"half": ')
         self._handle.close()
-        self._handle = Path("/dev/full").open("w")
+        self._handle = Path("/dev/full").open("w")  # noqa: SIM115
 
     with monkeypatch.context() as patch:
         patch.setattr(EventFile, "__init__", on_a_full_disk)
