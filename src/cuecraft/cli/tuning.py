@@ -83,8 +83,7 @@ def tune(
 
     where: dict[str, Any] = {"device": device, "dtype": dtype, "local_files_only": local_files_only, "seed": seed}
     asked: dict[str, Any] = {"unlabeled": unlabeled, "classes": names_of(classes), "prior": tuple(prior or [])}
-    asked |= {"checkpoints": Keeping(checkpoints) if checkpoints else None, "time_limit": time_limit}
-    asked |= {"shots": shots, "first": first, "max_tokens": max_tokens}
+    asked |= {"shots": shots, "first": first, "max_tokens": max_tokens, "time_limit": time_limit, "head": head}
     request = TuneRequest(
         train=train,
         dev=dev,
@@ -98,9 +97,9 @@ def tune(
         vocab_from=vocab_from,
         template=unescaped(template),
         label_words="auto" if label_words == ["auto"] else words_of(label_words or []),
-        head=head,
         seeds=numbers_of(seeds),
         out=out or Path("runs", f"{'label-free' if unlabeled else method}-{seeds or seed}"),
+        checkpoints=Keeping(checkpoints) if checkpoints else None,
         **where,
         **asked,
     )
