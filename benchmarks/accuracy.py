@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from common import DATA, RESULTS, machine, require_data, write_result
-from peers import PeftLoop, fresh_model, peft_predict, peft_prefix_tuning, peft_prompt_tuning
+from peers import AnswerOnlyLoop, fresh_model, peft_prefix_tuning, peft_prompt_tuning, thrifty_peft_predict
 from torch.nn import functional
 
 from cuecraft.backbone import CausalBackbone, load_backbone
@@ -137,11 +137,11 @@ def run_peft(cell: Cell, wrap: Callable[[Any, int], Any], rate: float) -> dict[s
     begun = time.perf_counter()
     model = wrap(fresh_model(MODEL), VIRTUAL_TOKENS)
     words = backbone.renderer(task).prompt_ids
-    loop = PeftLoop(model, backbone, task, task.examples(train), words, rate)
+    loop = AnswerOnlyLoop(model, backbone, task, task.examples(train), words, rate)
 
     def predict(examples: Sequence[Example]) -> torch.Tensor:
         model.eval()
-        found = peft_predict(model, backbone, task, examples, words)
+        found = thrifty_peft_predict(model, backbone, task, examples, words)
         model.train()
         return found
 
@@ -161,7 +161,7 @@ def run_peft(cell: Cell, wrap: Callable[[Any, int], Any], rate: float) -> dict[s
 
 
 def fit_peft(
-    loop: PeftLoop, predict: Callable[[Sequence[Example]], torch.Tensor], dev: Sequence[Example], seed: int
+    loop: AnswerOnlyLoop, predict: Callable[[Sequence[Example]], torch.Tensor], dev: Sequence[Example], seed: int
 ) -> tuple[float, int]:
     """Train until dev loss has not fallen for `PATIENCE` epochs; go back to the best. Return its dev loss and epoch."""
     truth = torch.tensor([example.label for example in dev])

@@ -18,6 +18,7 @@ from cuecraft.task import Example, Task
 
 BATCH = 16  # texts of one training step
 EVAL_BATCH = 32  # texts of one forward pass without a gradient
+THRIFTY_TOKENS = 1536  # of one such pass, where nobody counts seconds
 
 
 def plain_candidate_logits(backbone: CausalBackbone, context: Context, prompt: HardPrompt) -> torch.Tensor:
@@ -107,8 +108,38 @@ class PeftLoop:
         for row, (text, answer) in enumerate(texts):
             labels[row, len(text) : len(text) + len(answer)] = torch.tensor(answer)
         self.optimizer.zero_grad()
-        self.model(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
+        self.loss(ids, mask, labels).backward()
         self.optimizer.step()
+
+    def loss(self, ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return the mean loss of the labels `[B, L]` that are not -100, as the model computes it."""
+        loss: torch.Tensor = self.model(input_ids=ids, attention_mask=mask, labels=labels).loss
+        return loss
+
+
+class AnswerOnlyLoop(PeftLoop):
+    """The same loss from the logits of the answers' positions alone; for accuracy, where nobody counts seconds."""
+
+    def loss(self, ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return the mean loss of the labels `[B, L]` that are not -100."""
+        rows, places = torch.nonzero(labels != -100, as_tuple=True)
+        logits = answer_logits(self.model, ids, mask, places - 1)
+        return functional.cross_entropy(logits[rows, torch.arange(len(rows))], labels[rows, places])
+
+
+def answer_logits(model: Any, ids: torch.Tensor, mask: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Return logits `[B, P, V]` at places `[P]` of texts `[B, L]`, whatever stands before them."""
+
+    def keep(module: Any, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        (hidden,) = given
+        return (hidden[:, places + hidden.shape[1] - ids.shape[1]],)  # virtual tokens may stand in front
+
+    handle = model.get_base_model().get_output_embeddings().register_forward_pre_hook(keep)
+    try:
+        found: torch.Tensor = model(input_ids=ids, attention_mask=mask).logits
+    finally:
+        handle.remove()
+    return found
 
 
 @torch.no_grad()
@@ -129,6 +160,22 @@ def peft_predict(
         last = mask.sum(1) - 1 + logits.shape[1] - ids.shape[1]  # virtual tokens may stand in front
         parts.append(logits[torch.arange(len(ids)), last][:, columns])
     return torch.cat(parts)
+
+
+@torch.no_grad()
+def thrifty_peft_predict(
+    model: Any, backbone: CausalBackbone, task: Task, examples: Sequence[Example], cue: Sequence[int] = ()
+) -> torch.Tensor:
+    """Return what `peft_predict` does, from batches sorted by length and the last positions alone."""
+    renderer = backbone.renderer(task)
+    columns = [words[0][0] for words in renderer.label_ids]
+    texts = [[*piece.before, *cue, *piece.after] for piece in renderer.render(examples)]
+    found = torch.empty(len(texts), len(columns))
+    for batch in token_batches([len(text) for text in texts], THRIFTY_TOKENS):
+        ids, mask = padded([texts[row] for row in batch])
+        logits = answer_logits(model, ids, mask, mask.sum(1) - 1)
+        found[batch] = logits[torch.arange(len(ids)), torch.arange(len(ids))][:, columns]
+    return found
 
 
 @torch.no_grad()
