@@ -1,6 +1,6 @@
 """What `auto` does on splits that no benchmark reports on: where its design is decided.
 
-    python benchmarks/auto_study.py [--splits 7,8,9] [--preset good]
+    python benchmarks/auto_study.py [--splits 7,8,9] [--preset good] [--limit 600]
 
 16 examples of each class to train on and 16 for dev, drawn from the training file of sst2-full; tested on 400 sentences
 of its dev file. Prints all that was tried, the verdict, and both prompts' test scores; keeps no result file.
@@ -26,6 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--splits", default="7,8,9")
     parser.add_argument("--preset", default="good")
+    parser.add_argument("--limit", type=float, help="seconds that a split may take")
     options = parser.parse_args()
     require_data()
     backbone = load_backbone(MODEL)
@@ -35,7 +36,7 @@ def main() -> None:
     test = label_context(backbone, task, task.examples(others))
     for number in map(int, options.splits.split(",")):
         split = k_shot_split(rows, SHOTS, number)
-        problem = make_problem(backbone, task, split.train, split.dev, seed=1)
+        problem = make_problem(backbone, task, split.train, split.dev, seed=1, time_limit=options.limit)
         begun = time.perf_counter()
         outcome = make_method("auto", {"preset": options.preset}).fit(problem)
         print(f"split {number}: {time.perf_counter() - begun:.0f} s", flush=True)

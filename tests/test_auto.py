@@ -37,6 +37,7 @@ TINY = Plan(
     longer=2,
     searches_prompts=False,
     keep=(2, 1),
+    checked=2,
     members=2,
     examples=64,
 )

@@ -15,8 +15,9 @@ from cuecraft.errors import MethodError
 from cuecraft.method import CalibrationKind, Labelled, Selection, starting_point
 from cuecraft.prompts import Calibration, HardPrompt, calibration
 from cuecraft.search.folds import Fold, stratified_folds
+from cuecraft.seeding import derived_seed
 from cuecraft.tune.auto import ladder as ladder_module
-from cuecraft.tune.auto.folds import HeldOut, LastEpoch, fold_problem, untuned_answers
+from cuecraft.tune.auto.folds import HeldOut, LastEpoch, fold_problem, log_probabilities, untuned_answers
 from cuecraft.tune.auto.ladder import Configuration, Ladder, Run
 from cuecraft.tune.auto.plans import PLANS, Preset, configurations
 from cuecraft.tune.auto.starts import GivenWords, SearchedPrompt, Words
@@ -194,8 +195,8 @@ def test_recalibrated_answers_are_each_calibrated_by_the_others():
     sure[range(24), labels] += 2.0
     found = HeldOut(sure.log_softmax(-1), labels, (12, 12))
     again = found.recalibrated(3)
-    for fold in stratified_folds(labels, 4, 3):
-        own = calibration.fitted(found.log_probs[fold.train], labels[fold.train])
+    for fold in stratified_folds(labels, 16, 3):
+        own = calibration.tempered(found.log_probs[fold.train], labels[fold.train])
         expected = own.apply(found.log_probs[fold.held_out]).log_softmax(-1)
         assert torch.allclose(again.log_probs[fold.held_out], expected)
     assert again.score.loss < found.score.loss
@@ -242,8 +243,8 @@ def test_a_plan_tries_the_best_start_with_every_schedule_and_others_with_the_fir
     starts = [Words(name, GivenWords(), ids, name != "a") for name, ids in (("a", (1, 2)), ("b", (3,)), ("c", (4,)))]
     found = configurations(PLANS[Preset.BEST], starts, (8, 9))
     names = [(one.training.name, one.training.learning_rate, one.training.epochs, one.start.name) for one in found]
-    assert names[:2] == [("deep-cue", 0.1, 8, "a"), ("deep-cue", 0.03, 8, "a")]
-    assert ("deep-cue", 0.1, 8, "b") in names
+    assert names[:2] == [("deep-cue", 0.03, 16, "a"), ("deep-cue", 0.1, 8, "a")]
+    assert ("deep-cue", 0.03, 16, "b") in names
     assert ("prompt-tuning", 0.005, 16, "a") in names
     longer = next(one.start for one in found if "longer" in one.start.name)
     assert longer.token_ids == (8, 9, 8, 9, 8, 9, 1, 2)
@@ -325,3 +326,41 @@ def test_copies_of_a_text_stay_in_one_fold():
         assert not {texts[row] for row in fold.train} & {texts[row] for row in fold.held_out}
     apart = [f"text {n}" for n in range(20)]
     assert stratified_folds(labels, 4, 0, apart) == stratified_folds(labels, 4, 0)
+
+
+def test_a_share_that_gets_fewer_right_than_the_untuned_prompt_is_not_taken():
+    folds = [Fold([], [0, 1]), Fold([], [2, 3])]
+    untuned = HeldOut(answers_of((0.5, 0.5, 0.5, 0.5)), torch.zeros(4, dtype=torch.long), (2, 2))
+    ladder = Ladder(SimpleNamespace(seed=0), Labelled(None, torch.zeros(4, dtype=torch.long)), folds, untuned)
+    wrong_once, all_right = answers_of((0.01, 0.8)), answers_of((0.5, 0.5))
+    assert ladder.share(Run(None, [[wrong_once, all_right]] * 2)) == 1
+    assert ladder.share(Run(None, [[wrong_once, answers_of((0.9, 0.9))]] * 2)) == 0  # where all do, by loss alone
+
+
+def test_what_is_left_answers_by_the_average_of_several_trainings(causal):
+    ladder, problem = ladder_of(causal)
+    other, _ = ladder_of(causal)
+    one = other.climb([deep(problem)], (1,))[0]
+    run = ladder.climb([deep(problem)], (1,), members=2)[0]
+    for number in range(2):
+        own = ladder._fold(run, number)
+        start = run.configuration.start.candidate(own)
+        again = run.configuration.trained(replace(own, seed=derived_seed(own.seed, "member/1")), start, [])
+        mean = (one.candidates[number].prompt.offsets + again.prompt.offsets) / 2
+        assert torch.allclose(run.candidates[number].prompt.offsets, mean, atol=1e-7)
+        expected = log_probabilities(own, part_of_the_way(start, run.candidates[number], 0.5, causal.embed))
+        assert torch.allclose(run.answers[number][1], expected, atol=1e-5)
+
+
+def test_a_temperature_is_the_best_one_by_brute_force():
+    generator = torch.Generator().manual_seed(2)
+    logits = 5 * torch.randn(40, 3, generator=generator, dtype=torch.float64)
+    labels = torch.randint(3, (40,), generator=generator)
+    found = calibration.tempered(logits, labels, strength=1.0)
+    assert found.bias == (0.0, 0.0, 0.0)
+
+    def objective(scale):
+        return float(torch.nn.functional.cross_entropy(scale * logits, labels)) + np.log(scale) ** 2 / 80
+
+    grid = np.exp(np.linspace(-5, 1, 4001))
+    assert found.scale == pytest.approx(grid[np.argmin([objective(scale) for scale in grid])], rel=2e-3)

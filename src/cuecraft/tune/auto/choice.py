@@ -93,10 +93,10 @@ class _Choice:
         untuned = untrained.measure()
         starts = untrained.starts()
         self.tried += untrained.tried
-        ladder = Ladder(self.problem, self.pool, self.folds)
+        ladder = Ladder(self.problem, self.pool, self.folds, untrained.best)
         runs: list[Run] = []
         if starts:
-            runs = ladder.climb(configurations(self.plan, starts, untrained.filler), self.plan.keep)
+            runs = ladder.climb(configurations(self.plan, starts, untrained.filler), self.plan.keep, self.plan.checked)
         self.trace += untrained.trace
         if not runs:
             self.trace += ladder.trace
@@ -114,15 +114,12 @@ class _Choice:
     def _judged(self, untuned: Candidate, untrained: Untrained, ladder: Ladder, runs: Sequence[Run]) -> Outcome:
         """Compare the runs, the chosen one first, with the untuned prompt on the folds that they were tried on.
 
-        The first that is better ships. If none is, the chosen one is looked at once more, as the average that would
-        ship.
+        The first that is better ships.
         """
         most = len(runs[0].answers)
         finalists = [run for run in runs if len(run.answers) == most]
         found = [(self._evidence(untrained, ladder, run), run) for run in finalists]
         evidence, run = next((pair for pair in found if pair[0].is_better), found[0])
-        if not evidence.is_better and ladder.look_again(run, self.plan.members):
-            evidence = self._evidence(untrained, ladder, run)
         self.trace += ladder.trace
         self.tried += [ladder.tried(run) for run in runs]
         complete = [row.accuracy for row in self.tried if row.folds == len(self.folds)]

@@ -15,10 +15,9 @@ from cuecraft.evidence import Evidence, compare_paired
 from cuecraft.method import CalibrationKind, Candidate, Labelled, Problem, Score, Selection, calibration_of, fitted_head
 from cuecraft.prompts import Calibration, HardPrompt, calibration
 from cuecraft.search.folds import Fold, stratified_folds
-from cuecraft.search.word_choice import held_out_answers
 from cuecraft.seeding import derived_seed
 
-_RECALIBRATION_FOLDS = 4
+_RECALIBRATION_FOLDS = 16
 
 
 def fold_problem(problem: Problem, pool: Labelled, folds: Sequence[Fold], number: int) -> Problem:
@@ -87,18 +86,20 @@ class HeldOut:
         return HeldOut(self.log_probs[:rows], self.labels[:rows], self.sizes[:folds])
 
     def recalibrated(self, seed: int) -> HeldOut:
-        """Return the answers calibrated once more, every part of them by the others.
+        """Return the answers with another temperature, every few of them by all others.
 
-        What is trained on few examples is too sure of itself. That costs log-loss, and can be mended afterwards.
+        What is trained on few examples is too sure of itself. That costs log-loss, and can be mended afterwards. By one
+        number only: more of them, fitted to a few dozen answers, cost more than they mend.
         """
         found = self.log_probs.clone()
-        for fold in stratified_folds(self.labels, _RECALIBRATION_FOLDS, seed):
-            found[fold.held_out] = held_out_answers(self.log_probs, self.labels, fold)
+        for learnt, held in stratified_folds(self.labels, _RECALIBRATION_FOLDS, seed):
+            temperature = calibration.tempered(self.log_probs[learnt], self.labels[learnt])
+            found[held] = temperature.apply(self.log_probs[held]).log_softmax(-1)
         return replace(self, log_probs=found)
 
     def calibration(self) -> Calibration:
-        """Return the calibration fitted to all of the answers."""
-        return calibration.fitted(self.log_probs, self.labels)
+        """Return the temperature fitted to all of the answers."""
+        return calibration.tempered(self.log_probs, self.labels)
 
     @property
     def sd(self) -> float | None:

@@ -95,24 +95,28 @@ class Ladder:
         problem: what is solved.
         pool: all labelled examples.
         folds: which of them are held out in turn.
+        untuned: what the untuned prompt answers to the held-out parts; what has fewer right answers cannot ship.
     """
 
-    def __init__(self, problem: Problem, pool: Labelled, folds: Sequence[Fold]) -> None:
+    def __init__(self, problem: Problem, pool: Labelled, folds: Sequence[Fold], untuned: HeldOut | None = None) -> None:
         self._problem = problem
         self._pool = pool
         self._folds = folds
+        self._untuned = untuned
         self.trace: list[Event] = []
         self.refit_seconds = 0.0  # what the last step will take, as far as that is known
         self.refusal: str | None = None  # why a configuration could not be tried, where none could
         self._rounds = 0  # folds that all survivors were tried on
 
-    def climb(self, configurations: Sequence[Configuration], keep: Sequence[int]) -> list[Run]:
+    def climb(self, configurations: Sequence[Configuration], keep: Sequence[int], members: int = 1) -> list[Run]:
         """Try configurations; return their runs, the chosen one first, then by folds and held-out loss.
 
         Args:
             configurations: to be tried, the most promising first.
             keep: how many go on after the first fold, the second, and so on; the last number holds to the end. The
                 first cut waits for so many held-out examples that they can tell configurations apart.
+            members: trainings, in other orders, whose average answers to each held-out part for what is left in the
+                end. What ships is such an average, and it does better than one training.
         """
         runs = [Run(configuration) for configuration in configurations]
         alive, left = list(runs), list(keep)
@@ -127,6 +131,9 @@ class Ladder:
             best = sorted(alive, key=lambda run: self.answers(run, number + 1).score.loss)[: left[0]]
             alive = [run for run in alive if run in best]
             left = left[1:] or left
+        for run in alive:
+            if not self._look_again(run, members):
+                break
         return self._ranked(runs)
 
     def answers(self, run: Run, folds: int | None = None) -> HeldOut:
@@ -138,14 +145,18 @@ class Ladder:
         return self._at(run, self.share(run), None)
 
     def share(self, run: Run, folds: int | None = None) -> int:
-        """Return which of `SHARES` of the way has the least log-loss on a run's first folds, calibrated."""
+        """Return which of `SHARES` of the way has the least log-loss on a run's first folds, calibrated.
+
+        One that gets fewer right than the untuned prompt is taken only where all do.
+        """
         return self._best(run, folds)[0]
 
     def _best(self, run: Run, folds: int | None) -> tuple[int, HeldOut]:
         """Return the share of the way of least log-loss, and its answers, calibrated by one another."""
         shares = range(len(run.answers[0]))
         found = [self._at(run, share, folds).recalibrated(self._problem.seed) for share in shares]
-        return min(enumerate(found), key=lambda pair: pair[1].score.loss)
+        least = self._untuned.first(len(found[0].sizes)).score.accuracy if self._untuned else 0.0
+        return min(enumerate(found), key=lambda pair: (pair[1].score.accuracy < least, pair[1].score.loss))
 
     def _at(self, run: Run, share: int, folds: int | None) -> HeldOut:
         count = len(run.answers) if folds is None else folds
@@ -159,14 +170,10 @@ class Ladder:
             name += f", {SHARES[share]:.0%} of the way"
         return Tried(name, found.score.loss, found.score.accuracy, found.sd, len(run.answers), run.seconds)
 
-    def look_again(self, run: Run, members: int) -> bool:
-        """Let every fold of a run answer by the average of several trainings; return whether time was left for that.
-
-        What ships is such an average, which does better than one training: so a run whose single trainings are no
-        better than the untuned prompt is looked at once more this way.
-        """
-        if run.configuration.training is None or members < 2:
-            return False
+    def _look_again(self, run: Run, members: int) -> bool:
+        """Let every fold of a run answer by the average of several trainings; return whether time was left for that."""
+        if run.configuration.training is None:
+            return True
         for number in range(len(run.answers)):
             if self._problem.out_of_time((members - 1) * self._needed(run)) or not self._add(run, number, members):
                 return False

@@ -48,6 +48,7 @@ class Plan:
         longer: tokens by which the starting words are made longer, tried with the first schedule; 0 for not at all.
         searches_prompts: whether a discrete search is tried, whose words are then trained.
         keep: configurations that go on after the first fold, the second, and so on.
+        checked: trainings whose average answers to each held-out part, of the configurations that are left.
         members: trainings on all examples that are averaged in the end.
         examples: labelled examples that are used, at most.
     """
@@ -61,6 +62,7 @@ class Plan:
     longer: int
     searches_prompts: bool
     keep: tuple[int, ...]
+    checked: int
     members: int
     examples: int
 
@@ -76,6 +78,7 @@ PLANS = {
         longer=0,
         searches_prompts=False,
         keep=(1,),
+        checked=1,
         members=2,
         examples=192,
     ),
@@ -83,12 +86,13 @@ PLANS = {
         folds=4,
         cues=24,
         searches_words=True,
-        deep=(Schedule(0.1, 8), Schedule(0.03, 8), Schedule(0.1, 16)),
+        deep=(Schedule(0.03, 16), Schedule(0.1, 8)),
         soft=(Schedule(0.02, 8),),
         starts=2,
         longer=4,
         searches_prompts=False,
         keep=(3, 2, 2),
+        checked=2,
         members=4,
         examples=512,
     ),
@@ -97,10 +101,10 @@ PLANS = {
         cues=48,
         searches_words=True,
         deep=(
-            Schedule(0.1, 8),
-            Schedule(0.03, 8),
-            Schedule(0.1, 16),
             Schedule(0.03, 16),
+            Schedule(0.1, 8),
+            Schedule(0.03, 32),
+            Schedule(0.1, 16),
             Schedule(0.3, 8),
             Schedule(0.1, 32),
         ),
@@ -109,6 +113,7 @@ PLANS = {
         longer=6,
         searches_prompts=True,
         keep=(5, 3, 2),
+        checked=3,
         members=5,
         examples=2048,
     ),
