@@ -43,7 +43,7 @@ def run(
     loaded = load_recipe(recipe_path(recipe), overrides or [])
     try:
         with display.progress() as started:
-            finished = run_recipe(loaded, out, resume=resume, started=started)
+            finished = run_recipe(loaded, out, resume=resume, started=started, stopping=display.stopping)
     except StoppedError as stopped:
         display.stopped()
         raise typer.Exit(128 + int(stopped.args[0])) from None

@@ -33,6 +33,11 @@ def fail(message: str) -> None:
     notes.print(Text.assemble(("error: ", "bold red"), " ".join(message.split())))
 
 
+def stopping() -> None:
+    """Tell that work will stop at the next place from which it can go on."""
+    sys.stderr.write("\nstopping after this step; once more to stop at once\n")
+
+
 def stopped() -> None:
     """Tell that work was stopped and is not lost."""
     notes.print("stopped; what is finished is kept, and the same command goes on where it stopped")

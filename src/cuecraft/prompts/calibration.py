@@ -92,8 +92,8 @@ def fitted(logits: Tensor, labels: Tensor, strength: float = 1.0) -> Calibration
 def tempered(logits: Tensor, labels: Tensor, strength: float = 1.0) -> Calibration:
     """Fit one scale to labels: temperature scaling (Guo et al., ICML 2017, arXiv 1706.04599).
 
-    Minimises the mean cross-entropy plus ``strength / (2 N) * log(scale)^2``. One number, where `fitted` has C + 1: each
-    number that is fitted to N labels costs about 1 / (2 N) nats on others.
+    Minimises the mean cross-entropy plus ``strength / (2 N) * log(scale)^2``. One number, where `fitted` has C + 1:
+    each number that is fitted to N labels costs about 1 / (2 N) nats on others.
 
     Args:
         logits: `[N, C]`.

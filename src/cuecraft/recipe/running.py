@@ -45,10 +45,15 @@ class Finished:
 
 
 class Stop:
-    """Whether the run was asked to stop, and by which signal."""
+    """Whether the run was asked to stop, and by which signal.
 
-    def __init__(self) -> None:
+    Args:
+        told: is called when it is.
+    """
+
+    def __init__(self, told: Callable[[], None]) -> None:
         self.signal: int | None = None
+        self._told = told
 
     def __call__(self) -> bool:
         """Return whether to stop."""
@@ -65,6 +70,7 @@ class Stop:
             if self.signal is not None:
                 raise KeyboardInterrupt
             self.signal = number
+            self._told()
 
         before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -103,6 +109,7 @@ def run_recipe(
     *,
     resume: bool = False,
     started: Started = lambda name: lambda event: None,
+    stopping: Callable[[], None] = lambda: None,
 ) -> Finished:
     """Run a recipe.
 
@@ -111,6 +118,7 @@ def run_recipe(
         out: folder of the run; by default `runs/NAME`.
         resume: go on with a run that was stopped or killed; begin one where there is none.
         started: is told each part of the work and returns the listener of its events.
+        stopping: is told that SIGINT or SIGTERM asked to stop; a second one stops at once.
 
     Raises:
         CuecraftError: anything that the user can mend. A run that had not begun in earnest is removed.
@@ -123,7 +131,7 @@ def run_recipe(
         if folder.is_there and folder.record().status == "finished":
             folder.check_same(recipe)
             return Finished(folder.path, folder.record(), None)
-        return _Session(folder, recipe, job, started).run()
+        return _Session(folder, recipe, job, started, Stop(stopping)).run()
 
 
 class _Session:
@@ -134,13 +142,13 @@ class _Session:
         recipe: what to do.
         job: the same, in that folder.
         started: shows the work.
+        stop: whether it was asked to stop.
     """
 
-    def __init__(self, folder: RunFolder, recipe: Recipe, job: Job, started: Started) -> None:
-        self._folder, self._recipe, self._job, self._started = folder, recipe, job, started
+    def __init__(self, folder: RunFolder, recipe: Recipe, job: Job, started: Started, stop: Stop) -> None:
+        self._folder, self._recipe, self._job, self._started, self._stop = folder, recipe, job, started, stop
         self._begun = time.monotonic()
         self._is_new = not folder.is_there
-        self._stop = Stop()
 
     def run(self) -> Finished:
         """Do the work."""
