@@ -11,7 +11,8 @@ SOURCE = Path(cuecraft.__file__).parent
 # From the top down; a module may import from rooms below its own, and from its own.
 ROOMS = (
     "__main__ cli display recipe runs family classic ensemble classifier interop advise compare tune search method "
-    "prompts backbone task data checkpoints assets storage options settings evidence determinism machine seeding errors"
+    "prompts backbone task data checkpoints assets storage options settings evidence determinism machine signals "
+    "seeding errors"
 ).split()
 
 

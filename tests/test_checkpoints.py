@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from conftest import LABELS, TEXTS, tiny_problem
 from cuecraft import PromptClassifier
@@ -92,8 +93,8 @@ def test_a_state_of_another_run_or_a_damaged_one_is_refused(causal_folder, tmp_p
     fit(0)
     with pytest.raises(MethodError, match="belongs to another run"):
         fit(1)
-    state = next((tmp_path / "state").iterdir()) / "state.json"
-    state.write_text(state.read_text()[:20])
+    state = next((tmp_path / "state").iterdir())
+    state.write_bytes(state.read_bytes()[:20])
     with pytest.raises(MethodError, match="damaged"):
         fit(0)
 
@@ -150,9 +151,10 @@ def test_p_tuning_survives_sigkill(encoder, causal_folder, tmp_path):
 
 
 def epoch_of(state: Path) -> int:
-    """The epoch that a state on disk has reached; -1 where there is none, or it is just being replaced."""
+    """The epoch that a state on disk has reached; -1 where there is none."""
     try:
-        return json.loads(next(state.glob("*/state.json")).read_text())["epoch"]
+        with safe_open(next(state.glob("*.safetensors")), "pt") as file:
+            return json.loads(file.metadata()["document"])["epoch"]
     except (StopIteration, OSError):
         return -1
 
@@ -160,7 +162,7 @@ def epoch_of(state: Path) -> int:
 def test_a_state_holds_no_pickle(causal, tmp_path):
     artifact_of(causal, "p-tuning", tmp_path / "state")
     names = {path.name for path in (tmp_path / "state").rglob("*") if path.is_file()}
-    assert names == {"state.json", "state.safetensors"}
+    assert names == {"01-p-tuning.safetensors"}
 
 
 def test_without_a_dev_set_it_resumes_too(causal, tmp_path):

@@ -16,6 +16,7 @@ from cuecraft.recipe import check_recipe, json_schema, load_recipe, recipe_path,
 from cuecraft.recipe.reading import check_settings, shown_keys, to_yaml
 from cuecraft.recipe.schema import JOBS, KINDS
 from cuecraft.settings import Settings, parse_yaml
+from recipes import JOBS as JOB_NAMES
 from recipes import TUNED, settings, write_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -27,7 +28,7 @@ def read(values, **given):
 
 
 def test_every_method_can_be_written_and_read_again(tmp_path):
-    for name in [*TUNED, "multitask"]:
+    for name in JOB_NAMES:
         asked = read(settings(name, tmp_path, "tiny"))
         again = check_settings(parse_yaml(to_yaml(asked), "again", RecipeError))
         assert shown_keys(again) == shown_keys(asked)
@@ -36,6 +37,10 @@ def test_every_method_can_be_written_and_read_again(tmp_path):
 
 def test_overrides_are_yaml_at_a_dotted_key(tmp_path):
     path = write_recipe("hybrid", tmp_path, "tiny")
+    template = "task.template={text}{prompt: it # was}{mask}"
+    assert load_recipe(path, [template]).task.template == "{text}{prompt: it # was}{mask}"  # no YAML
+    assert load_recipe(path, ["description=a # b"]).description == "a # b"
+    assert load_recipe(path, ["description='a' # b"]).description == "a"
     words = ["tune.tune.learning_rate=0.003", "tune.search.vocabulary.stop_words=[a, b]", "data.test_size=2", "seed=7"]
     found = load_recipe(path, [*words, "expect.metrics.test_accuracy=0.5", "data.dev=null", "description="])
     assert found.tune.tune.learning_rate == 0.003
@@ -119,7 +124,31 @@ BAD = {
     "env no mapping": ({"env": ["A"]}, [], r"r.yaml line \d+: env: write NAME"),
     "override without value": ({}, ["seed"], r"'seed' is not KEY=VALUE"),
     "override through a value": ({}, ["seed.x=1"], r"override seed.x=1: seed has a value and no keys in it"),
-    "override no YAML": ({}, ["seed=["], r"override seed=\[.*not valid YAML"),
+    "override no YAML": ({}, ["seed=["], r"override seed=\[: seed: input should be a valid integer.*got '\['"),
+    "template": (
+        {"task": {"template": "{text} {mask}"}},
+        [],
+        r"r.yaml line \d+: task.template: template '.text. .mask.' has 0 .prompt. slots; write exactly one",
+    ),
+    "seed too large": ({"seed": 2**70}, [], r"line \d+: seed: input should be less than"),
+    "seed twice": ({"seeds": [1, 1]}, [], r"line \d+: seeds: a seed is named twice; name each once"),
+    "number type": ({"model": {"name": "x", "dtype": "float99"}}, [], r"line \d+: model.dtype: input should be 'auto'"),
+    "no methods": (
+        {"job": "compare", "data": {"task": "x"}, "methods": [], "tune": ..., "task": ...},
+        [],
+        r"line \d+: methods: list should have at least 1 item",
+    ),
+    "task that is no folder's name": (
+        {
+            "job": "multitask",
+            "tasks": {"..": {"train": "x"}, "b": {"train": "y"}},
+            "tune": ...,
+            "task": ...,
+            "data": ...,
+        },
+        [],
+        r"line \d+: tasks: '..' cannot name a folder",
+    ),
     "a value that two options forbid": (
         {"tune": {"method": "p-tuning", "learning_rate": 0.5}},
         [],
@@ -164,6 +193,7 @@ FILES = {
     "empty": ("", "r.yaml: a YAML NoneType"),
     "broken": ("a: [1\n", "r.yaml line 2: not valid YAML"),
     "tag that runs code": ("a: !!python/object/apply:os.system ['x']\n", "not valid YAML"),
+    "control character": ("a: \x07\n", "not valid YAML"),
     "no date": ("a: 2020-99-99\n", "not valid YAML"),
 }
 
@@ -176,6 +206,7 @@ def test_files_that_are_no_recipes(name, tmp_path):
     with pytest.raises(RecipeError) as error:
         load_recipe(path)
     assert what in str(error.value)
+    assert str(error.value).count("r.yaml") == 1
     with pytest.raises(RecipeError, match="no such file; check the path"):
         load_recipe(tmp_path / "none.yaml")
     path.write_bytes(b"\xff\xfe")
@@ -198,13 +229,13 @@ def test_every_key_is_documented_and_no_other_is_taken():
     for kind in kinds:
         assert kind.model_config["extra"] == "forbid", kind
         for name, option in kind.model_fields.items():
-            assert option.description or name in ("calibration", "selector"), f"{kind.__name__}.{name}"
+            assert option.description, f"{kind.__name__}.{name}"
 
 
 def test_the_schema_takes_what_we_take(tmp_path):
     jsonschema = pytest.importorskip("jsonschema")
     checker = jsonschema.Draft202012Validator(json_schema())
-    for name in [*TUNED, "multitask"]:
+    for name in JOB_NAMES:
         checker.validate(settings(name, tmp_path, "tiny"))
     for path in (recipe_path(name) for name in SHIPPED):
         checker.validate(yaml.safe_load(path.read_text()))
@@ -303,7 +334,10 @@ def test_commands_of_recipes(run, tmp_path):
 
 
 CHECKS = {
-    "template": (["task.template='{text} {mask}'"], "has 0 {prompt} slots; write exactly one"),
+    "label words": (["task.label_words={positive: [good]}"], "no label words for class 'negative'"),
+    "unlabelled": (["tune={method: label-free}"], "data.dev has no meaning with tune.method label-free"),
+    "first": (["data.first=5", "data.test=null"], "data.first 5 leaves no row of"),
+    "classes": (["task.classes=[a, b]"], "task.classes and tune.prior go with tune.method label-free"),
     "model folder": (["model.name=./nowhere"], "model.name: ./nowhere is no folder of a model; check the path"),
     "demo model": (["model.name=demo:none"], "demo:none: no such demo asset"),
     "data": (["data.train=none.jsonl"], "none.jsonl"),

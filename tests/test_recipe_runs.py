@@ -3,16 +3,25 @@
 import json
 import os
 import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from conftest import DATA, TEXTS, records
+from cuecraft.data import fingerprint
 from cuecraft.determinism import deterministic
-from cuecraft.errors import RunError
+from cuecraft.errors import RunError, StoppedError
+from cuecraft.method import Selection
 from cuecraft.recipe import RunFolder, compare_runs, differences, find_runs, run_recipe, verify
 from cuecraft.recipe.running import run_folder
 from recipes import JOBS, recipe, write_recipe
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -112,40 +121,95 @@ def test_verify_repeats_a_run_in_a_fresh_process(causal_folder, tmp_path, comman
     assert found["reason"] == "the same, bit for bit"
     assert {row["verdict"] for row in found["rows"]} == {"equal"}
     # One label flipped: the data is named, and nothing is run again.
-    rows = (tmp_path / "train.jsonl").read_text().splitlines()
-    flipped = {"positive": "negative", "negative": "positive"}
-    first = json.loads(rows[0])
-    rows[0] = json.dumps(first | {"label": flipped[first["label"]]})
-    (tmp_path / "train.jsonl").write_text("\n".join(rows) + "\n")
+    flip_first_label(tmp_path / "train.jsonl")
     code, out, _ = command("verify", "runs/hybrid")
     assert code == 1
-    assert "the data changed: data: train" in out
+    assert out.rstrip().endswith("the data changed: data: train")
     assert "not compared" in out
 
 
-def test_verify_names_the_first_step_that_differs(causal_folder, tmp_path, command):
-    path = write_recipe("deep-cue", tmp_path, causal_folder)
-    assert command("run", path)[0] == 0
-    trace = tmp_path / "runs" / "deep-cue" / "artifact" / "trace.jsonl"
-    events = [json.loads(line) for line in trace.read_text().splitlines()]
-    number = next(n for n, event in enumerate(events) if event["phase"] == "deep-cue" and event["step"] == 2)
-    events[number]["train_loss"] += 1e-12
-    trace.write_text("".join(json.dumps(event) + "\n" for event in events))
-    record = tmp_path / "runs" / "deep-cue" / "run.json"
-    found = json.loads(record.read_text())
-    found["metrics"]["test_accuracy"] += 0.006
-    record.write_text(json.dumps(found))
-    code, out, _ = command("verify", "runs/deep-cue", "--json")
-    document = json.loads(out)
-    assert code == 1  # six tenths of a point; half a point is allowed
-    assert f"artifact, event {number} (deep-cue 2): train_loss" in document["reason"]
-    assert "differs in test_accuracy" in document["reason"]
-    found["metrics"]["test_accuracy"] -= 0.004
-    record.write_text(json.dumps(found))
-    code, out, _ = command("verify", "runs/deep-cue", "--json")
-    assert code == 0
-    assert json.loads(out)["reason"].startswith("the same within tolerance; the first step that differs: artifact")
-    assert command("verify", "runs/deep-cue", "--exact")[0] == 1
+def flip_first_label(path):
+    rows = path.read_text().splitlines()
+    first = json.loads(rows[0])
+    other = {"positive": "negative", "negative": "positive"}[first["label"]]
+    rows[0] = json.dumps(first | {"label": other})
+    path.write_text("\n".join(rows) + "\n")
+
+
+@pytest.mark.parametrize("name", ["tensor", "manifest", "trace", "missing"])
+def test_verify_looks_at_the_stored_result_first(name, causal_folder, tmp_path, command):
+    write_recipe("deep-cue", tmp_path, causal_folder)
+    assert command("run", "deep-cue.yaml")[0] == 0
+    artifact = tmp_path / "runs" / "deep-cue" / "artifact"
+    if name == "tensor":
+        content = bytearray((artifact / "prompt.safetensors").read_bytes())
+        content[-1] ^= 1
+        (artifact / "prompt.safetensors").write_bytes(content)
+    elif name == "manifest":
+        text = (artifact / "manifest.json").read_text()
+        (artifact / "manifest.json").write_text(text.replace('"seed": 3', '"seed": 4'))
+    elif name == "trace":
+        with (artifact / "trace.jsonl").open("a") as handle:
+            handle.write("[1]\n")
+    else:
+        (artifact / "trace.jsonl").unlink()
+    code, out, _ = command("verify", "runs/deep-cue")
+    assert code == 1
+    assert "the stored result is not what the run made" in out
+
+
+def test_verify_from_another_folder_sees_the_data_where_it_was(causal_folder, tmp_path, command, monkeypatch):
+    (tmp_path / "words.txt").write_text("the film was a joy and the plot was good\n" * 5)
+    tune = {"method": "autoprompt", "steps": 2, "vocabulary": {"corpus": "words.txt"}}
+    write_recipe("autoprompt", tmp_path, causal_folder, tune=tune)
+    assert command("run", "autoprompt.yaml", "data.train=train.jsonl")[0] == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    code, out, _ = command("verify", "../runs/autoprompt", "--exact", "--json")
+    assert code == 0, out
+    (tmp_path / "words.txt").write_text("the film was a joy and the plot was bad\n" * 5)
+    code, out, _ = command("verify", "../runs/autoprompt")
+    assert code == 1
+    assert "the data changed: data: tune.vocabulary.corpus" in out
+
+
+def test_two_runs_that_differ_say_in_which_step_first(causal_folder, tmp_path, command, monkeypatch):
+    """The second run is of the same recipe on another machine, as it were: one loss differs in its last digits."""
+    asked = recipe("deep-cue", tmp_path, causal_folder)
+    plain = run_recipe(asked, tmp_path / "a")
+    note = Selection.note
+
+    def off(self, event):
+        is_it = event.get("phase") == "deep-cue" and event["step"] == 2
+        note(self, event | {"train_loss": event["train_loss"] + 1e-12} if is_it else event)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Selection, "note", off)
+        other = run_recipe(asked, tmp_path / "b")
+    first, second = RunFolder(plain.folder), RunFolder(other.folder)
+    found = compare_runs(first, second)
+    assert found.is_same
+    assert not found.is_exact
+    assert found.reason.startswith("the same within tolerance; the first step that differs: artifact, event ")
+    assert "(deep-cue 2): train_loss" in found.reason
+    for off_by, is_same in ((0.004, True), (0.006, False)):  # half a point is allowed
+        metrics = {**other.record.metrics, "test_accuracy": plain.record.metrics["test_accuracy"] + off_by}
+        second.write(other.record.model_copy(update={"metrics": metrics}))
+        found = compare_runs(first, second)
+        assert found.is_same is is_same
+        assert ("differs in test_accuracy" in found.reason) is not is_same
+
+
+def test_verify_exits_by_the_tolerance(causal_folder, tmp_path, command):
+    write_recipe("zero-shot", tmp_path, causal_folder)
+    assert command("run", "zero-shot.yaml")[0] == 0
+    folder = RunFolder(tmp_path / "runs" / "zero-shot")
+    record = folder.record()
+    for off_by, code, exact in ((0.004, 0, 1), (0.006, 1, 1)):
+        metrics = {**record.metrics, "test_accuracy": record.metrics["test_accuracy"] + off_by}
+        folder.write(record.model_copy(update={"metrics": metrics}))
+        assert command("verify", "runs/zero-shot")[0] == code
+        assert command("verify", "runs/zero-shot", "--exact")[0] == exact
 
 
 BAD = {
@@ -153,6 +217,7 @@ BAD = {
     "damaged record": ("runs/a", "run.json", "is damaged"),
     "damaged recipe": ("runs/a", "recipe.yaml", "recipe.yaml"),
     "damaged environment": ("runs/a", "environment.json", "cannot be read"),
+    "empty environment": ("runs/a", "environment.json", "cannot be read"),
     "folder that is gone": ("runs/a", "folder", "was run in /gone, which is not there"),
     "not finished": ("runs/a", "status", "the run is stopped, not finished; finish it with --resume first"),
 }
@@ -166,10 +231,10 @@ def test_verify_says_what_is_wrong_with_a_run(name, causal_folder, tmp_path, com
     if what == "status":
         RunFolder(finished.folder).write(finished.record.model_copy(update={"status": "stopped"}))
     elif what == "folder":
-        surroundings = RunFolder(finished.folder).environment()
+        surroundings = json.loads((finished.folder / "environment.json").read_text())
         (finished.folder / "environment.json").write_text(json.dumps(surroundings | {"folder": "/gone"}))
     elif what:
-        (finished.folder / what).write_text("{")
+        (finished.folder / what).write_text("{}" if name == "empty environment" else "{")
     code, _, err = command("verify", where)
     assert code == 2
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
@@ -192,6 +257,9 @@ def test_runs_are_listed_and_compared(causal_folder, tmp_path, command):
     assert "(deep-cue 1): train_loss" in steps["now"] or "(deep-cue 1): dev_loss" in steps["now"]
     code, out, _ = command("runs", "diff", "runs/deep-cue", "runs/deep-cue-2")
     assert "tune.learning_rate" in out
+    (tmp_path / "runs" / "deep-cue-2" / "run.json").write_text("{")
+    code, out, _ = command("runs", "ls", "--json")
+    assert [row["status"] for row in json.loads(out)["runs"]] == ["finished", "damaged"]
     code, _, err = command("runs", "ls", "nowhere")
     assert code == 2
     assert "nowhere: no such folder; run a recipe first" in err
@@ -233,7 +301,7 @@ def test_the_seed_of_hashes_is_fixed_before_anything_else(causal_folder, tmp_pat
     determinism.restart_with_fixed_hashes(["run", "x.yaml"])
     (_, words, environment), *others = replaced
     assert not others
-    assert words[1:] == ["-m", "cuecraft", "run", "x.yaml"]
+    assert words[1:] == ["-P", "-m", "cuecraft", "run", "x.yaml"]
     assert environment["PYTHONHASHSEED"] == "0"
     monkeypatch.setenv("PYTHONHASHSEED", "0")
     determinism.restart_with_fixed_hashes(["run", "x.yaml"])
@@ -249,6 +317,115 @@ def test_what_is_expected_is_held_against_what_came(causal_folder, tmp_path, com
     assert "when the recipe was written: 9 s" in out
     code, out, _ = command("run", "zero-shot.yaml", "expect.tolerance=1")
     assert "as the recipe expects" in out
+
+
+def test_files_of_the_user_are_never_touched(causal_folder, tmp_path, command):
+    (tmp_path / "exp" / ".git").mkdir(parents=True)
+    (tmp_path / "exp" / ".git" / "config").write_text("mine")
+    write_recipe("zero-shot", tmp_path / "exp", causal_folder)
+    (tmp_path / "exp" / "zero-shot.yaml").rename(tmp_path / "exp" / "recipe.yaml")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for words in (["data.train=none.jsonl"], []):
+        code, _, err = command("run", "exp/recipe.yaml", *words, "--out", "exp")
+        assert code == 2
+        assert "exp: exists and is no run" in err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "recipe.yaml").write_text("mine")
+    assert command("run", "exp/recipe.yaml", "--out", "own")[0] == 2
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    code, _, err = command("run", "exp/recipe.yaml", "--out", "link")
+    assert code == 2
+    assert "link: exists and is no run" in err
+    code, _, err = command("run", "exp/recipe.yaml", "--out", "x" * 300)
+    assert code == 2
+    assert "choose another --out" in err
+
+
+def test_data_that_changes_while_it_runs_is_told(causal_folder, tmp_path):
+    asked = recipe("seeds", tmp_path, causal_folder)
+
+    def add_a_row(part):
+        if "seed 1" in part and "testing" in part:
+            with (tmp_path / "train.jsonl").open("a") as handle:
+                handle.write('{"text": "one more", "label": "positive"}\n')
+        return lambda event: None
+
+    with pytest.raises(RunError, match=r"the data \(train, seed 1\) changed while it ran"):
+        run_recipe(asked, tmp_path / "run", started=add_a_row)
+    assert RunFolder(tmp_path / "run").record().status == "failed"
+
+
+def test_a_run_that_began_with_one_number_of_threads_ends_with_it(causal_folder, tmp_path):
+    asked = recipe("deep-cue", tmp_path, causal_folder, threads=None)
+    begun = run_recipe(asked, tmp_path / "run")
+    RunFolder(begun.folder).write(begun.record.model_copy(update={"status": "stopped"}))
+    seen = []
+    torch.set_num_threads(2)
+    try:
+        run_recipe(asked, begun.folder, resume=True, started=lambda part: seen.append(torch.get_num_threads()) or print)
+    finally:
+        torch.set_num_threads(1)
+    assert set(seen) == {1}
+
+
+def test_the_commands_process_is_replaced_and_keeps_to_its_own_modules(causal_folder, tmp_path):
+    """A real process, in a folder with files that are called like modules."""
+    write_recipe("zero-shot", tmp_path, causal_folder)
+    for name in ("yaml", "random"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong module')")
+    program = Path(sys.executable).parent / "cuecraft"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONHASHSEED"}
+    found = subprocess.run(
+        [program, "run", "zero-shot.yaml", "--json"], cwd=tmp_path, env=environment, capture_output=True
+    )
+    assert found.returncode == 0, found.stderr
+    surroundings = json.loads((tmp_path / "runs" / "zero-shot" / "environment.json").read_text())
+    assert surroundings["determinism"]["PYTHONHASHSEED"] == "0"
+    assert surroundings["versions"]["torch"] == torch.__version__
+
+
+@pytest.mark.slow
+def test_the_shipped_sentiment_recipe_verifies_and_a_flipped_label_is_named(tmp_path):
+    if not DATA.is_dir():
+        pytest.skip(f"benchmark data is not at {DATA}; set CUECRAFT_DATA")
+    shutil.copytree(DATA / "fewshot" / "sst-2", tmp_path / "data" / "fewshot" / "sst-2", copy_function=shutil.copyfile)
+    environment = {**os.environ, "CUECRAFT_DATA": str(tmp_path / "data"), "OMP_NUM_THREADS": "2"}
+
+    def command(*words):
+        return subprocess.run(
+            [sys.executable, "-m", "cuecraft", *words], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+
+    found = command("run", str(ROOT / "recipes" / "sentiment-16shot.yaml"), "--json")
+    assert found.returncode == 0, found.stderr
+    assert json.loads(found.stdout)["as_expected"] is True
+    found = command("verify", "runs/sentiment-16shot", "--exact")
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert "the same, bit for bit" in found.stdout
+    flip_first_label(tmp_path / "data" / "fewshot" / "sst-2" / "seed-13" / "train.jsonl")
+    found = command("verify", "runs/sentiment-16shot")
+    assert found.returncode == 1
+    assert "the data changed: data: train" in found.stdout
+
+
+def test_the_first_rows_are_learnt_from_and_the_later_ones_tested_on(causal_folder, tmp_path, command):
+    write_recipe("zero-shot", tmp_path, causal_folder)
+    rows = (tmp_path / "train.jsonl").read_text() + (tmp_path / "dev.jsonl").read_text()
+    (tmp_path / "log.jsonl").write_text(rows)
+    words = ("tune", "log.jsonl", "--model", causal_folder, "--method", "zero-shot", "--first", "6")
+    code, out, _ = command(*words, "--json")
+    assert code == 0
+    assert json.loads(out)["test_rows"] == 2
+    manifest = json.loads((tmp_path / "runs" / "zero-shot-0" / "manifest.json").read_text())
+    assert manifest["data"]["test"]["sha256"] == fingerprint(records(TEXTS[6:]))
+    assert manifest["data"]["train"]["rows"] + manifest["data"]["dev"]["rows"] == 6
+    code, out, _ = command(*words, "--test", "test.jsonl", "--json")  # given, the later rows are left alone
+    assert json.loads(out)["test_rows"] == 6
+    code, _, err = command(*words[:-1], "8")
+    assert code == 2
+    assert "--first 8 leaves no row of log.jsonl to test on; lower it, or give --test" in err
+    assert command(*words[:-1], "8", "--test", "test.jsonl")[0] == 0
 
 
 def test_data_that_changed_is_not_gone_on_with(causal_folder, tmp_path):
@@ -280,23 +457,47 @@ def test_trackers_hear_of_every_step_and_change_nothing(name, causal_folder, tmp
     assert losses_of(name, tmp_path / "tracked") == pytest.approx(losses, abs=1e-6)
 
 
+@pytest.mark.parametrize("name", ["tensorboard", "mlflow"])
+def test_trackers_go_on_with_a_run_that_was_stopped(name, causal_folder, tmp_path):
+    pytest.importorskip(name)
+    asked = recipe("deep-cue", tmp_path, causal_folder, trackers=[name])
+    begun = []
+
+    def stop(event):
+        begun.append(event)
+        if len(begun) == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(StoppedError):
+        run_recipe(asked, tmp_path / "run", started=lambda part: stop)
+    run_recipe(asked, tmp_path / "run", resume=True)
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    steps = {event["step"]: event["train_loss"] for event in events if event["phase"] == "deep-cue"}
+    assert dict(points_of(name, tmp_path / "run")) == pytest.approx(steps, abs=1e-6)
+
+
 def losses_of(name, folder):
+    return [value for _, value in points_of(name, folder)]
+
+
+def points_of(name, folder):
+    """Steps and training losses that a tracker has."""
     if name == "tensorboard":
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
         found = EventAccumulator(str(folder / "tensorboard"))
         found.Reload()
-        return [event.value for event in found.Scalars("deep-cue/deep-cue/train_loss")]
+        return [(event.step, event.value) for event in found.Scalars("deep-cue/deep-cue/train_loss")]
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(tracking_uri=(folder / "mlruns").as_uri())
     (run,) = client.search_runs([client.get_experiment_by_name("cuecraft").experiment_id])
-    return [m.value for m in client.get_metric_history(run.info.run_id, "deep-cue/deep-cue/train_loss")]
+    assert run.info.status == "FINISHED"
+    history = client.get_metric_history(run.info.run_id, "deep-cue/deep-cue/train_loss")
+    return sorted({m.step: m.value for m in history}.items())
 
 
 def test_a_tracker_that_is_not_installed_is_named(causal_folder, tmp_path, command, monkeypatch):
-    import sys
-
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     for module in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
         monkeypatch.delitem(sys.modules, module)

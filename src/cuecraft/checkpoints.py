@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from cuecraft.errors import MethodError, StoppedError
-from cuecraft.storage import write_folder
+from cuecraft.storage import SCRATCH, write_file
 
-_DOCUMENT, _TENSORS = "state.json", "state.safetensors"
+_DOCUMENT, _ENDING = "document", ".safetensors"
 _SHARE = 20  # times as long as a state took to write, at least, until the next one
 
 
@@ -67,17 +66,17 @@ class Checkpoints:
     def slot(self, name: str) -> Slot:
         """Return the place of the run's next training or search; a run takes them in the same order each time."""
         self._count += 1
-        folder = self._keeping.folder
-        for left in folder.glob(f".{self._count:02d}-{name}-*"):  # of a run that was killed while it wrote
-            shutil.rmtree(left, ignore_errors=True)
-        return Slot(folder / f"{self._count:02d}-{name}", self._key, self._keeping)
+        folder, name = self._keeping.folder, f"{self._count:02d}-{name}"
+        for left in folder.glob(f".{name}{_ENDING}-*{SCRATCH}"):  # of a run that was killed while it wrote
+            left.unlink(missing_ok=True)
+        return Slot(folder / f"{name}{_ENDING}", self._key, self._keeping)
 
 
 class Slot:
-    """The state of one training or search: a JSON document and tensors, replaced as a whole."""
+    """The state of one training or search: one safetensors file with a JSON document in its header."""
 
-    def __init__(self, folder: Path, key: str, keeping: Keeping) -> None:
-        self._folder = folder
+    def __init__(self, path: Path, key: str, keeping: Keeping) -> None:
+        self._path = path
         self._key = key
         self._keeping = keeping
         self._steps = 0
@@ -97,18 +96,15 @@ class Slot:
             MethodError: it cannot be written; the state saved before it stays.
             StoppedError: the run was asked to stop; the state is kept.
         """
-
-        def fill(folder: Path) -> None:
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / _TENSORS)
-            (folder / _DOCUMENT).write_text(json.dumps({**document, "key": self._key}), encoding="utf-8")
-
         begun = time.monotonic()
+        held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        header = {_DOCUMENT: json.dumps({**document, "key": self._key})}
         try:
-            self._folder.parent.mkdir(parents=True, exist_ok=True)
-            write_folder(self._folder, fill)
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_file(self._path, lambda scratch: save_file(held, scratch, header))
         except (OSError, SafetensorError) as error:
             raise MethodError(
-                f"{self._folder}: cannot write the training's state ({error}); make room or choose another folder"
+                f"{self._path}: cannot write the training's state ({error}); make room or choose another folder"
             ) from error
         ended = time.monotonic()
         self._steps = 0
@@ -122,17 +118,18 @@ class Slot:
         Raises:
             MethodError: the state belongs to another run, or is damaged.
         """
-        if not self._folder.exists():
+        if not self._path.exists():
             return None
         try:
-            document = json.loads((self._folder / _DOCUMENT).read_text(encoding="utf-8"))
+            with safe_open(self._path, "pt") as file:
+                document = json.loads(file.metadata()[_DOCUMENT])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             key = document["key"]
-            tensors = load_file(self._folder / _TENSORS)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise MethodError(f"{self._folder}: is no training's state, or damaged ({error}); remove it") from error
+            raise MethodError(f"{self._path}: is no training's state, or damaged ({error}); remove it") from error
         if key != self._key:
             raise MethodError(
-                f"{self._folder}: belongs to another run (other data, model, options or versions); "
+                f"{self._path}: belongs to another run (other data, model, options or versions); "
                 "remove it or choose another folder"
             )
         return document, tensors

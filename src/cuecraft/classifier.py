@@ -25,6 +25,7 @@ from cuecraft.tune import make_method
 from cuecraft.tune.auto import Auto
 from cuecraft.tune.finish import make_artifact, stored_candidate
 from cuecraft.tune.prepare import (
+    heeding,
     label_free_problem,
     label_free_task,
     make_problem,
@@ -148,6 +149,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         classes: Sequence[Any] | None = None,
         prior: Mapping[Any, float] | Sequence[float] | None = None,
         report: Callable[[Event], None] = lambda event: None,
+        stop: Callable[[], bool] = lambda: False,
     ) -> Self:
         """Choose a prompt by texts without labels, among cues that come with the package.
 
@@ -158,6 +160,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             classes: in the order of `classes_`; None for those of `label_words`.
             prior: each class's share, by class or in their order; None for equal shares.
             report: is told of each step; never affects the result.
+            stop: whether to stop, by StoppedError.
 
         Raises:
             CuecraftError: anything about texts, classes, shares, template, label words, options or model that cannot be
@@ -178,7 +181,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         longest = max(map(len, search.pool(task, backbone.tokenizer, self.seed)))
         task = replace(task, reserve=max(task.reserve, longest))
         problem = label_free_problem(backbone, task, records, seed=self.seed, time_limit=self.time_limit, report=report)
-        outcome = search.fit(problem)
+        outcome = search.fit(heeding(problem, stop))
         own = {name: _plain(value) for name, value in zip(names, given, strict=True)}
         return self._keep(problem, outcome, make_artifact(problem, outcome, search, own))
 

@@ -15,6 +15,8 @@ from typing import Any
 
 HASH_SEED = "PYTHONHASHSEED"
 _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+#: Runs the command line in a process of its own; `-P`: modules of the folder that it runs in are not taken for ours.
+PROGRAM = (sys.executable, "-P", "-m", "cuecraft")
 _FIXED_HASH_SEED, _CUBLAS_WORKSPACE = "0", ":4096:8"
 
 
@@ -34,7 +36,7 @@ def restart_with_fixed_hashes(arguments: Sequence[str]) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     environment = {**os.environ, HASH_SEED: _FIXED_HASH_SEED}
-    os.execve(sys.executable, [sys.executable, "-m", "cuecraft", *arguments], environment)
+    os.execve(sys.executable, [*PROGRAM, *arguments], environment)
 
 
 @contextmanager

@@ -33,7 +33,7 @@ from cuecraft.tune.multitask import MultitaskTuning, TaskOutcome
 from cuecraft.tune.prepare import make_problem, make_task, run_key, with_checkpoints
 
 LabelledTexts = tuple[Texts, Sequence[Any]]
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _DOCUMENT, _SHARED, _TASKS = "family.json", "shared.safetensors", "tasks"
 
 
@@ -258,7 +258,7 @@ class PromptFamily:
 
     def _check_names(self, tasks: Mapping[str, Any], *others: Mapping[str, Any] | None) -> None:
         for name in tasks:
-            if not _NAME.fullmatch(name):
+            if not TASK_NAME.fullmatch(name):
                 raise MethodError(f"task name {name!r} is no folder's name; use letters, digits, dot, dash, underscore")
         for other in others:
             for name in other or {}:

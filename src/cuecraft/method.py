@@ -9,9 +9,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
@@ -25,6 +26,8 @@ from cuecraft.prompts.manifest import DataEntry
 from cuecraft.task import Example, Task
 
 Event = dict[str, Any]
+#: Is told each part of some work, and returns the listener of its steps.
+Started = Callable[[str], Callable[[Event], None]]
 _FRESH = 1024  # examples read together where nothing is kept
 
 
@@ -35,6 +38,12 @@ class CalibrationKind(StrEnum):
     CONTEXTUAL = "contextual"
     BATCH = "batch"
     FITTED = "fitted"
+
+
+#: The option of methods that calibrate.
+Calibrated = Annotated[
+    CalibrationKind, Field(description="correction of class logits: none, contextual, batch or fitted")
+]
 
 
 @dataclass(frozen=True)

@@ -80,8 +80,8 @@ def parse_yaml(text: str, source: str, error: type[CuecraftError]) -> Settings:
     """Read YAML text; see `read_yaml`."""
     import yaml
 
-    loader = yaml.SafeLoader(text)
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         lines = dict(_lines(node, (), source, error)) if isinstance(node, yaml.MappingNode) else {}
         found = None if node is None else loader.construct_document(node)
@@ -89,6 +89,8 @@ def parse_yaml(text: str, source: str, error: type[CuecraftError]) -> Settings:
         mark = getattr(cause, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
         raise error(f"{source}{where}: not valid YAML ({getattr(cause, 'problem', cause)}); mend it") from None
+    except CuecraftError:
+        raise
     except (ValueError, RecursionError) as cause:  # such as a date that is none
         raise error(f"{source}: not valid YAML ({cause}); mend it") from None
     if not isinstance(found, dict):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -44,34 +45,44 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
             old = target.rename(Path(scratch, "old"))
             try:
                 fresh.rename(target)
-            except OSError:
+            except BaseException:
                 old.rename(target)
                 raise
+        _sync(target.parent)
 
 
-def write_file(path: Path, text: str) -> None:
-    """Write a text file (UTF-8) in one step; what stands there stays as it is when that fails.
+def write_text(path: Path, text: str) -> None:
+    """Write a text file (UTF-8) in one step; see `write_file`."""
+    write_file(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+
+
+def write_file(path: Path, fill: Callable[[Path], object]) -> None:
+    """Let `fill` write a new file beside `path`, then put it there in one step.
+
+    What stands there stays as it is when that fails, or is cut short.
 
     Raises:
         OSError: it cannot be written.
     """
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=SCRATCH, dir=path.parent)
+    scratch = path.parent / f".{path.name}-{uuid.uuid4().hex[:12]}{SCRATCH}"
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
+        fill(scratch)
+        _sync(scratch)
+        scratch.replace(path)
+        _sync(path.parent)
     except BaseException:
         with suppress(OSError):
-            Path(name).unlink()
+            scratch.unlink()
         raise
 
 
 def _sync(path: Path) -> None:
-    with path.open("rb") as handle:
-        os.fsync(handle.fileno())
+    """Wait until a file's content, or a folder's names, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @contextmanager

@@ -45,7 +45,7 @@ def run(
         with display.progress() as started:
             finished = run_recipe(loaded, out, resume=resume, started=started, stopping=display.stopping)
     except StoppedError as stopped:
-        display.stopped()
+        display.resumable()
         raise typer.Exit(128 + int(stopped.args[0])) from None
     record = finished.record.model_dump(mode="json") | {"folder": str(finished.folder)}
     expect = loaded.expect.model_dump(mode="json") if loaded.expect else None
@@ -64,8 +64,11 @@ def verify(
     """Run a recipe again in a fresh process and compare; exit code 1 where it does not repeat itself."""
     from cuecraft.recipe import verify as verify_run
 
-    with display.progress() as started:
-        found = verify_run(folder, out, started)
+    try:
+        with display.progress() as started:
+            found = verify_run(folder, out, started)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None  # 1 would say that the run does not repeat itself
     display.print_json(found.document()) if json else display.print_run_comparison(found.document())
     if not (found.is_exact if exact else found.is_same):
         raise typer.Exit(1)
@@ -126,7 +129,7 @@ def list_runs(
     """List runs."""
     from cuecraft.recipe import find_runs
 
-    rows = [{"folder": str(run.path), **run.record().model_dump(mode="json")} for run in find_runs(folder)]
+    rows = [{"folder": str(run.path), **run.shown()} for run in find_runs(folder)]
     display.print_json({"runs": rows}) if json else display.print_runs(rows)
 
 
@@ -140,10 +143,8 @@ def diff_runs(
     from cuecraft.recipe import RunFolder, compare_runs, differences
 
     one, other = RunFolder(first), RunFolder(second)
+    rows = [dict(zip(("key", "before", "now"), row, strict=True)) for row in differences(one, other)]
+    if not json:
+        display.print_differences(rows)
     found = compare_runs(one, other).document()
-    found["differences"] = [dict(zip(("key", "before", "now"), row, strict=True)) for row in differences(one, other)]
-    if json:
-        display.print_json(found)
-        return
-    display.print_differences(found["differences"])
-    display.print_run_comparison(found)
+    display.print_json(found | {"differences": rows}) if json else display.print_run_comparison(found)

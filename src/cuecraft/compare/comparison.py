@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -40,13 +36,12 @@ from cuecraft.compare.trial import Trial, repeat_trial, run_trial
 from cuecraft.compare.words import nearest_words
 from cuecraft.errors import CuecraftError, CuecraftWarning, MethodError
 from cuecraft.machine import describe, versions
-from cuecraft.method import Candidate, Event, Labelled, Problem, fresh_logits, label_context
+from cuecraft.method import Candidate, Labelled, Problem, Started, fresh_logits, label_context
 from cuecraft.prompts.manifest import BackboneEntry, DataEntry
+from cuecraft.signals import stoppable
 from cuecraft.task import Task
 from cuecraft.tune import METHODS, make_method
 from cuecraft.tune.prepare import data_entry, make_problem, make_task
-
-Started = Callable[[str], Callable[[Event], None]]
 
 
 def run_comparison(
@@ -62,7 +57,7 @@ def run_comparison(
         CuecraftError: anything that the user can mend; finished cells stay.
         KeyboardInterrupt: stopped by Ctrl-C or SIGTERM; the same call goes on where it stopped.
     """
-    with _stoppable():
+    with stoppable():
         named = contenders(config)
         folder = Folder(config.folder)
         splits = read_splits(config)
@@ -301,23 +296,6 @@ def _write(folder: Folder, document: Comparison, started: Started) -> list[Path]
         return [path]
     folder.write_text(report, html)
     return [path, report]
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """Let SIGTERM stop the block as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set signal handlers
-        return
-
-    def stop(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _machine(backbone: AnyBackbone) -> MachineEntry:

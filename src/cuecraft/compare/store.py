@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from cuecraft.compare.schema import Cell
 from cuecraft.errors import CompareError, CuecraftWarning
-from cuecraft.storage import LOCK, SCRATCH, FolderInUseError, locked, write_file
+from cuecraft.storage import LOCK, SCRATCH, FolderInUseError, locked, write_text
 
 DOCUMENT, REPORT = "compare.json", "report.html"
 _CELLS = "cells"
@@ -95,7 +95,7 @@ class Folder:
             CompareError: it cannot be written.
         """
         try:
-            write_file(path, text)
+            write_text(path, text)
         except OSError as error:
             raise CompareError(f"{path}: cannot be written ({error}); make room or choose another --out") from error
 

@@ -1,7 +1,7 @@
 """What the command line shows: progress on stderr, tables and documents on stdout."""
 
 from cuecraft.display.advice import print_advice
-from cuecraft.display.console import fail, page, print_json, progress, stopped, stopping, warn
+from cuecraft.display.console import fail, page, print_json, progress, resumable, stopped, stopping, warn
 from cuecraft.display.results import (
     demo_document,
     print_comparison,
@@ -43,6 +43,7 @@ __all__ = [
     "print_tuned",
     "print_words",
     "progress",
+    "resumable",
     "stopped",
     "stopping",
     "warn",

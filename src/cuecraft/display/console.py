@@ -38,6 +38,11 @@ def stopping() -> None:
     sys.stderr.write("\nstopping after this step; once more to stop at once\n")
 
 
+def resumable() -> None:
+    """Tell that a run was stopped and can go on."""
+    notes.print("stopped; the state is kept: the same command with --resume goes on")
+
+
 def stopped() -> None:
     """Tell that work was stopped and is not lost."""
     notes.print("stopped; what is finished is kept, and the same command goes on where it stopped")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,9 @@ def print_run(record: Mapping[str, Any], expect: Mapping[str, Any] | None) -> No
     for name, value in record["metrics"].items():
         shown = f"{expected[name]:.3f} ± {expect['tolerance']:.3f}" if expect and name in expected else ""
         table.add_row(Text(name.replace("_", " ")), f"{value:.3f}", *([shown] if expect else []))
+    for name in expected:
+        if name not in record["metrics"]:
+            table.add_row(Text(name.replace("_", " ")), "none", f"{expected[name]:.3f}")
     page.print(table)
     memory = "" if record["peak_bytes"] is None else f", {record['peak_bytes'] / 2**20:,.0f} MiB at the highest"
     sessions = "" if record["sessions"] == 1 else f" in {record['sessions']} sessions"
@@ -33,7 +37,7 @@ def print_run(record: Mapping[str, Any], expect: Mapping[str, Any] | None) -> No
     if record["as_expected"] is not None:
         page.print("as the recipe expects" if record["as_expected"] else "not what the recipe expects")
     page.print(f"run: {record['folder']}", markup=False, soft_wrap=True)
-    page.print(f"check it: cuecraft verify {record['folder']}", markup=False, soft_wrap=True)
+    page.print(f"check it: cuecraft verify {shlex.quote(record['folder'])}", markup=False, soft_wrap=True)
 
 
 def print_run_comparison(document: Mapping[str, Any]) -> None:

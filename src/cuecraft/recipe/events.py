@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
 from cuecraft.errors import RecipeError, RunError
-from cuecraft.method import Event
+from cuecraft.method import Event, Started
 from cuecraft.recipe.schema import Tracker
-
-Started = Callable[[str], Callable[[Event], None]]
 
 
 class Listener(Protocol):
@@ -26,13 +25,13 @@ class Listener(Protocol):
 
         Args:
             part: of the run.
-            number: of the event in its part, from 0.
+            number: the event's own step, or how many events of the part were before it.
             event: JSON-ready.
         """
         ...
 
-    def close(self) -> None:
-        """Write what is left to write."""
+    def close(self, is_finished: bool) -> None:
+        """Write what is left to write; told whether the run came to its end."""
         ...
 
 
@@ -46,9 +45,12 @@ class EventFile:
 
     def __init__(self, path: Path, session: int) -> None:
         self._path, self._session, self._begun = path, session, time.monotonic()
-        if path.exists():
-            _drop_half_line(path)
-        self._handle = path.open("a", encoding="utf-8")
+        try:
+            if path.exists():
+                _drop_half_line(path)
+            self._handle = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise RunError(f"{path}: cannot be written ({error.strerror or error}); choose another --out") from error
 
     def note(self, part: str, number: int, event: Event) -> None:
         """Write one line."""
@@ -62,12 +64,9 @@ class EventFile:
                 f"{self._path}: cannot be written ({error.strerror or error}); make room, then go on with --resume"
             ) from error
 
-    def close(self) -> None:
+    def close(self, is_finished: bool) -> None:
         """Close the file."""
-        try:
-            self._handle.close()
-        except OSError:  # what could not be written was told
-            return
+        self._handle.close()
 
 
 def _drop_half_line(path: Path) -> None:
@@ -94,7 +93,7 @@ class TensorBoard:
         for name, value in _figures(event):
             self._writer.add_scalar(f"{part}/{event.get('phase', 'step')}/{name}", value, number)
 
-    def close(self) -> None:
+    def close(self, is_finished: bool) -> None:
         """Write what is left to write."""
         self._writer.close()
 
@@ -110,7 +109,10 @@ class MlFlow:
         self._client = client(tracking_uri=store.as_uri())
         found = self._client.get_experiment_by_name("cuecraft")
         experiment = found.experiment_id if found else self._client.create_experiment("cuecraft")
-        self._run = self._client.create_run(experiment, run_name=folder.name).info.run_id
+        # The store is this run's own, so what is in it was begun by an earlier session.
+        begun = self._client.search_runs([experiment])
+        run = begun[0] if begun else self._client.create_run(experiment, run_name=folder.name)
+        self._run = run.info.run_id
 
     def note(self, part: str, number: int, event: Event) -> None:
         """Write the numbers of an event."""
@@ -120,9 +122,9 @@ class MlFlow:
             )
             self._client.log_metric(self._run, key, value, step=number)
 
-    def close(self) -> None:
+    def close(self, is_finished: bool) -> None:
         """End MLflow's run."""
-        self._client.set_terminated(self._run)
+        self._client.set_terminated(self._run, "FINISHED" if is_finished else "KILLED")
 
 
 def _module(name: str, package: str) -> Any:
@@ -147,22 +149,42 @@ def listening(path: Path, session: int, trackers: Sequence[Tracker], shown: Star
         trackers: by name.
         shown: is told each part, and returns the listener that shows its steps.
     """
-    with ExitStack() as stack:
-        listeners: list[Listener] = []
-        for make in (lambda folder: EventFile(path, session), *(TRACKERS[name] for name in trackers)):
-            listeners.append(make(path.parent))
-            stack.callback(listeners[-1].close)
+    listeners: list[Listener] = []
+    is_finished = False
+    try:
+        listeners.append(EventFile(path, session))
+        listeners += [TRACKERS[name](path.parent) for name in trackers]
 
         def started(part: str) -> Callable[[Event], None]:
-            show = shown(part)
-            count = iter(range(1_000_000_000))
+            show, count = shown(part), itertools.count()
 
             def tell(event: Event) -> None:
                 number = next(count)
+                step = event.get("step")
                 for listener in listeners:
-                    listener.note(part, number, event)
+                    _told(listener, part, step if isinstance(step, int) else number, event)
                 show(event)
 
             return tell
 
         yield started
+        is_finished = True
+    finally:
+        for listener in listeners:
+            with suppress(OSError):  # what could not be written was told
+                listener.close(is_finished)
+
+
+def _told(listener: Listener, part: str, number: int, event: Event) -> None:
+    """Let a listener take note of an event.
+
+    Raises:
+        RunError: it cannot write.
+    """
+    try:
+        listener.note(part, number, event)
+    except OSError as error:
+        raise RunError(
+            f"trackers: {type(listener).__name__} cannot write ({error.strerror or error}); make room, then go on "
+            "with --resume"
+        ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,20 +18,20 @@ from cuecraft.compare.comparison import run_comparison
 from cuecraft.compare.config import CompareConfig, contenders
 from cuecraft.compare.schema import Comparison
 from cuecraft.compare.splits import read_splits as read_comparison_splits
+from cuecraft.compare.store import DOCUMENT
 from cuecraft.data import read_records
-from cuecraft.errors import CuecraftWarning, StoppedError
-from cuecraft.method import Event
+from cuecraft.errors import CompareError, CuecraftError, CuecraftWarning, StoppedError
+from cuecraft.method import Event, Started
 from cuecraft.prompts import load_artifact
 from cuecraft.prompts.manifest import BackboneEntry, DataEntry
 from cuecraft.recipe.schema import CompareRecipe, MultitaskRecipe, Recipe, TuneRecipe
 from cuecraft.runs import MultitaskRequest, TuneRequest, run_multitask, run_tune
-from cuecraft.runs.examples import check_labels, read_splits
-from cuecraft.runs.unlabeled import read_unlabelled
+from cuecraft.runs.families import read_tasks
+from cuecraft.runs.tuning import checked_splits
+from cuecraft.runs.unlabeled import check_label_free, read_unlabelled
 from cuecraft.search.label_free import LabelFreeSearch
-from cuecraft.tune import make_method
+from cuecraft.storage import file_sha256
 from cuecraft.tune.prepare import data_entry
-
-Started = Callable[[str], Callable[[Event], None]]
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,14 @@ class Job(ABC):
         """
 
     @abstractmethod
+    def stored(self) -> dict[str, str]:
+        """Return the hash of each result that lies in the folder, as `Result.artifacts` has it.
+
+        Raises:
+            CuecraftError: one is missing or damaged.
+        """
+
+    @abstractmethod
     def trajectories(self) -> Iterator[tuple[str, Sequence[Event]]]:
         """Yield the steps of each search and training that lies in the folder, with its name."""
 
@@ -94,20 +103,22 @@ class TuneJob(Job):
         self._recipe = recipe
 
     def data(self) -> dict[str, DataEntry]:
-        """Read the examples of each seed."""
+        """Read the examples of each seed, and hash the other files that options name."""
+        with _told_by_key():
+            return self._examples() | _option_files(self._recipe.tune.model_dump(mode="json"))
+
+    def _examples(self) -> dict[str, DataEntry]:
         request = self._request(None)
         if request.unlabeled:
+            check_label_free(request)
             with _labels_are_not_meant():
                 found = {"unlabelled": data_entry(read_unlabelled(request))}
             if request.test:
-                test = read_records(request.test, request.text_columns, request.label_column)
-                found["test"] = data_entry(test)
+                found["test"] = data_entry(read_records(request.test, request.text_columns, request.label_column))
             return found
-        make_method(request.method, request.method_options)
         found = {}
         for seed in self._recipe.seeds or [request.seed]:
-            train, dev, test = read_splits(replace(request, seed=seed))
-            check_labels(request.train, train, {request.dev or request.train: dev or [], request.test or "test": test})
+            train, dev, test = checked_splits(replace(request, seed=seed))
             ending = f", seed {seed}" if self._recipe.seeds else ""
             parts = {"train": train, "dev": dev, "test": test}
             found |= {f"{name}{ending}": data_entry(rows) for name, rows in parts.items() if rows}
@@ -115,10 +126,9 @@ class TuneJob(Job):
 
     def run(self, keeping: Keeping, started: Started) -> Result:
         """Tune."""
-        with _labels_are_not_meant():
+        with _labels_are_not_meant(), _told_by_key():
             document = run_tune(self._request(keeping), started)
-        found = {path.name: load_artifact(path).manifest for path in self._folders()}
-        backbone = next(iter(found.values())).backbone
+        backbone = load_artifact(self._folders()[0]).manifest.backbone
         if self._recipe.seeds is None:
             metrics = {name: value for name, value in document["metrics"].items() if value is not None}
         else:
@@ -127,12 +137,16 @@ class TuneJob(Job):
             metrics |= {f"{name}_sd": values["sd"] for name, values in spread.items()}
             if document["ensemble_test_accuracy"] is not None:
                 metrics["ensemble_test_accuracy"] = document["ensemble_test_accuracy"]
-        return Result(metrics, {n: manifest.artifact_sha256 for n, manifest in found.items()}, backbone, document)
+        return Result(metrics, self.stored(), backbone, document)
+
+    def stored(self) -> dict[str, str]:
+        """Return the hash of each artifact."""
+        return {path.name: load_artifact(path).manifest.artifact_sha256 for path in self._folders()}
 
     def trajectories(self) -> Iterator[tuple[str, Sequence[Event]]]:
         """Yield the trace of each artifact."""
         for path in self._folders():
-            yield path.name, _lines(path / "trace.jsonl")
+            yield path.name, [dict(event) for event in load_artifact(path).trace]
 
     def _folders(self) -> list[Path]:
         seeds = self._recipe.seeds
@@ -172,6 +186,7 @@ class TuneJob(Job):
             unlabeled=is_label_free,
             classes=None if task.classes is None else tuple(task.classes),
             prior=tuple(map(str, prior or ())),
+            stop=(lambda: False) if keeping is None else keeping.stop,
         )
 
 
@@ -186,19 +201,23 @@ class MultitaskJob(Job):
 
     def data(self) -> dict[str, DataEntry]:
         """Read the examples of each task."""
-        data = self._recipe.data
-        found = {}
-        for name, task in self._recipe.tasks.items():
-            parts = {"train": task.train, "dev": task.dev, "test": task.test}
-            for part, path in parts.items():
-                if path is not None:
-                    found[f"{name} {part}"] = data_entry(read_records(path, data.text_columns, data.label_column))
-        return found
+        read = read_tasks(self._request(None))
+        return {f"{name} {part}": data_entry(rows) for part, own in read.items() for name, rows in own.items()}
 
     def run(self, keeping: Keeping, started: Started) -> Result:
         """Train the tasks together."""
+        document = run_multitask(self._request(keeping), started)
+        metrics = {f"{name}.{key}": value for name, own in document["tasks"].items() for key, value in own.items()}
+        backbone = load_artifact(self._folders()[0][1]).manifest.backbone
+        return Result(metrics, self.stored(), backbone, document)
+
+    def stored(self) -> dict[str, str]:
+        """Return the hash of each task's artifact."""
+        return {name: load_artifact(path).manifest.artifact_sha256 for name, path in self._folders()}
+
+    def _request(self, keeping: Keeping | None) -> MultitaskRequest:
         recipe, data, model = self._recipe, self._recipe.data, self._recipe.model
-        request = MultitaskRequest(
+        return MultitaskRequest(
             tasks={name: task.train for name, task in recipe.tasks.items()},
             dev={name: task.dev for name, task in recipe.tasks.items() if task.dev is not None},
             test={name: task.test for name, task in recipe.tasks.items() if task.test is not None},
@@ -216,16 +235,11 @@ class MultitaskJob(Job):
             checkpoints=keeping,
             out=self.out,
         )
-        document = run_multitask(request, started)
-        found = {name: load_artifact(path).manifest for name, path in self._folders()}
-        metrics = {f"{name}.{key}": value for name, own in document["tasks"].items() for key, value in own.items()}
-        backbone = next(iter(found.values())).backbone
-        return Result(metrics, {n: manifest.artifact_sha256 for n, manifest in found.items()}, backbone, document)
 
     def trajectories(self) -> Iterator[tuple[str, Sequence[Event]]]:
         """Yield the trace of each task."""
         for name, path in self._folders():
-            yield name, _lines(path / "trace.jsonl")
+            yield name, [dict(event) for event in load_artifact(path).trace]
 
     def _folders(self) -> list[tuple[str, Path]]:
         return [(name, self.out / "tasks" / name) for name in self._recipe.tasks]
@@ -276,14 +290,25 @@ class CompareJob(Job):
         for row in document.rows:
             if row.accuracy is not None and row.macro_f1 is not None:
                 metrics |= {f"{row.name}.test_accuracy": row.accuracy.mean, f"{row.name}.macro_f1": row.macro_f1.mean}
-        found = {f"{cell.name}, seed {cell.seed}": _cell_hash(cell.model_dump(mode="json")) for cell in document.cells}
-        return Result(metrics, found, document.backbone, document.model_dump(mode="json"))
+        return Result(metrics, self.stored(), document.backbone, document.model_dump(mode="json"))
+
+    def stored(self) -> dict[str, str]:
+        """Return the hash of each cell, of what in it does not depend on the clock."""
+        cells = self._document().cells
+        return {f"{cell.name}, seed {cell.seed}": _cell_hash(cell.model_dump(mode="json")) for cell in cells}
 
     def trajectories(self) -> Iterator[tuple[str, Sequence[Event]]]:
         """Yield the steps of each cell."""
-        document = Comparison.model_validate_json((self.out / "compare.json").read_text(encoding="utf-8"))
-        for cell in document.cells:
+        for cell in self._document().cells:
             yield f"{cell.name}, seed {cell.seed}", [step.model_dump(mode="json") for step in cell.steps]
+
+    def _document(self) -> Comparison:
+        path = self.out / DOCUMENT
+        try:
+            return Comparison.model_validate_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise CompareError(f"{path}: is missing or damaged ({reason}); restore it or run again") from error
 
 
 @contextmanager
@@ -300,8 +325,44 @@ def _cell_hash(cell: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps({name: cell[name] for name in names}, sort_keys=True).encode()).hexdigest()
 
 
-def _lines(path: Path) -> list[Event]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+#: What the command's arguments are called in a recipe.
+_KEYS = {
+    "--dev": "data.dev",
+    "--test-size": "data.test_size",
+    "--test": "data.test",
+    "--shots": "data.shots",
+    "--first": "data.first",
+    "--seeds": "seeds",
+    "--seed": "seed",
+    "--label-words": "task.label_words",
+    "--classes": "task.classes",
+    "--prior": "tune.prior",
+    "--unlabeled": "tune.method label-free",
+    "--out": "--out",
+}
+
+
+@contextmanager
+def _told_by_key() -> Iterator[None]:
+    """Let errors name the keys of the recipe, and not the arguments of the command that does the same."""
+    try:
+        yield
+    except CuecraftError as error:
+        told = re.sub(r"--[a-z-]+", lambda found: _KEYS.get(found[0], found[0]), str(error))
+        raise type(error)(told) from error
+
+
+def _option_files(options: Mapping[str, Any], place: str = "tune") -> dict[str, DataEntry]:
+    """Return length in bytes and hash of the files that a method's options name."""
+    found: dict[str, DataEntry] = {}
+    for name, value in options.items():
+        key = f"{place}.{name}"
+        if isinstance(value, Mapping):
+            found |= _option_files(value, key)
+        elif name in ("corpus", "pool_file") and value is not None:
+            path = Path(value)
+            found[key] = DataEntry(rows=path.stat().st_size, sha256=file_sha256(path))
+    return found
 
 
 def job_of(recipe: Recipe, folder: Path) -> Job:

@@ -38,13 +38,25 @@ def _overridden(settings: Settings, overrides: Sequence[str]) -> Settings:
         place = key.split(".")
         if not equals or not all(place):
             raise RecipeError(f"{override!r} is not KEY=VALUE; write for instance tune.learning_rate=0.003")
-        # Read as YAML, so that numbers, lists and null are what they are in a file.
-        parsed = parse_yaml(f"value: {value}" if value else "value: ''", f"override {override}", RecipeError)
         try:
-            settings = settings.overridden(place, parsed.values["value"], f"override {override}")
+            settings = settings.overridden(place, _override_value(value), f"override {override}")
         except KeyError as error:
             raise RecipeError(f"override {override}: {error.args[0]} has a value and no keys in it") from None
     return settings
+
+
+def _override_value(text: str) -> Any:
+    """Return what an override says: YAML, so that numbers, lists and null are what they are in a file; else the text.
+
+    A template, such as `{text}{mask}`, is no YAML; and what stands behind ` #` belongs to a text that is not quoted.
+    """
+    try:
+        found = parse_yaml(f"value: {text}", "", RecipeError).values["value"]
+    except RecipeError:
+        return text
+    if found is None and not text:
+        return ""
+    return text if isinstance(found, str) and text[:1] not in ("'", '"') else found
 
 
 def check_settings(settings: Settings) -> Recipe:
@@ -150,10 +162,20 @@ def to_yaml(recipe: Recipe) -> str:
 
     document = recipe.model_dump(mode="json")
     document["env"] = {}
+    _forget_hashes(document)
     found = _escaped(document)
     text: str = yaml.safe_dump(found, sort_keys=False, allow_unicode=True, width=100)
     # Some characters, such as U+0085, do not survive unless they are written as escapes.
     return text if yaml.safe_load(text) == found else yaml.safe_dump(found, sort_keys=False, width=100)
+
+
+def _forget_hashes(document: dict[str, Any]) -> None:
+    """Leave out the hash of a corpus: the run keeps it with those of its data, and a recipe that has it is refused."""
+    for value in document.values():
+        if isinstance(value, dict):
+            _forget_hashes(value)
+    if "corpus_sha256" in document:
+        document["corpus_sha256"] = None
 
 
 def _escaped(value: Any) -> Any:

@@ -16,22 +16,24 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cuecraft import determinism
 from cuecraft.errors import RunError
-from cuecraft.machine import git_commit
+from cuecraft.machine import describe, git_commit
 from cuecraft.prompts.manifest import BackboneEntry, DataEntry
 from cuecraft.recipe.reading import load_recipe, shown_keys, to_yaml
 from cuecraft.recipe.schema import Recipe
-from cuecraft.storage import FolderInUseError, locked, write_file
+from cuecraft.storage import LOCK, SCRATCH, FolderInUseError, locked, write_text
 
 SCHEMA_VERSION = 1
 RECIPE, ENVIRONMENT, RECORD, EVENTS, STATE = "recipe.yaml", "environment.json", "run.json", "events.jsonl", "state"
+TRACKER_FOLDERS = ("tensorboard", "mlruns")
 Status = Literal["running", "stopped", "failed", "finished"]
 
 
@@ -56,6 +58,25 @@ class RunRecord(BaseModel):
     error: str | None = Field(None, description="why it failed")
 
 
+class Surroundings(BaseModel):
+    """What `environment.json` holds: what a run was made on when it began, and later sessions where that differs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    folder: str = Field(description="that it was started in; paths of the recipe are taken from there")
+    commit: str | None = Field(description="of the repository that this folder is in; + where files were changed since")
+    variables: dict[str, str | None] = Field(description="of the environment")
+    determinism: dict[str, Any] = Field(description="what was set")
+    platform: str
+    cpu: str
+    device: str
+    threads: int
+    versions: dict[str, str]
+    later: list[Surroundings] = Field(
+        default_factory=list, description="of sessions that resumed it, where they differ"
+    )
+
+
 class RunFolder:
     """The folder of one run.
 
@@ -69,7 +90,10 @@ class RunFolder:
     @property
     def is_there(self) -> bool:
         """Whether a run was begun here."""
-        return (self.path / RECORD).is_file()
+        try:
+            return (self.path / RECORD).is_file()
+        except OSError:  # no name of a folder, such as one that is too long
+            return False
 
     def record(self) -> RunRecord:
         """Return how far the run has come.
@@ -88,6 +112,13 @@ class RunFolder:
         except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
             raise RunError(f"{path}: is damaged ({str(error).splitlines()[0]}); restore it or run again") from error
 
+    def shown(self) -> dict[str, Any]:
+        """Return the record JSON-ready, for a list of runs; of a damaged one little but that."""
+        try:
+            return self.record().model_dump(mode="json")
+        except RunError:
+            return {"status": "damaged", "method": "", "metrics": {}, "seconds": 0.0, "started": ""}
+
     def recipe(self) -> Recipe:
         """Return the recipe that was run.
 
@@ -96,7 +127,7 @@ class RunFolder:
         """
         return load_recipe(self.path / RECIPE)
 
-    def environment(self) -> dict[str, Any]:
+    def surroundings(self) -> Surroundings:
         """Return what the run was made on.
 
         Raises:
@@ -104,28 +135,28 @@ class RunFolder:
         """
         path = self.path / ENVIRONMENT
         try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return Surroundings.model_validate_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise RunError(f"{path}: cannot be read ({error}); restore it or run again") from error
-        return found
+            reason = str(error).splitlines()[0]
+            raise RunError(f"{path}: cannot be read ({reason}); restore it or run again") from error
 
     def write(self, record: RunRecord) -> None:
         """Keep how far the run has come, in one step."""
         self._write(RECORD, record.model_dump_json(indent=1) + "\n")
 
-    def begin(self, recipe: Recipe, record: RunRecord) -> None:
-        """Keep the recipe, the environment so far, and the record, which makes it a run."""
+    def begin(self, recipe: Recipe, surroundings: Surroundings, record: RunRecord) -> None:
+        """Keep the recipe, the surroundings, and the record, which makes it a run."""
         self._write(RECIPE, to_yaml(recipe))
-        self.write_environment(environment(recipe))
+        self.write_surroundings(surroundings)
         self.write(record)
 
-    def write_environment(self, found: dict[str, Any]) -> None:
+    def write_surroundings(self, found: Surroundings) -> None:
         """Keep what the run is made on."""
-        self._write(ENVIRONMENT, json.dumps(found, indent=1) + "\n")
+        self._write(ENVIRONMENT, found.model_dump_json(indent=1) + "\n")
 
     def _write(self, name: str, text: str) -> None:
         try:
-            write_file(self.path / name, text)
+            write_text(self.path / name, text)
         except OSError as error:
             raise RunError(
                 f"{self.path / name}: cannot be written ({error.strerror or error}); make room, or choose another --out"
@@ -133,15 +164,21 @@ class RunFolder:
 
     def check_writable(self) -> None:
         """Raise RunError where something else stands here, or nothing can be written; before anything long is done."""
-        if self.path.exists() and (not self.path.is_dir() or (not self.is_there and any(self._others()))):
-            raise RunError(f"{self.path}: exists and is no run; choose another --out or remove it")
-        nearest = next(p for p in (self.path.absolute(), *self.path.absolute().parents) if p.exists())
+        try:
+            if os.path.lexists(self.path) and not self._is_ours():
+                raise RunError(f"{self.path}: exists and is no run; choose another --out or remove it")
+            nearest = next(p for p in (self.path.absolute(), *self.path.absolute().parents) if p.exists())
+        except OSError as error:
+            raise RunError(f"{self.path}: {error.strerror}; choose another --out") from error
         if not nearest.is_dir() or not os.access(nearest, os.W_OK):
             raise RunError(f"{self.path}: {nearest} cannot be written to; choose another --out")
 
-    def _others(self) -> Iterator[Path]:
-        begun = (RECIPE, ENVIRONMENT)  # of a run that was killed before it had a record
-        return (path for path in self.path.iterdir() if not path.name.startswith(".") and path.name not in begun)
+    def _is_ours(self) -> bool:
+        """Tell whether a run lies here, or can: the folder is empty, or a run was killed before it had a record."""
+        if not self.path.is_dir():
+            return False
+        found = {path.name for path in self.path.iterdir() if not path.name.endswith(SCRATCH)}
+        return RECORD in found or not found or (LOCK in found and found <= {LOCK, RECIPE, ENVIRONMENT})
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -150,17 +187,27 @@ class RunFolder:
         Raises:
             RunError: another process is at work here, or nothing can be written.
         """
-        try:
-            with locked(self.path):
-                yield
-        except FolderInUseError as error:
-            raise RunError(f"{self.path}: another process is at work on this run; wait for it, or stop it") from error
-        except PermissionError as error:
-            raise RunError(f"{self.path}: cannot be written to ({error.strerror}); choose another --out") from error
+        with ExitStack() as held:
+            try:
+                held.enter_context(locked(self.path))
+            except FolderInUseError as error:
+                raise RunError(
+                    f"{self.path}: another process is at work on this run; wait for it, or stop it"
+                ) from error
+            except OSError as error:
+                raise RunError(
+                    f"{self.path}: cannot be written to ({error.strerror or error}); choose another --out"
+                ) from error
+            yield
 
     def forget(self) -> None:
-        """Remove a run that came to nothing."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Remove the files of a run that came to nothing, and the folder if nothing else is in it."""
+        with suppress(OSError):
+            for name in TRACKER_FOLDERS:
+                shutil.rmtree(self.path / name, ignore_errors=True)
+            for name in (RECORD, RECIPE, ENVIRONMENT, EVENTS, LOCK):
+                (self.path / name).unlink(missing_ok=True)
+            self.path.rmdir()
 
     def check_same(self, recipe: Recipe) -> None:
         """Raise RunError where the run here is of another recipe; names the first key that differs."""
@@ -173,17 +220,22 @@ class RunFolder:
                 )
 
 
-def environment(recipe: Recipe) -> dict[str, Any]:
-    """Return what is known of the surroundings before the model is loaded, JSON-ready."""
+def surroundings_now(recipe: Recipe, device: torch.device) -> Surroundings:
+    """Return what a run is made on, here and now.
+
+    Args:
+        recipe: that is run.
+        device: that the backbone will be on.
+    """
     folder = Path.cwd()
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "CUECRAFT_CACHE", "CUECRAFT_DATA", "HF_HOME")
-    return {
-        "folder": str(folder),
-        "commit": git_commit(folder),
-        "variables": {name: os.environ[name] for name in names if name in os.environ}
-        | {name: os.environ.get(name) for name in recipe.env},
-        "determinism": dict(determinism.flags()),
-    }
+    return Surroundings(
+        folder=str(folder),
+        commit=git_commit(folder),
+        variables={name: os.environ.get(name) for name in (*names, *recipe.env) if name in (*os.environ, *recipe.env)},
+        determinism=dict(determinism.flags()),
+        **describe(device),
+    )
 
 
 def find_runs(folder: Path) -> list[RunFolder]:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,16 +15,15 @@ import torch
 from cuecraft.backbone.load import device_named
 from cuecraft.checkpoints import Keeping
 from cuecraft.compare.meters import peak_memory
-from cuecraft.determinism import deterministic, flags
-from cuecraft.errors import CuecraftError, RunError, StoppedError
-from cuecraft.machine import describe
-from cuecraft.method import Event
+from cuecraft.determinism import deterministic
+from cuecraft.errors import RunError, StoppedError
+from cuecraft.method import Event, Started
+from cuecraft.prompts.manifest import DataEntry
 from cuecraft.recipe.events import listening
 from cuecraft.recipe.jobs import Job, Result, job_of
-from cuecraft.recipe.record import EVENTS, STATE, RunFolder, RunRecord, Status
+from cuecraft.recipe.record import EVENTS, STATE, RunFolder, RunRecord, Status, surroundings_now
 from cuecraft.recipe.schema import CompareRecipe, Recipe, TuneRecipe
-
-Started = Callable[[str], Callable[[Event], None]]
+from cuecraft.signals import Stop
 
 
 @dataclass(frozen=True)
@@ -42,42 +39,6 @@ class Finished:
     folder: Path
     record: RunRecord
     result: Result | None
-
-
-class Stop:
-    """Whether the run was asked to stop, and by which signal.
-
-    Args:
-        told: is called when it is.
-    """
-
-    def __init__(self, told: Callable[[], None]) -> None:
-        self.signal: int | None = None
-        self._told = told
-
-    def __call__(self) -> bool:
-        """Return whether to stop."""
-        return self.signal is not None
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Let SIGINT and SIGTERM ask for it; a second one stops at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield  # only the main thread may set signal handlers
-            return
-
-        def ask(number: int, frame: Any) -> None:
-            if self.signal is not None:
-                raise KeyboardInterrupt
-            self.signal = number
-            self._told()
-
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def run_folder(recipe: Recipe, out: Path | None, resume: bool) -> Path:
@@ -153,53 +114,59 @@ class _Session:
     def run(self) -> Finished:
         """Do the work."""
         try:
-            with deterministic(self._recipe.seed, self._recipe.threads), self._stop.listening():
-                record = self._opened()
-                return self._finished(record)
-        except CuecraftError as error:
+            # As many threads as when it began: their number decides the last digits of a sum.
+            threads = self._recipe.threads if self._is_new else self._folder.surroundings().threads
+            with deterministic(self._recipe.seed, threads), self._stop.listening():
+                return self._finished(self._opened())
+        except (StoppedError, KeyboardInterrupt) as error:
+            if self._folder.is_there:
+                self._close("stopped", None)
+            else:
+                self._folder.forget()
+            raise StoppedError(self._stop.signal or signal.SIGINT) from error
+        except BaseException as error:
             if self._is_new and not (self._folder.path / STATE).exists() and not self._has_events():
                 self._folder.forget()
             else:
-                self._close("failed", str(error))
+                self._close("failed", str(error) or type(error).__name__)
             raise
-        except (StoppedError, KeyboardInterrupt) as error:
-            if not self._folder.is_there:
-                self._folder.forget()
-            else:
-                self._close("stopped", None)
-            raise StoppedError(self._stop.signal or signal.SIGINT) from error
 
     def _opened(self) -> RunRecord:
         """Read the data and write the record of a run that has begun."""
-        data = self._job.data()
         folder, recipe = self._folder, self._recipe
+        if not self._is_new:
+            folder.check_same(recipe)
+        data = self._job.data()
+        now = surroundings_now(recipe, torch.device(device_named(recipe.model.device)))
         if self._is_new:
             method = getattr(recipe.tune, "method", "") if isinstance(recipe, TuneRecipe) else recipe.job
             begun = datetime.now(UTC).isoformat(timespec="seconds")
             record = RunRecord(name=recipe.name, status="running", method=method, started=begun, data=data)
-            folder.begin(recipe, record)
+            folder.begin(recipe, now, record)
             return record
-        folder.check_same(recipe)
         before = folder.record()
-        for name, entry in before.data.items():
-            if data.get(name) != entry:
-                raise RunError(
-                    f"{folder.path}: the data ({name}) changed since the run began; restore it, or begin anew"
-                )
+        self._check_data(before, data, "since the run began; restore it, or begin anew")
+        first = folder.surroundings()
+        if first.model_copy(update={"later": []}) != now:
+            folder.write_surroundings(first.model_copy(update={"later": [*first.later, now]}))
         record = before.model_copy(update={"status": "running", "sessions": before.sessions + 1, "error": None})
         folder.write(record)
         return record
 
+    def _check_data(self, record: RunRecord, data: Mapping[str, DataEntry], when: str) -> None:
+        """Raise RunError where the data is not what the run began with."""
+        for name in {**record.data, **data}:
+            if record.data.get(name) != data.get(name):
+                raise RunError(f"{self._folder.path}: the data ({name}) changed {when}")
+
     def _finished(self, record: RunRecord) -> Finished:
         """Run the job and write what came of it."""
         folder, recipe = self._folder, self._recipe
-        trackers = recipe.trackers
-        with listening(folder.path / EVENTS, record.sessions, trackers, self._started) as started:
-            device = torch.device(device_named(recipe.model.device))
-            with peak_memory(device) as memory:
-                result = self._job.run(self._keeping(), started)
-            surroundings = folder.environment() | describe(device) | {"determinism": dict(flags())}
-            folder.write_environment(surroundings)
+        with listening(folder.path / EVENTS, record.sessions, recipe.trackers, self._started) as started:
+            with peak_memory(torch.device(device_named(recipe.model.device))) as memory:
+                result = self._job.run(self._keeping(), self._heeding(started))
+            # It was read more than once.
+            self._check_data(record, self._job.data(), "while it ran; begin anew")
         record = record.model_copy(
             update={
                 "status": "finished",
@@ -213,6 +180,21 @@ class _Session:
         )
         folder.write(record)
         return Finished(folder.path, record, result)
+
+    def _heeding(self, started: Started) -> Started:
+        """Let answers to test rows, which have no state, heed a request to stop; trainings keep theirs first."""
+
+        def start(part: str) -> Callable[[Event], None]:
+            tell = started(part)
+
+            def listen(event: Event) -> None:
+                tell(event)
+                if event.get("phase") == "predict" and self._stop():
+                    raise StoppedError
+
+            return listen
+
+        return start
 
     def _keeping(self) -> Keeping:
         recipe, state = self._recipe, self._folder.path / STATE

@@ -6,18 +6,24 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, create_model, field_validator
 
 from cuecraft.compare.config import MethodEntry
+from cuecraft.errors import TemplateError
+from cuecraft.family import TASK_NAME
 from cuecraft.method import Method
 from cuecraft.options import Options
 from cuecraft.search.label_free import LabelFreeSearch
+from cuecraft.task import Template
 from cuecraft.tune import METHODS
 from cuecraft.tune.multitask import MultitaskTuning
 
 TOLERANCE = 0.005
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
 Tracker = Literal["tensorboard", "mlflow"]
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Section(BaseModel):
@@ -29,10 +35,12 @@ class Section(BaseModel):
 class ModelSection(Section):
     """The frozen model."""
 
-    name: str = Field("demo:smollm2-135m", description="demo: model, local folder or Hub name")
+    name: str = Field("demo:smollm2-135m", min_length=1, description="demo: model, local folder or Hub name")
     head: Literal["causal", "masked", "sequence"] | None = Field(None, description="by default what the checkpoint has")
     device: str = Field("auto", description="a torch device; auto takes a GPU if there is one")
-    dtype: str = Field("auto", description="auto (by the device), float32, bfloat16, float16, or nf4 (4 bits, GPU)")
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "nf4"] = Field(
+        "auto", description="auto (by the device), float32, bfloat16, float16, or nf4 (4 bits, GPU)"
+    )
     local_files_only: bool = Field(False, description="never ask the Hub for a model")
 
 
@@ -51,10 +59,22 @@ class DataSection(Section):
     label_column: str = Field("label", description="column of class names")
 
 
+def _check_template(template: str | None) -> str | None:
+    if template is not None:
+        try:
+            Template(template)
+        except TemplateError as error:
+            raise ValueError(str(error)) from None
+    return template
+
+
+TemplateText = Annotated[str | None, AfterValidator(_check_template)]
+
+
 class TaskSection(Section):
     """What the texts are made into."""
 
-    template: str | None = Field(None, description="such as '{text}{prompt: It was}{mask}'; by default a general one")
+    template: TemplateText = Field(None, description="such as '{text}{prompt: It was}{mask}'; by default a general one")
     label_words: dict[str, list[str]] | Literal["auto"] | None = Field(
         None, description="class: [words]; by default the classes' names; auto to search them"
     )
@@ -97,7 +117,7 @@ else:
 class _Common(Section):
     name: str = Field(description="of the run's folder")
     description: str = Field(description="what it is, in a sentence")
-    seed: int = Field(0, ge=0, description="of everything random")
+    seed: Seed = Field(0, description="of everything random")
     env: dict[str, str | None] = Field(
         default_factory=dict,
         description="environment variables that may be written as ${NAME} below, each with what it is where it is not "
@@ -107,6 +127,13 @@ class _Common(Section):
     model: ModelSection = Field(default_factory=ModelSection, description="the frozen model")
     trackers: list[Tracker] = Field(default_factory=list, description="also write for these: tensorboard, mlflow")
     expect: Expectation | None = Field(None, description="what the run gave when the recipe was written")
+
+    @field_validator("seeds", check_fields=False)
+    @classmethod
+    def _seeds_differ(cls, seeds: list[int] | None) -> list[int] | None:
+        if seeds is not None and len(set(seeds)) < len(seeds):
+            raise ValueError("a seed is named twice; name each once")
+        return seeds
 
     @field_validator("name")
     @classmethod
@@ -124,8 +151,10 @@ class TuneRecipe(_Common):
     task: TaskSection = Field(default_factory=TaskSection, description="template and label words")
     tune: TuneSection = Field(description="the method, by its name, and its options")
     checkpoint: CheckpointSection = Field(default_factory=CheckpointSection, description="how often the state is kept")
-    seeds: list[int] | None = Field(None, min_length=2, description="one run for each, in place of seed")
-    time_limit: float | None = Field(None, gt=0, description="seconds; a run that is cut by it may not repeat itself")
+    seeds: list[Seed] | None = Field(None, min_length=2, description="one run for each, in place of seed")
+    time_limit: float | None = Field(
+        None, gt=0, description="seconds of each session; a run that is cut by it may not repeat itself"
+    )
 
 
 class FamilyTask(Section):
@@ -153,6 +182,14 @@ class MultitaskRecipe(_Common):
     checkpoint: CheckpointSection = Field(default_factory=CheckpointSection, description="how often the state is kept")
     multitask: MultitaskTuning = Field(default_factory=MultitaskTuning, description="options of the training")
 
+    @field_validator("tasks")
+    @classmethod
+    def _tasks_name_folders(cls, tasks: dict[str, FamilyTask]) -> dict[str, FamilyTask]:
+        wrong = next((name for name in tasks if not TASK_NAME.fullmatch(name)), None)
+        if wrong is not None:
+            raise ValueError(f"{wrong!r} cannot name a folder; use letters, digits, dot, dash and underscore")
+        return tasks
+
 
 class CompareData(Section):
     """The examples of a comparison."""
@@ -169,7 +206,7 @@ class CompareData(Section):
 class CompareTask(Section):
     """What the texts are made into."""
 
-    template: str | None = Field(None, description="by default a general one")
+    template: TemplateText = Field(None, description="by default a general one")
     label_words: dict[str, list[str]] | None = Field(None, description="class: [words]; by default the classes' names")
     max_tokens: int | None = Field(None, ge=1, description="tokens of one input at most")
 
@@ -180,8 +217,10 @@ class CompareRecipe(_Common):
     job: Literal["compare"] = Field(description="tune, multitask or compare")
     data: CompareData = Field(description="the examples")
     task: CompareTask = Field(default_factory=CompareTask, description="template and label words")
-    seeds: list[int] = Field([13, 21, 42], min_length=1, description="each method runs once with each")
-    methods: list[str | MethodEntry] = Field(["all"], description="[all], or names and {name, method, options}")
+    seeds: list[Seed] = Field([13, 21, 42], min_length=1, description="each method runs once with each")
+    methods: list[str | MethodEntry] = Field(
+        ["all"], min_length=1, description="[all], or names and {name, method, options}"
+    )
 
 
 Recipe = TuneRecipe | MultitaskRecipe | CompareRecipe

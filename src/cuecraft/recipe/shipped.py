@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cuecraft.errors import RecipeError
 from cuecraft.settings import parse_yaml
-from cuecraft.storage import write_file
+from cuecraft.storage import write_text
 
 _FOLDER = Path(__file__).parent / "shipped"
 _ENDING = ".yaml"
@@ -24,7 +24,7 @@ def recipe_path(named: str) -> Path:
         RecipeError: neither.
     """
     path = Path(named)
-    if path.suffix in (_ENDING, ".yml") or path.exists():
+    if path.suffix in (_ENDING, ".yml") or path.is_file():
         return path
     if named in shipped_names():
         return _FOLDER / f"{named}{_ENDING}"
@@ -42,7 +42,7 @@ def copy_recipe(named: str, target: Path) -> Path:
     if path.exists():
         raise RecipeError(f"{path}: exists; name another file, or remove it")
     try:
-        write_file(path, text)
+        write_text(path, text)
     except OSError as error:
         raise RecipeError(f"{path}: cannot be written ({error.strerror or error}); name another place") from error
     return path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import chdir
@@ -12,14 +11,15 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
-from cuecraft.determinism import HASH_SEED, fixed_environment
-from cuecraft.errors import RunError
+from cuecraft.determinism import HASH_SEED, PROGRAM, fixed_environment
+from cuecraft.errors import CuecraftError, RunError
 from cuecraft.method import Event
 from cuecraft.prompts.manifest import BackboneEntry, DataEntry
-from cuecraft.recipe.jobs import job_of
+from cuecraft.recipe.jobs import Job, job_of
 from cuecraft.recipe.reading import shown_keys
-from cuecraft.recipe.record import RECIPE, RunFolder, RunRecord
+from cuecraft.recipe.record import RECIPE, RunFolder, RunRecord, Surroundings
 from cuecraft.recipe.schema import TOLERANCE, Recipe
+from cuecraft.signals import stoppable
 
 Verdict = Literal["equal", "within tolerance", "differs", "not compared"]
 _ACCURACIES = ("accuracy", "macro_f1")
@@ -43,7 +43,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunComparison:
     """How two runs compare.
 
     Args:
@@ -63,7 +63,7 @@ class Comparison:
         return asdict(self)
 
 
-def verify(path: Path, keep: Path | None, started: Callable[[str], object]) -> Comparison:
+def verify(path: Path, keep: Path | None, started: Callable[[str], object]) -> RunComparison:
     """Run a finished run's recipe again in a process of its own and compare.
 
     Args:
@@ -74,25 +74,42 @@ def verify(path: Path, keep: Path | None, started: Callable[[str], object]) -> C
     Raises:
         CuecraftError: no finished run is here, its recipe cannot be read, or running it again failed.
     """
-    folder = RunFolder(path)
-    record, recipe, surroundings = folder.record(), folder.recipe(), folder.environment()
+    folder = RunFolder(path.absolute())
+    record, surroundings = folder.record(), folder.surroundings()
     if record.status != "finished":
         raise RunError(f"{path}: the run is {record.status}, not finished; finish it with --resume first")
-    home = Path(surroundings["folder"])
+    home = Path(surroundings.folder)
     if not home.is_dir():
         raise RunError(f"{path}: was run in {home}, which is not there; make it, or the paths of the data mean nothing")
-    started("reading the data")
-    with chdir(home):
-        rows = _data_rows(record.data, job_of(recipe, path).data())
-    wrong = [row for row in rows if row.verdict == "differs"]
-    if wrong:
-        rows += [Row(what, "not compared") for what in ("backbone", "steps", "results", "metrics")]
-        return Comparison(tuple(rows), False, False, f"the data changed: {', '.join(row.what for row in wrong)}")
-    with tempfile.TemporaryDirectory(prefix="cuecraft-verify-") as scratch:
-        target = keep.absolute() if keep is not None else Path(scratch, "run")
-        started("running it again")
-        _run_again(path, target, home, surroundings)
-        return compare_runs(folder, RunFolder(target))
+    target = keep.absolute() if keep is not None else None
+    with chdir(home), stoppable():
+        job = job_of(folder.recipe(), folder.path)
+        started("reading the data")
+        data = _data_rows(record.data, job.data())
+        stored = _stored_rows(record, job)
+        wrong = [row for row in (*data, *stored) if row.verdict == "differs"]
+        if wrong:
+            rest = [Row(what, "not compared") for what in ("backbone", "steps", "metrics")]
+            what = "the data changed" if wrong[0] in data else "the stored result is not what the run made"
+            reason = f"{what}: {', '.join(row.what for row in wrong)}"
+            return RunComparison((*data, *stored, *rest), False, False, reason)
+        with tempfile.TemporaryDirectory(prefix="cuecraft-verify-") as scratch:
+            target = target or Path(scratch, "run")
+            started("running it again")
+            _run_again(folder.path, target, surroundings)
+            return compare_runs(folder, RunFolder(target))
+
+
+def _stored_rows(record: RunRecord, job: Job) -> list[Row]:
+    """Compare the results that lie in the folder with the hashes of those that the run made."""
+    try:
+        found = job.stored()
+    except CuecraftError as error:
+        return [Row("stored result", "differs", "as the run made it", str(error))]
+    return [
+        _row(f"stored result: {name}", record.artifacts.get(name, "none")[:12], found.get(name, "none")[:12])
+        for name in {**record.artifacts, **found}
+    ]
 
 
 def _data_rows(before: Mapping[str, DataEntry], now: Mapping[str, DataEntry]) -> list[Row]:
@@ -110,34 +127,27 @@ def _row(what: str, before: str, now: str) -> Row:
     return Row(what, "equal" if before == now else "differs", before, now)
 
 
-def _run_again(path: Path, target: Path, home: Path, surroundings: Mapping[str, Any]) -> None:
+def _run_again(path: Path, target: Path, surroundings: Surroundings) -> None:
     """Run a recipe again in a process of its own, with as many threads and the same seed of hashes.
 
     Raises:
         RunError: it failed.
     """
-    recipe = str((path / RECIPE).absolute())
-    words = [
-        sys.executable,
-        "-m",
-        "cuecraft",
-        "run",
-        recipe,
-        f"threads={surroundings['threads']}",
-        "--out",
-        str(target),
-    ]
-    environment = fixed_environment() | {HASH_SEED: str(surroundings["determinism"][HASH_SEED])}
-    found = subprocess.run(
-        [*words, "--json"], cwd=home, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False
-    )
-    if found.returncode:
-        lines = found.stderr.decode(errors="replace").strip().splitlines()
+    words = [*PROGRAM, "run", str(path / RECIPE), f"threads={surroundings.threads}", "--out", str(target), "--json"]
+    environment = fixed_environment() | {HASH_SEED: str(surroundings.determinism.get(HASH_SEED, "0"))}
+    with subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        try:
+            _, told = process.communicate()
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode:
+        lines = told.decode(errors="replace").strip().splitlines()
         reason = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1] if lines else "")
         raise RunError(f"{path}: running it again failed ({reason.removeprefix('error: ')})")
 
 
-def compare_runs(first: RunFolder, second: RunFolder) -> Comparison:
+def compare_runs(first: RunFolder, second: RunFolder) -> RunComparison:
     """Compare two finished runs: data, backbone, steps, results, metrics.
 
     Raises:
@@ -158,7 +168,7 @@ def compare_runs(first: RunFolder, second: RunFolder) -> Comparison:
     rows = (*data, backbone, steps, *results, *metrics)
     decisive = [row for row in (*data, backbone, *metrics) if row.verdict == "differs"]
     is_exact = all(row.verdict == "equal" for row in rows)
-    return Comparison(rows, not decisive, is_exact, _reason(decisive, steps, is_exact))
+    return RunComparison(rows, not decisive, is_exact, _reason(decisive, steps, is_exact))
 
 
 def _reason(decisive: Sequence[Row], steps: Row, is_exact: bool) -> str:
@@ -220,7 +230,7 @@ def differences(first: RunFolder, second: RunFolder) -> list[tuple[str, str, str
         CuecraftError: a folder holds no run.
     """
     asked = [{f"recipe {key}": value for key, value in shown_keys(own.recipe()).items()} for own in (first, second)]
-    made = [_flat(own.environment()) for own in (first, second)]
+    made = [_flat(own.surroundings().model_dump(exclude={"later"})) for own in (first, second)]
     before, now = ({**asked[n], **made[n]} for n in (0, 1))
     return [
         (key, str(before.get(key, "none")), str(now.get(key, "none")))

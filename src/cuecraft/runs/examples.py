@@ -24,8 +24,6 @@ def train_and_dev(
     later: list[Record] = []
     if first is not None:
         train, later = train[:first], train[first:]
-        if not later:
-            raise DataError(f"--first {first} leaves no row of {request.train} to test on; it has {len(train)}")
     if not request.shots:
         return train, dev, later
     split = k_shot_split(train, request.shots, request.seed, with_dev=dev is None)
@@ -38,7 +36,11 @@ def read_splits(request: TuneRequest) -> tuple[list[Record], list[Record] | None
     if request.test:
         return train, dev, read_test(request, request.test)
     if request.first is not None:
-        return train, dev, subsample(rest, request.test_size, request.seed)
+        if not rest:
+            raise DataError(
+                f"--first {request.first} leaves no row of {request.train} to test on; lower it, or give --test"
+            )
+        return train, dev, _test_rows(request, rest)
     if request.test_size is None:
         return train, dev, []
     if not request.shots:
@@ -53,8 +55,12 @@ def read_splits(request: TuneRequest) -> tuple[list[Record], list[Record] | None
 def read_test(request: TuneRequest, source: str) -> list[Record]:
     """Return the rows of a test file that were asked for."""
     test = read_records(source, request.text_columns, request.label_column)
-    # With several seeds all are tested on the same rows: the spread shall not be that of the test.
-    return subsample(test, request.test_size, request.seeds[0] if request.seeds else request.seed)
+    return _test_rows(request, test)
+
+
+def _test_rows(request: TuneRequest, rows: Sequence[Record]) -> list[Record]:
+    """Draw test rows; with several seeds the same for all: the spread shall not be that of the test."""
+    return subsample(rows, request.test_size, request.seeds[0] if request.seeds else request.seed)
 
 
 def check_labels(source: str, train: Sequence[Record], others: Mapping[str, Sequence[Record]]) -> None:

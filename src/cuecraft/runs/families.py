@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from cuecraft.backbone import load_backbone
-from cuecraft.data import read_records, subsample
+from cuecraft.data import Record, read_records, subsample
 from cuecraft.errors import DataError, MethodError
 from cuecraft.family import PromptFamily, check_family_target
 from cuecraft.method import Event
@@ -31,14 +31,7 @@ def run_multitask(request: MultitaskRequest, started: Callable[[str], Callable[[
     check_family_target(request.out)
     if request.add_to is not None and (request.options or request.head or request.seed is not None):
         raise MethodError("--option, --head and --seed are the family's own; leave them out beside --add-to")
-    sources = {"train": request.tasks, "dev": request.dev, "test": request.test}
-    columns = (request.text_columns, request.label_column)
-    read = {part: {name: read_records(path, *columns) for name, path in own.items()} for part, own in sources.items()}
-    for part in ("dev", "test"):
-        for name, records in read[part].items():
-            if name not in read["train"]:
-                raise DataError(f"--{part} names task {name!r}, but the tasks are {', '.join(read['train'])}")
-            check_labels(request.tasks[name], read["train"][name], {sources[part][name]: records})
+    read = read_tasks(request)
     where = {"device": request.device, "dtype": request.dtype, "local_files_only": request.local_files_only}
     texts = {part: {name: unzip(records) for name, records in own.items()} for part, own in read.items()}
     if request.add_to is None:
@@ -58,6 +51,23 @@ def run_multitask(request: MultitaskRequest, started: Callable[[str], Callable[[
     rows = {name: dict(family.artifacts[name].manifest.metrics) for name in texts["train"]}
     family.save(request.out)
     return {"family": str(request.out), "tasks": rows, "seconds": round(time.perf_counter() - begun, 2)}
+
+
+def read_tasks(request: MultitaskRequest) -> dict[str, dict[str, list[Record]]]:
+    """Return the records of each task, by part (`train`, `dev`, `test`) and then by task.
+
+    Raises:
+        DataError: a file cannot be read, or does not go with the task's training file.
+    """
+    sources = {"train": request.tasks, "dev": request.dev, "test": request.test}
+    columns = (request.text_columns, request.label_column)
+    read = {part: {name: read_records(path, *columns) for name, path in own.items()} for part, own in sources.items()}
+    for part in ("dev", "test"):
+        for name, records in read[part].items():
+            if name not in read["train"]:
+                raise DataError(f"--{part} names task {name!r}, but the tasks are {', '.join(read['train'])}")
+            check_labels(request.tasks[name], read["train"][name], {sources[part][name]: records})
+    return read
 
 
 def run_mix(

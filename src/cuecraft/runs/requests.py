@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -41,6 +41,7 @@ class TuneRequest:
     unlabeled: bool
     classes: tuple[str, ...] | None
     prior: tuple[str, ...]
+    stop: Callable[[], bool] = lambda: False  # whether to stop, of what has no checkpoints
 
 
 @dataclass(frozen=True)

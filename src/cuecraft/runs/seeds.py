@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cuecraft.ensemble import PromptEnsemble, member_folders
-from cuecraft.errors import ArtifactError, DataError, MethodError
+from cuecraft.errors import ArtifactError, DataError
 from cuecraft.method import Event
 from cuecraft.prompts import check_target
 from cuecraft.prompts.artifact import MANIFEST
@@ -19,7 +19,7 @@ from cuecraft.runs.examples import read_test, unzip
 from cuecraft.runs.requests import TuneRequest
 from cuecraft.runs.tuning import tune_once
 
-_SPREAD = ("dev_accuracy", "held_out_accuracy", "test_accuracy")
+_SPREAD = ("dev_accuracy", "held_out_accuracy", "test_accuracy", "test_macro_f1")
 
 
 def run_seeds(request: TuneRequest, started: Callable[[str], Callable[[Event], None]]) -> dict[str, Any]:
@@ -36,8 +36,6 @@ def run_seeds(request: TuneRequest, started: Callable[[str], Callable[[Event], N
         CuecraftError: anything that the user can mend; artifacts of the seeds before are kept.
     """
     seeds = request.seeds or ()
-    if request.unlabeled:
-        raise MethodError("--seeds has no meaning with --unlabeled, which draws nothing but the texts; leave it out")
     if len(set(seeds)) < 2:
         raise DataError("--seeds needs two seeds at least, such as 0,1,2; for one, give --seed")
     folders = {seed: request.out / f"seed-{seed}" for seed in seeds}

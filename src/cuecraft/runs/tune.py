@@ -18,6 +18,6 @@ def run_tune(request: TuneRequest, started: Callable[[str], Callable[[Event], No
     Raises:
         CuecraftError: anything that the user can mend; nothing is written then.
     """
-    if request.seeds is not None:
-        return run_seeds(request, started)
-    return run_label_free(request, started) if request.unlabeled else tune_once(request, started)
+    if request.unlabeled:
+        return run_label_free(request, started)
+    return tune_once(request, started) if request.seeds is None else run_seeds(request, started)

@@ -14,8 +14,9 @@ from cuecraft.method import Event
 from cuecraft.prompts import check_target
 from cuecraft.runs.examples import check_labels, read_splits, unzip
 from cuecraft.runs.requests import TuneRequest
+from cuecraft.task import Verbalizer
 from cuecraft.tune.prepare import data_entry
-from cuecraft.tune.registry import METHODS, option_places
+from cuecraft.tune.registry import METHODS, make_method, option_places
 
 
 def tune_once(request: TuneRequest, started: Callable[[str], Callable[[Event], None]]) -> dict[str, Any]:
@@ -24,18 +25,31 @@ def tune_once(request: TuneRequest, started: Callable[[str], Callable[[Event], N
     Raises:
         CuecraftError: anything that the user can mend; nothing is written then.
     """
-    if request.classes or request.prior:
-        raise MethodError("--classes and --prior go with --unlabeled; with labels, the classes are the labels'")
     begun = time.perf_counter()
     check_target(request.out)
-    train, dev, test = read_splits(request)
-    others = {request.dev or f"dev rows of {request.train}": dev or [], request.test or request.train: test}
-    check_labels(request.train, train, others)
+    train, dev, test = checked_splits(request)
     classifier = make_classifier(request, _method_options(request))
     listener = started(request.method)
     held_out = unzip(dev) if dev else None
     classifier.fit(*unzip(train), dev=held_out, report=listener, checkpoints=request.checkpoints)
     return finished(classifier, request, test, begun, started)
+
+
+def checked_splits(request: TuneRequest) -> tuple[list[Record], list[Record] | None, list[Record]]:
+    """Return train, dev and test records, once all is checked that can be without the model.
+
+    Raises:
+        CuecraftError: the data, the method's options or the label words cannot be used.
+    """
+    if request.classes or request.prior:
+        raise MethodError("--classes and --prior go with --unlabeled; with labels, the classes are the labels'")
+    make_method(request.method, _method_options(request))
+    train, dev, test = read_splits(request)
+    others = {request.dev or f"dev rows of {request.train}": dev or [], request.test or request.train: test}
+    check_labels(request.train, train, others)
+    if request.label_words != "auto":
+        Verbalizer.from_labels(sorted({str(record.label) for record in train}), request.label_words)
+    return train, dev, test
 
 
 def make_classifier(request: TuneRequest, options: Mapping[str, Any]) -> PromptClassifier:

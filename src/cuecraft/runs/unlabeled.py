@@ -15,18 +15,16 @@ from cuecraft.runs.examples import check_labels, read_test, unzip
 from cuecraft.runs.requests import TuneRequest
 from cuecraft.runs.tuning import finished, make_classifier
 from cuecraft.search.label_free import LabelFreeOutcome, LabelFreeSearch
+from cuecraft.search.label_free.pool import read_cues
+from cuecraft.task import Verbalizer
+from cuecraft.tune.registry import make_options
 
 
 def run_label_free(request: TuneRequest, started: Callable[[str], Callable[[Event], None]]) -> dict[str, Any]:
     """Choose a prompt without labels; as `run_tune`, with all cues and their scores in the document."""
     begun = time.perf_counter()
     check_target(request.out)
-    _check_label_free(request)
-    if request.label_words == "auto":
-        raise MethodError("label words are searched with labels; without any, give --label-words CLASS=word")
-    classes = request.classes or tuple(request.label_words or ())
-    if not classes:
-        raise DataError("without labels the classes must be named; give --label-words CLASS=word, or --classes a,b")
+    classes = check_label_free(request)
     texts = read_unlabelled(request)
     test: list[Record] = []
     if request.test:
@@ -34,7 +32,8 @@ def run_label_free(request: TuneRequest, started: Callable[[str], Callable[[Even
         check_labels("--classes", [Record({}, name) for name in classes], {request.test: test})
     classifier = make_classifier(request, request.method_options)
     prior = _shares(request.prior)
-    classifier.fit_unlabeled(unzip(texts)[0], classes, prior, report=started(LabelFreeSearch.name))
+    listener = started(LabelFreeSearch.name)
+    classifier.fit_unlabeled(unzip(texts)[0], classes, prior, report=listener, stop=request.stop)
     outcome = classifier.outcome_
     assert isinstance(outcome, LabelFreeOutcome)
     rows = [{"rank": row.rank, "cue": row.cue, "scores": dict(row.scores)} for row in outcome.leaderboard]
@@ -56,8 +55,13 @@ def read_unlabelled(request: TuneRequest) -> list[Record]:
     return records
 
 
-def _check_label_free(request: TuneRequest) -> None:
-    """Raise MethodError where something was asked for that needs labels."""
+def check_label_free(request: TuneRequest) -> tuple[str, ...]:
+    """Return the classes.
+
+    Raises:
+        MethodError: something was asked for that needs labels, or an option cannot be used.
+        DataError: the classes are not named, or a file of cues cannot be read.
+    """
     given: dict[str, object] = {"--dev": request.dev, "--shots": request.shots, "--checkpoints": request.checkpoints}
     given |= {"--vocab-from": request.vocab_from, "--first": request.first}
     for name, value in given.items():
@@ -65,6 +69,18 @@ def _check_label_free(request: TuneRequest) -> None:
             raise MethodError(f"{name} has no meaning with --unlabeled; leave one of them out")
     if request.test_size is not None and request.test is None:
         raise MethodError("--test-size needs --test with --unlabeled; no row of the data has a label to test by")
+    if request.seeds is not None:
+        raise MethodError("--seeds has no meaning with --unlabeled, which draws nothing but the texts; leave it out")
+    if request.label_words == "auto":
+        raise MethodError("label words are searched with labels; without any, give --label-words CLASS=word")
+    classes = request.classes or tuple(request.label_words or ())
+    if not classes:
+        raise DataError("without labels the classes must be named; give --label-words CLASS=word, or --classes a,b")
+    Verbalizer.from_labels(classes, request.label_words)
+    search = make_options(LabelFreeSearch, request.method_options)
+    if search.pool_file is not None:
+        read_cues(search.pool_file)
+    return classes
 
 
 def _shares(values: Sequence[str]) -> dict[str, float] | list[float] | None:

@@ -19,6 +19,7 @@ from cuecraft.backbone import HeadKind
 from cuecraft.backbone.words import cue_log_likelihood
 from cuecraft.errors import MethodError
 from cuecraft.method import (
+    Calibrated,
     CalibrationKind,
     Candidate,
     Event,
@@ -122,7 +123,7 @@ class AutoPrompt(Method):
     fluency: float = Field(
         0.0, ge=0, description="weight of the prompt's own mean log-likelihood for a token (nats), beside the loss"
     )
-    calibration: CalibrationKind = CalibrationKind.FITTED
+    calibration: Calibrated = CalibrationKind.FITTED
 
     def fit(self, problem: Problem) -> Outcome:
         """Search from the template's own words; the best prompt on dev wins, the untuned one included.

@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from cuecraft.method import (
+    Calibrated,
     CalibrationKind,
     Candidate,
     Event,
@@ -46,7 +47,7 @@ class StraightThrough(Method):
     round_trip: bool = Field(
         True, description="only prompts whose text, written into the template, gives back the same tokens"
     )
-    calibration: CalibrationKind = CalibrationKind.FITTED
+    calibration: Calibrated = CalibrationKind.FITTED
 
     def fit(self, problem: Problem) -> Outcome:
         """Descend from the template's own words; the best projection on dev wins, the untuned prompt included.

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from cuecraft.errors import MethodError
 from cuecraft.method import (
+    Calibrated,
     CalibrationKind,
     Candidate,
     Method,
@@ -60,7 +61,7 @@ class DeepCueTuning(OffsetTraining, Method):
     """The deep cue as a method: from the template's own words on."""
 
     prompt_length: int | None = Field(None, ge=1, description="tuned positions; by default the template's own words")
-    calibration: CalibrationKind = CalibrationKind.FITTED
+    calibration: Calibrated = CalibrationKind.FITTED
 
     def fit(self, problem: Problem) -> Outcome:
         """Train from the template's own words; the best prompt on dev wins, the untuned one included."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cuecraft.backbone.weights import FullSpec, LoraSpec, TunedWeights, Twin
 from cuecraft.method import (
+    Calibrated,
     CalibrationKind,
     Candidate,
     Method,
@@ -81,7 +82,7 @@ class WeightTraining(TrainingOptions, Method):
 
     learning_rate: float = Field(gt=0, description="AdamW step of the weights")
     head_learning_rate: float = Field(0.01, gt=0, description="AdamW step of a class head")
-    calibration: CalibrationKind = CalibrationKind.FITTED
+    calibration: Calibrated = CalibrationKind.FITTED
 
     def fit(self, problem: Problem) -> Outcome:
         """Train from the untuned prompt on; the best on dev wins, the untuned prompt included."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cuecraft.errors import MethodError
 from cuecraft.method import (
+    Calibrated,
     CalibrationKind,
     Candidate,
     Outcome,
@@ -80,7 +81,7 @@ class MultitaskTuning(TrainingOptions):
         description="AdamW step, in the RMS of embeddings or states; by default 0.1 for offsets, else 0.02",
     )
     head_learning_rate: float = Field(0.01, gt=0, description="AdamW step of a class head")
-    calibration: CalibrationKind = CalibrationKind.FITTED
+    calibration: Calibrated = CalibrationKind.FITTED
 
     def fit_tasks(self, problems: Mapping[str, Problem]) -> MultitaskOutcome:
         """Train all tasks jointly; what is kept is the epoch of least mean dev loss over the tasks.

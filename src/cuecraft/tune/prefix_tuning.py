@@ -19,6 +19,7 @@ from torch import Tensor
 from cuecraft.backbone import HeadKind
 from cuecraft.errors import MethodError
 from cuecraft.method import (
+    Calibrated,
     CalibrationKind,
     Candidate,
     Method,
@@ -58,7 +59,7 @@ class PrefixTuning(TensorOptions, Method):
     )
     encoder_width: int = Field(256, ge=1, description="of the encoder's position embeddings and hidden layers")
     encoder_learning_rate: float = Field(1e-3, gt=0, description="AdamW step of the encoder's weights")
-    calibration: CalibrationKind = CalibrationKind.FITTED
+    calibration: Calibrated = CalibrationKind.FITTED
 
     @model_validator(mode="after")
     def _reads_all(self) -> Self:

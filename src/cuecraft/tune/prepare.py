@@ -146,13 +146,18 @@ def with_checkpoints(problem: Problem, keeping: Keeping, key: str) -> Problem:
         keeping: where and how often they are kept, and whether to stop.
         key: hash of all that the run depends on.
     """
+    return replace(heeding(problem, keeping.stop), checkpoints=Checkpoints(keeping, key))
+
+
+def heeding(problem: Problem, stop: Callable[[], bool]) -> Problem:
+    """Return the problem with a clock that raises StoppedError where it is asked for the time and `stop` says so."""
 
     def out_of_time(reserve: float = 0.0) -> bool:
-        if keeping.stop():
+        if stop():
             raise StoppedError
         return problem.out_of_time(reserve)
 
-    return replace(problem, out_of_time=out_of_time, checkpoints=Checkpoints(keeping, key))
+    return replace(problem, out_of_time=out_of_time)
 
 
 def data_entry(records: Sequence[Record]) -> DataEntry:

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from cuecraft.backbone import HeadKind
 from cuecraft.method import (
+    Calibrated,
     CalibrationKind,
     Candidate,
     Method,
@@ -50,7 +51,7 @@ class PromptTuning(EmbeddingTraining, Method):
     prompt_length: int | None = Field(None, ge=1, description="tuned vectors; by default the template's own words")
     init: Init | None = Field(None, description="initial vectors; by default text, or vocabulary without words")
     init_text: str | None = Field(None, description="words to start from in place of the template's own")
-    calibration: CalibrationKind = CalibrationKind.FITTED
+    calibration: Calibrated = CalibrationKind.FITTED
 
     def fit(self, problem: Problem) -> Outcome:
         """Train from the initial vectors; the best prompt on dev wins, the untuned one included."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from cuecraft.backbone import ClassHead
 from cuecraft.errors import MethodError
 from cuecraft.method import (
+    Calibrated,
     CalibrationKind,
     Candidate,
     Method,
@@ -43,7 +44,7 @@ class Soup(Method):
     of: Literal["tune", "deep"] = Field("deep", description="what is trained and averaged: `tune` or `deep`")
     tune: EmbeddingTraining = Field(default_factory=EmbeddingTraining, description="options of prompt tuning")
     deep: OffsetTraining = Field(default_factory=OffsetTraining, description="options of the deep cue")
-    calibration: CalibrationKind = CalibrationKind.FITTED
+    calibration: Calibrated = CalibrationKind.FITTED
 
     def fit(self, problem: Problem) -> Outcome:
         """Train the members, then average greedily; the best on dev wins, members and untuned prompt included."""

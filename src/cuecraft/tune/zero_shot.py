@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from cuecraft.method import (
+    Calibrated,
     CalibrationKind,
     Method,
     Outcome,
@@ -21,7 +22,7 @@ class ZeroShot(Method):
 
     name: ClassVar[str] = "zero-shot"
 
-    calibration: CalibrationKind = CalibrationKind.NONE
+    calibration: Calibrated = CalibrationKind.NONE
 
     def fit(self, problem: Problem) -> Outcome:
         """Return the template's own words."""

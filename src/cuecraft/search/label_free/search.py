@@ -84,8 +84,10 @@ class LabelFreeSearch(Method):
 
     name: ClassVar[str] = PHASE
 
-    selector: Selector = Selector.CONSENSUS
-    calibration: LabelFreeCalibration = LabelFreeCalibration.MATCHED
+    selector: Selector = Field(Selector.CONSENSUS, description="by what the prompt is chosen")
+    calibration: LabelFreeCalibration = Field(
+        LabelFreeCalibration.MATCHED, description="how answers are made to have the classes' shares"
+    )
     prior: tuple[float, ...] | None = Field(None, description="each class's share, in their order; None for equal ones")
     task_type: TaskType = Field(TaskType.AUTO, description="whose cues to try; `auto` guesses it from the label words")
     pool_file: Path | None = Field(None, description="cues of your own, one a line, tried beside the shipped ones")
