@@ -7,8 +7,8 @@ its own that is kept and reused, so that the whole can be gathered over several 
 Nothing is chosen by a test row. The baselines train on `train` and stop on `dev`; `auto` decides by itself how it uses
 both. PEFT runs as its documentation has it: learning rates 0.03 (prompt tuning, from a text) and 0.01 (prefix-tuning),
 eight virtual tokens before the text, loss on the answer's tokens; and gets the words behind the text that all methods
-start from, early stopping on dev, and is read over label words only. Its loss and answers are computed from the answers'
-positions alone (`AnswerOnlyLoop`), which changes its seconds and not its numbers.
+start from, early stopping on dev, and is read over label words only. Its loss and answers are computed from the
+positions of the answers alone (`AnswerOnlyLoop`), which changes its seconds and not its numbers.
 """
 
 from __future__ import annotations
