@@ -11,7 +11,7 @@ demo: $(READY)  ## find a prompt for film reviews, six ways, and keep the best
 	$(BIN)/cuecraft demo --out runs/demo
 
 test: $(READY)  ## the default suite, under 10 minutes on 2 cores
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 test-slow: $(READY)  ## the long tests too
 	$(BIN)/python -m pytest -m "slow or not slow"

@@ -111,10 +111,10 @@ def test_all_seeds_are_tested_on_the_same_rows(run, causal_folder, tmp_path, mon
     from cuecraft import classifier
 
     data, tested = rows(tmp_path / "rows.jsonl"), []
-    plain = classifier.PromptClassifier.accuracies
+    plain = classifier.PromptClassifier.scores
     monkeypatch.setattr(
         classifier.PromptClassifier,
-        "accuracies",
+        "scores",
         lambda self, texts, *rest, **more: tested.append(texts) or plain(self, texts, *rest, **more),
     )
     common = ("--model", causal_folder, "--method", "zero-shot", "--test", data, "--test-size", 3)

@@ -183,7 +183,7 @@ def _escaped(value: Any) -> Any:
         return {name: _escaped(inner) for name, inner in value.items()}
     if isinstance(value, list):
         return [_escaped(inner) for inner in value]
-    return value.replace("${", "$${") if isinstance(value, str) else value
+    return _VARIABLE.sub(lambda found: f"${found[0]}", value) if isinstance(value, str) else value
 
 
 def shown_keys(recipe: Recipe) -> dict[str, Any]:
