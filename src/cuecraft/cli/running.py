@@ -28,7 +28,9 @@ Overrides = Annotated[
 def run(
     recipe: RecipeName,
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run. [default: runs/NAME]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run; by default runs/NAME, with a number where that is taken.")
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a run that was stopped; begin it where there is none.")
     ] = False,
@@ -47,6 +49,8 @@ def run(
     except StoppedError as stopped:
         display.resumable()
         raise typer.Exit(128 + int(stopped.args[0])) from None
+    if finished.result is None:
+        display.already_finished()
     record = finished.record.model_dump(mode="json") | {"folder": str(finished.folder)}
     expect = loaded.expect.model_dump(mode="json") if loaded.expect else None
     display.print_json(record) if json else display.print_run(record, expect)

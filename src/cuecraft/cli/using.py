@@ -17,7 +17,7 @@ from cuecraft.errors import DataError
 
 @app.command()
 def predict(
-    artifact: Annotated[Path, typer.Argument(help="Artifact folder.")],
+    artifact: Annotated[Path, typer.Argument(help="Artifact folder, or that of a run.")],
     texts: Annotated[list[str] | None, typer.Argument(help="Texts; by default lines of stdin.")] = None,
     file: Annotated[
         Path | None, typer.Option(help="CSV, TSV, JSONL or Parquet file, or .txt with a text a line.")
@@ -32,11 +32,13 @@ def predict(
     json: Json = False,
 ) -> None:
     """Classify texts with a tuned prompt."""
+    from cuecraft.recipe import artifact_of
     from cuecraft.runs import predict_records, read_texts
 
     if texts and file:
         raise DataError("texts were given both as arguments and in --file; give one of them")
     lines = texts if texts or file else [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    artifact = artifact_of(artifact)
     with display.progress() as started:
         records = read_texts(artifact, lines or [], file, text_column)
         document = predict_records(artifact, records, model, device, local_files_only, dtype, started("predicting"))
@@ -44,10 +46,14 @@ def predict(
 
 
 @app.command()
-def show(artifact: Annotated[Path, typer.Argument(help="Artifact folder.")], json: Json = False) -> None:
+def show(
+    artifact: Annotated[Path, typer.Argument(help="Artifact folder, or that of a run.")], json: Json = False
+) -> None:
     """Show what an artifact holds."""
     from cuecraft.prompts import load_artifact
+    from cuecraft.recipe import artifact_of
 
+    artifact = artifact_of(artifact)
     manifest = load_artifact(artifact).manifest
     if json:
         display.print_json(manifest.model_dump(mode="json"))

@@ -1,7 +1,17 @@
 """What the command line shows: progress on stderr, tables and documents on stdout."""
 
 from cuecraft.display.advice import print_advice
-from cuecraft.display.console import fail, page, print_json, progress, resumable, stopped, stopping, warn
+from cuecraft.display.console import (
+    already_finished,
+    fail,
+    page,
+    print_json,
+    progress,
+    resumable,
+    stopped,
+    stopping,
+    warn,
+)
 from cuecraft.display.results import (
     demo_document,
     print_comparison,
@@ -23,6 +33,7 @@ from cuecraft.display.runs import (
 )
 
 __all__ = [
+    "already_finished",
     "demo_document",
     "fail",
     "page",

@@ -43,6 +43,11 @@ def resumable() -> None:
     notes.print("stopped; the state is kept: the same command with --resume goes on")
 
 
+def already_finished() -> None:
+    """Tell that there was nothing to go on with."""
+    notes.print("the run was finished already; nothing was run")
+
+
 def stopped() -> None:
     """Tell that work was stopped and is not lost."""
     notes.print("stopped; what is finished is kept, and the same command goes on where it stopped")

@@ -18,12 +18,12 @@ _STYLES = {"equal": "green", "within tolerance": "green", "differs": "bold red",
 def print_run(record: Mapping[str, Any], expect: Mapping[str, Any] | None) -> None:
     """Print what a run came to, beside what its recipe expects."""
     table = Table(title=Text(f"{record['name']}: {record['status']}"), title_justify="left")
-    for name in ("metric", "value", *(["expected"] if expect else [])):
-        table.add_column(name, justify="left" if name == "metric" else "right")
     expected = expect["metrics"] if expect else {}
+    for name in ("metric", "value", *(["expected"] if expected else [])):
+        table.add_column(name, justify="left" if name == "metric" else "right")
     for name, value in record["metrics"].items():
         shown = f"{expected[name]:.3f} ± {expect['tolerance']:.3f}" if expect and name in expected else ""
-        table.add_row(Text(name.replace("_", " ")), f"{value:.3f}", *([shown] if expect else []))
+        table.add_row(Text(name.replace("_", " ")), f"{value:.3f}", *([shown] if expected else []))
     for name in expected:
         if name not in record["metrics"]:
             table.add_row(Text(name.replace("_", " ")), "none", f"{expected[name]:.3f}")
@@ -37,6 +37,10 @@ def print_run(record: Mapping[str, Any], expect: Mapping[str, Any] | None) -> No
     if record["as_expected"] is not None:
         page.print("as the recipe expects" if record["as_expected"] else "not what the recipe expects")
     page.print(f"run: {record['folder']}", markup=False, soft_wrap=True)
+    if "artifact" in record["artifacts"]:
+        page.print(
+            f'try it: cuecraft predict {shlex.quote(record["folder"])} "some text"', markup=False, soft_wrap=True
+        )
     page.print(f"check it: cuecraft verify {shlex.quote(record['folder'])}", markup=False, soft_wrap=True)
 
 
@@ -67,6 +71,9 @@ def print_differences(rows: Sequence[Mapping[str, str]]) -> None:
 
 def print_runs(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print runs, a line each."""
+    if not rows:
+        page.print("no runs here; cuecraft run makes one")
+        return
     table = Table()
     for name in ("run", "method", "status", "test accuracy", "seconds", "begun"):
         table.add_column(name, justify="right" if name in ("test accuracy", "seconds") else "left")
@@ -78,7 +85,7 @@ def print_runs(rows: Sequence[Mapping[str, Any]]) -> None:
             row["status"],
             "-" if accuracy is None else f"{accuracy:.3f}",
             f"{row['seconds']:.1f}",
-            row["started"],
+            row["started"][:16].replace("T", " "),
         )
     page.print(table)
 
@@ -86,10 +93,10 @@ def print_runs(rows: Sequence[Mapping[str, Any]]) -> None:
 def print_recipes(rows: Sequence[Mapping[str, str]]) -> None:
     """Print recipes, a line each."""
     table = Table()
-    for name in ("recipe", "job", "what it is"):
+    for name in ("recipe", "job", "needs", "what it is"):
         table.add_column(name)
     for row in rows:
-        table.add_row(Text(row["name"]), row["job"], Text(row["description"]))
+        table.add_row(Text(row["name"]), row["job"], row["needs"], Text(row["description"]))
     page.print(table)
     page.print("run one: cuecraft run NAME; make it your own: cuecraft recipe cp NAME FILE")
 

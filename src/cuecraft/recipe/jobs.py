@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import warnings
 from abc import ABC, abstractmethod
@@ -20,7 +21,7 @@ from cuecraft.compare.schema import Comparison
 from cuecraft.compare.splits import read_splits as read_comparison_splits
 from cuecraft.compare.store import DOCUMENT
 from cuecraft.data import read_records
-from cuecraft.errors import CompareError, CuecraftError, CuecraftWarning, StoppedError
+from cuecraft.errors import CompareError, CuecraftError, CuecraftWarning, DataError, StoppedError
 from cuecraft.method import Event, Started
 from cuecraft.prompts import load_artifact
 from cuecraft.prompts.manifest import BackboneEntry, DataEntry
@@ -60,16 +61,27 @@ class Job(ABC):
 
     OUT: ClassVar[str]  # where results go, within the run's folder
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, env: Mapping[str, str | None]) -> None:
         self.out = folder / self.OUT
+        self._env = env
 
-    @abstractmethod
     def data(self) -> dict[str, DataEntry]:
         """Read the examples; return row count and hash of each part.
 
         Raises:
             CuecraftError: something about them, or about the method, cannot be used.
         """
+        try:
+            with _told_by_key():
+                return self._data()
+        except DataError as error:
+            taken = [f"{name}={os.environ.get(name, default)}" for name, default in self._env.items()]
+            hint = f"; the recipe takes {', '.join(taken)} from the environment" if taken else ""
+            raise DataError(f"{error}{hint}") from error
+
+    @abstractmethod
+    def _data(self) -> dict[str, DataEntry]:
+        """Read the examples; return row count and hash of each part."""
 
     @abstractmethod
     def run(self, keeping: Keeping, started: Started) -> Result:
@@ -99,13 +111,12 @@ class TuneJob(Job):
     OUT = "artifact"
 
     def __init__(self, recipe: TuneRecipe, folder: Path) -> None:
-        super().__init__(folder)
+        super().__init__(folder, recipe.env)
         self._recipe = recipe
 
-    def data(self) -> dict[str, DataEntry]:
+    def _data(self) -> dict[str, DataEntry]:
         """Read the examples of each seed, and hash the other files that options name."""
-        with _told_by_key():
-            return self._examples() | _option_files(self._recipe.tune.model_dump(mode="json"))
+        return self._examples() | _option_files(self._recipe.tune.model_dump(mode="json"))
 
     def _examples(self) -> dict[str, DataEntry]:
         request = self._request(None)
@@ -196,10 +207,10 @@ class MultitaskJob(Job):
     OUT = "family"
 
     def __init__(self, recipe: MultitaskRecipe, folder: Path) -> None:
-        super().__init__(folder)
+        super().__init__(folder, recipe.env)
         self._recipe = recipe
 
-    def data(self) -> dict[str, DataEntry]:
+    def _data(self) -> dict[str, DataEntry]:
         """Read the examples of each task."""
         read = read_tasks(self._request(None))
         return {f"{name} {part}": data_entry(rows) for part, own in read.items() for name, rows in own.items()}
@@ -251,7 +262,7 @@ class CompareJob(Job):
     OUT = "comparison"
 
     def __init__(self, recipe: CompareRecipe, folder: Path) -> None:
-        super().__init__(folder)
+        super().__init__(folder, recipe.env)
         data, task, model = recipe.data, recipe.task, recipe.model
         self._config = CompareConfig(
             **data.model_dump(),
@@ -263,7 +274,7 @@ class CompareJob(Job):
             out=str(self.out),
         )
 
-    def data(self) -> dict[str, DataEntry]:
+    def _data(self) -> dict[str, DataEntry]:
         """Read the examples of each seed."""
         contenders(self._config)
         splits = read_comparison_splits(self._config)

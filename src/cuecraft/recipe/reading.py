@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from cuecraft.compare.config import MethodEntry
 from cuecraft.errors import CuecraftError, RecipeError
-from cuecraft.recipe.schema import JOBS, KINDS, Recipe
+from cuecraft.recipe.schema import JOBS, KINDS, Expectation, Recipe
 from cuecraft.settings import Place, Settings, explained, keys_of, parse_yaml, read_yaml, shown_place
 
 _VARIABLE = re.compile(r"(\$?)\$\{([^}]*)\}")  # `$${NAME}` stands for `${NAME}` itself
@@ -24,12 +24,17 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         path: the YAML file.
-        overrides: of the form `tune.learning_rate=0.003`, in place of what the file says.
+        overrides: of the form `tune.learning_rate=0.003`, in place of what the file says. With any, what the file
+            expects does not count, unless one of them is about that.
 
     Raises:
         RecipeError: the file cannot be read, a key or value is wrong, or a variable is not declared or not set.
     """
-    return check_settings(_overridden(read_yaml(path, RecipeError), overrides))
+    recipe = check_settings(_overridden(read_yaml(path, RecipeError), overrides))
+    is_another = bool(overrides) and not any(override.startswith("expect.") for override in overrides)
+    if recipe.expect is not None and is_another:  # its figures are of the recipe as it is written
+        return recipe.model_copy(update={"expect": Expectation(tolerance=recipe.expect.tolerance)})
+    return recipe
 
 
 def _overridden(settings: Settings, overrides: Sequence[str]) -> Settings:

@@ -95,6 +95,11 @@ class RunFolder:
         except OSError:  # no name of a folder, such as one that is too long
             return False
 
+    @property
+    def is_taken(self) -> bool:
+        """Whether something stands here that is no run and cannot become one."""
+        return os.path.lexists(self.path) and not self._is_ours()
+
     def record(self) -> RunRecord:
         """Return how far the run has come.
 
@@ -236,6 +241,12 @@ def surroundings_now(recipe: Recipe, device: torch.device) -> Surroundings:
         determinism=dict(determinism.flags()),
         **describe(device),
     )
+
+
+def artifact_of(folder: Path) -> Path:
+    """Return the folder of an artifact: of a run, what it made; else the folder itself."""
+    made = folder / "artifact"
+    return made if RunFolder(folder).is_there and made.is_dir() else folder
 
 
 def find_runs(folder: Path) -> list[RunFolder]:

@@ -49,7 +49,11 @@ def run_folder(recipe: Recipe, out: Path | None, resume: bool) -> Path:
     """
     folder = out or Path("runs", recipe.name)
     number = 1
-    while RunFolder(folder).is_there:
+    while RunFolder(folder).is_there or (out is None and RunFolder(folder).is_taken):
+        if not RunFolder(folder).is_there:  # by something else, such as what `make demo` leaves
+            number += 1
+            folder = Path("runs", f"{recipe.name}-{number}")
+            continue
         status = RunFolder(folder).record().status
         if resume:
             following = Path("runs", f"{recipe.name}-{number + 1}")

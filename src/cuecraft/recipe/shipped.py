@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cuecraft.assets import PREFIX, is_asset
 from cuecraft.errors import RecipeError
 from cuecraft.settings import parse_yaml
 from cuecraft.storage import write_text
@@ -64,4 +65,11 @@ def read_recipe(named: str) -> str:
 def described(named: str) -> dict[str, str]:
     """Return what a shipped recipe's file says of itself; variables need not be set."""
     values = parse_yaml(read_recipe(named), named, RecipeError).values
-    return {"job": str(values.get("job", "tune")), "description": str(values["description"])}
+    needs = ["benchmark data"] if "CUECRAFT_DATA" in (values.get("env") or {}) else []
+    model = (values.get("model") or {}).get("name", PREFIX)
+    needs += [] if is_asset(model) else ["the Hub"]
+    return {
+        "job": str(values.get("job", "tune")),
+        "description": str(values["description"]),
+        "needs": ", ".join(needs),
+    }

@@ -174,7 +174,7 @@ def compare_runs(first: RunFolder, second: RunFolder) -> RunComparison:
 def _reason(decisive: Sequence[Row], steps: Row, is_exact: bool) -> str:
     if is_exact:
         return "the same, bit for bit"
-    where = "" if steps.verdict == "equal" else f"; the first step that differs: {steps.now}"
+    where = "" if steps.verdict == "equal" else f"; the first step that differs: {steps.before} -> {steps.now}"
     if not decisive:
         return f"the same within tolerance{where}"
     return f"differs in {', '.join(row.what for row in decisive)}{where}"
@@ -209,18 +209,18 @@ def _first_difference(first: RunFolder, second: RunFolder) -> Row:
         pairs = zip_longest(parts.get(name, ()), others.get(name, ()))
         for number, (one, other) in enumerate(pairs):
             if one != other:
-                place = f"{name}, event {number}"
-                return Row("steps", "differs", _shown_step(place, one, other), _shown_step(place, other, one))
+                return Row("steps", "differs", *_shown_difference(f"{name}, event {number}", one, other))
     return Row("steps", "equal", f"{count} steps", f"{count} steps")
 
 
-def _shown_step(place: str, event: Event | None, other: Event | None) -> str:
-    """Return a step and the first of its values that another step has not."""
-    if event is None:
-        return f"{place}: none"
+def _shown_difference(place: str, one: Event | None, other: Event | None) -> tuple[str, str]:
+    """Return a step with the first of its values that differs, and that value of the other run."""
+    event = one or other or {}
     step = f"{place} ({event.get('phase', '')} {event.get('step', '')})"
-    key = next((key for key in event if other is None or other.get(key) != event[key]), None)
-    return step if key is None else f"{step}: {key} {event[key]}"
+    if one is None or other is None:
+        return f"{step}: {'there' if one else 'not there'}", "there" if other else "not there"
+    key = next(key for key in {**one, **other} if one.get(key) != other.get(key))
+    return f"{step}: {key} {one.get(key)}", str(other.get(key))
 
 
 def differences(first: RunFolder, second: RunFolder) -> list[tuple[str, str, str]]:
@@ -229,6 +229,8 @@ def differences(first: RunFolder, second: RunFolder) -> list[tuple[str, str, str
     Raises:
         CuecraftError: a folder holds no run.
     """
+    for folder in (first, second):
+        folder.record()
     asked = [{f"recipe {key}": value for key, value in shown_keys(own.recipe()).items()} for own in (first, second)]
     made = [_flat(own.surroundings().model_dump(exclude={"later"})) for own in (first, second)]
     before, now = ({**asked[n], **made[n]} for n in (0, 1))
