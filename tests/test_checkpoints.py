@@ -16,7 +16,7 @@ from safetensors import safe_open
 from conftest import LABELS, TEXTS, tiny_problem
 from cuecraft import PromptClassifier
 from cuecraft.checkpoints import Checkpoints, Keeping
-from cuecraft.errors import MethodError
+from cuecraft.errors import MethodError, StoppedError
 from cuecraft.tune import make_method
 from cuecraft.tune.finish import make_artifact
 
@@ -181,3 +181,28 @@ def test_without_a_dev_set_it_resumes_too(causal, tmp_path):
         run(tmp_path / "state", 3)
     resumed = run(tmp_path / "state")
     assert torch.equal(whole.best.prompt.embeddings, resumed.best.prompt.embeddings)
+
+
+def test_states_are_kept_as_often_as_asked_and_when_asked_to_stop(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("cuecraft.checkpoints.time.monotonic", lambda: now[0])
+    asked_to_stop = []
+    slot = Checkpoints(Keeping(tmp_path, steps=3, seconds=10.0, stop=lambda: bool(asked_to_stop)), "key").slot("a")
+    found = []
+    for step in range(1, 10):
+        now[0] = 2.0 * step
+        if slot.due():
+            found.append(step)
+            slot.save({"step": step}, {})
+    assert found == [5]  # after three steps and ten seconds: at 10 s, and not before 20 s again
+    now[0] = 30.0
+    assert slot.due()
+    slot.save({"step": 10}, {})
+    now[0] = 60.0
+    assert [slot.due() for _ in range(3)] == [False, False, True]  # ten seconds are over, three steps are not
+    slot.save({"step": 13}, {})
+    asked_to_stop.append(True)
+    assert slot.due()
+    with pytest.raises(StoppedError):
+        slot.save({"step": 14}, {})
+    assert slot.load()[0]["step"] == 14
