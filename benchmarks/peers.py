@@ -123,23 +123,33 @@ class AnswerOnlyLoop(PeftLoop):
     def loss(self, ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the mean loss of the labels `[B, L]` that are not -100."""
         rows, places = torch.nonzero(labels != -100, as_tuple=True)
-        logits = answer_logits(self.model, ids, mask, places - 1)
-        return functional.cross_entropy(logits[rows, torch.arange(len(rows))], labels[rows, places])
+        return functional.cross_entropy(answer_logits(self.model, ids, mask, rows, places - 1), labels[rows, places])
 
 
-def answer_logits(model: Any, ids: torch.Tensor, mask: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """Return logits `[B, P, V]` at places `[P]` of texts `[B, L]`, whatever stands before them."""
+def answer_logits(
+    model: Any, ids: torch.Tensor, mask: torch.Tensor, rows: torch.Tensor, places: torch.Tensor
+) -> torch.Tensor:
+    """Return logits `[N, V]` at one place of each of some rows (`[N]` both) of texts `[B, L]`."""
 
     def keep(module: Any, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         (hidden,) = given
-        return (hidden[:, places + hidden.shape[1] - ids.shape[1]],)  # virtual tokens may stand in front
+        return (hidden[rows, places + hidden.shape[1] - ids.shape[1]][None],)  # virtual tokens may stand in front
 
     handle = model.get_base_model().get_output_embeddings().register_forward_pre_hook(keep)
     try:
-        found: torch.Tensor = model(input_ids=ids, attention_mask=mask).logits
+        found: torch.Tensor = model(input_ids=ids, attention_mask=mask).logits[0]
     finally:
         handle.remove()
     return found
+
+
+def rendered(
+    backbone: CausalBackbone, task: Task, examples: Sequence[Example], cue: Sequence[int]
+) -> tuple[list[list[int]], list[int]]:
+    """Return the texts' ids, `cue` behind each, and the columns of the label words' first tokens."""
+    renderer = backbone.renderer(task)
+    texts = [[*piece.before, *cue, *piece.after] for piece in renderer.render(examples)]
+    return texts, [words[0][0] for words in renderer.label_ids]
 
 
 @torch.no_grad()
@@ -150,9 +160,7 @@ def peft_predict(
 
     `cue` stands behind every text.
     """
-    renderer = backbone.renderer(task)
-    columns = [words[0][0] for words in renderer.label_ids]
-    texts = [[*piece.before, *cue, *piece.after] for piece in renderer.render(examples)]
+    texts, columns = rendered(backbone, task, examples, cue)
     parts = []
     for start in range(0, len(texts), EVAL_BATCH):
         ids, mask = padded(texts[start : start + EVAL_BATCH])
@@ -167,14 +175,11 @@ def thrifty_peft_predict(
     model: Any, backbone: CausalBackbone, task: Task, examples: Sequence[Example], cue: Sequence[int] = ()
 ) -> torch.Tensor:
     """Return what `peft_predict` does, from batches sorted by length and the last positions alone."""
-    renderer = backbone.renderer(task)
-    columns = [words[0][0] for words in renderer.label_ids]
-    texts = [[*piece.before, *cue, *piece.after] for piece in renderer.render(examples)]
+    texts, columns = rendered(backbone, task, examples, cue)
     found = torch.empty(len(texts), len(columns))
     for batch in token_batches([len(text) for text in texts], THRIFTY_TOKENS):
         ids, mask = padded([texts[row] for row in batch])
-        logits = answer_logits(model, ids, mask, mask.sum(1) - 1)
-        found[batch] = logits[torch.arange(len(ids)), torch.arange(len(ids))][:, columns]
+        found[batch] = answer_logits(model, ids, mask, torch.arange(len(ids)), mask.sum(1) - 1)[:, columns]
     return found
 
 
@@ -186,9 +191,7 @@ def bare_predict(
 
     Sorted by length, in batches of `tokens` tokens, logits of the last position and of the label words only.
     """
-    renderer = backbone.renderer(task)
-    columns = torch.tensor([words[0][0] for words in renderer.label_ids])
-    texts = [[*piece.before, *cue, *piece.after] for piece in renderer.render(examples)]
+    texts, columns = rendered(backbone, task, examples, cue)
     head = backbone.model.get_output_embeddings().weight[columns]
     found = torch.empty(len(texts), len(columns))
     for batch in token_batches([len(text) for text in texts], tokens):
