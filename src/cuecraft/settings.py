@@ -157,3 +157,12 @@ def explained(
 def keys_of(kind: type[BaseModel]) -> list[str]:
     """Return the keys of a kind of settings."""
     return [option.alias or name for name, option in kind.model_fields.items()]
+
+
+def flattened(document: Mapping[str, Any], place: str = "") -> dict[str, Any]:
+    """Return a document's values by dotted key; an empty mapping is a value."""
+    found: dict[str, Any] = {}
+    for name, value in document.items():
+        key = f"{place}.{name}" if place else name
+        found |= flattened(value, key) if isinstance(value, Mapping) and value else {key: value}
+    return found

@@ -49,7 +49,7 @@ def run(
     except StoppedError as stopped:
         display.resumable()
         raise typer.Exit(128 + int(stopped.args[0])) from None
-    if finished.result is None:
+    if finished.is_earlier:
         display.already_finished()
     record = finished.record.model_dump(mode="json") | {"folder": str(finished.folder)}
     expect = loaded.expect.model_dump(mode="json") if loaded.expect else None

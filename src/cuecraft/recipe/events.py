@@ -20,6 +20,11 @@ from cuecraft.recipe.schema import Tracker
 class Listener(Protocol):
     """Is told of each step; never affects the result."""
 
+    @property
+    def name(self) -> str:
+        """What cannot be written where it cannot write."""
+        ...
+
     def note(self, part: str, number: int, event: Event) -> None:
         """Take note of an event.
 
@@ -44,7 +49,7 @@ class EventFile:
     """
 
     def __init__(self, path: Path, session: int) -> None:
-        self._path, self._session, self._begun = path, session, time.monotonic()
+        self.name, self._session, self._begun = str(path), session, time.monotonic()
         try:
             if path.exists():
                 _drop_half_line(path)
@@ -56,13 +61,8 @@ class EventFile:
         """Write one line."""
         seconds = round(time.monotonic() - self._begun, 3)
         line = {"session": self._session, "seconds": seconds, "part": part, **event}
-        try:
-            self._handle.write(json.dumps(line, ensure_ascii=False) + "\n")
-            self._handle.flush()
-        except OSError as error:
-            raise RunError(
-                f"{self._path}: cannot be written ({error.strerror or error}); make room, then go on with --resume"
-            ) from error
+        self._handle.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self._handle.flush()
 
     def close(self, is_finished: bool) -> None:
         """Close the file."""
@@ -85,6 +85,8 @@ def _figures(event: Event) -> Iterator[tuple[str, float]]:
 class TensorBoard:
     """Writes figures for TensorBoard."""
 
+    name = "trackers: tensorboard"
+
     def __init__(self, folder: Path) -> None:
         self._writer = _module("torch.utils.tensorboard", "tensorboard").SummaryWriter(str(folder / "tensorboard"))
 
@@ -100,6 +102,8 @@ class TensorBoard:
 
 class MlFlow:
     """Writes figures into an MLflow file store in the run's folder."""
+
+    name = "trackers: mlflow"
 
     def __init__(self, folder: Path) -> None:
         # MLflow asks for this of everybody who wants files and not a database.
@@ -185,6 +189,5 @@ def _told(listener: Listener, part: str, number: int, event: Event) -> None:
         listener.note(part, number, event)
     except OSError as error:
         raise RunError(
-            f"trackers: {type(listener).__name__} cannot write ({error.strerror or error}); make room, then go on "
-            "with --resume"
+            f"{listener.name}: cannot be written ({error.strerror or error}); make room, then go on with --resume"
         ) from error

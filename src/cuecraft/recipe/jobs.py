@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 import warnings
@@ -23,8 +21,8 @@ from cuecraft.compare.store import DOCUMENT
 from cuecraft.data import read_records
 from cuecraft.errors import CompareError, CuecraftError, CuecraftWarning, DataError, StoppedError
 from cuecraft.method import Event, Started
-from cuecraft.prompts import load_artifact
-from cuecraft.prompts.manifest import BackboneEntry, DataEntry
+from cuecraft.prompts import Artifact, load_artifact
+from cuecraft.prompts.manifest import BackboneEntry, DataEntry, digest
 from cuecraft.recipe.schema import CompareRecipe, MultitaskRecipe, Recipe, TuneRecipe
 from cuecraft.runs import MultitaskRequest, TuneRequest, run_multitask, run_tune
 from cuecraft.runs.families import read_tasks
@@ -43,13 +41,11 @@ class Result:
         metrics: by name.
         artifacts: hash of each artifact, by its path within the run's folder.
         backbone: the frozen model.
-        document: as the command itself prints it.
     """
 
     metrics: Mapping[str, float]
     artifacts: Mapping[str, str]
     backbone: BackboneEntry
-    document: Mapping[str, Any]
 
 
 class Job(ABC):
@@ -105,7 +101,33 @@ class Job(ABC):
         """Yield the steps of each search and training that lies in the folder, with its name."""
 
 
-class TuneJob(Job):
+class ArtifactJob(Job):
+    """A job whose results are artifacts."""
+
+    @abstractmethod
+    def _folders(self) -> dict[str, Path]:
+        """Return the folder of each artifact by its name."""
+
+    def _made(self, metrics: Mapping[str, float]) -> Result:
+        """Return what came of it."""
+        manifests = {name: artifact.manifest for name, artifact in self._artifacts()}
+        hashes = {name: manifest.artifact_sha256 for name, manifest in manifests.items()}
+        return Result(metrics, hashes, next(iter(manifests.values())).backbone)
+
+    def stored(self) -> dict[str, str]:
+        """Return the hash of each artifact."""
+        return {name: artifact.manifest.artifact_sha256 for name, artifact in self._artifacts()}
+
+    def trajectories(self) -> Iterator[tuple[str, Sequence[Event]]]:
+        """Yield the trace of each artifact."""
+        for name, artifact in self._artifacts():
+            yield name, [dict(event) for event in artifact.trace]
+
+    def _artifacts(self) -> Iterator[tuple[str, Artifact]]:
+        return ((name, load_artifact(path)) for name, path in self._folders().items())
+
+
+class TuneJob(ArtifactJob):
     """`cuecraft tune`, with labels or without, with one seed or several."""
 
     OUT = "artifact"
@@ -138,8 +160,7 @@ class TuneJob(Job):
     def run(self, keeping: Keeping, started: Started) -> Result:
         """Tune."""
         with _labels_are_not_meant(), _told_by_key():
-            document = run_tune(self._request(keeping), started)
-        backbone = load_artifact(self._folders()[0]).manifest.backbone
+            document = run_tune(self._request(keeping), heeding(started, keeping.stop, "predict"))
         if self._recipe.seeds is None:
             metrics = {name: value for name, value in document["metrics"].items() if value is not None}
         else:
@@ -148,20 +169,12 @@ class TuneJob(Job):
             metrics |= {f"{name}_sd": values["sd"] for name, values in spread.items()}
             if document["ensemble_test_accuracy"] is not None:
                 metrics["ensemble_test_accuracy"] = document["ensemble_test_accuracy"]
-        return Result(metrics, self.stored(), backbone, document)
+        return self._made(metrics)
 
-    def stored(self) -> dict[str, str]:
-        """Return the hash of each artifact."""
-        return {path.name: load_artifact(path).manifest.artifact_sha256 for path in self._folders()}
-
-    def trajectories(self) -> Iterator[tuple[str, Sequence[Event]]]:
-        """Yield the trace of each artifact."""
-        for path in self._folders():
-            yield path.name, [dict(event) for event in load_artifact(path).trace]
-
-    def _folders(self) -> list[Path]:
+    def _folders(self) -> dict[str, Path]:
         seeds = self._recipe.seeds
-        return [self.out] if seeds is None else [self.out / f"seed-{seed}" for seed in seeds]
+        folders = [self.out] if seeds is None else [self.out / f"seed-{seed}" for seed in seeds]
+        return {path.name: path for path in folders}
 
     def _request(self, keeping: Keeping | None) -> TuneRequest:
         recipe, data, task, model = self._recipe, self._recipe.data, self._recipe.task, self._recipe.model
@@ -201,7 +214,7 @@ class TuneJob(Job):
         )
 
 
-class MultitaskJob(Job):
+class MultitaskJob(ArtifactJob):
     """`cuecraft multitask`."""
 
     OUT = "family"
@@ -217,14 +230,9 @@ class MultitaskJob(Job):
 
     def run(self, keeping: Keeping, started: Started) -> Result:
         """Train the tasks together."""
-        document = run_multitask(self._request(keeping), started)
+        document = run_multitask(self._request(keeping), heeding(started, keeping.stop, "predict"))
         metrics = {f"{name}.{key}": value for name, own in document["tasks"].items() for key, value in own.items()}
-        backbone = load_artifact(self._folders()[0][1]).manifest.backbone
-        return Result(metrics, self.stored(), backbone, document)
-
-    def stored(self) -> dict[str, str]:
-        """Return the hash of each task's artifact."""
-        return {name: load_artifact(path).manifest.artifact_sha256 for name, path in self._folders()}
+        return self._made(metrics)
 
     def _request(self, keeping: Keeping | None) -> MultitaskRequest:
         recipe, data, model = self._recipe, self._recipe.data, self._recipe.model
@@ -247,13 +255,8 @@ class MultitaskJob(Job):
             out=self.out,
         )
 
-    def trajectories(self) -> Iterator[tuple[str, Sequence[Event]]]:
-        """Yield the trace of each task."""
-        for name, path in self._folders():
-            yield name, [dict(event) for event in load_artifact(path).trace]
-
-    def _folders(self) -> list[tuple[str, Path]]:
-        return [(name, self.out / "tasks" / name) for name in self._recipe.tasks]
+    def _folders(self) -> dict[str, Path]:
+        return {name: self.out / "tasks" / name for name in self._recipe.tasks}
 
 
 class CompareJob(Job):
@@ -285,23 +288,12 @@ class CompareJob(Job):
 
     def run(self, keeping: Keeping, started: Started) -> Result:
         """Compare; finished cells are kept by themselves."""
-
-        def heeding(part: str) -> Callable[[Event], None]:
-            tell = started(part)
-
-            def listen(event: Event) -> None:
-                if keeping.stop():
-                    raise StoppedError
-                tell(event)
-
-            return listen
-
-        document, _ = run_comparison(self._config, heeding)
+        document, _ = run_comparison(self._config, heeding(started, keeping.stop))
         metrics: dict[str, float] = {}
         for row in document.rows:
             if row.accuracy is not None and row.macro_f1 is not None:
                 metrics |= {f"{row.name}.test_accuracy": row.accuracy.mean, f"{row.name}.macro_f1": row.macro_f1.mean}
-        return Result(metrics, self.stored(), document.backbone, document.model_dump(mode="json"))
+        return Result(metrics, self.stored(), document.backbone)
 
     def stored(self) -> dict[str, str]:
         """Return the hash of each cell, of what in it does not depend on the clock."""
@@ -333,7 +325,29 @@ def _labels_are_not_meant() -> Iterator[None]:
 def _cell_hash(cell: Mapping[str, Any]) -> str:
     """Return the hash of what of a cell does not depend on the clock."""
     names = ("name", "method", "options", "seed", "dev", "test", "predictions", "tuned_parameters", "prompt", "steps")
-    return hashlib.sha256(json.dumps({name: cell[name] for name in names}, sort_keys=True).encode()).hexdigest()
+    return digest({name: cell[name] for name in names})
+
+
+def heeding(started: Started, stop: Callable[[], bool], phase: str | None = None) -> Started:
+    """Return listeners that raise StoppedError once a step was told, where `stop` says so.
+
+    Args:
+        started: is told each part, and returns the listener of its steps.
+        stop: whether to stop.
+        phase: of the steps that heed it; None for all. Those of a training, which keeps its state first, must not.
+    """
+
+    def start(part: str) -> Callable[[Event], None]:
+        tell = started(part)
+
+        def listen(event: Event) -> None:
+            tell(event)
+            if phase in (None, event.get("phase")) and stop():
+                raise StoppedError
+
+        return listen
+
+    return start
 
 
 #: What the command's arguments are called in a recipe.
@@ -349,7 +363,6 @@ _KEYS = {
     "--classes": "task.classes",
     "--prior": "tune.prior",
     "--unlabeled": "tune.method label-free",
-    "--out": "--out",
 }
 
 

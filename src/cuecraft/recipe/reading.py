@@ -11,9 +11,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from cuecraft.compare.config import MethodEntry
-from cuecraft.errors import CuecraftError, RecipeError
+from cuecraft.errors import RecipeError
 from cuecraft.recipe.schema import JOBS, KINDS, Expectation, Recipe
-from cuecraft.settings import Place, Settings, explained, keys_of, parse_yaml, read_yaml, shown_place
+from cuecraft.settings import Place, Settings, explained, flattened, keys_of, parse_yaml, read_yaml, shown_place
 
 _VARIABLE = re.compile(r"(\$?)\$\{([^}]*)\}")  # `$${NAME}` stands for `${NAME}` itself
 _JOB = "job"
@@ -82,8 +82,6 @@ def check_settings(settings: Settings) -> Recipe:
         return JOBS[job].model_validate(filled)  # type: ignore[return-value]
     except ValidationError as error:
         raise RecipeError(_explained(error, settings, filled, job)) from None
-    except CuecraftError as error:
-        raise RecipeError(f"{settings.where(())}{error}") from None
 
 
 def _explained(error: ValidationError, settings: Settings, filled: Mapping[str, Any], job: str) -> str:
@@ -193,16 +191,4 @@ def _escaped(value: Any) -> Any:
 
 def shown_keys(recipe: Recipe) -> dict[str, Any]:
     """Return a recipe's values by dotted key, for comparing two."""
-    found: dict[str, Any] = {}
-
-    def walk(value: Any, place: str) -> None:
-        if isinstance(value, Mapping) and value:
-            for name, inner in value.items():
-                walk(inner, f"{place}.{name}" if place else str(name))
-        else:
-            found[place] = value
-
-    document = recipe.model_dump(mode="json")
-    del document["env"]
-    walk(document, "")
-    return found
+    return flattened(recipe.model_dump(mode="json", exclude={"env"}))

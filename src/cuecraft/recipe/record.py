@@ -117,6 +117,17 @@ class RunFolder:
         except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
             raise RunError(f"{path}: is damaged ({str(error).splitlines()[0]}); restore it or run again") from error
 
+    def finished(self) -> RunRecord:
+        """Return the record of a finished run.
+
+        Raises:
+            RunError: no run is here, it is not finished, or its record is damaged.
+        """
+        record = self.record()
+        if record.status != "finished":
+            raise RunError(f"{self.path}: the run is {record.status}, not finished; finish it with --resume first")
+        return record
+
     def shown(self) -> dict[str, Any]:
         """Return the record JSON-ready, for a list of runs; of a damaged one little but that."""
         try:
@@ -170,7 +181,7 @@ class RunFolder:
     def check_writable(self) -> None:
         """Raise RunError where something else stands here, or nothing can be written; before anything long is done."""
         try:
-            if os.path.lexists(self.path) and not self._is_ours():
+            if self.is_taken:
                 raise RunError(f"{self.path}: exists and is no run; choose another --out or remove it")
             nearest = next(p for p in (self.path.absolute(), *self.path.absolute().parents) if p.exists())
         except OSError as error:

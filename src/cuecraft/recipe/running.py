@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,10 @@ from cuecraft.checkpoints import Keeping
 from cuecraft.compare.meters import peak_memory
 from cuecraft.determinism import deterministic
 from cuecraft.errors import RunError, StoppedError
-from cuecraft.method import Event, Started
+from cuecraft.method import Started
 from cuecraft.prompts.manifest import DataEntry
 from cuecraft.recipe.events import listening
-from cuecraft.recipe.jobs import Job, Result, job_of
+from cuecraft.recipe.jobs import Job, job_of
 from cuecraft.recipe.record import EVENTS, STATE, RunFolder, RunRecord, Status, surroundings_now
 from cuecraft.recipe.schema import CompareRecipe, Recipe, TuneRecipe
 from cuecraft.signals import Stop
@@ -33,12 +35,12 @@ class Finished:
     Args:
         folder: of the run.
         record: what `run.json` holds.
-        result: what came of it; None where an earlier process had finished it.
+        is_earlier: whether another process had finished it before.
     """
 
     folder: Path
     record: RunRecord
-    result: Result | None
+    is_earlier: bool = False
 
 
 def run_folder(recipe: Recipe, out: Path | None, resume: bool) -> Path:
@@ -47,25 +49,27 @@ def run_folder(recipe: Recipe, out: Path | None, resume: bool) -> Path:
     Raises:
         RunError: an unfinished run of that name is there and `resume` was not said, or something else is.
     """
-    folder = out or Path("runs", recipe.name)
-    number = 1
-    while RunFolder(folder).is_there or (out is None and RunFolder(folder).is_taken):
-        if not RunFolder(folder).is_there:  # by something else, such as what `make demo` leaves
-            number += 1
-            folder = Path("runs", f"{recipe.name}-{number}")
-            continue
-        status = RunFolder(folder).record().status
-        if resume:
-            following = Path("runs", f"{recipe.name}-{number + 1}")
-            if out is not None or status != "finished" or not RunFolder(following).is_there:
+    unfinished = "is a run that was not finished; go on with --resume, or choose another --out"
+    if out is not None:
+        if RunFolder(out).is_there and not resume:
+            is_finished = RunFolder(out).record().status == "finished"
+            how = "is a finished run; choose another --out or remove it" if is_finished else unfinished
+            raise RunError(f"{out}: {how}")
+        return out
+    latest: Path | None = None
+    for number in itertools.count(1):
+        folder = Path("runs", recipe.name if number == 1 else f"{recipe.name}-{number}")
+        found = RunFolder(folder)
+        if found.is_there:
+            latest = folder
+            if found.record().status != "finished":
                 break
-        elif status != "finished":
-            raise RunError(f"{folder}: is a run that was not finished; go on with --resume, or choose another --out")
-        elif out is not None:
-            raise RunError(f"{folder}: is a finished run; choose another --out or remove it")
-        number += 1
-        folder = Path("runs", f"{recipe.name}-{number}")
-    return folder
+        elif not found.is_taken:  # by something else, such as what `make demo` leaves
+            return latest if resume and latest is not None else folder
+    if not resume:
+        raise RunError(f"{latest}: {unfinished}")
+    assert latest is not None
+    return latest
 
 
 def run_recipe(
@@ -95,7 +99,7 @@ def run_recipe(
     with folder.locked():
         if folder.is_there and folder.record().status == "finished":
             folder.check_same(recipe)
-            return Finished(folder.path, folder.record(), None)
+            return Finished(folder.path, folder.record(), is_earlier=True)
         return _Session(folder, recipe, job, started, Stop(stopping)).run()
 
 
@@ -114,6 +118,10 @@ class _Session:
         self._folder, self._recipe, self._job, self._started, self._stop = folder, recipe, job, started, stop
         self._begun = time.monotonic()
         self._is_new = not folder.is_there
+
+    @cached_property
+    def _device(self) -> torch.device:
+        return torch.device(device_named(self._recipe.model.device))
 
     def run(self) -> Finished:
         """Do the work."""
@@ -141,7 +149,7 @@ class _Session:
         if not self._is_new:
             folder.check_same(recipe)
         data = self._job.data()
-        now = surroundings_now(recipe, torch.device(device_named(recipe.model.device)))
+        now = surroundings_now(recipe, self._device)
         if self._is_new:
             method = getattr(recipe.tune, "method", "") if isinstance(recipe, TuneRecipe) else recipe.job
             begun = datetime.now(UTC).isoformat(timespec="seconds")
@@ -167,8 +175,8 @@ class _Session:
         """Run the job and write what came of it."""
         folder, recipe = self._folder, self._recipe
         with listening(folder.path / EVENTS, record.sessions, recipe.trackers, self._started) as started:
-            with peak_memory(torch.device(device_named(recipe.model.device))) as memory:
-                result = self._job.run(self._keeping(), self._heeding(started))
+            with peak_memory(self._device) as memory:
+                result = self._job.run(self._keeping(), started)
             # It was read more than once.
             self._check_data(record, self._job.data(), "while it ran; begin anew")
         record = record.model_copy(
@@ -183,22 +191,7 @@ class _Session:
             }
         )
         folder.write(record)
-        return Finished(folder.path, record, result)
-
-    def _heeding(self, started: Started) -> Started:
-        """Let answers to test rows, which have no state, heed a request to stop; trainings keep theirs first."""
-
-        def start(part: str) -> Callable[[Event], None]:
-            tell = started(part)
-
-            def listen(event: Event) -> None:
-                tell(event)
-                if event.get("phase") == "predict" and self._stop():
-                    raise StoppedError
-
-            return listen
-
-        return start
+        return Finished(folder.path, record)
 
     def _keeping(self) -> Keeping:
         recipe, state = self._recipe, self._folder.path / STATE

@@ -19,6 +19,7 @@ from cuecraft.recipe.jobs import Job, job_of
 from cuecraft.recipe.reading import shown_keys
 from cuecraft.recipe.record import RECIPE, RunFolder, RunRecord, Surroundings
 from cuecraft.recipe.schema import TOLERANCE, Recipe
+from cuecraft.settings import flattened
 from cuecraft.signals import stoppable
 
 Verdict = Literal["equal", "within tolerance", "differs", "not compared"]
@@ -75,9 +76,7 @@ def verify(path: Path, keep: Path | None, started: Callable[[str], object]) -> R
         CuecraftError: no finished run is here, its recipe cannot be read, or running it again failed.
     """
     folder = RunFolder(path.absolute())
-    record, surroundings = folder.record(), folder.surroundings()
-    if record.status != "finished":
-        raise RunError(f"{path}: the run is {record.status}, not finished; finish it with --resume first")
+    record, surroundings = folder.finished(), folder.surroundings()
     home = Path(surroundings.folder)
     if not home.is_dir():
         raise RunError(f"{path}: was run in {home}, which is not there; make it, or the paths of the data mean nothing")
@@ -106,9 +105,12 @@ def _stored_rows(record: RunRecord, job: Job) -> list[Row]:
         found = job.stored()
     except CuecraftError as error:
         return [Row("stored result", "differs", "as the run made it", str(error))]
+    return _hash_rows("stored result", record.artifacts, found)
+
+
+def _hash_rows(what: str, before: Mapping[str, str], now: Mapping[str, str]) -> list[Row]:
     return [
-        _row(f"stored result: {name}", record.artifacts.get(name, "none")[:12], found.get(name, "none")[:12])
-        for name in {**record.artifacts, **found}
+        _row(f"{what}: {name}", before.get(name, "none")[:12], now.get(name, "none")[:12]) for name in {**before, **now}
     ]
 
 
@@ -153,17 +155,11 @@ def compare_runs(first: RunFolder, second: RunFolder) -> RunComparison:
     Raises:
         CuecraftError: a folder holds no finished run.
     """
-    before, now, recipe = first.record(), second.record(), first.recipe()
-    for folder, record in ((first, before), (second, now)):
-        if record.status != "finished":
-            raise RunError(f"{folder.path}: the run is {record.status}, not finished; finish it with --resume first")
+    before, now, recipe = first.finished(), second.finished(), first.recipe()
     data = _data_rows(before.data, now.data)
     backbone = _row("backbone", _shown_backbone(before.backbone), _shown_backbone(now.backbone))
     steps = _first_difference(first, second)
-    results = [
-        _row(f"result: {name}", before.artifacts.get(name, "none")[:12], now.artifacts.get(name, "none")[:12])
-        for name in {**before.artifacts, **now.artifacts}
-    ]
+    results = _hash_rows("result", before.artifacts, now.artifacts)
     metrics = _metric_rows(before, now, recipe)
     rows = (*data, backbone, steps, *results, *metrics)
     decisive = [row for row in (*data, backbone, *metrics) if row.verdict == "differs"]
@@ -232,18 +228,10 @@ def differences(first: RunFolder, second: RunFolder) -> list[tuple[str, str, str
     for folder in (first, second):
         folder.record()
     asked = [{f"recipe {key}": value for key, value in shown_keys(own.recipe()).items()} for own in (first, second)]
-    made = [_flat(own.surroundings().model_dump(exclude={"later"})) for own in (first, second)]
+    made = [flattened(own.surroundings().model_dump(exclude={"later"})) for own in (first, second)]
     before, now = ({**asked[n], **made[n]} for n in (0, 1))
     return [
         (key, str(before.get(key, "none")), str(now.get(key, "none")))
         for key in {**before, **now}
         if before.get(key) != now.get(key)
     ]
-
-
-def _flat(document: Mapping[str, Any], place: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in document.items():
-        key = f"{place}{name}"
-        found |= _flat(value, f"{key}.") if isinstance(value, Mapping) else {key: value}
-    return found
