@@ -195,3 +195,10 @@ def run(monkeypatch, capsys, tmp_path):
         return stopped.value.code or 0, captured.out, captured.err
 
     return command
+
+
+@pytest.fixture
+def command(run, monkeypatch):
+    """The `run` fixture, with the seed of hashes already fixed, so that no process is replaced."""
+    monkeypatch.setenv("PYTHONHASHSEED", "0")
+    return run

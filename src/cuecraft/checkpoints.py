@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -72,8 +72,26 @@ class Checkpoints:
         return Slot(folder / f"{name}{_ENDING}", self._key, self._keeping)
 
 
+class NoSlot:
+    """Stands where a run keeps no state."""
+
+    keeps: ClassVar[bool] = False
+
+    def due(self) -> bool:
+        """Return that nothing is to be saved."""
+        return False
+
+    def save(self, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Save nothing."""
+
+    def load(self) -> None:
+        """Return that nothing was saved."""
+
+
 class Slot:
     """The state of one training or search: one safetensors file with a JSON document in its header."""
+
+    keeps: ClassVar[bool] = True
 
     def __init__(self, path: Path, key: str, keeping: Keeping) -> None:
         self._path = path

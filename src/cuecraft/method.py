@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cuecraft.backbone import AnyBackbone, Budget, ClassHead, Context, HeadKind, SequenceBackbone
-from cuecraft.checkpoints import Checkpoints
+from cuecraft.checkpoints import Checkpoints, NoSlot, Slot
 from cuecraft.errors import BackboneError, MethodError
 from cuecraft.evidence import Tried, Verdict
 from cuecraft.options import Options
@@ -108,6 +108,10 @@ class Problem:
     out_of_time: Clock = lambda reserve=0.0: False
     report: Callable[[Event], None] = lambda event: None
     checkpoints: Checkpoints | None = None
+
+    def slot(self, name: str) -> Slot | NoSlot:
+        """Return the place for the state of the next training or search."""
+        return self.checkpoints.slot(name) if self.checkpoints else NoSlot()
 
     @property
     def pool(self) -> Labelled:

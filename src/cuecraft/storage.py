@@ -85,6 +85,16 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+def unwritable(path: Path) -> Path | None:
+    """Return the nearest of a path and its parents that is there, where nothing can be written to it; else None.
+
+    Raises:
+        OSError: the path cannot be one.
+    """
+    nearest = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+    return None if nearest.is_dir() and os.access(nearest, os.W_OK) else nearest
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Make a folder and keep other processes out of it; remove what one that was killed left half-written.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -15,7 +14,7 @@ from pydantic import ValidationError
 
 from cuecraft.compare.schema import Cell
 from cuecraft.errors import CompareError, CuecraftWarning
-from cuecraft.storage import LOCK, SCRATCH, FolderInUseError, locked, write_text
+from cuecraft.storage import LOCK, SCRATCH, FolderInUseError, locked, unwritable, write_text
 
 DOCUMENT, REPORT = "compare.json", "report.html"
 _CELLS = "cells"
@@ -40,9 +39,9 @@ class Folder:
         self.path = path
         if path.exists():
             _check_own(path)
-        nearest = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
-        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-            raise CompareError(f"{path}: {nearest} cannot be written to; choose another --out")
+        where = unwritable(path)
+        if where is not None:
+            raise CompareError(f"{path}: {where} cannot be written to; choose another --out")
 
     @contextmanager
     def locked(self) -> Iterator[None]:

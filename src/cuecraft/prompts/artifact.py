@@ -13,7 +13,6 @@ README.md            model card
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -45,7 +44,7 @@ from cuecraft.prompts.manifest import (
     digest,
 )
 from cuecraft.prompts.shared import Sharing, TaskPart
-from cuecraft.storage import file_sha256, write_folder
+from cuecraft.storage import file_sha256, unwritable, write_folder
 from cuecraft.task import Task, Template, Verbalizer
 
 MANIFEST, TENSORS, TRACE, CARD = "manifest.json", "prompt.safetensors", "trace.jsonl", "README.md"
@@ -215,9 +214,9 @@ def check_target(folder: Path) -> None:
 
 def check_writable(folder: Path) -> None:
     """Raise ArtifactError where a folder cannot be made."""
-    nearest = next(parent for parent in folder.absolute().parents if parent.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise ArtifactError(f"{folder}: {nearest} cannot be written to; choose another --out")
+    where = unwritable(folder.absolute().parent)  # a folder that is there is replaced as a whole
+    if where is not None:
+        raise ArtifactError(f"{folder}: {where} cannot be written to; choose another --out")
 
 
 def _is_manifest(folder: Path) -> bool:

@@ -29,7 +29,7 @@ from cuecraft.machine import describe, git_commit
 from cuecraft.prompts.manifest import BackboneEntry, DataEntry
 from cuecraft.recipe.reading import load_recipe, shown_keys, to_yaml
 from cuecraft.recipe.schema import Recipe
-from cuecraft.storage import LOCK, SCRATCH, FolderInUseError, locked, write_text
+from cuecraft.storage import LOCK, SCRATCH, FolderInUseError, locked, unwritable, write_text
 
 SCHEMA_VERSION = 1
 RECIPE, ENVIRONMENT, RECORD, EVENTS, STATE = "recipe.yaml", "environment.json", "run.json", "events.jsonl", "state"
@@ -183,11 +183,11 @@ class RunFolder:
         try:
             if self.is_taken:
                 raise RunError(f"{self.path}: exists and is no run; choose another --out or remove it")
-            nearest = next(p for p in (self.path.absolute(), *self.path.absolute().parents) if p.exists())
+            where = unwritable(self.path)
         except OSError as error:
             raise RunError(f"{self.path}: {error.strerror}; choose another --out") from error
-        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-            raise RunError(f"{self.path}: {nearest} cannot be written to; choose another --out")
+        if where is not None:
+            raise RunError(f"{self.path}: {where} cannot be written to; choose another --out")
 
     def _is_ours(self) -> bool:
         """Tell whether a run lies here, or can: the folder is empty, or a run was killed before it had a record."""

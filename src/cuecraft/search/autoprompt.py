@@ -158,8 +158,8 @@ class AutoPrompt(Method):
         current = untuned if ids == problem.initial_ids else starting_point(problem, ids, self.calibration)
         selection = Selection(problem)
         data = _search_data(problem, self.search_examples)
-        slot = problem.checkpoints.slot(self.name) if problem.checkpoints else None
-        state = slot.load() if slot else None
+        slot = problem.slot(self.name)
+        state = slot.load()
         if state is not None:
             under_way = _UnderWay.of(state[0], selection, untuned, current)
         else:
@@ -170,14 +170,10 @@ class AutoPrompt(Method):
                 event.pop("vocabulary", None)
             under_way = _UnderWay(_Standing(current, found, self._penalties(problem, [ids])[0]))
 
-        def keep() -> None:
-            if slot is not None:
-                slot.save(under_way.document(selection, untuned), {})
-
         for _ in self._walk(problem, under_way, data, space, selection):
-            if slot is not None and slot.due():
-                keep()
-        keep()
+            if slot.due():
+                slot.save(under_way.document(selection, untuned), {})
+        slot.save(under_way.document(selection, untuned), {})
         return selection.outcome(untuned)
 
     def _walk(

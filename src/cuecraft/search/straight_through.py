@@ -63,8 +63,8 @@ class StraightThrough(Method):
         untuned = starting_point(problem, problem.initial_ids, self.calibration)
         first = starting_point(problem, space.start(filled_ids(problem, self.prompt_length)), self.calibration)
         descent = _Descent(problem, self, space, untuned, first)
-        slot = problem.checkpoints.slot(self.name) if problem.checkpoints else None
-        state = slot.load() if slot else None
+        slot = problem.slot(self.name)
+        state = slot.load()
         if state is not None:
             descent.restore(*state)
         else:
@@ -72,10 +72,9 @@ class StraightThrough(Method):
             descent.selection.see(untuned, score(backbone, untuned, problem.train), **begin)
         while descent.done < self.steps and not problem.out_of_time():
             descent.step()
-            if slot is not None and slot.due():
+            if slot.due():
                 slot.save(*descent.state())
-        if slot is not None:
-            slot.save(*descent.state())
+        slot.save(*descent.state())
         return descent.selection.outcome(untuned)
 
 

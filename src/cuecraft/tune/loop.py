@@ -13,7 +13,6 @@ from pydantic import Field
 from torch import Tensor
 
 from cuecraft.backbone.layers import gradient_checkpointing
-from cuecraft.checkpoints import Slot
 from cuecraft.method import Candidate, Labelled, Problem, Score, Selection, accumulate_gradient, score
 from cuecraft.options import Options
 from cuecraft.seeding import torch_generator
@@ -104,7 +103,7 @@ class _Training:
         self._tensors: list[Tensor] = [tensor for group in groups for tensor in group["params"]]
         first = parts[0].problem
         self._order = torch_generator(first.seed, "order")
-        self._slot: Slot | None = first.checkpoints.slot(options.name) if first.checkpoints else None
+        self._slot = first.slot(options.name)
         self._epoch = 0
         self._batches: list[tuple[int, list[int]]] = []  # of the epoch under way: which part, which of its rows
         self._found: list[Tensor] = []  # logits [b, C] of those that were taken
@@ -127,7 +126,7 @@ class _Training:
 
     def begin(self) -> None:
         """See the candidates as they are before the first step, or go on from the state on disk."""
-        state = self._slot.load() if self._slot else None
+        state = self._slot.load()
         if state is not None:
             self._restore(*state)
             return
@@ -181,7 +180,7 @@ class _Training:
         return batches
 
     def _save_if_due(self) -> None:
-        if self._slot is not None and self._slot.due():
+        if self._slot.due():
             self.save()
 
     def _set_rates(self, done: float) -> None:
@@ -197,7 +196,7 @@ class _Training:
 
     def save(self) -> None:
         """Write the state to disk, where the run keeps one."""
-        if self._slot is None:
+        if not self._slot.keeps:
             return
         tensors = {f"trained/{n}": tensor for n, tensor in enumerate(self._tensors)}
         tensors["order"] = self._order.get_state()
@@ -249,7 +248,7 @@ class _Training:
 
     def _see(self, number: int, candidate: Candidate, seen: Score) -> None:
         details: dict[str, Any] = {"phase": self._options.name, "step": self._epoch, "total": self._options.epochs}
-        if self._parts[number].selection.see(candidate, seen, **details) and self._slot:
+        if self._parts[number].selection.see(candidate, seen, **details) and self._slot.keeps:
             self._best[number] = [tensor.detach().clone() for tensor in self._tensors]
 
     def _judge(self) -> None:
