@@ -273,15 +273,20 @@ def test_a_training_that_diverges_is_refused(causal, monkeypatch):
     assert "diverged" in ladder.refusal
 
 
-def test_the_share_of_the_way_is_the_one_of_least_loss_over_the_folds():
+def shared_ladder(untuned=None):
     folds = [Fold([], [0, 1]), Fold([], [2, 3])]
-    ladder = Ladder(SimpleNamespace(seed=0), Labelled(None, torch.zeros(4, dtype=torch.long)), folds)
-    near, mid, far = (answers_of((loss, loss)) for loss in (0.6, 0.3, 0.5))
-    run = Run(None, [[near, mid, far], [near, mid, answers_of((0.2, 0.2))]])
-    assert ladder.share(run) == 1
-    assert ladder.share(run, 1) == 1
+    return Ladder(SimpleNamespace(seed=0), Labelled(None, torch.zeros(4, dtype=torch.long)), folds, untuned)
+
+
+def test_the_farthest_share_of_the_way_that_is_not_clearly_worse_is_taken(monkeypatch):
+    monkeypatch.setattr(HeldOut, "recalibrated", lambda answers, seed: answers)
+    ladder = shared_ladder()
+    near, mid, far = (answers_of(hits) for hits in ((0.6, 0.62), (0.3, 0.31), (0.5, 0.51)))
+    run = Run(None, [[near, mid, far], [near, mid, far]])
+    assert ladder.share(run) == ladder.share(run, 1) == 1  # the farthest is clearly worse
     assert torch.equal(ladder.plain_answers(run).log_probs, torch.cat([mid, mid]))
-    assert ladder.share(Run(None, [[near, far], [near, answers_of((0.2, 0.2))]])) == 1
+    doubtful = answers_of((0.05, 0.7))  # worse on average, by every other example
+    assert ladder.share(Run(None, [[near, mid, doubtful], [near, mid, doubtful]])) == 2
 
 
 @pytest.mark.parametrize("training", [OffsetTraining(epochs=2), EmbeddingTraining(epochs=2)])
@@ -328,13 +333,13 @@ def test_copies_of_a_text_stay_in_one_fold():
     assert stratified_folds(labels, 4, 0, apart) == stratified_folds(labels, 4, 0)
 
 
-def test_a_share_that_gets_fewer_right_than_the_untuned_prompt_is_not_taken():
-    folds = [Fold([], [0, 1]), Fold([], [2, 3])]
+def test_a_share_that_is_no_better_than_the_untuned_prompt_is_not_taken(monkeypatch):
+    monkeypatch.setattr(HeldOut, "recalibrated", lambda answers, seed: answers)
     untuned = HeldOut(answers_of((0.5, 0.5, 0.5, 0.5)), torch.zeros(4, dtype=torch.long), (2, 2))
-    ladder = Ladder(SimpleNamespace(seed=0), Labelled(None, torch.zeros(4, dtype=torch.long)), folds, untuned)
-    wrong_once, all_right = answers_of((0.01, 0.8)), answers_of((0.5, 0.5))
-    assert ladder.share(Run(None, [[wrong_once, all_right]] * 2)) == 1
-    assert ladder.share(Run(None, [[wrong_once, answers_of((0.9, 0.9))]] * 2)) == 0  # where all do, by loss alone
+    ladder = shared_ladder(untuned)
+    wrong_once, all_right = answers_of((0.001, 0.7)), answers_of((0.45, 0.46))
+    assert ladder.share(Run(None, [[all_right, wrong_once]] * 2)) == 0
+    assert ladder.share(Run(None, [[wrong_once, answers_of((0.002, 0.6995))]] * 2)) == 1  # where none is, as ever
 
 
 def test_what_is_left_answers_by_the_average_of_several_trainings(causal):

@@ -52,7 +52,12 @@ class Evidence:
     @property
     def is_better(self) -> bool:
         """Whether the tuned prompt has less log-loss and no less accuracy."""
-        return self.loss < self.untuned_loss and self.accuracy >= self.untuned_accuracy
+        return is_better((self.loss, self.accuracy), (self.untuned_loss, self.untuned_accuracy))
+
+
+def is_better(tuned: tuple[float, float], untuned: tuple[float, float]) -> bool:
+    """Tell whether (mean log-loss, accuracy) of a tuned prompt are better than those of the untuned one."""
+    return tuned[0] < untuned[0] and tuned[1] >= untuned[1]
 
 
 def strength_of(p: float) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from cuecraft.errors import BackboneError, MethodError, PromptError
-from cuecraft.evidence import Tried
+from cuecraft.evidence import Tried, is_better
 from cuecraft.method import Candidate, Event, Labelled, Problem
 from cuecraft.prompts.manifest import digest
 from cuecraft.search.folds import Fold
@@ -95,7 +95,7 @@ class Ladder:
         problem: what is solved.
         pool: all labelled examples.
         folds: which of them are held out in turn.
-        untuned: what the untuned prompt answers to the held-out parts; what has fewer right answers cannot ship.
+        untuned: what the untuned prompt answers to the held-out parts; what is no better cannot ship.
     """
 
     def __init__(self, problem: Problem, pool: Labelled, folds: Sequence[Fold], untuned: HeldOut | None = None) -> None:
@@ -145,18 +145,28 @@ class Ladder:
         return self._at(run, self.share(run), None)
 
     def share(self, run: Run, folds: int | None = None) -> int:
-        """Return which of `SHARES` of the way has the least log-loss on a run's first folds, calibrated.
+        """Return which of `SHARES` of the way is taken, by a run's first folds.
 
-        One that gets fewer right than the untuned prompt is taken only where all do.
+        The farthest one that is not clearly worse than the one of least log-loss (`_is_near`): what was trained is gone
+        back on for a reason only. One that is no better than the untuned prompt is taken only where none is.
         """
         return self._best(run, folds)[0]
 
     def _best(self, run: Run, folds: int | None) -> tuple[int, HeldOut]:
-        """Return the share of the way of least log-loss, and its answers, calibrated by one another."""
+        """Return the share of the way that is taken, and its answers, calibrated by one another."""
         shares = range(len(run.answers[0]))
-        found = [self._at(run, share, folds).recalibrated(self._problem.seed) for share in shares]
-        least = self._untuned.first(len(found[0].sizes)).score.accuracy if self._untuned else 0.0
-        return min(enumerate(found), key=lambda pair: (pair[1].score.accuracy < least, pair[1].score.loss))
+        found = {share: self._at(run, share, folds).recalibrated(self._problem.seed) for share in shares}
+        better = {share: answers for share, answers in found.items() if self._is_better(answers)} or found
+        least = min((answers.losses for answers in better.values()), key=lambda losses: float(losses.mean()))
+        taken = max(share for share, answers in better.items() if _is_near(answers.losses, least))
+        return taken, better[taken]
+
+    def _is_better(self, answers: HeldOut) -> bool:
+        """Tell whether answers are better than the untuned prompt's to the same examples."""
+        if self._untuned is None:
+            return True
+        found, untuned = answers.score, self._untuned.first(len(answers.sizes)).score
+        return is_better((found.loss, found.accuracy), (untuned.loss, untuned.accuracy))
 
     def _at(self, run: Run, share: int, folds: int | None) -> HeldOut:
         count = len(run.answers) if folds is None else folds
