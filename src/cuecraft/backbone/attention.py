@@ -140,9 +140,9 @@ def _attention(
         NotImplementedError: the architecture adds something of its own to attention.
     """
     layers = _PASS.layers
+    if _PASS.kept is not None:
+        _PASS.kept[_layer_of(module)] = (key, value)
     if layers is None:  # a pass that is only kept, or another thread's over the same model
-        if _PASS.kept is not None:
-            _PASS.kept[_layer_of(module)] = (key, value)
         output, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )

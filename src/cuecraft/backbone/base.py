@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cuecraft.backbone.batching import Budget
 from cuecraft.backbone.rendering import HeadKind, Pieces, Renderer
+from cuecraft.backbone.tree import CueTree
 from cuecraft.task import Example, Task
 
 T = TypeVar("T")
@@ -50,6 +51,45 @@ class Prompt(Protocol):
     def vectors(self, embed: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the prompt's input embeddings `[S, d]`; `embed` looks token ids up."""
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class ReadyPrompt:
+    """A prompt made ready for passes that it shares with prompts of other tasks (`Backbone.mixed_logits`).
+
+    Args:
+        renderer: its task as the backbone's tokenizer writes it.
+        vectors: `[S, d]` its input embeddings.
+        offsets: `[n_layers, S, d]` added to the hidden states entering each layer there; None for nothing.
+        states: `[n_layers, 2, n_kv_heads, P, head_dim]` keys and values in front of the vectors; None for nothing.
+        head: the class head that answers, in place of label words.
+        opening: `[n_layers, 2, n_kv_heads, L, head_dim]` keys and values of all that stands before the text, the prompt
+            included, where that is the same for every text; the fields above are used up in it. None elsewhere.
+        reads: what is read at the answer slot; None where features are pooled.
+        branches: the beginnings of its label words of several tokens, which grow after the answer slot; None for none.
+    """
+
+    renderer: Renderer
+    vectors: Tensor
+    offsets: Tensor | None
+    states: Tensor | None
+    head: ClassHead | None = None
+    opening: Tensor | None = None
+    reads: Any = None
+    branches: CueTree | None = None
+
+    @property
+    def length(self) -> int:
+        """Positions that it takes beside a text's pieces."""
+        return len(self.vectors) + (0 if self.states is None else self.states.shape[3])
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of its task, C."""
+        return self.renderer.task.verbalizer.num_classes
+
+
+Row = tuple[ReadyPrompt, Pieces]  # a prompt, and one text as the prompt's renderer writes it
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +159,14 @@ class Backbone(Protocol):
 
     def class_logits_many(self, context: Context, prompts: Sequence[Prompt]) -> Tensor:
         """Return class logits `[T, B, C]` of several prompts over the same examples."""
+        ...
+
+    def ready(self, prompt: Prompt, task: Task) -> ReadyPrompt:
+        """Return a prompt as `mixed_logits` takes it."""
+        ...
+
+    def mixed_logits(self, rows: Sequence[Row]) -> list[Tensor]:
+        """Return class logits `[C]` of each row: a text with a prompt of its own, of any task and kind; no gradient."""
         ...
 
     def features(self, context: Context, prompt: Prompt) -> Tensor:

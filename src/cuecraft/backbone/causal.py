@@ -1,40 +1,28 @@
 """Causal language models: text first, cue last, contexts kept as keys and values.
 
 Tokens after the text do not change the text's keys and values, so these are computed once for each example; every
-later pass costs only the tokens from the prompt on. All such passes go through `CausalBackbone._forward`, the one
-place that knows about placement, masks and positions.
+later pass costs only the tokens from the prompt on.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from cuecraft.backbone.attention import attending_again, attending_to, cache_of
 from cuecraft.backbone.base import Context, Prompt, Swap
-from cuecraft.backbone.batching import (
-    ONE_PASS_AT_A_TIME,
-    Budget,
-    memory_of,
-    padding_share,
-    restore_order,
-    token_batches,
-)
-from cuecraft.backbone.frozen import FrozenModel, agree
-from cuecraft.backbone.layers import entering, recomputed
+from cuecraft.backbone.batching import Budget, memory_of, padding_share, restore_order, token_batches
+from cuecraft.backbone.causal_mixed import MixedCausal
+from cuecraft.backbone.causal_pass import nothing_between
+from cuecraft.backbone.layers import entering
 from cuecraft.backbone.layout import Layout, own_tokens
 from cuecraft.backbone.past import Cues, Past, Rows, VectorTable
 from cuecraft.backbone.readout import FeatureReadout, Readout, SequenceReadout, readout
-from cuecraft.backbone.rendering import HeadKind, Pieces
-from cuecraft.backbone.tree import CueTree, grow_tree, tree_groups
+from cuecraft.backbone.tree import CueTree, tree_groups
 from cuecraft.errors import BackboneError, DataError, PromptError
 from cuecraft.task import Example, Task
 
@@ -42,7 +30,7 @@ from cuecraft.task import Example, Task
 _COUNT_KEYS = {"gpt_neo"}
 
 
-class CausalBackbone(FrozenModel):
+class CausalBackbone(MixedCausal):
     """A decoder-only language model that answers with its next word.
 
     Args:
@@ -54,8 +42,6 @@ class CausalBackbone(FrozenModel):
         context_bytes: bytes of keys and values to keep over all contexts in use; beyond that they are computed again
             by each pass. None for a quarter of the device's memory. May be set later.
     """
-
-    head_kind = HeadKind.CAUSAL
 
     def __init__(
         self,
@@ -69,52 +55,6 @@ class CausalBackbone(FrozenModel):
         super().__init__(model, tokenizer, name, fingerprint, budget)
         self.context_bytes = memory_of(self.device) // 4 if context_bytes is None else context_bytes
         self._kept_bytes = 0
-        self._shares_context = True
-        if not self._answers_alike():
-            self._shares_context = False
-            if not self._answers_alike():
-                raise BackboneError(
-                    f"{name} ({model.config.model_type}) cannot be used as a causal backbone: it does not answer alike "
-                    "with and without a context cache; use another model or head"
-                )
-
-    @property
-    def max_positions(self) -> int | None:
-        """Tokens that one input may have; None when the model sets no limit.
-
-        Masks are made here for full attention, so inputs stay within an attention window, where both are the same;
-        and within the length up to which positions are encoded alike whatever the length of the input.
-        """
-        config = self.model.config.get_text_config()
-        kinds = getattr(config, "layer_types", None)
-        is_windowed = kinds is None or any(kind != "full_attention" for kind in kinds)
-        names = ("sliding_window", "window_size", "attention_chunk_size") if is_windowed else ()
-        limits = [super().max_positions, *(getattr(config, name, None) for name in names), _rope_limit(config)]
-        return min((limit for limit in limits if limit), default=None)
-
-    @torch.no_grad()
-    def _answers_alike(self) -> bool:
-        """Tell whether branches over kept, padded contexts have the logits of plain forward passes, one text each."""
-        ids = self._sample_ids(7)
-        texts, cues = [tuple(ids[:5]), tuple(ids[2:4])], [(0, 1), (0, 2), (3,)]
-        vectors = torch.tensor([*ids[:3], ids[6]])
-        tree = grow_tree(cues)
-        try:
-            plain = [
-                [self._plain_logits([*text, *(int(vectors[code]) for code in cue)]) for cue in cues] for text in texts
-            ]
-            past = self._past([Pieces(text, ()) for text in texts], self._read(texts).states(), 0)
-            inputs = self.embed(vectors)[tree.codes.to(self.device)].repeat(2, 1, 1)
-            valid = torch.ones(inputs.shape[:2], dtype=torch.bool, device=self.device)
-            found = self._forward(inputs, tree.ancestors, valid, past).logits[:, list(tree.ends)].float()
-        except Exception:  # architectures without an ordinary cache or attention fail in ways of their own
-            return False
-        return agree(found, torch.stack([torch.stack(row) for row in plain]))
-
-    def _plain_logits(self, ids: Sequence[int]) -> Tensor:
-        """Return logits `[V]` after a text, as the model gives them by itself."""
-        logits: Tensor = self.model(input_ids=torch.tensor([ids], device=self.device)).logits[0, -1].float()
-        return logits
 
     @torch.no_grad()
     def context(self, examples: Sequence[Example], task: Task, keep_bytes: int | None = None) -> Context:
@@ -237,10 +177,7 @@ class CausalBackbone(FrozenModel):
         reads = reads or readout(self.model, context.renderer.label_ids, cues.head)
         table, layout = self._laid_out(table, cues.codes, reads, has_tails)
         if layout.lead and cues.states is not None:
-            raise PromptError(
-                f"nothing stands between the prefix and the answer in {context.renderer.task.template.source!r}; "
-                "write words in its prompt slot, {prompt:words}, or put {prompt} before the text"
-            )
+            raise nothing_between(context.renderer)
         return self._score_rows(Rows(context.pieces, context.states), table, layout, (reads, cues.states))
 
     def _laid_out(
@@ -324,13 +261,6 @@ class CausalBackbone(FrozenModel):
             return min(budget.tree, self.max_positions - width)
         return budget.tree
 
-    def _context_bytes(self, width: int) -> int:
-        """Return about how many bytes the keys and values of `width` tokens take."""
-        config = self.model.config.get_text_config()
-        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        shared = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        return int(2 * config.num_hidden_layers * shared * head * width * self.model.dtype.itemsize)
-
     def _tree_scores(
         self,
         past: Past,
@@ -363,94 +293,3 @@ class CausalBackbone(FrozenModel):
             return (), None
         offsets = table.offsets[:, codes.clamp(min=0)] * (codes >= 0)[:, None].to(table.offsets.dtype)
         return self.layers, lambda layer, hidden: hidden + offsets[layer]
-
-    def _forward(self, inputs: Tensor, ancestors: Tensor, valid: Tensor, past: Past) -> Any:
-        """Run one pass: the only place that makes masks and positions.
-
-        Args:
-            inputs: `[b, N, d]` vectors of the new tokens.
-            ancestors: `[N, N]` bool, which new tokens each new token may see.
-            valid: `[b, N]` bool, false at padding.
-            past: keys and values of the tokens before.
-        """
-        seen = ancestors.to(inputs.device) & valid[:, None, :]
-        # A new token's position counts the context and its own real ancestors, so padding moves nothing.
-        positions = (past.lengths[:, None] + past.prefix_length + seen.sum(-1) - 1).clamp(min=0)
-        allowed = seen | torch.eye(seen.shape[-1], dtype=torch.bool, device=seen.device)
-        cache = None
-        attending: AbstractContextManager[None] = nullcontext()
-        attending_later: Callable[[], AbstractContextManager[None]] = nullcontext
-        if past.seen:
-            # The context is padded on the right; a prefix stands behind it and is seen by all.
-            real = torch.arange(past.width, device=inputs.device) < past.lengths[:, None]
-            real = functional.pad(real, (0, past.prefix_length), value=True)
-            allowed = torch.cat([real[:, None, :].expand(-1, allowed.shape[1], -1), allowed], dim=-1)
-            layers = past.with_prefix()
-            if self._shares_context:
-                attending = attending_to(self.model, layers)
-                attending_later = partial(attending_again, self.model, layers)
-            else:
-                cache = cache_of(layers)
-        mask = torch.zeros(allowed.shape, dtype=inputs.dtype, device=inputs.device)
-        mask.masked_fill_(~allowed, torch.finfo(inputs.dtype).min)
-        with attending, recomputed(lambda: self.layers, attending_later):
-            return self.model(
-                inputs_embeds=inputs,
-                attention_mask=mask[:, None],
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=False,
-            )
-
-    @torch.no_grad()
-    def read_states(self, token_ids: Sequence[int]) -> Tensor:
-        """Return keys and values `[n_layers, 2, n_kv_heads, L, head_dim]` of a text that is read alone."""
-        return self._read([tuple(token_ids)]).states()[0]
-
-    @torch.no_grad()
-    def _read(self, texts: Sequence[tuple[int, ...]]) -> Past:
-        """Read sequences of ids in one pass.
-
-        They are padded on the right, where no real token of a causal model sees the padding: the model's own mask and
-        positions hold.
-        """
-        ids = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.long)
-        for row, text in enumerate(texts):
-            ids[row, : len(text)] = torch.tensor(text)
-        with ONE_PASS_AT_A_TIME:  # a pass meanwhile would have the model attend in its own way
-            layers = self.model.base_model(input_ids=ids.to(self.device), use_cache=True).past_key_values.layers
-        lengths = torch.tensor([len(text) for text in texts], device=self.device)
-        return Past([(layer.keys, layer.values) for layer in layers], lengths)
-
-    @torch.no_grad()
-    def _past(self, pieces: Sequence[Pieces], states: Sequence[Tensor | None], lead: int) -> Past:
-        """Return the keys and values before the prompt of some rows, without each row's last `lead`."""
-        lengths = torch.tensor([max(0, len(piece.before) - lead) for piece in pieces], device=self.device)
-        if not lengths.any():
-            return Past([], lengths)
-        absent = [n for n, piece in enumerate(pieces) if piece.before and states[n] is None]
-        distinct = list(dict.fromkeys(pieces[n].before for n in absent))
-        fresh = self._read(distinct) if absent else None
-        if fresh is not None and len(distinct) == len(pieces):
-            return Past(fresh.layers, lengths)
-        known = {n: state for n, state in enumerate(states) if state is not None}
-        if fresh is not None:
-            found = dict(zip(distinct, fresh.states(), strict=True))
-            known |= {n: found[pieces[n].before] for n in absent}
-        layers, two, heads, _, size = next(iter(known.values())).shape
-        width = max(state.shape[3] for state in known.values())
-        joined = next(iter(known.values())).new_zeros(layers, two, len(pieces), heads, width, size)
-        for n, state in known.items():
-            joined[:, :, n, :, : state.shape[3]] = state
-        return Past([(keys, values) for keys, values in joined], lengths)
-
-
-def _rope_limit(config: Any) -> int | None:
-    """Return the length beyond which a model encodes positions otherwise, for all tokens of the input; or None."""
-    ropes = getattr(config, "rope_parameters", None) or {}
-    ropes = [ropes] if "rope_type" in ropes else [rope for rope in ropes.values() if isinstance(rope, dict)]
-    if not any(rope.get("rope_type") in ("longrope", "dynamic") for rope in ropes):
-        return None
-    lengths = [rope.get("original_max_position_embeddings") for rope in ropes]
-    lengths.append(getattr(config, "original_max_position_embeddings", None))
-    return min((length for length in lengths if length), default=None)

@@ -13,18 +13,27 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from cuecraft.backbone.attention import attending_again, attending_to, keeping
-from cuecraft.backbone.base import ClassHead, Context, Prompt, Swap
+from cuecraft.backbone.base import ClassHead, Context, Prompt, ReadyPrompt, Row, Swap
 from cuecraft.backbone.batching import Budget, padding_share, restore_order, token_batches
 from cuecraft.backbone.frozen import FrozenModel, agree
-from cuecraft.backbone.layers import entering, recomputed
-from cuecraft.backbone.readout import FeatureReadout, LabelReadout, Readout, WordReadout, class_scores, readout
-from cuecraft.backbone.rendering import HeadKind, Pieces
+from cuecraft.backbone.layers import adding, entering, recomputed
+from cuecraft.backbone.past import VectorTable
+from cuecraft.backbone.readout import (
+    FeatureReadout,
+    LabelReadout,
+    MixedReadout,
+    Readout,
+    WordReadout,
+    class_scores,
+    readout,
+)
+from cuecraft.backbone.rendering import HeadKind, Pieces, Renderer
 from cuecraft.errors import BackboneError, PromptError
 from cuecraft.task import Example, Task
 
@@ -58,6 +67,39 @@ class _Cues:
         """Positions that a cue is charged for, its prefix included."""
         return self.vectors.shape[1] + (0 if self.states is None else self.states.shape[3])
 
+    def rows(self, chosen: Sequence[int]) -> _RowCues:
+        """Return the cues of a batch, given which of the K each row has."""
+        count, size = len(chosen), self.vectors.shape[1]
+        offsets = None if self.offsets is None else self.offsets.repeat(1, count, 1)
+        states = None if self.states is None else self.states[:, :, None].expand(-1, -1, count, -1, -1, -1)
+        return _RowCues([size] * count, self.vectors[list(chosen)].flatten(0, 1), offsets, states)
+
+
+@dataclass(frozen=True, eq=False)
+class _RowCues:
+    """What stands in the prompt slot of each row of one batch.
+
+    Args:
+        sizes: `[b]` tokens of each row's cue; M in all.
+        vectors: `[M, d]` one row's after another's.
+        offsets: `[n_layers, M, d]` added to the hidden states entering each layer; None for nothing.
+        states: `[n_layers, 2, b, n_kv_heads, P, head_dim]` keys and values that a row's tokens attend to; None for
+            nothing.
+    """
+
+    sizes: Sequence[int]
+    vectors: Tensor
+    offsets: Tensor | None = None
+    states: Tensor | None = None
+
+    @classmethod
+    def of(cls, prompts: Sequence[ReadyPrompt]) -> Self:
+        """Return the cues of prompts with prefixes of one length, or without any."""
+        table = VectorTable.of([prompt.vectors for prompt in prompts], [prompt.offsets for prompt in prompts])
+        known = [prompt.states for prompt in prompts if prompt.states is not None]
+        states = torch.stack(known, dim=2) if known else None
+        return cls([len(prompt.vectors) for prompt in prompts], table.vectors, table.offsets, states)
+
 
 class EncoderBackbone(FrozenModel):
     """What the encoders share; a subclass says what is read off the output."""
@@ -67,7 +109,7 @@ class EncoderBackbone(FrozenModel):
         """Raise BackboneError where what is read of a text depends on the padding beside it, or is not the model's."""
         ids = self._sample_ids(5)
         pieces = [Pieces(tuple(ids), ()), Pieces(tuple(ids[1:3]), ())]
-        no_cue = _Cues(self.embed(torch.zeros(len(pieces), 0, dtype=torch.long)))
+        no_cue = _RowCues([0] * len(pieces), self.embed(torch.zeros(0, dtype=torch.long)))
         found = self._probe(self._lay_out(pieces, no_cue), pieces).float()
         if not agree(found, torch.cat([self._plain(piece) for piece in pieces])):
             raise BackboneError(
@@ -135,6 +177,54 @@ class EncoderBackbone(FrozenModel):
             vectors[torch.arange(len(checked)), positions] = self.embed(tokens).to(vectors.dtype)
         return self._scores(context, replace(cues, vectors=vectors), prompt.head)
 
+    def ready(self, prompt: Prompt, task: Task) -> ReadyPrompt:
+        """Return a prompt as `mixed_logits` takes it.
+
+        Raises:
+            PromptError: it does not fit the backbone.
+            TemplateError, LabelWordError: the task does not fit the backbone.
+        """
+        renderer, cues = self.renderer(task), self._cues(prompt)
+        reads = self._ready_reads(renderer, prompt.head)
+        return ReadyPrompt(renderer, cues.vectors[0], cues.offsets, cues.states, prompt.head, reads=reads)
+
+    @torch.no_grad()
+    def mixed_logits(self, rows: Sequence[Row]) -> list[Tensor]:
+        """Return class logits `[C]` of each row: a text with a prompt of its own; no gradient.
+
+        Rows share passes with rows whose prefixes are as long as their own, or that have none too.
+
+        Raises:
+            PromptError: a prompt and its text are longer than the backbone's positions.
+        """
+        groups: dict[int, list[int]] = {}
+        for number, (prompt, piece) in enumerate(rows):
+            prompt.renderer.check_length([piece], prompt.length)
+            groups.setdefault(prompt.length - len(prompt.vectors), []).append(number)
+
+        def run(budget: Budget) -> list[Tensor]:
+            found: dict[int, Tensor] = {}
+            for group in groups.values():
+                lengths = [len(rows[n][1]) + rows[n][0].length for n in group]
+                costs = [budget.charge(length, self._pass_bytes(0, length)) for length in lengths]
+                for batch in token_batches(costs, budget.tokens):
+                    own = [group[n] for n in batch]
+                    chosen = [rows[n] for n in own]
+                    cues = _RowCues.of([prompt for prompt, _ in chosen])
+                    laid_out = self._lay_out([piece for _, piece in chosen], cues)
+                    found |= zip(own, self._read_rows(laid_out, chosen), strict=True)
+            return [found[n][: prompt.num_classes] for n, (prompt, _) in enumerate(rows)]
+
+        return self.within_memory(run)
+
+    @abstractmethod
+    def _read_rows(self, laid_out: _Pass, rows: Sequence[Row]) -> Sequence[Tensor]:
+        """Run one batch; return what each row's prompt reads of it, its class scores first."""
+
+    @abstractmethod
+    def _ready_reads(self, renderer: Renderer, head: ClassHead | None) -> Readout | None:
+        """Return what reads a prompt's answers at its mask; None where features are pooled."""
+
     def _cues(self, prompt: Prompt) -> _Cues:
         vectors = self._vectors(prompt)
         return _Cues(vectors[None], self._offsets(prompt, len(vectors)), self._states(prompt))
@@ -180,8 +270,8 @@ class EncoderBackbone(FrozenModel):
             parts = []
             for batch in batches:
                 pieces = [texts[n % count] for n in batch]
-                chosen = replace(cues, vectors=cues.vectors[[n // count for n in batch]])
-                parts.append(read(self._lay_out(pieces, chosen), pieces))
+                laid_out = self._lay_out(pieces, cues.rows([n // count for n in batch]))
+                parts.append(read(laid_out, pieces))
             return restore_order(parts, batches, dim=0)
 
         return self._score_within_memory(run).reshape(prompts, count, -1)
@@ -192,49 +282,38 @@ class EncoderBackbone(FrozenModel):
         attending: AbstractContextManager[None] = nullcontext()
         attending_later: Callable[[], AbstractContextManager[None]] = nullcontext
         if laid_out.states is not None:
-            rows = len(laid_out.text)
-            seen = [(own[0].expand(rows, -1, -1, -1), own[1].expand(rows, -1, -1, -1)) for own in laid_out.states]
+            seen = [(keys, values) for keys, values in laid_out.states]
             attending = attending_to(self.model, seen, self.layer_numbers)
             attending_later = partial(attending_again, self.model, seen, self.layer_numbers)
         with entering(layers, laid_out.change), attending, recomputed(lambda: self.layers, attending_later):
             return self.model(**laid_out.inputs)
 
-    def _lay_out(self, pieces: Sequence[Pieces], cues: _Cues) -> _Pass:
+    def _lay_out(self, pieces: Sequence[Pieces], cues: _RowCues) -> _Pass:
         """Lay out one batch with a cue for each row, right-padded: the only place that places tokens and masks.
 
         A prefix takes no position: in a bidirectional model it stands nowhere in particular.
         """
-        vectors, offsets = cues.vectors, cues.offsets
-        size = vectors.shape[1]
-        ids = torch.zeros(len(pieces), max(map(len, pieces)) + size, dtype=torch.long)
+        width = max(len(piece) + size for piece, size in zip(pieces, cues.sizes, strict=True))
+        ids = torch.zeros(len(pieces), width, dtype=torch.long)
         mask = torch.zeros_like(ids)
-        text = torch.zeros_like(ids)
-        columns = torch.empty(len(pieces), size, dtype=torch.long)
-        for row, piece in enumerate(pieces):
+        places = []
+        for row, (piece, size) in enumerate(zip(pieces, cues.sizes, strict=True)):
             start, stop = len(piece.before), len(piece) + size
             ids[row, :start] = torch.tensor(piece.before, dtype=torch.long)
             ids[row, start + size : stop] = torch.tensor(piece.after, dtype=torch.long)
             mask[row, :stop] = 1
-            text[row, :stop] = 1
-            columns[row] = torch.arange(start, start + size)
-            text[row, columns[row]] = 0
-        rows = torch.arange(len(ids))[:, None].expand_as(columns)
-        place = (rows.to(self.device), columns.to(self.device))
-
-        def change(layer: int, hidden: Tensor) -> Tensor:
-            assert offsets is not None
-            return hidden.index_put(place, offsets[layer].expand(len(ids), -1, -1), accumulate=True)
-
-        return _Pass(
-            {
-                "inputs_embeds": self.embed(ids).index_put(place, vectors),
-                "attention_mask": mask.to(self.device),
-            },
-            text.to(self.device),
-            size,
-            None if offsets is None else change,
-            cues.states,
-        )
+            places += [(row, column) for column in range(start, start + size)]
+        text = mask.clone()
+        inputs = self.embed(ids)
+        change = None
+        if places:
+            rows, columns = torch.tensor(places).unbind(1)
+            text[rows, columns] = 0
+            at = (rows.to(self.device), columns.to(self.device))
+            inputs = inputs.index_put(at, cues.vectors)
+            change = None if cues.offsets is None else adding(cues.offsets, *at)
+        batch = {"inputs_embeds": inputs, "attention_mask": mask.to(self.device)}
+        return _Pass(batch, text.to(self.device), cues.sizes, change, cues.states)
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,14 +323,14 @@ class _Pass:
     Args:
         inputs: what the model is called with.
         text: `[b, L]` which positions hold text (neither padding nor cue).
-        size: tokens of the cue, S.
+        sizes: `[b]` tokens of each row's cue.
         change: what happens to the hidden states entering each layer; None for nothing.
-        states: keys and values that all tokens attend to; None for nothing.
+        states: `[n_layers, 2, b, n_kv_heads, P, head_dim]` keys and values that all tokens attend to; None for nothing.
     """
 
     inputs: dict[str, Tensor]
     text: Tensor
-    size: int
+    sizes: Sequence[int]
     change: Callable[[int, Tensor], Tensor] | None
     states: Tensor | None
 
@@ -296,17 +375,28 @@ class MaskedBackbone(EncoderBackbone):
         """Return what is read at the mask of each input `[K, B, X]`."""
 
         def read(laid_out: _Pass, pieces: Sequence[Pieces]) -> Tensor:
-            size = laid_out.size
-            slots = [p.answer + (size if p.answer >= len(p.before) else 0) for p in pieces]
-            return self._read(laid_out, slots, reads)
+            return self._read(laid_out, _mask_slots(laid_out, pieces), reads)
 
         return self._run(context, cues, read, reads.slot_bytes)
+
+    def _read_rows(self, laid_out: _Pass, rows: Sequence[Row]) -> Sequence[Tensor]:
+        reads = MixedReadout(self.model, [prompt.reads for prompt, _ in rows])
+        return list(self._read(laid_out, _mask_slots(laid_out, [piece for _, piece in rows]), reads))
+
+    def _ready_reads(self, renderer: Renderer, head: ClassHead | None) -> Readout:
+        return readout(self.model, renderer.label_ids, head)
 
     def _read(self, laid_out: _Pass, slots: Sequence[int], reads: Readout) -> Tensor:
         """Run one batch; return what is read at one slot of each row `[b, X]`."""
         with reads.reading(torch.tensor(slots)[:, None]):
             logits = self._forward(laid_out).logits
         return reads.scores(logits)[0]
+
+
+def _mask_slots(laid_out: _Pass, pieces: Sequence[Pieces]) -> list[int]:
+    """Return where each row's mask stands."""
+    sizes = zip(pieces, laid_out.sizes, strict=True)
+    return [piece.answer + (size if piece.answer >= len(piece.before) else 0) for piece, size in sizes]
 
 
 class SequenceBackbone(EncoderBackbone):
@@ -331,12 +421,23 @@ class SequenceBackbone(EncoderBackbone):
         return self._run(context, self._cues(prompt), self._pooled)[0]
 
     def _scores(self, context: Context, cues: _Cues, head: ClassHead | None) -> Tensor:
+        return class_scores(self._run(context, cues, self._pooled), self._required(head))
+
+    def _required(self, head: ClassHead | None) -> ClassHead:
         if head is None:
             raise PromptError(
                 f"{self.name} has no language head and the prompt brings no class head; tune it first "
                 "(zero-shot needs a causal or masked language model)"
             )
-        return class_scores(self._run(context, cues, self._pooled), head)
+        return head
+
+    def _ready_reads(self, renderer: Renderer, head: ClassHead | None) -> None:
+        self._required(head)
+
+    def _read_rows(self, laid_out: _Pass, rows: Sequence[Row]) -> Sequence[Tensor]:
+        features = self._pooled(laid_out, [piece for _, piece in rows])
+        pairs = zip(features, rows, strict=True)
+        return [class_scores(own, self._required(prompt.head)) for own, (prompt, _) in pairs]
 
     def _probe(self, laid_out: _Pass, pieces: Sequence[Pieces]) -> Tensor:
         hidden: Tensor = self._forward(laid_out).last_hidden_state

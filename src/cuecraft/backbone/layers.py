@@ -57,6 +57,11 @@ def entering(layers: Sequence[Any], change: Callable[[int, Tensor], Tensor] | No
         yield
 
 
+def adding(offsets: Tensor, rows: Tensor, columns: Tensor) -> Callable[[int, Tensor], Tensor]:
+    """Return a change, for `entering`, that adds offsets `[n_layers, M, d]` at M places (row, column) of a batch."""
+    return lambda layer, hidden: hidden.index_put((rows, columns), offsets[layer], accumulate=True)
+
+
 class _Saving(threading.local):
     is_on = False
 

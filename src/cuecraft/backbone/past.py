@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -131,3 +131,18 @@ class VectorTable:
     def extended(self, vectors: Tensor) -> VectorTable:
         """Return the table with more rows, without offsets."""
         return self.of([self.vectors, vectors.to(self.vectors.dtype)], [self.offsets, None])
+
+
+def padded(states: Mapping[int, Tensor], rows: int) -> list[tuple[Tensor, Tensor]]:
+    """Return for each layer keys and values `[rows, n_kv_heads, W, head_dim]` of some rows, zeros at the others.
+
+    Args:
+        states: row -> `[n_layers, 2, n_kv_heads, length, head_dim]`; one at least.
+        rows: how many rows there are.
+    """
+    layers, two, heads, _, size = next(iter(states.values())).shape
+    width = max(state.shape[3] for state in states.values())
+    joined = next(iter(states.values())).new_zeros(layers, two, rows, heads, width, size)
+    for row, state in states.items():
+        joined[:, :, row, :, : state.shape[3]] = state
+    return [(keys, values) for keys, values in joined]

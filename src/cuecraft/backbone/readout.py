@@ -168,6 +168,44 @@ class LabelReadout(Readout):
         return torch.stack(classes, dim=-1).transpose(0, 1)
 
 
+class MixedReadout(Readout):
+    """Readouts of several prompts, each at its own rows of one pass.
+
+    Args:
+        model: a model with an output embedding.
+        rows: `[b]` each row's readout.
+    """
+
+    def __init__(self, model: Any, rows: Sequence[Readout]) -> None:
+        super().__init__(model)
+        self.beginnings = []
+        self._parts = [
+            (reads, [row for row, own in enumerate(rows) if own is reads])
+            for reads in {id(own): own for own in rows}.values()
+        ]
+        self._shapes: list[tuple[int, int]] = []
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """Return each row's own `[b, R, X]`, zeros behind what its readout returns."""
+        parts = [reads._logits(hidden[rows, : 1 + len(reads.beginnings)]) for reads, rows in self._parts]
+        self._shapes = [(part.shape[1], part.shape[2]) for part in parts]
+        found = hidden.new_zeros(*hidden.shape[:2], max(width for _, width in self._shapes))
+        for (_, rows), (reads, width), part in zip(self._parts, self._shapes, parts, strict=True):
+            found[rows, :reads, :width] = part
+        return found
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Return class scores `[1, b, C]`, zeros behind a row's own classes."""
+        parts = [
+            reads.scores(logits[rows, :count, :width])[0]
+            for (reads, rows), (count, width) in zip(self._parts, self._shapes, strict=True)
+        ]
+        found = parts[0].new_zeros(1, len(logits), max(part.shape[1] for part in parts))
+        for (_, rows), part in zip(self._parts, parts, strict=True):
+            found[0, rows, : part.shape[1]] = part
+        return found
+
+
 class WordReadout(Readout):
     """Log-probabilities of the whole vocabulary at answer slots.
 

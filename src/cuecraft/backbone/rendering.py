@@ -85,6 +85,18 @@ class Renderer:
         text = self.task.template.prompt_text
         return self._slot_ids([text])[0] if text else ()
 
+    @property
+    def opening_ids(self) -> tuple[int, ...] | None:
+        """Ids that stand before the prompt in every text; None where a field stands there."""
+        if any(not isinstance(piece, Literal) for piece in self._before):
+            return None
+        return self._pieces([()] * len(self._fields())).before
+
+    @property
+    def has_tail(self) -> bool:
+        """Whether anything stands after the prompt."""
+        return bool(self._after or self._end)
+
     def gives_back(self, prompts: Sequence[Sequence[int]]) -> list[bool]:
         """Tell of each prompt's ids whether its text, written into the template's prompt slot, gives back just these.
 
@@ -127,23 +139,27 @@ class Renderer:
             PromptError: the template alone leaves no room for text.
             DataError: a text has no tokens.
         """
-        room = self.room()
-        cut = 0
-        rendered = []
-        for number, row in enumerate(self._field_ids(examples), start=1):
-            if not any(row):
-                raise DataError(f"text {number} has no tokens in this backbone's tokenizer; mend or remove it")
-            kept = row if room is None else _cut_longest(row, room)
-            cut += kept != row
-            rendered.append(self._pieces(kept))
-        if cut:
+        rendered, cut = self.fitted(examples)
+        if any(cut):
             warnings.warn(
-                f"{cut} of {len(examples)} texts were cut at the end to fit {self.max_tokens} tokens "
+                f"{sum(cut)} of {len(examples)} texts were cut at the end to fit {self.max_tokens} tokens "
                 f"({self._reserve} of them kept for the prompt)",
                 CuecraftWarning,
                 stacklevel=2,
             )
         return rendered
+
+    def fitted(self, examples: Sequence[Example]) -> tuple[list[Pieces], list[bool]]:
+        """Return the pieces of each example, and whether its texts were cut at the end to fit; raises as `render`."""
+        room = self.room()
+        rendered, cut = [], []
+        for number, row in enumerate(self._field_ids(examples), start=1):
+            if not any(row):
+                raise DataError(f"text {number} has no tokens in this backbone's tokenizer; mend or remove it")
+            kept = row if room is None else _cut_longest(row, room)
+            cut.append(kept != row)
+            rendered.append(self._pieces(kept))
+        return rendered, cut
 
     def text_lengths(self, examples: Sequence[Example]) -> list[int]:
         """Return how many tokens all fields of each example have together, before anything is cut."""
