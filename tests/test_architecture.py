@@ -10,9 +10,9 @@ import cuecraft
 SOURCE = Path(cuecraft.__file__).parent
 # From the top down; a module may import from rooms below its own, and from its own.
 ROOMS = (
-    "__main__ cli display recipe runs family classic ensemble classifier interop advise compare tune search method "
-    "prompts backbone task data checkpoints assets storage options settings evidence determinism machine signals "
-    "seeding errors"
+    "__main__ cli display recipe runs family classic ensemble classifier interop advise compare serve tune search "
+    "method prompts backbone task data checkpoints assets storage options settings evidence determinism machine "
+    "signals seeding errors"
 ).split()
 
 
@@ -46,6 +46,12 @@ def test_imports_point_down():
         assert room in ROOMS, f"{path} is in no known room"
         for other in imported_rooms(tree):
             assert ROOMS.index(other) >= ROOMS.index(room), f"{path} imports {other}, which is above it"
+
+
+def test_what_serves_never_imports_what_searches_or_trains():
+    for path, room, tree in modules():
+        if room == "serve":
+            assert not {"search", "tune", "compare"} & set(imported_rooms(tree)), path
 
 
 def test_the_light_rooms_never_import_torch():

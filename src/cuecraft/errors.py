@@ -53,6 +53,22 @@ class EndpointError(CuecraftError):
     """An endpoint named by the user cannot be reached, refuses, or does not answer as it should."""
 
 
+class ServeError(CuecraftError):
+    """A server cannot be set up as asked, or a request cannot be answered as asked."""
+
+
+class QueueFullError(ServeError):
+    """More is waiting than the queue holds; try again after `retry_after` seconds."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class DeadlineError(ServeError):
+    """An answer was not there in time."""
+
+
 class CuecraftWarning(UserWarning):
     """Something was done that the user would want to know of, such as texts cut to fit the model."""
 

@@ -1,6 +1,6 @@
 """The frozen model: reading contexts, and class logits of prompts over them."""
 
-from cuecraft.backbone.base import Backbone, ClassHead, Context, Prompt, Swap
+from cuecraft.backbone.base import Backbone, ClassHead, Context, Prompt, ReadyPrompt, Row, Swap
 from cuecraft.backbone.batching import Budget
 from cuecraft.backbone.causal import CausalBackbone
 from cuecraft.backbone.encoder import EncoderBackbone, MaskedBackbone, Pooling, SequenceBackbone
@@ -20,7 +20,9 @@ __all__ = [
     "Pieces",
     "Pooling",
     "Prompt",
+    "ReadyPrompt",
     "Renderer",
+    "Row",
     "SequenceBackbone",
     "Swap",
     "load_backbone",

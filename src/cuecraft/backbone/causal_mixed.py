@@ -140,7 +140,7 @@ class MixedCausal(CausalModel):
             return _Laid(prompt, prompt.opening, (), piece.after)
         past = kept.get(piece.before)
         lead = () if past is not None else piece.before
-        if past is not None and not (len(prompt.vectors) or piece.after):  # the answer slot itself is a token of the text
+        if past is not None and not (len(prompt.vectors) or piece.after):  # the text's last token is the answer slot
             past, lead = past[:, :, :, :-1], piece.before[-1:]
         if prompt.states is not None:
             past = prompt.states if past is None else torch.cat([past, prompt.states], dim=3)

@@ -116,10 +116,14 @@ class TunedWeights:
         """Return the values as they are now, independent of further training."""
         return TunedWeights(self._twin, {name: tensor.detach().clone() for name, tensor in self.tensors().items()})
 
+    def held(self) -> AnyBackbone:
+        """Return the backbone with these values."""
+        self._twin.hold(self)
+        return self.backbone
+
     def over(self, context: Context) -> tuple[AnyBackbone, Context]:
         """Return the backbone with these values, and the context with nothing kept from other weights."""
-        self._twin.hold(self)
-        return self.backbone, context.unread()
+        return self.held(), context.unread()
 
 
 def load_weights(backbone: AnyBackbone, spec: LoraSpec | FullSpec, values: Mapping[str, Tensor]) -> TunedWeights:

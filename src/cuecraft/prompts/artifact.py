@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
 from cuecraft.backbone import AnyBackbone, ClassHead
-from cuecraft.backbone.weights import FullSpec, LoraSpec
+from cuecraft.backbone.weights import FullSpec, LoraSpec, TunedWeights, load_weights
 from cuecraft.errors import ArtifactError, CuecraftWarning
 from cuecraft.prompts.calibration import Calibration
 from cuecraft.prompts.card import model_card
@@ -174,6 +174,14 @@ class Artifact:
         manifest = manifest.model_copy(update={"artifact_sha256": digest(manifest.model_dump(mode="json"))})
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
         (folder / CARD).write_text(model_card(manifest), encoding="utf-8")
+
+    def reader(self, backbone: AnyBackbone) -> TunedWeights | None:
+        """Return what reads the texts in place of the backbone that it was made for; None for that one itself.
+
+        Raises:
+            BackboneError: tuned weights of another backbone.
+        """
+        return load_weights(backbone, self.weights.spec, self.weights.values) if self.weights else None
 
     def check_backbone(self, backbone: AnyBackbone) -> None:
         """Raise ArtifactError where the backbone is not the one that the prompt was made for.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cuecraft.backbone import AnyBackbone
-from cuecraft.backbone.weights import TunedWeights, load_weights
+from cuecraft.backbone.weights import TunedWeights
 from cuecraft.method import Candidate, Method, Outcome, Problem, score
 from cuecraft.prompts import Artifact, Sharing, StoredWeights
 from cuecraft.tune.auto.starts import OtherWords
@@ -63,6 +63,4 @@ def stored_candidate(artifact: Artifact, backbone: AnyBackbone) -> Candidate:
     Raises:
         BackboneError: tuned weights of another backbone.
     """
-    weights = artifact.weights
-    reader = load_weights(backbone, weights.spec, weights.values) if weights else None
-    return Candidate(artifact.prompt, artifact.calibration, reader)
+    return Candidate(artifact.prompt, artifact.calibration, artifact.reader(backbone))

@@ -1,0 +1,1 @@
+"""Serving tuned prompts: many of them, over one backbone, in one batch."""

@@ -1,0 +1,303 @@
+"""The engine: texts come in one by one, each with prompts of its own; answers are made in batches over one backbone.
+
+Two threads work on a queue. One turns texts into token ids; the other takes as many as fit a budget of tokens, or
+what is there when the oldest has waited long enough, and makes one batch of them. Rows of a batch have different
+prompts, of different kinds and tasks. The same text under the same prompt, asked for by several, is answered once.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from cuecraft.backbone import AnyBackbone, Row
+from cuecraft.errors import BackboneError, CuecraftError, QueueFullError, ServeError
+from cuecraft.options import Options
+from cuecraft.serve.requests import Answer, Job, Ticket, Watcher
+from cuecraft.serve.shelf import Shelf
+
+_TOGETHER = 256  # texts that are turned into token ids at once
+_RATE_MEMORY = 0.2  # weight of the newest batch in the rate that refusals are told by
+
+
+class EngineOptions(Options):
+    """How an engine makes batches, and what it keeps."""
+
+    batch_tokens: int | None = Field(None, ge=1, description="tokens of one batch; none for what the device is best at")
+    max_wait_ms: float = Field(2.0, ge=0, description="how long a text waits for others to share a batch with")
+    max_queue: int = Field(4096, ge=1, description="answers that may be waited for at once; more are refused")
+    cache_answers: int = Field(0, ge=0, description="answers that are kept for the same text; 0 for none")
+
+
+class Engine:
+    """Answers texts with the prompts of a shelf.
+
+    Args:
+        shelf: the prompts, over one backbone; may change at any time.
+        options: how batches are made.
+        watcher: is told what happens.
+    """
+
+    def __init__(self, shelf: Shelf, options: EngineOptions | None = None, watcher: Watcher | None = None) -> None:
+        self.shelf = shelf
+        self.options = options or EngineOptions()
+        self.watcher = watcher or Watcher()
+        self.rate = 0.0  # answers a second, lately
+        self._changed = threading.Condition()
+        self._fresh: deque[Job] = deque()
+        self._ready: deque[Job] = deque()
+        self._ready_tokens = 0
+        self._pending: dict[tuple[object, ...], Job] = {}
+        self._cache: OrderedDict[tuple[object, ...], Answer] = OrderedDict()
+        self._waiting = 0
+        self._is_open, self._is_running = True, True
+        works = (("tokens", self._tokenise), ("model", self._compute))
+        self._threads = [threading.Thread(target=work, name=f"cuecraft-{name}", daemon=True) for name, work in works]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Answers that are waited for."""
+        return self._waiting
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it takes requests."""
+        return self._is_open
+
+    def submit(
+        self, texts: Sequence[Mapping[str, str]], prompts: Sequence[str], timeout: float | None = None
+    ) -> Future[list[Answer]]:
+        """Ask for the answers of some prompts to some texts.
+
+        Args:
+            texts: fields of each text.
+            prompts: ids.
+            timeout: seconds after which the answer is of no use; None for no limit.
+
+        Returns:
+            A future of the answers, all prompts' to the first text, then to the second, and so on. It raises what is
+            wrong with a text, or DeadlineError. Cancelling it takes back what is not yet being computed.
+
+        Raises:
+            ServeError: nothing was asked for, there is no such prompt, or the engine is closing.
+            QueueFullError: too much is waited for already.
+            TemplateError: a text lacks a field that a prompt's template names.
+        """
+        if not texts or not prompts:
+            raise ServeError("nothing was asked for; give at least one text and one prompt")
+        served = [self.shelf.get(name) for name in prompts]
+        now = time.monotonic()
+        wanted = [
+            Job((prompt.version, prompt.name, *sorted(text.items())), prompt, prompt.example(text), now)
+            for text in texts
+            for prompt in served
+        ]
+        ticket = Ticket(len(wanted), None if timeout is None else now + timeout, now)
+        with self._changed:
+            self._check_room(len(wanted))
+            known = [(place, job, self._kept(job)) for place, job in enumerate(wanted)]
+            for place, job, kept in known:
+                if kept is None:
+                    self._enqueue(job, ticket, place)
+            self._changed.notify_all()
+        for place, job, kept in known:
+            if kept is not None:
+                self.watcher.answered(job.served.name, time.monotonic() - now, "cache")
+                ticket.take(place, kept)
+        return ticket.future
+
+    def ask(
+        self, texts: Sequence[Mapping[str, str]], prompts: Sequence[str], timeout: float | None = None
+    ) -> list[Answer]:
+        """Return the answers, once they are there; arguments, order and errors as for `submit`."""
+        return self.submit(texts, prompts, timeout).result()
+
+    def close(self, drain: float = 0.0) -> None:
+        """Take no more requests; wait up to `drain` seconds for what is under way, and let the rest fail."""
+        until = time.monotonic() + drain
+        with self._changed:
+            self._is_open = False
+            self._changed.wait_for(lambda: not self._pending, max(0.0, until - time.monotonic()))
+            self._is_running = False
+            left = list(self._pending.values())
+            self._changed.notify_all()
+        self._fail(left, ServeError("the server is stopping; ask again elsewhere or later"), "closing")
+        for thread in self._threads:
+            thread.join()
+
+    def _check_room(self, size: int) -> None:
+        if not self._is_open:
+            self.watcher.refused("closing")
+            raise ServeError("the server is stopping; ask again elsewhere or later")
+        if size > self.options.max_queue:
+            raise ServeError(
+                f"{size} answers were asked for at once, and {self.options.max_queue} may be waited for; ask for less"
+            )
+        if self._waiting + size > self.options.max_queue:
+            self.watcher.refused("full")
+            seconds = self._waiting / self.rate if self.rate else 1.0
+            raise QueueFullError(f"{self._waiting} answers are waited for already; try again later", seconds)
+
+    def _kept(self, job: Job) -> Answer | None:
+        found = self._cache.get(job.key)
+        if found is not None:
+            self._cache.move_to_end(job.key)
+        return found
+
+    def _enqueue(self, job: Job, ticket: Ticket, place: int) -> None:
+        self._waiting += 1
+        under_way = self._pending.get(job.key)
+        if under_way is not None:
+            under_way.waiters.append((ticket, place))
+            return
+        job.waiters.append((ticket, place))
+        self._pending[job.key] = job
+        self._fresh.append(job)
+
+    def _tokenise(self) -> None:
+        """Turn texts into token ids, until the engine is closed."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._fresh or not self._is_running)
+                if not self._is_running:
+                    return
+                jobs = [self._fresh.popleft() for _ in range(min(len(self._fresh), _TOGETHER))]
+            by_prompt: dict[int, list[Job]] = {}
+            for job in jobs:
+                by_prompt.setdefault(id(job.served), []).append(job)
+            rendered = [job for own in by_prompt.values() for job in self._rendered(own)]
+            with self._changed:
+                self._ready.extend(rendered)
+                self._ready_tokens += sum(job.tokens for job in rendered)
+                self._changed.notify_all()
+
+    def _rendered(self, jobs: Sequence[Job]) -> list[Job]:
+        """Give jobs of one prompt their token ids; those that cannot have any fail."""
+        renderer = jobs[0].served.members[0].ready.renderer
+        try:
+            found = renderer.fitted([job.example for job in jobs])
+        except CuecraftError as error:
+            if len(jobs) > 1:  # one of them is to blame
+                return [done for job in jobs for done in self._rendered([job])]
+            self._fail(jobs, error, "invalid")
+            return []
+        for job, pieces, is_cut in zip(jobs, *found, strict=True):
+            job.pieces, job.is_cut = pieces, is_cut
+        return list(jobs)
+
+    def _compute(self) -> None:
+        """Answer batches, until the engine is closed."""
+        while True:
+            jobs = self._next_batch()
+            if jobs is None:
+                return
+            wanted = self._still_wanted(jobs)
+            if wanted:
+                self._answer(wanted)
+
+    def _still_wanted(self, jobs: Sequence[Job]) -> list[Job]:
+        """Leave out jobs that nobody waits for any more, or in vain."""
+        now = time.monotonic()
+        with self._changed:  # or somebody could begin to wait for one that is just left out
+            wanted = [job for job in jobs if job.is_wanted(now)]
+            for job in jobs:
+                if job not in wanted:
+                    for _ in self._taken_out(job):
+                        self.watcher.refused("deadline")
+        return wanted
+
+    def _next_batch(self) -> list[Job] | None:
+        """Return the jobs of the next batch, once it is full or the oldest has waited long enough; None at the end."""
+        budget = self.options.batch_tokens or self.shelf.backbone.budget.tokens
+        with self._changed:
+            self._changed.wait_for(lambda: self._ready or not self._is_running)
+            if not self._is_running:
+                return None
+            until = self._ready[0].born + self.options.max_wait_ms / 1000
+            while self._is_open and self._ready_tokens < budget:
+                left = until - time.monotonic()
+                if left <= 0 or not self._changed.wait(left):
+                    break
+            jobs = [self._ready.popleft()]
+            used = jobs[0].tokens
+            while self._ready and used + self._ready[0].tokens <= budget:
+                used += self._ready[0].tokens
+                jobs.append(self._ready.popleft())
+            self._ready_tokens -= used
+            return jobs
+
+    def _answer(self, jobs: Sequence[Job]) -> None:
+        """Make one batch of jobs and deliver its answers; where it fails, each job is tried alone."""
+        begun = time.monotonic()
+        try:
+            logits = self._logits(jobs)
+        except Exception as error:  # whatever is wrong with one row must not take the others, or this thread, with it
+            if len(jobs) > 1:
+                for job in jobs:
+                    self._answer([job])
+            else:
+                self._fail(jobs, error, "invalid")
+            return
+        seconds = time.monotonic() - begun
+        texts = len({(job.pieces.before, job.pieces.after) for job in jobs})
+        self.watcher.batched(sum(job.rows for job in jobs), texts, sum(job.tokens for job in jobs), seconds)
+        fresh = len(jobs) / max(seconds, 1e-6)
+        self.rate = fresh if not self.rate else (1 - _RATE_MEMORY) * self.rate + _RATE_MEMORY * fresh
+        for job, own in zip(jobs, logits, strict=True):
+            self._deliver(job, job.answer(job.served.probabilities(own)))
+
+    def _logits(self, jobs: Sequence[Job]) -> list[list[Tensor]]:
+        """Return class logits `[C]` of each job's members, over as few passes as their backbones allow."""
+        rows: dict[int, tuple[AnyBackbone, list[tuple[int, Row]]]] = {}
+        for number, job in enumerate(jobs):
+            for member in job.served.members:
+                _, own = rows.setdefault(id(member.backbone), (member.backbone, []))
+                own.append((number, (member.ready, job.pieces)))
+        found: list[list[Tensor]] = [[] for _ in jobs]
+        for backbone, own in rows.values():
+            logits = backbone.mixed_logits([row for _, row in own])
+            if not bool(torch.cat(logits).isfinite().all()):
+                raise BackboneError(
+                    f"{backbone.name} answers with NaN or infinity; check its weights, dtype and device"
+                )
+            for (number, _), part in zip(own, logits, strict=True):
+                found[number].append(part.cpu())
+        return found
+
+    def _deliver(self, job: Job, answer: Answer) -> None:
+        waiters = self._taken_out(job)
+        if self.options.cache_answers:
+            with self._changed:
+                self._cache[job.key] = answer
+                while len(self._cache) > self.options.cache_answers:
+                    self._cache.popitem(last=False)
+        now = time.monotonic()
+        for number, (ticket, place) in enumerate(waiters):
+            self.watcher.answered(job.served.name, now - ticket.born, "shared" if number else "computed")
+            ticket.take(place, answer)
+
+    def _fail(self, jobs: Sequence[Job], error: Exception, reason: str) -> None:
+        for job in jobs:
+            for ticket, _ in self._taken_out(job):
+                self.watcher.refused(reason)
+                ticket.fail(error)
+
+    def _taken_out(self, job: Job) -> list[tuple[Ticket, int]]:
+        """Take a job off the queue; return who waits for it. From here on the same text is a job of its own."""
+        with self._changed:
+            if self._pending.get(job.key) is job:
+                del self._pending[job.key]
+            waiters, job.waiters = job.waiters, []
+            self._waiting -= len(waiters)
+            if not self._pending:
+                self._changed.notify_all()
+        return waiters

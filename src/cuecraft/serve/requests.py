@@ -1,0 +1,136 @@
+"""What is asked of an engine, and what it answers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from cuecraft.backbone import Pieces
+from cuecraft.errors import DeadlineError
+from cuecraft.serve.shelf import ServedPrompt
+from cuecraft.task import Example
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one prompt answers to one text.
+
+    Args:
+        prompt: its id.
+        version: the hash of its artifact.
+        classes: `[C]` the classes.
+        probabilities: `[C]`, 0 to 1.
+        is_cut: whether the text was cut at its end to fit.
+    """
+
+    prompt: str
+    version: str
+    classes: tuple[Any, ...]
+    probabilities: tuple[float, ...]
+    is_cut: bool
+
+    @property
+    def label(self) -> Any:
+        """The likeliest class."""
+        return self.classes[self.probabilities.index(max(self.probabilities))]
+
+
+class Watcher:
+    """Is told what an engine does; this one does nothing with it. Its methods must be quick, and safe in any thread."""
+
+    def batched(self, rows: int, texts: int, tokens: int, seconds: float) -> None:
+        """Take note of a batch: its rows, the distinct texts among them, their tokens, and how long it took."""
+
+    def answered(self, prompt: str, seconds: float, source: str) -> None:
+        """Take note of an answer: how long it took, and whether it was `computed`, `shared` or from the `cache`."""
+
+    def refused(self, reason: str) -> None:
+        """Take note of a refusal: `full`, `deadline`, `closing` or `invalid`."""
+
+
+class Ticket:
+    """A request under way: the answers that are there, and the future of all of them.
+
+    Args:
+        size: how many answers it waits for.
+        deadline: when it gives up, on the monotonic clock (seconds); None for never.
+        born: when it came.
+    """
+
+    def __init__(self, size: int, deadline: float | None, born: float) -> None:
+        self.future: Future[list[Answer]] = Future()
+        self.deadline = deadline
+        self.born = born
+        self._answers: list[Answer | None] = [None] * size
+        self._left = size
+        self._lock = threading.Lock()
+
+    def take(self, place: int, answer: Answer) -> None:
+        """Put an answer into its place; the last one fulfils the future."""
+        with self._lock:
+            self._answers[place] = answer
+            self._left -= 1
+            complete = self._left == 0
+        if complete:
+            with suppress(Exception):  # cancelled or failed meanwhile
+                self.future.set_result([found for found in self._answers if found is not None])
+
+    def fail(self, error: Exception) -> None:
+        """Let the future fail, unless it is done."""
+        with suppress(Exception):
+            self.future.set_exception(error)
+
+    def is_wanted(self, now: float) -> bool:
+        """Tell whether anybody still waits for it; one whose time is over fails here."""
+        if self.deadline is not None and now > self.deadline and not self.future.done():
+            self.fail(DeadlineError("the answer was not there in time; allow more time or ask for less at once"))
+        return not self.future.done()
+
+
+_NO_PIECES = Pieces((), ())
+
+
+@dataclass(eq=False)
+class Job:
+    """One text under one prompt, and all who wait for it.
+
+    Args:
+        key: the prompt's version and the text's fields.
+        served: the prompt.
+        example: the text.
+        born: when it came, on the monotonic clock (seconds).
+        waiters: tickets, and the place of this answer in each.
+        pieces: its token ids, once there.
+        is_cut: whether it was cut to fit.
+    """
+
+    key: tuple[Any, ...]
+    served: ServedPrompt
+    example: Example
+    born: float
+    waiters: list[tuple[Ticket, int]] = field(default_factory=list)
+    pieces: Pieces = _NO_PIECES
+    is_cut: bool = False
+
+    @property
+    def rows(self) -> int:
+        """Rows of a batch that it takes: one for each member of an ensemble."""
+        return len(self.served.members)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that it takes, about."""
+        return sum(len(self.pieces) + member.ready.length for member in self.served.members)
+
+    def is_wanted(self, now: float) -> bool:
+        """Tell whether anybody still waits for it; every ticket whose time is over fails."""
+        return any([ticket.is_wanted(now) for ticket, _ in self.waiters])  # noqa: C419  # each is asked
+
+    def answer(self, probabilities: Sequence[float]) -> Answer:
+        """Return its answer."""
+        served = self.served
+        return Answer(served.name, served.version, served.classes, tuple(probabilities), self.is_cut)

@@ -1,0 +1,38 @@
+"""Prompts of every kind over the tiny models, for the tests of what serves them."""
+
+from functools import cache
+
+from conftest import LABELS, TEXTS
+from cuecraft import PromptClassifier
+
+X = [text for text, _ in TEXTS]
+Y = [LABELS[label] for _, label in TEXTS]
+FIRST = "{prompt:word: }{text} it was{mask}"
+ENCODER_FIRST = "{prompt:word: }{text}"
+
+#: name -> method, its options, whether the prompt stands before the text.
+KINDS = {
+    "hard": ("zero-shot", {"calibration": "fitted"}, False),
+    "hard-first": ("zero-shot", {}, True),
+    "soft": ("prompt-tuning", {"prompt_length": 3, "epochs": 2}, False),
+    "soft-first": ("prompt-tuning", {"prompt_length": 2, "epochs": 2}, True),
+    "deep": ("deep-cue", {"epochs": 2}, False),
+    "deep-first": ("deep-cue", {"epochs": 2}, True),
+    "prefix": ("prefix-tuning", {"epochs": 2}, True),
+    "lora": ("lora", {"epochs": 1}, False),
+}
+
+
+@cache
+def classifiers(backbone):
+    """Return a classifier of each kind over a backbone."""
+    found = {}
+    for name, (method, options, is_first) in KINDS.items():
+        if backbone.head_kind == "sequence":
+            if method == "zero-shot":
+                continue
+            template = ENCODER_FIRST if is_first else None
+        else:
+            template = FIRST if is_first else "{text}{prompt: it was}{mask}"
+        found[name] = PromptClassifier(backbone, method, template=template, method_options=options, seed=3).fit(X, Y)
+    return found
