@@ -57,6 +57,14 @@ class ServeError(CuecraftError):
     """A server cannot be set up as asked, or a request cannot be answered as asked."""
 
 
+class UnknownPromptError(ServeError):
+    """There is no prompt of the id that was asked for."""
+
+
+class ClosingError(ServeError):
+    """The server is stopping, and takes no more requests."""
+
+
 class QueueFullError(ServeError):
     """More is waiting than the queue holds; try again after `retry_after` seconds."""
 

@@ -51,6 +51,15 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
         _sync(target.parent)
 
 
+def remove_folder(target: Path) -> None:
+    """Remove a folder in one step, as a reader sees it; one that is not there is gone already."""
+    with (
+        tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch,
+        suppress(FileNotFoundError),
+    ):
+        target.rename(Path(scratch, "old"))
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file (UTF-8) in one step; see `write_file`."""
     write_file(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))

@@ -53,6 +53,11 @@ def stopped() -> None:
     notes.print("stopped; what is finished is kept, and the same command goes on where it stopped")
 
 
+def serving(address: str) -> None:
+    """Tell where a server answers."""
+    notes.print(f"serving on {address} (a page to try it at {address}/); Ctrl-C stops")
+
+
 @contextmanager
 def progress() -> Iterator[Callable[[str], Listener]]:
     """Show a bar for each part of long work, with loss and accuracy; yields what starts a part.

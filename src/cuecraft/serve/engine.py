@@ -18,11 +18,12 @@ from pydantic import Field
 from torch import Tensor
 
 from cuecraft.backbone import AnyBackbone, Row
-from cuecraft.errors import BackboneError, CuecraftError, QueueFullError, ServeError
+from cuecraft.errors import BackboneError, ClosingError, CuecraftError, QueueFullError, ServeError
 from cuecraft.options import Options
 from cuecraft.serve.requests import Answer, Job, Ticket, Watcher
 from cuecraft.serve.shelf import Shelf
 
+_STOPPING = "the server is stopping; ask again elsewhere or later"
 _TOGETHER = 256  # texts that are turned into token ids at once
 _RATE_MEMORY = 0.2  # weight of the newest batch in the rate that refusals are told by
 
@@ -71,7 +72,7 @@ class Engine:
     @property
     def is_open(self) -> bool:
         """Whether it takes requests."""
-        return self._is_open
+        return self._is_open and all(thread.is_alive() for thread in self._threads)
 
     def submit(
         self, texts: Sequence[Mapping[str, str]], prompts: Sequence[str], timeout: float | None = None
@@ -88,7 +89,9 @@ class Engine:
             wrong with a text, or DeadlineError. Cancelling it takes back what is not yet being computed.
 
         Raises:
-            ServeError: nothing was asked for, there is no such prompt, or the engine is closing.
+            ServeError: nothing was asked for, or too much at once.
+            UnknownPromptError: there is no such prompt.
+            ClosingError: the engine is closing.
             QueueFullError: too much is waited for already.
             TemplateError: a text lacks a field that a prompt's template names.
         """
@@ -130,14 +133,14 @@ class Engine:
             self._is_running = False
             left = list(self._pending.values())
             self._changed.notify_all()
-        self._fail(left, ServeError("the server is stopping; ask again elsewhere or later"), "closing")
+        self._fail(left, ClosingError(_STOPPING), "closing")
         for thread in self._threads:
             thread.join()
 
     def _check_room(self, size: int) -> None:
         if not self._is_open:
             self.watcher.refused("closing")
-            raise ServeError("the server is stopping; ask again elsewhere or later")
+            raise ClosingError(_STOPPING)
         if size > self.options.max_queue:
             raise ServeError(
                 f"{size} answers were asked for at once, and {self.options.max_queue} may be waited for; ask for less"

@@ -14,6 +14,8 @@ from cuecraft.errors import DeadlineError
 from cuecraft.serve.shelf import ServedPrompt
 from cuecraft.task import Example
 
+TOO_LATE = "the answer was not there in time; allow more time or ask for less at once"
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -87,7 +89,7 @@ class Ticket:
     def is_wanted(self, now: float) -> bool:
         """Tell whether anybody still waits for it; one whose time is over fails here."""
         if self.deadline is not None and now > self.deadline and not self.future.done():
-            self.fail(DeadlineError("the answer was not there in time; allow more time or ask for less at once"))
+            self.fail(DeadlineError(TOO_LATE))
         return not self.future.done()
 
 

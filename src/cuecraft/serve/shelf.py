@@ -14,12 +14,19 @@ from torch import Tensor
 
 from cuecraft.backbone import AnyBackbone, ReadyPrompt
 from cuecraft.data import Record
-from cuecraft.errors import ArtifactError, ServeError
+from cuecraft.errors import ArtifactError, ServeError, UnknownPromptError
 from cuecraft.prompts import AnyPrompt, Artifact, Calibration
 from cuecraft.prompts.manifest import Manifest, digest
 from cuecraft.task import Example, Task
 
-PROMPT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def check_id(name: str) -> None:
+    """Raise ServeError where a prompt cannot have an id."""
+    if not _ID.fullmatch(name):
+        shown = name[:80]
+        raise ServeError(f"prompt id {shown!r} cannot be one; use letters, digits, dot, dash, underscore, 64 at most")
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,10 +147,7 @@ class Shelf:
             ServeError: the id is no id, or there are too many prompts.
             CuecraftError: as `ServedPrompt.of`; then nothing has changed.
         """
-        if not PROMPT_ID.fullmatch(name):
-            raise ServeError(
-                f"prompt id {name!r} cannot be one; use letters, digits, dot, dash, underscore, 64 at most"
-            )
+        check_id(name)
         made = ServedPrompt.of(name, artifacts, self.backbone)
         with self._lock:
             if name not in self._prompts and len(self._prompts) >= self._most:
@@ -155,7 +159,7 @@ class Shelf:
         """Remove a prompt.
 
         Raises:
-            ServeError: there is none of that id.
+            UnknownPromptError: there is none of that id.
         """
         with self._lock:
             self.get(name)
@@ -165,11 +169,13 @@ class Shelf:
         """Return a prompt.
 
         Raises:
-            ServeError: there is none of that id.
+            UnknownPromptError: there is none of that id.
         """
         found = self._prompts.get(name)
         if found is None:
-            raise ServeError(f"there is no prompt {name[:64]!r}; there are {', '.join(self._prompts) or 'none'}")
+            raise UnknownPromptError(
+                f"there is no prompt {name[:64]!r}; there are {', '.join(self._prompts) or 'none'}"
+            )
         return found
 
     def all(self) -> list[ServedPrompt]:

@@ -1,0 +1,216 @@
+"""The routes."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from importlib import resources
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from pydantic import BaseModel
+from pydantic_core import to_json
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse, Response
+
+from cuecraft.errors import CuecraftError
+from cuecraft.prompts import load_artifact
+from cuecraft.serve.explain import Occlusion
+from cuecraft.serve.http.access import Role
+from cuecraft.serve.http.archive import unpack
+from cuecraft.serve.http.middleware import BodyLimit, Observed
+from cuecraft.serve.http.service import ClientGoneError, RefusedError, Service, error_response, parsed
+from cuecraft.serve.http.wire import (
+    ClassifyRequest,
+    ClassifyResponse,
+    ErrorDocument,
+    ExplainRequest,
+    ExplainResponse,
+    answer_document,
+    check_texts,
+)
+from cuecraft.serve.shelf import check_id
+from cuecraft.storage import remove_folder
+
+_PAGE = {
+    "/": ("page.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+}
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorDocument, "description": text}
+    for status, text in (
+        (400, "Something in the request cannot be used."),
+        (401, "No token, or one that is not known."),
+        (404, "No such prompt."),
+        (413, "The body is too large."),
+        (429, "Too much was asked for; see Retry-After."),
+        (503, "The queue is full, or the server is stopping; see Retry-After."),
+        (504, "The answer was not there in time."),
+    )
+}
+
+
+def create_app(service: Service) -> FastAPI:
+    """Return the ASGI application of a service; its shutdown closes the engine."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await run_in_threadpool(service.engine.close)
+
+    app = FastAPI(title="cuecraft", version=version("cuecraft"), lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.service = service
+    app.add_exception_handler(CuecraftError, _told)
+    app.add_exception_handler(RefusedError, _told)
+    app.add_exception_handler(ClientGoneError, _gone)
+    limits = service.limits
+    app.add_middleware(BodyLimit, most=lambda method: limits.upload_bytes if method == "PUT" else limits.body_bytes)
+    app.add_middleware(Observed, metrics=service.metrics)
+    _add_questions(app, service)
+    _add_prompts(app, service)
+    _add_state(app, service)
+    _add_page(app)
+    return app
+
+
+async def _told(request: Request, error: Exception) -> JSONResponse:
+    return error_response(error)
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # nobody reads it; the log does
+
+
+def _body(kind: type[BaseModel]) -> dict[str, Any]:
+    """Return the part of the OpenAPI document that describes a body which the route reads by itself."""
+    schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def _json(document: Any) -> Response:
+    return Response(to_json(document), media_type="application/json")
+
+
+def _add_questions(app: FastAPI, service: Service) -> None:
+    # Bodies are read and written by hand: FastAPI's own way costs as much as a small model takes for a text.
+    @app.post("/v1/classify", response_model=ClassifyResponse, responses=_ERRORS, openapi_extra=_body(ClassifyRequest))
+    async def classify(request: Request) -> Response:
+        """Classify texts: one or many, with one prompt or many."""
+        caller = service.admit(request)
+        asked = parsed(ClassifyRequest, await request.body())
+        texts, names = asked.texts, service.prompt_ids(asked.ids)
+        check_texts(texts, service.limits)
+        _note(request, service, texts, names)
+        service.charge(caller, len(texts) * len(names))
+        answers = await service.answers(request, texts, names, service.seconds(asked.timeout_ms))
+        rows = [answers[start : start + len(names)] for start in range(0, len(answers), len(names))]
+        results = [{"answers": [answer_document(answer, asked.top_k) for answer in row]} for row in rows]
+        return _json({"model": service.engine.shelf.backbone.name, "results": results})
+
+    @app.post("/v1/explain", response_model=ExplainResponse, responses=_ERRORS, openapi_extra=_body(ExplainRequest))
+    async def explain(request: Request) -> Response:
+        """Tell which words of a text count: how much less probable its label is without each of them."""
+        caller = service.admit(request)
+        asked = parsed(ExplainRequest, await request.body())
+        fields = {"text": asked.input} if isinstance(asked.input, str) else asked.input
+        check_texts([fields], service.limits)
+        (name,) = service.prompt_ids(None if asked.prompt is None else [asked.prompt])
+        variants = Occlusion.of(service.engine.shelf.get(name), fields)
+        _note(request, service, variants.texts[:1], [name])
+        service.charge(caller, len(variants.texts))
+        answers = await service.answers(request, variants.texts, [name], service.seconds(None))
+        found = variants.explained(answers)
+        probability = max(found.answer.probabilities)
+        label = found.answer.label
+        return _json({"prompt": name, "label": label, "probability": probability, "words": found.words})
+
+
+def _note(request: Request, service: Service, texts: Sequence[Any], names: Sequence[str]) -> None:
+    """Have the log tell what was asked for; the texts themselves only where that was chosen."""
+    request.state.log |= {"inputs": len(texts), "prompts": list(names)}
+    if service.logs_texts:
+        request.state.log["texts"] = list(texts)
+
+
+def _add_prompts(app: FastAPI, service: Service) -> None:
+    shelf = service.engine.shelf
+
+    @app.get("/v1/prompts", responses=_ERRORS)
+    async def prompts(request: Request) -> Response:
+        """List the prompts that are served."""
+        service.admit(request)
+        return _json({"model": shelf.backbone.name, "prompts": [served.describe() for served in shelf.all()]})
+
+    @app.put("/v1/prompts/{name}", responses=_ERRORS, openapi_extra=_ARCHIVE)
+    async def put(name: str, request: Request) -> Response:
+        """Add a prompt, or swap one for another: a ZIP file of an artifact's folder. Needs an admin token."""
+        service.admit(request, Role.ADMIN)
+        request.state.log["prompts"] = [name]
+        return _json(await run_in_threadpool(_put, service, name, await request.body()))
+
+    @app.delete("/v1/prompts/{name}", status_code=204, responses=_ERRORS)
+    async def drop(name: str, request: Request) -> Response:
+        """Drop a prompt; what is being answered with it is answered. Needs an admin token."""
+        service.admit(request, Role.ADMIN)
+        request.state.log["prompts"] = [name]
+        shelf.drop(name)
+        if service.folder is not None:
+            await run_in_threadpool(remove_folder, service.folder / name)
+        return Response(status_code=204)
+
+
+_ARCHIVE = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+
+
+def _put(service: Service, name: str, content: bytes) -> dict[str, Any]:
+    """Take an uploaded artifact onto the shelf, and keep it where that was asked for."""
+    check_id(name)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch, name)
+        folder.mkdir()
+        unpack(content, folder, service.limits.upload_bytes)
+        artifact = load_artifact(folder)
+    served = service.engine.shelf.put(name, [artifact])
+    if service.folder is not None:
+        artifact.save(service.folder / name)
+    return served.describe()
+
+
+def _add_state(app: FastAPI, service: Service) -> None:
+    @app.get("/healthz", include_in_schema=False)
+    async def health() -> Response:
+        return _json({"status": "ok"})
+
+    @app.get("/readyz", include_in_schema=False)
+    async def ready() -> Response:
+        if service.engine.is_open:
+            return _json({"status": "ready", "prompts": len(service.engine.shelf.all())})
+        return JSONResponse({"status": "stopping"}, 503, {"retry-after": "1"})
+
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics(request: Request) -> Response:
+        service.admit(request)
+        return Response(service.metrics.document(), media_type="text/plain; version=0.0.4")
+
+
+def _add_page(app: FastAPI) -> None:
+    folder = resources.files("cuecraft.serve.http") / "page"
+    for path, (name, kind) in _PAGE.items():
+        content = (folder / name).read_bytes()
+        app.add_api_route(path, _fixed(content, kind), include_in_schema=False)
+
+
+def _fixed(content: bytes, kind: str) -> Any:
+    async def page() -> Response:
+        return Response(content, media_type=kind)
+
+    return page

@@ -1,0 +1,154 @@
+"""Around every request: its size, its log line, its metrics, and headers that keep a browser careful."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+import uuid
+from collections.abc import Awaitable, Callable, MutableMapping
+from datetime import UTC, datetime
+from typing import Any
+
+from cuecraft.serve.http.metrics import Metrics
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+AsgiApp = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+LOG = logging.getLogger("cuecraft.serve")
+_POLICY = b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:"
+_HEADERS = [
+    (b"content-security-policy", _POLICY + b"; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+]
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line. What a request says of itself goes along; texts are not among it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return a record as JSON."""
+        when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        document = {"time": when, "level": record.levelname.lower(), "event": record.getMessage()}
+        document |= getattr(record, "fields", {})
+        if record.exc_info:
+            document["error"] = self.formatException(record.exc_info)
+        return json.dumps(document, ensure_ascii=False, default=str)
+
+
+def log_to_stderr() -> None:
+    """Write the server's log to stderr as JSON lines; once, however often it is called."""
+    if not LOG.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(JsonLines())
+        LOG.addHandler(handler)
+        LOG.setLevel(logging.INFO)
+        LOG.propagate = False
+
+
+class TooLargeError(Exception):
+    """A body is larger than allowed."""
+
+
+class BodyLimit:
+    """Refuses bodies that are too large, before they are read where their size is told, and while they are else.
+
+    Args:
+        app: what answers.
+        most: bytes by method.
+    """
+
+    def __init__(self, app: AsgiApp, most: Callable[[str], int]) -> None:
+        self._app = app
+        self._most = most
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        most = self._most(scope["method"])
+        told = dict(scope["headers"]).get(b"content-length", b"0")
+        size = int(told) if told.isdigit() else 0
+        has_begun, read = False, 0
+
+        async def counted() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > most:
+                raise TooLargeError
+            return message
+
+        async def watched(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        if size <= most:
+            try:
+                await self._app(scope, counted, watched)
+            except TooLargeError:
+                if has_begun:
+                    raise
+            else:
+                return
+        await _refuse(send, 413, f"the request's body is larger than {most} bytes; send less at once")
+
+
+class Observed:
+    """Logs and counts every request.
+
+    Args:
+        app: what answers.
+        metrics: where requests are counted.
+    """
+
+    def __init__(self, app: AsgiApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun = time.perf_counter()
+        status = 500
+        told: dict[str, Any] = {}
+        request_id = uuid.uuid4().hex[:16]
+        scope.setdefault("state", {})["log"] = told  # routes add what they know: caller, texts, prompts
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                own = {name for name, _ in message.get("headers", [])}
+                extra = [pair for pair in _HEADERS if pair[0] not in own]
+                message["headers"] = [*message.get("headers", []), *extra, (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except Exception:
+            LOG.exception("failed", extra={"fields": {"request": request_id}})
+            await _refuse(watched, 500, f"the server failed; its log says why, under request {request_id}")
+        finally:
+            seconds = time.perf_counter() - begun
+            route = getattr(scope.get("route"), "path", "other")
+            self._metrics.requested(route, status, seconds)
+            if route not in ("/healthz", "/readyz", "/metrics"):
+                fields = {"request": request_id, "route": route, "status": status, "ms": round(1000 * seconds, 1)}
+                LOG.info("request", extra={"fields": fields | told})
+
+
+async def _refuse(send: Send, status: int, error: str) -> None:
+    body = json.dumps({"error": error}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

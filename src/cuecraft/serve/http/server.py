@@ -1,0 +1,79 @@
+"""Running the application: a socket, uvicorn, and an orderly end."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+import uvicorn
+
+from cuecraft.errors import ServeError
+from cuecraft.serve.http.app import create_app
+from cuecraft.serve.http.middleware import LOG, log_to_stderr
+from cuecraft.serve.http.service import Service
+from cuecraft.signals import Stop
+
+_BACKLOG = 2048
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket with a port of its own, not yet listening; port 0 takes a free one.
+
+    Raises:
+        ServeError: the port is taken, or the host is none of this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    found = socket.socket(family, socket.SOCK_STREAM)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind((host, port))
+    except (OSError, OverflowError) as error:
+        found.close()
+        raise ServeError(f"cannot listen on {host} port {port} ({error}); choose another --host or --port") from None
+    return found
+
+
+def run(service: Service, listening: socket.socket, drain: float, ready: Callable[[str], None]) -> None:
+    """Answer requests until SIGTERM or SIGINT; then what is under way, for `drain` seconds at most.
+
+    Args:
+        service: what is served.
+        listening: the socket.
+        drain: seconds.
+        ready: is told the server's address once it answers.
+    """
+    log_to_stderr()
+    host, port = listening.getsockname()[:2]
+    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    config = uvicorn.Config(
+        create_app(service),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(drain)),
+        timeout_keep_alive=30,
+        backlog=_BACKLOG,
+    )
+    fields = {"address": address, "model": service.engine.shelf.backbone.name}
+
+    def told() -> None:
+        LOG.info("ready", extra={"fields": fields})
+        ready(address)
+
+    with Stop().listening():  # uvicorn raises a signal once more when it is done, which would end the process
+        _Telling(config, told).run(sockets=[listening])
+    LOG.info("stopped")
+
+
+class _Telling(uvicorn.Server):
+    """A uvicorn server that tells when it answers."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], object]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer."""
+        await super().startup(sockets=sockets)
+        if self.started:
+            self._ready()

@@ -1,0 +1,174 @@
+"""What the routes share: the engine, who may ask it, and how errors are told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+from starlette.responses import JSONResponse
+
+from cuecraft.errors import (
+    ClosingError,
+    CuecraftError,
+    DataError,
+    DeadlineError,
+    QueueFullError,
+    ServeError,
+    UnknownPromptError,
+)
+from cuecraft.serve.engine import Engine
+from cuecraft.serve.http.access import Caller, RateLimit, Role, Tokens, retry_after
+from cuecraft.serve.http.metrics import Metrics
+from cuecraft.serve.http.wire import Limits
+from cuecraft.serve.requests import TOO_LATE, Answer
+
+D = TypeVar("D", bound=BaseModel)
+_PATIENCE = 0.05  # seconds after which it is looked whether the client is still there
+_STATUS: Sequence[tuple[type[CuecraftError], int]] = (
+    (UnknownPromptError, 404),
+    (DeadlineError, 504),
+    (QueueFullError, 503),
+    (ClosingError, 503),
+    (CuecraftError, 400),
+)
+
+
+class RefusedError(Exception):
+    """A request that is not even looked at.
+
+    Args:
+        status: of the response.
+        message: what is wrong, and what to do.
+        headers: of the response.
+    """
+
+    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = dict(headers or {})
+
+
+class ClientGoneError(Exception):
+    """The client hung up before the answer was there."""
+
+
+@dataclass(frozen=True, eq=False)
+class Service:
+    """A server's parts.
+
+    Args:
+        engine: what answers.
+        metrics: where everything is counted.
+        tokens: who may ask.
+        rate: how much each of them may ask for.
+        limits: what one request may hold.
+        folder: where uploaded prompts are kept, to be there after a restart; None to keep them in memory alone.
+        logs_texts: whether the log has the texts that were sent.
+    """
+
+    engine: Engine
+    metrics: Metrics
+    tokens: Tokens = field(default_factory=lambda: Tokens({}))
+    rate: RateLimit = field(default_factory=lambda: RateLimit(None))
+    limits: Limits = field(default_factory=Limits)
+    folder: Path | None = None
+    logs_texts: bool = False
+
+    def admit(self, request: Request, role: Role = Role.CLIENT) -> Caller:
+        """Return who asks, or raise RefusedError where that is nobody who may."""
+        caller = self.tokens.caller(request.headers.get("authorization"))
+        if caller is None:
+            self.metrics.refused("token")
+            raise RefusedError(401, "send 'Authorization: Bearer TOKEN'", {"www-authenticate": "Bearer"})
+        request.state.log["caller"] = caller.name
+        if role is Role.ADMIN and caller.role is not Role.ADMIN:
+            self.metrics.refused("token")
+            raise RefusedError(403, "this needs an admin token; start the server with one, see --tokens")
+        return caller
+
+    def charge(self, caller: Caller, answers: int) -> None:
+        """Take answers off what a caller may still ask for, or raise RefusedError."""
+        wait = self.rate.take(caller.name, answers)
+        if wait:
+            self.metrics.refused("rate")
+            raise RefusedError(
+                429, "too much was asked for of late; ask again later", {"retry-after": retry_after(wait)}
+            )
+
+    def prompt_ids(self, given: Sequence[str] | None) -> list[str]:
+        """Return the prompts that are asked, or say why that cannot be.
+
+        Raises:
+            ServeError: none was named and there are several, or too many were.
+        """
+        if given is None:
+            names = [served.name for served in self.engine.shelf.all()]
+            if len(names) != 1:
+                raise ServeError(f"name one of the prompts: {', '.join(names) or 'there is none yet'}")
+            return names
+        if len(given) > self.limits.prompts or len(set(given)) < len(given):
+            raise ServeError(f"name each prompt once, and {self.limits.prompts} at most")
+        return list(given)
+
+    def seconds(self, timeout_ms: int | None) -> float:
+        """Return how long a request may take."""
+        return min(timeout_ms or self.limits.timeout_ms, self.limits.timeout_ms) / 1000
+
+    async def answers(
+        self, request: Request, texts: Sequence[Mapping[str, str]], names: Sequence[str], seconds: float
+    ) -> list[Answer]:
+        """Return the engine's answers; what nobody waits for any more is taken back.
+
+        Raises:
+            CuecraftError: as `Engine.submit`, and as its future raises.
+            ClientGoneError: the client hung up.
+        """
+        waiting = asyncio.wrap_future(self.engine.submit(texts, names, seconds))
+        done, _ = await asyncio.wait([waiting], timeout=min(_PATIENCE, seconds))
+        if done:
+            return waiting.result()
+        hung_up = asyncio.create_task(_hung_up(request))
+        both: list[asyncio.Future[Any]] = [waiting, hung_up]
+        await asyncio.wait(both, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        is_gone = hung_up.done()
+        hung_up.cancel()
+        if waiting.done():
+            return waiting.result()
+        waiting.cancel()
+        self.metrics.refused("gone" if is_gone else "deadline")
+        if is_gone:
+            raise ClientGoneError
+        raise DeadlineError(TOO_LATE)
+
+
+async def _hung_up(request: Request) -> None:
+    """Return once the client has hung up."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def parsed(kind: type[D], body: bytes) -> D:
+    """Return a request's body, or raise DataError that says where it is wrong."""
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        # Of what may be one thing or another, pydantic names each that it is not.
+        place = ".".join(str(part) for part in first["loc"] if not (isinstance(part, str) and "[" in part))
+        where = f"at {place!r}: " if place else ""
+        raise DataError(f"the request's body is not as asked: {where}{first['msg'].lower()}") from None
+
+
+def error_response(error: Exception) -> JSONResponse:
+    """Return the response that tells an error."""
+    document = {"error": str(error)}
+    if isinstance(error, RefusedError):
+        return JSONResponse(document, error.status, error.headers)
+    status = next(status for kind, status in _STATUS if isinstance(error, kind))
+    wait = error.retry_after if isinstance(error, QueueFullError) else 1.0
+    return JSONResponse(document, status, {"retry-after": retry_after(wait)} if status == 503 else None)

@@ -1,0 +1,123 @@
+"""What goes over the wire, as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cuecraft.data.readers import text_value
+from cuecraft.errors import DataError
+from cuecraft.options import Options
+from cuecraft.serve.requests import Answer
+
+Text = str | dict[str, str]
+
+
+class Limits(Options):
+    """What one request may hold."""
+
+    body_bytes: int = Field(1_000_000, ge=1, description="bytes of a request's body")
+    upload_bytes: int = Field(64_000_000, ge=1, description="bytes of an uploaded prompt, packed and unpacked")
+    inputs: int = Field(256, ge=1, description="texts of one request")
+    prompts: int = Field(32, ge=1, description="prompts of one request")
+    characters: int = Field(20_000, ge=1, description="characters of one text, all its fields together")
+    timeout_ms: int = Field(30_000, ge=1, description="how long a request may take, at most")
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ClassifyRequest(_Document):
+    """Texts, and the prompts that are to classify them."""
+
+    inputs: Text | list[Text] = Field(description="a text, or several; a text is a string, or its fields by name")
+    prompts: str | list[str] | None = Field(None, description="ids; may be left out where one prompt is served")
+    top_k: int | None = Field(None, ge=1, description="probabilities of so many classes, the likeliest; all by default")
+    timeout_ms: int | None = Field(None, ge=1, description="after which the answer is of no use")
+
+    @property
+    def texts(self) -> list[dict[str, str]]:
+        """The fields of each text."""
+        inputs = self.inputs if isinstance(self.inputs, list) else [self.inputs]
+        return [{"text": text} if isinstance(text, str) else text for text in inputs]
+
+    @property
+    def ids(self) -> list[str] | None:
+        """The prompts' ids; None where none is named."""
+        return [self.prompts] if isinstance(self.prompts, str) else self.prompts
+
+
+class ExplainRequest(_Document):
+    """A text, and the prompt whose answer is to be explained."""
+
+    input: Text = Field(description="a string, or its fields by name")
+    prompt: str | None = Field(None, description="an id; may be left out where one prompt is served")
+
+
+class AnswerDocument(_Document):
+    """What one prompt answers to one text."""
+
+    prompt: str
+    version: str
+    label: Any
+    probabilities: dict[str, float]
+    truncated: bool
+
+
+class ResultDocument(_Document):
+    """The answers to one text."""
+
+    answers: list[AnswerDocument]
+
+
+class ClassifyResponse(_Document):
+    """The answers to all texts, in their order."""
+
+    model: str
+    results: list[ResultDocument]
+
+
+class ExplainResponse(_Document):
+    """What each word adds to the probability of the label: how much less it has without the word."""
+
+    prompt: str
+    label: Any
+    probability: float
+    words: list[tuple[str, float]]
+
+
+class ErrorDocument(_Document):
+    """What is wrong, and what to do."""
+
+    error: str
+
+
+def check_texts(texts: Sequence[Mapping[str, str]], limits: Limits) -> None:
+    """Raise DataError where texts are too many, too long, empty or no Unicode."""
+    if not texts:
+        raise DataError("inputs is empty; give at least one text")
+    if len(texts) > limits.inputs:
+        raise DataError(f"{len(texts)} inputs, and a request may have {limits.inputs}; send several requests")
+    for number, fields in enumerate(texts, start=1):
+        for name, value in fields.items():
+            text_value(f"input {number}", name, value)
+        size = sum(map(len, fields.values()))
+        if size > limits.characters:
+            raise DataError(f"input {number} has {size} characters, and {limits.characters} may be sent; cut it")
+
+
+def answer_document(answer: Answer, top_k: int | None) -> dict[str, Any]:
+    """Return an answer as an `AnswerDocument` has it, the likeliest classes first where they are counted."""
+    pairs = list(zip(map(str, answer.classes), answer.probabilities, strict=True))
+    if top_k is not None:
+        pairs = sorted(pairs, key=lambda pair: -pair[1])[:top_k]
+    return {
+        "prompt": answer.prompt,
+        "version": answer.version,
+        "label": answer.label,
+        "probabilities": dict(pairs),
+        "truncated": answer.is_cut,
+    }
