@@ -102,8 +102,9 @@ def _add_questions(app: FastAPI, service: Service) -> None:
         """Classify texts: one or many, with one prompt or many."""
         caller = service.admit(request)
         asked = parsed(ClassifyRequest, await request.body())
-        texts, names = asked.texts, service.prompt_ids(asked.ids)
+        texts = asked.texts
         check_texts(texts, service.limits)
+        names = service.prompt_ids(asked.ids)
         _note(request, service, texts, names)
         service.charge(caller, len(texts) * len(names))
         answers = await service.answers(request, texts, names, service.seconds(asked.timeout_ms))

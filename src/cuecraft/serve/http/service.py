@@ -158,8 +158,8 @@ def parsed(kind: type[D], body: bytes) -> D:
         return kind.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        # Of what may be one thing or another, pydantic names each that it is not.
-        place = ".".join(str(part) for part in first["loc"] if not (isinstance(part, str) and "[" in part))
+        # Of what may be one thing or another, pydantic names the kind beside the place.
+        place = ".".join(str(part) for part in first["loc"] if not (part == "str" or "[" in str(part)))
         where = f"at {place!r}: " if place else ""
         raise DataError(f"the request's body is not as asked: {where}{first['msg'].lower()}") from None
 

@@ -1,0 +1,470 @@
+"""The server: answers over HTTP are the classifiers' own; who may ask, how much, and what is told of mistakes."""
+
+import asyncio
+import io
+import json
+import logging
+import threading
+import zipfile
+
+import httpx
+import jsonschema
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cuecraft.errors import ServeError
+from cuecraft.serve import Engine, EngineOptions, Shelf
+from cuecraft.serve.http.access import RateLimit, Role, Tokens
+from cuecraft.serve.http.app import create_app
+from cuecraft.serve.http.metrics import Metrics
+from cuecraft.serve.http.middleware import LOG
+from cuecraft.serve.http.service import Service
+from cuecraft.serve.http.wire import Limits
+from serving import X, classifiers
+
+CLIENT, ADMIN = "client-token-0123456789", "admin-token-0123456789"
+
+
+class Server:
+    """An application, and a client of it."""
+
+    def __init__(self, backbone, names=("hard", "soft"), **parts):
+        shelf = Shelf(backbone)
+        for name in names:
+            shelf.put(name, [classifiers(backbone)[name].artifact_])
+        self.metrics = Metrics()
+        self.engine = Engine(shelf, parts.pop("engine", None) or EngineOptions(max_wait_ms=0), self.metrics)
+        self.metrics.follow(self.engine)
+        self.app = create_app(Service(self.engine, self.metrics, **parts))
+
+    def ask(self, method, path, body=None, token=None, **more):
+        return self.all([(method, path, body)], token, **more)[0]
+
+    def all(self, requests, token=None, **more):
+        """Send several requests at once."""
+
+        async def send():
+            transport = httpx.ASGITransport(app=self.app, raise_app_exceptions=False)
+            headers = {"authorization": f"Bearer {token}"} if token else {}
+            async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client:
+                kinds = [{"json": body} if not isinstance(body, bytes) else {"content": body} for *_, body in requests]
+                pairs = zip(requests, kinds, strict=True)
+                return await asyncio.gather(*(client.request(m, p, **kind, **more) for (m, p, _), kind in pairs))
+
+        return asyncio.run(send())
+
+
+@pytest.fixture
+def serve(causal):
+    """Make servers over the causal model; their engines are closed in the end."""
+    made = []
+
+    def make(*arguments, **parts):
+        made.append(Server(causal, *arguments, **parts))
+        return made[-1]
+
+    yield make
+    for server in made:
+        server.engine.close()
+
+
+def classify(inputs, prompts=None, **more):
+    document = {"inputs": inputs} | ({"prompts": prompts} if prompts else {}) | more
+    return ("POST", "/v1/classify", document)
+
+
+@pytest.fixture(scope="module", params=["causal", "masked", "sequence"])
+def everything(request):
+    backbone = request.getfixturevalue(request.param)
+    server = Server(backbone, tuple(classifiers(backbone)))
+    yield server, {name: own.predict_proba(X) for name, own in classifiers(backbone).items()}
+    server.engine.close()
+
+
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_answers_equal_predict_proba_whatever_the_batch(everything, data):
+    server, expected = everything
+    one = st.tuples(
+        st.lists(st.integers(0, len(X) - 1), min_size=1, max_size=3),
+        st.lists(st.sampled_from(list(expected)), min_size=1, max_size=3, unique=True),
+    )
+    asked = data.draw(st.lists(one, min_size=1, max_size=5))
+    responses = server.all([classify([X[row] for row in rows], names) for rows, names in asked])
+    for response, (rows, names) in zip(responses, asked, strict=True):
+        assert response.status_code == 200
+        results = response.json()["results"]
+        assert len(results) == len(rows)
+        for row, result in zip(rows, results, strict=True):
+            assert [answer["prompt"] for answer in result["answers"]] == names
+            for answer in result["answers"]:
+                own = expected[answer["prompt"]][row]
+                assert np.allclose(list(answer["probabilities"].values()), own, atol=1e-5)
+                assert answer["label"] == list(answer["probabilities"])[int(own.argmax())]
+
+
+def test_one_text_and_one_prompt_need_no_list_and_no_id(serve):
+    server = serve(("hard",))
+    plain = server.ask(*classify(X[0])).json()
+    assert plain == server.ask(*classify([{"text": X[0]}], ["hard"])).json()
+    assert plain["model"] == server.engine.shelf.backbone.name
+    (answer,) = plain["results"][0]["answers"]
+    assert set(answer) == {"prompt", "version", "label", "probabilities", "truncated"}
+
+
+def test_top_k_counts_the_likeliest(serve):
+    (answer,) = serve(("hard",)).ask(*classify(X[0], top_k=1)).json()["results"][0]["answers"]
+    assert list(answer["probabilities"]) == [answer["label"]]
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (b"{", "invalid json"),
+        ({"inputs": 5}, "at 'inputs': input should be a valid string"),
+        ({"inputs": []}, "inputs is empty"),
+        ({"inputs": [" "]}, "input 1: 'text' is empty"),
+        ({"inputs": "a", "prompt": "hard"}, "at 'prompt': extra inputs are not permitted"),
+        ({"inputs": "a"}, "name one of the prompts: hard, soft"),
+        ({"inputs": "a", "prompts": ["hard", "hard"]}, "name each prompt once"),
+        ({"inputs": "a", "prompts": []}, "nothing was asked for"),
+        ({"inputs": [{"title": "a", "body": "b"}], "prompts": "hard"}, "names field 'text'"),
+        ({"inputs": ["a"] * 4, "prompts": "hard"}, "4 inputs, and a request may have 3"),
+        ({"inputs": "a" * 101, "prompts": "hard"}, "input 1 has 101 characters, and 100 may be sent"),
+        ({"inputs": "a", "prompts": "hard", "top_k": 0}, "at 'top_k'"),
+        (b'{"inputs": "\\ud800", "prompts": "hard"}', "invalid json"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(serve, body, told):
+    response = serve(limits=Limits(inputs=3, characters=100)).ask("POST", "/v1/classify", body)
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert told in error
+    assert "\n" not in error
+
+
+def test_no_such_prompt_and_no_such_path(serve):
+    server = serve()
+    response = server.ask(*classify("a", "nobody"))
+    assert (response.status_code, response.json()["error"]) == (
+        404,
+        "there is no prompt 'nobody'; there are hard, soft",
+    )
+    assert server.ask("GET", "/v2").status_code == 404
+    assert server.ask("DELETE", "/v1/classify").status_code == 405
+
+
+def test_a_body_that_is_too_large_is_not_read(serve):
+    server = serve(limits=Limits(body_bytes=50))
+    assert server.ask(*classify("a" * 60, "hard")).status_code == 413
+
+    async def chunks():
+        for _ in range(10):
+            yield b" " * 10
+
+    async def send():
+        transport = httpx.ASGITransport(app=server.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.post("/v1/classify", content=chunks())
+
+    assert asyncio.run(send()).status_code == 413
+
+
+def test_tokens_open_what_they_should_and_nothing_else(serve):
+    tokens = Tokens({"app": (CLIENT, Role.CLIENT), "ops": (ADMIN, Role.ADMIN)})
+    server = serve(tokens=tokens)
+    for method, path, body in (classify("a", "hard"), ("GET", "/v1/prompts", None), ("GET", "/metrics", None)):
+        assert server.ask(method, path, body).status_code == 401
+        assert server.ask(method, path, body, token=CLIENT + "x").status_code == 401
+        assert server.ask(method, path, body, token=CLIENT).status_code == 200
+    for method in ("PUT", "DELETE"):
+        assert server.ask(method, "/v1/prompts/hard", b"", token=CLIENT).status_code == 403
+    for path in ("/healthz", "/readyz", "/"):
+        assert server.ask("GET", path).status_code == 200
+    assert server.ask("DELETE", "/v1/prompts/hard", token=ADMIN).status_code == 204
+
+
+def test_without_tokens_nobody_changes_prompts(serve):
+    assert serve().ask("DELETE", "/v1/prompts/hard").status_code == 403
+
+
+def test_tokens_are_read_of_file_and_environment(tmp_path):
+    file = tmp_path / "tokens"
+    file.write_text(f"# ours\nclient app {CLIENT}\n\nadmin ops {ADMIN}  # in the safe\n")
+    tokens = Tokens.read(file, {"CUECRAFT_TOKENS": "other:other-token-0123456789"})
+    assert tokens.caller(f"Bearer {CLIENT}").name == "app"
+    assert tokens.caller(f"bearer {ADMIN}").role is Role.ADMIN
+    assert tokens.caller("Bearer other-token-0123456789").name == "other"
+    for header in (None, "", CLIENT, f"Basic {CLIENT}", "Bearer", "Bearer app"):
+        assert tokens.caller(header) is None
+    for line in (
+        "client app",
+        "root app token-0123456789",
+        "client a short",
+        f"client app {CLIENT}\nadmin app {ADMIN}",
+    ):
+        file.write_text(line)
+        with pytest.raises(ServeError, match="tokens line") as error:
+            Tokens.read(file, {})
+        assert CLIENT not in str(error.value)
+    with pytest.raises(ServeError, match="entry 1 is not NAME:TOKEN"):
+        Tokens.read(None, {"CUECRAFT_TOKENS": CLIENT})
+    with pytest.raises(ServeError, match="cannot be read"):
+        Tokens.read(tmp_path / "absent", {})
+
+
+def test_a_rate_is_kept_for_each_caller():
+    now = [0.0]
+    rate = RateLimit(10.0, lambda: now[0])
+    assert rate.take("a", 20) == 0.0  # what two seconds save up
+    assert rate.take("a", 5) == pytest.approx(0.5)
+    assert rate.take("b", 5) == 0.0
+    now[0] = 0.5
+    assert rate.take("a", 5) == 0.0
+    now[0] = 100.0
+    assert rate.take("a", 100) == 0.0  # more than is ever saved up, when all of it is
+    assert rate.take("a", 1) > 8.0  # and paid for afterwards
+
+
+def test_over_the_rate_a_caller_is_told_when_to_come_back(serve):
+    server = serve(rate=RateLimit(1.0))
+    assert server.ask(*classify(["a", "b"], "hard")).status_code == 200
+    response = server.ask(*classify("a", "hard"))
+    assert response.status_code == 429
+    assert int(response.headers["retry-after"]) >= 1
+
+
+def test_a_full_queue_answers_503_with_a_time(serve, causal, monkeypatch):
+    opened, plain = threading.Event(), causal.mixed_logits
+    monkeypatch.setattr(causal, "mixed_logits", lambda rows: opened.wait(20) and plain(rows))
+    server = serve(engine=EngineOptions(max_queue=2))
+    threading.Timer(0.3, opened.set).start()
+    first, second = server.all([classify(["a", "b"], "hard"), classify("c", "hard")])
+    assert first.status_code == 200
+    assert second.status_code == 503
+    assert int(second.headers["retry-after"]) >= 1
+
+
+def test_what_takes_too_long_answers_504(serve, causal, monkeypatch):
+    opened, plain = threading.Event(), causal.mixed_logits
+    monkeypatch.setattr(causal, "mixed_logits", lambda rows: opened.wait(20) and plain(rows))
+    server = serve()
+    response = server.ask(*classify("a", "hard", timeout_ms=100))
+    opened.set()
+    assert response.status_code == 504
+    assert "in time" in response.json()["error"]
+
+
+def test_a_client_that_hangs_up_takes_its_request_back(serve, causal, monkeypatch):
+    opened, plain = threading.Event(), causal.mixed_logits
+    monkeypatch.setattr(causal, "mixed_logits", lambda rows: opened.wait(20) and plain(rows))
+    server = serve()
+
+    async def send():
+        messages = [
+            {"type": "http.request", "body": json.dumps({"inputs": X[1], "prompts": "hard"}).encode()},
+            {"type": "http.disconnect"},
+        ]
+
+        async def receive():
+            return messages.pop(0)
+
+        sent = []
+
+        async def note(message):
+            sent.append(message)
+
+        scope = {"type": "http", "method": "POST", "path": "/v1/classify", "headers": [], "query_string": b""}
+        await server.app(scope, receive, note)
+        return sent[0]["status"]
+
+    held = server.engine.submit([{"text": X[0]}], ["hard"])
+    assert asyncio.run(send()) == 499
+    opened.set()
+    assert len(held.result(20)) == 1
+    server.engine.close(20)
+    assert 'refusals_total{reason="gone"} 1.0' in server.metrics.document().decode()
+
+
+def zipped(folder, prefix="", **others):
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for path in sorted(folder.iterdir()):
+            archive.writestr(prefix + path.name, path.read_bytes())
+        for name, data in others.items():
+            archive.writestr(name, data)
+    return content.getvalue()
+
+
+@pytest.fixture
+def saved(causal, tmp_path):
+    classifiers(causal)["deep"].save(tmp_path / "deep")
+    return tmp_path / "deep"
+
+
+@pytest.fixture
+def admin():
+    return {"tokens": Tokens({"ops": (ADMIN, Role.ADMIN)})}
+
+
+@pytest.mark.parametrize("prefix", ["", "deep/", "./"])
+def test_an_uploaded_prompt_is_served_swapped_and_dropped(serve, causal, saved, admin, tmp_path, prefix):
+    kept = tmp_path / "kept"
+    server = serve(folder=kept, **admin)
+    response = server.ask("PUT", "/v1/prompts/mine", zipped(saved, prefix), token=ADMIN)
+    assert response.status_code == 200
+    assert (kept / "mine" / "manifest.json").is_file()
+    (answer,) = server.ask(*classify(X[0], "mine"), token=ADMIN).json()["results"][0]["answers"]
+    expected = classifiers(causal)["deep"].predict_proba(X[:1])[0]
+    assert np.allclose(list(answer["probabilities"].values()), expected, atol=1e-5)
+    assert answer["version"] == response.json()["version"]
+    assert [one["id"] for one in server.ask("GET", "/v1/prompts", token=ADMIN).json()["prompts"]] == [
+        "hard",
+        "soft",
+        "mine",
+    ]
+    assert server.ask("DELETE", "/v1/prompts/mine", token=ADMIN).status_code == 204
+    assert list(kept.iterdir()) == []
+    assert server.ask(*classify(X[0], "mine"), token=ADMIN).status_code == 404
+
+
+def test_a_bad_upload_changes_nothing(serve, saved, admin, tmp_path):
+    server = serve(limits=Limits(upload_bytes=200_000), folder=tmp_path / "kept", **admin)
+    good = zipped(saved)
+    damaged = bytearray(good)
+    damaged[len(good) // 3] ^= 0xFF
+    bomb = io.BytesIO()
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("manifest.json", b" " * 10_000_000)
+    (tmp_path / "none").mkdir()
+    others = {
+        "no ZIP": b"abc",
+        "damaged": bytes(damaged),
+        "larger than this server takes": bomb.getvalue(),
+        "which no artifact has": zipped(saved, evil=b""),
+        "the path '../": zipped(saved, "../"),
+        "the path '/etc/": zipped(saved, "/etc/"),
+        "several folders": zipped(saved, **{"b/manifest.json": b"{}"}),
+        "holds no manifest.json": zipped(tmp_path / "none", **{"trace.jsonl": b""}),
+    }
+    before = sorted(tmp_path.rglob("*"))
+    for told, content in others.items():
+        response = server.ask("PUT", "/v1/prompts/soft", content, token=ADMIN)
+        assert response.status_code == 400, told
+        assert told in response.json()["error"]
+    assert server.ask("PUT", "/v1/prompts/a%20b", good, token=ADMIN).status_code == 400
+    assert server.ask("PUT", "/v1/prompts/soft", b"x" * 200_001, token=ADMIN).status_code == 413
+    assert sorted(tmp_path.rglob("*")) == before
+    assert server.ask(*classify(X[0], "soft"), token=ADMIN).status_code == 200
+
+
+def test_a_link_in_an_upload_is_written_as_a_file(saved, tmp_path):
+    from cuecraft.serve.http.archive import unpack
+
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        link = zipfile.ZipInfo("manifest.json")
+        link.external_attr = 0o120777 << 16
+        archive.writestr(link, "/etc/passwd")
+    (tmp_path / "out").mkdir()
+    unpack(content.getvalue(), tmp_path / "out", 1000)
+    assert not (tmp_path / "out" / "manifest.json").is_symlink()
+    assert (tmp_path / "out" / "manifest.json").read_text() == "/etc/passwd"
+
+
+def test_words_that_count_are_those_without_which_the_label_is_less_probable(serve, causal):
+    server = serve(("hard",))
+    text = X[0]
+    found = server.ask("POST", "/v1/explain", {"input": text}).json()
+    classifier = classifiers(causal)["hard"]
+    whole = classifier.predict_proba([text])[0]
+    at = int(whole.argmax())
+    words = text.split()
+    variants = [" ".join(words[:n] + words[n + 1 :]) for n in range(len(words))]
+    drops = whole[at] - classifier.predict_proba(variants)[:, at]
+    assert [word for word, _ in found["words"]] == words
+    assert np.allclose([drop for _, drop in found["words"]], drops, atol=1e-5)
+    assert found["probability"] == pytest.approx(float(whole[at]), abs=1e-5)
+    many = server.ask("POST", "/v1/explain", {"input": "joy " * 50 + "bore " * 50}).json()
+    assert len(many["words"]) == 50  # two at a time
+    assert server.ask("POST", "/v1/explain", {"input": "joy"}).json()["words"][0][0] == "joy"
+
+
+def test_metrics_count_what_happened(serve):
+    server = serve(engine=EngineOptions(cache_answers=10, max_wait_ms=0))
+    server.ask(*classify(X[0], ["hard", "soft"]))
+    server.ask(*classify(X[0], ["hard"]))
+    server.ask(*classify(X[0], "nobody"))
+    text = server.ask("GET", "/metrics").text
+    for line in (
+        'cuecraft_requests_total{route="/v1/classify",status="200"} 2.0',
+        'cuecraft_requests_total{route="/v1/classify",status="404"} 1.0',
+        'cuecraft_answers_total{prompt="hard",source="computed"} 1.0',
+        'cuecraft_answers_total{prompt="hard",source="cache"} 1.0',
+        "cuecraft_batch_rows_sum 2.0",
+        "cuecraft_queue_depth 0.0",
+        "cuecraft_prompts 2.0",
+    ):
+        assert line in text
+    assert "nobody" not in text
+
+
+@pytest.mark.parametrize("logs_texts", [False, True])
+def test_the_log_has_texts_only_where_that_was_chosen(serve, monkeypatch, caplog, logs_texts):
+    monkeypatch.setattr(LOG, "propagate", True)
+    server = serve(logs_texts=logs_texts)
+    with caplog.at_level(logging.INFO, "cuecraft.serve"):
+        response = server.ask(*classify("a secret joy", "hard"))
+        server.ask("GET", "/healthz")
+    (record,) = caplog.records
+    assert record.fields["prompts"] == ["hard"]
+    assert record.fields["status"] == 200
+    assert record.fields["request"] == response.headers["x-request-id"]
+    assert ("a secret joy" in str(record.fields)) is logs_texts
+
+
+def test_a_failure_of_the_server_names_the_log_line_and_no_more(serve, causal, monkeypatch, caplog):
+    def broken(rows):
+        raise RuntimeError("weights of /secret/place")
+
+    monkeypatch.setattr(causal, "mixed_logits", broken)
+    monkeypatch.setattr(LOG, "propagate", True)
+    with caplog.at_level(logging.ERROR, "cuecraft.serve"):
+        response = serve().ask(*classify(X[0], "hard"))
+    assert response.status_code == 500
+    assert "secret" not in response.text
+    assert response.headers["x-request-id"] in response.json()["error"]
+    assert "weights of /secret/place" in caplog.text
+
+
+def test_a_closed_engine_is_not_ready(serve):
+    server = serve()
+    assert server.ask("GET", "/readyz").json() == {"status": "ready", "prompts": 2}
+    server.engine.close()
+    assert server.ask("GET", "/readyz").status_code == 503
+    assert server.ask("GET", "/healthz").status_code == 200
+    response = server.ask(*classify("a", "hard"))
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+
+
+def test_the_page_asks_nobody_else(serve):
+    server = serve()
+    for path in ("/", "/page.css", "/page.js"):
+        response = server.ask("GET", path)
+        assert response.status_code == 200
+        assert "http:" not in response.text
+        assert "https:" not in response.text
+        assert "default-src 'none'" in response.headers["content-security-policy"]
+
+
+def test_the_openapi_document_describes_what_is_sent_and_answered(serve):
+    server = serve(("hard",))
+    document = server.ask("GET", "/openapi.json").json()
+    route = document["paths"]["/v1/classify"]["post"]
+    body = route["requestBody"]["content"]["application/json"]["schema"]
+    assert set(body["properties"]) == {"inputs", "prompts", "top_k", "timeout_ms"}
+    schema = {**document["components"]["schemas"]["ClassifyResponse"], "components": document["components"]}
+    jsonschema.validate(server.ask(*classify(X[0])).json(), schema)
+    assert {"200", "400", "401", "404", "413", "429", "503", "504"} <= set(route["responses"])
