@@ -1,0 +1,147 @@
+"""`cuecraft serve` as a process: up, asked, stopped; and what is wrong with its arguments."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from conftest import LABELS, TEXTS
+from cuecraft import PromptClassifier
+
+X = [text for text, _ in TEXTS]
+Y = [LABELS[label] for _, label in TEXTS]
+TOKEN = "client-token-0123456789"
+ASK = """
+import sys, urllib.request
+print(urllib.request.urlopen(sys.argv[1] + "/v1/classify", b'{"inputs": "a joy"}').status)
+"""
+
+
+@pytest.fixture(scope="module")
+def artifacts(causal_folder, tmp_path_factory):
+    """Two artifacts of the tiny causal model, and their classifiers."""
+    folder = tmp_path_factory.mktemp("prompts")
+    found = {}
+    for name, method, options in (("plain", "zero-shot", {}), ("deep", "deep-cue", {"epochs": 2})):
+        found[name] = PromptClassifier(str(causal_folder), method, method_options=options).fit(X, Y)
+        found[name].save(folder / name)
+    return folder, found
+
+
+@contextmanager
+def served(*arguments, **environment):
+    """Start a server on a free port; yield its process, address and log (a list that is filled at the end)."""
+    command = [sys.executable, "-m", "cuecraft", "serve", *map(str, arguments), "--port", "0"]
+    own = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    log = []
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=own) as process:
+        try:
+            for line in process.stderr:
+                log.append(line)
+                if '"ready"' in line:
+                    break
+            else:
+                pytest.fail("".join(log))
+            yield process, json.loads(log[-1])["address"], log
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+            log += process.communicate(timeout=30)[1].splitlines(keepends=True)
+    assert process.returncode == 0, "".join(log)
+
+
+def ask(address, inputs, prompts=None, token=None):
+    body = json.dumps({"inputs": inputs, "prompts": prompts}).encode()
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+    request = urllib.request.Request(f"{address}/v1/classify", body, headers)
+    with urllib.request.urlopen(request, timeout=30) as response:
+        return json.load(response)["results"]
+
+
+def test_a_server_answers_as_the_classifiers_do_and_ends_cleanly(artifacts):
+    folder, classifiers = artifacts
+    with served(folder / "plain", f"mine={folder / 'deep'}") as (_, address, log):
+        results = ask(address, X, ["plain", "mine"])
+        for number, name in enumerate(("plain", "deep")):
+            found = [list(result["answers"][number]["probabilities"].values()) for result in results]
+            assert np.allclose(found, classifiers[name].predict_proba(X), atol=1e-5)
+    events = [json.loads(line) for line in log if line.startswith("{")]
+    assert [event["event"] for event in events] == ["ready", "request", "stopped"]
+    assert events[1]["inputs"] == len(X)
+
+
+def test_what_is_under_way_at_the_end_is_answered(artifacts):
+    folder, _ = artifacts
+    # A text waits a second for others, so that the end comes while it does.
+    with served(folder / "plain", "--max-wait-ms", 1000) as (process, address, _):
+        asking = subprocess.Popen([sys.executable, "-c", ASK, address], stdout=subprocess.PIPE, text=True)
+        time.sleep(0.6)
+        process.send_signal(signal.SIGTERM)
+        assert asking.communicate(timeout=30)[0].strip() == "200"
+        process.wait(30)
+
+
+def test_tokens_come_from_the_environment(artifacts):
+    folder, _ = artifacts
+    with served(folder / "plain", CUECRAFT_TOKENS=f"app:{TOKEN}") as (_, address, log):
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            ask(address, X[0])
+        assert len(ask(address, X[0], token=TOKEN)) == 1
+    assert TOKEN not in "".join(log)
+
+
+def test_mistakes_are_told_in_one_line(run, artifacts, causal_folder, tmp_path):
+    folder, _ = artifacts
+    (tmp_path / "tokens").write_text("nonsense")
+    cases = {
+        "there is no prompt to serve": [],
+        "no artifact here": ["serve-nothing"],
+        "without tokens anybody who reaches 0.0.0.0 may ask": [folder / "plain", "--host", "0.0.0.0"],
+        "two prompts would have the id 'plain'": [folder / "plain", folder / "plain"],
+        "cannot be one": [f"a b={folder / 'plain'}"],
+        "cannot listen on 203.0.113.1": [folder / "plain", "--host", "203.0.113.1", "--open"],
+        "cannot listen on 127.0.0.1 port 99999": [folder / "plain", "--port", 99999],
+        "tokens line 1": [folder / "plain", "--tokens", tmp_path / "tokens"],
+    }
+    for told, arguments in cases.items():
+        code, out, err = run("serve", *map(str, arguments))
+        assert code == 2, told
+        assert not out
+        assert told in err
+        assert len(err.strip().splitlines()) <= 2  # the bar's part may go before
+
+
+def test_prompts_of_several_backbones_are_refused(run, artifacts, masked, tmp_path):
+    folder, _ = artifacts
+    PromptClassifier(masked, "zero-shot").fit(X, Y).save(tmp_path / "other")
+    code, _, err = run("serve", str(folder / "plain"), str(tmp_path / "other"))
+    assert code == 2
+    assert "'plain' and 'other' were made for different backbones" in err
+
+
+def test_without_the_extra_the_command_says_what_to_install(run, artifacts, monkeypatch):
+    from cuecraft.cli import serving
+
+    folder, _ = artifacts
+    monkeypatch.setattr(serving, "find_spec", lambda name: None)
+    code, _, err = run("serve", str(folder / "plain"))
+    assert code == 2
+    assert "pip install 'cuecraft[serve]'" in err
+
+
+def test_an_ensemble_of_seeds_is_one_prompt(causal_folder, tmp_path):
+    members = []
+    for seed in (0, 1):
+        member = PromptClassifier(str(causal_folder), "deep-cue", method_options={"epochs": 1}, seed=seed).fit(X, Y)
+        member.save(tmp_path / "both" / f"seed-{seed}")
+        members.append(member.predict_proba(X[:2]))
+    with served(tmp_path / "both") as (_, address, _):
+        found = [list(result["answers"][0]["probabilities"].values()) for result in ask(address, X[:2])]
+    assert np.allclose(found, np.mean(members, axis=0), atol=1e-5)
