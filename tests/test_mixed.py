@@ -1,7 +1,5 @@
 """Rows of one pass, each with a prompt of its own: class logits are those of each prompt alone."""
 
-from collections import Counter
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -92,15 +90,36 @@ def test_each_row_has_the_logits_of_its_prompt_alone(stock, data):
         assert torch.allclose(own, expected, atol=2e-5)
 
 
-def test_a_text_under_several_prompts_is_read_once(causal, monkeypatch):
-    read = []
-    plain = causal._read
-    monkeypatch.setattr(causal, "_read", lambda texts: read.append(texts) or plain(texts))
+def passes_of(causal, monkeypatch):
+    """Note the shape `[b, N]` of each pass."""
+    shapes = []
+    plain = causal._forward
+    monkeypatch.setattr(
+        causal, "_forward", lambda inputs, *rest: shapes.append(inputs.shape[:2]) or plain(inputs, *rest)
+    )
+    return shapes
+
+
+def test_prompts_over_one_text_are_branches_of_one_row(causal, monkeypatch):
+    shapes = passes_of(causal, monkeypatch)
     task, text, other = make_task(LAST), TEXTS[0][0], TEXTS[1][0]
     prompts = [prompt_of(kind, causal, 1) for kind in ("hard", "soft", "deep")]
     rows = [(task, prompt, text) for prompt in prompts] + [(task, prompts[0], other)]
     found = served(causal, rows)
-    assert Counter(len(texts) for texts in read) == {1: 1}  # the text of three rows; the other one stands in its row
+    tokens = len(causal.tokenizer(text)["input_ids"]) + sum(map(len, prompts))
+    assert shapes == [(2, tokens)]
+    for row, own in zip(rows, found, strict=True):
+        assert torch.allclose(own, alone(causal, *row), atol=2e-5)
+
+
+def test_too_many_prompts_over_one_text_stand_in_rows_of_their_own(causal, monkeypatch):
+    text, tasks = TEXTS[0][0], (make_task(LAST), make_task(WORDLESS))
+    rows = [(task, prompt_of(kind, causal, 1), text) for task in tasks for kind in ("hard", "soft", "deep")]
+    rows += [(tasks[1], HardPrompt(()), text)]
+    monkeypatch.setattr(causal, "budget", Budget(tokens=1536, bytes=2**30, tree=8))
+    shapes = passes_of(causal, monkeypatch)
+    found = served(causal, rows)
+    assert sum(count for count, _ in shapes) == len(rows)
     for row, own in zip(rows, found, strict=True):
         assert torch.allclose(own, alone(causal, *row), atol=2e-5)
 
@@ -110,12 +129,10 @@ def test_a_prompt_before_the_text_is_read_when_it_is_made_ready(causal, monkeypa
     ready = causal.ready(prompt, make_task(FIRST))
     assert not len(ready.vectors)
     assert ready.opening.shape[3] == len(prompt)
-    sizes = []
-    plain = causal._forward
-    monkeypatch.setattr(causal, "_forward", lambda inputs, *rest: sizes.append(inputs.shape[1]) or plain(inputs, *rest))
+    shapes = passes_of(causal, monkeypatch)
     piece = ready.renderer.render(make_examples(TEXTS[:1]))[0]
     causal.mixed_logits([(ready, piece)])
-    assert sizes == [len(piece.after)]
+    assert shapes == [(1, len(piece.after))]
 
 
 def test_a_small_budget_changes_no_logits(stock, monkeypatch):

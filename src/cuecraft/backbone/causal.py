@@ -26,9 +26,6 @@ from cuecraft.backbone.tree import CueTree, tree_groups
 from cuecraft.errors import BackboneError, DataError, PromptError
 from cuecraft.task import Example, Task
 
-# GPT-Neo masks by the number of keys before a key, so branches must fit into its window beside the context.
-_COUNT_KEYS = {"gpt_neo"}
-
 
 class CausalBackbone(MixedCausal):
     """A decoder-only language model that answers with its next word.
@@ -253,13 +250,6 @@ class CausalBackbone(MixedCausal):
             return layout.lead
         fits = whole + layout.cost(len(texts.pieces[0].after)) <= self._tree_nodes(budget, 0)
         return whole if fits else layout.lead  # one pass and not two
-
-    def _tree_nodes(self, budget: Budget, width: int) -> int:
-        """Return how many nodes one tree may have over a context of `width` tokens."""
-        config = self.model.config.get_text_config()
-        if config.model_type in _COUNT_KEYS and self.max_positions is not None:
-            return min(budget.tree, self.max_positions - width)
-        return budget.tree
 
     def _tree_scores(
         self,

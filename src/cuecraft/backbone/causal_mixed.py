@@ -1,14 +1,13 @@
 """Causal language models, many prompts in one pass: each row a text with a prompt of its own, of any kind and task.
 
-A row is read in one piece, text and prompt, unless its text stands in other rows too: such a text is read once, and
-its rows hold the prompts alone. Where the prompt stands before the text, all that comes before the text is the same
-for every request: it was read when the prompt was made ready, and a row holds the text alone.
+A text and its prompt are read in one piece. Several prompts over one text are branches behind it, so that it is read
+once. Where the prompt stands before the text, all that comes before the text is the same for every request: it was
+read when the prompt was made ready, and a row holds the text alone.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,35 +25,60 @@ from cuecraft.task import Task
 
 
 @dataclass(frozen=True, eq=False)
-class _Laid:
-    """One row, laid out: what was read before it, and its new tokens.
+class _Part:
+    """One prompt of a row, and what stands behind it.
 
     Args:
-        prompt: its prompt.
-        past: `[n_layers, 2, n_kv_heads, L, head_dim]` keys and values of what was read; None for nothing.
-        lead: ids before the prompt that were not.
-        after: ids after the prompt.
+        number: which of the rows that were asked for it answers.
+        prompt: the prompt.
+        after: ids after it.
     """
 
+    number: int
     prompt: ReadyPrompt
-    past: Tensor | None
-    lead: tuple[int, ...]
     after: tuple[int, ...]
 
     @property
     def path(self) -> int:
         """New tokens up to the answer slot."""
-        return len(self.lead) + len(self.prompt.vectors) + len(self.after)
+        return len(self.prompt.vectors) + len(self.after)
 
     @property
     def nodes(self) -> int:
         """New tokens."""
         return self.path + (0 if self.prompt.branches is None else len(self.prompt.branches.codes))
 
+
+@dataclass(frozen=True, eq=False)
+class _Laid:
+    """One row, laid out: what was read before it, and its new tokens: a text, and prompts that branch off behind it.
+
+    Args:
+        past: `[n_layers, 2, n_kv_heads, L, head_dim]` keys and values of what was read; None for nothing.
+        lead: ids that all of its prompts stand behind.
+        parts: the prompts.
+    """
+
+    past: Tensor | None
+    lead: tuple[int, ...]
+    parts: tuple[_Part, ...]
+
+    @property
+    def nodes(self) -> int:
+        """New tokens."""
+        return len(self.lead) + sum(part.nodes for part in self.parts)
+
     @property
     def seen(self) -> int:
         """Tokens that were read before."""
         return 0 if self.past is None else self.past.shape[3]
+
+    def starts(self) -> Iterator[tuple[int, _Part]]:
+        """Yield where each prompt begins among the new tokens."""
+        start = len(self.lead)
+        for part in self.parts:
+            yield start, part
+            start += part.nodes
 
 
 class MixedCausal(CausalModel):
@@ -96,7 +120,7 @@ class MixedCausal(CausalModel):
         past = torch.cat(parts, dim=3) if parts else None
         if len(prompt.vectors):
             with keeping(self.model) as kept:
-                self._run_rows([_Laid(prompt, past, (), ())])
+                self._run_rows([_Laid(past, (), (_Part(0, prompt, ()),))])
             new = torch.stack([torch.stack([part[0] for part in kept[layer]]) for layer in sorted(kept)])
             parts.append(new[:, :, :, : len(prompt.vectors)])
         return torch.cat(parts, dim=3)
@@ -112,66 +136,88 @@ class MixedCausal(CausalModel):
             prompt.renderer.check_length([piece], prompt.length)
 
         def run(budget: Budget) -> list[Tensor]:
-            kept = self._shared_texts(rows, budget)
-            laid = [self._laid(row, kept) for row in rows]
+            laid = self._laid(rows, budget)
             costs = [budget.charge(row.nodes, self._pass_bytes(row.seen, row.nodes)) for row in laid]
             found: dict[int, Tensor] = {}
             for batch in token_batches(costs, budget.tokens):
-                found |= zip(batch, self._run_rows([laid[n] for n in batch]), strict=True)
-            return [found[n][: rows[n][0].num_classes] for n in range(len(rows))]
+                own = [laid[n] for n in batch]
+                found |= zip((part.number for row in own for part in row.parts), self._run_rows(own), strict=True)
+            return [found[n][: prompt.num_classes] for n, (prompt, _) in enumerate(rows)]
 
         return self.within_memory(run)
 
-    def _shared_texts(self, rows: Sequence[Row], budget: Budget) -> dict[tuple[int, ...], Tensor]:
-        """Read what is wanted apart: ids before the prompt that several rows share, or that a prefix stands behind."""
-        unread = [(prompt, piece.before) for prompt, piece in rows if prompt.opening is None and piece.before]
-        often = Counter(before for _, before in unread)
-        apart = [before for prompt, before in unread if often[before] > 1 or prompt.states is not None]
-        texts = list(dict.fromkeys(apart))
+    def _laid(self, rows: Sequence[Row], budget: Budget) -> list[_Laid]:
+        """Lay rows out: those of one text together, as branches of it, where they are not too many.
+
+        What is read apart instead: texts of too many prompts, and texts that a prefix stands behind.
+        """
+        found, apart = [], []
+        together: dict[tuple[int, ...], list[_Part]] = {}
+        for number, (prompt, piece) in enumerate(rows):
+            part = _Part(number, prompt, piece.after)
+            if prompt.opening is not None:
+                found.append(_Laid(prompt.opening, (), (part,)))
+            elif prompt.states is not None and piece.before:
+                apart.append((piece.before, part))
+            elif prompt.states is not None:
+                found.append(_Laid(prompt.states, (), (part,)))
+            else:
+                together.setdefault(piece.before, []).append(part)
+        most = self._tree_nodes(budget, 0)
+        for before, parts in together.items():
+            row = _Laid(None, before, tuple(parts))
+            if len(parts) == 1 or (before and row.nodes <= most):
+                found.append(row)
+            elif before:
+                apart += [(before, part) for part in parts]
+            else:
+                found += [_Laid(None, (), (part,)) for part in parts]
+        return found + self._behind(apart, budget)
+
+    def _behind(self, parts: Sequence[tuple[tuple[int, ...], _Part]], budget: Budget) -> list[_Laid]:
+        """Read texts apart, each once; return rows of the prompts behind them."""
+        texts = list(dict.fromkeys(before for before, _ in parts))
         kept: dict[tuple[int, ...], Tensor] = {}
         for batch in token_batches([len(ids) for ids in texts], budget.tokens):
             own = [texts[n] for n in batch]
             kept |= zip(own, self._read(own).states(), strict=True)
-        return kept
-
-    def _laid(self, row: Row, kept: Mapping[tuple[int, ...], Tensor]) -> _Laid:
-        prompt, piece = row
-        if prompt.opening is not None:
-            return _Laid(prompt, prompt.opening, (), piece.after)
-        past = kept.get(piece.before)
-        lead = () if past is not None else piece.before
-        if past is not None and not (len(prompt.vectors) or piece.after):  # the text's last token is the answer slot
-            past, lead = past[:, :, :, :-1], piece.before[-1:]
-        if prompt.states is not None:
-            past = prompt.states if past is None else torch.cat([past, prompt.states], dim=3)
-        return _Laid(prompt, past, lead, piece.after)
+        found = []
+        for before, part in parts:
+            past, lead = kept[before], before[:0]
+            if part.prompt.states is not None:
+                past = torch.cat([past, part.prompt.states], dim=3)
+            elif not part.path:  # the text's last token is the answer slot
+                past, lead = past[:, :, :, :-1], before[-1:]
+            found.append(_Laid(past, lead, (part,)))
+        return found
 
     def _run_rows(self, rows: Sequence[_Laid]) -> Tensor:
-        """Run one pass; return class scores `[b, C]`, zeros behind a row's own classes."""
+        """Run one pass; return class scores `[parts, C]` of all rows' parts, zeros behind a part's own classes."""
         width = max(row.nodes for row in rows)
-        ids, slots = [], []
-        for row in rows:
-            branch = row.prompt.branches
-            own = [*row.lead, *[0] * len(row.prompt.vectors), *row.after, *(branch.codes.tolist() if branch else ())]
+        ids, slots, slot_rows, place = [], [], [], []
+        for number, row in enumerate(rows):
+            own = list(row.lead)
+            for start, part in row.starts():
+                branch, size = part.prompt.branches, len(part.prompt.vectors)
+                own += [*[0] * size, *part.after, *(branch.codes.tolist() if branch else ())]
+                place += [(number, start + n) for n in range(size)]
+                end = start + part.path
+                slots.append(
+                    [end - 1 if part.path else len(row.lead) - 1, *(end + n for n in (branch.ends if branch else ()))]
+                )
+                slot_rows.append(number)
             ids.append(own + [0] * (width - len(own)))
-            slots.append([row.path - 1, *(row.path + end for end in (branch.ends if branch else ()))])
         reads = max(map(len, slots))
         at = torch.tensor([own + own[:1] * (reads - len(own)) for own in slots], device=self.device)
-        place = [
-            (n, column)
-            for n, row in enumerate(rows)
-            for column in range(len(row.lead), len(row.lead) + len(row.prompt.vectors))
-        ]
-        inputs = self.embed(torch.tensor(ids))
-        change = None
+        prompts = [part.prompt for row in rows for part in row.parts]
+        inputs, change = self.embed(torch.tensor(ids)), None
         if place:
-            at_rows, at_columns = torch.tensor(place, device=self.device).unbind(1)
-            prompts = [row.prompt for row in rows]
+            where = torch.tensor(place, device=self.device).unbind(1)
             table = VectorTable.of([own.vectors for own in prompts], [own.offsets for own in prompts])
-            inputs = inputs.index_put((at_rows, at_columns), table.vectors)
-            change = None if table.offsets is None else adding(table.offsets, at_rows, at_columns)
-        mixed = MixedReadout(self.model, [row.prompt.reads for row in rows])
-        with mixed.reading(at), entering(self.layers if change else (), change):
+            inputs = inputs.index_put(where, table.vectors)
+            change = None if table.offsets is None else adding(table.offsets, *where)
+        mixed = MixedReadout(self.model, [prompt.reads for prompt in prompts])
+        with mixed.reading(at, slot_rows), entering(self.layers if change else (), change):
             logits = self._forward(inputs, *_seen(rows, width, self.device), self._past_of(rows)).logits
         return mixed.scores(logits)[0]
 
@@ -184,10 +230,13 @@ class MixedCausal(CausalModel):
 def _seen(rows: Sequence[_Laid], width: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return which new tokens each new token may see `[b, N, N]`, and which are real `[b, N]`."""
     ancestors = torch.ones(width, width, dtype=torch.bool).tril().expand(len(rows), -1, -1)
-    if any(row.prompt.branches is not None for row in rows):
+    if any(len(row.parts) > 1 or row.parts[0].prompt.branches is not None for row in rows):
         ancestors = ancestors.clone()
         for own, row in zip(ancestors, rows, strict=True):
-            if row.prompt.branches is not None:
-                own[row.path : row.nodes, row.path : row.nodes] = row.prompt.branches.ancestors
+            for start, part in row.starts():
+                end, stop = start + part.path, start + part.nodes
+                own[start:stop, len(row.lead) : start] = False  # the prompts before it
+                if part.prompt.branches is not None:
+                    own[end:stop, end:stop] = part.prompt.branches.ancestors
     nodes = torch.tensor([row.nodes for row in rows])
     return ancestors.to(device), (torch.arange(width) < nodes[:, None]).to(device)

@@ -24,6 +24,9 @@ from cuecraft.backbone.rendering import HeadKind, Pieces, Renderer
 from cuecraft.backbone.tree import grow_tree
 from cuecraft.errors import BackboneError, PromptError
 
+# GPT-Neo masks by the number of keys before a key, so branches must fit into its window beside the context.
+_COUNT_KEYS = {"gpt_neo"}
+
 
 class CausalModel(FrozenModel):
     """A decoder-only language model, one pass at a time.
@@ -96,6 +99,13 @@ class CausalModel(FrozenModel):
         """Return logits `[V]` after a text, as the model gives them by itself."""
         logits: Tensor = self.model(input_ids=torch.tensor([ids], device=self.device)).logits[0, -1].float()
         return logits
+
+    def _tree_nodes(self, budget: Budget, width: int) -> int:
+        """Return how many nodes one tree may have over a context of `width` tokens."""
+        config = self.model.config.get_text_config()
+        if config.model_type in _COUNT_KEYS and self.max_positions is not None:
+            return min(budget.tree, self.max_positions - width)
+        return budget.tree
 
     def _context_bytes(self, width: int) -> int:
         """Return about how many bytes the keys and values of `width` tokens take."""

@@ -39,16 +39,18 @@ class Readout(ABC):
         self._was_read = False
 
     @contextmanager
-    def reading(self, slots: Tensor) -> Iterator[None]:
-        """Have the model's output embedding read at slots `[B, R]` of the sequence alone.
+    def reading(self, slots: Tensor, rows: Sequence[int] | None = None) -> Iterator[None]:
+        """Have the model's output embedding read at slots of the sequence alone.
 
-        R counts candidates times (1 + beginnings), the answer slot of each candidate first.
+        Args:
+            slots: `[B, R]`; R counts candidates times (1 + beginnings), the answer slot of each candidate first.
+            rows: `[B]` the row of the pass that each lies in; None where they are the rows in order.
         """
+        numbers = torch.arange(len(slots)) if rows is None else torch.tensor(rows)
 
         def forward(hidden: Tensor) -> Tensor:
             self._was_read = True
-            index = slots.to(hidden.device)[..., None].expand(-1, -1, hidden.shape[-1])
-            return self._logits(hidden.gather(1, index))
+            return self._logits(hidden[numbers.to(hidden.device)[:, None], slots.to(hidden.device)])
 
         with ONE_PASS_AT_A_TIME:
             self._was_read = False

@@ -1,0 +1,241 @@
+"""How fast prompts are served; writes benchmarks/results/serve.json.
+
+    python benchmarks/serve.py [--models demo:minilm,demo:smollm2-135m] [--seconds 15] [--rounds 3]
+        [--parts engine,http]
+
+Texts are sentences of SST-2, each sent once; prompts of several kinds are tuned for a moment on 32 of them (their
+answers do not matter here, their shapes do). `engine`: in this process, rows of one prompt beside rows of 16, one text
+under 1 and under 8 prompts. `http`: `cuecraft serve` in a process of its own, loaded from another one
+(serve_load.py): throughput beside the bare engine, in turns, medians; latency at half of that; PEFT behind FastAPI and
+a Transformers pipeline, one request a forward pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from common import DATA, ROOT, machine, read_result, require_data, rounds, seconds, write_result
+
+from cuecraft import PromptClassifier
+from cuecraft.backbone import AnyBackbone, load_backbone
+from cuecraft.data import read_records
+from cuecraft.serve import Engine, EngineOptions, Shelf
+
+PROMPTS = 16
+CONNECTIONS = 64
+IN_FLIGHT = 64  # texts that wait in the bare engine, as many as connections
+LAST, FIRST = "{text}{prompt: It was}{mask}", "{prompt:Review:}{text} It was{mask}"
+KINDS: dict[str, list[tuple[str, str | None, dict[str, Any]]]] = {
+    "causal": [
+        ("zero-shot", LAST, {}),
+        ("prompt-tuning", LAST, {"epochs": 1, "prompt_length": 4}),
+        ("deep-cue", LAST, {"epochs": 1}),
+        ("prefix-tuning", FIRST, {"epochs": 1}),
+    ],
+    "sequence": [
+        ("linear-probe", None, {}),
+        ("prompt-tuning", None, {"epochs": 1, "prompt_length": 4}),
+        ("deep-cue", None, {"epochs": 1}),
+        ("prefix-tuning", None, {"epochs": 1}),
+    ],
+}
+
+
+def sentences() -> list[str]:
+    rows = read_records(DATA.parent / "sst2-full" / "train.jsonl")
+    return list(dict.fromkeys(row.fields["text"] for row in rows))
+
+
+def tuned(backbone: AnyBackbone, texts: Sequence[str], folder: Path) -> list[Path]:
+    """Write `PROMPTS` artifacts of four kinds; their labels are made up."""
+    labels = [("negative", "positive")[n % 2] for n in range(32)]
+    found = []
+    for number in range(PROMPTS):
+        method, template, options = KINDS[backbone.head_kind][number % 4]
+        own = PromptClassifier(backbone, method, template=template, method_options=options, seed=number)
+        path = folder / f"{method}-{number}"
+        own.fit(texts[:32], labels).save(path)
+        found.append(path)
+    return found
+
+
+def shelf_of(backbone: AnyBackbone, folders: Sequence[Path]) -> Shelf:
+    from cuecraft.prompts import load_artifact
+
+    shelf = Shelf(backbone)
+    for folder in folders:
+        shelf.put(folder.name, [load_artifact(folder)])
+    return shelf
+
+
+class Texts:
+    """Sentences, none of them twice."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._texts = texts
+        self._at = 0
+
+    def next(self, count: int) -> list[str]:
+        found = [self._texts[(self._at + n) % len(self._texts)] for n in range(count)]
+        self._at += count
+        return found
+
+
+def engine_rate(engine: Engine, texts: Texts, names: Sequence[str], rows: int) -> float:
+    """Return texts a second where `IN_FLIGHT` of them wait at any time, each with the next prompt."""
+    waiting, own = [], texts.next(rows)
+    begun = time.perf_counter()
+    for number, text in enumerate(own):
+        waiting.append(engine.submit([{"text": text}], [names[number % len(names)]]))
+        if len(waiting) >= IN_FLIGHT:
+            waiting.pop(0).result()
+    for future in waiting:
+        future.result()
+    return rows / (time.perf_counter() - begun)
+
+
+def engine_part(shelf: Shelf, texts: Texts, rows: int, count: int) -> dict[str, Any]:
+    names = [served.name for served in shelf.all()]
+    kinds = names[:4]
+    engine = Engine(shelf, EngineOptions(max_wait_ms=0, max_queue=100_000))
+    runs = {name: (lambda name=name: engine_rate(engine, texts, [name], rows)) for name in kinds}
+    found = rounds(runs | {"mixed": lambda: engine_rate(engine, texts, names, rows)}, count)
+
+    def under(prompts: Sequence[str]) -> float:
+        own = texts.next(8)
+        return seconds(lambda: [engine.ask([{"text": text}], prompts) for text in own]) / len(own)
+
+    eight = [name for name in names if not name.startswith(("prefix", "linear"))][:8]
+    several = rounds({"one": lambda: under(eight[:1]), "eight": lambda: under(eight)}, count)
+    engine.close()
+    one = statistics.mean(found[name] for name in kinds)
+    return {
+        "texts_per_second": found,
+        "mixed_to_one": found["mixed"] / one,
+        "one_text_seconds": several,
+        "eight_prompts_to_one": several["eight"] / several["one"],
+    }
+
+
+@contextmanager
+def process(*command: str) -> Iterator[str]:
+    """Start a server; yield its address."""
+    with subprocess.Popen(
+        [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as own:
+        assert own.stdout is not None
+        try:
+            for line in own.stdout:
+                if "http://127.0.0.1" in line:
+                    break
+            else:
+                raise SystemExit(f"{command}: did not start")
+            # What it writes from here on nobody reads; a full pipe would stop it.
+            drain = subprocess.Popen(["cat"], stdin=own.stdout, stdout=subprocess.DEVNULL)
+            yield "http://127.0.0.1" + line.split("http://127.0.0.1", 1)[1].split('"')[0].split()[0]
+        finally:
+            own.terminate()
+            drain.wait()
+
+
+def loaded(kind: str, address: str, bodies: Path, options: dict[str, object]) -> dict[str, float]:
+    flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    command = [sys.executable, str(ROOT / "benchmarks" / "serve_load.py"), kind, address, str(bodies), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+def bodies_of(texts: Sequence[str], names: Sequence[str] | None, path: Path) -> Path:
+    rows = [{"inputs": text} | ({"prompts": names[n % len(names)]} if names else {}) for n, text in enumerate(texts)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def http_part(
+    name: str, shelf: Shelf, folders: list[Path], texts: Texts, rows: int, options: argparse.Namespace
+) -> dict[str, Any]:
+    scratch, deep = folders[0].parent, folders[2]
+    length = {"seconds": options.seconds}
+    ids = [folder.name for folder in folders]
+    arguments = ["-m", "cuecraft", "serve", *map(str, folders), "--port", "0", "--model", name]
+    engine = Engine(shelf, EngineOptions(max_queue=100_000))
+    with process(*arguments) as address:
+
+        def http(prompts: Sequence[str]) -> float:
+            bodies = bodies_of(texts.next(20_000), prompts, scratch / "bodies")
+            return loaded("closed", address, bodies, length | {"connections": CONNECTIONS})["requests_per_second"]
+
+        rates = rounds(
+            {
+                "engine": lambda: engine_rate(engine, texts, [deep.name], rows),
+                "http": lambda: http([deep.name]),
+                "http mixed": lambda: http(ids),
+            },
+            options.rounds,
+        )
+        bodies = bodies_of(texts.next(20_000), [deep.name], scratch / "bodies")
+        half = length | {"connections": 256, "rate": rates["http"] / 2}
+        latencies = [loaded("open", address, bodies, half) for _ in range(options.rounds)]
+    engine.close()
+    latency = {key: statistics.median(own[key] for own in latencies) for key in latencies[0]}
+    peers = {}
+    for kind in ("peft", "pipeline"):
+        with process(str(ROOT / "benchmarks" / "serve_peers.py"), kind, name) as address:
+            bodies = bodies_of(texts.next(20_000), None, scratch / "bodies")
+            found = [
+                loaded("closed", address, bodies, length | {"connections": CONNECTIONS}) for _ in range(options.rounds)
+            ]
+            peers[kind] = statistics.median(one["requests_per_second"] for one in found)
+    return {
+        "texts_per_second": rates | peers,
+        "http_to_engine": rates["http"] / rates["engine"],
+        "ahead_of": {kind: rates["http"] / rate for kind, rate in peers.items()},
+        "at_half": latency,
+    }
+
+
+def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    backbone = load_backbone(name)
+    texts = sentences()
+    rows = 600 if backbone.head_kind == "sequence" else 200
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = tuned(backbone, texts, Path(scratch))
+        shelf, source = shelf_of(backbone, folders), Texts(texts[32:])
+        tokens = [len(ids) for ids in backbone.tokenizer(texts[:1000])["input_ids"]]
+        found: dict[str, Any] = {"mean_tokens": statistics.mean(tokens)}
+        if "engine" in options.parts:
+            found["engine"] = engine_part(shelf, source, rows, options.rounds)
+            print(name, json.dumps(found["engine"]), flush=True)
+        if "http" in options.parts:
+            found["http"] = http_part(name, shelf, folders, source, rows, options)
+            print(name, json.dumps(found["http"]), flush=True)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default="demo:minilm,demo:smollm2-135m")
+    parser.add_argument("--seconds", type=float, default=15.0, help="of each load, a fifth of it warm-up")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--parts", default="engine,http")
+    options = parser.parse_args()
+    require_data()
+    result = read_result("serve.json")
+    for name in options.models.split(","):
+        result[name] = result.get(name, {}) | measured(name, options) | {"machine": machine()}
+    write_result("serve.json", result)
+
+
+if __name__ == "__main__":
+    main()
