@@ -127,7 +127,7 @@ def test_prompts_of_several_backbones_are_refused(run, artifacts, masked, tmp_pa
 
 
 def test_without_the_extra_the_command_says_what_to_install(run, artifacts, monkeypatch):
-    from cuecraft.cli import serving
+    from cuecraft.runs import serving
 
     folder, _ = artifacts
     monkeypatch.setattr(serving, "find_spec", lambda name: None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -13,27 +12,24 @@ from cuecraft.cli.app import app
 from cuecraft.cli.options import Device, Dtype, Offline
 from cuecraft.errors import ServeError
 
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+Served = Annotated[list[str] | None, typer.Argument(help="Folders of artifacts or runs; NAME=FOLDER for an id.")]
+TokenFile = Annotated[
+    Path | None, typer.Option(help="File of access tokens: 'client NAME TOKEN' or 'admin NAME TOKEN' a line.")
+]
+KeepFolder = Annotated[Path | None, typer.Option(help="Folder for uploaded prompts, served again after a restart.")]
+BatchTokens = Annotated[int | None, typer.Option(min=1, help="Tokens of a batch; by default by the device.")]
 
 
 @app.command()
 def serve(
-    artifacts: Annotated[
-        list[str] | None, typer.Argument(help="Folders of artifacts or runs; NAME=FOLDER for an id.")
-    ] = None,
+    artifacts: Served = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 for a free one.")] = 8000,
-    tokens: Annotated[
-        Path | None, typer.Option(help="File of access tokens: 'client NAME TOKEN' or 'admin NAME TOKEN' a line.")
-    ] = None,
+    tokens: TokenFile = None,
     is_open: Annotated[bool, typer.Option("--open", help="Serve others than this machine without tokens.")] = False,
-    keep: Annotated[
-        Path | None, typer.Option(help="Folder for uploaded prompts, served again after a restart.")
-    ] = None,
+    keep: KeepFolder = None,
     rate: Annotated[float | None, typer.Option(min=0.001, help="Answers a second for each token.")] = None,
-    batch_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of a batch; by default by the device.")
-    ] = None,
+    batch_tokens: BatchTokens = None,
     max_wait_ms: Annotated[float, typer.Option(min=0, help="How long a text waits for others to share a batch.")] = 2.0,
     max_queue: Annotated[int, typer.Option(min=1, help="Answers that may be waited for; more are refused.")] = 4096,
     cache: Annotated[int, typer.Option(min=0, help="Answers kept for texts that come again.")] = 0,
@@ -42,9 +38,7 @@ def serve(
     max_body_bytes: Annotated[int, typer.Option(min=1, help="Bytes of a request.")] = 1_000_000,
     max_upload_bytes: Annotated[int, typer.Option(min=1, help="Bytes of an uploaded prompt.")] = 64_000_000,
     timeout_ms: Annotated[int, typer.Option(min=1, help="How long a request may take.")] = 30_000,
-    drain: Annotated[
-        float, typer.Option(min=0, help="Seconds for what is under way when the server is stopped.")
-    ] = 20.0,
+    drain: Annotated[float, typer.Option(min=0, help="Seconds for what is under way at the end.")] = 20.0,
     log_texts: Annotated[bool, typer.Option("--log-texts", help="Write the texts into the log, too.")] = False,
     model: Annotated[str | None, typer.Option(help="Where the backbone is now, if not where it was.")] = None,
     device: Device = "auto",
@@ -52,37 +46,34 @@ def serve(
     local_files_only: Offline = False,
 ) -> None:
     """Serve tuned prompts over HTTP: many of them, over one backbone."""
-    if find_spec("fastapi") is None or find_spec("uvicorn") is None or find_spec("prometheus_client") is None:
-        raise ServeError("serving needs further packages: pip install 'cuecraft[serve]'")
     from cuecraft.recipe import artifact_of
-    from cuecraft.runs.serving import load_shelf
-    from cuecraft.serve import Engine, EngineOptions
-    from cuecraft.serve.http.access import RateLimit, Tokens
-    from cuecraft.serve.http.metrics import Metrics
-    from cuecraft.serve.http.server import listen, run
-    from cuecraft.serve.http.service import Service
-    from cuecraft.serve.http.wire import Limits
+    from cuecraft.runs.serving import ServeRequest, run_serve
 
-    known = Tokens.read(tokens)
-    if host not in _LOOPBACK and not known and not is_open:
-        raise ServeError(f"without tokens anybody who reaches {host} may ask; give --tokens FILE, or --open")
-    prompts = {name: artifact_of(folder) for name, folder in _named(artifacts or []).items()}
-    listening = listen(host, port)
-    metrics = Metrics()
-    with display.progress():
-        shelf = load_shelf(prompts, keep, model, device, dtype, local_files_only)
-    options = EngineOptions(
-        batch_tokens=batch_tokens, max_wait_ms=max_wait_ms, max_queue=max_queue, cache_answers=cache
+    request = ServeRequest(
+        prompts={name: artifact_of(folder) for name, folder in _named(artifacts or []).items()},
+        address=(host, port),
+        tokens=tokens,
+        is_open=is_open,
+        keep=keep,
+        rate=rate,
+        batches={
+            "batch_tokens": batch_tokens,
+            "max_wait_ms": max_wait_ms,
+            "max_queue": max_queue,
+            "cache_answers": cache,
+        },
+        limits={
+            "body_bytes": max_body_bytes,
+            "upload_bytes": max_upload_bytes,
+            "inputs": max_inputs,
+            "characters": max_characters,
+            "timeout_ms": timeout_ms,
+        },
+        drain=drain,
+        logs_texts=log_texts,
+        backbone={"model": model, "device": device, "dtype": dtype, "local_files_only": local_files_only},
     )
-    limits = Limits(
-        body_bytes=max_body_bytes,
-        upload_bytes=max_upload_bytes,
-        inputs=max_inputs,
-        characters=max_characters,
-        timeout_ms=timeout_ms,
-    )
-    engine = Engine(shelf, options, metrics)
-    run(Service(engine, metrics, known, RateLimit(rate), limits, keep, log_texts), listening, drain, display.serving)
+    run_serve(request, display.serving)
 
 
 def _named(arguments: list[str]) -> dict[str, Path]:

@@ -1,15 +1,72 @@
-"""What `serve` does before anything is served: artifacts in, a shelf of prompts over one backbone out."""
+"""What `serve` does: artifacts in, a shelf of prompts over one backbone, and a server in front of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from cuecraft.backbone import load_backbone
 from cuecraft.ensemble import member_folders
 from cuecraft.errors import ServeError
 from cuecraft.prompts import Artifact, load_artifact
-from cuecraft.serve import Shelf
+from cuecraft.serve import Engine, EngineOptions, Shelf
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_NEEDED = ("fastapi", "uvicorn", "prometheus_client")
+
+
+@dataclass(frozen=True)
+class ServeRequest:
+    """What `cuecraft serve` was asked for; see its help for each."""
+
+    prompts: Mapping[str, Path]
+    address: tuple[str, int]
+    tokens: Path | None
+    is_open: bool
+    keep: Path | None
+    rate: float | None
+    batches: Mapping[str, Any]
+    limits: Mapping[str, Any]
+    drain: float
+    logs_texts: bool
+    backbone: Mapping[str, Any]
+
+
+def run_serve(request: ServeRequest, ready: Callable[[str], None]) -> None:
+    """Serve prompts until SIGTERM or SIGINT; `ready` is told the address once the server answers.
+
+    Raises:
+        ServeError: the extra is not installed, the address cannot be had, or others could ask without a token.
+        CuecraftError: as `load_shelf`.
+    """
+    if any(find_spec(name) is None for name in _NEEDED):
+        raise ServeError("serving needs further packages: pip install 'cuecraft[serve]'")
+    from cuecraft.serve.http.access import RateLimit, Tokens
+    from cuecraft.serve.http.metrics import Metrics
+    from cuecraft.serve.http.server import listen, run
+    from cuecraft.serve.http.service import Service
+    from cuecraft.serve.http.wire import Limits
+
+    host, port = request.address
+    tokens = Tokens.read(request.tokens)
+    if host not in _LOOPBACK and not tokens and not request.is_open:
+        raise ServeError(f"without tokens anybody who reaches {host} may ask; give --tokens FILE, or --open")
+    listening = listen(host, port)
+    shelf = load_shelf(request.prompts, request.keep, **request.backbone)
+    metrics = Metrics()
+    service = Service(
+        Engine(shelf, EngineOptions(**request.batches), metrics),
+        metrics,
+        tokens,
+        RateLimit(request.rate),
+        Limits(**request.limits),
+        request.keep,
+        request.logs_texts,
+    )
+    run(service, listening, request.drain, ready)
 
 
 def load_shelf(
