@@ -21,7 +21,8 @@ from cuecraft.serve.http.app import create_app
 from cuecraft.serve.http.metrics import Metrics
 from cuecraft.serve.http.middleware import LOG
 from cuecraft.serve.http.service import Service
-from cuecraft.serve.http.wire import Limits
+from cuecraft.serve.kept import Kept
+from cuecraft.serve.limits import Limits
 from serving import X, classifiers
 
 CLIENT, ADMIN = "client-token-0123456789", "admin-token-0123456789"
@@ -37,6 +38,8 @@ class Server:
         self.metrics = Metrics()
         self.engine = Engine(shelf, parts.pop("engine", None) or EngineOptions(max_wait_ms=0), self.metrics)
         self.metrics.follow(self.engine)
+        if "kept" in parts:
+            parts["kept"] = Kept(shelf, parts["kept"])
         self.app = create_app(Service(self.engine, self.metrics, **parts))
 
     def ask(self, method, path, body=None, token=None, **more):
@@ -312,7 +315,7 @@ def admin():
 @pytest.mark.parametrize("prefix", ["", "deep/", "./"])
 def test_an_uploaded_prompt_is_served_swapped_and_dropped(serve, causal, saved, admin, tmp_path, prefix):
     kept = tmp_path / "kept"
-    server = serve(folder=kept, **admin)
+    server = serve(kept=kept, **admin)
     response = server.ask("PUT", "/v1/prompts/mine", zipped(saved, prefix), token=ADMIN)
     assert response.status_code == 200
     assert (kept / "mine" / "manifest.json").is_file()
@@ -330,8 +333,26 @@ def test_an_uploaded_prompt_is_served_swapped_and_dropped(serve, causal, saved, 
     assert server.ask(*classify(X[0], "mine"), token=ADMIN).status_code == 404
 
 
+def test_servers_that_share_a_folder_follow_one_another(serve, causal, saved, admin, tmp_path):
+    first, second = (serve(kept=tmp_path / "kept", **admin) for _ in range(2))
+    kept = second.app.state.service.kept
+    assert first.ask("PUT", "/v1/prompts/mine", zipped(saved), token=ADMIN).status_code == 200
+    assert second.ask(*classify(X[0], "mine"), token=ADMIN).status_code == 404
+    kept.refresh()
+    version = second.ask(*classify(X[0], "mine"), token=ADMIN).json()["results"][0]["answers"][0]["version"]
+    classifiers(causal)["soft"].save(tmp_path / "kept" / "mine")
+    (tmp_path / "kept" / "half-copied").mkdir()
+    (tmp_path / "kept" / "half-copied" / "manifest.json").write_text("{")
+    kept.refresh()
+    assert second.engine.shelf.get("mine").version != version
+    assert first.ask("DELETE", "/v1/prompts/mine", token=ADMIN).status_code == 204
+    kept.refresh()
+    assert second.ask(*classify(X[0], "mine"), token=ADMIN).status_code == 404
+    assert second.ask(*classify(X[0], "hard"), token=ADMIN).status_code == 200
+
+
 def test_a_bad_upload_changes_nothing(serve, saved, admin, tmp_path):
-    server = serve(limits=Limits(upload_bytes=200_000), folder=tmp_path / "kept", **admin)
+    server = serve(limits=Limits(upload_bytes=200_000), kept=tmp_path / "kept", **admin)
     good = zipped(saved)
     damaged = bytearray(good)
     damaged[len(good) // 3] ^= 0xFF

@@ -80,7 +80,7 @@ def test_a_server_answers_as_the_classifiers_do_and_ends_cleanly(artifacts):
 def test_what_is_under_way_at_the_end_is_answered(artifacts):
     folder, _ = artifacts
     # A text waits a second for others, so that the end comes while it does.
-    with served(folder / "plain", "--max-wait-ms", 1000) as (process, address, _):
+    with served(folder / "plain", "--option", "batches.max_wait_ms=1000") as (process, address, _):
         asking = subprocess.Popen([sys.executable, "-c", ASK, address], stdout=subprocess.PIPE, text=True)
         time.sleep(0.6)
         process.send_signal(signal.SIGTERM)
@@ -127,7 +127,7 @@ def test_prompts_of_several_backbones_are_refused(run, artifacts, masked, tmp_pa
 
 
 def test_without_the_extra_the_command_says_what_to_install(run, artifacts, monkeypatch):
-    from cuecraft.runs import serving
+    from cuecraft.serve import setup as serving
 
     folder, _ = artifacts
     monkeypatch.setattr(serving, "find_spec", lambda name: None)

@@ -17,6 +17,7 @@ from cuecraft.data import Record, subsample
 from cuecraft.data.readers import text_value
 from cuecraft.errors import DataError, LabelWordError, MethodError
 from cuecraft.method import Candidate, Event, Outcome, Problem, fresh_logits
+from cuecraft.options import make_options
 from cuecraft.prompts import AnyPrompt, Artifact, Calibration, load_artifact
 from cuecraft.search.label_free import LabelFreeSearch, class_shares
 from cuecraft.search.label_words import LabelWordSearch, with_label_words
@@ -33,7 +34,6 @@ from cuecraft.tune.prepare import (
     run_key,
     with_checkpoints,
 )
-from cuecraft.tune.registry import make_options
 
 Texts = Any  # a sequence of strings or of mappings from field to string, a NumPy array, or a pandas DataFrame
 

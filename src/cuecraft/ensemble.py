@@ -11,15 +11,7 @@ import numpy as np
 from cuecraft.classifier import PromptClassifier, Texts
 from cuecraft.errors import ArtifactError
 from cuecraft.method import Event
-from cuecraft.prompts import load_artifact
-
-MEMBERS = "seed-*"
-
-
-def member_folders(folder: str | Path) -> list[Path]:
-    """Return the artifacts of a folder that `tune --seeds` wrote, by seed; none where it is another folder."""
-    found = [path for path in Path(folder).glob(MEMBERS) if path.name.removeprefix("seed-").lstrip("-").isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("seed-")))
+from cuecraft.prompts import load_artifact, member_folders
 
 
 class PromptEnsemble:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic.fields import FieldInfo
+
+from cuecraft.errors import CuecraftError, MethodError
 
 
 def _from_word(value: Any, option: FieldInfo | None) -> Any:
@@ -36,3 +38,60 @@ class Options(BaseModel):
         values = [getattr(self, name) for name in type(self).model_fields]
         parts = [value.longest_prompt() for value in values if isinstance(value, Options)]
         return max(getattr(self, "prompt_length", None) or 0, *parts, 0)
+
+
+Chosen = TypeVar("Chosen", bound=Options)
+
+
+def make_options(kind: type[Chosen], options: Mapping[str, Any] | None = None) -> Chosen:
+    """Return options of a kind: a method, a part of one, or a command.
+
+    Args:
+        kind: the kind; errors call it by its `name`, as a method, or else by that of the class.
+        options: values by name; a part's option is written with a dot, ``tune.epochs``.
+
+    Raises:
+        MethodError: unknown option, or a value out of range.
+    """
+    name = f"method {method}" if (method := getattr(kind, "name", None)) else kind.__name__
+    try:
+        return kind.model_validate(_nested(options or {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, CuecraftError):
+            raise cause from None
+        where = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(_option_names(kind))
+            raise MethodError(f"{name} has no option {where!r}; it has {known}") from None
+        raise MethodError(f"{name}, option {where!r}: {first['msg'].lower()} (got {first['input']!r})") from None
+
+
+def option_places(kind: type[Options], ending: str) -> list[str]:
+    """Return the options of a kind, parts' options included, that are called so or end in a dot and this."""
+    return [name for name in _option_names(kind) if f".{name}".endswith(f".{ending}")]
+
+
+def _nested(options: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for key, value in options.items():
+        *parents, leaf = key.split(".")
+        branch = tree
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+            if not isinstance(branch, dict):
+                raise MethodError(f"option {parent!r} was given a value and parts ({key!r}); give one of them")
+        branch[leaf] = value
+    return tree
+
+
+def _option_names(kind: type[Options], prefix: str = "") -> list[str]:
+    names = []
+    for name, option in kind.model_fields.items():
+        part = option.annotation
+        if isinstance(part, type) and issubclass(part, Options):
+            names += _option_names(part, f"{prefix}{name}.")
+        else:
+            names.append(prefix + name)
+    return names

@@ -15,13 +15,13 @@ from cuecraft.classic.dataset import Rows, texts_and_labels
 from cuecraft.classifier import as_records, class_names
 from cuecraft.errors import BackboneError, DataError
 from cuecraft.method import Candidate, Labelled, Selection
+from cuecraft.options import make_options
 from cuecraft.prompts import Calibration, HardPrompt, PrefixPrompt
 from cuecraft.seeding import torch_generator
 from cuecraft.tune.encoder import EncoderKind
 from cuecraft.tune.loop import TrainingOptions, train
 from cuecraft.tune.prefix_tuning import PrefixTuning as PrefixMethod
 from cuecraft.tune.prepare import DEFAULT_CUE, make_problem, make_task
-from cuecraft.tune.registry import make_options
 
 if TYPE_CHECKING:
     from cuecraft.classic.prefix import PrefixTuning

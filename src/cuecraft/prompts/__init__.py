@@ -1,6 +1,14 @@
 """Prompts in words, in vectors and on every layer; calibration, and the artifact that keeps them."""
 
-from cuecraft.prompts.artifact import Artifact, StoredWeights, check_target, check_writable, load_artifact, stored_bytes
+from cuecraft.prompts.artifact import (
+    Artifact,
+    StoredWeights,
+    check_target,
+    check_writable,
+    load_artifact,
+    member_folders,
+    stored_bytes,
+)
 from cuecraft.prompts.calibration import Calibration
 from cuecraft.prompts.kinds import AnyPrompt, DeepCue, HardPrompt, PrefixPrompt, SoftPrompt, with_head
 from cuecraft.prompts.shared import Sharing, TaskPart, shared_file
@@ -19,6 +27,7 @@ __all__ = [
     "check_target",
     "check_writable",
     "load_artifact",
+    "member_folders",
     "shared_file",
     "stored_bytes",
     "with_head",

@@ -211,6 +211,12 @@ class Artifact:
             )
 
 
+def member_folders(folder: str | Path) -> list[Path]:
+    """Return the artifacts of a folder that `tune --seeds` wrote, by seed; none where it is another folder."""
+    found = [path for path in Path(folder).glob("seed-*") if path.name.removeprefix("seed-").lstrip("-").isdigit()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("seed-")))
+
+
 def check_target(folder: Path) -> None:
     """Raise ArtifactError where something that is no artifact stands in the way of one, or nothing can be written."""
     if folder.exists():

@@ -12,13 +12,13 @@ from cuecraft.data import Record, read_records, subsample
 from cuecraft.errors import DataError, MethodError
 from cuecraft.family import PromptFamily, check_family_target
 from cuecraft.method import Event
+from cuecraft.options import make_options
 from cuecraft.prompts import check_target, load_artifact
 from cuecraft.runs.examples import check_labels, unzip
 from cuecraft.runs.requests import MultitaskRequest
 from cuecraft.tune.mix import Combination, mix_lora
 from cuecraft.tune.multitask import MultitaskTuning
 from cuecraft.tune.prepare import data_entry
-from cuecraft.tune.registry import make_options
 
 
 def run_multitask(request: MultitaskRequest, started: Callable[[str], Callable[[Event], None]]) -> dict[str, Any]:

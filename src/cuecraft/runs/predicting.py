@@ -8,10 +8,10 @@ from typing import Any
 
 from cuecraft.classifier import PromptClassifier
 from cuecraft.data import Record, read_records, stream_texts
-from cuecraft.ensemble import PromptEnsemble, member_folders
+from cuecraft.ensemble import PromptEnsemble
 from cuecraft.errors import DataError
 from cuecraft.method import Event
-from cuecraft.prompts import load_artifact
+from cuecraft.prompts import load_artifact, member_folders
 
 
 def read_texts(artifact: Path, lines: Sequence[str], file: Path | None, columns: Sequence[str] | None) -> list[Record]:

@@ -11,12 +11,13 @@ from cuecraft.classifier import PromptClassifier
 from cuecraft.data import Record
 from cuecraft.errors import MethodError
 from cuecraft.method import Event
+from cuecraft.options import option_places
 from cuecraft.prompts import check_target
 from cuecraft.runs.examples import check_labels, read_splits, unzip
 from cuecraft.runs.requests import TuneRequest
 from cuecraft.task import Verbalizer
 from cuecraft.tune.prepare import data_entry
-from cuecraft.tune.registry import METHODS, make_method, option_places
+from cuecraft.tune.registry import METHODS, make_method
 
 
 def tune_once(request: TuneRequest, started: Callable[[str], Callable[[Event], None]]) -> dict[str, Any]:

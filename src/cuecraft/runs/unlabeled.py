@@ -10,6 +10,7 @@ from typing import Any
 from cuecraft.data import Record, read_partly_labelled, stream_texts
 from cuecraft.errors import CuecraftWarning, DataError, MethodError
 from cuecraft.method import Event
+from cuecraft.options import make_options
 from cuecraft.prompts import check_target
 from cuecraft.runs.examples import check_labels, read_test, unzip
 from cuecraft.runs.requests import TuneRequest
@@ -17,7 +18,6 @@ from cuecraft.runs.tuning import finished, make_classifier
 from cuecraft.search.label_free import LabelFreeOutcome, LabelFreeSearch
 from cuecraft.search.label_free.pool import read_cues
 from cuecraft.task import Verbalizer
-from cuecraft.tune.registry import make_options
 
 
 def run_label_free(request: TuneRequest, started: Callable[[str], Callable[[Event], None]]) -> dict[str, Any]:

@@ -8,12 +8,12 @@ from typing import Any
 
 from cuecraft.backbone import load_backbone
 from cuecraft.method import Event
+from cuecraft.options import make_options
 from cuecraft.runs.examples import check_labels, train_and_dev
 from cuecraft.runs.requests import WordsRequest
 from cuecraft.search.label_words import LabelWordSearch
 from cuecraft.task.verbalizer import default_word
 from cuecraft.tune.prepare import make_problem, make_task
-from cuecraft.tune.registry import make_options
 
 
 def run_words(request: WordsRequest, report: Callable[[Event], None]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from cuecraft.errors import ServeError
 
 CLIENT_VARIABLE, ADMIN_VARIABLE = "CUECRAFT_TOKENS", "CUECRAFT_ADMIN_TOKENS"
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _SHORTEST = 16
 _BURST_SECONDS = 2.0  # so much of its rate may a token save up
 
@@ -95,6 +96,12 @@ class Tokens:
         if scheme.lower() != "bearer" or not found:
             return None
         return Caller(*found[0])
+
+
+def check_open(host: str, tokens: Path | None) -> None:
+    """Raise ServeError where others than this machine could ask a server without a token."""
+    if host not in _LOOPBACK and not Tokens.read(tokens):
+        raise ServeError(f"without tokens anybody who reaches {host} may ask; give --tokens FILE, or --open")
 
 
 def _add(known: dict[str, tuple[str, Role]], where: str, name: str, token: str, role: Role) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -33,8 +34,8 @@ from cuecraft.serve.http.wire import (
     check_texts,
 )
 from cuecraft.serve.shelf import check_id
-from cuecraft.storage import remove_folder
 
+_FOLLOW = 2.0  # seconds between two looks at the folder of kept prompts
 _PAGE = {
     "/": ("page.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
@@ -59,7 +60,9 @@ def create_app(service: Service) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        following = asyncio.create_task(_follow(service))
         yield
+        following.cancel()
         await run_in_threadpool(service.engine.close)
 
     app = FastAPI(title="cuecraft", version=version("cuecraft"), lifespan=lifespan, docs_url=None, redoc_url=None)
@@ -75,6 +78,13 @@ def create_app(service: Service) -> FastAPI:
     _add_state(app, service)
     _add_page(app)
     return app
+
+
+async def _follow(service: Service) -> None:
+    """Follow the folder of kept prompts, which other servers may write to."""
+    while service.kept is not None:
+        await asyncio.sleep(_FOLLOW)
+        await run_in_threadpool(service.kept.refresh)
 
 
 async def _told(request: Request, error: Exception) -> JSONResponse:
@@ -158,9 +168,10 @@ def _add_prompts(app: FastAPI, service: Service) -> None:
         """Drop a prompt; what is being answered with it is answered. Needs an admin token."""
         service.admit(request, Role.ADMIN)
         request.state.log["prompts"] = [name]
-        shelf.drop(name)
-        if service.folder is not None:
-            await run_in_threadpool(remove_folder, service.folder / name)
+        if service.kept is None:
+            shelf.drop(name)
+        else:
+            await run_in_threadpool(service.kept.remove, name)
         return Response(status_code=204)
 
 
@@ -180,10 +191,12 @@ def _put(service: Service, name: str, content: bytes) -> dict[str, Any]:
         folder.mkdir()
         unpack(content, folder, service.limits.upload_bytes)
         artifact = load_artifact(folder)
-    served = service.engine.shelf.put(name, [artifact])
-    if service.folder is not None:
-        artifact.save(service.folder / name)
-    return served.describe()
+    shelf = service.engine.shelf
+    if service.kept is None:
+        shelf.put(name, [artifact])
+    else:
+        service.kept.save(name, artifact)
+    return shelf.get(name).describe()
 
 
 def _add_state(app: FastAPI, service: Service) -> None:

@@ -11,6 +11,7 @@ from cuecraft.errors import ServeError
 from cuecraft.serve.http.app import create_app
 from cuecraft.serve.http.middleware import LOG, log_to_stderr
 from cuecraft.serve.http.service import Service
+from cuecraft.serve.setup import ServeSettings, make_service
 from cuecraft.signals import Stop
 
 _BACKLOG = 2048
@@ -31,6 +32,17 @@ def listen(host: str, port: int) -> socket.socket:
         found.close()
         raise ServeError(f"cannot listen on {host} port {port} ({error}); choose another --host or --port") from None
     return found
+
+
+def run_local(settings: ServeSettings, host: str, port: int, drain: float, ready: Callable[[str], None]) -> None:
+    """Load what is served, and serve it on this machine; arguments and end as for `run`.
+
+    Raises:
+        ServeError: the address cannot be had.
+        CuecraftError: as `make_service`.
+    """
+    listening = listen(host, port)  # before the model is loaded, which takes longer than to say that this is in vain
+    run(make_service(settings), listening, drain, ready)
 
 
 def run(service: Service, listening: socket.socket, drain: float, ready: Callable[[str], None]) -> None:

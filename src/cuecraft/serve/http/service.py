@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -24,7 +23,8 @@ from cuecraft.errors import (
 from cuecraft.serve.engine import Engine
 from cuecraft.serve.http.access import Caller, RateLimit, Role, Tokens, retry_after
 from cuecraft.serve.http.metrics import Metrics
-from cuecraft.serve.http.wire import Limits
+from cuecraft.serve.kept import Kept
+from cuecraft.serve.limits import Limits
 from cuecraft.serve.requests import TOO_LATE, Answer
 
 D = TypeVar("D", bound=BaseModel)
@@ -67,7 +67,7 @@ class Service:
         tokens: who may ask.
         rate: how much each of them may ask for.
         limits: what one request may hold.
-        folder: where uploaded prompts are kept, to be there after a restart; None to keep them in memory alone.
+        kept: where uploaded prompts are kept, to be there after a restart; None to have them in memory alone.
         logs_texts: whether the log has the texts that were sent.
     """
 
@@ -76,7 +76,7 @@ class Service:
     tokens: Tokens = field(default_factory=lambda: Tokens({}))
     rate: RateLimit = field(default_factory=lambda: RateLimit(None))
     limits: Limits = field(default_factory=Limits)
-    folder: Path | None = None
+    kept: Kept | None = None
     logs_texts: bool = False
 
     def admit(self, request: Request, role: Role = Role.CLIENT) -> Caller:

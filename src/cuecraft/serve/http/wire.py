@@ -9,21 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cuecraft.data.readers import text_value
 from cuecraft.errors import DataError
-from cuecraft.options import Options
+from cuecraft.serve.limits import Limits
 from cuecraft.serve.requests import Answer
 
 Text = str | dict[str, str]
-
-
-class Limits(Options):
-    """What one request may hold."""
-
-    body_bytes: int = Field(1_000_000, ge=1, description="bytes of a request's body")
-    upload_bytes: int = Field(64_000_000, ge=1, description="bytes of an uploaded prompt, packed and unpacked")
-    inputs: int = Field(256, ge=1, description="texts of one request")
-    prompts: int = Field(32, ge=1, description="prompts of one request")
-    characters: int = Field(20_000, ge=1, description="characters of one text, all its fields together")
-    timeout_ms: int = Field(30_000, ge=1, description="how long a request may take, at most")
 
 
 class _Document(BaseModel):

@@ -1,0 +1,45 @@
+"""What `cuecraft serve` does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from pydantic import Field
+
+from cuecraft.errors import ServeError
+from cuecraft.serve.cluster import Scale, run_cluster
+from cuecraft.serve.setup import ServeSettings, require_extra
+
+
+class ServeCommand(ServeSettings):
+    """What is served, where, and by how many; `scale.drain` counts without Ray, too."""
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, description="port to listen on; 0 for a free one")
+    open: bool = Field(False, description="serve others than this machine without tokens")
+    backend: Literal["local", "ray"] = Field("local", description="this process, or replicas on Ray")
+    scale: Scale = Field(default_factory=Scale, description="the replicas")
+
+
+def run_serve(command: ServeCommand, ready: Callable[[str], None]) -> None:
+    """Serve prompts until SIGTERM or SIGINT; `ready` is told the address once it answers.
+
+    Raises:
+        ServeError: the extra is not installed, the address cannot be had, or others could ask without a token.
+        CuecraftError: an artifact or the backbone cannot be used.
+    """
+    require_extra()
+    from cuecraft.serve.http.access import check_open
+    from cuecraft.serve.http.server import run_local
+
+    if not command.open:
+        # Ray's replicas listen on all addresses of a machine, whatever the proxy in front of them does.
+        check_open(command.host if command.backend == "local" else "0.0.0.0", command.tokens)
+    if not command.prompts and command.keep is None:
+        raise ServeError("there is no prompt to serve; name an artifact's folder")
+    settings = ServeSettings.model_validate({name: getattr(command, name) for name in ServeSettings.model_fields})
+    if command.backend == "ray":
+        run_cluster(settings, command.scale, (command.host, command.port), ready)
+    else:
+        run_local(settings, command.host, command.port, command.scale.drain, ready)

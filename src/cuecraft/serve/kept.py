@@ -1,0 +1,82 @@
+"""Prompts that were uploaded, in a folder: there after a restart, and shared by servers that have it in common."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+
+from cuecraft.errors import CuecraftError
+from cuecraft.prompts import Artifact, load_artifact
+from cuecraft.prompts.artifact import MANIFEST
+from cuecraft.serve.shelf import Shelf, check_id
+from cuecraft.storage import file_sha256, remove_folder
+
+LOG = logging.getLogger("cuecraft.serve")
+
+
+class Kept:
+    """A folder with one artifact for each prompt, named by its id.
+
+    Args:
+        shelf: follows what is in the folder.
+        folder: is made when the first prompt is kept.
+    """
+
+    def __init__(self, shelf: Shelf, folder: Path) -> None:
+        self._shelf = shelf
+        self._folder = folder
+        self._seen = self._found()
+        self._lock = threading.Lock()
+
+    def save(self, name: str, artifact: Artifact) -> None:
+        """Serve a prompt from now on, and keep it.
+
+        Raises:
+            CuecraftError: it cannot be served or written; then nothing has changed but perhaps what is served here.
+        """
+        with self._lock:
+            self._shelf.put(name, [artifact])
+            artifact.save(self._folder / name)
+            self._seen = self._found()
+
+    def remove(self, name: str) -> None:
+        """Serve a prompt no longer, and keep it no longer.
+
+        Raises:
+            UnknownPromptError: there is none of that id.
+        """
+        with self._lock:
+            self._shelf.drop(name)
+            if self._folder.is_dir():
+                remove_folder(self._folder / name)
+            self._seen = self._found()
+
+    def refresh(self) -> None:
+        """Follow what others did to the folder. What cannot be read, as while it is copied, is left as it is."""
+        with self._lock:
+            found = self._found()
+            for name in [name for name in self._seen if name not in found]:
+                if name in {served.name for served in self._shelf.all()}:
+                    self._shelf.drop(name)
+                del self._seen[name]
+            for name, version in found.items():
+                if self._seen.get(name) == version:
+                    continue
+                try:
+                    self._shelf.put(name, [load_artifact(self._folder / name)])
+                except CuecraftError as error:
+                    LOG.warning("cannot be served", extra={"fields": {"prompts": [name], "error": str(error)}})
+                else:
+                    self._seen[name] = version
+
+    def _found(self) -> dict[str, str]:
+        """Return the prompts of the folder, and the hash of each manifest."""
+        found = {}
+        for path in sorted(self._folder.glob(f"*/{MANIFEST}")):
+            try:
+                check_id(path.parent.name)
+                found[path.parent.name] = file_sha256(path)
+            except (CuecraftError, OSError):  # no prompt, or gone meanwhile
+                continue
+        return found

@@ -1,0 +1,114 @@
+"""From settings to a service: artifacts, the backbone that all of them were made for, and an engine over it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from cuecraft.backbone import load_backbone
+from cuecraft.errors import ServeError
+from cuecraft.options import Options
+from cuecraft.prompts import Artifact, load_artifact, member_folders
+from cuecraft.serve.engine import Engine, EngineOptions
+from cuecraft.serve.kept import Kept
+from cuecraft.serve.limits import Limits
+from cuecraft.serve.shelf import Shelf
+
+if TYPE_CHECKING:
+    from cuecraft.serve.http.service import Service
+
+_NEEDED = ("fastapi", "uvicorn", "prometheus_client")
+
+
+class ServeSettings(Options):
+    """What is served, and how: the same for one machine and for a cluster."""
+
+    prompts: dict[str, Path] = Field(default_factory=dict, description="id -> folder of an artifact or an ensemble")
+    keep: Path | None = Field(None, description="folder for uploaded prompts, served again after a restart")
+    model: str | None = Field(None, description="where the backbone is now, if not where it was")
+    device: str = Field("auto", description="a torch device, or `auto`")
+    dtype: str = Field("auto", description="of the model's weights, or `auto`")
+    local_files_only: bool = Field(False, description="never ask the Hub for a model")
+    tokens: Path | None = Field(None, description="file of access tokens")
+    rate: float | None = Field(None, gt=0, description="answers a second for each token")
+    batches: EngineOptions = Field(default_factory=EngineOptions, description="how batches are made")
+    limits: Limits = Field(default_factory=Limits, description="what one request may hold")
+    log_texts: bool = Field(False, description="write the texts into the log, too")
+
+
+def require_extra() -> None:
+    """Raise ServeError where the packages for serving over HTTP are not installed."""
+    if any(find_spec(name) is None for name in _NEEDED):
+        raise ServeError("serving needs further packages: pip install 'cuecraft[serve]'")
+
+
+def make_service(settings: ServeSettings) -> Service:
+    """Load what is served, and return the service; its engine is running.
+
+    Raises:
+        CuecraftError: as `load_shelf`; or the tokens cannot be read.
+    """
+    from cuecraft.serve.http.access import RateLimit, Tokens
+    from cuecraft.serve.http.metrics import Metrics
+    from cuecraft.serve.http.service import Service
+
+    tokens = Tokens.read(settings.tokens)
+    shelf = load_shelf(settings)
+    metrics = Metrics()
+    return Service(
+        Engine(shelf, settings.batches, metrics),
+        metrics,
+        tokens,
+        RateLimit(settings.rate),
+        settings.limits,
+        Kept(shelf, settings.keep) if settings.keep else None,
+        settings.log_texts,
+    )
+
+
+def load_shelf(settings: ServeSettings) -> Shelf:
+    """Load the prompts, and the backbone that all of them were made for.
+
+    Those that were uploaded to a server before, and kept, win over others of their id.
+
+    Raises:
+        ServeError: there is no prompt, or they were made for several backbones.
+        CuecraftError: an artifact or the backbone cannot be used.
+    """
+    folders = settings.prompts | kept_prompts(settings.keep)
+    artifacts = {name: _artifacts(folder) for name, folder in folders.items()}
+    if not artifacts:
+        raise ServeError("there is no prompt to serve; name an artifact's folder")
+    _check_backbones(artifacts)
+    made_for = next(iter(artifacts.values()))[0].manifest.backbone
+    where = (settings.device, settings.local_files_only, settings.dtype)
+    shelf = Shelf(load_backbone(settings.model or made_for.name, made_for.head, *where))
+    for name, own in artifacts.items():
+        shelf.put(name, own)
+    return shelf
+
+
+def kept_prompts(folder: Path | None) -> dict[str, Path]:
+    """Return the folder of each prompt that is kept; none where nothing is."""
+    if folder is None or not folder.is_dir():
+        return {}
+    return {path.name: path for path in sorted(folder.iterdir()) if path.is_dir() and path.name[0] != "."}
+
+
+def _artifacts(folder: Path) -> list[Artifact]:
+    return [load_artifact(path) for path in member_folders(folder) or [folder]]
+
+
+def _check_backbones(artifacts: Mapping[str, Sequence[Artifact]]) -> None:
+    """Raise ServeError where prompts were made for several backbones."""
+    made_for: dict[tuple[str, str], str] = {}
+    for name, own in artifacts.items():
+        entry = own[0].manifest.backbone
+        made_for.setdefault((entry.sha256, entry.head), name)
+    if len(made_for) > 1:
+        first, other = list(made_for.values())[:2]
+        raise ServeError(f"prompts {first!r} and {other!r} were made for different backbones; serve them apart")
