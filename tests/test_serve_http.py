@@ -21,6 +21,7 @@ from cuecraft.serve.http.app import create_app
 from cuecraft.serve.http.metrics import Metrics
 from cuecraft.serve.http.middleware import LOG
 from cuecraft.serve.http.service import Service
+from cuecraft.serve.http.tracing import add_tracing
 from cuecraft.serve.kept import Kept
 from cuecraft.serve.limits import Limits
 from serving import X, classifiers
@@ -430,6 +431,23 @@ def test_metrics_count_what_happened(serve):
     ):
         assert line in text
     assert "nobody" not in text
+
+
+def test_traces_have_route_and_status_and_no_text(serve):
+    pytest.importorskip("opentelemetry.instrumentation.asgi")
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    exporter, provider, server = InMemorySpanExporter(), TracerProvider(), serve()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    add_tracing(server.app, provider)
+    server.ask(*classify("a secret joy", "hard"))
+    server.ask("GET", "/healthz")
+    (span,) = exporter.get_finished_spans()
+    assert span.name == "POST /v1/classify"
+    assert 200 in span.attributes.values()
+    assert "secret" not in span.to_json()
 
 
 @pytest.mark.parametrize("logs_texts", [False, True])

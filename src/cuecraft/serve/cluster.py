@@ -30,6 +30,7 @@ ENVIRONMENT = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
     "RAY_SERVE_HAPROXY_RETRIES": "5",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # of 5, which a busy machine does not keep
 }
 _APPLICATION = "cuecraft"
 _LOOK = 0.2  # seconds between two looks whether to stop
@@ -151,8 +152,8 @@ def run_cluster(settings: ServeSettings, scale: Scale, address: tuple[str, int],
             ready(f"http://{host}:{port}")
             while not stop():
                 time.sleep(_LOOK)
-        except RuntimeError as error:
+        except (RuntimeError, TimeoutError, ray.exceptions.RayError) as error:
             raise ServeError(f"the replicas did not start ({' '.join(str(error).split())[:300]})") from error
         finally:
-            serve.shutdown()  # type: ignore[no-untyped-call]
+            serve.shutdown()
             ray.shutdown()

@@ -38,6 +38,7 @@ class ServeSettings(Options):
     batches: EngineOptions = Field(default_factory=EngineOptions, description="how batches are made")
     limits: Limits = Field(default_factory=Limits, description="what one request may hold")
     log_texts: bool = Field(False, description="write the texts into the log, too")
+    trace: bool = Field(False, description="send traces by OpenTelemetry, as its OTEL_* variables say")
 
 
 def require_extra() -> None:
@@ -67,6 +68,7 @@ def make_service(settings: ServeSettings) -> Service:
         settings.limits,
         Kept(shelf, settings.keep) if settings.keep else None,
         settings.log_texts,
+        settings.trace,
     )
 
 

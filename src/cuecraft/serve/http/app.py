@@ -24,6 +24,7 @@ from cuecraft.serve.http.access import Role
 from cuecraft.serve.http.archive import unpack
 from cuecraft.serve.http.middleware import BodyLimit, Observed
 from cuecraft.serve.http.service import ClientGoneError, RefusedError, Service, error_response, parsed
+from cuecraft.serve.http.tracing import add_tracing
 from cuecraft.serve.http.wire import (
     ClassifyRequest,
     ClassifyResponse,
@@ -73,6 +74,8 @@ def create_app(service: Service) -> FastAPI:
     limits = service.limits
     app.add_middleware(BodyLimit, most=lambda method: limits.upload_bytes if method == "PUT" else limits.body_bytes)
     app.add_middleware(Observed, metrics=service.metrics)
+    if service.traces:
+        add_tracing(app)
     _add_questions(app, service)
     _add_prompts(app, service)
     _add_state(app, service)

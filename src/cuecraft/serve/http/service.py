@@ -69,6 +69,7 @@ class Service:
         limits: what one request may hold.
         kept: where uploaded prompts are kept, to be there after a restart; None to have them in memory alone.
         logs_texts: whether the log has the texts that were sent.
+        traces: whether requests are told to OpenTelemetry.
     """
 
     engine: Engine
@@ -78,6 +79,7 @@ class Service:
     limits: Limits = field(default_factory=Limits)
     kept: Kept | None = None
     logs_texts: bool = False
+    traces: bool = False
 
     def admit(self, request: Request, role: Role = Role.CLIENT) -> Caller:
         """Return who asks, or raise RefusedError where that is nobody who may."""
