@@ -1,35 +1,39 @@
-"""Ray Serve: the same application and engine in every replica, behind one address.
+"""Ray Serve: replicas with an engine each, and fronts that take the requests.
 
 The prompt is named in the request and stands on the row: every replica serves all prompts, and rows of all of them
 share its batches. (Ray's multiplexing would send each prompt to replicas of its own, and tear the batches apart.)
 
-Ray's defaults are overridden where they were measured to cost most: it runs the replica's code in the loop that also
-takes the requests, replicas take HTTP themselves behind HAProxy, and far more requests may be under way than five. A
-request whose replica dies is sent to another one: classifying twice does no harm. That holds for requests of up to
-about 15 kB, which is what HAProxy keeps.
+A front is the server of one machine with an engine that asks the replicas. It holds a request until it has the answer,
+and asks another replica where one dies: classifying twice does no harm. (HAProxy alone, in front of the replicas,
+loses what stands in the buffers of a replica that is killed; that was tried.)
+
+Ray's defaults are overridden where they were measured to cost most: code runs in the loop that also takes the requests,
+fronts take HTTP themselves behind HAProxy, and far more requests may be under way than five.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
 from pydantic import Field
 
-from cuecraft.errors import ServeError
+from cuecraft.errors import CuecraftError, ServeError
 from cuecraft.options import Options
-from cuecraft.serve.setup import ServeSettings, make_service, require_extra
+from cuecraft.serve.engine import Engine
+from cuecraft.serve.kept import Kept, follow
+from cuecraft.serve.remote import Refusal, RemoteEngine, Reply
+from cuecraft.serve.setup import ServeSettings, load_listing, load_shelf, require_extra, service_of
 from cuecraft.signals import Stop
 
 #: What has to stand in the environment of every node before Ray starts there; what is set already is left alone.
 ENVIRONMENT = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
-    "RAY_SERVE_HAPROXY_RETRIES": "5",
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # of 5, which a busy machine does not keep
 }
 _APPLICATION = "cuecraft"
@@ -50,6 +54,8 @@ class Scale(Options):
     max_ongoing: int = Field(512, ge=1, description="requests under way in a replica, at most")
     max_queued: int = Field(4096, ge=1, description="requests that wait for a replica, at most")
     drain: float = Field(20.0, ge=0, description="seconds for what is under way when a replica is stopped")
+    fronts: int = Field(1, ge=1, description="processes that take the requests")
+    front_cpus: float = Field(0.1, ge=0, description="cores that are set aside for one of them")
 
 
 def build(arguments: Mapping[str, Any]) -> Any:
@@ -72,14 +78,12 @@ def application(settings: ServeSettings, scale: Scale) -> Any:
     """Return the Serve application."""
     from ray import serve
 
-    deployment: Any = serve.deployment(
-        serve.ingress()(Replica),
+    document = settings.model_dump_json()
+    memory = {"memory": scale.memory_mb * 2**20} if scale.memory_mb else {}
+    engines: Any = serve.deployment(
+        Replica,
         name="engine",
-        ray_actor_options={
-            "num_cpus": scale.cpus,
-            "num_gpus": scale.gpus,
-            **({"memory": scale.memory_mb * 2**20} if scale.memory_mb else {}),
-        },
+        ray_actor_options={"num_cpus": scale.cpus, "num_gpus": scale.gpus, **memory},
         max_ongoing_requests=scale.max_ongoing,
         max_queued_requests=scale.max_queued,
         graceful_shutdown_timeout_s=scale.drain,
@@ -89,11 +93,19 @@ def application(settings: ServeSettings, scale: Scale) -> Any:
             "target_ongoing_requests": scale.target_ongoing,
         },
     )
-    return deployment.bind(settings.model_dump_json(), max(1, round(scale.cpus)))
+    fronts: Any = serve.deployment(
+        serve.ingress()(Front),
+        name="front",
+        num_replicas=scale.fronts,
+        ray_actor_options={"num_cpus": scale.front_cpus},
+        max_ongoing_requests=scale.max_queued,
+        graceful_shutdown_timeout_s=scale.drain,
+    )
+    return fronts.bind(document, engines.bind(document, max(1, round(scale.cpus))))
 
 
 class Replica:
-    """One replica: a service of its own.
+    """One replica: the engine of `cuecraft serve`.
 
     Args:
         settings: `ServeSettings`, as JSON.
@@ -103,22 +115,46 @@ class Replica:
     def __init__(self, settings: str, threads: int) -> None:
         import torch
 
+        torch.set_num_threads(threads)
+        own = ServeSettings.model_validate_json(settings)
+        self._engine = Engine(load_shelf(own), own.batches)
+        if own.keep is not None:
+            follow(Kept(self._engine.shelf, own.keep))
+
+    async def answer(self, texts: Sequence[Mapping[str, str]], names: Sequence[str], timeout: float | None) -> Reply:
+        """Return the engine's answers to a request, or what is wrong with it."""
+        try:
+            return await asyncio.wrap_future(self._engine.submit(texts, names, timeout))
+        except CuecraftError as error:
+            return Refusal(type(error).__name__, str(error), getattr(error, "retry_after", 1.0))
+
+    def check_health(self) -> None:
+        """Raise where the replica answers no more; Ray then starts another one."""
+        if not self._engine.is_open:
+            raise RuntimeError("the engine has stopped")
+
+
+class Front:
+    """One front: what `cuecraft serve` has around its engine.
+
+    Args:
+        settings: `ServeSettings`, as JSON.
+        engines: the replicas' handle.
+    """
+
+    def __init__(self, settings: str, engines: Any) -> None:
+        from cuecraft.serve.http.metrics import Metrics
         from cuecraft.serve.http.middleware import log_to_stderr
 
-        torch.set_num_threads(threads)
         log_to_stderr()
-        self._service = make_service(ServeSettings.model_validate_json(settings))
+        own, metrics = ServeSettings.model_validate_json(settings), Metrics()
+        self._service = service_of(own, RemoteEngine(engines, load_listing(own), metrics), metrics)
 
     def __serve_build_asgi_app__(self) -> Any:  # the name is Ray's
         """Return the application."""
         from cuecraft.serve.http.app import create_app
 
         return create_app(self._service)
-
-    def check_health(self) -> None:
-        """Raise where the replica answers no more; Ray then starts another one."""
-        if not self._service.engine.is_open:
-            raise RuntimeError("the engine has stopped")
 
 
 def run_cluster(settings: ServeSettings, scale: Scale, address: tuple[str, int], ready: Callable[[str], None]) -> None:
@@ -141,15 +177,12 @@ def run_cluster(settings: ServeSettings, scale: Scale, address: tuple[str, int],
     import ray
     from ray import serve
 
-    host, port = address
     stop = Stop()
-    with stop.listening():
-        ray.init(include_dashboard=False, log_to_driver=False, namespace=_APPLICATION)
+    ray.init(include_dashboard=False, log_to_driver=False, namespace=_APPLICATION)
+    with stop.listening():  # after Ray's start, which takes the signals for itself
         try:
-            timeout = settings.limits.timeout_ms / 1000
-            serve.start(http_options={"host": host, "port": port, "request_timeout_s": timeout + scale.drain})
-            serve.run(application(settings, scale), name=_APPLICATION, route_prefix="/")
-            ready(f"http://{host}:{port}")
+            _start(application(settings, scale), address, settings.limits.timeout_ms / 1000 + scale.drain)
+            ready(f"http://{address[0]}:{address[1]}")
             while not stop():
                 time.sleep(_LOOK)
         except (RuntimeError, TimeoutError, ray.exceptions.RayError) as error:
@@ -157,3 +190,11 @@ def run_cluster(settings: ServeSettings, scale: Scale, address: tuple[str, int],
         finally:
             serve.shutdown()
             ray.shutdown()
+
+
+def _start(application: Any, address: tuple[str, int], seconds: float) -> None:
+    """Start an application behind an address; a request may take so many seconds."""
+    from ray import serve
+
+    serve.start(http_options={"host": address[0], "port": address[1], "request_timeout_s": seconds})
+    serve.run(application, name=_APPLICATION, route_prefix="/")

@@ -34,8 +34,7 @@ def run_serve(command: ServeCommand, ready: Callable[[str], None]) -> None:
     from cuecraft.serve.http.server import run_local
 
     if not command.open:
-        # Ray's replicas listen on all addresses of a machine, whatever the proxy in front of them does.
-        check_open(command.host if command.backend == "local" else "0.0.0.0", command.tokens)
+        check_open(command.host, command.tokens)
     if not command.prompts and command.keep is None:
         raise ServeError("there is no prompt to serve; name an artifact's folder")
     settings = ServeSettings.model_validate({name: getattr(command, name) for name in ServeSettings.model_fields})

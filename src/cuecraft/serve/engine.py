@@ -47,7 +47,7 @@ class Engine:
     """
 
     def __init__(self, shelf: Shelf, options: EngineOptions | None = None, watcher: Watcher | None = None) -> None:
-        self.shelf = shelf
+        self._shelf = shelf
         self.options = options or EngineOptions()
         self.watcher = watcher or Watcher()
         self.rate = 0.0  # answers a second, lately
@@ -63,6 +63,11 @@ class Engine:
         self._threads = [threading.Thread(target=work, name=f"cuecraft-{name}", daemon=True) for name, work in works]
         for thread in self._threads:
             thread.start()
+
+    @property
+    def shelf(self) -> Shelf:
+        """The prompts that it answers with."""
+        return self._shelf
 
     @property
     def waiting(self) -> int:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from pathlib import Path
+from typing import Any
 
 from cuecraft.errors import CuecraftError
 from cuecraft.prompts import Artifact, load_artifact
 from cuecraft.prompts.artifact import MANIFEST
-from cuecraft.serve.shelf import Shelf, check_id
+from cuecraft.serve.shelf import Prompts, check_id
 from cuecraft.storage import file_sha256, remove_folder
 
 LOG = logging.getLogger("cuecraft.serve")
+
+
+_LOOK = 2.0  # seconds between two looks at the folder
 
 
 class Kept:
@@ -23,7 +28,7 @@ class Kept:
         folder: is made when the first prompt is kept.
     """
 
-    def __init__(self, shelf: Shelf, folder: Path) -> None:
+    def __init__(self, shelf: Prompts[Any], folder: Path) -> None:
         self._shelf = shelf
         self._folder = folder
         self._seen = self._found()
@@ -80,3 +85,14 @@ class Kept:
             except (CuecraftError, OSError):  # no prompt, or gone meanwhile
                 continue
         return found
+
+
+def follow(kept: Kept) -> None:
+    """Follow what others do to a folder, for as long as the process lives."""
+
+    def look() -> None:
+        while True:
+            time.sleep(_LOOK)
+            kept.refresh()
+
+    threading.Thread(target=look, name="cuecraft-kept", daemon=True).start()

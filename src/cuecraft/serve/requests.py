@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from cuecraft.backbone import Pieces
 from cuecraft.errors import DeadlineError
-from cuecraft.serve.shelf import ServedPrompt
+from cuecraft.serve.shelf import Prompts, ServedPrompt
 from cuecraft.task import Example
 
 TOO_LATE = "the answer was not there in time; allow more time or ask for less at once"
@@ -39,6 +39,35 @@ class Answer:
     def label(self) -> Any:
         """The likeliest class."""
         return self.classes[self.probabilities.index(max(self.probabilities))]
+
+
+class AnyEngine(Protocol):
+    """What a service needs of an engine: one of this process, or one that asks others."""
+
+    @property
+    def shelf(self) -> Prompts[Any]:
+        """The prompts that it answers with."""
+        ...
+
+    @property
+    def waiting(self) -> int:
+        """Answers that are waited for."""
+        ...
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it takes requests."""
+        ...
+
+    def submit(
+        self, texts: Sequence[Mapping[str, str]], prompts: Sequence[str], timeout: float | None = None
+    ) -> Future[list[Answer]]:
+        """Ask for the answers of some prompts to some texts; see `cuecraft.serve.engine.Engine.submit`."""
+        ...
+
+    def close(self, drain: float = 0.0) -> None:
+        """Take no more requests; wait up to `drain` seconds for what is under way."""
+        ...
 
 
 class Watcher:

@@ -13,12 +13,15 @@ from cuecraft.backbone import load_backbone
 from cuecraft.errors import ServeError
 from cuecraft.options import Options
 from cuecraft.prompts import Artifact, load_artifact, member_folders
+from cuecraft.prompts.manifest import BackboneEntry
 from cuecraft.serve.engine import Engine, EngineOptions
-from cuecraft.serve.kept import Kept
+from cuecraft.serve.kept import Kept, follow
 from cuecraft.serve.limits import Limits
-from cuecraft.serve.shelf import Shelf
+from cuecraft.serve.requests import AnyEngine
+from cuecraft.serve.shelf import Listing, Shelf
 
 if TYPE_CHECKING:
+    from cuecraft.serve.http.metrics import Metrics
     from cuecraft.serve.http.service import Service
 
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client")
@@ -53,20 +56,33 @@ def make_service(settings: ServeSettings) -> Service:
     Raises:
         CuecraftError: as `load_shelf`; or the tokens cannot be read.
     """
-    from cuecraft.serve.http.access import RateLimit, Tokens
     from cuecraft.serve.http.metrics import Metrics
-    from cuecraft.serve.http.service import Service
 
-    tokens = Tokens.read(settings.tokens)
     shelf = load_shelf(settings)
     metrics = Metrics()
+    return service_of(settings, Engine(shelf, settings.batches, metrics), metrics)
+
+
+def service_of(settings: ServeSettings, engine: AnyEngine, metrics: Metrics) -> Service:
+    """Put a service in front of an engine.
+
+    Raises:
+        ServeError: the tokens cannot be read.
+    """
+    from cuecraft.serve.http.access import RateLimit, Tokens
+    from cuecraft.serve.http.service import Service
+
+    metrics.follow(engine)
+    kept = Kept(engine.shelf, settings.keep) if settings.keep else None
+    if kept is not None:
+        follow(kept)
     return Service(
-        Engine(shelf, settings.batches, metrics),
+        engine,
         metrics,
-        tokens,
+        Tokens.read(settings.tokens),
         RateLimit(settings.rate),
         settings.limits,
-        Kept(shelf, settings.keep) if settings.keep else None,
+        kept,
         settings.log_texts,
         settings.trace,
     )
@@ -75,23 +91,41 @@ def make_service(settings: ServeSettings) -> Service:
 def load_shelf(settings: ServeSettings) -> Shelf:
     """Load the prompts, and the backbone that all of them were made for.
 
+    Raises:
+        CuecraftError: as `load_artifacts`; or the backbone cannot be used.
+    """
+    artifacts, made_for = load_artifacts(settings)
+    where = (settings.device, settings.local_files_only, settings.dtype)
+    shelf = Shelf(load_backbone(settings.model or made_for.name, made_for.head, *where))
+    for name, own in artifacts.items():
+        shelf.put(name, own)
+    return shelf
+
+
+def load_listing(settings: ServeSettings) -> Listing:
+    """List the prompts, without the backbone that all of them were made for; raises as `load_artifacts`."""
+    artifacts, made_for = load_artifacts(settings)
+    listing = Listing(made_for)
+    for name, own in artifacts.items():
+        listing.put(name, own)
+    return listing
+
+
+def load_artifacts(settings: ServeSettings) -> tuple[dict[str, list[Artifact]], BackboneEntry]:
+    """Return the artifacts of each prompt, and the backbone that all of them were made for.
+
     Those that were uploaded to a server before, and kept, win over others of their id.
 
     Raises:
         ServeError: there is no prompt, or they were made for several backbones.
-        CuecraftError: an artifact or the backbone cannot be used.
+        ArtifactError: an artifact cannot be read.
     """
     folders = settings.prompts | kept_prompts(settings.keep)
     artifacts = {name: _artifacts(folder) for name, folder in folders.items()}
     if not artifacts:
         raise ServeError("there is no prompt to serve; name an artifact's folder")
     _check_backbones(artifacts)
-    made_for = next(iter(artifacts.values()))[0].manifest.backbone
-    where = (settings.device, settings.local_files_only, settings.dtype)
-    shelf = Shelf(load_backbone(settings.model or made_for.name, made_for.head, *where))
-    for name, own in artifacts.items():
-        shelf.put(name, own)
-    return shelf
+    return artifacts, next(iter(artifacts.values()))[0].manifest.backbone
 
 
 def kept_prompts(folder: Path | None) -> dict[str, Path]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import threading
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from cuecraft.backbone import AnyBackbone, ReadyPrompt
 from cuecraft.data import Record
 from cuecraft.errors import ArtifactError, ServeError, UnknownPromptError
 from cuecraft.prompts import AnyPrompt, Artifact, Calibration
-from cuecraft.prompts.manifest import Manifest, digest
+from cuecraft.prompts.manifest import BackboneEntry, Manifest, digest
 from cuecraft.task import Example, Task
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -47,49 +48,41 @@ class Member:
 
 
 @dataclass(frozen=True, eq=False)
-class ServedPrompt:
-    """A tuned prompt, or an ensemble of several for one task, ready to answer.
+class ListedPrompt:
+    """What is known of a tuned prompt, or of an ensemble of several for one task, without its backbone.
 
     Args:
         name: its id.
         task: template and verbalizer.
         classes: `[C]` the classes as the user's data has them.
-        members: the prompts whose probabilities are averaged; one, unless it is an ensemble.
-        manifest: of the artifact, or of the first member's.
+        manifest: of the artifact, or of the first of an ensemble.
         version: the SHA-256 (hex) of the artifact, of all of them in an ensemble; any name where it was never written.
+        count: of the prompts whose probabilities are averaged.
     """
 
     name: str
     task: Task
     classes: tuple[Any, ...]
-    members: tuple[Member, ...]
     manifest: Manifest
     version: str
+    count: int
 
     @classmethod
-    def of(cls, name: str, artifacts: Sequence[Artifact], backbone: AnyBackbone) -> ServedPrompt:
-        """Make artifacts ready to answer over a backbone; several are an ensemble.
+    def of(cls, name: str, artifacts: Sequence[Artifact]) -> ListedPrompt:
+        """List artifacts; several are an ensemble.
 
         Raises:
-            ArtifactError: none, or of several tasks, or made for another backbone.
-            CuecraftError: a prompt, or its tuned weights, does not fit the backbone.
+            ArtifactError: none, or of several tasks.
         """
         if not artifacts:
             raise ArtifactError(f"prompt {name!r} has no artifact; give one")
         first = artifacts[0]
-        members = []
-        for artifact in artifacts:
-            if artifact.task != first.task or artifact.classes != first.classes:
-                raise ArtifactError(f"prompt {name!r}: an ensemble needs one template and one set of classes for all")
-            artifact.check_backbone(backbone)
-            reader = artifact.reader(backbone)
-            own = backbone if reader is None else reader.held()
-            ready = own.ready(artifact.prompt, artifact.task)
-            members.append(Member(own, ready, artifact.calibration, artifact.prompt))
+        if any((own.task, own.classes) != (first.task, first.classes) for own in artifacts):
+            raise ArtifactError(f"prompt {name!r}: an ensemble needs one template and one set of classes for all")
         # One that was never written has no hash; its answers must not be taken for another's.
         hashes = [artifact.manifest.artifact_sha256 or uuid.uuid4().hex for artifact in artifacts]
         version = hashes[0] if len(hashes) == 1 else digest({"members": hashes})
-        return cls(name, first.task, first.classes, tuple(members), first.manifest, version)
+        return ListedPrompt(name, first.task, first.classes, first.manifest, version, len(artifacts))
 
     def example(self, fields: Mapping[str, str]) -> Example:
         """Return a text's fields as an example of the task.
@@ -98,14 +91,6 @@ class ServedPrompt:
             TemplateError: a field that the template names is missing.
         """
         return self.task.examples([Record(fields)])[0]
-
-    def probabilities(self, logits: Sequence[Tensor]) -> list[float]:
-        """Return class probabilities `[C]`, given class logits `[C]` of each member."""
-        parts = [
-            member.calibration.apply(own).double().softmax(-1) for member, own in zip(self.members, logits, strict=True)
-        ]
-        found: list[float] = torch.stack(parts).mean(0).tolist()
-        return found
 
     def describe(self) -> dict[str, Any]:
         """Return what a client may know of it, JSON-ready."""
@@ -119,36 +104,83 @@ class ServedPrompt:
             "kind": manifest.weights.kind if manifest.weights else manifest.prompt.kind,
             "length": manifest.prompt.length,
             "method": manifest.method,
-            "members": len(self.members),
+            "members": self.count,
             "metrics": dict(manifest.metrics),
         }
 
 
-class Shelf:
-    """Prompts over one backbone, by id.
+@dataclass(frozen=True, eq=False)
+class ServedPrompt(ListedPrompt):
+    """A prompt that is ready to answer.
+
+    Args:
+        members: the prompts whose probabilities are averaged; one, unless it is an ensemble.
+    """
+
+    members: tuple[Member, ...] = ()
+
+    @classmethod
+    def over(cls, backbone: AnyBackbone, name: str, artifacts: Sequence[Artifact]) -> ServedPrompt:
+        """Make artifacts ready to answer over a backbone; several are an ensemble.
+
+        Raises:
+            ArtifactError: none, or of several tasks, or made for another backbone.
+            CuecraftError: a prompt, or its tuned weights, does not fit the backbone.
+        """
+        listed = ListedPrompt.of(name, artifacts)
+        members = []
+        for artifact in artifacts:
+            artifact.check_backbone(backbone)
+            reader = artifact.reader(backbone)
+            own = backbone if reader is None else reader.held()
+            ready = own.ready(artifact.prompt, artifact.task)
+            members.append(Member(own, ready, artifact.calibration, artifact.prompt))
+        return cls(**vars(listed), members=tuple(members))
+
+    def probabilities(self, logits: Sequence[Tensor]) -> list[float]:
+        """Return class probabilities `[C]`, given class logits `[C]` of each member."""
+        parts = [
+            member.calibration.apply(own).double().softmax(-1) for member, own in zip(self.members, logits, strict=True)
+        ]
+        found: list[float] = torch.stack(parts).mean(0).tolist()
+        return found
+
+
+P = TypeVar("P", bound=ListedPrompt)
+
+
+class Prompts(ABC, Generic[P]):
+    """Prompts by id.
 
     What is being answered with a prompt that is swapped or dropped is answered with it to the end.
 
     Args:
-        backbone: the frozen model that all of them were made for.
         most: how many there may be.
     """
 
-    def __init__(self, backbone: AnyBackbone, most: int = 1024) -> None:
-        self.backbone = backbone
+    def __init__(self, most: int = 1024) -> None:
         self._most = most
-        self._prompts: dict[str, ServedPrompt] = {}
+        self._prompts: dict[str, P] = {}
         self._lock = threading.Lock()
 
-    def put(self, name: str, artifacts: Sequence[Artifact]) -> ServedPrompt:
+    @property
+    @abstractmethod
+    def model(self) -> str:
+        """The name of the backbone that all of them were made for."""
+
+    @abstractmethod
+    def _made(self, name: str, artifacts: Sequence[Artifact]) -> P:
+        """Return what stands for artifacts, or raise CuecraftError where they cannot be taken."""
+
+    def put(self, name: str, artifacts: Sequence[Artifact]) -> P:
         """Add a prompt, or swap the one of that id for it; several artifacts are an ensemble.
 
         Raises:
             ServeError: the id is no id, or there are too many prompts.
-            CuecraftError: as `ServedPrompt.of`; then nothing has changed.
+            CuecraftError: it cannot be served; then nothing has changed.
         """
         check_id(name)
-        made = ServedPrompt.of(name, artifacts, self.backbone)
+        made = self._made(name, artifacts)
         with self._lock:
             if name not in self._prompts and len(self._prompts) >= self._most:
                 raise ServeError(f"there are {self._most} prompts already, which is the limit; drop one first")
@@ -165,7 +197,7 @@ class Shelf:
             self.get(name)
             self._prompts = {key: prompt for key, prompt in self._prompts.items() if key != name}
 
-    def get(self, name: str) -> ServedPrompt:
+    def get(self, name: str) -> P:
         """Return a prompt.
 
         Raises:
@@ -178,6 +210,51 @@ class Shelf:
             )
         return found
 
-    def all(self) -> list[ServedPrompt]:
+    def all(self) -> list[P]:
         """Return all of them, in the order they were put."""
         return list(self._prompts.values())
+
+
+class Shelf(Prompts[ServedPrompt]):
+    """Prompts that are ready to answer, over one backbone.
+
+    Args:
+        backbone: the frozen model that all of them were made for.
+        most: how many there may be.
+    """
+
+    def __init__(self, backbone: AnyBackbone, most: int = 1024) -> None:
+        super().__init__(most)
+        self.backbone = backbone
+
+    @property
+    def model(self) -> str:
+        """The name of the backbone."""
+        return self.backbone.name
+
+    def _made(self, name: str, artifacts: Sequence[Artifact]) -> ServedPrompt:
+        return ServedPrompt.over(self.backbone, name, artifacts)
+
+
+class Listing(Prompts[ListedPrompt]):
+    """Prompts that others answer with.
+
+    Args:
+        made_for: the backbone of all of them.
+        most: how many there may be.
+    """
+
+    def __init__(self, made_for: BackboneEntry, most: int = 1024) -> None:
+        super().__init__(most)
+        self._made_for = made_for
+
+    @property
+    def model(self) -> str:
+        """The name of the backbone."""
+        return self._made_for.name
+
+    def _made(self, name: str, artifacts: Sequence[Artifact]) -> ListedPrompt:
+        own = artifacts[0].manifest.backbone if artifacts else self._made_for
+        if (own.sha256, own.head) != (self._made_for.sha256, self._made_for.head):
+            raise ArtifactError(f"the prompt was made for {own.name}, but {self.model} is served; use its prompts")
+        return ListedPrompt.of(name, artifacts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -36,7 +35,6 @@ from cuecraft.serve.http.wire import (
 )
 from cuecraft.serve.shelf import check_id
 
-_FOLLOW = 2.0  # seconds between two looks at the folder of kept prompts
 _PAGE = {
     "/": ("page.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
@@ -61,9 +59,7 @@ def create_app(service: Service) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        following = asyncio.create_task(_follow(service))
         yield
-        following.cancel()
         await run_in_threadpool(service.engine.close)
 
     app = FastAPI(title="cuecraft", version=version("cuecraft"), lifespan=lifespan, docs_url=None, redoc_url=None)
@@ -81,13 +77,6 @@ def create_app(service: Service) -> FastAPI:
     _add_state(app, service)
     _add_page(app)
     return app
-
-
-async def _follow(service: Service) -> None:
-    """Follow the folder of kept prompts, which other servers may write to."""
-    while service.kept is not None:
-        await asyncio.sleep(_FOLLOW)
-        await run_in_threadpool(service.kept.refresh)
 
 
 async def _told(request: Request, error: Exception) -> JSONResponse:
@@ -123,7 +112,7 @@ def _add_questions(app: FastAPI, service: Service) -> None:
         answers = await service.answers(request, texts, names, service.seconds(asked.timeout_ms))
         rows = [answers[start : start + len(names)] for start in range(0, len(answers), len(names))]
         results = [{"answers": [answer_document(answer, asked.top_k) for answer in row]} for row in rows]
-        return _json({"model": service.engine.shelf.backbone.name, "results": results})
+        return _json({"model": service.engine.shelf.model, "results": results})
 
     @app.post("/v1/explain", response_model=ExplainResponse, responses=_ERRORS, openapi_extra=_body(ExplainRequest))
     async def explain(request: Request) -> Response:
@@ -157,7 +146,7 @@ def _add_prompts(app: FastAPI, service: Service) -> None:
     async def prompts(request: Request) -> Response:
         """List the prompts that are served."""
         service.admit(request)
-        return _json({"model": shelf.backbone.name, "prompts": [served.describe() for served in shelf.all()]})
+        return _json({"model": shelf.model, "prompts": [served.describe() for served in shelf.all()]})
 
     @app.put("/v1/prompts/{name}", responses=_ERRORS, openapi_extra=_ARCHIVE)
     async def put(name: str, request: Request) -> Response:
@@ -199,7 +188,8 @@ def _put(service: Service, name: str, content: bytes) -> dict[str, Any]:
         shelf.put(name, [artifact])
     else:
         service.kept.save(name, artifact)
-    return shelf.get(name).describe()
+    described: dict[str, Any] = shelf.get(name).describe()
+    return described
 
 
 def _add_state(app: FastAPI, service: Service) -> None:

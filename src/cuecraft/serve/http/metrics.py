@@ -6,8 +6,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from cuecraft.serve.engine import Engine
-from cuecraft.serve.requests import Watcher
+from cuecraft.serve.requests import AnyEngine, Watcher
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -39,7 +38,7 @@ class Metrics(Watcher):
         self._queue = Gauge("queue_depth", "Answers that are waited for.", **to)
         self._prompts = Gauge("prompts", "Prompts that are served.", **to)
 
-    def follow(self, engine: Engine) -> None:
+    def follow(self, engine: AnyEngine) -> None:
         """Read the gauges off an engine."""
         self._queue.set_function(lambda: engine.waiting)
         self._prompts.set_function(lambda: len(engine.shelf.all()))

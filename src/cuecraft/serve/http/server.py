@@ -66,7 +66,7 @@ def run(service: Service, listening: socket.socket, drain: float, ready: Callabl
         timeout_keep_alive=30,
         backlog=_BACKLOG,
     )
-    fields = {"address": address, "model": service.engine.shelf.backbone.name}
+    fields = {"address": address, "model": service.engine.shelf.model}
 
     def told() -> None:
         LOG.info("ready", extra={"fields": fields})

@@ -20,12 +20,11 @@ from cuecraft.errors import (
     ServeError,
     UnknownPromptError,
 )
-from cuecraft.serve.engine import Engine
 from cuecraft.serve.http.access import Caller, RateLimit, Role, Tokens, retry_after
 from cuecraft.serve.http.metrics import Metrics
 from cuecraft.serve.kept import Kept
 from cuecraft.serve.limits import Limits
-from cuecraft.serve.requests import TOO_LATE, Answer
+from cuecraft.serve.requests import TOO_LATE, Answer, AnyEngine
 
 D = TypeVar("D", bound=BaseModel)
 _PATIENCE = 0.05  # seconds after which it is looked whether the client is still there
@@ -72,7 +71,7 @@ class Service:
         traces: whether requests are told to OpenTelemetry.
     """
 
-    engine: Engine
+    engine: AnyEngine
     metrics: Metrics
     tokens: Tokens = field(default_factory=lambda: Tokens({}))
     rate: RateLimit = field(default_factory=lambda: RateLimit(None))

@@ -1,0 +1,142 @@
+"""An engine that asks others: replicas on Ray, another one where one dies."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from cuecraft import errors
+from cuecraft.errors import ClosingError, CuecraftError, DeadlineError, QueueFullError, ServeError
+from cuecraft.serve.requests import TOO_LATE, Answer, Watcher
+from cuecraft.serve.shelf import Listing
+
+_PAUSE = 0.05  # seconds before another replica is asked
+_DEFAULT_TIMEOUT = 60.0
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What is wrong with a request, as it crosses from one process to another.
+
+    Args:
+        kind: name of the error's class.
+        message: what is told.
+        retry_after: seconds.
+    """
+
+    kind: str
+    message: str
+    retry_after: float
+
+    def error(self) -> CuecraftError:
+        """Return the error."""
+        kind = getattr(errors, self.kind, ServeError)
+        return QueueFullError(self.message, self.retry_after) if kind is QueueFullError else kind(self.message)
+
+
+Reply = list[Answer] | Refusal
+
+
+class RemoteEngine:
+    """Asks the replicas behind a handle; what a service needs of an engine.
+
+    Args:
+        engines: a handle of Ray Serve's, whose `answer` returns a `Reply`.
+        listing: the prompts.
+        watcher: is told of answers and refusals.
+    """
+
+    def __init__(self, engines: Any, listing: Listing, watcher: Watcher) -> None:
+        self._engines = engines
+        self._listing = listing
+        self._watcher = watcher
+        self._waiting = 0
+        self._is_open = True
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def shelf(self) -> Listing:
+        """The prompts."""
+        return self._listing
+
+    @property
+    def waiting(self) -> int:
+        """Answers that are waited for."""
+        return self._waiting
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it takes requests."""
+        return self._is_open
+
+    def submit(
+        self, texts: Sequence[Mapping[str, str]], prompts: Sequence[str], timeout: float | None = None
+    ) -> Future[list[Answer]]:
+        """Ask for answers, in a running event loop; arguments, order and errors as for `Engine.submit`."""
+        if not texts or not prompts:
+            raise ServeError("nothing was asked for; give at least one text and one prompt")
+        if not self._is_open:
+            raise ClosingError("the server is stopping; ask again elsewhere or later")
+        for name in prompts:
+            listed = self._listing.get(name)
+            for text in texts:
+                listed.example(text)
+        future: Future[list[Answer]] = Future()
+        task = asyncio.get_running_loop().create_task(self._ask(future, texts, prompts, timeout or _DEFAULT_TIMEOUT))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return future
+
+    def close(self, drain: float = 0.0) -> None:
+        """Take no more requests; what is under way goes on for `drain` seconds at most."""
+        self._is_open = False
+        until = time.monotonic() + drain
+        while self._waiting and time.monotonic() < until:
+            time.sleep(_PAUSE)
+
+    async def _ask(
+        self, future: Future[list[Answer]], texts: Sequence[Mapping[str, str]], prompts: Sequence[str], timeout: float
+    ) -> None:
+        begun, size = time.monotonic(), len(texts) * len(prompts)
+        self._waiting += size
+        reply: Reply | Exception
+        try:
+            reply = await self._reply(texts, prompts, begun + timeout)
+        except Exception as error:  # whoever waits has to be told, whatever it is
+            reply = error
+        finally:
+            self._waiting -= size
+        with suppress(Exception):  # cancelled meanwhile
+            if isinstance(reply, list):
+                for answer in reply:
+                    self._watcher.answered(answer.prompt, time.monotonic() - begun, "computed")
+                future.set_result(reply)
+            else:
+                self._watcher.refused("full" if isinstance(reply, Refusal) else "failed")
+                future.set_exception(reply.error() if isinstance(reply, Refusal) else reply)
+
+    async def _reply(self, texts: Sequence[Mapping[str, str]], prompts: Sequence[str], until: float) -> Reply:
+        """Return what a replica replies; where it dies, another one's reply."""
+        from ray.exceptions import RayActorError
+        from ray.serve.exceptions import BackPressureError
+
+        while (left := until - time.monotonic()) > 0:
+            try:
+                reply: Reply = await asyncio.wait_for(self._engines.answer.remote(texts, prompts, left), left)
+            except BackPressureError as error:
+                raise QueueFullError("too much is waited for already; try again later", 1.0) from error
+            except TimeoutError:
+                break
+            except RayActorError:
+                await asyncio.sleep(_PAUSE)
+            else:
+                # One that does not know yet what was uploaded elsewhere will know in a moment.
+                if not (isinstance(reply, Refusal) and reply.kind == "UnknownPromptError"):
+                    return reply
+                await asyncio.sleep(_PAUSE)
+        raise DeadlineError(TOO_LATE)
