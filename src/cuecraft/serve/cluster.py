@@ -36,6 +36,8 @@ ENVIRONMENT = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # of 5, which a busy machine does not keep
 }
+#: The same for a cluster of this machine alone, where no load balancer has to learn first that a front goes away.
+_ALONE = {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1"}
 _APPLICATION = "cuecraft"
 _LOOK = 0.2  # seconds between two looks whether to stop
 
@@ -172,7 +174,8 @@ def run_cluster(settings: ServeSettings, scale: Scale, address: tuple[str, int],
     require_extra()
     if find_spec("ray") is None:
         raise ServeError("the Ray backend needs Ray: pip install 'cuecraft[ray]'")
-    for name, value in ENVIRONMENT.items():
+    own = ENVIRONMENT if os.environ.get("RAY_ADDRESS") else ENVIRONMENT | _ALONE
+    for name, value in own.items():
         os.environ.setdefault(name, value)
     import ray
     from ray import serve
