@@ -10,8 +10,8 @@ import cuecraft
 SOURCE = Path(cuecraft.__file__).parent
 # From the top down; a module may import from rooms below its own, and from its own.
 ROOMS = (
-    "__main__ cli display recipe runs family classic ensemble classifier interop advise compare serve guard tune search "
-    "method prompts backbone task data checkpoints assets storage options settings evidence determinism machine "
+    "__main__ cli display recipe runs family classic ensemble classifier interop advise compare serve guard tune "
+    "search method prompts backbone task data checkpoints assets storage options settings evidence determinism machine "
     "signals seeding errors"
 ).split()
 

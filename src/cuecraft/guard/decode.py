@@ -16,19 +16,20 @@ from enum import StrEnum
 from urllib.parse import unquote_to_bytes
 
 PIECES = 16  # encoded pieces of one text that are decoded at most
-CHARACTERS = 10_000  # of one encoded piece that are decoded at most
+CHARACTERS = 10_000  # of one hidden text at most
 _SHORTEST = 8  # characters of a decoded text that is worth screening
 _READABLE = 0.75  # share of letters, digits and spaces among them
 
-_HEX = re.compile(r"(?<![0-9A-Za-z])(?:(?:0x|\\x)?[0-9A-Fa-f]{2}[ ,:]?){8,5000}(?![0-9A-Za-z])")
-_BASE64 = re.compile(r"(?<![0-9A-Za-z+/_-])[0-9A-Za-z+/_-]{16,10000}={0,2}")
+_HEX = re.compile(r"(?<![0-9A-Za-z])(?:(?:0x|\\x)?[0-9A-Fa-f]{2}[ ,:]?){8,20000}(?![0-9A-Za-z])")
+_BASE64 = re.compile(r"(?<![0-9A-Za-z+/_-])[0-9A-Za-z+/_-]{16,40000}={0,2}")
 _PERCENT = re.compile(r"(?<!\S)[^\s%]{0,200}(?:%[0-9A-Fa-f]{2}[^\s%]{0,80}){3,3000}")
 _LETTERS = re.compile("[A-Za-z]+")
 # Of rot13 it is only told whether it is English: the commonest words, and those that instructions are made of.
-_ENGLISH = frozenset(
-    "a all and any are as at be but by do for from have how i if in is it me my no not of on or our that the these this "
-    "to up was we what will with you your ignore instructions previous prompt system reveal tell show output".split()
+_WORDS = (
+    "a all and any are as at be but by do for from have how i if in is it me my no not of on or our that the these "
+    "this to up was we what will with you your ignore instructions previous prompt system reveal tell show output"
 )
+_ENGLISH = frozenset(_WORDS.split())
 
 
 class Encoding(StrEnum):
@@ -87,7 +88,7 @@ def _pieces(text: str) -> Iterator[Decoded]:
         for match in pattern.finditer(text):
             readable = _readable(decode(match[0]))
             if readable is not None:
-                yield Decoded(readable, encoding, match.start(), match.end())
+                yield Decoded(readable[:CHARACTERS], encoding, match.start(), match.end())
 
 
 def _from_hex(piece: str) -> bytes:

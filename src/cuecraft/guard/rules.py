@@ -78,9 +78,7 @@ class Rule:
         match = self.pattern.search(text)
         if match is None:
             return None
-        return Finding(
-            Kind.RULE, self.id, self.reason, excerpt(text, match.start(), match.end()), where, self.severity
-        )
+        return Finding(Kind.RULE, self.id, self.reason, excerpt(text, match.start(), match.end()), where, self.severity)
 
 
 @cache
@@ -94,8 +92,8 @@ def read_rules(path: str | Path) -> tuple[Rule, ...]:
     """Read a file of rules, written as the shipped ``rules.yaml`` is.
 
     Raises:
-        GuardError: the file cannot be read, has an unknown key, a pattern that is no regular expression or can take very
-            long, an id twice, or a rule that its own examples speak against.
+        GuardError: the file cannot be read, has an unknown key, a pattern that is no regular expression or can take
+            very long, an id twice, or a rule that its own examples speak against.
     """
     return _rules(read_yaml(Path(path), GuardError))
 
