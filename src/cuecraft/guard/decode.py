@@ -23,10 +23,10 @@ _READABLE = 0.75  # share of letters, digits and spaces among them
 _HEX = re.compile(r"(?<![0-9A-Za-z])(?:(?:0x|\\x)?[0-9A-Fa-f]{2}[ ,:]?){8,20000}(?![0-9A-Za-z])")
 _BASE64 = re.compile(r"(?<![0-9A-Za-z+/_-])[0-9A-Za-z+/_-]{16,40000}={0,2}")
 _PERCENT = re.compile(r"(?<!\S)[^\s%]{0,200}(?:%[0-9A-Fa-f]{2}[^\s%]{0,80}){3,3000}")
-_LETTERS = re.compile("[A-Za-z]+")
+_LETTERS = re.compile(r"[^\W\d_]{2,40}")
 # Of rot13 it is only told whether it is English: the commonest words, and those that instructions are made of.
 _WORDS = (
-    "a all and any are as at be but by do for from have how i if in is it me my no not of on or our that the these "
+    "all and any are as at be but by do for from have how if in is it me my no not of on or our that the these "
     "this to up was we what will with you your ignore instructions previous prompt system reveal tell show output"
 )
 _ENGLISH = frozenset(_WORDS.split())
