@@ -54,6 +54,11 @@ class Finding:
     where: Where = Where.TEXT
     severity: Severity = Severity.HIGH
 
+    @property
+    def flags(self) -> bool:
+        """Whether it flags the text."""
+        return self.severity is Severity.HIGH
+
     def document(self) -> dict[str, str]:
         """Return it ready for JSON."""
         return {

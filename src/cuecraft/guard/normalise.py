@@ -84,8 +84,9 @@ class _Notes:
         self.hidden: list[str] = []
 
     def take(self, sort: _Sort, text: str, match: re.Match[str]) -> None:
-        shown = excerpt(text, match.start(), match.end())
-        self.findings.setdefault(sort.id, Finding(Kind.CHARACTERS, sort.id, sort.reason, shown, severity=sort.severity))
+        if sort.id not in self.findings:  # an excerpt of each of very many places would take long
+            shown = excerpt(text, match.start(), match.end())
+            self.findings[sort.id] = Finding(Kind.CHARACTERS, sort.id, sort.reason, shown, severity=sort.severity)
 
 
 def normalised(text: str) -> Normalised:

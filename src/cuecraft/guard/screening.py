@@ -122,9 +122,10 @@ class Guard:
         findings = self.limits.findings(text)
         clean = normalised(self.limits.cut(text))
         findings.extend(clean.found)
-        pieces = [_Piece(clean.text, Where.TEXT)]
+        shown = self.limits.cut(clean.text)  # one character can become 18 of them
+        pieces = [_Piece(shown, Where.TEXT)]
         room = _HIDDEN_CHARACTERS
-        layer = [*clean.hidden, *self._decoded(clean.text, Where.TEXT, findings)]
+        layer = [*clean.hidden, *self._decoded(shown, Where.TEXT, findings)]
         for _ in range(_DEPTH):
             inner: list[str] = []
             for hidden in layer:
@@ -160,7 +161,7 @@ class Guard:
                 reason = f"an attack with probability {score:.2f}; the threshold is {self.threshold:.2f}"
                 shown = excerpt(piece.text)
                 findings.append(Finding(Kind.DETECTOR, detector.name, reason, shown, piece.where))
-        is_flagged = any(found.severity is Severity.HIGH for found in findings)
+        is_flagged = any(found.flags for found in findings)
         verdict = Verdict.FLAG if is_flagged else Verdict.PASS
         return Screening(verdict, tuple(findings), scores, prepared.pieces[0].text)
 
