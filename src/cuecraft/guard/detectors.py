@@ -36,21 +36,21 @@ def attack_classes(classes: Sequence[str], named: Sequence[str] = (), source: st
     """Return which classes mean an attack.
 
     Args:
-        classes: all of them.
+        classes: `[C]` all of them.
         named: those that the user says; none to find them by their names, such as INJECTION, JAILBREAK or MALICIOUS.
         source: what has the classes, for errors.
 
     Raises:
-        GuardError: a class is named that is not there, or none or all are found by their names.
+        GuardError: a class is named that is not there, or none, or all of several, are found by their names.
     """
     unknown = [name for name in named if name not in classes]
     if unknown:
         raise GuardError(f"{source}: no class {unknown[0]!r}; the classes are {', '.join(classes)}")
     found = tuple(named) or tuple(name for name in classes if _means_attack(name))
-    if not found or len(found) == len(classes):
+    if not found or (not named and len(found) == len(classes) > 1):
         raise GuardError(
             f"{source}: which of {', '.join(classes)} mean an attack cannot be told by their names; "
-            "name some, and not all, as attack labels"
+            "say which do"
         )
     return found
 

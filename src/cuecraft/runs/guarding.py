@@ -117,7 +117,7 @@ def run_guard_eval(
         file: labelled texts.
         text_column: of texts.
         label_column: of labels.
-        labels: those that mean an attack; none to find them by their names.
+        labels: those that mean an attack, whether or not the file has them; none to find them by their names.
 
     Raises:
         GuardError: as `make_guard`, or which labels mean an attack cannot be told.
@@ -125,7 +125,7 @@ def run_guard_eval(
     """
     records = read_records(file, (text_column,), label_column)
     known = sorted({str(record.label) for record in records})
-    attack = attack_classes(known, labels, file)
+    attack = tuple(labels) or attack_classes(known, source=file)
     guard = make_guard(request)
     screened = guard.screen_many([record.fields[text_column] for record in records])
     truth = [record.label in attack for record in records]
