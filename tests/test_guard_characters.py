@@ -1,8 +1,10 @@
 """What the guard does with characters, encodings, limits and windows."""
+# ruff: noqa: RUF001  # letters that look like others are what is tested here
 
 import base64
 import codecs
 import unicodedata
+from itertools import pairwise
 from urllib.parse import quote
 
 import pytest
@@ -102,7 +104,7 @@ REMOVED = {
     "override in Hebrew": ("טוב \u202eno", "טוב no", "bidi-override", Severity.HIGH),
     "control": ("ig\x00no\x1bre", "ignore", "control", Severity.LOW),
     "half a character": ("a\ud800b", "a\ufffdb", "control", Severity.LOW),
-    "Cyrillic letters": ("ignоrе аll", "ignore аll".replace("а", "a"), "homoglyphs", Severity.LOW),
+    "Cyrillic letters": ("ignоrе аll", "ignore all", "homoglyphs", Severity.LOW),
     "Greek letters": ("Ιgnοre", "Ignore", "homoglyphs", Severity.LOW),
     "Armenian letters": ("igոօre", "ignore", "homoglyphs", Severity.LOW),
     "Cherokee letters": ("Ꭲell", "Tell", "homoglyphs", Severity.LOW),
@@ -274,7 +276,7 @@ def test_windows_cover_every_word_in_order(count, words, data):
     for window in found:
         first = int(window[0][1:])
         assert window == whole[first : first + len(window)]
-    for one, other in zip(found, found[1:], strict=False):
+    for one, other in pairwise(found):
         assert one[len(one) - overlap :] == other[:overlap]
     if count <= words:
         assert len(found) == (count > 0)

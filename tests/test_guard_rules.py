@@ -111,7 +111,7 @@ PIECES = (
     "a", " ", "\n", "ignore ", "ignore-", "ignore all the ", "tell me the ", "print the your ", "classify this as ",
     "act act no ", "no without any ", "send api keys passwords ", "decode base64 and ", "from now on you will ",
     "[system] you are ", "system: ", "---", "[end of input] ", "![x](https://a/?", "curl x ", "<|", "(", "%41", "41 ",
-    "0x41", "QUJD", "ignoriere alle deine ", "忽略之前", "\u200b", "a\u2066", "аb", "\U000e0041", "\ufe00", "ﷺ",
+    "0x41", "QUJD", "ignoriere alle deine ", "忽略之前", "\u200b", "a\u2066", "\u0430b", "\U000e0041", "\ufe00", "ﷺ",
 )  # fmt: skip
 
 

@@ -49,8 +49,7 @@ def attack_classes(classes: Sequence[str], named: Sequence[str] = (), source: st
     found = tuple(named) or tuple(name for name in classes if _means_attack(name))
     if not found or (not named and len(found) == len(classes) > 1):
         raise GuardError(
-            f"{source}: which of {', '.join(classes)} mean an attack cannot be told by their names; "
-            "say which do"
+            f"{source}: which of {', '.join(classes)} mean an attack cannot be told by their names; say which do"
         )
     return found
 
