@@ -10,8 +10,8 @@ import cuecraft
 SOURCE = Path(cuecraft.__file__).parent
 # From the top down; a module may import from rooms below its own, and from its own.
 ROOMS = (
-    "__main__ cli display recipe runs family classic ensemble classifier interop advise compare serve tune search "
-    "method prompts backbone task data checkpoints assets storage options settings evidence determinism machine "
+    "__main__ cli display recipe runs family classic ensemble classifier interop advise compare serve guard tune "
+    "search method prompts backbone task data checkpoints assets storage options settings evidence determinism machine "
     "signals seeding errors"
 ).split()
 
@@ -48,9 +48,9 @@ def test_imports_point_down():
             assert ROOMS.index(other) >= ROOMS.index(room), f"{path} imports {other}, which is above it"
 
 
-def test_what_serves_never_imports_what_searches_or_trains():
+def test_what_serves_and_guards_never_imports_what_searches_or_trains():
     for path, room, tree in modules():
-        if room == "serve":
+        if room in ("serve", "guard"):
             assert not {"search", "tune", "compare"} & set(imported_rooms(tree)), path
 
 

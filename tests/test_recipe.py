@@ -16,6 +16,7 @@ from cuecraft.errors import RecipeError
 from cuecraft.recipe import check_recipe, json_schema, load_recipe, recipe_path, run_recipe, shipped_names
 from cuecraft.recipe.reading import check_settings, shown_keys, to_yaml
 from cuecraft.recipe.schema import JOBS, KINDS
+from cuecraft.runs.guarding import write_guard_data
 from cuecraft.settings import Settings, parse_yaml
 from recipes import JOBS as JOB_NAMES
 from recipes import TUNED, settings, write_recipe
@@ -250,7 +251,7 @@ def test_the_schema_takes_what_we_take(tmp_path):
 
 
 NAMES = (
-    "bert-base-hub demo hybrid label-free log-anomaly multitask prefix-vs-lora-vs-full questions-16shot "
+    "bert-base-hub demo guard-detector hybrid label-free log-anomaly multitask prefix-vs-lora-vs-full questions-16shot "
     "sentiment-16shot topics-16shot"
 ).split()
 
@@ -266,15 +267,18 @@ def test_the_shipped_ones_are_there():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_shipped_recipe_passes_the_check(name, monkeypatch):
+def test_every_shipped_recipe_passes_the_check(name, monkeypatch, tmp_path):
     found = load_recipe(recipe_path(name))
     needs_data = "CUECRAFT_DATA" in found.env
     if needs_data:
         monkeypatch.setenv("CUECRAFT_DATA", str(DATA))
+    if "GUARD_DATA" in found.env:
+        write_guard_data(tmp_path)
+        monkeypatch.setenv("GUARD_DATA", str(tmp_path))
     with_data = DATA.is_dir() or not needs_data
     document = check_recipe(name, [], with_data=with_data)
     assert bool(document["data"]) == with_data
-    if name != "bert-base-hub":
+    if name not in ("bert-base-hub", "guard-detector"):
         expect = found.expect
         assert expect is not None
         assert expect.metrics
@@ -289,6 +293,7 @@ SHORT = {
 }
 SHORTER = {
     "demo": ["tune.epochs=1"],
+    "guard-detector": ["tune.epochs=1"],
     "sentiment-16shot": ["tune.epochs=1"],
     "topics-16shot": ["tune.epochs=1"],
     "questions-16shot": ["tune.epochs=1"],
@@ -308,6 +313,9 @@ def test_every_offline_one_runs_in_a_shortened_form(name, causal_folder, tmp_pat
         if not DATA.is_dir():
             pytest.skip(f"benchmark data is not at {DATA}; set CUECRAFT_DATA")
         monkeypatch.setenv("CUECRAFT_DATA", str(DATA))
+    if "GUARD_DATA" in load_recipe(path).env:
+        write_guard_data(tmp_path / "guard-data")
+        monkeypatch.setenv("GUARD_DATA", str(tmp_path / "guard-data"))
     model = [f"model.name={causal_folder}", "threads=1"]
     asked = load_recipe(path, [*SHORT[job], *SHORTER.get(name, ()), *model])
     with pytest.MonkeyPatch.context() as patch:

@@ -77,6 +77,10 @@ class DeadlineError(ServeError):
     """An answer was not there in time."""
 
 
+class GuardError(CuecraftError):
+    """A guard cannot be set up as asked: a rule file, a limit, a threshold or a detector cannot be used."""
+
+
 class CuecraftWarning(UserWarning):
     """Something was done that the user would want to know of, such as texts cut to fit the model."""
 

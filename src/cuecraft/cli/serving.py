@@ -13,6 +13,7 @@ from cuecraft.cli.app import app
 from cuecraft.cli.arguments import pairs_of
 from cuecraft.cli.options import Device, Dtype, Offline
 from cuecraft.errors import ServeError
+from cuecraft.guard import GuardMode
 
 Served = Annotated[list[str] | None, typer.Argument(help="Folders of artifacts or runs; NAME=FOLDER for an id.")]
 TokenFile = Annotated[
@@ -46,6 +47,7 @@ def serve(
     cache: Annotated[int, typer.Option(min=0, help="Answers kept for texts that come again.")] = 0,
     drain: Annotated[float, typer.Option(min=0, help="Seconds for what is under way at the end.")] = 20.0,
     log_texts: Annotated[bool, typer.Option("--log-texts", help="Write the texts into the log, too.")] = False,
+    guard: Annotated[GuardMode, typer.Option(help="What is done with texts that look like attacks.")] = GuardMode.OFF,
     option: ServeOption = None,
     model: Annotated[str | None, typer.Option(help="Where the backbone is now, if not where it was.")] = None,
     device: Device = "auto",
@@ -64,6 +66,7 @@ def serve(
         "tokens": tokens and tokens.absolute(),
         "rate": rate,
         "batches.cache_answers": cache,
+        "guard.mode": guard.value,
         "log_texts": log_texts,
         "model": model,
         "device": device,

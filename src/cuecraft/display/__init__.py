@@ -13,6 +13,7 @@ from cuecraft.display.console import (
     stopping,
     warn,
 )
+from cuecraft.display.guarding import print_guard_data, print_guard_rates, print_screenings
 from cuecraft.display.results import (
     demo_document,
     print_comparison,
@@ -44,6 +45,8 @@ __all__ = [
     "print_demo",
     "print_differences",
     "print_family",
+    "print_guard_data",
+    "print_guard_rates",
     "print_json",
     "print_manifest",
     "print_mix",
@@ -52,6 +55,7 @@ __all__ = [
     "print_run",
     "print_run_comparison",
     "print_runs",
+    "print_screenings",
     "print_tuned",
     "print_words",
     "progress",

@@ -65,7 +65,8 @@ def read_recipe(named: str) -> str:
 def described(named: str) -> dict[str, str]:
     """Return what a shipped recipe's file says of itself; variables need not be set."""
     values = parse_yaml(read_recipe(named), named, RecipeError).values
-    needs = ["benchmark data"] if "CUECRAFT_DATA" in (values.get("env") or {}) else []
+    data = {"CUECRAFT_DATA": "benchmark data", "GUARD_DATA": "cuecraft guard data"}
+    needs = [data[name] for name in values.get("env") or {} if name in data]
     model = (values.get("model") or {}).get("name", PREFIX)
     needs += [] if is_asset(model) else ["the Hub"]
     return {

@@ -79,6 +79,9 @@ class Engine:
         """Whether it takes requests."""
         return self._is_open and all(thread.is_alive() for thread in self._threads)
 
+    def started(self) -> None:
+        """Take no note of an event loop: threads of its own work."""
+
     def submit(
         self, texts: Sequence[Mapping[str, str]], prompts: Sequence[str], timeout: float | None = None
     ) -> Future[list[Answer]]:

@@ -57,7 +57,7 @@ class RemoteEngine:
         self._watcher = watcher
         self._waiting = 0
         self._is_open = True
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def shelf(self) -> Listing:
@@ -74,10 +74,14 @@ class RemoteEngine:
         """Whether it takes requests."""
         return self._is_open
 
+    def started(self) -> None:
+        """Take note of the event loop that runs; what is asked of the replicas is asked from it."""
+        self._loop = asyncio.get_running_loop()
+
     def submit(
         self, texts: Sequence[Mapping[str, str]], prompts: Sequence[str], timeout: float | None = None
     ) -> Future[list[Answer]]:
-        """Ask for answers, in a running event loop; arguments, order and errors as for `Engine.submit`."""
+        """Ask for answers, once an event loop is known; arguments, order and errors as for `Engine.submit`."""
         if not texts or not prompts:
             raise ServeError("nothing was asked for; give at least one text and one prompt")
         if not self._is_open:
@@ -87,9 +91,9 @@ class RemoteEngine:
             for text in texts:
                 listed.example(text)
         future: Future[list[Answer]] = Future()
-        task = asyncio.get_running_loop().create_task(self._ask(future, texts, prompts, timeout or _DEFAULT_TIMEOUT))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        assert self._loop is not None
+        asking = self._ask(future, texts, prompts, timeout or _DEFAULT_TIMEOUT)
+        asyncio.run_coroutine_threadsafe(asking, self._loop)
         return future
 
     def close(self, drain: float = 0.0) -> None:

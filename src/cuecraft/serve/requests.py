@@ -59,6 +59,10 @@ class AnyEngine(Protocol):
         """Whether it takes requests."""
         ...
 
+    def started(self) -> None:
+        """Take note of the event loop that runs; requests come from it, and from threads beside it."""
+        ...
+
     def submit(
         self, texts: Sequence[Mapping[str, str]], prompts: Sequence[str], timeout: float | None = None
     ) -> Future[list[Answer]]:

@@ -15,6 +15,7 @@ from cuecraft.options import Options
 from cuecraft.prompts import Artifact, load_artifact, member_folders
 from cuecraft.prompts.manifest import BackboneEntry
 from cuecraft.serve.engine import Engine, EngineOptions
+from cuecraft.serve.guarding import GuardSettings, Screener
 from cuecraft.serve.kept import Kept, follow
 from cuecraft.serve.limits import Limits
 from cuecraft.serve.requests import AnyEngine
@@ -40,6 +41,7 @@ class ServeSettings(Options):
     rate: float | None = Field(None, gt=0, description="answers a second for each token")
     batches: EngineOptions = Field(default_factory=EngineOptions, description="how batches are made")
     limits: Limits = Field(default_factory=Limits, description="what one request may hold")
+    guard: GuardSettings = Field(default_factory=GuardSettings, description="what screens the texts")
     log_texts: bool = Field(False, description="write the texts into the log, too")
     trace: bool = Field(False, description="send traces by OpenTelemetry, as its OTEL_* variables say")
 
@@ -68,6 +70,7 @@ def service_of(settings: ServeSettings, engine: AnyEngine, metrics: Metrics) -> 
 
     Raises:
         ServeError: the tokens cannot be read.
+        GuardError: the guard cannot be set up.
     """
     from cuecraft.serve.http.access import RateLimit, Tokens
     from cuecraft.serve.http.service import Service
@@ -82,6 +85,7 @@ def service_of(settings: ServeSettings, engine: AnyEngine, metrics: Metrics) -> 
         Tokens.read(settings.tokens),
         RateLimit(settings.rate),
         settings.limits,
+        Screener.of(settings.guard, engine, settings.device, settings.local_files_only),
         kept,
         settings.log_texts,
         settings.trace,

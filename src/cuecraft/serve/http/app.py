@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib import resources
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ from cuecraft.serve.http.wire import (
     ErrorDocument,
     ExplainRequest,
     ExplainResponse,
-    answer_document,
     check_texts,
+    result_document,
 )
 from cuecraft.serve.shelf import check_id
 
@@ -59,6 +60,7 @@ def create_app(service: Service) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.engine.started()
         yield
         await run_in_threadpool(service.engine.close)
 
@@ -109,9 +111,14 @@ def _add_questions(app: FastAPI, service: Service) -> None:
         names = service.prompt_ids(asked.ids)
         _note(request, service, texts, names)
         service.charge(caller, len(texts) * len(names))
-        answers = await service.answers(request, texts, names, service.seconds(asked.timeout_ms))
-        rows = [answers[start : start + len(names)] for start in range(0, len(answers), len(names))]
-        results = [{"answers": [answer_document(answer, asked.top_k) for answer in row]} for row in rows]
+        screenings, is_blocked = await service.screened(request, texts, asked.guard)
+        free = [text for text, blocked in zip(texts, is_blocked, strict=True) if not blocked]
+        seconds = service.seconds(asked.timeout_ms)
+        answers = iter(await service.answers(request, free, names, seconds) if free else [])
+        results = [
+            result_document([] if blocked else list(islice(answers, len(names))), asked.top_k, screening, blocked)
+            for screening, blocked in zip(screenings, is_blocked, strict=True)
+        ]
         return _json({"model": service.engine.shelf.model, "results": results})
 
     @app.post("/v1/explain", response_model=ExplainResponse, responses=_ERRORS, openapi_extra=_body(ExplainRequest))

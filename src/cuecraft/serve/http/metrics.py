@@ -32,6 +32,7 @@ class Metrics(Watcher):
             "answer_seconds", "Seconds until an answer was there, by prompt.", ["prompt"], buckets=_SECONDS, **to
         )
         self._refusals = Counter("refusals", "Answers refused, by reason.", ["reason"], **to)
+        self._screened = Counter("screened", "Texts that the guard looked at, by verdict.", ["verdict"], **to)
         self._batch_rows = Histogram("batch_rows", "Rows of a batch.", buckets=_ROWS, **to)
         self._batch_tokens = Counter("batch_tokens", "Tokens of all batches.", **to)
         self._batch_seconds = Histogram("batch_seconds", "Seconds of a batch.", buckets=_SECONDS, **to)
@@ -62,6 +63,10 @@ class Metrics(Watcher):
     def refused(self, reason: str) -> None:
         """Take note of a refusal."""
         self._refusals.labels(reason).inc()
+
+    def screened(self, verdict: str) -> None:
+        """Take note of a text that the guard looked at."""
+        self._screened.labels(verdict).inc()
 
     def document(self) -> bytes:
         """Return everything in Prometheus' text format."""

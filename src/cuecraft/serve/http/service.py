@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 
 from cuecraft.errors import (
@@ -20,6 +21,8 @@ from cuecraft.errors import (
     ServeError,
     UnknownPromptError,
 )
+from cuecraft.guard import Guard, GuardMode, Screening, Verdict
+from cuecraft.serve.guarding import Screener
 from cuecraft.serve.http.access import Caller, RateLimit, Role, Tokens, retry_after
 from cuecraft.serve.http.metrics import Metrics
 from cuecraft.serve.kept import Kept
@@ -66,6 +69,7 @@ class Service:
         tokens: who may ask.
         rate: how much each of them may ask for.
         limits: what one request may hold.
+        screener: what screens the texts.
         kept: where uploaded prompts are kept, to be there after a restart; None to have them in memory alone.
         logs_texts: whether the log has the texts that were sent.
         traces: whether requests are told to OpenTelemetry.
@@ -76,6 +80,7 @@ class Service:
     tokens: Tokens = field(default_factory=lambda: Tokens({}))
     rate: RateLimit = field(default_factory=lambda: RateLimit(None))
     limits: Limits = field(default_factory=Limits)
+    screener: Screener = field(default_factory=lambda: Screener(Guard(), GuardMode.OFF))
     kept: Kept | None = None
     logs_texts: bool = False
     traces: bool = False
@@ -145,6 +150,20 @@ class Service:
         if is_gone:
             raise ClientGoneError
         raise DeadlineError(TOO_LATE)
+
+    async def screened(
+        self, request: Request, texts: Sequence[dict[str, str]], asked: GuardMode | None
+    ) -> tuple[list[Screening | None], list[bool]]:
+        """Return what the guard finds in each text, and which texts may not be classified."""
+        mode = self.screener.mode_of(asked)
+        if mode is GuardMode.OFF:
+            return [None] * len(texts), [False] * len(texts)
+        found = await run_in_threadpool(self.screener.screened, texts)
+        is_flagged = [own.verdict is Verdict.FLAG for own in found]
+        for own in is_flagged:
+            self.metrics.screened("flag" if own else "pass")
+        request.state.log["flagged"] = sum(is_flagged)
+        return [*found], [own and mode is GuardMode.BLOCK for own in is_flagged]
 
 
 async def _hung_up(request: Request) -> None:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cuecraft.data.readers import text_value
 from cuecraft.errors import DataError
+from cuecraft.guard import GuardMode, Screening, Verdict
 from cuecraft.serve.limits import Limits
 from cuecraft.serve.requests import Answer
 
@@ -26,6 +27,9 @@ class ClassifyRequest(_Document):
     prompts: str | list[str] | None = Field(None, description="ids; may be left out where one prompt is served")
     top_k: int | None = Field(None, ge=1, description="probabilities of so many classes, the likeliest; all by default")
     timeout_ms: int | None = Field(None, ge=1, description="after which the answer is of no use")
+    guard: GuardMode | None = Field(
+        None, description="`flag` or `block` texts that look like attacks; see docs/guard.md"
+    )
 
     @property
     def texts(self) -> list[dict[str, str]]:
@@ -56,10 +60,20 @@ class AnswerDocument(_Document):
     truncated: bool
 
 
+class GuardDocument(_Document):
+    """What the guard says of one text."""
+
+    verdict: Verdict
+    blocked: bool
+    findings: list[dict[str, Any]]
+    scores: dict[str, float]
+
+
 class ResultDocument(_Document):
-    """The answers to one text."""
+    """The answers to one text; none where the guard blocked it."""
 
     answers: list[AnswerDocument]
+    guard: GuardDocument | None = None
 
 
 class ClassifyResponse(_Document):
@@ -110,3 +124,13 @@ def answer_document(answer: Answer, top_k: int | None) -> dict[str, Any]:
         "probabilities": dict(pairs),
         "truncated": answer.is_cut,
     }
+
+
+def result_document(
+    answers: Sequence[Answer], top_k: int | None, screening: Screening | None, is_blocked: bool
+) -> dict[str, Any]:
+    """Return the answers to one text as a `ResultDocument` has them."""
+    document: dict[str, Any] = {"answers": [answer_document(answer, top_k) for answer in answers]}
+    if screening is not None:
+        document["guard"] = {**screening.document(), "blocked": is_blocked}
+    return document

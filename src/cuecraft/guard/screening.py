@@ -1,0 +1,177 @@
+"""The guard: a text in, a verdict and what was found out.
+
+A text is cut to the longest that is allowed, normalised, and searched for texts that are hidden in it; those are
+normalised and searched in turn, to a bounded depth. Rules and detectors then look at all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from cuecraft.errors import GuardError
+from cuecraft.guard.decode import hidden_texts
+from cuecraft.guard.detectors import Detector
+from cuecraft.guard.findings import Finding, Kind, Severity, Where, excerpt
+from cuecraft.guard.limits import Limits
+from cuecraft.guard.normalise import normalised
+from cuecraft.guard.rules import Rule, shipped_rules
+from cuecraft.guard.windows import windows
+
+_DEPTH = 3  # how often what was decoded is decoded again
+_HIDDEN = 16  # hidden texts of one text that are screened at most
+_HIDDEN_CHARACTERS = 40_000  # of all of them together
+
+
+class Verdict(StrEnum):
+    """What a guard says of a text."""
+
+    PASS = "pass"
+    FLAG = "flag"
+
+
+class GuardMode(StrEnum):
+    """What is done with a guard's verdict: nothing is asked, a flag is told, or what is flagged is refused."""
+
+    OFF = "off"
+    FLAG = "flag"
+    BLOCK = "block"
+
+
+@dataclass(frozen=True)
+class Screening:
+    """What a guard says of one text.
+
+    Args:
+        verdict: `flag` where one finding is of high severity.
+        findings: what was found, in the order of the parts of the guard.
+        scores: each detector's probability of an attack, 0 to 1: the greatest of the text's windows and hidden texts.
+        text: the normalised text.
+    """
+
+    verdict: Verdict
+    findings: tuple[Finding, ...]
+    scores: dict[str, float]
+    text: str
+
+    def document(self) -> dict[str, Any]:
+        """Return it ready for JSON, without the text."""
+        return {
+            "verdict": self.verdict.value,
+            "findings": [finding.document() for finding in self.findings],
+            "scores": dict(self.scores),
+        }
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A text to be looked at: the one that was given, or one hidden in it."""
+
+    text: str
+    where: Where
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A text and what is hidden in it, normalised, and what was found on the way."""
+
+    pieces: list[_Piece]
+    findings: list[Finding]
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Screens texts.
+
+    Args:
+        rules: what attacks are known by; those that ship where none are given.
+        limits: how long a text may be, and how much it may repeat itself.
+        detectors: classifiers that are asked beside the rules; each has a name of its own.
+        threshold: a detector's score, 0 to 1, from which on the text is flagged.
+
+    Raises:
+        GuardError: the threshold is no probability, or two detectors have one name.
+    """
+
+    rules: Sequence[Rule] = field(default_factory=shipped_rules)
+    limits: Limits = field(default_factory=Limits)
+    detectors: Sequence[Detector] = ()
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise GuardError(f"threshold: {self.threshold} is no probability; give one between 0 and 1")
+        names = [detector.name for detector in self.detectors]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise GuardError(f"two detectors are called {twice!r}; name each once")
+
+    def screen(self, text: str) -> Screening:
+        """Return what is found in a text. Any string will do."""
+        return self.screen_many([text])[0]
+
+    def screen_many(self, texts: Sequence[str]) -> list[Screening]:
+        """Return what is found in each text; a detector is asked once about all of them."""
+        prepared = [self._prepared(text) for text in texts]
+        scored = [_scores(detector, prepared) for detector in self.detectors]
+        return [self._screening(own, [column[row] for column in scored]) for row, own in enumerate(prepared)]
+
+    def _prepared(self, text: str) -> _Prepared:
+        findings = self.limits.findings(text)
+        clean = normalised(self.limits.cut(text))
+        findings.extend(clean.found)
+        shown = self.limits.cut(clean.text)  # one character can become 18 of them
+        pieces = [_Piece(shown, Where.TEXT)]
+        room = _HIDDEN_CHARACTERS
+        layer = [*clean.hidden, *self._decoded(shown, Where.TEXT, findings)]
+        for _ in range(_DEPTH):
+            inner: list[str] = []
+            for hidden in layer:
+                if len(pieces) > _HIDDEN or not room:
+                    break
+                found = normalised(hidden[:room])
+                room -= min(room, len(hidden))
+                pieces.append(_Piece(found.text, Where.HIDDEN))
+                inner += [*found.hidden, *self._decoded(found.text, Where.HIDDEN, findings)]
+            layer = inner
+        return _Prepared(pieces, findings)
+
+    def _decoded(self, text: str, where: Where, findings: list[Finding]) -> Iterator[str]:
+        """Yield the texts that are encoded in one, and take note of each."""
+        for piece in hidden_texts(text, self._is_suspicious):
+            reason = f"{piece.encoding} was decoded, and what it says was screened too"
+            shown = excerpt(text, piece.start, piece.end)
+            findings.append(Finding(Kind.ENCODING, piece.encoding.value, reason, shown, where, Severity.LOW))
+            yield piece.text
+
+    def _is_suspicious(self, text: str) -> bool:
+        return any(rule.severity is Severity.HIGH and rule.pattern.search(text) for rule in self.rules)
+
+    def _screening(self, prepared: _Prepared, scored: Sequence[tuple[float, _Piece]]) -> Screening:
+        findings = list(prepared.findings)
+        for rule in self.rules:
+            matches = (rule.finding(piece.text, piece.where) for piece in prepared.pieces)
+            findings.extend([found for found in matches if found is not None][:1])
+        scores = {}
+        for detector, (score, piece) in zip(self.detectors, scored, strict=True):
+            scores[detector.name] = score
+            if score >= self.threshold:
+                reason = f"an attack with probability {score:.2f}; the threshold is {self.threshold:.2f}"
+                shown = excerpt(piece.text)
+                findings.append(Finding(Kind.DETECTOR, detector.name, reason, shown, piece.where))
+        is_flagged = any(found.flags for found in findings)
+        verdict = Verdict.FLAG if is_flagged else Verdict.PASS
+        return Screening(verdict, tuple(findings), scores, prepared.pieces[0].text)
+
+
+def _scores(detector: Detector, prepared: Sequence[_Prepared]) -> list[tuple[float, _Piece]]:
+    """Return each text's score: the greatest of its windows and hidden texts, and the window it is of."""
+    views = [
+        [_Piece(window, piece.where) for piece in own.pieces for window in windows(piece.text)] for own in prepared
+    ]
+    flat = [view.text for own in views for view in own]
+    found = iter(detector.scores(flat) if flat else [])
+    empty = _Piece("", Where.TEXT)
+    return [max(((next(found), view) for view in own), key=lambda pair: pair[0], default=(0.0, empty)) for own in views]
