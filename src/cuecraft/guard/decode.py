@@ -63,18 +63,15 @@ def hidden_texts(text: str, is_suspicious: Callable[[str], bool]) -> list[Decode
 
     Args:
         text: the text that may hold some.
-        is_suspicious: whether a text reads like an attack; rot13 counts where what it says does, or is English where
-            the text is not.
+        is_suspicious: whether a text reads like an attack; rot13 counts where it has common English words and
+            reads like one, or is English where the text is not.
     """
     found: list[Decoded] = []
     for piece in _pieces(text):
         if len(found) < PIECES and not any(piece.start < other.end and other.start < piece.end for other in found):
             found.append(piece)
-    turned = codecs.encode(text[:CHARACTERS], "rot13")
-    if len(found) < PIECES and turned != text[:CHARACTERS]:
-        reads_better = _english(turned) >= 0.25 and _english(text[:CHARACTERS]) <= 0.05
-        if reads_better or (is_suspicious(turned) and not is_suspicious(text[:CHARACTERS])):
-            found.append(Decoded(turned, Encoding.ROT13, 0, min(len(text), CHARACTERS)))
+    if len(found) < PIECES:
+        found += _rotated(text[:CHARACTERS], is_suspicious)
     return found
 
 
@@ -89,6 +86,16 @@ def _pieces(text: str) -> Iterator[Decoded]:
             readable = _readable(decode(match[0]))
             if readable is not None:
                 yield Decoded(readable[:CHARACTERS], encoding, match.start(), match.end())
+
+
+def _rotated(text: str, is_suspicious: Callable[[str], bool]) -> Iterator[Decoded]:
+    turned = codecs.encode(text, "rot13")
+    share, count = _english(turned)
+    if count < 2:  # nearly every text; rules need not look
+        return
+    reads_better = share >= 0.25 and _english(text)[0] <= 0.05
+    if reads_better or (is_suspicious(turned) and not is_suspicious(text)):
+        yield Decoded(turned, Encoding.ROT13, 0, len(text))
 
 
 def _from_hex(piece: str) -> bytes:
@@ -118,7 +125,8 @@ def _readable(found: bytes) -> str | None:
     return text if is_text else None
 
 
-def _english(text: str) -> float:
-    """Return the share of common English words, 0 for a text of less than five words."""
+def _english(text: str) -> tuple[float, int]:
+    """Return the share of common English words, 0 for a text of less than five words; and their number."""
     words = [word.lower() for word in _LETTERS.findall(text)]
-    return sum(word in _ENGLISH for word in words) / len(words) if len(words) >= 5 else 0.0
+    count = sum(word in _ENGLISH for word in words)
+    return count / len(words) if len(words) >= 5 else 0.0, count

@@ -147,7 +147,7 @@ class Guard:
             yield piece.text
 
     def _is_suspicious(self, text: str) -> bool:
-        return any(rule.severity is Severity.HIGH and rule.pattern.search(text) for rule in self.rules)
+        return any(rule.severity is Severity.HIGH and rule.match(text) for rule in self.rules)
 
     def _screening(self, prepared: _Prepared, scored: Sequence[tuple[float, _Piece]]) -> Screening:
         findings = list(prepared.findings)
