@@ -275,6 +275,7 @@ def test_windows_cover_every_word_in_order(count, words, data):
     found = [window.split() for window in windows("  ".join(whole), words, overlap, most)]
     assert sorted({word for window in found for word in window}) == sorted(whole)
     assert len(found) <= most
+    assert max(map(len, found), default=0) <= max(words, -(-(count - overlap) // most) + overlap)
     for window in found:
         first = int(window[0][1:])
         assert window == whole[first : first + len(window)]

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
 
 from conftest import TEXTS, lively
 from cuecraft import PromptClassifier
@@ -149,6 +149,19 @@ def test_any_classifier_in_a_folder_is_a_detector(folder, word_tokenizer):
     one = HubDetector(str(folder), ["JAILBREAK"], device="cpu").scores(texts[:1])
     assert one == pytest.approx([plain_probabilities(folder, word_tokenizer, texts[0]).softmax(-1)[2].item()], abs=1e-5)
     assert HubDetector(str(folder), device="cpu").scores([]) == []
+
+
+def test_a_causal_classifier_reads_the_last_token_of_each_text(byte_tokenizer, tmp_path):
+    shape = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "vocab_size": len(byte_tokenizer)}
+    config = GPT2Config(**shape, num_labels=2, id2label={0: "BENIGN", 1: "MALICIOUS"})
+    model = lively(GPT2ForSequenceClassification(config))
+    model.save_pretrained(tmp_path / "causal")
+    byte_tokenizer.save_pretrained(tmp_path / "causal")
+    texts = [text for text, _ in TEXTS]
+    found = HubDetector(str(tmp_path / "causal"), device="cpu").scores(texts)
+    with torch.no_grad():
+        alone = [model(**byte_tokenizer(text, return_tensors="pt")).logits[0].softmax(-1)[1].item() for text in texts]
+    assert found == pytest.approx(alone, abs=1e-5)
 
 
 def test_classes_that_do_not_exclude_each_other_are_told_apart(word_tokenizer, tmp_path):

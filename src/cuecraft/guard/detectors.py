@@ -128,6 +128,7 @@ class HubDetector:
             raise GuardError(f"detector {model}: cannot be loaded ({why}); check the name or the folder") from error
         if self._tokenizer.pad_token is None:
             raise GuardError(f"detector {model}: its tokenizer has no padding token; give it one and save it again")
+        loaded.config.pad_token_id = self._tokenizer.pad_token_id  # causal models find a text's last token by it
         self._model = loaded.to(self._device).eval()
         labels = [str(loaded.config.id2label[number]) for number in range(loaded.config.num_labels)]
         self._columns = [labels.index(label) for label in attack_classes(labels, attack, f"detector {model}")]
