@@ -28,7 +28,24 @@ _FLAG = re.compile(
     "\U000e0077\U000e006c\U000e0073)\U000e007f"
 )
 _SELECTORS = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]{2,}")
-_ZERO_WIDTH = re.compile("[\u00ad\u034f\u180e\u200b-\u200d\u2060-\u2064\u206a-\u206f\ufeff\ufff9-\ufffb]")
+# What Unicode lets a font leave out (Default_Ignorable_Code_Point), but for what stands in patterns of its own.
+_ZERO_WIDTH = re.compile(
+    "[\u00ad\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200d\u2060-\u2065\u206a-\u206f\ufe00-\ufe0f"
+    "\ufeff\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0080-\U000e0fff]"
+)
+_SELECTOR = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")
+# Scripts whose letters have shapes to choose from: Myanmar, Mongolian, Chinese and kin, Phags-pa, Manichaean.
+_SHAPED = re.compile(
+    "[\u1000-\u109f\u1820-\u18aa\u2e80-\u9fff\ua840-\ua87f\uaa60-\uaa7f\uf900-\ufaff\U00010ac0-\U00010aff"
+    "\U00020000-\U0003ffff]"
+)
+_MONGOLIAN = re.compile("[\u1820-\u18aa]")
+_KHMER = re.compile("[\u1780-\u17d3]")
+_SHORTHAND = re.compile("[\U0001bc00-\U0001bc9f]")
+_MUSIC = re.compile("[\U0001d100-\U0001d1ff]")
+# Hangul fillers stand for a sound that is missing in a syllable written by its parts, and nowhere else.
+_HANGUL_FIRST = re.compile("[\u1100-\u115e\ua960-\ua97c]")
+_HANGUL_NEXT = re.compile("[\u1161-\u11ff\ud7b0-\ud7fb]")
 _BIDI = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]+")
 _OVERRIDES = "\u202d\u202e"
 # Lone surrogates are half a character: no model's tokenizer takes them.
@@ -39,6 +56,14 @@ _RIGHT_TO_LEFT = re.compile("[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc\U00010800-
 _JOINING = re.compile("[\u0600-\u08ff\u0900-\u0dff\u0f00-\u109f\u1780-\u18af\ufb50-\ufdff\ufe70-\ufefc]")
 # Scripts without spaces between words, where U+200B says where a line may break.
 _SPACELESS = re.compile("[\u0e00-\u0eff\u0f00-\u109f\u1780-\u17ff]")
+# Characters of no width, and the scripts behind whose letters they are needed.
+_NEEDED_BEHIND = (
+    (re.compile("\u200b"), _SPACELESS),
+    (re.compile("[\u180b-\u180f]"), _MONGOLIAN),
+    (re.compile("[\u17b4\u17b5]"), _KHMER),
+    (re.compile("[\U0001bca0-\U0001bca3]"), _SHORTHAND),
+    (re.compile("[\U0001d173-\U0001d17a]"), _MUSIC),
+)
 _PICTURE = re.compile("[\u2190-\u21ff\u2300-\u23ff\u2600-\u27bf\u2b00-\u2bff\U0001f000-\U0001faff\ufe0f]")
 _WORD = re.compile(r"[^\W\d_](?:[^\W\d_]|[\u0300-\u036f])*")
 
@@ -155,7 +180,8 @@ def _without_zero_width(text: str, notes: _Notes) -> str:
         if _is_needed(match[0], last, text[begin : begin + 1]):
             kept.append(match[0])
             last = match[0]
-        else:
+        elif not _SELECTOR.match(match[0]) or (last + text[begin : begin + 1]).isalpha():
+            # A selector behind a word is what NFKC leaves of a picture such as the trade mark sign, and is not told.
             notes.take(_INVISIBLE, text, match)
     return "".join((*kept, text[begin:]))
 
@@ -165,9 +191,14 @@ def _is_needed(character: str, before: str, after: str) -> bool:
         return True
     if character in "\u200c\u200d":
         return _JOINING.match(before) is not None
-    if character == "\u200b":
-        return _SPACELESS.match(before) is not None
-    return character == "\u180e" and "\u1820" <= before <= "\u18aa"
+    if _SELECTOR.match(character):
+        return bool(before) and (not before.isalpha() or _SHAPED.match(before) is not None)
+    if character in "\u115f\u1160":
+        return _HANGUL_FIRST.match(before) is not None or _HANGUL_NEXT.match(after) is not None
+    for characters, script in _NEEDED_BEHIND:
+        if characters.match(character):
+            return script.match(before) is not None
+    return False
 
 
 def _bidi(match: re.Match[str], text: str, has_right_to_left: bool, notes: _Notes) -> str:
