@@ -171,13 +171,43 @@ def test_classes_that_do_not_exclude_each_other_are_told_apart(word_tokenizer, t
     assert HubDetector(str(path), device="cpu").scores([text]) == pytest.approx([expected], abs=1e-5)
 
 
-def test_a_long_text_is_screened_by_windows_and_no_window_is_longer_than_the_model(folder, word_tokenizer):
-    detector = HubDetector(str(folder), device="cpu")
-    score = Guard((), detectors=[detector]).screen(LONG).scores[str(folder)]
-    assert 0 < score < 1
-    whole = detector.scores([LONG])
-    expected = plain_probabilities(folder, word_tokenizer, LONG).softmax(-1)[1:].sum().item()
-    assert whole == pytest.approx([expected], abs=1e-5)
+def test_a_long_text_has_the_greatest_score_of_its_windows_of_tokens(folder, word_tokenizer):
+    detector = HubDetector(str(folder), device="cpu", batch_size=2)
+    short = TEXTS[0][0]
+    model = BertForSequenceClassification.from_pretrained(folder).eval()
+    length, overlap = 62, 62 // 8
+    # The oracle: windows cut by hand from the text's tokens, each by itself between the same special tokens.
+    plain = word_tokenizer(LONG, add_special_tokens=False)["input_ids"]
+    special = word_tokenizer.num_special_tokens_to_add()
+    room = length - special
+    before, after = special_tokens(word_tokenizer)
+    scores = []
+    for start in range(0, len(plain) - overlap, room - overlap):
+        row = torch.tensor([[*before, *plain[start : start + room], *after]])
+        with torch.no_grad():
+            scores.append(model(row).logits[0].softmax(-1)[1:].sum().item())
+    assert len(scores) > 5
+    one = plain_probabilities(folder, word_tokenizer, short).softmax(-1)[1:].sum().item()
+    assert detector.scores([LONG, short]) == pytest.approx([max(scores), one], abs=1e-5)
+
+
+def special_tokens(tokenizer):
+    """Return what stands before and after a text's tokens."""
+    inner = tokenizer("good", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("good")["input_ids"]
+    start = next(at for at in range(len(whole)) if whole[at : at + len(inner)] == inner)
+    return whole[:start], whole[start + len(inner) :]
+
+
+@pytest.mark.parametrize("place", [0, 100, 450])
+def test_an_attack_anywhere_in_a_window_changes_what_a_classifier_says(folder, place):
+    words = ["good"] * 500
+    other = [*words]
+    other[place : place + 3] = ["awful"] * 3
+    pair = [" ".join(words), " ".join(other)]
+    # The greatest score of some class rises wherever the words stand, as no class is less likely in every window.
+    scores = [HubDetector(str(folder), [label], device="cpu").scores(pair) for label in LABELS]
+    assert max(changed - plain for plain, changed in scores) > 1e-4
 
 
 def test_what_cannot_be_a_detector_is_told(word_tokenizer, folder, tmp_path):

@@ -15,7 +15,7 @@ Answers = Callable[[Sequence[str]], "ArrayLike"]  # texts `[N]` in, class probab
 # Parts of class names that mean an attack, and ones that mean none though they hold the former.
 _ATTACKS = ("attack", "injection", "jailbreak", "malicious", "unsafe", "harmful")
 _NOT_ATTACKS = ("no", "non", "not", "without")
-_LONGEST = 512  # tokens of a window at most; a window has about 250
+_LONGEST = 512  # tokens that are read at once; a window has about 250 of English, thousands of Chinese
 _ANY_LENGTH = 100_000  # what a tokenizer says that knows no limit is far above this
 
 
@@ -97,7 +97,7 @@ class HubDetector:
         attack: the labels that mean an attack; none to find them by their names.
         device: a torch device, or ``auto``: a GPU if there is one.
         local_files_only: never ask the Hub.
-        batch_size: texts that are read at once.
+        batch_size: texts, or windows of tokens, that are read at once.
 
     Raises:
         GuardError: it cannot be loaded, or as `attack_classes`.
@@ -129,6 +129,8 @@ class HubDetector:
         if self._tokenizer.pad_token is None:
             raise GuardError(f"detector {model}: its tokenizer has no padding token; give it one and save it again")
         loaded.config.pad_token_id = self._tokenizer.pad_token_id  # causal models find a text's last token by it
+        if not self._tokenizer.is_fast:
+            raise GuardError(f"detector {model}: its tokenizer cannot make windows; save it with a tokenizer.json")
         self._model = loaded.to(self._device).eval()
         labels = [str(loaded.config.id2label[number]) for number in range(loaded.config.num_labels)]
         self._columns = [labels.index(label) for label in attack_classes(labels, attack, f"detector {model}")]
@@ -141,25 +143,31 @@ class HubDetector:
     def scores(self, texts: Sequence[str]) -> list[float]:
         """Return the probability, 0 to 1, that each text is an attack; the classes that mean one are added.
 
+        A text of more tokens than the model takes is read in overlapping windows, and has the greatest of their scores.
         Where the model's classes do not exclude each other, it is the greatest of their probabilities.
         """
         import torch
 
-        order = sorted(range(len(texts)), key=lambda number: len(texts[number]))  # less padding
+        if not texts:
+            return []
+        encoded = self._tokenizer(
+            list(texts),
+            truncation=True,
+            max_length=self._longest,
+            stride=self._longest // 8,
+            return_overflowing_tokens=True,
+        )
+        owners = encoded.pop("overflow_to_sample_mapping")
+        order = sorted(range(len(owners)), key=lambda row: len(encoded["input_ids"][row]))  # less padding
         found = [0.0] * len(texts)
         for begin in range(0, len(order), self._batch_size):
             rows = order[begin : begin + self._batch_size]
-            batch = self._tokenizer(
-                [texts[row] for row in rows],
-                return_tensors="pt",
-                padding=True,
-                truncation=True,
-                max_length=self._longest,
-            ).to(self._device)
+            windows = {key: [values[row] for row in rows] for key, values in encoded.items()}
+            batch = self._tokenizer.pad(windows, return_tensors="pt").to(self._device)
             with torch.inference_mode():
                 logits = self._model(**batch).logits.float()
             for row, score in zip(rows, self._scored(logits), strict=True):
-                found[row] = score
+                found[owners[row]] = max(found[owners[row]], score)
         return found
 
     def _scored(self, logits: Any) -> list[float]:
