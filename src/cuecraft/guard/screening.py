@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 from cuecraft.errors import GuardError
-from cuecraft.guard.decode import hidden_texts
+from cuecraft.guard.decode import PIECES, hidden_texts
 from cuecraft.guard.detectors import Detector
 from cuecraft.guard.findings import Finding, Kind, Severity, Where, excerpt
 from cuecraft.guard.limits import Limits
@@ -126,16 +126,21 @@ class Guard:
         pieces = [_Piece(shown, Where.TEXT)]
         room = _HIDDEN_CHARACTERS
         layer = [*clean.hidden, *self._decoded(shown, Where.TEXT, findings)]
+        is_whole = len(layer) < PIECES
         for _ in range(_DEPTH):
             inner: list[str] = []
             for hidden in layer:
                 if len(pieces) > _HIDDEN or not room:
+                    is_whole = False
                     break
                 found = normalised(hidden[:room])
                 room -= min(room, len(hidden))
                 pieces.append(_Piece(found.text, Where.HIDDEN))
                 inner += [*found.hidden, *self._decoded(found.text, Where.HIDDEN, findings)]
             layer = inner
+        if layer or not is_whole:  # or harmless pieces could stand in front of one that is not
+            reason = "more is encoded in it, or deeper, than is screened"
+            findings.append(Finding(Kind.LIMIT, "hidden", reason, excerpt(text)))
         return _Prepared(pieces, findings)
 
     def _decoded(self, text: str, where: Where, findings: list[Finding]) -> Iterator[str]:
