@@ -1,19 +1,21 @@
 """How fast prompts are served; writes benchmarks/results/serve.json.
 
     python benchmarks/serve.py [--models demo:minilm,demo:smollm2-135m] [--seconds 15] [--rounds 3]
-        [--parts engine,http]
+        [--parts engine,http,ray]
 
 Texts are sentences of SST-2, each sent once; prompts of several kinds are tuned for a moment on 32 of them (their
 answers do not matter here, their shapes do). `engine`: in this process, rows of one prompt beside rows of 16, one text
 under 1 and under 8 prompts. `http`: `cuecraft serve` in a process of its own, loaded from another one
 (serve_load.py): throughput beside the bare engine, in turns, medians; latency at half of that; PEFT behind FastAPI and
-a Transformers pipeline, one request a forward pass.
+a Transformers pipeline, one request a forward pass. `ray`: one replica with all cores, beside `cuecraft serve` without
+Ray, started in turns.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -21,9 +23,11 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 from common import DATA, ROOT, machine, read_result, require_data, rounds, seconds, write_result
 
 from cuecraft import PromptClassifier
@@ -32,6 +36,7 @@ from cuecraft.data import read_records
 from cuecraft.serve import Engine, EngineOptions, Shelf
 
 PROMPTS = 16
+RAY_PORT = 8317
 CONNECTIONS = 64
 IN_FLIGHT = 64  # texts that wait in the bare engine, as many as connections
 LAST, FIRST = "{text}{prompt: It was}{mask}", "{prompt:Review:}{text} It was{mask}"
@@ -127,22 +132,44 @@ def engine_part(shelf: Shelf, texts: Texts, rows: int, count: int) -> dict[str, 
     }
 
 
+@dataclass
+class Started:
+    """A server that runs.
+
+    Args:
+        address: where it answers.
+        seconds: until it did.
+        pid: of its process.
+    """
+
+    address: str
+    seconds: float
+    pid: int
+
+    def memory_mb(self) -> float:
+        """Return the memory that the process has in RAM, its children included."""
+        own = psutil.Process(self.pid)
+        return sum(part.memory_info().rss for part in [own, *own.children(recursive=True)]) / 2**20
+
+
 @contextmanager
-def process(*command: str) -> Iterator[str]:
-    """Start a server; yield its address."""
+def process(*command: str) -> Iterator[Started]:
+    """Start a server."""
+    begun = time.perf_counter()
     with subprocess.Popen(
         [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as own:
         assert own.stdout is not None
         try:
             for line in own.stdout:
-                if "http://127.0.0.1" in line:
+                if "http://127.0.0.1" in line and "Application" not in line:  # Ray tells it before all is ready
                     break
             else:
                 raise SystemExit(f"{command}: did not start")
             # What it writes from here on nobody reads; a full pipe would stop it.
             drain = subprocess.Popen(["cat"], stdin=own.stdout, stdout=subprocess.DEVNULL)
-            yield "http://127.0.0.1" + line.split("http://127.0.0.1", 1)[1].split('"')[0].split()[0]
+            address = "http://127.0.0.1" + line.split("http://127.0.0.1", 1)[1].split('"')[0].split()[0]
+            yield Started(address, time.perf_counter() - begun, own.pid)
         finally:
             own.terminate()
             drain.wait()
@@ -170,11 +197,13 @@ def http_part(
     ids = [folder.name for folder in folders]
     arguments = ["-m", "cuecraft", "serve", *map(str, folders), "--port", "0", "--model", name]
     engine = Engine(shelf, EngineOptions(max_queue=100_000))
-    with process(*arguments) as address:
+    with process(*arguments) as server:
 
         def http(prompts: Sequence[str]) -> float:
             bodies = bodies_of(texts.next(20_000), prompts, scratch / "bodies")
-            return loaded("closed", address, bodies, length | {"connections": CONNECTIONS})["requests_per_second"]
+            return loaded("closed", server.address, bodies, length | {"connections": CONNECTIONS})[
+                "requests_per_second"
+            ]
 
         rates = rounds(
             {
@@ -186,15 +215,17 @@ def http_part(
         )
         bodies = bodies_of(texts.next(20_000), [deep.name], scratch / "bodies")
         half = length | {"connections": 256, "rate": rates["http"] / 2}
-        latencies = [loaded("open", address, bodies, half) for _ in range(options.rounds)]
+        latencies = [loaded("open", server.address, bodies, half) for _ in range(options.rounds)]
+        started = {"start_seconds": server.seconds, "memory_mb": server.memory_mb()}
     engine.close()
     latency = {key: statistics.median(own[key] for own in latencies) for key in latencies[0]}
     peers = {}
     for kind in ("peft", "pipeline"):
-        with process(str(ROOT / "benchmarks" / "serve_peers.py"), kind, name) as address:
+        with process(str(ROOT / "benchmarks" / "serve_peers.py"), kind, name) as peer:
             bodies = bodies_of(texts.next(20_000), None, scratch / "bodies")
             found = [
-                loaded("closed", address, bodies, length | {"connections": CONNECTIONS}) for _ in range(options.rounds)
+                loaded("closed", peer.address, bodies, length | {"connections": CONNECTIONS})
+                for _ in range(options.rounds)
             ]
             peers[kind] = statistics.median(one["requests_per_second"] for one in found)
     return {
@@ -202,13 +233,42 @@ def http_part(
         "http_to_engine": rates["http"] / rates["engine"],
         "ahead_of": {kind: rates["http"] / rate for kind, rate in peers.items()},
         "at_half": latency,
+        **started,
+    }
+
+
+def ray_part(name: str, folders: list[Path], texts: Texts, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure the same server with and without Ray, each started twice, in turns."""
+    base = ["-m", "cuecraft", "serve", *map(str, folders), "--model", name]
+    cores = str(os.cpu_count() or 1)
+    kinds = {
+        "local": [*base, "--port", "0"],
+        "ray": [*base, "--port", str(RAY_PORT), "--backend", "ray", "--option", f"scale.cpus={cores}"],
+    }
+    kinds["ray"] += ["--option", "scale.front_cpus=0"]
+    rates: dict[str, list[float]] = {kind: [] for kind in kinds}
+    latencies: dict[str, float] = {}
+    memory: dict[str, float] = {}
+    for kind in [*kinds, *kinds]:
+        with process(*kinds[kind]) as server:
+            bodies = bodies_of(texts.next(20_000), [folders[2].name], folders[0].parent / "bodies")
+            load = {"seconds": options.seconds, "connections": CONNECTIONS}
+            rates[kind].append(loaded("closed", server.address, bodies, load)["requests_per_second"])
+            one = loaded("closed", server.address, bodies, {"seconds": options.seconds / 2, "connections": 1})
+            latencies[kind], memory[kind] = one["p50_ms"], server.memory_mb()
+    found = {kind: statistics.median(own) for kind, own in rates.items()}
+    return {
+        "texts_per_second": found,
+        "ray_to_local": found["ray"] / found["local"],
+        "one_connection_p50_ms": latencies,
+        "memory_mb": memory,
     }
 
 
 def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
     backbone = load_backbone(name)
     texts = sentences()
-    rows = 600 if backbone.head_kind == "sequence" else 200
+    rows = 600 if backbone.head_kind == "sequence" else 128
     with tempfile.TemporaryDirectory() as scratch:
         folders = tuned(backbone, texts, Path(scratch))
         shelf, source = shelf_of(backbone, folders), Texts(texts[32:])
@@ -220,6 +280,9 @@ def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
         if "http" in options.parts:
             found["http"] = http_part(name, shelf, folders, source, rows, options)
             print(name, json.dumps(found["http"]), flush=True)
+        if "ray" in options.parts:
+            found["ray"] = ray_part(name, folders, source, options)
+            print(name, json.dumps(found["ray"]), flush=True)
     return found
 
 
@@ -228,7 +291,7 @@ def main() -> None:
     parser.add_argument("--models", default="demo:minilm,demo:smollm2-135m")
     parser.add_argument("--seconds", type=float, default=15.0, help="of each load, a fifth of it warm-up")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--parts", default="engine,http")
+    parser.add_argument("--parts", default="engine,http,ray")
     options = parser.parse_args()
     require_data()
     result = read_result("serve.json")
