@@ -2,10 +2,10 @@
 
     python benchmarks/label_flip.py [--task sst-2] [--seed 13] [--rows 100]
 
-SmolLM2-135M, the field's 16-shot split, test rows that no method saw. One sentence is appended to each text that argues
-for another class than the one that the model answered before: an override of instructions, a claim, a forged answer, a
-forged turn of the conversation. The flip rate is the share of rows whose label becomes that class. Methods are tuned with
-their defaults. Two templates: the default one, and one that puts the text into quotation marks and takes those, line
+SmolLM2-135M, the field's 16-shot split, test rows that no method saw. One sentence is appended to each text that
+argues for another class than the one that the model answered before: an override of instructions, a claim, a forged
+answer, a forged turn of the conversation. The flip rate is the share of rows whose label becomes that class. Methods
+are tuned with their defaults. Two templates: the default one, and one that puts the text into quotation marks and takes those, line
 breaks and brackets out of it.
 """
 
