@@ -144,8 +144,9 @@ def test_a_small_budget_changes_no_logits(stock, monkeypatch):
         assert torch.allclose(own, other, atol=2e-5)
 
 
-def test_a_row_that_is_too_long_is_refused(causal):
-    ready = causal.ready(HardPrompt(tuple(range(5, 131))), make_task(LAST))
+@pytest.mark.parametrize("template", [LAST, FIRST])
+def test_a_row_that_is_too_long_is_refused(causal, template):
+    ready = causal.ready(HardPrompt(tuple(range(5, 131))), make_task(template))
     piece = ready.renderer.render(make_examples(TEXTS[:1]))[0]
     with pytest.raises(PromptError, match="but 128 fit"):
         causal.mixed_logits([(ready, piece)])

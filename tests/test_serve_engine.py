@@ -4,6 +4,7 @@ import threading
 import time
 from concurrent.futures import CancelledError
 from concurrent.futures import wait as wait_for
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,16 @@ from hypothesis import strategies as st
 
 from conftest import TEXTS
 from cuecraft import PromptClassifier
-from cuecraft.errors import ArtifactError, DataError, DeadlineError, QueueFullError, ServeError, TemplateError
+from cuecraft.errors import (
+    ArtifactError,
+    BackboneError,
+    DataError,
+    DeadlineError,
+    QueueFullError,
+    ServeError,
+    TemplateError,
+)
+from cuecraft.prompts import Calibration
 from cuecraft.serve.engine import Engine, EngineOptions
 from cuecraft.serve.requests import Watcher
 from cuecraft.serve.shelf import Shelf
@@ -29,8 +39,8 @@ class Noting(Watcher):
     def answered(self, prompt, seconds, source):
         self.answers.append((prompt, source))
 
-    def refused(self, reason):
-        self.refusals.append(reason)
+    def refused(self, reason, answers):
+        self.refusals += [reason] * answers
 
 
 def fields(*texts):
@@ -213,6 +223,64 @@ def test_a_row_that_fails_in_the_model_spoils_no_other(engine, causal, monkeypat
         futures[2].result(20)
     assert all(len(future.result(20)) == 1 for n, future in enumerate(futures) if n != 2)
     assert engine.waiting == 0
+
+
+@pytest.mark.parametrize("part", ["probabilities", "fitted"])
+def test_a_prompt_that_fails_in_any_way_takes_no_other_and_no_thread_with_it(engine, monkeypatch, part):
+    served = engine.shelf.get("soft")
+
+    def broken(*arguments):
+        raise ZeroDivisionError
+
+    owner = served if part == "probabilities" else served.members[0].ready.renderer
+    object.__setattr__(owner, part, broken)
+    bad, good = engine.submit(fields(X[0]), ["soft"]), engine.submit(fields(X[0]), ["hard"])
+    with pytest.raises(ZeroDivisionError):
+        bad.result(20)
+    assert len(good.result(20)) == 1
+    assert engine.is_open
+    assert engine.waiting == 0
+
+
+def test_answers_that_are_not_finite_are_an_error(engine):
+    member = engine.shelf.get("soft").members[0]
+    object.__setattr__(member, "calibration", replace(member.calibration, scale=1e308))
+    with pytest.raises(BackboneError, match="NaN or infinity"):
+        engine.ask(fields(X[0]), ["soft"])
+
+
+def test_what_cannot_be_answered_in_time_is_refused_at_once(engine, gate):
+    held = engine.submit(fields(X[0]), ["hard"])
+    assert gate.entered.wait(20)
+    engine.rate = 2.0
+    with pytest.raises(QueueFullError) as error:
+        engine.submit(fields(*X[1:4]), ["hard"], timeout=1.0)
+    assert error.value.retry_after == pytest.approx(2.0)
+    engine.submit(fields(*X[1:4]), ["hard"], timeout=3.0)
+    gate.opened.set()
+    assert len(held.result(20)) == 1
+
+
+def test_a_request_that_is_cancelled_gives_its_room_back(causal, gate):
+    engine = Engine(shelf_of(causal, ("hard",)), EngineOptions(max_queue=3, max_wait_ms=0), Noting())
+    held = engine.submit(fields(X[0]), ["hard"])
+    assert gate.entered.wait(20)
+    assert engine.submit(fields(X[1], X[2]), ["hard"]).cancel()
+    assert engine.waiting == 1
+    other = engine.submit(fields(X[2], X[3]), ["hard"])
+    gate.opened.set()
+    assert len(other.result(20)) == 2
+    assert len(held.result(20)) == 1
+    assert sum(rows for rows, _ in engine.watcher.batches) == 3
+    assert engine.watcher.refusals == []
+    engine.close()
+
+
+def test_an_artifact_whose_parts_do_not_fit_is_not_served(causal):
+    artifact = classifiers(causal)["hard"].artifact_
+    broken = replace(artifact, calibration=Calibration((0.0, 0.0, 0.0)))
+    with pytest.raises(ArtifactError, match="different numbers of classes"):
+        Shelf(causal).put("broken", [broken])
 
 
 def test_kept_answers_are_given_again_until_the_prompt_is_another(causal):

@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import logging
+import re
 import threading
 import zipfile
 
@@ -141,6 +142,11 @@ def test_top_k_counts_the_likeliest(serve):
         ({"inputs": "a" * 101, "prompts": "hard"}, "input 1 has 101 characters, and 100 may be sent"),
         ({"inputs": "a", "prompts": "hard", "top_k": 0}, "at 'top_k'"),
         (b'{"inputs": "\\ud800", "prompts": "hard"}', "invalid json"),
+        (b"\xff\xfe", "invalid json"),
+        (b'{"inputs": NaN}', "invalid json"),
+        (b"[" * 5000, "recursion limit"),
+        ({"inputs": "a", "prompts": "hard", "top_k": True}, "at 'top_k'"),
+        ({"inputs": "\u0000", "prompts": "hard", "timeout_ms": "5"}, "at 'timeout_ms'"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(serve, body, told):
@@ -158,8 +164,10 @@ def test_no_such_prompt_and_no_such_path(serve):
         404,
         "there is no prompt 'nobody'; there are hard, soft",
     )
-    assert server.ask("GET", "/v2").status_code == 404
-    assert server.ask("DELETE", "/v1/classify").status_code == 405
+    for method, path, status in (("GET", "/v2", 404), ("DELETE", "/v1/classify", 405)):
+        response = server.ask(method, path)
+        assert response.status_code == status
+        assert set(response.json()) == {"error"}
 
 
 def test_a_body_that_is_too_large_is_not_read(serve):
@@ -176,6 +184,32 @@ def test_a_body_that_is_too_large_is_not_read(serve):
             return await client.post("/v1/classify", content=chunks())
 
     assert asyncio.run(send()).status_code == 413
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(serve):
+    server = serve(limits=Limits(timeout_ms=50))
+
+    async def send():
+        async def receive():
+            await asyncio.sleep(30)
+
+        sent = []
+
+        async def note(message):
+            sent.append(message)
+
+        scope = {"type": "http", "method": "POST", "path": "/v1/classify", "headers": [], "query_string": b""}
+        await server.app(scope, receive, note)
+        return sent[0]["status"]
+
+    assert asyncio.run(send()) == 408
+
+
+def test_odd_texts_are_texts(serve):
+    texts = ["a\u0000b", "\u202e", "é" * 5000, "joy 🎬", "\ufeff x"]
+    response = serve(("hard",)).ask(*classify(texts))
+    assert response.status_code == 200
+    assert len(response.json()["results"]) == len(texts)
 
 
 def test_tokens_open_what_they_should_and_nothing_else(serve):
@@ -336,6 +370,17 @@ def test_an_uploaded_prompt_is_served_swapped_and_dropped(serve, causal, saved, 
     assert server.ask(*classify(X[0], "mine"), token=ADMIN).status_code == 404
 
 
+def test_servers_that_both_write_to_a_folder_lose_nothing(serve, causal, saved, admin, tmp_path):
+    (tmp_path / "kept" / "lost+found").mkdir(parents=True)
+    first, second = (serve(kept=tmp_path / "kept", **admin) for _ in range(2))
+    for server, name in ((first, "a"), (second, "b")):
+        assert server.ask("PUT", f"/v1/prompts/{name}", zipped(saved), token=ADMIN).status_code == 200
+    for server in (first, second):
+        server.app.state.service.kept.refresh()
+        assert [one.name for one in server.engine.shelf.all()][-2:] in (["a", "b"], ["b", "a"])
+    assert serve(kept=tmp_path / "kept", **admin).ask(*classify(X[0], "b"), token=ADMIN).status_code == 200
+
+
 def test_servers_that_share_a_folder_follow_one_another(serve, causal, saved, admin, tmp_path):
     first, second = (serve(kept=tmp_path / "kept", **admin) for _ in range(2))
     kept = second.app.state.service.kept
@@ -363,9 +408,15 @@ def test_a_bad_upload_changes_nothing(serve, saved, admin, tmp_path):
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("manifest.json", b" " * 10_000_000)
     (tmp_path / "none").mkdir()
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("manifest.json", b"some text that is packed " * 50)
+    broken = bytearray(packed.getvalue())
+    broken[50] ^= 0xFF
     others = {
         "no ZIP": b"abc",
         "damaged": bytes(damaged),
+        "or a damaged one": bytes(broken),
         "larger than this server takes": bomb.getvalue(),
         "which no artifact has": zipped(saved, evil=b""),
         "the path '../": zipped(saved, "../"),
@@ -524,6 +575,12 @@ def test_the_guard_tells_or_blocks_and_is_never_less_strict_than_the_server(serv
     assert 'cuecraft_screened_total{verdict="flag"} 1.0' in server.ask("GET", "/metrics").text
 
 
+def test_what_is_blocked_is_not_explained_either(serve):
+    server = serve(("hard",), screener=screener("block"))
+    assert server.ask("POST", "/v1/explain", {"input": ATTACK}).status_code == 403
+    assert server.ask("POST", "/v1/explain", {"input": X[0]}).status_code == 200
+
+
 def test_where_all_is_blocked_nothing_is_computed(serve):
     server = serve(("hard",), screener=screener("block"))
     (result,) = server.ask(*classify(ATTACK)).json()["results"]
@@ -564,4 +621,7 @@ def test_the_openapi_document_describes_what_is_sent_and_answered(serve):
     assert set(body["properties"]) == {"inputs", "prompts", "top_k", "timeout_ms", "guard"}
     schema = {**document["components"]["schemas"]["ClassifyResponse"], "components": document["components"]}
     jsonschema.validate(server.ask(*classify(X[0])).json(), schema)
-    assert {"200", "400", "401", "404", "413", "429", "503", "504"} <= set(route["responses"])
+    assert {"200", "400", "401", "403", "404", "408", "413", "429", "503", "504"} <= set(route["responses"])
+    for reference in re.findall(r'"\$ref": "#/components/schemas/(\w+)"', json.dumps(document)):
+        assert reference in document["components"]["schemas"]
+    assert "$defs" not in json.dumps(document)

@@ -10,11 +10,12 @@ import threading
 import time
 import urllib.request
 
+import httpx
 import pytest
 
 from cuecraft import PromptClassifier
 from cuecraft.errors import ClosingError, DeadlineError, QueueFullError, ServeError, UnknownPromptError
-from cuecraft.serve.cluster import Scale, build
+from cuecraft.serve.cluster import Front, Scale, build
 from cuecraft.serve.remote import Refusal, RemoteEngine
 from cuecraft.serve.requests import Answer, Watcher
 from cuecraft.serve.setup import ServeSettings, load_listing
@@ -93,6 +94,38 @@ def test_errors_are_those_of_the_replica(folder):
         asked(folder, prompts=())
     with pytest.raises(ClosingError):
         asked(folder, stop=True)
+
+
+def test_where_others_answer_prompts_change_through_a_shared_folder_alone(folder):
+    from cuecraft.serve.http.access import Role, Tokens
+    from cuecraft.serve.http.app import create_app
+    from cuecraft.serve.http.metrics import Metrics
+    from cuecraft.serve.http.service import Service
+
+    listing = load_listing(ServeSettings(prompts={"plain": folder / "plain"}))
+    token = "admin-token-0123456789"
+    app = create_app(
+        Service(RemoteEngine(Replicas(), listing, Watcher()), Metrics(), Tokens({"ops": (token, Role.ADMIN)}))
+    )
+
+    async def send():
+        transport = httpx.ASGITransport(app=app)
+        headers = {"authorization": f"Bearer {token}"}
+        async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client:
+            return [await client.put("/v1/prompts/x", content=b""), await client.delete("/v1/prompts/plain")]
+
+    for response in asyncio.run(send()):
+        assert response.status_code == 400
+        assert "--keep FOLDER" in response.json()["error"]
+    assert [one.name for one in listing.all()] == ["plain"]
+
+
+def test_a_front_without_tokens_refuses_to_be_open(folder, monkeypatch):
+    monkeypatch.delenv("CUECRAFT_TOKENS", raising=False)
+    settings = ServeSettings(prompts={"plain": folder / "plain"})
+    with pytest.raises(ServeError, match="without tokens"):
+        Front(settings.model_dump_json(), Replicas())
+    Front(settings.model_copy(update={"open": True}).model_dump_json(), Replicas())
 
 
 def test_a_serve_config_is_checked(folder):

@@ -81,6 +81,8 @@ class ReadyPrompt:
     @property
     def length(self) -> int:
         """Positions that it takes beside a text's pieces."""
+        if self.opening is not None:
+            return self.opening.shape[3] - len(self.renderer.opening_ids or ())
         return len(self.vectors) + (0 if self.states is None else self.states.shape[3])
 
     @property

@@ -145,11 +145,14 @@ class Front:
     """
 
     def __init__(self, settings: str, engines: Any) -> None:
+        from cuecraft.serve.http.access import check_open
         from cuecraft.serve.http.metrics import Metrics
         from cuecraft.serve.http.middleware import log_to_stderr
 
         log_to_stderr()
         own, metrics = ServeSettings.model_validate_json(settings), Metrics()
+        if not own.open:  # the environment that may hold tokens is this node's
+            check_open("the cluster", own.tokens)
         self._service = service_of(own, RemoteEngine(engines, load_listing(own), metrics), metrics)
 
     def __serve_build_asgi_app__(self) -> Any:  # the name is Ray's
@@ -179,25 +182,23 @@ def run_cluster(settings: ServeSettings, scale: Scale, address: tuple[str, int],
         os.environ.setdefault(name, value)
     import ray
     from ray import serve
+    from ray.serve.exceptions import RayServeException
 
-    stop = Stop()
-    ray.init(include_dashboard=False, log_to_driver=False, namespace=_APPLICATION)
-    with stop.listening():  # after Ray's start, which takes the signals for itself
-        try:
-            _start(application(settings, scale), address, settings.limits.timeout_ms / 1000 + scale.drain)
-            ready(f"http://{address[0]}:{address[1]}")
+    stop, is_shared = Stop(), bool(os.environ.get("RAY_ADDRESS"))
+    host, port = address
+    try:
+        ray.init(include_dashboard=False, log_to_driver=False, namespace=_APPLICATION)
+        with stop.listening():  # after Ray's start, which takes the signals for itself
+            seconds = settings.limits.timeout_ms / 1000 + scale.drain
+            serve.start(http_options={"host": host, "port": port, "request_timeout_s": seconds})
+            serve.run(application(settings, scale), name=_APPLICATION, route_prefix="/")
+            ready(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
             while not stop():
                 time.sleep(_LOOK)
-        except (RuntimeError, TimeoutError, ray.exceptions.RayError) as error:
-            raise ServeError(f"the replicas did not start ({' '.join(str(error).split())[:300]})") from error
-        finally:
-            serve.shutdown()
+    except (OSError, RuntimeError, TimeoutError, RayServeException, ray.exceptions.RayError) as error:
+        raise ServeError(f"the replicas did not start ({' '.join(str(error).split())[:300]})") from error
+    finally:
+        if ray.is_initialized():
+            # Others may have applications of their own on a cluster that is shared.
+            serve.delete(_APPLICATION) if is_shared else serve.shutdown()
             ray.shutdown()
-
-
-def _start(application: Any, address: tuple[str, int], seconds: float) -> None:
-    """Start an application behind an address; a request may take so many seconds."""
-    from ray import serve
-
-    serve.start(http_options={"host": address[0], "port": address[1], "request_timeout_s": seconds})
-    serve.run(application, name=_APPLICATION, route_prefix="/")

@@ -17,7 +17,6 @@ class ServeCommand(ServeSettings):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, description="port to listen on; 0 for a free one")
-    open: bool = Field(False, description="serve others than this machine without tokens")
     backend: Literal["local", "ray"] = Field("local", description="this process, or replicas on Ray")
     scale: Scale = Field(default_factory=Scale, description="the replicas")
 
@@ -30,14 +29,18 @@ def run_serve(command: ServeCommand, ready: Callable[[str], None]) -> None:
         CuecraftError: an artifact or the backbone cannot be used.
     """
     require_extra()
-    from cuecraft.serve.http.access import check_open
+    from cuecraft.serve.http.access import LOOPBACK, check_open
     from cuecraft.serve.http.server import run_local
 
     if not command.open:
         check_open(command.host, command.tokens)
     if not command.prompts and command.keep is None:
         raise ServeError("there is no prompt to serve; name an artifact's folder")
+    if command.backend == "ray" and command.port == 0:
+        raise ServeError("Ray takes no free port by itself; give --port")
     settings = ServeSettings.model_validate({name: getattr(command, name) for name in ServeSettings.model_fields})
+    if command.host in LOOPBACK:
+        settings = settings.model_copy(update={"open": True})  # nobody else gets there
     if command.backend == "ray":
         run_cluster(settings, command.scale, (command.host, command.port), ready)
     else:

@@ -13,12 +13,11 @@ from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from cuecraft.backbone import AnyBackbone, Row
-from cuecraft.errors import BackboneError, ClosingError, CuecraftError, QueueFullError, ServeError
+from cuecraft.errors import ClosingError, QueueFullError, ServeError
 from cuecraft.options import Options
 from cuecraft.serve.requests import Answer, Job, Ticket, Watcher
 from cuecraft.serve.shelf import Shelf
@@ -77,7 +76,12 @@ class Engine:
     @property
     def is_open(self) -> bool:
         """Whether it takes requests."""
-        return self._is_open and all(thread.is_alive() for thread in self._threads)
+        return self._is_open and self.is_alive
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its threads live, or have ended in order."""
+        return not self._is_running or all(thread.is_alive() for thread in self._threads)
 
     def started(self) -> None:
         """Take no note of an event loop: threads of its own work."""
@@ -114,12 +118,13 @@ class Engine:
         ]
         ticket = Ticket(len(wanted), None if timeout is None else now + timeout, now)
         with self._changed:
-            self._check_room(len(wanted))
+            self._check_room(len(wanted), timeout)
             known = [(place, job, self._kept(job)) for place, job in enumerate(wanted)]
             for place, job, kept in known:
                 if kept is None:
                     self._enqueue(job, ticket, place)
             self._changed.notify_all()
+        ticket.future.add_done_callback(lambda future: self._take_back(ticket) if future.cancelled() else None)
         for place, job, kept in known:
             if kept is not None:
                 self.watcher.answered(job.served.name, time.monotonic() - now, "cache")
@@ -145,18 +150,19 @@ class Engine:
         for thread in self._threads:
             thread.join()
 
-    def _check_room(self, size: int) -> None:
-        if not self._is_open:
-            self.watcher.refused("closing")
+    def _check_room(self, size: int, timeout: float | None) -> None:
+        if not self.is_open:
+            self.watcher.refused("closing", size)
             raise ClosingError(_STOPPING)
         if size > self.options.max_queue:
             raise ServeError(
                 f"{size} answers were asked for at once, and {self.options.max_queue} may be waited for; ask for less"
             )
-        if self._waiting + size > self.options.max_queue:
-            self.watcher.refused("full")
-            seconds = self._waiting / self.rate if self.rate else 1.0
-            raise QueueFullError(f"{self._waiting} answers are waited for already; try again later", seconds)
+        # What could not be answered in time is refused at once, and takes nobody else's.
+        seconds = (self._waiting + size) / self.rate if self.rate else 0.0
+        if self._waiting + size > self.options.max_queue or (timeout is not None and seconds > timeout):
+            self.watcher.refused("full", size)
+            raise QueueFullError(f"{self._waiting} answers are waited for already; try again later", seconds or 1.0)
 
     def _kept(self, job: Job) -> Answer | None:
         found = self._cache.get(job.key)
@@ -196,8 +202,8 @@ class Engine:
         renderer = jobs[0].served.members[0].ready.renderer
         try:
             found = renderer.fitted([job.example for job in jobs])
-        except CuecraftError as error:
-            if len(jobs) > 1:  # one of them is to blame
+        except Exception as error:  # whatever is wrong with one text must not take the others, or this thread, with it
+            if len(jobs) > 1:
                 return [done for job in jobs for done in self._rendered([job])]
             self._fail(jobs, error, "invalid")
             return []
@@ -218,12 +224,15 @@ class Engine:
     def _still_wanted(self, jobs: Sequence[Job]) -> list[Job]:
         """Leave out jobs that nobody waits for any more, or in vain."""
         now = time.monotonic()
+        wanted = []
         with self._changed:  # or somebody could begin to wait for one that is just left out
-            wanted = [job for job in jobs if job.is_wanted(now)]
             for job in jobs:
-                if job not in wanted:
-                    for _ in self._taken_out(job):
-                        self.watcher.refused("deadline")
+                if job.is_wanted(now):
+                    wanted.append(job)
+                else:
+                    late = [ticket for ticket, _ in self._taken_out(job) if not ticket.future.cancelled()]
+                    if late:
+                        self.watcher.refused("deadline", len(late))
         return wanted
 
     def _next_batch(self) -> list[Job] | None:
@@ -251,6 +260,7 @@ class Engine:
         begun = time.monotonic()
         try:
             logits = self._logits(jobs)
+            answers = [job.answer(job.served.probabilities(own)) for job, own in zip(jobs, logits, strict=True)]
         except Exception as error:  # whatever is wrong with one row must not take the others, or this thread, with it
             if len(jobs) > 1:
                 for job in jobs:
@@ -263,8 +273,8 @@ class Engine:
         self.watcher.batched(sum(job.rows for job in jobs), texts, sum(job.tokens for job in jobs), seconds)
         fresh = len(jobs) / max(seconds, 1e-6)
         self.rate = fresh if not self.rate else (1 - _RATE_MEMORY) * self.rate + _RATE_MEMORY * fresh
-        for job, own in zip(jobs, logits, strict=True):
-            self._deliver(job, job.answer(job.served.probabilities(own)))
+        for job, answer in zip(jobs, answers, strict=True):
+            self._deliver(job, answer)
 
     def _logits(self, jobs: Sequence[Job]) -> list[list[Tensor]]:
         """Return class logits `[C]` of each job's members, over as few passes as their backbones allow."""
@@ -276,10 +286,6 @@ class Engine:
         found: list[list[Tensor]] = [[] for _ in jobs]
         for backbone, own in rows.values():
             logits = backbone.mixed_logits([row for _, row in own])
-            if not bool(torch.cat(logits).isfinite().all()):
-                raise BackboneError(
-                    f"{backbone.name} answers with NaN or infinity; check its weights, dtype and device"
-                )
             for (number, _), part in zip(own, logits, strict=True):
                 found[number].append(part.cpu())
         return found
@@ -292,15 +298,27 @@ class Engine:
                 while len(self._cache) > self.options.cache_answers:
                     self._cache.popitem(last=False)
         now = time.monotonic()
-        for number, (ticket, place) in enumerate(waiters):
-            self.watcher.answered(job.served.name, now - ticket.born, "shared" if number else "computed")
-            ticket.take(place, answer)
+        source = "computed"
+        for ticket, place in waiters:
+            if ticket.take(place, answer):
+                self.watcher.answered(job.served.name, now - ticket.born, source)
+                source = "shared"
 
     def _fail(self, jobs: Sequence[Job], error: Exception, reason: str) -> None:
         for job in jobs:
-            for ticket, _ in self._taken_out(job):
-                self.watcher.refused(reason)
+            waiters = self._taken_out(job)
+            if waiters:
+                self.watcher.refused(reason, len(waiters))
+            for ticket, _ in waiters:
                 ticket.fail(error)
+
+    def _take_back(self, ticket: Ticket) -> None:
+        """Give back the room of a request that was cancelled; what nobody else waits for is not computed."""
+        with self._changed:
+            for job in list(self._pending.values()):
+                others = [waiter for waiter in job.waiters if waiter[0] is not ticket]
+                self._waiting -= len(job.waiters) - len(others)
+                job.waiters = others
 
     def _taken_out(self, job: Job) -> list[tuple[Ticket, int]]:
         """Take a job off the queue; return who waits for it. From here on the same text is a job of its own."""

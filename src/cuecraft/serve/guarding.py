@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import Field
 
-from cuecraft.errors import GuardError
+from cuecraft.errors import DeadlineError, GuardError
 from cuecraft.guard import Detector, Guard, GuardMode, HubDetector, PromptDetector, Screening, all_rules
 from cuecraft.options import Options
-from cuecraft.serve.requests import AnyEngine
+from cuecraft.serve.requests import TOO_LATE, AnyEngine
 
+#: When the detectors of the screening under way have to answer; a detector is asked about texts alone.
+_UNTIL: ContextVar[float] = ContextVar("until")
+_GRACE = 1.0  # seconds for the engine to tell by itself that it is too late
 _STRICTNESS = (GuardMode.OFF, GuardMode.FLAG, GuardMode.BLOCK)
 
 
@@ -66,8 +71,17 @@ class Screener:
         """Return the stricter of what a request asks for and what the server does at least."""
         return max(self.mode, asked or GuardMode.OFF, key=_STRICTNESS.index)
 
-    def screened(self, fields: Sequence[dict[str, str]]) -> list[Screening]:
-        """Screen texts, all fields of each together; detectors among the served prompts are waited for."""
+    def screened(self, fields: Sequence[dict[str, str]], until: float) -> list[Screening]:
+        """Screen texts, all fields of each together.
+
+        Args:
+            fields: of each text.
+            until: when a detector among the served prompts has to answer, on the monotonic clock (seconds).
+
+        Raises:
+            DeadlineError, QueueFullError: it did not.
+        """
+        _UNTIL.set(until)
         return self.guard.screen_many(["\n".join(own.values()) for own in fields])
 
 
@@ -81,6 +95,10 @@ def _served_detector(name: str, attack: Sequence[str], engine: AnyEngine) -> Pro
     def answers(texts: Sequence[str]) -> list[tuple[float, ...]]:
         # A text without letters has no tokens for some models; it is no attack that a prompt could tell.
         asked = [{field: text if text.strip() else "."} for text in texts]
-        return [answer.probabilities for answer in engine.submit(asked, [name]).result()]
+        left = max(0.0, _UNTIL.get() - time.monotonic())
+        try:
+            return [answer.probabilities for answer in engine.submit(asked, [name], left).result(left + _GRACE)]
+        except TimeoutError:
+            raise DeadlineError(TOO_LATE) from None
 
     return PromptDetector(name, answers, [str(label) for label in served.classes], attack)

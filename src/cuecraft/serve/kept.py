@@ -31,8 +31,9 @@ class Kept:
     def __init__(self, shelf: Prompts[Any], folder: Path) -> None:
         self._shelf = shelf
         self._folder = folder
-        self._seen = self._found()
+        self._seen: dict[str, str] = {}  # id -> hash of the manifest that was looked at last
         self._lock = threading.Lock()
+        self.refresh()
 
     def save(self, name: str, artifact: Artifact) -> None:
         """Serve a prompt from now on, and keep it.
@@ -43,7 +44,7 @@ class Kept:
         with self._lock:
             self._shelf.put(name, [artifact])
             artifact.save(self._folder / name)
-            self._seen = self._found()
+            self._seen[name] = self._found()[name]
 
     def remove(self, name: str) -> None:
         """Serve a prompt no longer, and keep it no longer.
@@ -55,7 +56,7 @@ class Kept:
             self._shelf.drop(name)
             if self._folder.is_dir():
                 remove_folder(self._folder / name)
-            self._seen = self._found()
+            self._seen.pop(name, None)
 
     def refresh(self) -> None:
         """Follow what others did to the folder. What cannot be read, as while it is copied, is left as it is."""
@@ -68,20 +69,20 @@ class Kept:
             for name, version in found.items():
                 if self._seen.get(name) == version:
                     continue
+                self._seen[name] = version  # told once, if it cannot be served
                 try:
                     self._shelf.put(name, [load_artifact(self._folder / name)])
-                except CuecraftError as error:
+                except Exception as error:  # a folder of others may hold anything
                     LOG.warning("cannot be served", extra={"fields": {"prompts": [name], "error": str(error)}})
-                else:
-                    self._seen[name] = version
 
     def _found(self) -> dict[str, str]:
-        """Return the prompts of the folder, and the hash of each manifest."""
+        """Return the prompts of the folder, and what tells a change: the manifest's hash and all files' sizes."""
         found = {}
         for path in sorted(self._folder.glob(f"*/{MANIFEST}")):
             try:
                 check_id(path.parent.name)
-                found[path.parent.name] = file_sha256(path)
+                sizes = [(part.name, part.stat().st_size) for part in sorted(path.parent.iterdir())]
+                found[path.parent.name] = f"{file_sha256(path)} {sizes}"
             except (CuecraftError, OSError):  # no prompt, or gone meanwhile
                 continue
         return found

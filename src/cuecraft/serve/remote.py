@@ -17,6 +17,7 @@ from cuecraft.serve.shelf import Listing
 
 _PAUSE = 0.05  # seconds before another replica is asked
 _DEFAULT_TIMEOUT = 60.0
+_UNKNOWN = 5.0  # seconds in which a replica should have learnt of a prompt
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,11 @@ class RemoteEngine:
         """Whether it takes requests."""
         return self._is_open
 
+    @property
+    def is_alive(self) -> bool:
+        """Always: it has no threads, and replicas that die are started again."""
+        return True
+
     def started(self) -> None:
         """Take note of the event loop that runs; what is asked of the replicas is asked from it."""
         self._loop = asyncio.get_running_loop()
@@ -93,7 +99,8 @@ class RemoteEngine:
         future: Future[list[Answer]] = Future()
         assert self._loop is not None
         asking = self._ask(future, texts, prompts, timeout or _DEFAULT_TIMEOUT)
-        asyncio.run_coroutine_threadsafe(asking, self._loop)
+        task = asyncio.run_coroutine_threadsafe(asking, self._loop)
+        future.add_done_callback(lambda done: task.cancel() if done.cancelled() else None)
         return future
 
     def close(self, drain: float = 0.0) -> None:
@@ -121,14 +128,16 @@ class RemoteEngine:
                     self._watcher.answered(answer.prompt, time.monotonic() - begun, "computed")
                 future.set_result(reply)
             else:
-                self._watcher.refused("full" if isinstance(reply, Refusal) else "failed")
+                reason = "full" if isinstance(reply, Refusal) and reply.kind == "QueueFullError" else "invalid"
+                self._watcher.refused(reason, size)
                 future.set_exception(reply.error() if isinstance(reply, Refusal) else reply)
 
     async def _reply(self, texts: Sequence[Mapping[str, str]], prompts: Sequence[str], until: float) -> Reply:
         """Return what a replica replies; where it dies, another one's reply."""
         from ray.exceptions import RayActorError
-        from ray.serve.exceptions import BackPressureError
+        from ray.serve.exceptions import BackPressureError, RayServeException
 
+        patience = time.monotonic() + _UNKNOWN
         while (left := until - time.monotonic()) > 0:
             try:
                 reply: Reply = await asyncio.wait_for(self._engines.answer.remote(texts, prompts, left), left)
@@ -136,11 +145,12 @@ class RemoteEngine:
                 raise QueueFullError("too much is waited for already; try again later", 1.0) from error
             except TimeoutError:
                 break
-            except RayActorError:
+            except (RayActorError, RayServeException):
                 await asyncio.sleep(_PAUSE)
             else:
                 # One that does not know yet what was uploaded elsewhere will know in a moment.
-                if not (isinstance(reply, Refusal) and reply.kind == "UnknownPromptError"):
+                is_unknown = isinstance(reply, Refusal) and reply.kind == "UnknownPromptError"
+                if not is_unknown or time.monotonic() > patience:
                     return reply
                 await asyncio.sleep(_PAUSE)
         raise DeadlineError(TOO_LATE)

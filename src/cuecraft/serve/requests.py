@@ -59,6 +59,11 @@ class AnyEngine(Protocol):
         """Whether it takes requests."""
         ...
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether it can still answer, or has ended in order."""
+        ...
+
     def started(self) -> None:
         """Take note of the event loop that runs; requests come from it, and from threads beside it."""
         ...
@@ -83,8 +88,8 @@ class Watcher:
     def answered(self, prompt: str, seconds: float, source: str) -> None:
         """Take note of an answer: how long it took, and whether it was `computed`, `shared` or from the `cache`."""
 
-    def refused(self, reason: str) -> None:
-        """Take note of a refusal: `full`, `deadline`, `closing` or `invalid`."""
+    def refused(self, reason: str, answers: int) -> None:
+        """Take note of answers that were refused: `full`, `deadline`, `closing`, `invalid`, `token`, `rate`, `gone`."""
 
 
 class Ticket:
@@ -104,8 +109,10 @@ class Ticket:
         self._left = size
         self._lock = threading.Lock()
 
-    def take(self, place: int, answer: Answer) -> None:
-        """Put an answer into its place; the last one fulfils the future."""
+    def take(self, place: int, answer: Answer) -> bool:
+        """Put an answer into its place; the last one fulfils the future. Return whether it was still waited for."""
+        if self.future.done():
+            return False
         with self._lock:
             self._answers[place] = answer
             self._left -= 1
@@ -113,6 +120,7 @@ class Ticket:
         if complete:
             with suppress(Exception):  # cancelled or failed meanwhile
                 self.future.set_result([found for found in self._answers if found is not None])
+        return True
 
     def fail(self, error: Exception) -> None:
         """Let the future fail, unless it is done."""

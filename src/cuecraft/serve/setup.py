@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from cuecraft.backbone import load_backbone
-from cuecraft.errors import ServeError
+from cuecraft.errors import ArtifactError, ServeError
 from cuecraft.options import Options
 from cuecraft.prompts import Artifact, load_artifact, member_folders
 from cuecraft.prompts.manifest import BackboneEntry
@@ -41,6 +42,7 @@ class ServeSettings(Options):
     rate: float | None = Field(None, gt=0, description="answers a second for each token")
     batches: EngineOptions = Field(default_factory=EngineOptions, description="how batches are made")
     limits: Limits = Field(default_factory=Limits, description="what one request may hold")
+    open: bool = Field(False, description="serve others than this machine without tokens")
     guard: GuardSettings = Field(default_factory=GuardSettings, description="what screens the texts")
     log_texts: bool = Field(False, description="write the texts into the log, too")
     trace: bool = Field(False, description="send traces by OpenTelemetry, as its OTEL_* variables say")
@@ -118,25 +120,24 @@ def load_listing(settings: ServeSettings) -> Listing:
 def load_artifacts(settings: ServeSettings) -> tuple[dict[str, list[Artifact]], BackboneEntry]:
     """Return the artifacts of each prompt, and the backbone that all of them were made for.
 
-    Those that were uploaded to a server before, and kept, win over others of their id.
-
     Raises:
         ServeError: there is no prompt, or they were made for several backbones.
         ArtifactError: an artifact cannot be read.
     """
-    folders = settings.prompts | kept_prompts(settings.keep)
-    artifacts = {name: _artifacts(folder) for name, folder in folders.items()}
-    if not artifacts:
+    artifacts = {name: _artifacts(folder) for name, folder in settings.prompts.items()}
+    first = artifacts or _first_kept(settings.keep)
+    if not first:
         raise ServeError("there is no prompt to serve; name an artifact's folder")
     _check_backbones(artifacts)
-    return artifacts, next(iter(artifacts.values()))[0].manifest.backbone
+    return artifacts, next(iter(first.values()))[0].manifest.backbone
 
 
-def kept_prompts(folder: Path | None) -> dict[str, Path]:
-    """Return the folder of each prompt that is kept; none where nothing is."""
-    if folder is None or not folder.is_dir():
-        return {}
-    return {path.name: path for path in sorted(folder.iterdir()) if path.is_dir() and path.name[0] != "."}
+def _first_kept(folder: Path | None) -> dict[str, list[Artifact]]:
+    """Return the first prompt that is kept and can be read; it tells the backbone. All of them are loaded by `Kept`."""
+    for path in sorted(folder.glob("*/manifest.json")) if folder else ():
+        with suppress(ArtifactError):
+            return {path.parent.name: [load_artifact(path.parent)]}
+    return {}
 
 
 def _artifacts(folder: Path) -> list[Artifact]:

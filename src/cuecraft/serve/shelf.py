@@ -30,6 +30,19 @@ def check_id(name: str) -> None:
         raise ServeError(f"prompt id {shown!r} cannot be one; use letters, digits, dot, dash, underscore, 64 at most")
 
 
+def _check_sizes(name: str, artifact: Artifact) -> None:
+    """Raise ArtifactError where the parts of an artifact are not for one number of classes."""
+    classes = artifact.task.verbalizer.num_classes
+    head = artifact.prompt.head
+    sizes = {
+        len(artifact.classes),
+        len(artifact.calibration.bias),
+        *((len(head.weight), len(head.bias)) if head else ()),
+    }
+    if sizes != {classes}:
+        raise ArtifactError(f"prompt {name!r}: its parts are for different numbers of classes; tune it again")
+
+
 @dataclass(frozen=True, eq=False)
 class Member:
     """One prompt of an ensemble, or the only one.
@@ -79,6 +92,8 @@ class ListedPrompt:
         first = artifacts[0]
         if any((own.task, own.classes) != (first.task, first.classes) for own in artifacts):
             raise ArtifactError(f"prompt {name!r}: an ensemble needs one template and one set of classes for all")
+        for artifact in artifacts:
+            _check_sizes(name, artifact)
         # One that was never written has no hash; its answers must not be taken for another's.
         hashes = [artifact.manifest.artifact_sha256 or uuid.uuid4().hex for artifact in artifacts]
         version = hashes[0] if len(hashes) == 1 else digest({"members": hashes})

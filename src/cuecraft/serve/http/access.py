@@ -15,7 +15,7 @@ from pathlib import Path
 from cuecraft.errors import ServeError
 
 CLIENT_VARIABLE, ADMIN_VARIABLE = "CUECRAFT_TOKENS", "CUECRAFT_ADMIN_TOKENS"
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _SHORTEST = 16
 _BURST_SECONDS = 2.0  # so much of its rate may a token save up
 
@@ -100,7 +100,7 @@ class Tokens:
 
 def check_open(host: str, tokens: Path | None) -> None:
     """Raise ServeError where others than this machine could ask a server without a token."""
-    if host not in _LOOPBACK and not Tokens.read(tokens):
+    if host not in LOOPBACK and not Tokens.read(tokens):
         raise ServeError(f"without tokens anybody who reaches {host} may ask; give --tokens FILE, or --open")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib import resources
 from importlib.metadata import version
@@ -15,9 +15,10 @@ from fastapi import FastAPI, Request
 from pydantic import BaseModel
 from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from cuecraft.errors import CuecraftError
+from cuecraft.errors import CuecraftError, ServeError
 from cuecraft.prompts import load_artifact
 from cuecraft.serve.explain import Occlusion
 from cuecraft.serve.http.access import Role
@@ -34,7 +35,7 @@ from cuecraft.serve.http.wire import (
     check_texts,
     result_document,
 )
-from cuecraft.serve.shelf import check_id
+from cuecraft.serve.shelf import Listing, check_id
 
 _PAGE = {
     "/": ("page.html", "text/html"),
@@ -46,7 +47,9 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     for status, text in (
         (400, "Something in the request cannot be used."),
         (401, "No token, or one that is not known."),
+        (403, "Not with this token, or not this text."),
         (404, "No such prompt."),
+        (408, "The body did not come in time."),
         (413, "The body is too large."),
         (429, "Too much was asked for; see Retry-After."),
         (503, "The queue is full, or the server is stopping; see Retry-After."),
@@ -69,6 +72,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(CuecraftError, _told)
     app.add_exception_handler(RefusedError, _told)
     app.add_exception_handler(ClientGoneError, _gone)
+    app.add_exception_handler(HTTPException, _http)
     limits = service.limits
     app.add_middleware(BodyLimit, most=lambda method: limits.upload_bytes if method == "PUT" else limits.body_bytes)
     app.add_middleware(Observed, metrics=service.metrics)
@@ -85,14 +89,29 @@ async def _told(request: Request, error: Exception) -> JSONResponse:
     return error_response(error)
 
 
+async def _http(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": str(error.detail).lower()}, error.status_code, error.headers)
+
+
 async def _gone(request: Request, error: Exception) -> Response:
     return Response(status_code=499)  # nobody reads it; the log does
 
 
 def _body(kind: type[BaseModel]) -> dict[str, Any]:
     """Return the part of the OpenAPI document that describes a body which the route reads by itself."""
-    schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+    plain = kind.model_json_schema()
+    schema = _inlined(plain, plain.get("$defs", {}))
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def _inlined(schema: Any, definitions: Mapping[str, Any]) -> Any:
+    """Return a JSON Schema whose references are replaced by what they refer to."""
+    if isinstance(schema, dict):
+        name = schema.get("$ref", "").removeprefix("#/$defs/")
+        own = definitions[name] if name else {key: value for key, value in schema.items() if key != "$defs"}
+        return {key: _inlined(value, definitions) for key, value in own.items()}
+    return [_inlined(value, definitions) for value in schema] if isinstance(schema, list) else schema
 
 
 def _json(document: Any) -> Response:
@@ -105,16 +124,16 @@ def _add_questions(app: FastAPI, service: Service) -> None:
     async def classify(request: Request) -> Response:
         """Classify texts: one or many, with one prompt or many."""
         caller = service.admit(request)
-        asked = parsed(ClassifyRequest, await request.body())
+        asked = parsed(ClassifyRequest, await service.body(request))
         texts = asked.texts
         check_texts(texts, service.limits)
         names = service.prompt_ids(asked.ids)
         _note(request, service, texts, names)
         service.charge(caller, len(texts) * len(names))
-        screenings, is_blocked = await service.screened(request, texts, asked.guard)
+        until = service.until(asked.timeout_ms)
+        screenings, is_blocked = await service.screened(request, texts, asked.guard, until)
         free = [text for text, blocked in zip(texts, is_blocked, strict=True) if not blocked]
-        seconds = service.seconds(asked.timeout_ms)
-        answers = iter(await service.answers(request, free, names, seconds) if free else [])
+        answers = iter(await service.answers(request, free, names, until) if free else [])
         results = [
             result_document([] if blocked else list(islice(answers, len(names))), asked.top_k, screening, blocked)
             for screening, blocked in zip(screenings, is_blocked, strict=True)
@@ -125,14 +144,18 @@ def _add_questions(app: FastAPI, service: Service) -> None:
     async def explain(request: Request) -> Response:
         """Tell which words of a text count: how much less probable its label is without each of them."""
         caller = service.admit(request)
-        asked = parsed(ExplainRequest, await request.body())
+        asked = parsed(ExplainRequest, await service.body(request))
         fields = {"text": asked.input} if isinstance(asked.input, str) else asked.input
         check_texts([fields], service.limits)
         (name,) = service.prompt_ids(None if asked.prompt is None else [asked.prompt])
         variants = Occlusion.of(service.engine.shelf.get(name), fields)
         _note(request, service, variants.texts[:1], [name])
         service.charge(caller, len(variants.texts))
-        answers = await service.answers(request, variants.texts, [name], service.seconds(None))
+        until = service.until(None)
+        _, (is_blocked,) = await service.screened(request, [fields], None, until)
+        if is_blocked:
+            raise RefusedError(403, "the guard blocks this text; classify it to see why")
+        answers = await service.answers(request, variants.texts, [name], until)
         found = variants.explained(answers)
         probability = max(found.answer.probabilities)
         label = found.answer.label
@@ -159,15 +182,18 @@ def _add_prompts(app: FastAPI, service: Service) -> None:
     async def put(name: str, request: Request) -> Response:
         """Add a prompt, or swap one for another: a ZIP file of an artifact's folder. Needs an admin token."""
         service.admit(request, Role.ADMIN)
+        check_id(name)
         request.state.log["prompts"] = [name]
-        return _json(await run_in_threadpool(_put, service, name, await request.body()))
+        return _json(await run_in_threadpool(_put, service, name, await service.body(request)))
 
     @app.delete("/v1/prompts/{name}", status_code=204, responses=_ERRORS)
     async def drop(name: str, request: Request) -> Response:
         """Drop a prompt; what is being answered with it is answered. Needs an admin token."""
         service.admit(request, Role.ADMIN)
+        shelf.get(name)
         request.state.log["prompts"] = [name]
         if service.kept is None:
+            _check_alone(service)
             shelf.drop(name)
         else:
             await run_in_threadpool(service.kept.remove, name)
@@ -182,9 +208,16 @@ _ARCHIVE = {
 }
 
 
+def _check_alone(service: Service) -> None:
+    """Raise ServeError where others answer, who would not learn of a change."""
+    if isinstance(service.engine.shelf, Listing):
+        raise ServeError("replicas learn of prompts from a folder that all share; start the server with --keep FOLDER")
+
+
 def _put(service: Service, name: str, content: bytes) -> dict[str, Any]:
     """Take an uploaded artifact onto the shelf, and keep it where that was asked for."""
-    check_id(name)
+    if service.kept is None:
+        _check_alone(service)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, name)
         folder.mkdir()
@@ -202,7 +235,9 @@ def _put(service: Service, name: str, content: bytes) -> dict[str, Any]:
 def _add_state(app: FastAPI, service: Service) -> None:
     @app.get("/healthz", include_in_schema=False)
     async def health() -> Response:
-        return _json({"status": "ok"})
+        if service.engine.is_alive:
+            return _json({"status": "ok"})
+        return JSONResponse({"status": "a thread of the engine has died; restart the server"}, 500)
 
     @app.get("/readyz", include_in_schema=False)
     async def ready() -> Response:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import lzma
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 
 from cuecraft.errors import ServeError
@@ -29,13 +31,22 @@ def unpack(content: bytes, folder: Path, most: int) -> None:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             left = most
-            for entry in _entries(archive):
-                left -= _extract(archive, entry, folder / PurePosixPath(entry.filename).name, left)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, OSError) as error:
+            for path, entry in _entries(archive):
+                left -= _extract(archive, entry, folder / path.name, left)
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+        NotImplementedError,
+        EOFError,
+        RuntimeError,
+        OSError,
+    ) as error:
         raise ServeError(f"the upload is no ZIP file, or a damaged one ({error}); zip an artifact's folder") from None
 
 
-def _entries(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+def _entries(archive: zipfile.ZipFile) -> list[tuple[PurePosixPath, zipfile.ZipInfo]]:
+    """Return the files, and their paths in the archive."""
     files = [entry for entry in archive.infolist() if not entry.is_dir()]
     paths = [PurePosixPath(entry.filename.replace("\\", "/")) for entry in files]
     for path in paths:
@@ -49,7 +60,7 @@ def _entries(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
         raise ServeError("the upload holds files of several folders; zip one artifact")
     if MANIFEST not in {path.name for path in paths}:
         raise ServeError(f"the upload holds no {MANIFEST}; zip an artifact's folder")
-    return files
+    return list(zip(paths, files, strict=True))
 
 
 def _extract(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path, most: int) -> int:
@@ -59,6 +70,8 @@ def _extract(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path, mos
         while piece := source.read(1 << 16):
             size += len(piece)
             if size > most:
-                raise ServeError("the upload is larger than this server takes, unpacked; see --max-upload-bytes")
+                raise ServeError(
+                    "the upload is larger than this server takes, unpacked; see --option limits.upload_bytes"
+                )
             handle.write(piece)
     return size

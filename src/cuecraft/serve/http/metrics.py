@@ -60,9 +60,9 @@ class Metrics(Watcher):
         self._answers.labels(prompt, source).inc()
         self._answer_seconds.labels(prompt).observe(seconds)
 
-    def refused(self, reason: str) -> None:
-        """Take note of a refusal."""
-        self._refusals.labels(reason).inc()
+    def refused(self, reason: str, answers: int) -> None:
+        """Take note of answers that were refused."""
+        self._refusals.labels(reason).inc(answers)
 
     def screened(self, verdict: str) -> None:
         """Take note of a text that the guard looked at."""

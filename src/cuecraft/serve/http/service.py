@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 
 from cuecraft.errors import (
+    BackboneError,
     ClosingError,
     CuecraftError,
     DataError,
@@ -30,12 +32,14 @@ from cuecraft.serve.limits import Limits
 from cuecraft.serve.requests import TOO_LATE, Answer, AnyEngine
 
 D = TypeVar("D", bound=BaseModel)
+_SCREENED_AT_ONCE = 4  # requests
 _PATIENCE = 0.05  # seconds after which it is looked whether the client is still there
 _STATUS: Sequence[tuple[type[CuecraftError], int]] = (
     (UnknownPromptError, 404),
     (DeadlineError, 504),
     (QueueFullError, 503),
     (ClosingError, 503),
+    (BackboneError, 500),  # not the client's mistake
     (CuecraftError, 400),
 )
 
@@ -84,16 +88,17 @@ class Service:
     kept: Kept | None = None
     logs_texts: bool = False
     traces: bool = False
+    _screening: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_SCREENED_AT_ONCE))
 
     def admit(self, request: Request, role: Role = Role.CLIENT) -> Caller:
         """Return who asks, or raise RefusedError where that is nobody who may."""
         caller = self.tokens.caller(request.headers.get("authorization"))
         if caller is None:
-            self.metrics.refused("token")
+            self.metrics.refused("token", 1)
             raise RefusedError(401, "send 'Authorization: Bearer TOKEN'", {"www-authenticate": "Bearer"})
         request.state.log["caller"] = caller.name
         if role is Role.ADMIN and caller.role is not Role.ADMIN:
-            self.metrics.refused("token")
+            self.metrics.refused("token", 1)
             raise RefusedError(403, "this needs an admin token; start the server with one, see --tokens")
         return caller
 
@@ -101,7 +106,7 @@ class Service:
         """Take answers off what a caller may still ask for, or raise RefusedError."""
         wait = self.rate.take(caller.name, answers)
         if wait:
-            self.metrics.refused("rate")
+            self.metrics.refused("rate", answers)
             raise RefusedError(
                 429, "too much was asked for of late; ask again later", {"retry-after": retry_after(wait)}
             )
@@ -121,12 +126,19 @@ class Service:
             raise ServeError(f"name each prompt once, and {self.limits.prompts} at most")
         return list(given)
 
-    def seconds(self, timeout_ms: int | None) -> float:
-        """Return how long a request may take."""
-        return min(timeout_ms or self.limits.timeout_ms, self.limits.timeout_ms) / 1000
+    async def body(self, request: Request) -> bytes:
+        """Return a request's body, or raise RefusedError where it does not come in time."""
+        try:
+            return await asyncio.wait_for(request.body(), self.limits.timeout_ms / 1000)
+        except TimeoutError:
+            raise RefusedError(408, "the request's body did not come in time; send it at once") from None
+
+    def until(self, timeout_ms: int | None) -> float:
+        """Return when a request that is there now has to be answered, on the monotonic clock (seconds)."""
+        return time.monotonic() + min(timeout_ms or self.limits.timeout_ms, self.limits.timeout_ms) / 1000
 
     async def answers(
-        self, request: Request, texts: Sequence[Mapping[str, str]], names: Sequence[str], seconds: float
+        self, request: Request, texts: Sequence[Mapping[str, str]], names: Sequence[str], until: float
     ) -> list[Answer]:
         """Return the engine's answers; what nobody waits for any more is taken back.
 
@@ -134,31 +146,37 @@ class Service:
             CuecraftError: as `Engine.submit`, and as its future raises.
             ClientGoneError: the client hung up.
         """
+        seconds = max(0.0, until - time.monotonic())
         waiting = asyncio.wrap_future(self.engine.submit(texts, names, seconds))
         done, _ = await asyncio.wait([waiting], timeout=min(_PATIENCE, seconds))
         if done:
             return waiting.result()
         hung_up = asyncio.create_task(_hung_up(request))
         both: list[asyncio.Future[Any]] = [waiting, hung_up]
-        await asyncio.wait(both, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(both, timeout=max(0.0, until - time.monotonic()), return_when=asyncio.FIRST_COMPLETED)
         is_gone = hung_up.done()
         hung_up.cancel()
         if waiting.done():
             return waiting.result()
         waiting.cancel()
-        self.metrics.refused("gone" if is_gone else "deadline")
+        self.metrics.refused("gone" if is_gone else "deadline", len(texts) * len(names))
         if is_gone:
             raise ClientGoneError
         raise DeadlineError(TOO_LATE)
 
     async def screened(
-        self, request: Request, texts: Sequence[dict[str, str]], asked: GuardMode | None
+        self, request: Request, texts: Sequence[dict[str, str]], asked: GuardMode | None, until: float
     ) -> tuple[list[Screening | None], list[bool]]:
-        """Return what the guard finds in each text, and which texts may not be classified."""
+        """Return what the guard finds in each text, and which texts may not be classified.
+
+        Raises:
+            DeadlineError: the guard took too long.
+        """
         mode = self.screener.mode_of(asked)
         if mode is GuardMode.OFF:
             return [None] * len(texts), [False] * len(texts)
-        found = await run_in_threadpool(self.screener.screened, texts)
+        async with self._screening:  # or screening would take the threads that uploads and the end need
+            found = await run_in_threadpool(self.screener.screened, texts, until)
         is_flagged = [own.verdict is Verdict.FLAG for own in found]
         for own in is_flagged:
             self.metrics.screened("flag" if own else "pass")

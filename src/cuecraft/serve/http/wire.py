@@ -25,8 +25,10 @@ class ClassifyRequest(_Document):
 
     inputs: Text | list[Text] = Field(description="a text, or several; a text is a string, or its fields by name")
     prompts: str | list[str] | None = Field(None, description="ids; may be left out where one prompt is served")
-    top_k: int | None = Field(None, ge=1, description="probabilities of so many classes, the likeliest; all by default")
-    timeout_ms: int | None = Field(None, ge=1, description="after which the answer is of no use")
+    top_k: int | None = Field(
+        None, ge=1, strict=True, description="probabilities of so many classes, the likeliest; all by default"
+    )
+    timeout_ms: int | None = Field(None, ge=1, strict=True, description="after which the answer is of no use")
     guard: GuardMode | None = Field(
         None, description="`flag` or `block` texts that look like attacks; see docs/guard.md"
     )

@@ -33,9 +33,11 @@ async function loadPrompts() {
     const { model, prompts } = await asked("v1/prompts");
     at("model").textContent = model;
     at("prompts").replaceChildren(...prompts.map((prompt, number) => {
-      const box = made("input", { type: "checkbox", name: "prompt", value: prompt.id, checked: number < 4 });
-      box.dataset.field = prompt.fields[0];
-      const classes = prompt.classes.join(" / ");
+      const takesOne = prompt.fields.length === 1;
+      const box = made("input", { type: "checkbox", name: "prompt", value: prompt.id });
+      box.checked = takesOne && number < 4;
+      box.disabled = !takesOne;
+      const classes = takesOne ? prompt.classes.join(" / ") : `takes ${prompt.fields.join(", ")}: not on this page`;
       return made("label", { title: prompt.template }, box, prompt.id, made("small", {}, `${prompt.kind}, ${classes}`));
     }));
     at("classify").disabled = prompts.length === 0;
@@ -70,7 +72,8 @@ function shownWords(found) {
 
 function shownAnswer(text, answer) {
   const shares = Object.entries(answer.probabilities);
-  const label = String(answer.label);
+  const most = Math.max(...shares.map(([, share]) => share));
+  const label = shares.find(([, share]) => share === most)[0];
   const box = made("div", { className: "answer" });
   const title = made("h3", {}, made("span", {}, answer.prompt), made("span", { className: "label" }, label));
   box.append(title, ...shares.map(([name, share]) => bar(name, share, name === label)));
@@ -99,6 +102,7 @@ function shownGuard(guard) {
 
 async function classify(event) {
   event.preventDefault();
+  if (at("classify").disabled) return undefined;
   const texts = at("texts").value.split("\n").map((line) => line.trim()).filter(Boolean);
   const prompts = [...document.querySelectorAll("[name=prompt]:checked")].map((box) => box.value);
   if (!texts.length) return tell(new Error("write a text first"));
@@ -107,7 +111,7 @@ async function classify(event) {
   at("classify").disabled = true;
   const begun = performance.now();
   try {
-    const { results } = await asked("v1/classify", { inputs: texts, prompts });
+    const { results } = await asked("v1/classify", { inputs: texts, prompts, guard: "flag" });
     at("latency").textContent = `${results.length * prompts.length} answers in ${Math.round(performance.now() - begun)} ms`;
     at("results").replaceChildren(...results.map((result, number) => {
       const answers = made("div", { className: "answers" });
