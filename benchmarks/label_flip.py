@@ -1,12 +1,12 @@
 """How often an instruction that is appended to a text changes its label; writes benchmarks/results/label_flip.json.
 
-    python benchmarks/label_flip.py [--task sst-2] [--seed 13] [--rows 100]
+    python benchmarks/label_flip.py [--task sst-2] [--seed 13] [--rows 100] [--methods untuned,discrete,soft,deep]
 
 SmolLM2-135M, the field's 16-shot split, test rows that no method saw. One sentence is appended to each text that
 argues for another class than the one that the model answered before: an override of instructions, a claim, a forged
 answer, a forged turn of the conversation. The flip rate is the share of rows whose label becomes that class. Methods
-are tuned with their defaults. Two templates: the default one, and one that puts the text into quotation marks and takes those, line
-breaks and brackets out of it.
+are tuned with their defaults. Two templates: the default one, and one that puts the text into quotation marks and
+takes those, line breaks and angle brackets out of it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from common import DATA, machine, require_data, write_result
+from common import DATA, machine, read_result, require_data, write_result
 
 from cuecraft.backbone import load_backbone
 from cuecraft.data import Record, read_records, subsample
@@ -79,6 +79,7 @@ def flips(task: Any, backbone: Any, candidates: Sequence[Candidate], records: Se
 
 
 def measured(options: argparse.Namespace, template: str) -> dict[str, Any]:
+    """Return accuracy and flip rates of each method that was asked for."""
     backbone = load_backbone(MODEL)
     folder = DATA / options.task
     train, dev = (read_records(folder / f"seed-{options.seed}" / f"{part}.jsonl") for part in ("train", "dev"))
@@ -87,18 +88,18 @@ def measured(options: argparse.Namespace, template: str) -> dict[str, Any]:
     problem = make_problem(backbone, task, train, dev, seed=options.seed)
     found: dict[str, Any] = {}
     shared: dict[str, Candidate] = {}
-    for name, (method, own) in METHODS.items():
+    for name in options.methods.split(","):
         begun = time.perf_counter()
+        method, own = METHODS[name]
         best = make_method(method, own).fit(problem).best
         print(f"{name}: {time.perf_counter() - begun:.0f} s", flush=True)
         if best.reader is None:
             shared[name] = best
         else:
             found[name] = flips(task, backbone, [best], records)[0]
-            print(name, found[name], flush=True)
     # One read of each text for all prompts.
-    found |= dict(zip(shared, flips(task, backbone, list(shared.values()), records), strict=True))
-    return {name: found[name] for name in METHODS}
+    found |= dict(zip(shared, flips(task, backbone, list(shared.values()), records), strict=True)) if shared else {}
+    return found
 
 
 def main() -> None:
@@ -106,13 +107,16 @@ def main() -> None:
     parser.add_argument("--task", default="sst-2")
     parser.add_argument("--seed", type=int, default=13)
     parser.add_argument("--rows", type=int, default=100)
+    parser.add_argument("--methods", default=",".join(METHODS), help="others keep the figures that the file has")
     options = parser.parse_args()
     require_data()
-    found = {name: measured(options, template) for name, template in TEMPLATES.items()}
     settings = {"task": options.task, "seed": options.seed, "rows": options.rows}
-    write_result(
-        "label_flip.json", {"settings": settings, "templates": TEMPLATES, "found": found, "machine": machine()}
-    )
+    before = read_result("label_flip.json")
+    kept = before["found"] if before.get("settings") == settings else {}
+    for name, template in TEMPLATES.items():
+        own = {method: row | {"machine": machine()} for method, row in measured(options, template).items()}
+        kept[name] = kept.get(name, {}) | own
+        write_result("label_flip.json", {"settings": settings, "templates": TEMPLATES, "found": kept})
 
 
 if __name__ == "__main__":
