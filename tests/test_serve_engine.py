@@ -244,7 +244,7 @@ def test_a_prompt_that_fails_in_any_way_takes_no_other_and_no_thread_with_it(eng
 
 def test_answers_that_are_not_finite_are_an_error(engine):
     member = engine.shelf.get("soft").members[0]
-    object.__setattr__(member, "calibration", replace(member.calibration, scale=1e308))
+    object.__setattr__(member, "calibration", replace(member.calibration, scale=float("inf")))
     with pytest.raises(BackboneError, match="NaN or infinity"):
         engine.ask(fields(X[0]), ["soft"])
 

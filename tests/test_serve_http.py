@@ -143,7 +143,7 @@ def test_top_k_counts_the_likeliest(serve):
         ({"inputs": "a", "prompts": "hard", "top_k": 0}, "at 'top_k'"),
         (b'{"inputs": "\\ud800", "prompts": "hard"}', "invalid json"),
         (b"\xff\xfe", "invalid json"),
-        (b'{"inputs": NaN}', "invalid json"),
+        (b'{"inputs": NaN}', "at 'inputs': input should be a valid string"),
         (b"[" * 5000, "recursion limit"),
         ({"inputs": "a", "prompts": "hard", "top_k": True}, "at 'top_k'"),
         ({"inputs": "\u0000", "prompts": "hard", "timeout_ms": "5"}, "at 'timeout_ms'"),

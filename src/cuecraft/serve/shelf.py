@@ -154,10 +154,13 @@ class ServedPrompt(ListedPrompt):
 
     def probabilities(self, logits: Sequence[Tensor]) -> list[float]:
         """Return class probabilities `[C]`, given class logits `[C]` of each member."""
-        parts = [
-            member.calibration.apply(own).double().softmax(-1) for member, own in zip(self.members, logits, strict=True)
-        ]
-        found: list[float] = torch.stack(parts).mean(0).tolist()
+        pairs = zip(self.members, logits, strict=True)
+        calibrated = torch.stack([member.calibration.apply(own.double()) for member, own in pairs])
+        if not bool(calibrated.isfinite().all()):
+            raise BackboneError(
+                f"prompt {self.name!r} answers with NaN or infinity; check it, the weights and the dtype"
+            )
+        found: list[float] = calibrated.softmax(-1).mean(0).tolist()
         return found
 
 
