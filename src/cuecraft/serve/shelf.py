@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cuecraft.backbone import AnyBackbone, ReadyPrompt
 from cuecraft.data import Record
-from cuecraft.errors import ArtifactError, ServeError, UnknownPromptError
+from cuecraft.errors import ArtifactError, BackboneError, ServeError, UnknownPromptError
 from cuecraft.prompts import AnyPrompt, Artifact, Calibration
 from cuecraft.prompts.manifest import BackboneEntry, Manifest, digest
 from cuecraft.task import Example, Task
