@@ -45,5 +45,28 @@ def multitask_rows() -> list[str]:
     return found
 
 
+def serve_rows() -> list[str]:
+    """Return a row for each figure of serving, of both demo backbones."""
+    found = read_result("serve.json")
+    models = [found["demo:minilm"], found["demo:smollm2-135m"]]
+    rows = {
+        "texts a second, engine in its own process": [f"{m['http']['texts_per_second']['engine']:.0f}" for m in models],
+        "texts a second over HTTP, one a request": [f"{m['http']['texts_per_second']['http']:.0f}" for m in models],
+        "the same over the engine": [f"{m['http']['http_to_engine']:.2f}" for m in models],
+        "16 prompts of four kinds in each batch, over one": [f"{m['engine']['mixed_to_one']:.2f}" for m in models],
+        "one text under 8 prompts, over one prompt (seconds)": [
+            f"{m['engine']['eight_prompts_to_one']:.2f}" for m in models
+        ],
+        "times PEFT behind FastAPI, one request a pass": [f"{m['http']['ahead_of']['peft']:.2f}" for m in models],
+        "times a Transformers pipeline server": [f"{m['http']['ahead_of']['pipeline']:.2f}" for m in models],
+        "p50 / p99 at half of the rate, ms": [
+            f"{m['http']['at_half']['p50_ms']:.0f} / {m['http']['at_half']['p99_ms']:.0f}" for m in models
+        ],
+        "Ray, one replica, over no Ray": [f"{m['ray']['ray_to_local']:.2f}" for m in models],
+        "seconds until it answers": [f"{m['http']['start_seconds']:.0f}" for m in models],
+    }
+    return [f"| {name} | {' | '.join(values)} |" for name, values in rows.items()]
+
+
 if __name__ == "__main__":
-    print("\n".join([*compare_rows(), "", *multitask_rows()]))
+    print("\n".join([*compare_rows(), "", *multitask_rows(), "", *serve_rows()]))
