@@ -137,7 +137,6 @@ def test_top_k_counts_the_likeliest(serve):
         ({"inputs": "a"}, "name one of the prompts: hard, soft"),
         ({"inputs": "a", "prompts": ["hard", "hard"]}, "name each prompt once"),
         ({"inputs": "a", "prompts": []}, "nothing was asked for"),
-        ({"inputs": [{"title": "a", "body": "b"}], "prompts": "hard"}, "names field 'text'"),
         ({"inputs": ["a"] * 4, "prompts": "hard"}, "4 inputs, and a request may have 3"),
         ({"inputs": "a" * 101, "prompts": "hard"}, "input 1 has 101 characters, and 100 may be sent"),
         ({"inputs": "a", "prompts": "hard", "top_k": 0}, "at 'top_k'"),
@@ -157,8 +156,16 @@ def test_a_mistake_is_told_in_one_line(serve, body, told):
     assert "\n" not in error
 
 
+def test_fields_that_are_not_the_prompt_s(serve):
+    response = serve().ask(*classify([{"title": "a", "body": "b"}], "hard"))
+    assert response.status_code == 409
+    assert "names field 'text'" in response.json()["error"]
+
+
 def test_no_such_prompt_and_no_such_path(serve):
     server = serve()
+    response = server.ask("OPTIONS", "/v1/prompts/hard")
+    assert (response.status_code, response.headers["allow"]) == (405, "DELETE, PUT")
     response = server.ask(*classify("a", "nobody"))
     assert (response.status_code, response.json()["error"]) == (
         404,
@@ -459,12 +466,12 @@ def test_words_that_count_are_those_without_which_the_label_is_less_probable(ser
     words = text.split()
     variants = [" ".join(words[:n] + words[n + 1 :]) for n in range(len(words))]
     drops = whole[at] - classifier.predict_proba(variants)[:, at]
-    assert [word for word, _ in found["words"]] == words
-    assert np.allclose([drop for _, drop in found["words"]], drops, atol=1e-5)
+    assert [own["word"] for own in found["words"]] == words
+    assert np.allclose([own["drop"] for own in found["words"]], drops, atol=1e-5)
     assert found["probability"] == pytest.approx(float(whole[at]), abs=1e-5)
     many = server.ask("POST", "/v1/explain", {"input": "joy " * 50 + "bore " * 50}).json()
     assert len(many["words"]) == 50  # two at a time
-    assert server.ask("POST", "/v1/explain", {"input": "joy"}).json()["words"][0][0] == "joy"
+    assert server.ask("POST", "/v1/explain", {"input": "joy"}).json()["words"][0]["word"] == "joy"
 
 
 def test_metrics_count_what_happened(serve):

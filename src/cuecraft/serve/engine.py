@@ -162,7 +162,10 @@ class Engine:
         seconds = (self._waiting + size) / self.rate if self.rate else 0.0
         if self._waiting + size > self.options.max_queue or (timeout is not None and seconds > timeout):
             self.watcher.refused("full", size)
-            raise QueueFullError(f"{self._waiting} answers are waited for already; try again later", seconds or 1.0)
+            raise QueueFullError(
+                f"{self._waiting} answers are waited for already, so this would come too late; try again later",
+                seconds or 1.0,
+            )
 
     def _kept(self, job: Job) -> Answer | None:
         found = self._cache.get(job.key)

@@ -17,6 +17,7 @@ from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 
 from cuecraft.errors import CuecraftError, ServeError
 from cuecraft.prompts import load_artifact
@@ -50,6 +51,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         (403, "Not with this token, or not this text."),
         (404, "No such prompt."),
         (408, "The body did not come in time."),
+        (409, "The text has not the fields that the prompt takes."),
         (413, "The body is too large."),
         (429, "Too much was asked for; see Retry-After."),
         (503, "The queue is full, or the server is stopping; see Retry-After."),
@@ -91,7 +93,11 @@ async def _told(request: Request, error: Exception) -> JSONResponse:
 
 async def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    return JSONResponse({"error": str(error.detail).lower()}, error.status_code, error.headers)
+    headers = {name.lower(): value for name, value in (error.headers or {}).items()}
+    if error.status_code == 405:  # of the first route alone; others may have the path, too
+        routes = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+        headers["allow"] = ", ".join(sorted({method for route in routes for method in route.methods or ()}))
+    return JSONResponse({"error": str(error.detail).lower()}, error.status_code, headers)
 
 
 async def _gone(request: Request, error: Exception) -> Response:
@@ -158,8 +164,9 @@ def _add_questions(app: FastAPI, service: Service) -> None:
         answers = await service.answers(request, variants.texts, [name], until)
         found = variants.explained(answers)
         probability = max(found.answer.probabilities)
+        words = [{"word": word, "drop": drop} for word, drop in found.words]
         label = found.answer.label
-        return _json({"prompt": name, "label": label, "probability": probability, "words": found.words})
+        return _json({"prompt": name, "label": label, "probability": probability, "words": words})
 
 
 def _note(request: Request, service: Service, texts: Sequence[Any], names: Sequence[str]) -> None:
@@ -203,7 +210,10 @@ def _add_prompts(app: FastAPI, service: Service) -> None:
 _ARCHIVE = {
     "requestBody": {
         "required": True,
-        "content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}},
+        "content": {
+            kind: {"schema": {"type": "string", "format": "binary"}}
+            for kind in ("application/octet-stream", "application/zip")
+        },
     }
 }
 

@@ -21,6 +21,7 @@ from cuecraft.errors import (
     DeadlineError,
     QueueFullError,
     ServeError,
+    TemplateError,
     UnknownPromptError,
 )
 from cuecraft.guard import Guard, GuardMode, Screening, Verdict
@@ -39,6 +40,7 @@ _STATUS: Sequence[tuple[type[CuecraftError], int]] = (
     (DeadlineError, 504),
     (QueueFullError, 503),
     (ClosingError, 503),
+    (TemplateError, 409),  # the fields are not the prompt's
     (BackboneError, 500),  # not the client's mistake
     (CuecraftError, 400),
 )

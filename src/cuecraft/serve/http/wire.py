@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from cuecraft.data.readers import text_value
 from cuecraft.errors import DataError
@@ -13,7 +13,25 @@ from cuecraft.guard import GuardMode, Screening, Verdict
 from cuecraft.serve.limits import Limits
 from cuecraft.serve.requests import Answer
 
-Text = str | dict[str, str]
+# What a text may be is told by the schema and checked by `check_texts`, which says better what is wrong.
+_SOMETHING = {"type": "string", "minLength": 1, "pattern": r"\S"}
+_String = Annotated[str, WithJsonSchema(_SOMETHING)]
+_OBJECT = {"type": "object", "minProperties": 1, "additionalProperties": _SOMETHING}
+_Fields = Annotated[dict[str, str], WithJsonSchema(_OBJECT)]
+Text = _String | _Fields
+_IDS = {"type": "array", "minItems": 1, "uniqueItems": True, "items": {"type": "string"}}
+_SEVERAL = {"type": "array", "minItems": 1, "items": {"anyOf": [_SOMETHING, _OBJECT]}}
+
+
+def _whole(value: Any) -> Any:
+    """Return a number as JSON Schema knows whole ones: 2.0 is one, neither "2" nor true is."""
+    if isinstance(value, bool | str):
+        raise ValueError("a whole number is expected")
+    return value
+
+
+_Count = Annotated[int, Field(ge=1), BeforeValidator(_whole)]
+_Milliseconds = Annotated[int, Field(ge=50), BeforeValidator(_whole)]
 
 
 class _Document(BaseModel):
@@ -23,12 +41,16 @@ class _Document(BaseModel):
 class ClassifyRequest(_Document):
     """Texts, and the prompts that are to classify them."""
 
-    inputs: Text | list[Text] = Field(description="a text, or several; a text is a string, or its fields by name")
-    prompts: str | list[str] | None = Field(None, description="ids; may be left out where one prompt is served")
+    inputs: Text | Annotated[list[Text], WithJsonSchema(_SEVERAL)] = Field(
+        description="a text, or several; a text is a string, or its fields by name"
+    )
+    prompts: str | Annotated[list[str], WithJsonSchema(_IDS)] | None = Field(
+        None, description="ids; may be left out where one prompt is served"
+    )
     top_k: int | None = Field(
         None, ge=1, strict=True, description="probabilities of so many classes, the likeliest; all by default"
     )
-    timeout_ms: int | None = Field(None, ge=1, strict=True, description="after which the answer is of no use")
+    timeout_ms: _Milliseconds | None = Field(None, description="after which the answer is of no use")
     guard: GuardMode | None = Field(
         None, description="`flag` or `block` texts that look like attacks; see docs/guard.md"
     )
@@ -85,13 +107,20 @@ class ClassifyResponse(_Document):
     results: list[ResultDocument]
 
 
+class WordDocument(_Document):
+    """A word, or several neighbours, and how much less probable the label is without them."""
+
+    word: str
+    drop: float
+
+
 class ExplainResponse(_Document):
-    """What each word adds to the probability of the label: how much less it has without the word."""
+    """What each word adds to the probability of the label."""
 
     prompt: str
     label: Any
     probability: float
-    words: list[tuple[str, float]]
+    words: list[WordDocument]
 
 
 class ErrorDocument(_Document):

@@ -58,9 +58,9 @@ function bar(name, share, isLikeliest) {
 }
 
 function shownWords(found) {
-  const most = Math.max(1e-9, ...found.words.map(([, drop]) => Math.abs(drop)));
+  const most = Math.max(1e-9, ...found.words.map(({ drop }) => Math.abs(drop)));
   const line = made("p", { className: "words" });
-  for (const [word, drop] of found.words) {
+  for (const { word, drop } of found.words) {
     const span = made("span", { title: `${drop >= 0 ? "+" : "−"}${percent(Math.abs(drop))} for ${found.label}` }, word);
     const strength = (0.55 * Math.abs(drop)) / most;
     span.style.backgroundColor = `rgb(var(${drop >= 0 ? "--for" : "--against"}) / ${strength.toFixed(3)})`;
