@@ -62,6 +62,21 @@ class Server:
 
         return asyncio.run(send())
 
+    def raw(self, receive):
+        """Send a request whose messages `receive` gives; return the status."""
+
+        async def send():
+            sent = []
+
+            async def note(message):
+                sent.append(message)
+
+            scope = {"type": "http", "method": "POST", "path": "/v1/classify", "headers": [], "query_string": b""}
+            await self.app(scope, receive, note)
+            return sent[0]["status"]
+
+        return asyncio.run(send())
+
 
 @pytest.fixture
 def serve(causal):
@@ -122,8 +137,10 @@ def test_one_text_and_one_prompt_need_no_list_and_no_id(serve):
 
 
 def test_top_k_counts_the_likeliest(serve):
-    (answer,) = serve(("hard",)).ask(*classify(X[0], top_k=1)).json()["results"][0]["answers"]
-    assert list(answer["probabilities"]) == [answer["label"]]
+    server = serve(("hard",))
+    for count in (1, 1.0):  # both are whole numbers to JSON
+        (answer,) = server.ask(*classify(X[0], top_k=count)).json()["results"][0]["answers"]
+        assert list(answer["probabilities"]) == [answer["label"]]
 
 
 @pytest.mark.parametrize(
@@ -145,6 +162,7 @@ def test_top_k_counts_the_likeliest(serve):
         (b'{"inputs": NaN}', "at 'inputs': input should be a valid string"),
         (b"[" * 5000, "recursion limit"),
         ({"inputs": "a", "prompts": "hard", "top_k": True}, "at 'top_k'"),
+        ({"inputs": "a", "prompts": "hard", "top_k": 1.5}, "at 'top_k'"),
         ({"inputs": "\u0000", "prompts": "hard", "timeout_ms": "5"}, "at 'timeout_ms'"),
     ],
 )
@@ -194,22 +212,10 @@ def test_a_body_that_is_too_large_is_not_read(serve):
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(serve):
-    server = serve(limits=Limits(timeout_ms=50))
+    async def receive():
+        await asyncio.sleep(30)
 
-    async def send():
-        async def receive():
-            await asyncio.sleep(30)
-
-        sent = []
-
-        async def note(message):
-            sent.append(message)
-
-        scope = {"type": "http", "method": "POST", "path": "/v1/classify", "headers": [], "query_string": b""}
-        await server.app(scope, receive, note)
-        return sent[0]["status"]
-
-    assert asyncio.run(send()) == 408
+    assert serve(limits=Limits(timeout_ms=50)).raw(receive) == 408
 
 
 def test_odd_texts_are_texts(serve):
@@ -309,26 +315,16 @@ def test_a_client_that_hangs_up_takes_its_request_back(serve, causal, monkeypatc
     monkeypatch.setattr(causal, "mixed_logits", lambda rows: opened.wait(20) and plain(rows))
     server = serve()
 
-    async def send():
-        messages = [
-            {"type": "http.request", "body": json.dumps({"inputs": X[1], "prompts": "hard"}).encode()},
-            {"type": "http.disconnect"},
-        ]
+    messages = [
+        {"type": "http.request", "body": json.dumps({"inputs": X[1], "prompts": "hard"}).encode()},
+        {"type": "http.disconnect"},
+    ]
 
-        async def receive():
-            return messages.pop(0)
-
-        sent = []
-
-        async def note(message):
-            sent.append(message)
-
-        scope = {"type": "http", "method": "POST", "path": "/v1/classify", "headers": [], "query_string": b""}
-        await server.app(scope, receive, note)
-        return sent[0]["status"]
+    async def receive():
+        return messages.pop(0)
 
     held = server.engine.submit([{"text": X[0]}], ["hard"])
-    assert asyncio.run(send()) == 499
+    assert server.raw(receive) == 499
     opened.set()
     assert len(held.result(20)) == 1
     server.engine.close(20)

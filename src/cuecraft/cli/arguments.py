@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
-from cuecraft.errors import LabelWordError, MethodError
+from cuecraft.errors import DataError, LabelWordError, MethodError
 
 
 def pairs_of(values: list[str]) -> dict[str, Any]:
@@ -35,6 +37,19 @@ def words_of(values: list[str]) -> dict[str, list[str]] | None:
             raise LabelWordError(f"{value!r} is not CLASS=word; write for instance positive=great,good")
         found.setdefault(name, []).extend(words.split(","))
     return found or None
+
+
+def lines_of(texts: list[str] | None, file: Path | None) -> list[str]:
+    """Return texts given as arguments, or else the lines of stdin that are not blank; none where there is a file.
+
+    Raises:
+        DataError: there are both texts and a file.
+    """
+    if texts and file:
+        raise DataError("texts were given both as arguments and in --file; give one of them")
+    if texts or file:
+        return texts or []
+    return [line.rstrip("\n") for line in sys.stdin if line.strip()]
 
 
 def names_of(value: str | None) -> tuple[str, ...] | None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cuecraft import display
 from cuecraft.cli.app import app
+from cuecraft.cli.arguments import lines_of
 from cuecraft.cli.options import Device, Dtype, Json, LabelColumn, Offline
-from cuecraft.errors import DataError
+
+if TYPE_CHECKING:
+    from cuecraft.runs.guarding import GuardRequest
 
 guard_app = typer.Typer(no_args_is_help=True, help="Screen texts for prompt injection: check, eval, data.")
 app.add_typer(guard_app, name="guard")
@@ -53,14 +55,11 @@ def check_texts(
     json: Json = False,
 ) -> None:
     """Screen texts; exit code 0 where all pass, 1 where one is flagged."""
-    from cuecraft.runs.guarding import GuardRequest, guard_texts, make_guard, run_guard_check
+    from cuecraft.runs.guarding import guard_texts, make_guard, run_guard_check
 
-    if texts and file:
-        raise DataError("texts were given both as arguments and in --file; give one of them")
-    lines = texts if texts or file else [line.rstrip("\r\n") for line in sys.stdin if line.strip()]
-    found = guard_texts(lines or [], file, text_column)
+    found = guard_texts(lines_of(texts, file), file, text_column)
     backbone = {"model": model, "device": device, "dtype": dtype, "local_files_only": local_files_only}
-    request = GuardRequest(rules or [], detector or [], _artifact(artifact), attack_class or [], threshold, backbone)
+    request = _request(rules, detector, artifact, attack_class, threshold, backbone)
     document = run_guard_check(make_guard(request), found)
     display.print_json(document) if json else display.print_screenings(document)
     if document["flagged"]:
@@ -88,10 +87,10 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Measure rules and detectors on labelled texts: precision, recall, false positives."""
-    from cuecraft.runs.guarding import GuardRequest, run_guard_eval
+    from cuecraft.runs.guarding import run_guard_eval
 
     backbone = {"model": model, "device": device, "dtype": dtype, "local_files_only": local_files_only}
-    request = GuardRequest(rules or [], detector or [], _artifact(artifact), attack_class or [], threshold, backbone)
+    request = _request(rules, detector, artifact, attack_class, threshold, backbone)
     document = run_guard_eval(request, file, text_column, label_column, attack_label or [])
     display.print_json(document) if json else display.print_guard_rates(document)
 
@@ -107,10 +106,17 @@ def write_data(
     display.print_json(document) if json else display.print_guard_data(document)
 
 
-def _artifact(folder: Path | None) -> Path | None:
-    """Return the artifact of a folder, which may be that of a run."""
-    if folder is None:
-        return None
+def _request(
+    rules: list[Path] | None,
+    detectors: list[str] | None,
+    folder: Path | None,
+    attack: list[str] | None,
+    threshold: float,
+    backbone: dict[str, Any],
+) -> GuardRequest:
+    """Return what a guard is made of; the folder of an artifact may be that of a run."""
     from cuecraft.recipe import artifact_of
+    from cuecraft.runs.guarding import GuardRequest
 
-    return artifact_of(folder)
+    artifact = folder and artifact_of(folder)
+    return GuardRequest(rules or [], detectors or [], artifact, attack or [], threshold, backbone)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,9 +9,8 @@ import typer
 
 from cuecraft import display
 from cuecraft.cli.app import app
-from cuecraft.cli.arguments import names_of, unescaped, words_of
+from cuecraft.cli.arguments import lines_of, names_of, unescaped, words_of
 from cuecraft.cli.options import Device, Dtype, Json, LabelWords, Model, Offline
-from cuecraft.errors import DataError
 
 
 @app.command()
@@ -35,12 +33,10 @@ def predict(
     from cuecraft.recipe import artifact_of
     from cuecraft.runs import predict_records, read_texts
 
-    if texts and file:
-        raise DataError("texts were given both as arguments and in --file; give one of them")
-    lines = texts if texts or file else [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    lines = lines_of(texts, file)
     artifact = artifact_of(artifact)
     with display.progress() as started:
-        records = read_texts(artifact, lines or [], file, text_column)
+        records = read_texts(artifact, lines, file, text_column)
         document = predict_records(artifact, records, model, device, local_files_only, dtype, started("predicting"))
     display.print_json(document) if json else display.print_predictions(document["predictions"])
 

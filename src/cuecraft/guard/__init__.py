@@ -4,7 +4,7 @@ Usable alone: nothing here needs torch but a detector that is a model.
 """
 
 from cuecraft.guard.decode import Decoded, Encoding, hidden_texts
-from cuecraft.guard.detectors import Detector, HubDetector, PromptDetector, attack_classes
+from cuecraft.guard.detectors import Detector, HubDetector, PromptDetector, attack_classes, only_field
 from cuecraft.guard.findings import Finding, Kind, Severity, Where
 from cuecraft.guard.limits import Limits
 from cuecraft.guard.normalise import Normalised, normalised
@@ -33,6 +33,7 @@ __all__ = [
     "attack_classes",
     "hidden_texts",
     "normalised",
+    "only_field",
     "read_rules",
     "shipped_rules",
     "windows",

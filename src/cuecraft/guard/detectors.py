@@ -54,6 +54,13 @@ def attack_classes(classes: Sequence[str], named: Sequence[str] = (), source: st
     return found
 
 
+def only_field(fields: Sequence[str], source: str) -> str:
+    """Return the field of a prompt that is a detector, or raise GuardError where it takes several."""
+    if len(fields) > 1:
+        raise GuardError(f"{source}: its prompt takes the fields {', '.join(fields)}; a detector takes one text")
+    return fields[0]
+
+
 def _means_attack(name: str) -> bool:
     words = name.lower().replace("-", " ").replace("_", " ").split()
     return any(attack in name.lower() for attack in _ATTACKS) and not set(words) & set(_NOT_ATTACKS)

@@ -22,6 +22,7 @@ from cuecraft.guard import (
     Verdict,
     all_rules,
     attack_classes,
+    only_field,
 )
 from cuecraft.guard.texts import CORPUS, GuardText, Part, corpus_texts, own_texts
 from cuecraft.storage import write_text
@@ -75,15 +76,14 @@ def prompt_detector(
     from cuecraft.ensemble import PromptEnsemble
     from cuecraft.prompts import load_artifact, member_folders
 
-    fields = load_artifact(next(iter(member_folders(folder)), folder)).task.template.field_names
-    if len(fields) > 1:
-        raise GuardError(f"{folder}: its prompt takes the fields {', '.join(fields)}; a detector takes one text")
+    task = load_artifact(next(iter(member_folders(folder)), folder)).task
+    field = only_field(task.template.field_names, str(folder))
     kind = PromptEnsemble if member_folders(folder) else PromptClassifier
     classifier = kind.load(folder, model, device, local_files_only, dtype)
     classes = [str(name) for name in classifier.classes_.tolist()]
 
     def answers(texts: Sequence[str]) -> Any:
-        return classifier.predict_proba([{fields[0]: text} for text in texts])
+        return classifier.predict_proba([{field: text} for text in texts])
 
     return PromptDetector(str(folder), answers, classes, attack)
 

@@ -184,6 +184,8 @@ def run_cluster(settings: ServeSettings, scale: Scale, address: tuple[str, int],
     from ray import serve
     from ray.serve.exceptions import RayServeException
 
+    from cuecraft.serve.http.server import address_of
+
     stop, is_shared = Stop(), bool(os.environ.get("RAY_ADDRESS"))
     host, port = address
     try:
@@ -192,7 +194,7 @@ def run_cluster(settings: ServeSettings, scale: Scale, address: tuple[str, int],
             seconds = settings.limits.timeout_ms / 1000 + scale.drain
             serve.start(http_options={"host": host, "port": port, "request_timeout_s": seconds})
             serve.run(application(settings, scale), name=_APPLICATION, route_prefix="/")
-            ready(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+            ready(address_of(host, port))
             while not stop():
                 time.sleep(_LOOK)
     except (OSError, RuntimeError, TimeoutError, RayServeException, ray.exceptions.RayError) as error:

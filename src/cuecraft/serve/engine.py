@@ -19,10 +19,9 @@ from torch import Tensor
 from cuecraft.backbone import AnyBackbone, Row
 from cuecraft.errors import ClosingError, QueueFullError, ServeError
 from cuecraft.options import Options
-from cuecraft.serve.requests import Answer, Job, Ticket, Watcher
+from cuecraft.serve.requests import STOPPING, Answer, Job, Ticket, Watcher, check_asked
 from cuecraft.serve.shelf import Shelf
 
-_STOPPING = "the server is stopping; ask again elsewhere or later"
 _TOGETHER = 256  # texts that are turned into token ids at once
 _RATE_MEMORY = 0.2  # weight of the newest batch in the rate that refusals are told by
 
@@ -107,8 +106,7 @@ class Engine:
             QueueFullError: too much is waited for already.
             TemplateError: a text lacks a field that a prompt's template names.
         """
-        if not texts or not prompts:
-            raise ServeError("nothing was asked for; give at least one text and one prompt")
+        check_asked(texts, prompts)
         served = [self.shelf.get(name) for name in prompts]
         now = time.monotonic()
         wanted = [
@@ -139,21 +137,20 @@ class Engine:
 
     def close(self, drain: float = 0.0) -> None:
         """Take no more requests; wait up to `drain` seconds for what is under way, and let the rest fail."""
-        until = time.monotonic() + drain
         with self._changed:
             self._is_open = False
-            self._changed.wait_for(lambda: not self._pending, max(0.0, until - time.monotonic()))
+            self._changed.wait_for(lambda: not self._pending, drain)
             self._is_running = False
             left = list(self._pending.values())
             self._changed.notify_all()
-        self._fail(left, ClosingError(_STOPPING), "closing")
+        self._fail(left, ClosingError(STOPPING), "closing")
         for thread in self._threads:
             thread.join()
 
     def _check_room(self, size: int, timeout: float | None) -> None:
         if not self.is_open:
             self.watcher.refused("closing", size)
-            raise ClosingError(_STOPPING)
+            raise ClosingError(STOPPING)
         if size > self.options.max_queue:
             raise ServeError(
                 f"{size} answers were asked for at once, and {self.options.max_queue} may be waited for; ask for less"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from pydantic import Field
 
-from cuecraft.errors import DeadlineError, GuardError
-from cuecraft.guard import Detector, Guard, GuardMode, HubDetector, PromptDetector, Screening, all_rules
+from cuecraft.errors import DeadlineError
+from cuecraft.guard import Detector, Guard, GuardMode, HubDetector, PromptDetector, Screening, all_rules, only_field
 from cuecraft.options import Options
 from cuecraft.serve.requests import TOO_LATE, AnyEngine
 
@@ -88,9 +88,7 @@ class Screener:
 def _served_detector(name: str, attack: Sequence[str], engine: AnyEngine) -> PromptDetector:
     """Return a served prompt as a detector; where it is swapped, the new one answers from then on."""
     served = engine.shelf.get(name)
-    field, *others = served.task.template.field_names
-    if others:
-        raise GuardError(f"prompt {name!r} takes the fields {field}, {', '.join(others)}; a detector takes one text")
+    field = only_field(served.task.template.field_names, name)
 
     def answers(texts: Sequence[str]) -> list[tuple[float, ...]]:
         # A text without letters has no tokens for some models; it is no attack that a prompt could tell.

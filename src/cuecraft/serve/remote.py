@@ -12,7 +12,7 @@ from typing import Any
 
 from cuecraft import errors
 from cuecraft.errors import ClosingError, CuecraftError, DeadlineError, QueueFullError, ServeError
-from cuecraft.serve.requests import TOO_LATE, Answer, Watcher
+from cuecraft.serve.requests import STOPPING, TOO_LATE, Answer, Watcher, check_asked
 from cuecraft.serve.shelf import Listing
 
 _PAUSE = 0.05  # seconds before another replica is asked
@@ -88,10 +88,9 @@ class RemoteEngine:
         self, texts: Sequence[Mapping[str, str]], prompts: Sequence[str], timeout: float | None = None
     ) -> Future[list[Answer]]:
         """Ask for answers, once an event loop is known; arguments, order and errors as for `Engine.submit`."""
-        if not texts or not prompts:
-            raise ServeError("nothing was asked for; give at least one text and one prompt")
+        check_asked(texts, prompts)
         if not self._is_open:
-            raise ClosingError("the server is stopping; ask again elsewhere or later")
+            raise ClosingError(STOPPING)
         for name in prompts:
             listed = self._listing.get(name)
             for text in texts:

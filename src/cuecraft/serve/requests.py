@@ -10,11 +10,20 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from cuecraft.backbone import Pieces
-from cuecraft.errors import DeadlineError
+from cuecraft.errors import DeadlineError, ServeError
 from cuecraft.serve.shelf import Prompts, ServedPrompt
 from cuecraft.task import Example
 
 TOO_LATE = "the answer was not there in time; allow more time or ask for less at once"
+
+
+STOPPING = "the server is stopping; ask again elsewhere or later"
+
+
+def check_asked(texts: Sequence[object], prompts: Sequence[str]) -> None:
+    """Raise ServeError where nothing is asked for."""
+    if not texts or not prompts:
+        raise ServeError("nothing was asked for; give at least one text and one prompt")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from cuecraft.backbone import load_backbone
 from cuecraft.errors import ArtifactError, ServeError
 from cuecraft.options import Options
 from cuecraft.prompts import Artifact, load_artifact, member_folders
+from cuecraft.prompts.artifact import MANIFEST
 from cuecraft.prompts.manifest import BackboneEntry
 from cuecraft.serve.engine import Engine, EngineOptions
 from cuecraft.serve.guarding import GuardSettings, Screener
@@ -134,7 +135,7 @@ def load_artifacts(settings: ServeSettings) -> tuple[dict[str, list[Artifact]], 
 
 def _first_kept(folder: Path | None) -> dict[str, list[Artifact]]:
     """Return the first prompt that is kept and can be read; it tells the backbone. All of them are loaded by `Kept`."""
-    for path in sorted(folder.glob("*/manifest.json")) if folder else ():
+    for path in sorted(folder.glob(f"*/{MANIFEST}")) if folder else ():
         with suppress(ArtifactError):
             return {path.parent.name: [load_artifact(path.parent)]}
     return {}

@@ -16,7 +16,7 @@ from torch import Tensor
 from cuecraft.backbone import AnyBackbone, ReadyPrompt
 from cuecraft.data import Record
 from cuecraft.errors import ArtifactError, BackboneError, ServeError, UnknownPromptError
-from cuecraft.prompts import AnyPrompt, Artifact, Calibration
+from cuecraft.prompts import Artifact, Calibration
 from cuecraft.prompts.manifest import BackboneEntry, Manifest, digest
 from cuecraft.task import Example, Task
 
@@ -51,13 +51,11 @@ class Member:
         backbone: what reads the texts: the served backbone, or a twin with tuned weights.
         ready: the prompt, as `backbone` takes it.
         calibration: of its logits.
-        prompt: the prompt itself.
     """
 
     backbone: AnyBackbone
     ready: ReadyPrompt
     calibration: Calibration
-    prompt: AnyPrompt
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +147,7 @@ class ServedPrompt(ListedPrompt):
             reader = artifact.reader(backbone)
             own = backbone if reader is None else reader.held()
             ready = own.ready(artifact.prompt, artifact.task)
-            members.append(Member(own, ready, artifact.calibration, artifact.prompt))
+            members.append(Member(own, ready, artifact.calibration))
         return cls(**vars(listed), members=tuple(members))
 
     def probabilities(self, logits: Sequence[Tensor]) -> list[float]:

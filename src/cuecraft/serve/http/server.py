@@ -17,6 +17,11 @@ from cuecraft.signals import Stop
 _BACKLOG = 2048
 
 
+def address_of(host: str, port: int) -> str:
+    """Return the address of a server."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 def listen(host: str, port: int) -> socket.socket:
     """Return a socket with a port of its own, not yet listening; port 0 takes a free one.
 
@@ -55,8 +60,7 @@ def run(service: Service, listening: socket.socket, drain: float, ready: Callabl
         ready: is told the server's address once it answers.
     """
     log_to_stderr()
-    host, port = listening.getsockname()[:2]
-    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    address = address_of(*listening.getsockname()[:2])
     config = uvicorn.Config(
         create_app(service),
         log_config=None,

@@ -47,9 +47,7 @@ class ClassifyRequest(_Document):
     prompts: str | Annotated[list[str], WithJsonSchema(_IDS)] | None = Field(
         None, description="ids; may be left out where one prompt is served"
     )
-    top_k: int | None = Field(
-        None, ge=1, strict=True, description="probabilities of so many classes, the likeliest; all by default"
-    )
+    top_k: _Count | None = Field(None, description="probabilities of so many classes, the likeliest; all by default")
     timeout_ms: _Milliseconds | None = Field(None, description="after which the answer is of no use")
     guard: GuardMode | None = Field(
         None, description="`flag` or `block` texts that look like attacks; see docs/guard.md"
