@@ -10,7 +10,7 @@ import cuecraft
 SOURCE = Path(cuecraft.__file__).parent
 # From the top down; a module may import from rooms below its own, and from its own.
 ROOMS = (
-    "__main__ cli display recipe runs family classic ensemble classifier interop advise compare serve guard tune "
+    "__main__ cli display recipe runs family classic ensemble classifier interop advise compare bulk serve guard tune "
     "search method prompts backbone task data checkpoints assets storage options settings evidence determinism machine "
     "signals seeding errors"
 ).split()
@@ -50,7 +50,7 @@ def test_imports_point_down():
 
 def test_what_serves_and_guards_never_imports_what_searches_or_trains():
     for path, room, tree in modules():
-        if room in ("serve", "guard"):
+        if room in ("bulk", "serve", "guard"):
             assert not {"search", "tune", "compare"} & set(imported_rooms(tree)), path
 
 

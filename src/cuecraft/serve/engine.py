@@ -14,13 +14,11 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 
 from pydantic import Field
-from torch import Tensor
 
-from cuecraft.backbone import AnyBackbone, Row
 from cuecraft.errors import ClosingError, QueueFullError, ServeError
 from cuecraft.options import Options
 from cuecraft.serve.requests import STOPPING, Answer, Job, Ticket, Watcher, check_asked
-from cuecraft.serve.shelf import Shelf
+from cuecraft.serve.shelf import Shelf, member_logits
 
 _TOGETHER = 256  # texts that are turned into token ids at once
 _RATE_MEMORY = 0.2  # weight of the newest batch in the rate that refusals are told by
@@ -259,7 +257,7 @@ class Engine:
         """Make one batch of jobs and deliver its answers; where it fails, each job is tried alone."""
         begun = time.monotonic()
         try:
-            logits = self._logits(jobs)
+            logits = member_logits([(job.served, job.pieces) for job in jobs])
             answers = [job.answer(job.served.probabilities(own)) for job, own in zip(jobs, logits, strict=True)]
         except Exception as error:  # whatever is wrong with one row must not take the others, or this thread, with it
             if len(jobs) > 1:
@@ -275,20 +273,6 @@ class Engine:
         self.rate = fresh if not self.rate else (1 - _RATE_MEMORY) * self.rate + _RATE_MEMORY * fresh
         for job, answer in zip(jobs, answers, strict=True):
             self._deliver(job, answer)
-
-    def _logits(self, jobs: Sequence[Job]) -> list[list[Tensor]]:
-        """Return class logits `[C]` of each job's members, over as few passes as their backbones allow."""
-        rows: dict[int, tuple[AnyBackbone, list[tuple[int, Row]]]] = {}
-        for number, job in enumerate(jobs):
-            for member in job.served.members:
-                _, own = rows.setdefault(id(member.backbone), (member.backbone, []))
-                own.append((number, (member.ready, job.pieces)))
-        found: list[list[Tensor]] = [[] for _ in jobs]
-        for backbone, own in rows.values():
-            logits = backbone.mixed_logits([row for _, row in own])
-            for (number, _), part in zip(own, logits, strict=True):
-                found[number].append(part.cpu())
-        return found
 
     def _deliver(self, job: Job, answer: Answer) -> None:
         waiters = self._taken_out(job)

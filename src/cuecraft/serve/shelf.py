@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from cuecraft.backbone import AnyBackbone, ReadyPrompt
+from cuecraft.backbone import AnyBackbone, Pieces, ReadyPrompt, Row
 from cuecraft.data import Record
 from cuecraft.errors import ArtifactError, BackboneError, ServeError, UnknownPromptError
 from cuecraft.prompts import Artifact, Calibration
@@ -160,6 +160,25 @@ class ServedPrompt(ListedPrompt):
             )
         found: list[float] = calibrated.softmax(-1).mean(0).tolist()
         return found
+
+
+def member_logits(rows: Sequence[tuple[ServedPrompt, Pieces]]) -> list[list[Tensor]]:
+    """Return class logits `[C]` of each row's members, over as few passes as their backbones allow.
+
+    Args:
+        rows: texts, each with a prompt of its own and as that prompt's renderer writes it.
+    """
+    by_backbone: dict[int, tuple[AnyBackbone, list[tuple[int, Row]]]] = {}
+    for number, (served, pieces) in enumerate(rows):
+        for member in served.members:
+            _, own = by_backbone.setdefault(id(member.backbone), (member.backbone, []))
+            own.append((number, (member.ready, pieces)))
+    found: list[list[Tensor]] = [[] for _ in rows]
+    for backbone, own in by_backbone.values():
+        logits = backbone.mixed_logits([row for _, row in own])
+        for (number, _), part in zip(own, logits, strict=True):
+            found[number].append(part.cpu())
+    return found
 
 
 P = TypeVar("P", bound=ListedPrompt)
