@@ -72,7 +72,7 @@ def read_range(handle: BinaryIO, start: int, stop: int, longest: int) -> Piece:
 
 
 def _to_newline(handle: BinaryIO, most: int | None) -> int | None:
-    """Return the bytes up to a newline, it included; where there is none, None or, without a limit, those to the end."""
+    """Return the bytes up to a newline, it included; without one None, or all to the end if unlimited."""
     seen = 0
     while most is None or seen < most:
         chunk = handle.read(CHUNK if most is None else min(CHUNK, most - seen))

@@ -148,7 +148,7 @@ class Maker:
             read=read.rows,
             classified=classified,
             quarantined=len(bad),
-            reasons=Counter(row.reason for row in bad),
+            reasons=dict(Counter(row.reason for row in bad)),
             keys=len(read.keys),
             computed=made.computed,
             taught=int((made.answers.makers[made.new] == STUDENT).sum()),

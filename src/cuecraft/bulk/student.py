@@ -20,6 +20,7 @@ from cuecraft.bulk.table import STUDENT, Answers
 
 _FEATURES = 2**17
 _HELD_OUT = 2, 5  # two in five texts of the sample calibrate
+_ARRAYS = ("weights", "bias", "classes")
 _GROWTH = 1.1  # of the rows that a threshold lets in, from one tried threshold to the next
 
 
@@ -81,8 +82,7 @@ class Student:
         """Write it: one safetensors file, its numbers as JSON in the header."""
         arrays = {"idf": self._idf}
         for number, head in enumerate(self._heads):
-            own = {"weights": head.weights, "bias": head.bias, "classes": head.classes}
-            arrays |= {f"{number}.{name}": np.ascontiguousarray(array) for name, array in own.items()}
+            arrays |= {f"{number}.{name}": np.ascontiguousarray(getattr(head, name)) for name in _ARRAYS}
         document = {"thresholds": [head.threshold for head in self._heads], "is_masked": self._is_masked}
         save_file(arrays, path, {"student": json.dumps(document)})
 
@@ -92,7 +92,7 @@ class Student:
         with safe_open(path, "np") as file:
             document = json.loads(file.metadata()["student"])
             heads = [
-                _Head(*(file.get_tensor(f"{number}.{n}") for n in ("weights", "bias", "classes")), threshold=threshold)
+                _Head(**{name: file.get_tensor(f"{number}.{name}") for name in _ARRAYS}, threshold=threshold)
                 for number, threshold in enumerate(document["thresholds"])
             ]
             return cls(file.get_tensor("idf"), heads, document["is_masked"])
