@@ -45,7 +45,7 @@ def needed(share: float, misses: int) -> int:
     """Return the fewest rows of which so many may disagree where the share is at least this, but for a chance of 5%."""
     rows = misses + 1
     while lower_bound(rows - misses, rows) < share:
-        rows += max(1, rows // 100)
+        rows += 1
     return rows
 
 
