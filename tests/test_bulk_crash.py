@@ -157,7 +157,7 @@ def test_a_signal_stops_it_and_it_goes_on(prompt, tmp_path):
     source = write_jsonl(tmp_path / "a.jsonl", messages(900))
     flags = ["--option", "readers=0", "--option", "block_mb=0.006"]
     process = started(prompt, source, tmp_path / "out", *flags)
-    while steps(tmp_path / "out") < 3:
+    while process.poll() is None and steps(tmp_path / "out") < 3:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
