@@ -1,6 +1,7 @@
 """How well the guard tells attacks, and at what price; writes benchmarks/results/guard.json.
 
-    python benchmarks/guard.py [--parts rules,heldout,folds,cost] [--artifact runs/guard-detector/artifact] [--folds 5]
+    python benchmarks/guard.py [--parts rules,heldout,folds,cost] [--artifact runs/guard-detector/artifact]
+        [--folds 3] [--epochs 10]
 
 Four detectors: the shipped rules; a deep cue over SmolLM2-135M (recipe guard-detector); both together; TF-IDF with
 logistic regression on the same texts, which is what a deep cue has to beat; and the rules of `pyatr` (PyPI) where that
@@ -35,7 +36,8 @@ from cuecraft.backbone import load_backbone
 from cuecraft.data import read_records, subsample
 from cuecraft.guard import Guard, PromptDetector, shipped_rules, windows
 from cuecraft.guard.texts import ATTACK, GuardText, Part, corpus_texts, own_texts
-from cuecraft.recipe import load_recipe
+from cuecraft.recipe import load_recipe, recipe_path
+from cuecraft.recipe.schema import TuneRecipe
 
 RECIPE = "guard-detector"
 TASKS = ("sst-2", "agnews", "trec")
@@ -126,19 +128,26 @@ def classifier_scores(classifier: PromptClassifier) -> Scorer:
     return lambda texts: [float(score) for score in classifier.predict_proba(list(texts))[:, column]]
 
 
-def tuned(backbone: Any, train: Sequence[GuardText]) -> PromptClassifier:
-    """Tune the recipe's prompt on other texts, a quarter of them to stop by."""
-    recipe = load_recipe(RECIPE)
+@cache
+def recipe() -> TuneRecipe:
+    """Return the shipped recipe of the detector."""
+    found = load_recipe(recipe_path(RECIPE))
+    assert isinstance(found, TuneRecipe)
+    return found
+
+
+def tuned(backbone: Any, train: Sequence[GuardText], epochs: int) -> PromptClassifier:
+    """Tune the recipe's prompt on other texts, a quarter of them to choose the epoch by."""
     parts: Mapping[bool, list[GuardText]] = {
         is_dev: [row for row in train if (row.part is Part.DEV) == is_dev] for is_dev in (False, True)
     }
     own = PromptClassifier(
         backbone,
-        recipe.tune.method,
-        template=recipe.task.template,
-        label_words=recipe.task.label_words,
-        method_options=recipe.tune.options,
-        seed=recipe.seed,
+        recipe().tune.method,
+        template=recipe().task.template,
+        label_words=recipe().task.label_words,
+        method_options={**recipe().tune.options, "epochs": epochs},
+        seed=recipe().seed,
     )
     columns = {is_dev: ([row.text for row in rows], [row.label for row in rows]) for is_dev, rows in parts.items()}
     return own.fit(*columns[False], dev=columns[True])
@@ -246,16 +255,16 @@ def heldout_part(artifact: Path) -> dict[str, Any]:
     return found
 
 
-def folds_part(count: int) -> dict[str, Any]:
+def folds_part(count: int, epochs: int) -> dict[str, Any]:
     """Judge bastioncorpus by cross-validation, its attacks also written with tricks."""
-    backbone = load_backbone(load_recipe(RECIPE).model.name)
+    backbone = load_backbone(recipe().model.name)
     corpus, own = corpus_texts(), own_texts()
     truth = np.array([row.label == ATTACK for row in corpus])
     scores = {trick: {name: np.zeros(len(corpus)) for name in FOLD_JUDGES} for trick in TRICKS}
     for number, (seen, held) in enumerate(StratifiedKFold(count, shuffle=True, random_state=0).split(corpus, truth)):
         begun = time.perf_counter()
         train = [*own, *(corpus[row] for row in seen)]
-        cue, words = classifier_scores(tuned(backbone, train)), tf_idf(train)
+        cue, words = classifier_scores(tuned(backbone, train, epochs)), tf_idf(train)
         scorers = dict(zip(FOLD_JUDGES, (cue, cue, words), strict=True))
         for trick, write in TRICKS.items():
             rows = held if trick == PLAIN else held[truth[held]]
@@ -270,6 +279,7 @@ def folds_part(count: int) -> dict[str, Any]:
     least = {name: threshold(own[~truth].tolist(), RATES[-1]) for name, own in plain.items()}
     return {
         "folds": count,
+        "epochs": epochs,
         "rows": {"attacks": int(truth.sum()), "benign": int((~truth).sum())},
         "told": {name: told(own[truth].tolist(), own[~truth].tolist(), {"0.5": 0.5}) for name, own in plain.items()},
         "tricks": {
@@ -313,7 +323,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default="rules,heldout,folds,cost", help="others keep what the file has")
     parser.add_argument("--artifact", type=Path, default=ROOT / "runs" / RECIPE / "artifact")
-    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--folds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=10, help="at most, of each fold")
     options = parser.parse_args()
     require_data()
     if not corpus_texts():
@@ -324,7 +335,7 @@ def main() -> None:
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "rules": lambda: {"told": rules_part(), "tricks": tricks_part()},
         "heldout": lambda: heldout_part(options.artifact),
-        "folds": lambda: folds_part(options.folds),
+        "folds": lambda: folds_part(options.folds, options.epochs),
         "cost": lambda: {"milliseconds": cost_part(options.artifact, texts), "texts": len(texts)},
     }
     result = read_result("guard.json")

@@ -166,7 +166,7 @@ def guard_rows() -> list[str]:
         for texts in ("held out", "injection")
     ]
     ordinary = [
-        f"| {name}, films, news, questions | {' | '.join(share(own['ordinary'][level]) for level in ('0.5', *LEVELS[:2]))} |"
+        f"| {name} | {' | '.join(share(own['ordinary'][level]) for level in ('0.5', *LEVELS[:2]))} |"
         for name, own in found["heldout"].items()
         if name not in ("rows", "machine")
     ]

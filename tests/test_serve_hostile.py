@@ -27,7 +27,8 @@ def server(causal_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("prompts")
     PromptClassifier(str(causal_folder), "zero-shot").fit(X, Y).save(folder / "plain")
     options = ("--option", f"limits.timeout_ms={TIMEOUT * 1000}")
-    with served(folder / "plain", *options, CUECRAFT_TOKENS=f"app:{TOKEN}", CUECRAFT_ADMIN_TOKENS=f"ops:{ADMIN}") as (
+    tokens = {"CUECRAFT_TOKENS": f"app:{TOKEN}", "CUECRAFT_ADMIN_TOKENS": f"ops:{ADMIN}"}
+    with served(folder / "plain", *options, **tokens) as (
         process,
         address,
         _,
@@ -126,9 +127,7 @@ def test_a_body_that_stops_is_not_waited_for(server):
 def test_a_slow_client_is_answered_when_it_is_done(server):
     body = b'{"inputs": "a joy"}'
     head = f"{HEAD}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode()
-    pieces = [head[at : at + 16] for at in range(0, len(head), 16)] + [
-        body[at : at + 2] for at in range(0, len(body), 2)
-    ]
+    pieces = [whole[at : at + step] for whole, step in ((head, 16), (body, 2)) for at in range(0, len(whole), step)]
     assert status(sent(server[0], *pieces, pause=0.02)) == 200
 
 
