@@ -7,6 +7,7 @@ Ray gives its block to another one, which goes on with the windows that are on t
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
@@ -83,6 +84,7 @@ def _shards_of(folder: JobFolder, wave: Sequence[Block]) -> Iterator[Shard]:
 def _run_wave(job: Job, folder: JobFolder, units: Sequence[Block], is_taught: bool, progress: Progress) -> None:
     import ray
 
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -94,7 +96,7 @@ def _run_wave(job: Job, folder: JobFolder, units: Sequence[Block], is_taught: bo
     made = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         Actor,
         batch_size=1,
-        concurrency=actors.replicas,
+        compute=ray.data.ActorPoolStrategy(size=actors.replicas),
         num_cpus=actors.cpus,
         num_gpus=actors.gpus,
         fn_constructor_kwargs={

@@ -8,12 +8,13 @@ from typing import Annotated
 import typer
 
 from cuecraft import display
-from cuecraft.bulk.job import Dedupe
+from cuecraft.bulk.job import ClassifyCommand, Dedupe
 from cuecraft.bulk.sources import Format
 from cuecraft.cli.app import app
 from cuecraft.cli.arguments import named_folders, pairs_of, share_of, unescaped
 from cuecraft.cli.options import Backend, Device, Dtype, Json, Offline
 from cuecraft.errors import BulkError, StoppedError
+from cuecraft.options import make_options
 
 Arguments = Annotated[
     list[str],
@@ -59,10 +60,7 @@ def classify(
     """Classify large inputs, a label a row, nothing lost: what is broken is put aside, what was killed goes on."""
     prompts, inputs = _told_apart(arguments)
     from cuecraft.bulk.command import run_classify
-    from cuecraft.bulk.job import ClassifyCommand
-    from cuecraft.options import make_options
 
-    given = pairs_of(option or [])
     own = {
         "prompts": prompts,
         "inputs": tuple(inputs),
@@ -86,7 +84,7 @@ def classify(
     }
     try:
         with display.bulk_progress() as told:
-            document = run_classify(make_options(ClassifyCommand, own | given), told, display.stopping)
+            document = run_classify(make_options(ClassifyCommand, own | pairs_of(option or [])), told, display.stopping)
     except StoppedError as stopped:
         display.resumable()
         raise typer.Exit(128 + int(stopped.args[0])) from None
