@@ -1,6 +1,7 @@
 """Jobs: a label a row as the classifier gives it, what is answered once, who answers, and what is wrong with a job."""
 
 import errno
+import gzip
 import io
 import json
 import shutil
@@ -9,6 +10,8 @@ import sys
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import cuecraft.storage
 from bulk import SMALL, X, Y, artifact, classify, messages, rows_of, text_at, write_jsonl
@@ -52,6 +55,31 @@ def test_each_row_has_the_answer_of_the_classifier(prompt, tmp_path, dedupe):
     assert all(source.read_bytes()[row["offset"] :].startswith(b"{broken\n") for row in put_aside)
     distinct = len({text_at(row) for row in rows})
     assert found["computed"] == (distinct if dedupe == "exact" else 116)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.one_of(st.just(b'{"message": "a good film"}'), st.binary(max_size=40)), max_size=12),
+    st.sampled_from(["a.jsonl", "a.txt", "a.csv", "a.jsonl.gz", "a.txt.zst", "a.parquet"]),
+    st.booleans(),
+    st.sampled_from(["exact", "template", "off"]),
+)
+def test_of_any_bytes_the_sums_are_right_or_one_line_says_why(prompt, tmp_path_factory, lines, name, is_packed, dedupe):
+    folder, _ = prompt
+    tmp_path = tmp_path_factory.mktemp("soup")
+    data = b"\n".join(lines)
+    pack = gzip.compress if name.endswith(".gz") and is_packed else bytes
+    (tmp_path / name).write_bytes(pack(data))
+    fields = () if ".txt" in name else ("message",)
+    try:
+        found = classify(folder, tmp_path / name, tmp_path / "out", fields=fields, dedupe=dedupe, block_mb=0.0001)
+    except BulkError:
+        assert rows_of(tmp_path / "out", "quarantine")
+        assert not rows_of(tmp_path / "out")
+        return
+    assert found["read"] == found["classified"] + found["quarantined"]
+    assert found["classified"] == len(rows_of(tmp_path / "out"))
+    assert found["quarantined"] == len(rows_of(tmp_path / "out", "quarantine"))
 
 
 def test_several_prompts_over_one_read_kept_fields_and_parquet(prompt, causal_folder, tmp_path):

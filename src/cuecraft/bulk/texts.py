@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from cuecraft.errors import BulkError
-from cuecraft.task.template import FIELD_NAME
 
 SEPARATOR = "\0"  # between the fields of one text; a text that holds it is not classified anyway
 
@@ -67,6 +66,8 @@ def parsed_template(source: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     Raises:
         BulkError: it does not parse, or has no field.
     """
+    from cuecraft.task.template import FIELD_NAME  # brings NumPy, which the command line starts without
+
     pieces = [""]
     try:
         for literal, name, spec, conversion in string.Formatter().parse(source):
