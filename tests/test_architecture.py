@@ -77,6 +77,11 @@ def test_importing_the_package_or_the_command_line_does_not_load_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_a_process_that_reads_does_not_load_torch():
+    code = "import sys, cuecraft.bulk.reading; sys.exit(bool({'torch', 'sklearn', 'scipy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_every_public_name_is_there():
     assert sorted(cuecraft.__all__) == [
         "AutoPrompt",

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import chain, islice
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import get_context
 from typing import Any
 
 from cuecraft.bulk.agreement import Drift
@@ -20,7 +19,7 @@ from cuecraft.bulk.job import Job
 from cuecraft.bulk.making import Made, Maker
 from cuecraft.bulk.preparing import BASE, base_answers, prepared
 from cuecraft.bulk.progress import Progress
-from cuecraft.bulk.reading import ReadBlock, read_block
+from cuecraft.bulk.reading import ReadBlock, end_with_parent, read_block
 from cuecraft.bulk.sources import STDIN
 from cuecraft.bulk.table import STUDENT, Answers, AnswerTable
 from cuecraft.errors import BulkError, StoppedError
@@ -99,8 +98,8 @@ class Pipeline:
         if not count:
             yield None
             return
-        # Spawned, not forked: a reader holds neither the model nor its locks.
-        pool = ProcessPoolExecutor(count, get_context("spawn"), initializer=_watch_parent)
+        # Spawned, not forked: a reader holds neither the model nor its locks, and imports no torch.
+        pool = ProcessPoolExecutor(count, get_context("spawn"), initializer=end_with_parent)
         try:
             yield pool
         finally:
@@ -196,15 +195,3 @@ def check_bad(progress: Progress, most: float | None, least: int, hopeless: int)
 def _told(progress: Progress) -> str:
     """Tell the commonest reasons in a few words."""
     return ", ".join(f"{reason}: {count:,}" for reason, count in progress.reasons.most_common(3))
-
-
-def _watch_parent() -> None:
-    """End with the process that reads are made for, even where that is killed."""
-    parent = parent_process()
-    if parent is not None:
-        threading.Thread(target=_ended_with, args=(parent.sentinel,), daemon=True).start()
-
-
-def _ended_with(sentinel: int) -> None:
-    connection.wait([sentinel])
-    os._exit(1)

@@ -22,7 +22,6 @@ from cuecraft.storage import write_file, write_text
 BASE = "base"
 _STUDENT, _TOLD = "student.safetensors", "student.json"
 _SPREAD = 16  # blocks that the sample comes from
-_PART = 1_000_000  # bytes of a block that are read for it
 
 
 def prepare(
@@ -89,6 +88,8 @@ def _sample(job: Job, first: Sequence[Block]) -> tuple[list[str], np.ndarray[Any
     texts: list[str] = []
     keys: dict[bytes, None] = {}
     for number, block in enumerate(blocks, start=1):
+        if len(texts) >= size:
+            break
         read = read_block(block, job.wanted)
         # What one block lacks the next ones may have.
         for key, text in zip(read.keys, read.texts, strict=True):
@@ -110,8 +111,8 @@ def _spread(job: Job, first: Sequence[Block]) -> Iterator[Block]:
             yield from first
         elif source.is_split:
             count = max(1, round(_SPREAD * source.size / max(1, total)))
-            part = min(command.block_bytes, _PART)
-            for start in np.linspace(0, max(0, source.size - part), count, dtype=int).tolist():
+            part = command.block_bytes
+            for start in dict.fromkeys(np.linspace(0, max(0, source.size - part), count, dtype=int).tolist()):
                 yield Block(source, 0, start, min(start + part, source.size))
         else:
-            yield from islice(blocks_of(source, min(command.block_bytes, _PART), wanted.longest, columns), 1)
+            yield from islice(blocks_of(source, command.block_bytes, wanted.longest, columns), 1)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from dataclasses import dataclass, field
+from multiprocessing import connection, parent_process
 from typing import Any
 
 import numpy as np
@@ -116,3 +119,15 @@ def _mixed(values: Keys) -> Keys:
 def text_number(text: str) -> int:
     """Return 63 bits that stand for a text."""
     return int.from_bytes(digest(text)[:8], "little") >> 1
+
+
+def end_with_parent() -> None:
+    """Let this process end with the one that it reads for, even where that is killed."""
+    parent = parent_process()
+    if parent is not None:
+        threading.Thread(target=_ended_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _ended_with(sentinel: int) -> None:
+    connection.wait([sentinel])
+    os._exit(1)
