@@ -118,7 +118,7 @@ def modes_part(artifact: Path, work: Path, asked: argparse.Namespace) -> dict[st
     found: dict[str, Any] = {"megabytes": asked.modes_mb}
     plain: dict[str, str] = {}
     for name, flags in MODES.items():
-        out = work / f"modes-{name}"
+        out = work / f"modes-{name}-{asked.modes_mb:g}mb"
         own = classified(artifact, source, out, flags)
         labels = labels_of(out)
         plain = plain or labels
@@ -138,7 +138,7 @@ def bare_part(artifact: Path, work: Path, asked: argparse.Namespace) -> dict[str
     from cuecraft.serve import Engine, EngineOptions, Shelf
     from cuecraft.serve.shelf import member_logits
 
-    ids = labels_of(work / "modes-plain")
+    ids = labels_of(work / f"modes-plain-{asked.modes_mb:g}mb")
     texts = []
     for line in logs(work, asked.modes_mb).read_bytes().splitlines():
         try:
@@ -174,7 +174,7 @@ def bare_part(artifact: Path, work: Path, asked: argparse.Namespace) -> dict[str
 
 def streamed(artifact: Path, work: Path, megabytes: float, name: str, flags: Sequence[str] = ()) -> dict[str, Any]:
     source = logs(work, megabytes)
-    found = classified(artifact, source, work / name, [*MODES["cascade"], *flags])
+    found = classified(artifact, source, work / f"{name}-{megabytes:g}mb", [*MODES["cascade"], *flags])
     return found | {"megabytes": megabytes}
 
 
@@ -203,6 +203,7 @@ def main() -> None:
             "ray": lambda: streamed(artifact, work, asked.memory_mb, "ray", ray_flags()),
         }
         for part in parts:
+            print(f"{part} ...", flush=True)
             found = runs[part]()
             result = read_result(RESULT) | {"model": asked.model, part: found | {"machine": machine()}}
             if {"memory", "big"} <= set(result):
