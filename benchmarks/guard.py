@@ -141,12 +141,13 @@ def tuned(backbone: Any, train: Sequence[GuardText], epochs: int) -> PromptClass
     parts: Mapping[bool, list[GuardText]] = {
         is_dev: [row for row in train if (row.part is Part.DEV) == is_dev] for is_dev in (False, True)
     }
+    settings = recipe().tune.model_dump(exclude_unset=True)
     own = PromptClassifier(
         backbone,
-        recipe().tune.method,
+        settings.pop("method"),
         template=recipe().task.template,
         label_words=recipe().task.label_words,
-        method_options={**recipe().tune.options, "epochs": epochs},
+        method_options={**settings, "epochs": epochs},
         seed=recipe().seed,
     )
     columns = {is_dev: ([row.text for row in rows], [row.label for row in rows]) for is_dev, rows in parts.items()}
