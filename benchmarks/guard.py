@@ -3,13 +3,13 @@
     python benchmarks/guard.py [--parts rules,heldout,folds,cost] [--artifact runs/guard-detector/artifact]
         [--folds 3] [--epochs 10]
 
-Four detectors: the shipped rules; a deep cue over SmolLM2-135M (recipe guard-detector); both together; TF-IDF with
-logistic regression on the same texts, which is what a deep cue has to beat; and the rules of `pyatr` (PyPI) where that
-is installed. `heldout`: the recipe's artifact, on its held-out texts and on `injection/` of the benchmark data, which
-nothing is trained on or chosen by. `folds`: bastioncorpus by cross-validation, each fold's texts judged by a cue that
-has seen the other folds and our own texts; and the same attacks written with tricks, with and without the guard's
-normalisation. Thresholds for 1% and 3% false alarms come from ordinary texts (the few-shot train and dev files of the
-classification tasks), and once more from the benign texts of each set itself. `cost`: seconds of one text.
+The shipped rules; a deep cue over SmolLM2-135M (recipe guard-detector); both together; TF-IDF with logistic regression
+on the same texts, which is what a deep cue has to beat; and the rules of `pyatr` (PyPI). `rules`: what has no threshold.
+`heldout`: the recipe's artifact, on its held-out texts and on `injection/` of the benchmark data (250 of its 666
+attacks), which nothing is trained on or chosen by. `folds`: bastioncorpus by cross-validation, each fold's texts judged
+by a cue that has seen the other folds and our own texts; and the same attacks written with tricks, with and without the
+guard's normalisation. Thresholds for 1% and 3% false alarms come from ordinary texts (the few-shot train and dev files
+of the classification tasks), and once more from the benign texts of each set itself. `cost`: seconds of one text.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from cuecraft.recipe.schema import TuneRecipe
 RECIPE = "guard-detector"
 TASKS = ("sst-2", "agnews", "trec")
 RATES = (0.01, 0.03)
+ATTACKS = 250  # of the jailbreaks, for detectors
 Scorer = Callable[[Sequence[str]], list[float]]
 
 _CYRILLIC = str.maketrans(
@@ -141,12 +142,13 @@ def tuned(backbone: Any, train: Sequence[GuardText], epochs: int) -> PromptClass
     parts: Mapping[bool, list[GuardText]] = {
         is_dev: [row for row in train if (row.part is Part.DEV) == is_dev] for is_dev in (False, True)
     }
+    settings = recipe().tune.model_dump(exclude_unset=True)
     own = PromptClassifier(
         backbone,
-        recipe().tune.method,
+        settings.pop("method"),
         template=recipe().task.template,
         label_words=recipe().task.label_words,
-        method_options={**recipe().tune.options, "epochs": epochs},
+        method_options={**settings, "epochs": epochs},
         seed=recipe().seed,
     )
     columns = {is_dev: ([row.text for row in rows], [row.label for row in rows]) for is_dev, rows in parts.items()}
@@ -179,9 +181,10 @@ def ordinary_test_texts() -> list[str]:
     return [row.fields["text"] for own in rows for row in own]
 
 
-def injection(label: str) -> list[str]:
+def injection(label: str, size: int | None = None) -> list[str]:
+    """Return the attacks or the benign texts of `injection/`, or some of them."""
     name = "attacks.jsonl" if label == ATTACK else "benign.jsonl"
-    return [row.fields["text"] for row in read_records(DATA.parent / "injection" / name)]
+    return [row.fields["text"] for row in subsample(read_records(DATA.parent / "injection" / name), size, 0)]
 
 
 def told(attacks: Sequence[float], benign: Sequence[float], at: Mapping[str, float]) -> dict[str, Any]:
@@ -228,7 +231,8 @@ def rules_part() -> dict[str, Any]:
 def heldout_part(artifact: Path) -> dict[str, Any]:
     """Measure the shipped recipe's prompt on its held-out texts and on `injection/`."""
     texts = {row.text: row for row in [*corpus_texts(), *own_texts()]}.values()
-    held, attacks = split(row for row in texts if row.part is Part.TEST), injection(ATTACK)
+    held = split(row for row in texts if row.part is Part.TEST)
+    attacks = injection(ATTACK, ATTACKS)  # they are long, and a detector reads all of each
     sets = {
         "to set thresholds": ordinary_texts(),
         "ordinary": ordinary_test_texts(),
