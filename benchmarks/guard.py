@@ -4,7 +4,7 @@
         [--folds 3] [--epochs 10]
 
 The shipped rules; a deep cue over SmolLM2-135M (recipe guard-detector); both together; TF-IDF with logistic regression
-on the same texts, which is what a deep cue has to beat; and the rules of `pyatr` (PyPI). `rules`: what has no threshold.
+on the same texts, which a deep cue has to beat; and the rules of `pyatr` (PyPI). `rules`: what has no threshold.
 `heldout`: the recipe's artifact, on its held-out texts and on `injection/` of the benchmark data (250 of its 666
 attacks), which nothing is trained on or chosen by. `folds`: bastioncorpus by cross-validation, each fold's texts judged
 by a cue that has seen the other folds and our own texts; and the same attacks written with tricks, with and without the
