@@ -20,7 +20,8 @@ from torch import Tensor
 
 from cuecraft.backbone.attention import attending_again, attending_to, keeping
 from cuecraft.backbone.base import ClassHead, Context, Prompt, ReadyPrompt, Row, Swap
-from cuecraft.backbone.batching import Budget, padding_share, restore_order, token_batches
+from cuecraft.backbone.batches import padding_share, token_batches
+from cuecraft.backbone.batching import Budget, restore_order
 from cuecraft.backbone.frozen import FrozenModel, agree
 from cuecraft.backbone.layers import adding, entering, recomputed
 from cuecraft.backbone.past import VectorTable

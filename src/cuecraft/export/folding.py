@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cuecraft.backbone import AnyBackbone, CausalBackbone, EncoderBackbone, MaskedBackbone, ReadyPrompt, SequenceBackbone
+from cuecraft.backbone import (
+    AnyBackbone,
+    CausalBackbone,
+    MaskedBackbone,
+    ReadyPrompt,
+    SequenceBackbone,
+)
 from cuecraft.backbone.base import ClassHead
 from cuecraft.backbone.encoder import LaidOut
 from cuecraft.backbone.layers import entering
@@ -136,7 +142,6 @@ class FoldedCausal(Folded):
         self._backbone = backbone
         self._sides = _Sides(backbone, ready)
         self._readout = _reads(backbone, ready)
-        closing = self._sides.vectors[1].shape[1]
         branches = ready.branches
         self._grown = 0 if branches is None else len(branches.codes)
         if branches is not None:
@@ -147,8 +152,9 @@ class FoldedCausal(Folded):
             #: `[G, G]` which branches do not see each other.
             self._apart = ~branches.ancestors
         ends = () if branches is None else branches.ends
-        #: Nodes of the closing that are read; none where the answer slot is the text's own last token.
-        self._slots = torch.tensor([closing - 1, *(closing + end for end in ends)])
+        #: What is read, counted from the end: the answer slot, which may be the text's own last token, and ends of
+        #: branches.
+        self._slots = [1 + self._grown, *(self._grown - end for end in ends)]
         states = ready.opening if ready.opening is not None else ready.states
         #: `[n_layers, 2, n_kv_heads, P, head_dim]`
         self._kept = None if states is None or not states.shape[3] else states
@@ -193,11 +199,7 @@ class FoldedCausal(Folded):
         return numbers >= count - sides.vectors[1].shape[1] + sides.start
 
     def _at_slots(self, hidden: Tensor) -> Tensor:
-        closing = self._sides.vectors[1].shape[1]
-        if int(self._slots[0]) >= 0:
-            return hidden[:, hidden.shape[1] - closing :][:, self._slots]
-        # The text's own last token, and what grows behind it.
-        return hidden[:, hidden.shape[1] - closing - 1 :][:, self._slots + 1]
+        return torch.stack([hidden[:, hidden.shape[1] - back] for back in self._slots], dim=1)
 
     def _moved(self, layer: int, hidden: Tensor) -> Tensor:
         parts = [
@@ -213,7 +215,9 @@ class FoldedCausal(Folded):
 class _FoldedEncoder(Folded):
     """An encoder: the text, padded on the right, between its constant sides; padding ends up behind all."""
 
-    def __init__(self, backbone: EncoderBackbone, ready: ReadyPrompt, calibration: Calibration) -> None:
+    def __init__(
+        self, backbone: MaskedBackbone | SequenceBackbone, ready: ReadyPrompt, calibration: Calibration
+    ) -> None:
         super().__init__(backbone, ready, calibration)
         self._backbone = backbone
         self._sides = _Sides(backbone, ready)
@@ -236,7 +240,8 @@ class _FoldedEncoder(Folded):
         flat = (at + torch.arange(rows, device=at.device)[:, None] * width).flatten()
 
         def ordered(values: Tensor) -> Tensor:
-            return values.flatten(0, 1)[flat].unflatten(0, (rows, width))
+            found: Tensor = values.flatten(0, 1)[flat].unflatten(0, (rows, width))
+            return found
 
         inputs = ordered(sides.around(self._backbone.embed(input_ids), sides.vectors))
         is_text = [(side >= 0).to(input_ids.device) for side in sides.codes]
@@ -286,7 +291,8 @@ class FoldedSequence(_FoldedEncoder):
         super().__init__(backbone, ready, calibration)
         assert isinstance(ready.head, ClassHead)  # `ready` has refused the others
         self._class_head = ready.head
+        self._pooled = backbone.pooled
 
     def logits(self, input_ids: Tensor, valid: Tensor) -> Tensor:
         """Return class logits `[B, C]`, before calibration."""
-        return class_scores(self._backbone.pooled(self.laid_out(input_ids, valid)[0]), self._class_head)
+        return class_scores(self._pooled(self.laid_out(input_ids, valid)[0]), self._class_head)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from cuecraft.backbone.weights import WeightsSpec
+from cuecraft.task.entry import TaskEntry
 
 SCHEMA_VERSION = 3  # 2: deep cues, and the dtype of the backbone; 3: prefixes, tuned weights, shared parts
 PromptKind = Literal["hard", "soft", "deep", "prefix"]
@@ -27,17 +28,6 @@ class BackboneEntry(_Part):
     sha256: str
     hidden_size: int
     dtype: str = "float32"  # of the weights while tuning; version 1 had no other
-
-
-class TaskEntry(_Part):
-    """Template and verbalizer."""
-
-    template: str
-    classes: list[bool | int | float | str]
-    labels: list[str]
-    label_words: list[list[str]]
-    max_tokens: int | None
-    reserve: int
 
 
 class PromptEntry(_Part):
