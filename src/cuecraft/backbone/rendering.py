@@ -121,6 +121,10 @@ class Renderer:
         """Whether anything stands after the prompt."""
         return bool(self._after or self._end)
 
+    def field_prefix(self, field: Field) -> str:
+        """Return what is written in front of a field before it is turned into ids."""
+        return "" if self._writes_own_space else field.prefix
+
     def frame(self) -> Frame:
         """Return what stands around the fields.
 
@@ -332,8 +336,7 @@ class Renderer:
         for piece in self._fields():
             texts = [example.fields[piece.name] for example in examples]
             if piece.prefix:
-                prefix = "" if self._writes_own_space else piece.prefix
-                texts = [prefix + text.lstrip() for text in texts]
+                texts = [self.field_prefix(piece) + text.lstrip() for text in texts]
             encoded = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)
             columns.append([tuple(ids) for ids in encoded["input_ids"]])
         return [list(row) for row in zip(*columns, strict=True)]

@@ -3,15 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cuecraft.data.readers import text_value
+from cuecraft.data.readers import read_records, stream_texts, text_value
 from cuecraft.data.records import Record
 from cuecraft.errors import DataError
 
 Texts = Any  # a sequence of strings or of mappings from field to string, a NumPy array, or a pandas DataFrame
+
+
+def unlabelled(
+    fields: Sequence[str], lines: Sequence[str], file: Path | None, columns: Sequence[str] | None
+) -> list[Record]:
+    """Return unlabelled records of texts given as lines or in a file.
+
+    Args:
+        fields: of the template.
+        lines: texts; not looked at where there is a file.
+        file: with columns, or .txt with a text a line.
+        columns: of text in the file; None for those named as the fields.
+
+    Raises:
+        DataError: no texts, or lines for a template of several fields.
+    """
+    if file is not None and file.suffix != ".txt":
+        return read_records(file, columns or fields, label_column=None)
+    if file is not None:
+        lines = list(stream_texts(file))
+    if len(fields) > 1:
+        raise DataError(f"the prompt takes the fields {', '.join(fields)}; give them as columns of a --file")
+    if not lines:
+        raise DataError("no text to classify; give texts as arguments, on stdin or in a --file")
+    return [Record({fields[0]: line}) for line in lines]
 
 
 def as_records(texts: Texts, labels: Sequence[Any] | None = None) -> list[Record]:

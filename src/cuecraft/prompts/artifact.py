@@ -40,10 +40,9 @@ from cuecraft.prompts.manifest import (
     Manifest,
     PromptEntry,
     PromptKind,
-    digest,
 )
 from cuecraft.prompts.shared import Sharing, TaskPart
-from cuecraft.storage import file_sha256, unwritable, write_folder
+from cuecraft.storage import digest, file_sha256, unwritable, write_folder
 from cuecraft.task import Task
 from cuecraft.task.entry import TaskEntry
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -71,9 +68,3 @@ class Manifest(_Part):
     versions: dict[str, str]
     files: dict[str, str]
     artifact_sha256: str = ""
-
-
-def digest(document: Mapping[str, Any]) -> str:
-    """Return the SHA-256 (hex) of a whole artifact: of its manifest as JSON, which holds the files' hashes."""
-    body = {name: value for name, value in document.items() if name != "artifact_sha256"}
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

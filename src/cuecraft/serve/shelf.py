@@ -17,7 +17,8 @@ from cuecraft.backbone import AnyBackbone, ReadyPrompt
 from cuecraft.data import Record
 from cuecraft.errors import ArtifactError, BackboneError, ServeError, UnknownPromptError
 from cuecraft.prompts import Artifact, Calibration
-from cuecraft.prompts.manifest import BackboneEntry, Manifest, digest
+from cuecraft.prompts.manifest import BackboneEntry, Manifest
+from cuecraft.storage import digest
 from cuecraft.task import Example, Task
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
