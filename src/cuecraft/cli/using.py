@@ -9,7 +9,7 @@ import typer
 
 from cuecraft import display
 from cuecraft.cli.app import app
-from cuecraft.cli.arguments import lines_of, names_of, unescaped, words_of
+from cuecraft.cli.arguments import lines_of, made_folder, names_of, unescaped, words_of
 from cuecraft.cli.options import Device, Dtype, Json, LabelWords, Model, Offline
 
 
@@ -33,22 +33,11 @@ def predict(
     from cuecraft.runs import predict_records, read_texts
 
     lines = lines_of(texts, file)
-    artifact = _folder_of(artifact)
+    artifact = made_folder(artifact)
     with display.progress() as started:
         records = read_texts(artifact, lines, file, text_column)
         document = predict_records(artifact, records, model, device, local_files_only, dtype, started("predicting"))
     display.print_json(document) if json else display.print_predictions(document["predictions"])
-
-
-def _folder_of(folder: Path) -> Path:
-    """Return an exported folder itself, for which PyTorch is not needed; of a run, the artifact that it made."""
-    from cuecraft.runtime import is_export
-
-    if is_export(folder):
-        return folder
-    from cuecraft.recipe import artifact_of
-
-    return artifact_of(folder)
 
 
 @app.command()

@@ -12,15 +12,14 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from typing import Any
 
 from pydantic import Field
-from torch import Tensor
 
-from cuecraft.backbone import AnyBackbone, Row
 from cuecraft.errors import ClosingError, QueueFullError, ServeError
 from cuecraft.options import Options
+from cuecraft.serve.registry import AnyShelf, member_logits
 from cuecraft.serve.requests import STOPPING, Answer, Job, Ticket, Watcher, check_asked
-from cuecraft.serve.shelf import Shelf
 
 _TOGETHER = 256  # texts that are turned into token ids at once
 _RATE_MEMORY = 0.2  # weight of the newest batch in the rate that refusals are told by
@@ -44,7 +43,9 @@ class Engine:
         watcher: is told what happens.
     """
 
-    def __init__(self, shelf: Shelf, options: EngineOptions | None = None, watcher: Watcher | None = None) -> None:
+    def __init__(
+        self, shelf: AnyShelf[Any], options: EngineOptions | None = None, watcher: Watcher | None = None
+    ) -> None:
         self._shelf = shelf
         self.options = options or EngineOptions()
         self.watcher = watcher or Watcher()
@@ -63,7 +64,7 @@ class Engine:
             thread.start()
 
     @property
-    def shelf(self) -> Shelf:
+    def shelf(self) -> AnyShelf[Any]:
         """The prompts that it answers with."""
         return self._shelf
 
@@ -259,7 +260,7 @@ class Engine:
         """Make one batch of jobs and deliver its answers; where it fails, each job is tried alone."""
         begun = time.monotonic()
         try:
-            logits = self._logits(jobs)
+            logits = member_logits([(job.served, job.pieces) for job in jobs])
             answers = [job.answer(job.served.probabilities(own)) for job, own in zip(jobs, logits, strict=True)]
         except Exception as error:  # whatever is wrong with one row must not take the others, or this thread, with it
             if len(jobs) > 1:
@@ -275,20 +276,6 @@ class Engine:
         self.rate = fresh if not self.rate else (1 - _RATE_MEMORY) * self.rate + _RATE_MEMORY * fresh
         for job, answer in zip(jobs, answers, strict=True):
             self._deliver(job, answer)
-
-    def _logits(self, jobs: Sequence[Job]) -> list[list[Tensor]]:
-        """Return class logits `[C]` of each job's members, over as few passes as their backbones allow."""
-        rows: dict[int, tuple[AnyBackbone, list[tuple[int, Row]]]] = {}
-        for number, job in enumerate(jobs):
-            for member in job.served.members:
-                _, own = rows.setdefault(id(member.backbone), (member.backbone, []))
-                own.append((number, (member.ready, job.pieces)))
-        found: list[list[Tensor]] = [[] for _ in jobs]
-        for backbone, own in rows.values():
-            logits = backbone.mixed_logits([row for _, row in own])
-            for (number, _), part in zip(own, logits, strict=True):
-                found[number].append(part.cpu())
-        return found
 
     def _deliver(self, job: Job, answer: Answer) -> None:
         waiters = self._taken_out(job)
