@@ -18,6 +18,7 @@ import numpy as np
 
 from cuecraft.errors import ExportError
 from cuecraft.export.graph import EXTERNAL, GRAPH
+from cuecraft.export.rows import quantise_rows
 
 #: Batches of ids `[B, L]` and masks `[B, L]` of texts that a recipe may look at.
 Batches = Sequence[tuple[np.ndarray, np.ndarray]]
@@ -83,6 +84,17 @@ def _dynamic(source: Path, target: Path, _: Batches) -> None:
             reduce_range=True,
             use_external_data_format=(source.parent / EXTERNAL).is_file(),
         )
+
+
+def _rows(keeps: Callable[[int, int], bool]) -> Callable[[Path, Path, Batches], None]:
+    """Return a recipe's `make`; weights `[K, N]` that `keeps` tells stay in float32."""
+
+    def make(source: Path, target: Path, _: Batches) -> None:
+        import onnx
+
+        _save(quantise_rows(onnx.load(source), keeps), target)
+
+    return make
 
 
 def _blocks(size: int) -> Callable[[Path, Path, Batches], None]:
@@ -164,7 +176,9 @@ _RECIPES: dict[tuple[str, str], Sequence[Recipe]] = {
     ("onnx", "fp16"): (Recipe("float16", GRAPH, _half),),
     ("onnx", "int8"): (
         Recipe("dynamic, a scale for each channel, 7-bit weights", GRAPH, _dynamic),
-        Recipe("blocks of 128", GRAPH, _blocks(128)),
+        Recipe("a scale for each row and channel, 7-bit weights", GRAPH, _rows(lambda inner, outer: False)),
+        # What narrows again behind an activation function has the largest numbers.
+        Recipe("the same, narrowing layers in float32", GRAPH, _rows(lambda inner, outer: inner > outer)),
         Recipe("blocks of 32", GRAPH, _blocks(32)),
     ),
     ("openvino", "fp32"): (Recipe("float32", OPENVINO_GRAPH, _openvino(False)),),
