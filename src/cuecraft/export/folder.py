@@ -20,7 +20,8 @@ from cuecraft.errors import ExportError
 from cuecraft.export.examples import JAVASCRIPT, PYTHON, write_examples
 from cuecraft.export.folding import fold
 from cuecraft.export.graph import EXTERNAL, GRAPH, require_onnx, write_graph
-from cuecraft.export.precision import OPENVINO_GRAPH, Batches, Recipe, recipes_of
+from cuecraft.export.precision import OPENVINO_GRAPH, Recipe, recipes_of
+from cuecraft.export.rows import Batches
 from cuecraft.prompts import Artifact
 from cuecraft.runtime import ExportedModel, RuntimeOptions
 from cuecraft.runtime.manifest import (

@@ -17,7 +17,7 @@ from cuecraft.export.folding import Folded
 GRAPH, EXTERNAL = "model.onnx", "model.onnx.data"
 INPUTS, OUTPUT = ("input_ids", "attention_mask"), "probabilities"
 _OPSET = 18
-_ONE_FILE = 2**31 - 2**24  # a protobuf message ends at 2 GiB; some of it is the graph itself
+ONE_FILE = 2**31 - 2**24  # a protobuf message ends at 2 GiB; some of it is the graph itself
 _SAMPLE = (3, 7)  # any batch and length will do, but not 0 or 1, which would be taken for fixed
 
 
@@ -59,7 +59,7 @@ def write_graph(folded: Folded, folder: Path) -> Path:
             ) from error
         assert program is not None
         weights = {id(own): own.numel() * own.element_size() for own in folded.model.parameters()}
-        program.save(target, external_data=sum(weights.values()) > _ONE_FILE)
+        program.save(target, external_data=sum(weights.values()) > ONE_FILE)
     return target
 
 

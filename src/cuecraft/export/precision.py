@@ -7,6 +7,7 @@ was measured to do. Which one is taken is decided by the labels that it keeps (`
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,17 +15,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cuecraft.errors import ExportError
-from cuecraft.export.graph import EXTERNAL, GRAPH
-from cuecraft.export.rows import quantise_rows
+from cuecraft.export.graph import EXTERNAL, GRAPH, ONE_FILE
+from cuecraft.export.rows import Batches, quantise_rows
 
-#: Batches of ids `[B, L]` and masks `[B, L]` of texts that a recipe may look at.
-Batches = Sequence[tuple[np.ndarray, np.ndarray]]
 OPENVINO_GRAPH = "model.xml"
-#: Bytes from which on ONNX keeps weights beside the graph.
-_ONE_FILE = 2**31 - 2**24
 
 
 @dataclass(frozen=True)
@@ -58,7 +53,7 @@ def recipes_of(kind: str, precision: str) -> Sequence[Recipe]:
 def _copied(source: Path, target: Path, _: Batches) -> None:
     for name in (GRAPH, EXTERNAL):
         if (source.parent / name).is_file():
-            (target / name).write_bytes((source.parent / name).read_bytes())
+            shutil.copyfile(source.parent / name, target / name)
 
 
 def _half(source: Path, target: Path, _: Batches) -> None:
@@ -89,10 +84,8 @@ def _dynamic(source: Path, target: Path, _: Batches) -> None:
 def _rows(keeps: Callable[[int, int], bool]) -> Callable[[Path, Path, Batches], None]:
     """Return a recipe's `make`; weights `[K, N]` that `keeps` tells stay in float32."""
 
-    def make(source: Path, target: Path, _: Batches) -> None:
-        import onnx
-
-        _save(quantise_rows(onnx.load(source), keeps), target)
+    def make(source: Path, target: Path, calibration: Batches) -> None:
+        _save(quantise_rows(source, calibration, keeps), target)
 
     return make
 
@@ -124,7 +117,7 @@ def _blocks(size: int) -> Callable[[Path, Path, Batches], None]:
 def _save(model: Any, folder: Path) -> None:
     import onnx
 
-    if model.ByteSize() > _ONE_FILE:
+    if model.ByteSize() > ONE_FILE:
         onnx.save(model, folder / GRAPH, save_as_external_data=True, location=EXTERNAL)
     else:
         onnx.save(model, folder / GRAPH)
@@ -176,7 +169,7 @@ _RECIPES: dict[tuple[str, str], Sequence[Recipe]] = {
     ("onnx", "fp16"): (Recipe("float16", GRAPH, _half),),
     ("onnx", "int8"): (
         Recipe("dynamic, a scale for each channel, 7-bit weights", GRAPH, _dynamic),
-        Recipe("a scale for each row and channel, 7-bit weights", GRAPH, _rows(lambda inner, outer: False)),
+        Recipe("a scale for each row and channel, smoothed", GRAPH, _rows(lambda inner, outer: False)),
         # What narrows again behind an activation function has the largest numbers.
         Recipe("the same, narrowing layers in float32", GRAPH, _rows(lambda inner, outer: inner > outer)),
         Recipe("blocks of 32", GRAPH, _blocks(32)),

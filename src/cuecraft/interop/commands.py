@@ -46,6 +46,8 @@ def run_export(
     is_graph = request.format in ("onnx", "openvino")
     if not is_graph and request.precision != "fp32":
         raise ExportError(f"--precision {request.precision} is for graphs; leave it out with --format {request.format}")
+    if not is_graph and request.texts is not None:
+        raise ExportError(f"--texts is for graphs; leave it out with --format {request.format}")
     if member_folders(folder):
         raise ExportError(f"{folder}: holds several seeds; export one of them, such as {member_folders(folder)[0]}")
     artifact = load_artifact(folder)
