@@ -134,7 +134,8 @@ def test_the_python_example_answers_as_the_classifier(soft):
 
 def test_long_texts_are_cut_as_the_classifier_cuts_them(causal, tmp_path):
     template = "{text}{prompt: it was}{mask}"
-    classifier = PromptClassifier(causal, "zero-shot", template=template, max_tokens=44).fit(X, Y)
+    with pytest.warns(CuecraftWarning, match="cut at the end"):
+        classifier = PromptClassifier(causal, "zero-shot", template=template, max_tokens=44).fit(X, Y)
     long = "the film is a joy and then again a bore and the plot is dull"
     exported(classifier, tmp_path / "cut")
     with pytest.warns(CuecraftWarning, match="cut at the end"):

@@ -169,7 +169,7 @@ _RECIPES: dict[tuple[str, str], Sequence[Recipe]] = {
     ("onnx", "fp16"): (Recipe("float16", GRAPH, _half),),
     ("onnx", "int8"): (
         Recipe("dynamic, a scale for each channel, 7-bit weights", GRAPH, _dynamic),
-        Recipe("a scale for each row and channel, smoothed", GRAPH, _rows(lambda inner, outer: False)),
+        Recipe("a scale for each row and channel, smoothed, 7-bit weights", GRAPH, _rows(lambda inner, outer: False)),
         # What narrows again behind an activation function has the largest numbers.
         Recipe("the same, narrowing layers in float32", GRAPH, _rows(lambda inner, outer: inner > outer)),
         Recipe("blocks of 32", GRAPH, _blocks(32)),
