@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := $(VENV)/.peers
 
-.PHONY: demo test test-slow check lint format bench bench-accuracy bench-speed bench-deep-cue bench-label-free bench-logs bench-multitask bench-serve bench-label-flip bench-export bench-gpu prestudy support clean
+.PHONY: demo test test-slow check lint format bench bench-accuracy bench-speed bench-deep-cue bench-label-free bench-logs bench-multitask bench-serve bench-bulk bench-guard bench-label-flip bench-export bench-gpu prestudy support clean
 
 demo: $(READY)  ## find a prompt for film reviews, six ways, and keep the best
 	$(BIN)/cuecraft demo --out runs/demo
@@ -53,6 +53,13 @@ bench-multitask: $(READY)  ## two tasks trained jointly beside each alone, and a
 
 bench-serve: $(PEERS)  ## serving beside the bare engine, PEFT behind FastAPI, a Transformers pipeline, and Ray
 	$(BIN)/python benchmarks/serve.py
+
+bench-bulk: $(PEERS)  ## files classified: plain, dedupe, templates, cascade; memory; 2 GB of logs
+	$(BIN)/python benchmarks/bulk.py
+
+bench-guard: $(PEERS)  ## what the guard tells: rules, a tuned detector, tricks, pyatr; trains the detector where there is none
+	test -d runs/guard-detector/artifact || ($(BIN)/cuecraft guard data --out guard-data && $(BIN)/cuecraft run guard-detector --out runs/guard-detector)
+	$(BIN)/python benchmarks/guard.py
 
 bench-label-flip: $(READY)  ## how often an appended instruction changes a label
 	$(BIN)/python benchmarks/label_flip.py

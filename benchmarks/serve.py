@@ -1,14 +1,15 @@
 """How fast prompts are served; writes benchmarks/results/serve.json.
 
     python benchmarks/serve.py [--models demo:minilm,demo:smollm2-135m] [--seconds 15] [--rounds 3]
-        [--parts engine,http,ray]
+        [--parts engine,http,ray,overload]
 
 Texts are sentences of SST-2, each sent once; prompts of several kinds are tuned for a moment on 32 of them (their
 answers do not matter here, their shapes do). `engine`: in this process, rows of one prompt beside rows of 16, one text
 under 1 and under 8 prompts. `http`: `cuecraft serve` in a process of its own, loaded from another one
 (serve_load.py): throughput beside the bare engine, in turns, medians; latency at half of that; PEFT behind FastAPI and
 a Transformers pipeline, one request a forward pass. `ray`: one replica with all cores, beside `cuecraft serve` without
-Ray, started in turns.
+Ray, started in turns. `overload`: a minute of four times what the server can answer, with a deadline for each request:
+what was answered and when, what was refused and how fast, and the server's memory meanwhile.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +41,9 @@ PROMPTS = 16
 RAY_PORT = 8317
 CONNECTIONS = 64
 IN_FLIGHT = 64  # texts that wait in the bare engine, as many as connections
+PERCENTILES = ("p50_ms", "p95_ms", "p99_ms")
+DEADLINES_MS = {"demo:minilm": 1000, "demo:smollm2-135m": 5000}
+FLOOD, FLOOD_SECONDS, FLOOD_CONNECTIONS = 4, 60, 1024
 LAST, FIRST = "{text}{prompt: It was}{mask}", "{prompt:Review:}{text} It was{mask}"
 KINDS: dict[str, list[tuple[str, str | None, dict[str, Any]]]] = {
     "causal": [
@@ -175,16 +180,21 @@ def process(*command: str) -> Iterator[Started]:
             drain.wait()
 
 
-def loaded(kind: str, address: str, bodies: Path, options: dict[str, object]) -> dict[str, float]:
+def loaded(kind: str, address: str, bodies: Path, options: dict[str, object]) -> dict[str, Any]:
     flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
     command = [sys.executable, str(ROOT / "benchmarks" / "serve_load.py"), kind, address, str(bodies), *flags]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    found: dict[str, float] = json.loads(done.stdout)
+    found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
-def bodies_of(texts: Sequence[str], names: Sequence[str] | None, path: Path) -> Path:
-    rows = [{"inputs": text} | ({"prompts": names[n % len(names)]} if names else {}) for n, text in enumerate(texts)]
+def bodies_of(
+    texts: Sequence[str], names: Sequence[str] | None, path: Path, more: dict[str, Any] | None = None
+) -> Path:
+    rows = [
+        {"inputs": text} | ({"prompts": names[n % len(names)]} if names else {}) | (more or {})
+        for n, text in enumerate(texts)
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
@@ -218,7 +228,8 @@ def http_part(
         latencies = [loaded("open", server.address, bodies, half) for _ in range(options.rounds)]
         started = {"start_seconds": server.seconds, "memory_mb": server.memory_mb()}
     engine.close()
-    latency = {key: statistics.median(own[key] for own in latencies) for key in latencies[0]}
+    latency = {key: statistics.median(own[key] for own in latencies) for key in ("requests_per_second", *PERCENTILES)}
+    latency["errors"] = sum(own["errors"] for own in latencies)
     peers = {}
     for kind in ("peft", "pipeline"):
         with process(str(ROOT / "benchmarks" / "serve_peers.py"), kind, name) as peer:
@@ -265,6 +276,38 @@ def ray_part(name: str, folders: list[Path], texts: Texts, options: argparse.Nam
     }
 
 
+def overload_part(name: str, folders: list[Path], texts: Texts, options: argparse.Namespace) -> dict[str, Any]:
+    """Send a server four times what it can answer, for a minute."""
+    path, deadline = folders[0].parent / "bodies", DEADLINES_MS[name]
+    with process("-m", "cuecraft", "serve", *map(str, folders), "--port", "0", "--model", name) as server:
+        bodies = bodies_of(texts.next(20_000), [folders[2].name], path)
+        load = {"seconds": options.seconds, "connections": CONNECTIONS}
+        reached = loaded("closed", server.address, bodies, load)["requests_per_second"]
+        bodies = bodies_of(texts.next(40_000), [folders[2].name], path, {"timeout_ms": deadline})
+        flood = {"seconds": FLOOD_SECONDS, "connections": FLOOD_CONNECTIONS, "rate": FLOOD * reached}
+        memory: list[float] = []
+        with ThreadPoolExecutor(1) as pool:
+            flooded = pool.submit(loaded, "flood", server.address, bodies, flood)
+            while not flooded.done():
+                memory.append(server.memory_mb())
+                time.sleep(1)
+        found = flooded.result()
+        after = loaded("closed", server.address, bodies_of(texts.next(20_000), [folders[2].name], path), load)
+        sent = sum(found["statuses"].values()) / (FLOOD_SECONDS * 0.8)
+    quarter = len(memory) // 4
+    return {
+        "reached_per_second": reached,
+        "sent_per_second": sent,
+        "deadline_ms": deadline,
+        **found,
+        "memory_mb": {
+            "first quarter": statistics.median(memory[:quarter]),
+            "last quarter": statistics.median(memory[-quarter:]),
+        },
+        "after_per_second": after["requests_per_second"],
+    }
+
+
 def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
     backbone = load_backbone(name)
     texts = sentences()
@@ -283,6 +326,9 @@ def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
         if "ray" in options.parts:
             found["ray"] = ray_part(name, folders, source, options)
             print(name, json.dumps(found["ray"]), flush=True)
+        if "overload" in options.parts:
+            found["overload"] = overload_part(name, folders, source, options)
+            print(name, json.dumps(found["overload"]), flush=True)
     return found
 
 
@@ -291,7 +337,7 @@ def main() -> None:
     parser.add_argument("--models", default="demo:minilm,demo:smollm2-135m")
     parser.add_argument("--seconds", type=float, default=15.0, help="of each load, a fifth of it warm-up")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--parts", default="engine,http,ray")
+    parser.add_argument("--parts", default="engine,http,ray,overload")
     options = parser.parse_args()
     require_data()
     result = read_result("serve.json")

@@ -2,10 +2,13 @@
 
     python benchmarks/serve_load.py closed ADDRESS BODIES --connections 32 --seconds 10
     python benchmarks/serve_load.py open ADDRESS BODIES --rate 100 --seconds 10
+    python benchmarks/serve_load.py flood ADDRESS BODIES --rate 4000 --seconds 60 --connections 1024
 
 BODIES is a file with a request's body a line, sent in turn. `closed`: each connection sends its next request when it
 has its answer. `open`: requests come at random times (Poisson) whatever the answers; latency counts from the time that
-a request was due. Prints one JSON object: requests, answers, errors, seconds, latencies in milliseconds.
+a request was due. `flood`: the same, and latency counts from the time that it was sent, for one that no connection
+was free to send was never asked of the server. Prints one JSON object: requests answered, how many came back with
+each status (0: the connection was lost), latencies in milliseconds of those answered and of those refused.
 """
 
 from __future__ import annotations
@@ -16,8 +19,10 @@ import itertools
 import json
 import random
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 WARM_UP = 0.2  # of the time, not counted
@@ -69,24 +74,32 @@ class Tally:
         self.begun = time.perf_counter()
         self.counted_from = self.begun + WARM_UP * seconds
         self.until = self.begun + seconds
-        self.latencies: list[float] = []
-        self.errors = 0
+        self.latencies: dict[bool, list[float]] = {True: [], False: []}  # of what was answered, of what was not
+        self.statuses: Counter[int] = Counter()
 
-    def note(self, due: float, status: int) -> None:
+    def note(self, begun: float, status: int) -> None:
         now = time.perf_counter()
         if self.counted_from <= now <= self.until:
-            if status == 200:
-                self.latencies.append(1000 * (now - due))
-            else:
-                self.errors += 1
+            self.latencies[status == 200].append(1000 * (now - begun))
+            self.statuses[status] += 1
 
-    def document(self) -> dict[str, float]:
-        ordered = sorted(self.latencies)
-        at = {
-            f"p{q}_ms": ordered[min(len(ordered) - 1, len(ordered) * q // 100)] if ordered else -1 for q in (50, 95, 99)
-        }
+    def document(self) -> dict[str, Any]:
+        answered, refused = sorted(self.latencies[True]), sorted(self.latencies[False])
         seconds = self.until - self.counted_from
-        return {"requests_per_second": len(ordered) / seconds, "requests": len(ordered), "errors": self.errors, **at}
+        return {
+            "requests_per_second": len(answered) / seconds,
+            "requests": len(answered),
+            "errors": len(refused),
+            "statuses": {str(status): count for status, count in sorted(self.statuses.items())},
+            **{f"p{q}_ms": _at(answered, q) for q in (50, 95, 99, 100)},
+            "refused_p50_ms": _at(refused, 50),
+            "refused_p99_ms": _at(refused, 99),
+        }
+
+
+def _at(ordered: list[float], percent: int) -> float | None:
+    """Return a percentile; None of nothing."""
+    return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)] if ordered else None
 
 
 async def closed(connections: list[Connection], source: Iterator[bytes], tally: Tally) -> None:
@@ -97,15 +110,18 @@ async def closed(connections: list[Connection], source: Iterator[bytes], tally: 
     await asyncio.gather(*(work(connection) for connection in connections))
 
 
-async def open_loop(connections: list[Connection], source: Iterator[bytes], tally: Tally, rate: float) -> None:
+async def open_loop(
+    connections: list[Connection], source: Iterator[bytes], tally: Tally, rate: float, kind: str
+) -> None:
     free: asyncio.Queue[Connection] = asyncio.Queue()
     for connection in connections:
         free.put_nowait(connection)
     random_times, due, tasks = random.Random(0), time.perf_counter(), set()
 
     async def one(due: float) -> None:
-        connection = await free.get()  # bounded: where all are busy a request waits here, and that counts
-        tally.note(due, await connection.ask(next(source)))
+        connection = await free.get()  # bounded: where all are busy a request waits here, and `open` counts that
+        begun = due if kind == "open" else time.perf_counter()
+        tally.note(begun, await connection.ask(next(source)))
         free.put_nowait(connection)
 
     while due < tally.until:
@@ -118,7 +134,7 @@ async def open_loop(connections: list[Connection], source: Iterator[bytes], tall
         await asyncio.wait(tasks, timeout=30)
 
 
-async def load(options: argparse.Namespace) -> dict[str, float]:
+async def load(options: argparse.Namespace) -> dict[str, Any]:
     loop = asyncio.get_running_loop()
     where = urlsplit(options.address)
     made = [await loop.create_connection(Connection, where.hostname, where.port) for _ in range(options.connections)]
@@ -128,7 +144,7 @@ async def load(options: argparse.Namespace) -> dict[str, float]:
     if options.kind == "closed":
         await closed(connections, source, tally)
     else:
-        await open_loop(connections, source, tally, options.rate)
+        await open_loop(connections, source, tally, options.rate, options.kind)
     for connection in connections:
         connection.transport.close()
     return tally.document()
@@ -136,7 +152,7 @@ async def load(options: argparse.Namespace) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=["closed", "open"])
+    parser.add_argument("kind", choices=["closed", "open", "flood"])
     parser.add_argument("address")
     parser.add_argument("bodies")
     parser.add_argument("--path", default="/v1/classify")

@@ -1,7 +1,9 @@
-"""Print the tables of the README that come from result files: `python benchmarks/tables.py`."""
+"""Print the rows of tables that come from result files, page by page: `python benchmarks/tables.py`."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 from common import read_result
@@ -68,5 +70,143 @@ def serve_rows() -> list[str]:
     return [f"| {name} | {' | '.join(values)} |" for name, values in rows.items()]
 
 
+MODELS = {"demo:minilm": "22M, encoder", "demo:smollm2-135m": "135M, causal"}
+QUERIES, PLANNED_SHARE = 10_000, 0.6  # a second; of a replica's rate
+
+
+def capacity_rows() -> list[str]:
+    """Return what was measured of each demo backbone, and how many replicas answer 10,000 queries a second."""
+    found = read_result("serve.json")
+    measured, planned = [], []
+    for name, kind in MODELS.items():
+        own = found[name]
+        http, ray = own["http"], own["ray"]
+        rates, late = http["texts_per_second"], http["at_half"]
+        cells = [
+            f"{own['mean_tokens']:.0f}",
+            f"{rates['engine']:.0f}",
+            f"{rates['http']:.0f}",
+            f"{ray['texts_per_second']['ray']:.0f} ({ray['ray_to_local']:.2f} of local)",
+            f"{late['p50_ms']:.0f} / {late['p99_ms']:.0f}",
+            f"{http['memory_mb']:.0f}",
+        ]
+        measured.append(f"| `{name}` ({kind}) | {' | '.join(cells)} |")
+        replicas = math.ceil(QUERIES / (rates["http"] * PLANNED_SHARE))
+        cells = [
+            f"{rates['http']:.0f}",
+            f"{rates['http'] * PLANNED_SHARE:.0f}",
+            f"{replicas:,}",
+            f"{2 * replicas:,}",
+            f"{replicas * http['memory_mb'] / 1024:,.0f} GiB",
+        ]
+        planned.append(f"| `{name}` | {' | '.join(cells)} |")
+    return [*measured, *planned]
+
+
+def overload_rows() -> list[str]:
+    """Return a row for each demo backbone under four times what it can answer."""
+    rows = []
+    for name in MODELS:
+        own = read_result("serve.json")[name]["overload"]
+        statuses = ", ".join(f"{status}: {count:,}" for status, count in own["statuses"].items())
+        memory = own["memory_mb"]
+        cells = [
+            f"{own['reached_per_second']:.0f}",
+            f"{own['sent_per_second']:.0f}",
+            f"{own['requests_per_second']:.0f}",
+            statuses,
+            f"{own['deadline_ms']:,}",
+            f"{own['p99_ms']:,.0f} / {own['p100_ms']:,.0f}",
+            f"{own['refused_p50_ms']:.0f} / {own['refused_p99_ms']:.0f}",
+            f"{memory['first quarter']:.0f} / {memory['last quarter']:.0f}",
+        ]
+        rows.append(f"| `{name}` | {' | '.join(cells)} |")
+    return rows
+
+
+def flip_rows() -> list[str]:
+    """Return a row for each method and template whose labels were attacked."""
+    names = {
+        "untuned": "untuned, calibrated",
+        "discrete": "`autoprompt`",
+        "soft": "`prompt-tuning`",
+        "deep": "`deep-cue`",
+        "lora": "`lora`",
+        "full": "full fine-tuning",
+    }
+    found = read_result("label_flip.json")["found"]
+    return [
+        f"| {name} | {template} | {' | '.join(share2(value) for value in (own['accuracy'], *own['flips'].values()))} |"
+        for key, name in names.items()
+        for template, rows in found.items()
+        if (own := rows.get(key))
+    ]
+
+
+def share2(value: float) -> str:
+    """Return a share with two places."""
+    return f"{value:.2f}".replace("0.", ".", 1)
+
+
+def _told(rows: dict[str, Any], *levels: str) -> list[str]:
+    return [f"{share(rows[level]['recall'])} / {share(rows[level]['false_positives'])}" for level in levels]
+
+
+def guard_rows() -> list[str]:
+    """Return the rows of the guard's tables: rules, the recipe's prompt, cross-validation, tricks."""
+    found = read_result("guard.json")
+    rules = [
+        f"| {name} | {' | '.join(_rules_cells(own))} |"
+        for name, own in (("ours", found["rules"]["told"]["rules"]), ("`pyatr` 0.3.1", found["rules"]["told"]["pyatr"]))
+    ]
+    held = [
+        f"| {name}, {texts} | {' | '.join(_told(own[texts], '0.5', *LEVELS))} |"
+        for name, own in found["heldout"].items()
+        if name not in ("rows", "machine")
+        for texts in ("held out", "injection")
+    ]
+    ordinary = [
+        f"| {name} | {' | '.join(share(own['ordinary'][level]) for level in ('0.5', *LEVELS[:2]))} |"
+        for name, own in found["heldout"].items()
+        if name not in ("rows", "machine")
+    ]
+    folds = [
+        f"| {name} | {' | '.join(_told(own, '0.5', *LEVELS[2:]))} |" for name, own in found["folds"]["told"].items()
+    ]
+    tricks = []
+    for trick, own in found["rules"]["tricks"].items():
+        columns = own | found["folds"]["tricks"][trick]
+        tricks.append(f"| {trick} | {' | '.join(share(columns[name]) for name in TRICK_COLUMNS)} |")
+    return [*rules, *held, *ordinary, *folds, *tricks]
+
+
+LEVELS = ("ordinary 1%", "ordinary 3%", "own 1%", "own 3%")
+TRICK_COLUMNS = (
+    "rules, not normalised",
+    "rules",
+    "pyatr",
+    "deep cue, not normalised",
+    "deep cue",
+    "rules and deep cue",
+)
+
+
+def _rules_cells(own: dict[str, Any]) -> list[str]:
+    sets = ("bastioncorpus", "injection", "ordinary")
+    recalls = [share(own[name]["recall"]) for name in sets[:2]]
+    return [*recalls, *(share(own[name]["false_positives"]) for name in sets)]
+
+
+PAGES: dict[str, tuple[Callable[[], list[str]], ...]] = {
+    "README.md": (compare_rows, multitask_rows, serve_rows),
+    "docs/capacity.md": (capacity_rows,),
+    "docs/serving.md": (overload_rows,),
+    "docs/guard.md": (flip_rows, guard_rows),
+}
+
+
 if __name__ == "__main__":
-    print("\n".join([*compare_rows(), "", *multitask_rows(), "", *serve_rows()]))
+    for page, tables in PAGES.items():
+        print(f"# {page}")
+        for table in tables:
+            print("\n".join([*table(), ""]))

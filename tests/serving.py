@@ -1,6 +1,15 @@
-"""Prompts of every kind over the tiny models, for the tests of what serves them."""
+"""Prompts of every kind over the tiny models, and a server as a process, for the tests of what serves them."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
 from functools import cache
+from threading import Thread
+
+import pytest
 
 from conftest import LABELS, TEXTS
 from cuecraft import PromptClassifier
@@ -36,3 +45,28 @@ def classifiers(backbone):
             template = FIRST if is_first else "{text}{prompt: it was}{mask}"
         found[name] = PromptClassifier(backbone, method, template=template, method_options=options, seed=3).fit(X, Y)
     return found
+
+
+@contextmanager
+def served(*arguments, **environment):
+    """Start a server on a free port; yield its process, address and log (a list that is whole at the end)."""
+    command = [sys.executable, "-m", "cuecraft", "serve", *map(str, arguments), "--port", "0"]
+    own = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    log = []
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=own) as process:
+        for line in process.stderr:
+            log.append(line)
+            if '"ready"' in line:
+                break
+        else:
+            pytest.fail("".join(log))
+        reader = Thread(target=lambda: log.extend(process.stderr))  # a pipe that nobody reads would stop the server
+        reader.start()
+        try:
+            yield process, json.loads(log[-1])["address"], log
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+            process.wait(30)
+            reader.join()
+    assert process.returncode == 0, "".join(log)

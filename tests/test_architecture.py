@@ -10,8 +10,8 @@ import cuecraft
 SOURCE = Path(cuecraft.__file__).parent
 # From the top down; a module may import from rooms below its own, and from its own.
 ROOMS = (
-    "__main__ cli display recipe runs family classic ensemble classifier interop export advise compare serve "
-    "guard tune search method runtime prompts backbone task data checkpoints assets storage options settings "
+    "__main__ cli display recipe runs family classic ensemble classifier interop export advise compare bulk "
+    "serve guard tune search method runtime prompts backbone task data checkpoints assets storage options settings "
     "evidence determinism machine signals seeding errors"
 ).split()
 
@@ -50,7 +50,7 @@ def test_imports_point_down():
 
 def test_what_serves_and_guards_never_imports_what_searches_or_trains():
     for path, room, tree in modules():
-        if room in ("serve", "guard"):
+        if room in ("bulk", "serve", "guard"):
             assert not {"search", "tune", "compare"} & set(imported_rooms(tree)), path
 
 
@@ -74,6 +74,11 @@ def test_modules_and_functions_stay_small():
 
 def test_importing_the_package_or_the_command_line_does_not_load_torch():
     code = "import sys, cuecraft, cuecraft.cli; sys.exit(bool({'torch', 'transformers', 'sklearn'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_process_that_reads_does_not_load_torch():
+    code = "import sys, cuecraft.bulk.reading; sys.exit(bool({'torch', 'sklearn', 'scipy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

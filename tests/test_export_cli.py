@@ -37,7 +37,7 @@ def test_export_predict_and_export_again(run, tuned, tmp_path):
         (("predict", "graph", "a", "--model", "demo:minilm"), "leave --model out"),
         (("predict", "graph", "a", "--dtype", "float16"), "leave --dtype out"),
         (("predict", "graph", "a", "--device", "tensorrt"), "TensorrtExecutionProvider"),
-        (("serve", "graph", "tuned"), "serve them apart"),
+        (("serve", "graph", "tuned"), "give them apart"),
         (("serve", "graph", "--keep", "kept"), "leave --keep out"),
         (("serve", "graph", "--backend", "ray"), "leave --backend ray out"),
     ):

@@ -4,9 +4,11 @@ import asyncio
 import io
 import json
 import logging
+import pickle
 import re
 import threading
 import zipfile
+from pathlib import Path
 
 import httpx
 import jsonschema
@@ -333,12 +335,21 @@ def test_a_client_that_hangs_up_takes_its_request_back(serve, causal, monkeypatc
 
 def zipped(folder, prefix="", **others):
     content = io.BytesIO()
+    files = {prefix + path.name: path.read_bytes() for path in sorted(folder.iterdir())}
     with zipfile.ZipFile(content, "w") as archive:
-        for path in sorted(folder.iterdir()):
-            archive.writestr(prefix + path.name, path.read_bytes())
-        for name, data in others.items():
+        for name, data in (files | others).items():
             archive.writestr(name, data)
     return content.getvalue()
+
+
+class Touching:
+    """Writes a file where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
 
 
 @pytest.fixture
@@ -410,14 +421,23 @@ def test_a_bad_upload_changes_nothing(serve, saved, admin, tmp_path):
     bomb = io.BytesIO()
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("manifest.json", b" " * 10_000_000)
+    linked = io.BytesIO()
+    with zipfile.ZipFile(linked, "w") as archive:
+        link = zipfile.ZipInfo("manifest.json")
+        link.external_attr = 0o120777 << 16
+        archive.writestr(link, "/etc/passwd")
     (tmp_path / "none").mkdir()
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("manifest.json", b"some text that is packed " * 50)
     broken = bytearray(packed.getvalue())
     broken[50] ^= 0xFF
+    pickled = pickle.dumps(Touching(tmp_path / "touched"))
     others = {
         "no ZIP": b"abc",
+        "a link or a device": linked.getvalue(),
+        "'weights.pkl', which no artifact has": zipped(saved, **{"weights.pkl": pickled}),
+        "prompt.safetensors": zipped(saved, **{"prompt.safetensors": pickled}),
         "damaged": bytes(damaged),
         "or a damaged one": bytes(broken),
         "larger than this server takes": bomb.getvalue(),
@@ -436,20 +456,6 @@ def test_a_bad_upload_changes_nothing(serve, saved, admin, tmp_path):
     assert server.ask("PUT", "/v1/prompts/soft", b"x" * 200_001, token=ADMIN).status_code == 413
     assert sorted(tmp_path.rglob("*")) == before
     assert server.ask(*classify(X[0], "soft"), token=ADMIN).status_code == 200
-
-
-def test_a_link_in_an_upload_is_written_as_a_file(saved, tmp_path):
-    from cuecraft.serve.http.archive import unpack
-
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w") as archive:
-        link = zipfile.ZipInfo("manifest.json")
-        link.external_attr = 0o120777 << 16
-        archive.writestr(link, "/etc/passwd")
-    (tmp_path / "out").mkdir()
-    unpack(content.getvalue(), tmp_path / "out", 1000)
-    assert not (tmp_path / "out" / "manifest.json").is_symlink()
-    assert (tmp_path / "out" / "manifest.json").read_text() == "/etc/passwd"
 
 
 def test_words_that_count_are_those_without_which_the_label_is_less_probable(serve, causal):

@@ -1,19 +1,18 @@
 """`cuecraft serve` as a process: up, asked, stopped; and what is wrong with its arguments."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
 from conftest import LABELS, TEXTS
 from cuecraft import PromptClassifier
+from serving import served
 
 X = [text for text, _ in TEXTS]
 Y = [LABELS[label] for _, label in TEXTS]
@@ -33,28 +32,6 @@ def artifacts(causal_folder, tmp_path_factory):
         found[name] = PromptClassifier(str(causal_folder), method, method_options=options).fit(X, Y)
         found[name].save(folder / name)
     return folder, found
-
-
-@contextmanager
-def served(*arguments, **environment):
-    """Start a server on a free port; yield its process, address and log (a list that is filled at the end)."""
-    command = [sys.executable, "-m", "cuecraft", "serve", *map(str, arguments), "--port", "0"]
-    own = os.environ | {"OMP_NUM_THREADS": "1"} | environment
-    log = []
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=own) as process:
-        try:
-            for line in process.stderr:
-                log.append(line)
-                if '"ready"' in line:
-                    break
-            else:
-                pytest.fail("".join(log))
-            yield process, json.loads(log[-1])["address"], log
-        finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-            log += process.communicate(timeout=30)[1].splitlines(keepends=True)
-    assert process.returncode == 0, "".join(log)
 
 
 def ask(address, inputs, prompts=None, token=None):

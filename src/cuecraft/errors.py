@@ -85,6 +85,10 @@ class ExportError(CuecraftError):
     """An artifact cannot be exported as asked, or an exported folder cannot be used."""
 
 
+class BulkError(CuecraftError):
+    """A job over files cannot be begun, gone on with, or brought to its end."""
+
+
 class CuecraftWarning(UserWarning):
     """Something was done that the user would want to know of, such as texts cut to fit the model."""
 

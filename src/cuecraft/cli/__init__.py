@@ -7,11 +7,11 @@ import warnings
 from typing import Any
 
 from cuecraft import display
-from cuecraft.cli import comparing, guarding, running, serving, tuning, using
+from cuecraft.cli import classifying, comparing, guarding, running, serving, tuning, using
 from cuecraft.cli.app import app
 from cuecraft.errors import CuecraftError, CuecraftWarning
 
-__all__ = ["app", "comparing", "guarding", "main", "running", "serving", "tuning", "using"]
+__all__ = ["app", "classifying", "comparing", "guarding", "main", "running", "serving", "tuning", "using"]
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cuecraft.errors import DataError, LabelWordError, MethodError
+from cuecraft.errors import BulkError, DataError, LabelWordError, MethodError, ServeError
 
 
 def pairs_of(values: list[str]) -> dict[str, Any]:
@@ -83,3 +83,34 @@ def numbers_of(value: str | None) -> tuple[int, ...] | None:
 def unescaped(template: str | None) -> str | None:
     r"""Let `\n` and `\t` be written in a shell's quotes."""
     return template and template.replace("\\n", "\n").replace("\\t", "\t")
+
+
+def named_folders(arguments: list[str]) -> dict[str, Path]:
+    """Return the folder of each id, of NAME=FOLDER; a folder without an id has its own name.
+
+    Raises:
+        ServeError: two would have the same id.
+    """
+    found: dict[str, Path] = {}
+    for argument in arguments:
+        name, equals, folder = argument.partition("=")
+        path = Path(folder if equals else argument)
+        name = name if equals else path.resolve().name
+        if name in found:
+            raise ServeError(f"two prompts would have the id {name!r}; give each one of its own, NAME=FOLDER")
+        found[name] = path
+    return found
+
+
+def share_of(value: str | None) -> float | None:
+    """Return a share given as `1%` or `0.01`; None for no value.
+
+    Raises:
+        BulkError: something else.
+    """
+    if value is None:
+        return None
+    try:
+        return float(value.removesuffix("%")) / (100 if value.endswith("%") else 1)
+    except ValueError:
+        raise BulkError(f"{value!r} is no share; write for instance 1% or 0.01") from None

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+
+class Backend(StrEnum):
+    """What a command runs on."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; progress goes to stderr.")]
 Model = Annotated[str, typer.Option(help="demo:smollm2-135m and kin, a local folder, or a Hub name.")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,9 +9,8 @@ import typer
 
 from cuecraft import display
 from cuecraft.cli.app import app
-from cuecraft.cli.arguments import made_folder, pairs_of
-from cuecraft.cli.options import Device, Dtype, Offline
-from cuecraft.errors import ServeError
+from cuecraft.cli.arguments import made_folder, named_folders, pairs_of
+from cuecraft.cli.options import Backend, Device, Dtype, Offline
 from cuecraft.guard import GuardMode
 
 Served = Annotated[
@@ -26,13 +24,6 @@ ServeOption = Annotated[
     list[str] | None,
     typer.Option("--option", help="NAME=VALUE, such as batches.max_wait_ms=5; may be repeated. See docs/serving.md."),
 ]
-
-
-class Backend(StrEnum):
-    """What runs the engine."""
-
-    LOCAL = "local"
-    RAY = "ray"
 
 
 @app.command()
@@ -62,7 +53,7 @@ def serve(
 
     given = pairs_of(option or [])
     own = {
-        "prompts": {name: made_folder(folder).absolute() for name, folder in _named(artifacts or []).items()},
+        "prompts": {name: made_folder(folder).absolute() for name, folder in named_folders(artifacts or []).items()},
         "keep": keep and keep.absolute(),
         "tokens": tokens and tokens.absolute(),
         "rate": rate,
@@ -81,16 +72,3 @@ def serve(
         "scale.drain": drain,
     }
     run_serve(make_options(ServeCommand, own | given), display.serving)
-
-
-def _named(arguments: list[str]) -> dict[str, Path]:
-    """Return the folder of each id; a folder without an id has its own name."""
-    found: dict[str, Path] = {}
-    for argument in arguments:
-        name, equals, folder = argument.partition("=")
-        path = Path(folder if equals else argument)
-        name = name if equals else path.resolve().name
-        if name in found:
-            raise ServeError(f"two prompts would have the id {name!r}; give each one of its own, NAME=FOLDER")
-        found[name] = path
-    return found

@@ -1,6 +1,7 @@
 """What the command line shows: progress on stderr, tables and documents on stdout."""
 
 from cuecraft.display.advice import print_advice
+from cuecraft.display.bulk import bulk_progress, print_classified
 from cuecraft.display.console import (
     already_finished,
     fail,
@@ -37,11 +38,13 @@ from cuecraft.display.runs import (
 
 __all__ = [
     "already_finished",
+    "bulk_progress",
     "demo_document",
     "fail",
     "page",
     "print_advice",
     "print_check",
+    "print_classified",
     "print_comparison",
     "print_demo",
     "print_differences",

@@ -212,3 +212,7 @@ class AnyShelf(Prompts[P]):
     """Prompts that are ready to answer, over one reader."""
 
     backbone: Any
+
+    @abstractmethod
+    def use_threads(self, count: int) -> None:
+        """Let each pass use so many threads of the processor."""

@@ -12,13 +12,14 @@ from pydantic import Field
 
 from cuecraft.errors import ArtifactError, ServeError
 from cuecraft.options import Options
-from cuecraft.runtime import RuntimeOptions, is_export
+from cuecraft.runtime import RuntimeOptions, is_export, read_export
 from cuecraft.runtime.model import check_where
+from cuecraft.runtime.sessions import cores
 from cuecraft.serve.engine import Engine, EngineOptions
-from cuecraft.serve.exported import ExportShelf
+from cuecraft.serve.exported import ExportShelf, ListedExport
 from cuecraft.serve.guarding import GuardSettings, Screener
 from cuecraft.serve.limits import Limits
-from cuecraft.serve.registry import AnyShelf
+from cuecraft.serve.registry import AnyShelf, Listed
 from cuecraft.serve.requests import AnyEngine
 
 # What artifacts need is imported where they are loaded: exported folders are served without PyTorch.
@@ -107,17 +108,47 @@ def open_shelf(settings: ServeSettings) -> AnyShelf[Any]:
         ServeError: some are exported and some are not, or uploads are to be kept beside exported ones.
         CuecraftError: as `load_shelf`; or an exported folder cannot be used.
     """
+    if not are_exported(settings):
+        return load_shelf(settings)
+    return ExportShelf(settings.prompts, RuntimeOptions(device=settings.device))
+
+
+def load_listed(settings: ServeSettings) -> tuple[list[Listed], str, int]:
+    """Return what is known of the prompts without what answers, the backbone's hash, and the threads that are usual.
+
+    Raises:
+        CuecraftError: as `open_shelf`, but for what only loading shows.
+    """
+    if are_exported(settings):
+        exported: list[Listed] = [ListedExport(name, read_export(folder)) for name, folder in settings.prompts.items()]
+        return exported, read_export(next(iter(settings.prompts.values()))).backbone.sha256, cores()
+    import torch
+
+    from cuecraft.serve.shelf import ListedPrompt
+
+    artifacts, made_for = load_artifacts(settings)
+    listed: list[Listed] = [ListedPrompt.of(name, own) for name, own in artifacts.items()]
+    return listed, made_for.sha256, torch.get_num_threads()
+
+
+def are_exported(settings: ServeSettings) -> bool:
+    """Tell whether exported folders are to answer.
+
+    Raises:
+        ServeError: some are exported and some are not, or uploads are to be kept beside exported ones.
+        ExportError: a model or a number type is asked for beside them.
+    """
     exported = [name for name, folder in settings.prompts.items() if is_export(folder)]
     if not exported:
-        return load_shelf(settings)
+        return False
     others = [name for name in settings.prompts if name not in exported]
     if others:
-        raise ServeError(f"{exported[0]!r} is exported and {others[0]!r} is an artifact; serve them apart")
+        raise ServeError(f"{exported[0]!r} is exported and {others[0]!r} is an artifact; give them apart")
     if settings.keep:
         raise ServeError("exported folders are served without uploads; leave --keep out")
     for name in exported:
         check_where(settings.prompts[name], settings.model, settings.dtype)
-    return ExportShelf(settings.prompts, RuntimeOptions(device=settings.device))
+    return True
 
 
 def load_shelf(settings: ServeSettings) -> Shelf:

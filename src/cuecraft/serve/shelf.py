@@ -169,6 +169,10 @@ class Shelf(AnyShelf[ServedPrompt]):
         """The name of the backbone."""
         return str(self.backbone.name)
 
+    def use_threads(self, count: int) -> None:
+        """Let each pass use so many threads of the processor."""
+        torch.set_num_threads(count)
+
     def _made(self, name: str, artifacts: Sequence[Artifact]) -> ServedPrompt:
         return ServedPrompt.over(self.backbone, name, artifacts)
 

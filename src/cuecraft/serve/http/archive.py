@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import lzma
+import stat
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
@@ -18,7 +19,7 @@ def unpack(content: bytes, folder: Path, most: int) -> None:
     """Write the files of an uploaded artifact into a folder.
 
     They may lie in one folder of the archive. Only an artifact's own file names are written, and only as files
-    directly in `folder`, whatever path, link or mode the archive gives them.
+    directly in `folder`, with no more than the rights that any new file has.
 
     Args:
         content: of the archive.
@@ -26,7 +27,7 @@ def unpack(content: bytes, folder: Path, most: int) -> None:
         most: bytes that the files may have in all, unpacked.
 
     Raises:
-        ServeError: no ZIP file, a damaged one, files that no artifact has, or too much in them.
+        ServeError: no ZIP file, a damaged one, files that no artifact has, links, or too much in them.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -49,7 +50,9 @@ def _entries(archive: zipfile.ZipFile) -> list[tuple[PurePosixPath, zipfile.ZipI
     """Return the files, and their paths in the archive."""
     files = [entry for entry in archive.infolist() if not entry.is_dir()]
     paths = [PurePosixPath(entry.filename.replace("\\", "/")) for entry in files]
-    for path in paths:
+    for path, entry in zip(paths, files, strict=True):
+        if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG):  # 0 of systems that have no such bits
+            raise ServeError(f"the upload holds {str(path)[:80]!r}, a link or a device; zip the files themselves")
         if path.name not in _NAMES:
             raise ServeError(
                 f"the upload holds {str(path)[:80]!r}, which no artifact has; zip an artifact's files alone"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import sys
 import time
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -51,6 +53,9 @@ def log_to_stderr() -> None:
         LOG.propagate = False
 
 
+_DROPPED_BYTES, _DROPPED_SECONDS = 64_000_000, 5.0  # of a body that is too large, before its sender is told so
+
+
 class TooLargeError(Exception):
     """A body is larger than allowed."""
 
@@ -75,11 +80,12 @@ class BodyLimit:
         most = self._most(scope["method"])
         told = dict(scope["headers"]).get(b"content-length", b"0")
         size = int(told) if told.isdigit() else 0
-        has_begun, read = False, 0
+        has_begun, read, is_more = False, 0, True
 
         async def counted() -> Message:
-            nonlocal read
+            nonlocal read, is_more
             message = await receive()
+            is_more = message.get("more_body", False)
             read += len(message.get("body", b""))
             if read > most:
                 raise TooLargeError
@@ -98,7 +104,27 @@ class BodyLimit:
                     raise
             else:
                 return
+        if is_more and b"expect" not in dict(
+            scope["headers"]
+        ):  # a client that asks first sends nothing once it is refused
+            await _thrown_away(receive)
         await _refuse(send, 413, f"the request's body is larger than {most} bytes; send less at once")
+
+
+async def _thrown_away(receive: Receive) -> None:
+    """Read what is left of a body, within bounds, and drop it.
+
+    Most clients look for an answer once they have sent everything, and find the connection reset where it was closed on
+    what they had sent.
+    """
+    left = _DROPPED_BYTES
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_DROPPED_SECONDS):
+            while left > 0:
+                message = await receive()
+                left -= len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
 
 
 class Observed:

@@ -1,0 +1,168 @@
+"""The backbone's answers to many texts: windows, one turned into token ids while the one before it is computed."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cuecraft.backbone.rendering import Pieces
+from cuecraft.bulk.reading import Keys, text_number
+from cuecraft.bulk.table import Answers
+from cuecraft.bulk.texts import Wanted
+from cuecraft.errors import DataError, StoppedError
+from cuecraft.serve.registry import AnyShelf, member_logits
+from cuecraft.storage import write_file
+from cuecraft.task import Example
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Texts that are answered together.
+
+    Args:
+        texts: as they were read.
+        pieces: `[P][N]` their token ids for each prompt; None for a text without tokens.
+        cut: how many of the texts were cut to fit.
+    """
+
+    texts: Sequence[str]
+    pieces: list[list[Pieces | None]]
+    cut: int
+
+
+@dataclass
+class Work:
+    """What an answerer has done: answered texts, texts cut to fit, and seconds by stage."""
+
+    texts: int = 0
+    cut: int = 0
+    tokens: int = 0
+    seconds_of_tokens: float = 0.0
+    seconds_of_model: float = 0.0
+
+
+class Answerer:
+    """Answers texts with all prompts of a shelf.
+
+    Windows are cut off the list of texts from its beginning, and a window that is answered is kept on disk: so what is
+    answered together, and with it every bit of every answer, does not depend on where a job was broken off.
+
+    Args:
+        shelf: the prompts, over one backbone.
+        wanted: how texts become fields.
+        size: texts of a window.
+        stop: tells whether to stop.
+    """
+
+    def __init__(
+        self, shelf: AnyShelf[Any], wanted: Wanted, size: int, stop: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._served = shelf.all()
+        self._wanted, self._size, self._stop = wanted, size, stop
+        self._ahead = ThreadPoolExecutor(1, "cuecraft-tokens")
+        self.work = Work()
+
+    @property
+    def prompts(self) -> list[Any]:
+        """The prompts, P of them."""
+        return self._served
+
+    def answers(self, texts: Sequence[str], kept: Path, told: Callable[[int], None]) -> Answers:
+        """Return the answers to some texts.
+
+        Args:
+            texts: the texts.
+            kept: windows that are answered are kept as files that begin so, and read again where they are there.
+            told: is told how many texts of a window were answered.
+
+        Raises:
+            StoppedError: asked to stop; what was answered is kept.
+            OSError: a window cannot be written.
+        """
+        parts: list[Answers] = []
+        starts = range(0, len(texts), self._size)
+        for number, window in enumerate(self._windows(texts, [self._path(kept, n) for n in range(len(starts))])):
+            path = self._path(kept, number)
+            if window is None:
+                parts.append(Answers.load(path)[1])
+            else:
+                if self._stop():
+                    raise StoppedError
+                parts.append(self._computed(window))
+                none: Keys = np.zeros((0, 2), np.uint64)
+                write_file(path, lambda scratch, own=parts[-1], none=none: own.save(scratch, none))  # type: ignore[misc]
+            told(len(parts[-1]))
+        return Answers.joined([Answers.empty(0, len(self._served)), *parts])
+
+    def forget(self, kept: Path) -> None:
+        """Remove the windows that were kept under a name."""
+        for path in kept.parent.glob(f"{kept.name}.*.window"):
+            path.unlink()
+
+    def _path(self, kept: Path, number: int) -> Path:
+        return kept.with_name(f"{kept.name}.{number:06d}.window")
+
+    def _windows(self, texts: Sequence[str], paths: Sequence[Path]) -> Iterator[_Window | None]:
+        """Yield windows, the next one already under way; None for one that is there."""
+        parts = [texts[n * self._size : (n + 1) * self._size] for n in range(len(paths))]
+        is_kept = [path.is_file() for path in paths]
+        missing = deque(part for part, kept in zip(parts, is_kept, strict=True) if not kept)
+        coming: Future[_Window] | None = None
+        for kept in is_kept:
+            if kept:
+                yield None
+                continue
+            window = coming.result() if coming is not None else self._tokenised(missing[0])
+            missing.popleft()
+            coming = self._ahead.submit(self._tokenised, missing[0]) if missing else None
+            yield window
+
+    def _tokenised(self, texts: Sequence[str]) -> _Window:
+        begun = time.perf_counter()
+        records = [self._wanted.record(text) for text in texts]
+        pieces, cut = [], np.zeros(len(texts), bool)
+        for served in self._served:
+            renderer = served.members[0].ready.renderer
+            examples = [served.example(record) for record in records]
+            own: list[Pieces | None] = []
+            try:
+                found, is_cut = renderer.fitted(examples)
+                own, cut = list(found), cut | np.array(is_cut, bool)
+            except DataError:
+                own = [_alone(renderer, example) for example in examples]
+            pieces.append(own)
+        self.work.seconds_of_tokens += time.perf_counter() - begun
+        return _Window(texts, pieces, int(cut.sum()))
+
+    def _computed(self, window: _Window) -> Answers:
+        begun = time.perf_counter()
+        found = Answers.empty(len(window.texts), len(self._served))
+        found.texts[:] = [text_number(text) for text in window.texts]
+        usable = [n for n in range(len(window.texts)) if all(own[n] is not None for own in window.pieces)]
+        asked = [(n, p, piece) for n in usable for p, own in enumerate(window.pieces) if (piece := own[n]) is not None]
+        logits = member_logits([(self._served[p], piece) for _, p, piece in asked])
+        for (n, p, _), own in zip(asked, logits, strict=True):
+            shares = self._served[p].probabilities(own)
+            found.labels[n, p] = label = max(range(len(shares)), key=shares.__getitem__)
+            found.probabilities[n, p] = shares[label]
+        self.work.texts += len(window.texts)
+        self.work.cut += window.cut
+        self.work.tokens += sum(len(piece) for _, _, piece in asked)
+        self.work.seconds_of_model += time.perf_counter() - begun
+        return found
+
+
+def _alone(renderer: Any, example: Example) -> Pieces | None:
+    """Return the token ids of one text; None where it has none."""
+    try:
+        found: list[Pieces] = renderer.fitted([example])[0]
+    except DataError:
+        return None
+    return found[0]

@@ -1,0 +1,208 @@
+"""Blocks: the pieces of the inputs that are read, answered and written each as one. Where they begin never varies."""
+
+from __future__ import annotations
+
+import csv
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, BinaryIO
+
+from cuecraft.bulk.lines import Bad, Cutter, Piece, read_range
+from cuecraft.bulk.sources import STDIN, Format, Packing, Source
+from cuecraft.errors import BulkError
+
+#: Packed bytes that are unpacked at once. Gzip makes a thousand times as many of them at most, zstd thirty thousand.
+_PACKED = {Packing.GZIP: 1 << 14, Packing.ZSTD: 1 << 10}
+_PLAIN = 1 << 20
+DELIMITERS = {Format.CSV: ",", Format.TSV: "\t"}
+_ROW = 256  # bytes that a row of Parquet is taken for
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of one input.
+
+    Args:
+        source: the input.
+        number: its place in the input.
+        start: the offset that it begins at, for a block that is read where it is needed.
+        stop: and ends at.
+        piece: what was read already, of an input that has to be read from its beginning on; None elsewhere. Of Parquet
+            an Arrow stream, its offsets counting rows.
+        header: the names of the columns of a CSV file.
+    """
+
+    source: Source
+    number: int
+    start: int = 0
+    stop: int = 0
+    piece: Piece | None = None
+    header: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What its shard is called."""
+        return f"{self.source.number:05d}-{self.number:06d}"
+
+    def loaded(self, longest: int) -> Piece:
+        """Return its bytes; a file that cannot be read is one bad row."""
+        if self.piece is not None:
+            return self.piece
+        try:
+            with open(self.source.path, "rb") as handle:
+                return read_range(handle, self.start, self.stop, longest)
+        except OSError as error:
+            return Piece(self.start, b"", (_unreadable(self.start, error),), self.stop - self.start)
+
+
+def _unreadable(offset: int, error: OSError) -> Bad:
+    return Bad(offset, 0, f"unreadable ({error.strerror or error})")
+
+
+def blocks_of(source: Source, size: int, longest: int, columns: Sequence[str]) -> Iterator[Block]:
+    """Yield the blocks of an input, in order.
+
+    Args:
+        source: the input.
+        size: bytes of a block, about.
+        longest: bytes of a row, at most.
+        columns: what is wanted of a Parquet file.
+
+    Raises:
+        BulkError: a package for this kind of input is not installed.
+    """
+    if source.is_split:
+        for number, start in enumerate(range(0, source.size, size)):
+            yield Block(source, number, start, min(start + size, source.size))
+        return
+    if source.format is Format.PARQUET:
+        pieces = _parquet_pieces(source, max(1, size // _ROW), columns)
+    else:
+        pieces = _stream_pieces(source, size, longest)
+    header: tuple[str, ...] = ()
+    for number, piece in enumerate(pieces):
+        if source.format in DELIMITERS and number == 0:
+            header, piece = _headed(piece, DELIMITERS[source.format])
+        yield Block(source, number, piece=piece, header=header)
+
+
+def _headed(piece: Piece, delimiter: str) -> tuple[tuple[str, ...], Piece]:
+    """Return the names of a CSV file's columns, and its first piece without them."""
+    used: list[int] = []
+
+    def lines() -> Iterator[str]:
+        for line in piece.content.splitlines(keepends=True):
+            used.append(len(line))
+            yield line.decode("utf-8-sig" if len(used) == 1 else "utf-8", "replace")
+
+    try:
+        header = tuple(next(csv.reader(lines(), delimiter=delimiter), ()))
+    except csv.Error:
+        header = ()  # then no row has as many columns
+    size = sum(used)
+    return header, replace(piece, start=piece.start + size, content=piece.content[size:])
+
+
+def blocks_expected(sources: Sequence[Source], size: int) -> int:
+    """Return how many blocks there will be, about: packed files are taken for an eighth of what they hold."""
+    factor = {Packing.NONE: 1, Packing.GZIP: 8, Packing.ZSTD: 8}
+    return max(1, sum(-(-source.size * factor[source.packing] // size) for source in sources))
+
+
+class _Reading:
+    """Reads a stream, and remembers what broke it off."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.trouble: str | None = None
+
+    def chunks(self) -> Iterator[tuple[bytes, int]]:
+        """Yield unpacked bytes, each with the bytes of the file that they come from."""
+        try:
+            if self._source.path == STDIN:
+                yield from _plain(sys.stdin.buffer)
+                return
+            with open(self._source.path, "rb") as handle:
+                yield from _plain(handle) if self._source.packing is Packing.NONE else self._unpacked(handle)
+        except OSError as error:
+            self.trouble = f"unreadable ({error.strerror or error})"
+
+    def _unpacked(self, handle: BinaryIO) -> Iterator[tuple[bytes, int]]:
+        kind = self._source.packing
+        new, errors = _unpacker(self._source)
+        unpacker, is_begun = new(), False
+        while packed := handle.read(_PACKED[kind]):
+            read = len(packed)
+            while packed:
+                try:
+                    content = unpacker.decompress(packed)
+                except errors:
+                    self.trouble = f"damaged {kind}"
+                    return
+                yield content, read
+                read, is_begun, packed = 0, True, b""
+                if unpacker.eof:  # files may be joined, and padded with zeros
+                    packed = unpacker.unused_data.lstrip(b"\0")
+                    unpacker, is_begun = new(), bool(packed)
+        if is_begun:
+            self.trouble = f"truncated {kind}"
+
+
+def _unpacker(source: Source) -> tuple[Callable[[], Any], type[Exception]]:
+    """Return what makes an unpacker, and what it raises where bytes are damaged."""
+    if source.packing is Packing.GZIP:
+        return lambda: zlib.decompressobj(wbits=31), zlib.error
+    try:
+        import zstandard
+    except ImportError:
+        raise BulkError(f"{source.path}: zstd needs a further package: pip install 'cuecraft[bulk]'") from None
+    return lambda: zstandard.ZstdDecompressor().decompressobj(), zstandard.ZstdError
+
+
+def _plain(handle: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    while chunk := handle.read(_PLAIN):
+        yield chunk, len(chunk)
+
+
+def _stream_pieces(source: Source, size: int, longest: int) -> Iterator[Piece]:
+    """Yield pieces of a stream; where it breaks off, what stands there is one bad row."""
+    reading = _Reading(source)
+    cutter = Cutter(size, longest, source.format in (Format.CSV, Format.TSV))
+    last: Piece | None = None
+    for piece in cutter.pieces(reading.chunks()):
+        if last is not None:
+            yield last
+        last = piece
+    if reading.trouble is None:
+        if last is not None:
+            yield last
+        return
+    last = last or Piece(0, b"")
+    whole = last.content.rfind(b"\n") + 1  # what comes after the last newline is half a row
+    bad = Bad(last.start + whole, len(last.content) - whole, reading.trouble, last.content[whole : whole + 200])
+    yield Piece(last.start, last.content[:whole], (*last.bad, bad), last.read)
+
+
+def _parquet_pieces(source: Source, rows: int, columns: Sequence[str]) -> Iterator[Piece]:
+    """Yield pieces of a Parquet file, as Arrow streams of the columns that are wanted; offsets are rows."""
+    try:
+        import pyarrow as arrow
+        from pyarrow import parquet
+    except ImportError:
+        raise BulkError(f"{source.path}: Parquet needs a further package: pip install 'cuecraft[bulk]'") from None
+    row = 0
+    try:
+        with parquet.ParquetFile(source.path) as file:
+            total = max(1, file.metadata.num_rows)
+            own = [name for name in dict.fromkeys(columns) if name in file.schema_arrow.names]
+            own = own or file.schema_arrow.names[:1]  # of a file without them, the rows have still to be counted
+            for batch in file.iter_batches(batch_size=rows, columns=own):
+                sink = arrow.BufferOutputStream()
+                with arrow.ipc.new_stream(sink, batch.schema) as writer:
+                    writer.write_batch(batch)
+                yield Piece(row, sink.getvalue().to_pybytes(), read=source.size * batch.num_rows // total)
+                row += batch.num_rows
+    except (arrow.ArrowException, OSError, UnicodeDecodeError):
+        yield Piece(row, b"", (Bad(row, 0, "damaged Parquet"),))

@@ -1,0 +1,164 @@
+"""A job on Ray Data: actors that read, answer and write blocks by themselves; the driver counts.
+
+Ray's own readers of JSON lose a block, or the job, for one bad line. So what Ray Data hands around is where a block
+lies, and an actor reads and parses it as this machine would. A shard counts by its manifest alone: where an actor dies,
+Ray gives its block to another one, which goes on with the windows that are on the disk.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from cuecraft.bulk.agreement import Drift
+from cuecraft.bulk.blocks import Block, blocks_of
+from cuecraft.bulk.folder import JobFolder, Shard
+from cuecraft.bulk.job import ClassifyCommand, Job, make_job
+from cuecraft.bulk.pipeline import HOPELESS, JUDGED, check_bad
+from cuecraft.bulk.progress import Progress
+from cuecraft.bulk.sources import STDIN, Source
+from cuecraft.errors import BulkError, StoppedError
+
+
+def run_on_ray(job: Job, folder: JobFolder, progress: Progress) -> dict[str, float]:
+    """Make all shards that are not there, on the cluster that RAY_ADDRESS names or on one of this machine alone.
+
+    Raises:
+        StoppedError: asked to stop.
+        BulkError: Ray is not installed or cannot do it, stdin is asked for, or too many rows are bad.
+    """
+    if find_spec("ray") is None:
+        raise BulkError("the Ray backend needs Ray: pip install 'cuecraft[ray]'")
+    if any(source.path == STDIN for source in job.sources):
+        raise BulkError("actors cannot read this process's stdin; name files on a disk that all nodes share")
+    import ray
+
+    try:
+        ray.init(include_dashboard=False, log_to_driver=False, namespace="cuecraft")
+        _run_waves(job, folder, progress)
+    except (RuntimeError, TimeoutError, ray.exceptions.RayError) as error:
+        cause = getattr(error, "cause", None) or error
+        raise BulkError(
+            f"{folder.path}: Ray could not go on ({' '.join(str(cause).split())[-300:]}); what is finished is kept: "
+            "mend that and go on with --resume"
+        ) from error
+    finally:
+        if ray.is_initialized():
+            ray.shutdown()
+    return {}
+
+
+def _run_waves(job: Job, folder: JobFolder, progress: Progress) -> None:
+    """Make shards wave after wave: with a cascade, what the audit of one says counts for the next."""
+    drift = Drift(job.command.agreement)
+    units = _units(job)
+    while wave := list(islice(units, job.command.actors.wave if job.command.cascade else None)):
+        open_units = [unit for unit in wave if unit.stop == 0 or folder.finished(unit) is None]
+        if open_units:
+            _run_wave(job, folder, open_units, not drift.is_drifting, progress)
+        for shard in _shards_of(folder, wave):
+            drift.note(shard.student)
+
+
+def _units(job: Job) -> Iterator[Block]:
+    """Yield what an actor gets at once: a block where it can be read by itself, else a whole input (a stop of 0)."""
+    for source in job.sources:
+        if source.is_split:
+            yield from blocks_of(source, job.command.block_bytes, job.wanted.longest, job.wanted.columns)
+        else:
+            yield Block(source, 0)
+
+
+def _shards_of(folder: JobFolder, wave: Sequence[Block]) -> Iterator[Shard]:
+    names = [f"{unit.source.number:05d}-*" if unit.stop == 0 else unit.name for unit in wave]
+    for name in names:
+        for path in sorted(folder.manifest("x").parent.glob(f"part-{name}.json")):
+            yield Shard.read_from(path)
+
+
+def _run_wave(job: Job, folder: JobFolder, units: Sequence[Block], is_taught: bool, progress: Progress) -> None:
+    import ray
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    actors = job.command.actors
+    memory = {"memory": actors.memory_mb * 2**20} if actors.memory_mb else {}
+    rows = [
+        {"source": unit.source.number, "number": unit.number, "start": unit.start, "stop": unit.stop} for unit in units
+    ]
+    made = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        Actor,
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=actors.replicas),
+        num_cpus=actors.cpus,
+        num_gpus=actors.gpus,
+        fn_constructor_kwargs={
+            "command": job.command.model_dump_json(),
+            "folder": str(folder.path.absolute()),
+            "cwd": os.getcwd(),
+            "is_taught": is_taught,
+        },
+        **memory,
+    )
+    for row in made.iter_rows():
+        progress.add(Shard.read_from(folder.manifest(row["shard"])))
+        check_bad(progress, job.command.max_bad, JUDGED, HOPELESS)
+        if job.stop():
+            raise StoppedError
+
+
+class Actor:
+    """What reads, answers and writes blocks by itself.
+
+    Args:
+        command: `ClassifyCommand`, as JSON.
+        folder: of the job.
+        cwd: what paths are relative to.
+        is_taught: whether the student answers what it is sure of.
+    """
+
+    def __init__(self, command: str, folder: str, cwd: str, is_taught: bool) -> None:
+        os.chdir(cwd)
+        from cuecraft.bulk.command import settings_of
+        from cuecraft.bulk.making import maker_of
+        from cuecraft.bulk.preparing import BASE, base_answers, prepared
+        from cuecraft.bulk.table import AnswerTable
+        from cuecraft.serve.setup import open_shelf
+
+        own = ClassifyCommand.model_validate_json(command)
+        shelf = open_shelf(settings_of(own))
+        shelf.use_threads(max(1, round(own.actors.cpus)))
+        self._job = make_job(own, [prompt.task.template.field_names for prompt in shelf.all()], lambda: False)
+        self._folder = JobFolder(Path(folder), f".{own.output}")
+        table = AnswerTable(own.cache_answers, len(shelf.all()))
+        base = base_answers(self._folder)
+        if base is not None:
+            table.add(BASE, *base)
+        self._maker = maker_of(self._job, self._folder, shelf, table)
+        self._maker.student = prepared(self._folder)[0] if is_taught else None
+
+    def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list[str]]]:
+        """Make the shards of one unit; yield their names."""
+        number, block, start, stop = (int(batch[name][0]) for name in ("source", "number", "start", "stop"))
+        for own in self._blocks(self._job.sources[number], block, start, stop):
+            if self._folder.finished(own) is None:
+                self._make(own)
+            yield {"shard": [own.name]}
+
+    def _blocks(self, source: Source, number: int, start: int, stop: int) -> Iterator[Block]:
+        if stop:
+            return iter([Block(source, number, start, stop)])
+        wanted = self._job.wanted
+        return blocks_of(source, self._job.command.block_bytes, wanted.longest, (*wanted.columns, *wanted.keep))
+
+    def _make(self, block: Block) -> None:
+        from cuecraft.bulk.reading import read_block
+
+        self._maker.store(self._maker.make(read_block(block, self._job.wanted), lambda done, of: None), ())

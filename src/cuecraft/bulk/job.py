@@ -1,0 +1,157 @@
+"""What a job is asked for, and what it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from cuecraft.bulk.blocks import blocks_expected
+from cuecraft.bulk.sources import Format, Source, find_sources
+from cuecraft.bulk.texts import Wanted, parsed_template
+from cuecraft.errors import BulkError
+from cuecraft.options import Options
+
+_ASKED = 8  # rows that an audit may choose from, for each that it asks about
+
+
+class Dedupe(StrEnum):
+    """Which texts are answered once."""
+
+    EXACT = "exact"
+    TEMPLATE = "template"
+    OFF = "off"
+
+
+class Actors(Options):
+    """What reads and answers on Ray."""
+
+    replicas: int = Field(1, ge=1, description="actors, each with the backbone")
+    cpus: float = Field(1.0, gt=0, description="cores of one actor; so many threads compute in it")
+    gpus: float = Field(0.0, ge=0, description="GPUs of one actor")
+    memory_mb: int | None = Field(None, ge=1, description="memory that is set aside for one actor")
+    wave: int = Field(64, ge=1, description="with a cascade: shards between two looks at its audit")
+
+
+class ClassifyCommand(Options):
+    """What `cuecraft classify` was asked for."""
+
+    prompts: dict[str, Path] = Field(description="id -> folder of an artifact or an ensemble")
+    inputs: tuple[str, ...] = Field(description="files, folders, globs, or - for stdin")
+    out: Path = Field(description="folder of the job")
+    fields: tuple[str, ...] = Field((), description="fields that are classified; by default the prompts' own")
+    template: str | None = Field(None, description="a text put together of several fields")
+    keep: tuple[str, ...] = Field((), description="fields that are written beside the answers")
+    format: Format | None = Field(None, description="of the inputs; by default by their endings")
+    output: Literal["jsonl", "parquet"] = Field("jsonl", description="of the answers")
+    dedupe: Dedupe = Field(Dedupe.EXACT, description="which texts are answered once")
+    cascade: bool = Field(False, description="let a student answer what it is sure of")
+    agreement: float = Field(0.99, gt=0.5, lt=1, description="of the student's answers with the backbone's")
+    max_bad: float | None = Field(None, ge=0, le=1, description="share of rows that may be put aside")
+    resume: bool = Field(False, description="go on with the job in the folder")
+    backend: Literal["local", "ray"] = Field("local", description="this machine, or actors on Ray")
+    block_mb: float = Field(16.0, gt=0, description="megabytes of input for a shard")
+    window: int = Field(512, ge=1, description="texts that are sorted by length and answered together")
+    longest_row: int = Field(1_000_000, ge=1, description="bytes of a row; longer ones are put aside")
+    cache_answers: int = Field(1_000_000, ge=1, description="answers that are kept to be used again")
+    audit: int = Field(400, ge=0, description="rows that are asked about again, about, of each kind")
+    sample: int = Field(2500, ge=1, description="texts that a student is fitted and calibrated on")
+    readers: int | None = Field(None, ge=0, description="processes that read; 0 for none, by default one a core")
+    actors: Actors = Field(default_factory=Actors, description="on Ray")
+    model: str | None = Field(None, description="where the backbone is now, if not where it was")
+    device: str = Field("auto", description="a torch device, or `auto`")
+    dtype: str = Field("auto", description="of the model's weights, or `auto`")
+    local_files_only: bool = Field(False, description="never ask the Hub for a model")
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of input for a shard."""
+        return max(1, int(self.block_mb * 1_000_000))
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether answers are used again."""
+        return self.dedupe is not Dedupe.OFF
+
+    @property
+    def is_audited(self) -> bool:
+        """Whether any answer may be another than the backbone's own to that very text."""
+        return self.cascade or self.dedupe is Dedupe.TEMPLATE
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job, ready to run.
+
+    Args:
+        command: what was asked for.
+        sources: the inputs.
+        wanted: what of a row is classified.
+        audited: rows of a shard that are asked about again, of each kind.
+        stop: tells whether to stop.
+    """
+
+    command: ClassifyCommand
+    sources: tuple[Source, ...]
+    wanted: Wanted
+    audited: int
+    stop: Callable[[], bool] = lambda: False
+
+    def identity(self, prompts: Mapping[str, str], backbone: str, threads: int) -> dict[str, Any]:
+        """Return what has to be the same for the job to go on, JSON-ready; threads are what it goes on with."""
+        command = self.command
+        names = "fields template keep output dedupe cascade agreement backend block_mb window longest_row cache_answers"
+        options = command.model_dump(mode="json", include={*names.split(), "audit", "sample"})
+        if command.backend == "ray":
+            options["wave"] = command.actors.wave
+        return {
+            "version": 1,
+            "prompts": dict(prompts),
+            "backbone": backbone,
+            "inputs": [source.identity() for source in self.sources],
+            "options": options,
+            "threads": threads,
+        }
+
+
+def make_job(command: ClassifyCommand, prompt_fields: Sequence[Sequence[str]], stop: Callable[[], bool]) -> Job:
+    """Return a job over the inputs that are there.
+
+    Args:
+        command: what is asked for.
+        prompt_fields: the fields of each prompt's template.
+        stop: tells whether to stop.
+
+    Raises:
+        BulkError: no input, a template that does not parse, or fields asked of what has none.
+    """
+    if command.fields and command.template:
+        raise BulkError("--field and --template were both given; a template names its fields itself")
+    pieces: tuple[str, ...] = ()
+    columns = command.fields or tuple(dict.fromkeys(name for own in prompt_fields for name in own))
+    if command.template is not None:
+        columns, pieces = parsed_template(command.template)
+    is_structured = bool(command.fields or command.template)
+    sources = tuple(find_sources(command.inputs, command.format, is_structured))
+    for source in sources:
+        if source.format is Format.TEXT and (pieces or len(columns) > 1 or command.keep):
+            what = (
+                "a template needs" if pieces else "keeping some needs" if command.keep else "the prompt takes several"
+            )
+            raise BulkError(f"{source.path}: {what} fields, and lines of text have none; give JSONL, CSV or Parquet")
+    shards = blocks_expected(sources, command.block_bytes)
+    audited = -(-command.audit // shards) if command.is_audited else 0
+    wanted = Wanted(
+        columns=columns,
+        pieces=pieces,
+        keep=command.keep,
+        longest=command.longest_row,
+        is_masked=command.dedupe is Dedupe.TEMPLATE,
+        is_joined=command.is_joined,
+        candidates=audited * _ASKED,
+    )
+    return Job(command, sources, wanted, audited, stop)

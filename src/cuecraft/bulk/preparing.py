@@ -1,0 +1,118 @@
+"""Before a job with a cascade: texts of blocks all over the inputs are answered, and a student is fitted on them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from cuecraft.bulk.answering import Answerer
+from cuecraft.bulk.blocks import Block, blocks_of
+from cuecraft.bulk.folder import JobFolder
+from cuecraft.bulk.job import Job
+from cuecraft.bulk.reading import read_block
+from cuecraft.bulk.sources import STDIN
+from cuecraft.bulk.student import Student, fit_student
+from cuecraft.bulk.table import Answers
+from cuecraft.storage import write_file, write_text
+
+BASE = "base"
+_STUDENT, _TOLD = "student.safetensors", "student.json"
+_SPREAD = 16  # blocks that the sample comes from
+
+
+def prepare(
+    job: Job, folder: JobFolder, answerer: Answerer, first: Sequence[Block], told: Callable[[int, int], None]
+) -> None:
+    """Fit the student, unless that was done; its sample's answers are the first that are known.
+
+    Args:
+        job: the job.
+        folder: where the student is kept.
+        answerer: asks the backbone.
+        first: the first block of stdin, which can be read once only; empty elsewhere.
+        told: is told how many of how many texts are answered.
+
+    Raises:
+        StoppedError: asked to stop; what was answered is kept.
+        OSError: what is kept cannot be written.
+    """
+    if folder.state(_TOLD).is_file():
+        return
+    command = job.command
+    texts, keys = _sample(job, first)
+    done = 0
+
+    def count(more: int) -> None:
+        nonlocal done
+        done += more
+        told(done, len(texts))
+
+    kept = folder.state("sample")
+    answers = answerer.answers(texts, kept, count)
+    usable = np.flatnonzero((answers.labels >= 0).all(1))
+    names = [served.name for served in answerer.prompts]
+    own = [texts[row] for row in usable]
+    fitted = fit_student(own, answers.at(usable), names, command.agreement, job.wanted.is_masked)
+    if job.command.is_joined:
+        write_file(folder.known(BASE), lambda scratch: answers.save(scratch, keys))
+    if fitted.student is not None:
+        write_file(folder.state(_STUDENT), fitted.student.save)
+    write_text(folder.state(_TOLD), json.dumps(fitted.document, ensure_ascii=False) + "\n")
+    answerer.forget(kept)
+
+
+def prepared(folder: JobFolder) -> tuple[Student | None, dict[str, Any] | None]:
+    """Return the student of a job, None where it cannot keep its word or there is none, and what is told of it."""
+    told, path = folder.state(_TOLD), folder.state(_STUDENT)
+    if not told.is_file():
+        return None, None
+    document: dict[str, Any] = json.loads(told.read_text(encoding="utf-8"))
+    return Student.load(path) if path.is_file() else None, document
+
+
+def base_answers(folder: JobFolder) -> tuple[np.ndarray[Any, np.dtype[np.uint64]], Answers] | None:
+    """Return the answers that a job begins with; None for none."""
+    path = folder.known(BASE)
+    return Answers.load(path) if path.is_file() else None
+
+
+def _sample(job: Job, first: Sequence[Block]) -> tuple[list[str], np.ndarray[Any, np.dtype[np.uint64]]]:
+    """Return distinct texts, as far as texts that count as one are one, from blocks all over the inputs, with keys."""
+    size = job.command.sample
+    blocks = list(_spread(job, first))
+    each = -(-size // max(1, len(blocks)))
+    texts: list[str] = []
+    keys: dict[bytes, None] = {}
+    for number, block in enumerate(blocks, start=1):
+        if len(texts) >= size:
+            break
+        read = read_block(block, job.wanted)
+        # What one block lacks the next ones may have.
+        for key, text in zip(read.keys, read.texts, strict=True):
+            if len(texts) >= min(size, each * number):
+                break
+            if key.tobytes() not in keys:
+                keys[key.tobytes()] = None
+                texts.append(text)
+    return texts, np.frombuffer(b"".join(keys), np.uint64).reshape(-1, 2)
+
+
+def _spread(job: Job, first: Sequence[Block]) -> Iterator[Block]:
+    """Yield parts of the inputs: evenly spaced ones where any part can be read, else the beginnings."""
+    command, wanted = job.command, job.wanted
+    columns = (*wanted.columns, *wanted.keep)
+    total = sum(source.size for source in job.sources)
+    for source in job.sources:
+        if source.path == STDIN:
+            yield from first
+        elif source.is_split:
+            count = max(1, round(_SPREAD * source.size / max(1, total)))
+            part = command.block_bytes
+            for start in dict.fromkeys(np.linspace(0, max(0, source.size - part), count, dtype=int).tolist()):
+                yield Block(source, 0, start, min(start + part, source.size))
+        else:
+            yield from islice(blocks_of(source, command.block_bytes, wanted.longest, columns), 1)

@@ -1,0 +1,118 @@
+"""What of a row is classified: one field, several of them, or a template over some."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cuecraft.errors import BulkError
+
+SEPARATOR = "\0"  # between the fields of one text; a text that holds it is not classified anyway
+
+MISSING, NOT_TEXT, NOT_UNICODE = "missing field", "not text", "invalid UTF-8"
+EMPTY, NUL = "empty", "NUL"
+
+
+class UnusableError(Exception):
+    """A row that cannot be classified, and why."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What of a row is classified, and what of it is kept.
+
+    Args:
+        columns: that are read; None for a line as it is.
+        pieces: what a text is put together of: literal words and columns in turn, words first and last; none where each
+            column is a field of its own.
+        keep: fields that are written beside the answer.
+        longest: bytes of a row, at most.
+        is_masked: whether texts that differ in numbers, ids, addresses, paths and times alone are one.
+        is_joined: whether equal texts are one.
+        candidates: rows of a block that an audit may ask about.
+    """
+
+    columns: tuple[str, ...]
+    pieces: tuple[str, ...]
+    keep: tuple[str, ...]
+    longest: int
+    is_masked: bool
+    is_joined: bool
+    candidates: int
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The names of a text's fields."""
+        return ("text",) if self.pieces or not self.columns else self.columns
+
+    def record(self, text: str) -> dict[str, str]:
+        """Return the fields of a text."""
+        return dict(zip(self.fields, text.split(SEPARATOR), strict=True))
+
+    def taker(self) -> Callable[[Mapping[str, Any]], str]:
+        """Return what makes the text of a row's columns; it raises UnusableError where it cannot."""
+        if self.pieces:
+            return lambda row: _composed(row, self.pieces)
+        if len(self.columns) == 1:
+            return lambda row, name=self.columns[0]: _text(row, name)  # type: ignore[misc]
+        return lambda row: SEPARATOR.join([_text(row, name) for name in self.columns])
+
+
+def parsed_template(source: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the fields of a template such as ``"{level} {message}"``, and its pieces as `Wanted` has them.
+
+    Raises:
+        BulkError: it does not parse, or has no field.
+    """
+    from cuecraft.task.template import FIELD_NAME  # brings NumPy, which the command line starts without
+
+    pieces = [""]
+    try:
+        for literal, name, spec, conversion in string.Formatter().parse(source):
+            pieces[-1] += literal
+            if name is None:
+                continue
+            if spec or conversion or not FIELD_NAME.fullmatch(name):
+                raise ValueError(f"{{{name}}} is no field")
+            pieces += [name, ""]
+    except ValueError as error:
+        raise BulkError(
+            f"template {source!r} does not parse ({error}); write for instance '{{level}} {{message}}'"
+        ) from None
+    if len(pieces) < 2:
+        raise BulkError(f"template {source!r} has no field; write for instance '{{level}} {{message}}'")
+    return tuple(dict.fromkeys(pieces[1::2])), tuple(pieces)
+
+
+def check_text(text: str) -> None:
+    """Raise UnusableError where a text is empty or has a NUL."""
+    if not text or text.isspace():
+        raise UnusableError(EMPTY)
+    if "\0" in text:
+        raise UnusableError(NUL)
+
+
+def _text(row: Mapping[str, Any], name: str) -> str:
+    value = row.get(name)
+    if value.__class__ is not str:
+        if value is None:
+            raise UnusableError(MISSING)
+        raise UnusableError(NOT_TEXT)
+    check_text(value)
+    return value
+
+
+def _composed(row: Mapping[str, Any], pieces: Sequence[str]) -> str:
+    parts = [pieces[0]]
+    for name, literal in zip(pieces[1::2], pieces[2::2], strict=True):
+        value = row.get(name)
+        if value is None:
+            raise UnusableError(MISSING)
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise UnusableError(NOT_TEXT)
+        parts += [str(value), literal]
+    text = "".join(parts)
+    check_text(text)
+    return text
