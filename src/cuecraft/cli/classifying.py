@@ -22,8 +22,8 @@ Arguments = Annotated[
     typer.Argument(
         metavar="ARTIFACT... INPUT...",
         help="Folders of artifacts, runs or exports (NAME=FOLDER for an id) are the prompts, wherever they stand; all "
-        "else is input: files (.jsonl, .csv, .tsv, .parquet, .txt, .log, each also .gz or .zst), folders of such, globs, "
-        "or -.",
+        "else is input: files (.jsonl, .csv, .tsv, .parquet, .txt, .log, each also .gz or .zst), folders of such, "
+        "globs, or -.",
     ),
 ]
 BulkOption = Annotated[
