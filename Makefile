@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := $(VENV)/.peers
 
-.PHONY: demo test test-slow check lint format bench bench-accuracy bench-speed bench-deep-cue bench-label-free bench-logs bench-multitask bench-serve bench-bulk bench-guard bench-label-flip bench-gpu prestudy support clean
+.PHONY: demo test test-slow check lint format bench bench-accuracy bench-speed bench-deep-cue bench-label-free bench-logs bench-multitask bench-serve bench-bulk bench-guard bench-label-flip bench-export bench-gpu prestudy support clean
 
 demo: $(READY)  ## find a prompt for film reviews, six ways, and keep the best
 	$(BIN)/cuecraft demo --out runs/demo
@@ -63,6 +63,9 @@ bench-guard: $(PEERS)  ## what the guard tells: rules, a tuned detector, tricks,
 
 bench-label-flip: $(READY)  ## how often an appended instruction changes a label
 	$(BIN)/python benchmarks/label_flip.py
+
+bench-export: $(READY)  ## exported graphs beside PyTorch: size, load, latency, throughput, labels kept
+	$(BIN)/python benchmarks/export.py
 
 bench-gpu: $(READY)  ## time and memory on a GPU; says so where there is none
 	$(BIN)/python benchmarks/gpu.py

@@ -19,7 +19,19 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("CUECRAFT_DATA", ROOT.parent / "shared" / "data")) / "fewshot"
 RESULTS = ROOT / "benchmarks" / "results"
-PACKAGES = ("cuecraft", "torch", "transformers", "tokenizers", "peft", "numpy", "scikit-learn", "orjson", "ray")
+PACKAGES = (
+    "cuecraft",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "peft",
+    "numpy",
+    "scikit-learn",
+    "orjson",
+    "ray",
+    "onnxruntime",
+    "openvino",
+)
 
 
 def require_data() -> None:

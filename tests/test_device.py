@@ -14,7 +14,7 @@ from cuecraft.backbone.load import _dtype
 from cuecraft.errors import BackboneError, CuecraftWarning
 from cuecraft.method import CalibrationKind, Selection, starting_point
 from cuecraft.prompts import HardPrompt, load_artifact
-from cuecraft.prompts.manifest import digest
+from cuecraft.storage import digest
 from cuecraft.tune import make_method
 from test_tune import FAST, LEARN
 

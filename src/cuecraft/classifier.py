@@ -13,9 +13,9 @@ from sklearn.exceptions import NotFittedError
 
 from cuecraft.backbone import AnyBackbone, load_backbone
 from cuecraft.checkpoints import Keeping
-from cuecraft.data import Record, subsample
-from cuecraft.data.readers import text_value
-from cuecraft.errors import DataError, LabelWordError, MethodError
+from cuecraft.data import subsample
+from cuecraft.data.texts import Texts, as_records, class_names, label_value, python_value
+from cuecraft.errors import LabelWordError, MethodError
 from cuecraft.method import Candidate, Event, Outcome, Problem, fresh_logits
 from cuecraft.options import make_options
 from cuecraft.prompts import AnyPrompt, Artifact, Calibration, load_artifact
@@ -34,8 +34,6 @@ from cuecraft.tune.prepare import (
     run_key,
     with_checkpoints,
 )
-
-Texts = Any  # a sequence of strings or of mappings from field to string, a NumPy array, or a pandas DataFrame
 
 
 class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -169,7 +167,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if self.label_words == "auto":
             raise MethodError("label words are searched with labels; without any, give label_words={class: word}")
         given = list(classes if classes is not None else self.label_words or ())
-        names = [str(_label(f"class {number}", name)) for number, name in enumerate(given, start=1)]
+        names = [str(label_value(f"class {number}", name)) for number, name in enumerate(given, start=1)]
         options = dict(self.method_options or {})
         if prior is not None:
             options["prior"] = class_shares(prior, names)
@@ -182,7 +180,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         task = replace(task, reserve=max(task.reserve, longest))
         problem = label_free_problem(backbone, task, records, seed=self.seed, time_limit=self.time_limit, report=report)
         outcome = search.fit(heeding(problem, stop))
-        own = {name: _plain(value) for name, value in zip(names, given, strict=True)}
+        own = {name: python_value(value) for name, value in zip(names, given, strict=True)}
         return self._keep(problem, outcome, make_artifact(problem, outcome, search, own))
 
     def _given_words(self) -> WordChoice | None:
@@ -253,7 +251,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         plain = Candidate(start.prompt, Calibration.none(len(self.classes_)))
         names = ("tuned", "untuned", "calibrated")
         found = self._probabilities(texts, [self.outcome_.best, plain, start], report).argmax(2)
-        truth = np.asarray([self.task_.verbalizer.index(str(_plain(label))) for label in labels])
+        truth = np.asarray([self.task_.verbalizer.index(str(python_value(label))) for label in labels])
         return {
             name: {"accuracy": float((own == truth).mean()), "macro_f1": macro_f1(truth, own, len(self.classes_))}
             for name, own in zip(names, found, strict=True)
@@ -346,57 +344,3 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         logits = fresh_logits(self.backbone_, self.task_, candidates, examples, report)
         found: np.ndarray = logits.double().softmax(-1).cpu().numpy()
         return found
-
-
-def as_records(texts: Texts, labels: Sequence[Any] | None = None) -> list[Record]:
-    """Return records of texts given as strings, mappings, an array or a DataFrame.
-
-    Raises:
-        DataError: a text is missing or no text, or there are not as many labels as texts.
-    """
-    if isinstance(texts, str | Mapping):
-        raise DataError("one text was given where a list of texts is expected; write [text]")
-    rows = _rows(texts)
-    labels = None if labels is None else list(labels)  # a pandas Series would be indexed by its own index
-    if labels is not None and len(labels) != len(rows):
-        raise DataError(f"{len(rows)} texts but {len(labels)} labels; give one label for each text")
-    records = []
-    for number, row in enumerate(rows, start=1):
-        fields = dict(row) if isinstance(row, Mapping) else {"text": row}
-        where = f"row {number}"
-        checked = {str(name): text_value(where, str(name), value) for name, value in fields.items()}
-        label = None if labels is None else str(_label(where, labels[number - 1]))
-        records.append(Record(checked, label))
-    if not records:
-        raise DataError("no texts were given; give at least one")
-    return records
-
-
-def _rows(texts: Texts) -> list[Any]:
-    if hasattr(texts, "to_dict") and hasattr(texts, "columns"):  # a DataFrame
-        rows: list[Any] = texts.to_dict("records")
-        return rows
-    rows = list(texts)
-    # scikit-learn's containers are two-dimensional: a column of texts is an [N, 1] array.
-    return [row[0] if isinstance(row, np.ndarray | list | tuple) and len(row) == 1 else row for row in rows]
-
-
-def _label(where: str, value: Any) -> Any:
-    plain = _plain(value)
-    is_missing = plain is None or type(plain).__name__ in ("NAType", "NaTType") or plain != plain
-    if is_missing or (isinstance(plain, str) and not plain.strip()):
-        raise DataError(f"{where}: the label is missing; give a class or remove the row")
-    if not isinstance(plain, str | int | float):
-        raise DataError(f"{where}: the label is a {type(plain).__name__}; use strings or numbers as classes")
-    return plain
-
-
-def _plain(value: Any) -> Any:
-    """Return a NumPy scalar as the Python value it stands for."""
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def class_names(labels: Sequence[Any]) -> dict[str, Any]:
-    """Return the classes by name, in the order that scikit-learn gives them."""
-    found = {str(_label(f"row {row}", label)): _plain(label) for row, label in enumerate(labels, start=1)}
-    return dict(sorted(found.items(), key=lambda item: (isinstance(item[1], str), item[1])))

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from cuecraft.classifier import PromptClassifier, Texts
+from cuecraft.classifier import PromptClassifier
+from cuecraft.data.texts import Texts
 from cuecraft.errors import ArtifactError
 from cuecraft.method import Event
 from cuecraft.prompts import load_artifact, member_folders

@@ -81,6 +81,10 @@ class GuardError(CuecraftError):
     """A guard cannot be set up as asked: a rule file, a limit, a threshold or a detector cannot be used."""
 
 
+class ExportError(CuecraftError):
+    """An artifact cannot be exported as asked, or an exported folder cannot be used."""
+
+
 class BulkError(CuecraftError):
     """A job over files cannot be begun, gone on with, or brought to its end."""
 

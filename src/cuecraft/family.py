@@ -23,7 +23,8 @@ from torch import Tensor
 
 from cuecraft.backbone import AnyBackbone, load_backbone
 from cuecraft.checkpoints import Keeping
-from cuecraft.classifier import PromptClassifier, Texts, as_records, class_names
+from cuecraft.classifier import PromptClassifier
+from cuecraft.data.texts import Texts, as_records, class_names
 from cuecraft.errors import ArtifactError, MethodError
 from cuecraft.method import Event, Problem
 from cuecraft.prompts import Artifact, Sharing, check_writable, load_artifact, shared_file

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 SCRATCH = ".tmp"  # ending of a file under way
 LOCK = ".lock"
@@ -23,6 +25,12 @@ def file_sha256(path: Path) -> str:
     """Return the SHA-256 (hex) of a file's bytes."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def digest(document: Mapping[str, Any]) -> str:
+    """Return the SHA-256 (hex) of a whole artifact: of its manifest as JSON, which holds the files' hashes."""
+    body = {name: value for name, value in document.items() if name != "artifact_sha256"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def write_folder(target: Path, fill: Callable[[Path], None]) -> None:

@@ -1,11 +1,17 @@
 """The frozen model: reading contexts, and class logits of prompts over them."""
 
-from cuecraft.backbone.base import Backbone, ClassHead, Context, Prompt, ReadyPrompt, Row, Swap
-from cuecraft.backbone.batching import Budget
-from cuecraft.backbone.causal import CausalBackbone
-from cuecraft.backbone.encoder import EncoderBackbone, MaskedBackbone, Pooling, SequenceBackbone
-from cuecraft.backbone.load import AnyBackbone, load_backbone
-from cuecraft.backbone.rendering import HeadKind, Pieces, Renderer
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cuecraft.backbone.base import Backbone, ClassHead, Context, Prompt, ReadyPrompt, Row, Swap
+    from cuecraft.backbone.batching import Budget
+    from cuecraft.backbone.causal import CausalBackbone
+    from cuecraft.backbone.encoder import EncoderBackbone, MaskedBackbone, Pooling, SequenceBackbone
+    from cuecraft.backbone.load import AnyBackbone, load_backbone
+    from cuecraft.backbone.rendering import HeadKind, Pieces, Renderer
 
 __all__ = [
     "AnyBackbone",
@@ -27,3 +33,19 @@ __all__ = [
     "Swap",
     "load_backbone",
 ]
+
+# Loaded on first use: what renders texts and makes batches is used without PyTorch too.
+_HOMES = {
+    **dict.fromkeys(("Backbone", "ClassHead", "Context", "Prompt", "ReadyPrompt", "Row", "Swap"), "base"),
+    **dict.fromkeys(("EncoderBackbone", "MaskedBackbone", "Pooling", "SequenceBackbone"), "encoder"),
+    **dict.fromkeys(("AnyBackbone", "load_backbone"), "load"),
+    **dict.fromkeys(("HeadKind", "Pieces", "Renderer"), "rendering"),
+    "Budget": "batching",
+    "CausalBackbone": "causal",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,10 +1,10 @@
-"""Batches: sorted by length, within a budget of tokens and bytes, and back in input order."""
+"""What one pass may take, and results of batches back in input order."""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -69,26 +69,6 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     # The CPU allocator has no error class of its own; its words differ between platforms.
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
-
-
-def token_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Yield batches of row numbers, longest rows first, so that rows times longest row stays within a budget.
-
-    A row longer than the budget makes a batch of its own. Every row comes exactly once.
-    """
-    order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
-    start = 0
-    while start < len(order):
-        size = max(1, budget // max(1, lengths[order[start]]))
-        yield order[start : start + size]
-        start += size
-
-
-def padding_share(*parts: tuple[Sequence[int], Sequence[Sequence[int]]]) -> float:
-    """Return the share of padding, 0 to 1, over parts of lengths of rows and the batches that they are read in."""
-    real = sum(sum(lengths) for lengths, _ in parts)
-    read = sum(len(batch) * max(lengths[row] for row in batch) for lengths, batches in parts for batch in batches)
-    return 1 - real / read if read else 0.0
 
 
 def restore_order(parts: Sequence[Tensor], batches: Sequence[Sequence[int]], dim: int) -> Tensor:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from cuecraft.backbone.base import Context, Prompt, Swap
-from cuecraft.backbone.batching import Budget, memory_of, padding_share, restore_order, token_batches
+from cuecraft.backbone.batches import padding_share, token_batches
+from cuecraft.backbone.batching import Budget, memory_of, restore_order
 from cuecraft.backbone.causal_mixed import MixedCausal
 from cuecraft.backbone.causal_pass import nothing_between
 from cuecraft.backbone.layers import entering

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from cuecraft.backbone.attention import keeping
 from cuecraft.backbone.base import Prompt, ReadyPrompt, Row
-from cuecraft.backbone.batching import Budget, token_batches
+from cuecraft.backbone.batches import token_batches
+from cuecraft.backbone.batching import Budget
 from cuecraft.backbone.causal_pass import CausalModel, nothing_between
 from cuecraft.backbone.layers import adding, entering
 from cuecraft.backbone.past import Past, VectorTable, padded

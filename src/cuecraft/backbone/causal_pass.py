@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cuecraft.backbone.attention import attending_again, attending_to, cache_of
+from cuecraft.backbone.attention import Layers, attending_again, attending_to, cache_of
 from cuecraft.backbone.batching import ONE_PASS_AT_A_TIME, Budget
 from cuecraft.backbone.frozen import FrozenModel, agree
 from cuecraft.backbone.layers import recomputed
@@ -61,6 +61,11 @@ class CausalModel(FrozenModel):
                     f"{name} ({model.config.model_type}) cannot be used as a causal backbone: it does not answer alike "
                     "with and without a context cache; use another model or head"
                 )
+
+    @property
+    def shares_context(self) -> bool:
+        """Whether its attention takes kept keys and values as they are, without a copy for each row."""
+        return self._shares_context
 
     @property
     def max_positions(self) -> int | None:
@@ -127,20 +132,31 @@ class CausalModel(FrozenModel):
         # A new token's position counts the context and its own real ancestors, so padding moves nothing.
         positions = (past.lengths[:, None] + past.prefix_length + seen.sum(-1) - 1).clamp(min=0)
         allowed = seen | torch.eye(seen.shape[-1], dtype=torch.bool, device=seen.device)
-        cache = None
-        attending: AbstractContextManager[None] = nullcontext()
-        attending_later: Callable[[], AbstractContextManager[None]] = nullcontext
         if past.seen:
             # The context is padded on the right; a prefix stands behind it and is seen by all.
             real = torch.arange(past.width, device=inputs.device) < past.lengths[:, None]
             real = functional.pad(real, (0, past.prefix_length), value=True)
             allowed = torch.cat([real[:, None, :].expand(-1, allowed.shape[1], -1), allowed], dim=-1)
-            layers = past.with_prefix()
-            if self._shares_context:
-                attending = attending_to(self.model, layers)
-                attending_later = partial(attending_again, self.model, layers)
-            else:
-                cache = cache_of(layers)
+        return self.attend(inputs, allowed, positions, past.with_prefix() if past.seen else ())
+
+    def attend(self, inputs: Tensor, allowed: Tensor, positions: Tensor, layers: Layers) -> Any:
+        """Run the model on new tokens.
+
+        Args:
+            inputs: `[b, N, d]` their vectors.
+            allowed: `[b, N, P + N]` bool, which kept and which new tokens each sees.
+            positions: `[b, N]` their position numbers.
+            layers: for each layer keys and values `[b, n_kv_heads, P, head_dim]` that are kept; empty for none. Where
+                `shares_context` is true, one row may stand for all.
+        """
+        cache = None
+        attending: AbstractContextManager[None] = nullcontext()
+        attending_later: Callable[[], AbstractContextManager[None]] = nullcontext
+        if layers and self._shares_context:
+            attending = attending_to(self.model, layers)
+            attending_later = partial(attending_again, self.model, layers)
+        elif layers:
+            cache = cache_of(layers)
         mask = torch.zeros(allowed.shape, dtype=inputs.dtype, device=inputs.device)
         mask.masked_fill_(~allowed, torch.finfo(inputs.dtype).min)
         with attending, recomputed(lambda: self.layers, attending_later):

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from cuecraft.backbone.attention import attending_again, attending_to, keeping
 from cuecraft.backbone.base import ClassHead, Context, Prompt, ReadyPrompt, Row, Swap
-from cuecraft.backbone.batching import Budget, padding_share, restore_order, token_batches
+from cuecraft.backbone.batches import padding_share, token_batches
+from cuecraft.backbone.batching import Budget, restore_order
 from cuecraft.backbone.frozen import FrozenModel, agree
 from cuecraft.backbone.layers import adding, entering, recomputed
 from cuecraft.backbone.past import VectorTable
@@ -118,7 +119,7 @@ class EncoderBackbone(FrozenModel):
             )
 
     @abstractmethod
-    def _probe(self, laid_out: _Pass, pieces: Sequence[Pieces]) -> Tensor:
+    def _probe(self, laid_out: LaidOut, pieces: Sequence[Pieces]) -> Tensor:
         """Return something read off the output for a padded batch without a cue `[b, X]`."""
 
     @abstractmethod
@@ -218,7 +219,7 @@ class EncoderBackbone(FrozenModel):
         return self.within_memory(run)
 
     @abstractmethod
-    def _read_rows(self, laid_out: _Pass, rows: Sequence[Row]) -> Sequence[Tensor]:
+    def _read_rows(self, laid_out: LaidOut, rows: Sequence[Row]) -> Sequence[Tensor]:
         """Run one batch; return what each row's prompt reads of it, its class scores first."""
 
     @abstractmethod
@@ -237,7 +238,7 @@ class EncoderBackbone(FrozenModel):
         self,
         context: Context,
         cues: _Cues,
-        read: Callable[[_Pass, Sequence[Pieces]], Tensor],
+        read: Callable[[LaidOut, Sequence[Pieces]], Tensor],
         slot_bytes: int = 0,
     ) -> Tensor:
         """Run K cues with B examples each, in length-sorted batches; return what is read `[K, B, X]`.
@@ -257,7 +258,7 @@ class EncoderBackbone(FrozenModel):
         self,
         texts: Sequence[Pieces],
         cues: _Cues,
-        read: Callable[[_Pass, Sequence[Pieces]], Tensor],
+        read: Callable[[LaidOut, Sequence[Pieces]], Tensor],
         slot_bytes: int,
     ) -> Tensor:
         """Run K cues with B texts each; return what is read `[K, B, X]`; arguments as in `_run`."""
@@ -276,7 +277,7 @@ class EncoderBackbone(FrozenModel):
 
         return self._score_within_memory(run).reshape(prompts, count, -1)
 
-    def _forward(self, laid_out: _Pass) -> Any:
+    def run_pass(self, laid_out: LaidOut) -> Any:
         """Run the model on one batch."""
         layers = () if laid_out.change is None else self.layers
         attending: AbstractContextManager[None] = nullcontext()
@@ -288,7 +289,7 @@ class EncoderBackbone(FrozenModel):
         with entering(layers, laid_out.change), attending, recomputed(lambda: self.layers, attending_later):
             return self.model(**laid_out.inputs)
 
-    def _lay_out(self, pieces: Sequence[Pieces], cues: _RowCues) -> _Pass:
+    def _lay_out(self, pieces: Sequence[Pieces], cues: _RowCues) -> LaidOut:
         """Lay out one batch with a cue for each row, right-padded: the only place that places tokens and masks.
 
         A prefix takes no position: in a bidirectional model it stands nowhere in particular.
@@ -313,11 +314,11 @@ class EncoderBackbone(FrozenModel):
             inputs = inputs.index_put(at, cues.vectors)
             change = None if cues.offsets is None else adding(cues.offsets, *at)
         batch = {"inputs_embeds": inputs, "attention_mask": mask.to(self.device)}
-        return _Pass(batch, text.to(self.device), cues.sizes, change, cues.states)
+        return LaidOut(batch, text.to(self.device), cues.sizes, change, cues.states)
 
 
 @dataclass(frozen=True, eq=False)
-class _Pass:
+class LaidOut:
     """One batch, laid out.
 
     Args:
@@ -340,7 +341,7 @@ class MaskedBackbone(EncoderBackbone):
 
     head_kind = HeadKind.MASKED
 
-    def _probe(self, laid_out: _Pass, pieces: Sequence[Pieces]) -> Tensor:
+    def _probe(self, laid_out: LaidOut, pieces: Sequence[Pieces]) -> Tensor:
         columns = tuple(((column,),) for column in _PROBED)
         return self._read(laid_out, [len(piece) - 1 for piece in pieces], LabelReadout(self.model, columns))
 
@@ -361,7 +362,7 @@ class MaskedBackbone(EncoderBackbone):
         reads = WordReadout(self.model)
         wanted = {id(piece): token for piece, token in zip(blanks, tokens, strict=True)}
 
-        def read(laid_out: _Pass, pieces: Sequence[Pieces]) -> Tensor:
+        def read(laid_out: LaidOut, pieces: Sequence[Pieces]) -> Tensor:
             found = self._read(laid_out, [piece.answer for piece in pieces], reads)
             return found.gather(1, torch.tensor([[wanted[id(piece)]] for piece in pieces], device=found.device))
 
@@ -374,26 +375,26 @@ class MaskedBackbone(EncoderBackbone):
     def _at_masks(self, context: Context, cues: _Cues, reads: Readout) -> Tensor:
         """Return what is read at the mask of each input `[K, B, X]`."""
 
-        def read(laid_out: _Pass, pieces: Sequence[Pieces]) -> Tensor:
+        def read(laid_out: LaidOut, pieces: Sequence[Pieces]) -> Tensor:
             return self._read(laid_out, _mask_slots(laid_out, pieces), reads)
 
         return self._run(context, cues, read, reads.slot_bytes)
 
-    def _read_rows(self, laid_out: _Pass, rows: Sequence[Row]) -> Sequence[Tensor]:
+    def _read_rows(self, laid_out: LaidOut, rows: Sequence[Row]) -> Sequence[Tensor]:
         reads = MixedReadout(self.model, [prompt.reads for prompt, _ in rows])
         return list(self._read(laid_out, _mask_slots(laid_out, [piece for _, piece in rows]), reads))
 
     def _ready_reads(self, renderer: Renderer, head: ClassHead | None) -> Readout:
         return readout(self.model, renderer.label_ids, head)
 
-    def _read(self, laid_out: _Pass, slots: Sequence[int], reads: Readout) -> Tensor:
+    def _read(self, laid_out: LaidOut, slots: Sequence[int], reads: Readout) -> Tensor:
         """Run one batch; return what is read at one slot of each row `[b, X]`."""
         with reads.reading(torch.tensor(slots)[:, None]):
-            logits = self._forward(laid_out).logits
+            logits = self.run_pass(laid_out).logits
         return reads.scores(logits)[0]
 
 
-def _mask_slots(laid_out: _Pass, pieces: Sequence[Pieces]) -> list[int]:
+def _mask_slots(laid_out: LaidOut, pieces: Sequence[Pieces]) -> list[int]:
     """Return where each row's mask stands."""
     sizes = zip(pieces, laid_out.sizes, strict=True)
     return [piece.answer + (size if piece.answer >= len(piece.before) else 0) for piece, size in sizes]
@@ -434,13 +435,13 @@ class SequenceBackbone(EncoderBackbone):
     def _ready_reads(self, renderer: Renderer, head: ClassHead | None) -> None:
         self._required(head)
 
-    def _read_rows(self, laid_out: _Pass, rows: Sequence[Row]) -> Sequence[Tensor]:
-        features = self._pooled(laid_out, [piece for _, piece in rows])
+    def _read_rows(self, laid_out: LaidOut, rows: Sequence[Row]) -> Sequence[Tensor]:
+        features = self.pooled(laid_out)
         pairs = zip(features, rows, strict=True)
         return [class_scores(own, self._required(prompt.head)) for own, (prompt, _) in pairs]
 
-    def _probe(self, laid_out: _Pass, pieces: Sequence[Pieces]) -> Tensor:
-        hidden: Tensor = self._forward(laid_out).last_hidden_state
+    def _probe(self, laid_out: LaidOut, pieces: Sequence[Pieces]) -> Tensor:
+        hidden: Tensor = self.run_pass(laid_out).last_hidden_state
         return torch.stack([row[: len(piece)].mean(0) for row, piece in zip(hidden, pieces, strict=True)])
 
     def _plain(self, piece: Pieces) -> Tensor:
@@ -448,13 +449,16 @@ class SequenceBackbone(EncoderBackbone):
         hidden: Tensor = self.model(input_ids=ids).last_hidden_state
         return hidden.mean(1).float()
 
-    def _pooled(self, laid_out: _Pass, pieces: Sequence[Pieces]) -> Tensor:
+    def _pooled(self, laid_out: LaidOut, pieces: Sequence[Pieces]) -> Tensor:
+        return self.pooled(laid_out)
+
+    def pooled(self, laid_out: LaidOut) -> Tensor:
         """Run one batch; return pooled features `[b, d]`."""
-        hidden: Tensor = self._forward(laid_out).last_hidden_state
+        hidden: Tensor = self.run_pass(laid_out).last_hidden_state
         if self.pooling is Pooling.CLS:
             return hidden[:, 0]
         if self.pooling is Pooling.LAST:
             last = laid_out.inputs["attention_mask"].sum(1) - 1
-            return hidden[torch.arange(len(hidden), device=hidden.device), last]
+            return hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
         weights = laid_out.text.to(hidden.dtype)
         return (hidden * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)

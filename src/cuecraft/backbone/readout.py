@@ -8,7 +8,7 @@ before its output embedding (transform, norm) or after it (soft-capping, scaling
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -47,10 +47,20 @@ class Readout(ABC):
             rows: `[B]` the row of the pass that each lies in; None where they are the rows in order.
         """
         numbers = torch.arange(len(slots)) if rows is None else torch.tensor(rows)
+        with self.picking(lambda hidden: hidden[numbers.to(hidden.device)[:, None], slots.to(hidden.device)]):
+            yield
+
+    @contextmanager
+    def picking(self, pick: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Have the model's output embedding read alone what is picked.
+
+        Args:
+            pick: returns the hidden states `[B, R, d]` at the slots, given those of all positions `[b, N, d]`.
+        """
 
         def forward(hidden: Tensor) -> Tensor:
             self._was_read = True
-            return self._logits(hidden[numbers.to(hidden.device)[:, None], slots.to(hidden.device)])
+            return self._logits(pick(hidden))
 
         with ONE_PASS_AT_A_TIME:
             self._was_read = False
@@ -256,13 +266,17 @@ class SequenceReadout(WordReadout):
 
 def _log_normalisers(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return ``logsumexp`` over the vocabulary `[...]` of hidden states `[..., d]`, a slice of it at a time."""
-    step = max(1, _SLICE_NUMBERS // hidden[..., 0].numel())
+    # A graph under way has no batch size yet, and takes the vocabulary in one piece.
+    is_graph = torch.compiler.is_exporting()
+    step = weight.shape[0] if is_graph else max(1, _SLICE_NUMBERS // hidden[..., 0].numel())
 
     def part(hidden: Tensor, start: int) -> Tensor:
         stop = start + step
         logits = functional.linear(hidden, weight[start:stop], None if bias is None else bias[start:stop])
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).logsumexp(-1)
 
+    if is_graph:
+        return part(hidden, 0)
     # Checkpointed, so that a training step holds one slice of the vocabulary at a time.
     parts = [checkpoint(part, hidden, start, use_reentrant=False) for start in range(0, weight.shape[0], step)]
     return torch.stack(parts, dim=-1).logsumexp(-1)

@@ -38,6 +38,30 @@ class Pieces:
         return len(self.before) + len(self.after)
 
 
+@dataclass(frozen=True)
+class Frame:
+    """What stands around the fields of a task, the same for every text; the tuned tokens stand in one of its two sides.
+
+    Args:
+        opening: ids before the first field.
+        closing: ids after the last field.
+        is_first: whether the tuned tokens stand in `opening`.
+        at: how many ids of their side stand before the tuned tokens.
+        span: what the fields are written as and what stands between them: ids, or a slot of a field.
+    """
+
+    opening: tuple[int, ...]
+    closing: tuple[int, ...]
+    is_first: bool
+    at: int
+    span: tuple[tuple[int, ...] | Field, ...]
+
+    def inner(self, pieces: Pieces) -> tuple[int, ...]:
+        """Return a text's own ids: those between opening and closing."""
+        ids = pieces.before + pieces.after
+        return ids[len(self.opening) : len(ids) - len(self.closing)]
+
+
 LabelIds = tuple[tuple[tuple[int, ...], ...], ...]  # class -> word -> token ids
 
 _Slots = list[Literal | Field | MaskSlot]
@@ -96,6 +120,38 @@ class Renderer:
     def has_tail(self) -> bool:
         """Whether anything stands after the prompt."""
         return bool(self._after or self._end)
+
+    def field_prefix(self, field: Field) -> str:
+        """Return what is written in front of a field before it is turned into ids."""
+        return "" if self._writes_own_space else field.prefix
+
+    def frame(self) -> Frame:
+        """Return what stands around the fields.
+
+        Raises:
+            TemplateError: the prompt stands between two fields.
+        """
+        parts: list[int | Field] = list(self._start)
+        at = 0
+        for side, slots in enumerate((self._before, self._after)):
+            at = len(parts) if side else 0
+            for piece in slots:
+                if isinstance(piece, Field):
+                    parts.append(piece)
+                else:
+                    parts += self._literal(piece)
+        parts += self._end
+        fields = [n for n, part in enumerate(parts) if isinstance(part, Field)]
+        first, last = fields[0], fields[-1]
+        if first < at <= last:
+            raise TemplateError(
+                f"template {self.task.template.source!r}: the prompt stands between two fields, so it has no fixed "
+                "place before or after the text; put {prompt} before the first field or after the last"
+            )
+        opening, closing = (tuple(n for n in own if isinstance(n, int)) for own in (parts[:first], parts[last + 1 :]))
+        is_first = at <= first
+        span = tuple(part if isinstance(part, Field) else (part,) for part in parts[first : last + 1])
+        return Frame(opening, closing, is_first, at if is_first else at - last - 1, span)
 
     def gives_back(self, prompts: Sequence[Sequence[int]]) -> list[bool]:
         """Tell of each prompt's ids whether its text, written into the template's prompt slot, gives back just these.
@@ -280,8 +336,7 @@ class Renderer:
         for piece in self._fields():
             texts = [example.fields[piece.name] for example in examples]
             if piece.prefix:
-                prefix = "" if self._writes_own_space else piece.prefix
-                texts = [prefix + text.lstrip() for text in texts]
+                texts = [self.field_prefix(piece) + text.lstrip() for text in texts]
             encoded = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)
             columns.append([tuple(ids) for ids in encoded["input_ids"]])
         return [list(row) for row in zip(*columns, strict=True)]
@@ -295,11 +350,13 @@ class Renderer:
             for piece in slots:
                 if isinstance(piece, MaskSlot):
                     answer = len(ids) + (len(sides[0]) if side else 0)
-                    ids.append(self.tokenizer.mask_token_id)
-                else:
-                    ids += self._literal_ids[piece.text] if isinstance(piece, Literal) else next(texts)
+                ids += next(texts) if isinstance(piece, Field) else self._literal(piece)
             sides.append(ids)
         return Pieces(tuple(sides[0]), tuple(sides[1]) + self._end, answer)
+
+    def _literal(self, piece: Literal | MaskSlot) -> tuple[int, ...]:
+        """Return the ids of a piece that is the same in every text."""
+        return (self.tokenizer.mask_token_id,) if isinstance(piece, MaskSlot) else self._literal_ids[piece.text]
 
 
 def special_ids(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:

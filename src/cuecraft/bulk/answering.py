@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from cuecraft.backbone import Pieces
+from cuecraft.backbone.rendering import Pieces
 from cuecraft.bulk.reading import Keys, text_number
 from cuecraft.bulk.table import Answers
 from cuecraft.bulk.texts import Wanted
 from cuecraft.errors import DataError, StoppedError
-from cuecraft.serve.shelf import Shelf, member_logits
+from cuecraft.serve.registry import AnyShelf, member_logits
 from cuecraft.storage import write_file
 from cuecraft.task import Example
 
@@ -61,7 +61,9 @@ class Answerer:
         stop: tells whether to stop.
     """
 
-    def __init__(self, shelf: Shelf, wanted: Wanted, size: int, stop: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self, shelf: AnyShelf[Any], wanted: Wanted, size: int, stop: Callable[[], bool] = lambda: False
+    ) -> None:
         self._served = shelf.all()
         self._wanted, self._size, self._stop = wanted, size, stop
         self._ahead = ThreadPoolExecutor(1, "cuecraft-tokens")

@@ -132,17 +132,15 @@ class Actor:
 
     def __init__(self, command: str, folder: str, cwd: str, is_taught: bool) -> None:
         os.chdir(cwd)
-        import torch
-
         from cuecraft.bulk.command import settings_of
         from cuecraft.bulk.making import maker_of
         from cuecraft.bulk.preparing import BASE, base_answers, prepared
         from cuecraft.bulk.table import AnswerTable
-        from cuecraft.serve.setup import load_shelf
+        from cuecraft.serve.setup import open_shelf
 
         own = ClassifyCommand.model_validate_json(command)
-        torch.set_num_threads(max(1, round(own.actors.cpus)))
-        shelf = load_shelf(settings_of(own))
+        shelf = open_shelf(settings_of(own))
+        shelf.use_threads(max(1, round(own.actors.cpus)))
         self._job = make_job(own, [prompt.task.template.field_names for prompt in shelf.all()], Stop())
         self._folder = JobFolder(Path(folder), f".{own.output}")
         table = AnswerTable(own.cache_answers, len(shelf.all()))

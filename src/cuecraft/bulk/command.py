@@ -7,8 +7,6 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
-import torch
-
 from cuecraft.bulk.agreement import Drift, Sampled
 from cuecraft.bulk.folder import SUMMARY, JobFolder
 from cuecraft.bulk.job import ClassifyCommand, Job, make_job
@@ -18,8 +16,8 @@ from cuecraft.bulk.preparing import prepare, prepared
 from cuecraft.bulk.progress import Progress
 from cuecraft.bulk.table import AnswerTable
 from cuecraft.errors import BulkError, StoppedError
-from cuecraft.serve.setup import ServeSettings, load_artifacts, load_shelf
-from cuecraft.serve.shelf import ListedPrompt, Shelf
+from cuecraft.serve.registry import AnyShelf
+from cuecraft.serve.setup import ServeSettings, load_listed, open_shelf
 from cuecraft.signals import Stop
 from cuecraft.storage import FolderInUseError, locked, write_text
 
@@ -48,20 +46,20 @@ def run_classify(
     """
     if find_spec("orjson") is None:
         raise BulkError("classifying files needs further packages: pip install 'cuecraft[bulk]'")
-    artifacts, made_for = load_artifacts(settings_of(command))
-    listed = [ListedPrompt.of(name, own) for name, own in artifacts.items()]
+    settings = settings_of(command)
+    listed, backbone, threads = load_listed(settings)
     stop = Stop(stopping)
     job = make_job(command, [prompt.task.template.field_names for prompt in listed], stop)
     for prompt in listed:
         prompt.example(dict.fromkeys(job.wanted.fields, "a"))  # raises where the fields are not the prompt's
     versions = {prompt.name: prompt.version for prompt in listed}
-    identity = job.identity(versions, made_for.sha256, torch.get_num_threads())
+    identity = job.identity(versions, backbone, threads)
     folder = JobFolder(command.out, f".{command.output}")
     folder.check(identity, command.resume)
-    shelf = load_shelf(settings_of(command))
+    shelf = open_shelf(settings)
     try:
         with locked(command.out), stop.listening():
-            torch.set_num_threads(folder.begun(identity)["threads"])  # answers may differ in their last bits otherwise
+            shelf.use_threads(folder.begun(identity)["threads"])  # answers may differ in their last bits otherwise
             progress = Progress(sum(source.size for source in job.sources), told)
             seconds = _run(job, folder, shelf, progress)
             return _finished(job, folder, progress, seconds)
@@ -76,7 +74,7 @@ def run_classify(
         ) from error
 
 
-def _run(job: Job, folder: JobFolder, shelf: Shelf, progress: Progress) -> dict[str, float]:
+def _run(job: Job, folder: JobFolder, shelf: AnyShelf[Any], progress: Progress) -> dict[str, float]:
     """Make all shards; return the seconds of each stage."""
     table = AnswerTable(job.command.cache_answers, len(shelf.all()))
     maker = maker_of(job, folder, shelf, table)

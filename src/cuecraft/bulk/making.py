@@ -7,6 +7,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from cuecraft.bulk.reading import Keys, ReadBlock, text_number
 from cuecraft.bulk.student import Student
 from cuecraft.bulk.table import MODEL, STUDENT, Answers, AnswerTable
 from cuecraft.bulk.writing import Writer, write_quarantine
-from cuecraft.serve.shelf import Shelf
+from cuecraft.serve.registry import AnyShelf
 from cuecraft.storage import write_file
 
 
@@ -172,7 +173,7 @@ class Maker:
         return shard
 
 
-def maker_of(job: Job, folder: JobFolder, shelf: Shelf, table: AnswerTable) -> Maker:
+def maker_of(job: Job, folder: JobFolder, shelf: AnyShelf[Any], table: AnswerTable) -> Maker:
     """Return what makes the shards of a job with the prompts of a shelf."""
     command, served = job.command, shelf.all()
     answerer = Answerer(shelf, job.wanted, command.window, job.stop)

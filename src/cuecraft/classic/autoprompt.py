@@ -7,7 +7,7 @@ from typing import Any
 
 from cuecraft.backbone import AnyBackbone, load_backbone
 from cuecraft.classic.dataset import Rows, texts_and_labels
-from cuecraft.classifier import as_records, class_names
+from cuecraft.data.texts import as_records, class_names
 from cuecraft.errors import BackboneError
 from cuecraft.method import Outcome
 from cuecraft.prompts import Artifact, HardPrompt

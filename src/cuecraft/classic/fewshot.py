@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cuecraft.backbone import HeadKind, Pieces, load_backbone
 from cuecraft.classic.dataset import Rows, texts_and_labels
-from cuecraft.classifier import as_records, class_names
+from cuecraft.data.texts import as_records, class_names
 from cuecraft.errors import BackboneError, DataError
 from cuecraft.method import Candidate, Labelled, Selection
 from cuecraft.options import make_options

@@ -39,6 +39,17 @@ def words_of(values: list[str]) -> dict[str, list[str]] | None:
     return found or None
 
 
+def made_folder(folder: Path) -> Path:
+    """Return the folder that answers: of a run, what it made; else the folder itself, of an artifact or an export."""
+    from cuecraft.runtime import is_export
+
+    if is_export(folder):  # PyTorch is not needed then, and may not be there
+        return folder
+    from cuecraft.recipe import artifact_of
+
+    return artifact_of(folder)
+
+
 def lines_of(texts: list[str] | None, file: Path | None) -> list[str]:
     """Return texts given as arguments, or else the lines of stdin that are not blank; none where there is a file.
 

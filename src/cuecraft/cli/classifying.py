@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,7 @@ from cuecraft import display
 from cuecraft.bulk.job import ClassifyCommand, Dedupe
 from cuecraft.bulk.sources import Format
 from cuecraft.cli.app import app
-from cuecraft.cli.arguments import named_folders, pairs_of, share_of, unescaped
+from cuecraft.cli.arguments import made_folder, named_folders, pairs_of, share_of, unescaped
 from cuecraft.cli.options import Backend, Device, Dtype, Json, Offline
 from cuecraft.errors import BulkError, StoppedError
 from cuecraft.options import make_options
@@ -20,8 +21,9 @@ Arguments = Annotated[
     list[str],
     typer.Argument(
         metavar="ARTIFACT... INPUT...",
-        help="Folders of artifacts or runs (NAME=FOLDER for an id) are the prompts, wherever they stand; all else is "
-        "input: files (.jsonl, .csv, .tsv, .parquet, .txt, .log, each also .gz or .zst), folders of such, globs, or -.",
+        help="Folders of artifacts, runs or exports (NAME=FOLDER for an id) are the prompts, wherever they stand; all "
+        "else is input: files (.jsonl, .csv, .tsv, .parquet, .txt, .log, each also .gz or .zst), folders of such, "
+        "globs, or -.",
     ),
 ]
 BulkOption = Annotated[
@@ -97,13 +99,18 @@ def _told_apart(arguments: list[str]) -> tuple[dict[str, Path], list[str]]:
     Raises:
         BulkError: there is no prompt among the arguments.
     """
-    from cuecraft.prompts import member_folders
-    from cuecraft.prompts.artifact import MANIFEST
-    from cuecraft.recipe import artifact_of
+    from cuecraft.runtime import is_export
 
     def is_prompt(argument: str) -> bool:
         _, equals, folder = argument.partition("=")
-        path = artifact_of(Path(folder if equals and not Path(argument).exists() else argument))
+        named = Path(folder if equals and not Path(argument).exists() else argument)
+        # Without PyTorch, which exported folders do not need, there can be no other prompts.
+        if is_export(named) or not named.is_dir() or find_spec("torch") is None:
+            return is_export(named)
+        from cuecraft.prompts import member_folders
+        from cuecraft.prompts.artifact import MANIFEST
+
+        path = made_folder(named)
         return (path / MANIFEST).is_file() or bool(member_folders(path))
 
     prompts = [argument for argument in arguments if is_prompt(argument)]
@@ -111,4 +118,4 @@ def _told_apart(arguments: list[str]) -> tuple[dict[str, Path], list[str]]:
         raise BulkError("no argument is the folder of an artifact or a run; name the prompt first, then the input")
     inputs = [argument for argument in arguments if argument not in prompts]
     folders = named_folders(prompts)
-    return {name: artifact_of(folder).absolute() for name, folder in folders.items()}, inputs
+    return {name: made_folder(folder).absolute() for name, folder in folders.items()}, inputs

@@ -9,11 +9,13 @@ import typer
 
 from cuecraft import display
 from cuecraft.cli.app import app
-from cuecraft.cli.arguments import named_folders, pairs_of
+from cuecraft.cli.arguments import made_folder, named_folders, pairs_of
 from cuecraft.cli.options import Backend, Device, Dtype, Offline
 from cuecraft.guard import GuardMode
 
-Served = Annotated[list[str] | None, typer.Argument(help="Folders of artifacts or runs; NAME=FOLDER for an id.")]
+Served = Annotated[
+    list[str] | None, typer.Argument(help="Folders of artifacts, runs or exports; NAME=FOLDER for an id.")
+]
 TokenFile = Annotated[
     Path | None, typer.Option(help="File of access tokens: 'client NAME TOKEN' or 'admin NAME TOKEN' a line.")
 ]
@@ -47,12 +49,11 @@ def serve(
 ) -> None:
     """Serve tuned prompts over HTTP: many of them, over one backbone."""
     from cuecraft.options import make_options
-    from cuecraft.recipe import artifact_of
     from cuecraft.serve.command import ServeCommand, run_serve
 
     given = pairs_of(option or [])
     own = {
-        "prompts": {name: artifact_of(folder).absolute() for name, folder in named_folders(artifacts or []).items()},
+        "prompts": {name: made_folder(folder).absolute() for name, folder in named_folders(artifacts or []).items()},
         "keep": keep and keep.absolute(),
         "tokens": tokens and tokens.absolute(),
         "rate": rate,

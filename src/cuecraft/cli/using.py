@@ -9,13 +9,13 @@ import typer
 
 from cuecraft import display
 from cuecraft.cli.app import app
-from cuecraft.cli.arguments import lines_of, names_of, unescaped, words_of
+from cuecraft.cli.arguments import lines_of, made_folder, names_of, unescaped, words_of
 from cuecraft.cli.options import Device, Dtype, Json, LabelWords, Model, Offline
 
 
 @app.command()
 def predict(
-    artifact: Annotated[Path, typer.Argument(help="Artifact folder, or that of a run.")],
+    artifact: Annotated[Path, typer.Argument(help="Folder of an artifact, a run or an export.")],
     texts: Annotated[list[str] | None, typer.Argument(help="Texts; by default lines of stdin.")] = None,
     file: Annotated[
         Path | None, typer.Option(help="CSV, TSV, JSONL or Parquet file, or .txt with a text a line.")
@@ -30,11 +30,10 @@ def predict(
     json: Json = False,
 ) -> None:
     """Classify texts with a tuned prompt."""
-    from cuecraft.recipe import artifact_of
     from cuecraft.runs import predict_records, read_texts
 
     lines = lines_of(texts, file)
-    artifact = artifact_of(artifact)
+    artifact = made_folder(artifact)
     with display.progress() as started:
         records = read_texts(artifact, lines, file, text_column)
         document = predict_records(artifact, records, model, device, local_files_only, dtype, started("predicting"))
@@ -59,20 +58,48 @@ def show(
 
 @app.command("export")
 def export_(
-    artifact: Annotated[Path, typer.Argument(help="Artifact folder.")],
+    artifact: Annotated[Path, typer.Argument(help="Folder of an artifact or a run.")],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
-    kind: Annotated[str, typer.Option("--format", help="peft, so far.")] = "peft",
+    kind: Annotated[
+        str,
+        typer.Option("--format", help="onnx or openvino (one graph, the model in it), peft or safetensors (a prompt)."),
+    ] = "peft",
+    precision: Annotated[str, typer.Option(help="Of a graph: fp32, fp16 or int8.")] = "fp32",
+    texts: Annotated[
+        Path | None, typer.Option(help="Unlabelled texts of the task to measure agreement by; int8 needs them.")
+    ] = None,
+    text_column: Annotated[list[str] | None, typer.Option(help="Column of text in --texts; repeat it.")] = None,
+    min_agreement: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of labels that a graph has to keep; 0 to take the best.")
+    ] = 0.99,
+    truncation: Annotated[str, typer.Option(help="What happens to texts too long for a graph: cut or refuse.")] = "cut",
     model: Annotated[str | None, typer.Option(help="Where the backbone is now, if not where it was.")] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     local_files_only: Offline = False,
     json: Json = False,
 ) -> None:
-    """Write a prompt as a folder of another library."""
-    from cuecraft.interop.commands import run_export
+    """Write an artifact as one graph that needs no PyTorch, or its prompt as a folder of another library."""
+    from cuecraft.interop.commands import ExportRequest, run_export
+    from cuecraft.options import make_options
+    from cuecraft.recipe import artifact_of
 
-    document = run_export(artifact, kind, out, model, device, dtype, local_files_only)
-    display.print_json(document) if json else display.page.print(f"{document['folder']} written", markup=False)
+    given = {
+        "format": kind,
+        "precision": precision,
+        "texts": texts,
+        "text_columns": tuple(text_column or ()),
+        "min_agreement": min_agreement,
+        "truncation": truncation,
+        "model": model,
+        "device": device,
+        "dtype": dtype,
+        "local_files_only": local_files_only,
+    }
+    request = make_options(ExportRequest, given)
+    with display.progress() as started:
+        document = run_export(artifact_of(artifact), out, request, started("exporting"))
+    display.print_json(document) if json else display.print_exported(document)
 
 
 @app.command("import")

@@ -200,6 +200,20 @@ def print_mix(document: Mapping[str, Any]) -> None:
     page.print(f"artifact: {document['artifact']} (LoRA of rank {spec['rank']})", markup=False)
 
 
+def print_exported(document: Mapping[str, Any]) -> None:
+    """Print what was exported, and how a graph's answers compare."""
+    line = f"{document['folder']} written"
+    if "agreement" in document:
+        found = document["agreement"]
+        made = f"{document['format']} {document['precision']} ({document['recipe']})"
+        line += (
+            f": {made}, {document['bytes'] / 1e6:,.1f} MB; "
+            f"{found['labels']:.1%} of the labels of {found['texts']} texts are PyTorch's, probabilities differ by "
+            f"{found['max_difference']:.2g} at most"
+        )
+    page.print(line, markup=False, soft_wrap=True)
+
+
 def print_manifest(manifest: Manifest, folder: str) -> None:
     """Print an artifact's manifest."""
     task, backbone, prompt = manifest.task, manifest.backbone, manifest.prompt

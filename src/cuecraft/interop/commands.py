@@ -2,44 +2,95 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import Field
 
 from cuecraft.backbone import load_backbone
-from cuecraft.errors import ArtifactError
+from cuecraft.data import Record, subsample
+from cuecraft.data.texts import unlabelled
+from cuecraft.errors import ExportError
+from cuecraft.export import MOST_TEXTS, GraphRequest, check_graph_target, export_graph, own_texts
 from cuecraft.interop.exporting import check_export_target, export_peft
 from cuecraft.interop.importing import import_peft
-from cuecraft.prompts import check_target, load_artifact
+from cuecraft.interop.tensors import check_tensors_target, export_tensors
+from cuecraft.options import Options
+from cuecraft.prompts import Artifact, check_target, load_artifact, member_folders
+
+
+class ExportRequest(Options):
+    """What `cuecraft export` was asked for; see its help for each."""
+
+    format: Literal["onnx", "openvino", "peft", "safetensors"] = Field("peft", description="what is written")
+    precision: Literal["fp32", "fp16", "int8"] = Field("fp32", description="of a graph")
+    texts: Path | None = Field(None, description="unlabelled texts to measure agreement by")
+    text_columns: tuple[str, ...] = Field((), description="columns of text in them; none for the template's fields")
+    min_agreement: float = Field(0.99, ge=0, le=1, description="share of labels that a graph has to keep; 0 for any")
+    truncation: Literal["cut", "refuse"] = Field("cut", description="what happens to texts too long for a graph")
+    model: str | None = Field(None, description="where the backbone is now, if not where it was")
+    device: str = Field("auto", description="a torch device, or `auto`")
+    dtype: str = Field("auto", description="of the model's weights, or `auto`")
+    local_files_only: bool = Field(False, description="never ask the Hub for a model")
 
 
 def run_export(
-    folder: Path,
-    kind: str,
-    out: Path,
-    model: str | None,
-    device: str,
-    dtype: str,
-    local_files_only: bool,
+    folder: Path, out: Path, request: ExportRequest, report: Callable[[dict[str, Any]], None] = lambda event: None
 ) -> dict[str, Any]:
     """Export an artifact; return the document of `cuecraft export --json`.
 
     Raises:
         CuecraftError: anything that the user can mend; nothing is written then.
     """
-    if kind != "peft":
-        raise ArtifactError(f"format {kind!r} is unknown; choose peft")
+    is_graph = request.format in ("onnx", "openvino")
+    if not is_graph and request.precision != "fp32":
+        raise ExportError(f"--precision {request.precision} is for graphs; leave it out with --format {request.format}")
+    if not is_graph and request.texts is not None:
+        raise ExportError(f"--texts is for graphs; leave it out with --format {request.format}")
+    if member_folders(folder):
+        raise ExportError(f"{folder}: holds several seeds; export one of them, such as {member_folders(folder)[0]}")
     artifact = load_artifact(folder)
-    check_export_target(out)
+    document: dict[str, Any] = {"artifact": str(folder), "format": request.format, "folder": str(out)}
+    if request.format == "safetensors":
+        check_tensors_target(out)
+    elif request.format == "peft":
+        check_export_target(out)
+    else:
+        check_graph_target(out)
+    records = _texts(artifact, request) if is_graph else []
     made_for = artifact.manifest.backbone
-    backbone = load_backbone(model or made_for.name, made_for.head, device, local_files_only, dtype)
-    export_peft(artifact, backbone, out)
-    return {
-        "artifact": str(folder),
-        "format": kind,
-        "folder": str(out),
-        "files": sorted(path.name for path in out.iterdir()),
-    }
+    device, dtype = ("cpu", "float32") if is_graph else (request.device, request.dtype)
+    backbone = load_backbone(request.model or made_for.name, made_for.head, device, request.local_files_only, dtype)
+    if request.format == "safetensors":
+        export_tensors(artifact, backbone, out)
+    elif request.format == "peft":
+        export_peft(artifact, backbone, out)
+    else:
+        wanted = GraphRequest(
+            request.format, request.precision, request.truncation, records, request.min_agreement or None
+        )
+        manifest = export_graph(artifact, backbone, out, wanted, report)
+        document |= {
+            "precision": manifest.precision,
+            "recipe": manifest.recipe,
+            "agreement": manifest.agreement.model_dump(),
+            "tried": [own.model_dump() for own in manifest.tried],
+            "bytes": sum(path.stat().st_size for path in out.iterdir()),
+        }
+    return document | {"files": sorted(path.name for path in out.iterdir())}
+
+
+def _texts(artifact: Artifact, request: ExportRequest) -> list[Record]:
+    """Return the texts that agreement is measured on."""
+    fields = artifact.task.template.field_names
+    if request.texts is not None:
+        return subsample(unlabelled(fields, (), request.texts, request.text_columns), MOST_TEXTS, 0)
+    if request.precision == "int8":
+        raise ExportError(
+            "int8 changes answers, and how much is measured on texts; give unlabelled ones of the task: --texts FILE"
+        )
+    return own_texts(artifact)
 
 
 def run_import(

@@ -40,12 +40,11 @@ from cuecraft.prompts.manifest import (
     Manifest,
     PromptEntry,
     PromptKind,
-    TaskEntry,
-    digest,
 )
 from cuecraft.prompts.shared import Sharing, TaskPart
-from cuecraft.storage import file_sha256, unwritable, write_folder
-from cuecraft.task import Task, Template, Verbalizer
+from cuecraft.storage import digest, file_sha256, unwritable, write_folder
+from cuecraft.task import Task
+from cuecraft.task.entry import TaskEntry
 
 MANIFEST, TENSORS, TRACE, CARD = "manifest.json", "prompt.safetensors", "trace.jsonl", "README.md"
 WEIGHTS = "weights.safetensors"
@@ -269,11 +268,9 @@ def load_artifact(folder: str | Path) -> Artifact:
         trace = [json.loads(line) for line in (source / TRACE).read_text(encoding="utf-8").split("\n") if line]
     except (SafetensorError, KeyError, OSError, json.JSONDecodeError) as error:
         raise ArtifactError(f"{source}: is damaged ({error}); restore the folder or tune again") from error
-    entry = manifest.task
-    verbalizer = Verbalizer(tuple(entry.labels), tuple(tuple(words) for words in entry.label_words))
-    task = Task(Template(entry.template), verbalizer, entry.max_tokens, entry.reserve)
+    task, classes = manifest.task.task(), tuple(manifest.task.classes)
     calibration = Calibration(tuple(manifest.calibration.bias), manifest.calibration.scale)
-    return Artifact(prompt, calibration, task, tuple(entry.classes), manifest, trace, weights, sharing)
+    return Artifact(prompt, calibration, task, classes, manifest, trace, weights, sharing)
 
 
 def _read_manifest(source: Path) -> Manifest:

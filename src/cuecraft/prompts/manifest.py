@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from cuecraft.backbone.weights import WeightsSpec
+from cuecraft.task.entry import TaskEntry
 
 SCHEMA_VERSION = 3  # 2: deep cues, and the dtype of the backbone; 3: prefixes, tuned weights, shared parts
 PromptKind = Literal["hard", "soft", "deep", "prefix"]
@@ -27,17 +25,6 @@ class BackboneEntry(_Part):
     sha256: str
     hidden_size: int
     dtype: str = "float32"  # of the weights while tuning; version 1 had no other
-
-
-class TaskEntry(_Part):
-    """Template and verbalizer."""
-
-    template: str
-    classes: list[bool | int | float | str]
-    labels: list[str]
-    label_words: list[list[str]]
-    max_tokens: int | None
-    reserve: int
 
 
 class PromptEntry(_Part):
@@ -81,9 +68,3 @@ class Manifest(_Part):
     versions: dict[str, str]
     files: dict[str, str]
     artifact_sha256: str = ""
-
-
-def digest(document: Mapping[str, Any]) -> str:
-    """Return the SHA-256 (hex) of a whole artifact: of its manifest as JSON, which holds the files' hashes."""
-    body = {name: value for name, value in document.items() if name != "artifact_sha256"}
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

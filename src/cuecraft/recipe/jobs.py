@@ -22,14 +22,14 @@ from cuecraft.data import read_records
 from cuecraft.errors import CompareError, CuecraftError, CuecraftWarning, DataError, StoppedError
 from cuecraft.method import Event, Started
 from cuecraft.prompts import Artifact, load_artifact
-from cuecraft.prompts.manifest import BackboneEntry, DataEntry, digest
+from cuecraft.prompts.manifest import BackboneEntry, DataEntry
 from cuecraft.recipe.schema import CompareRecipe, MultitaskRecipe, Recipe, TuneRecipe
 from cuecraft.runs import MultitaskRequest, TuneRequest, run_multitask, run_tune
 from cuecraft.runs.families import read_tasks
 from cuecraft.runs.tuning import checked_splits
 from cuecraft.runs.unlabeled import check_label_free, read_unlabelled
 from cuecraft.search.label_free import LabelFreeSearch
-from cuecraft.storage import file_sha256
+from cuecraft.storage import digest, file_sha256
 from cuecraft.tune.prepare import data_entry
 
 

@@ -1,10 +1,16 @@
 """What the commands do: files in, artifacts and JSON-ready documents out. Nothing is printed here."""
 
-from cuecraft.runs.families import run_mix, run_multitask
-from cuecraft.runs.predicting import predict_records, read_texts
-from cuecraft.runs.requests import MultitaskRequest, TuneRequest, WordsRequest
-from cuecraft.runs.tune import run_tune
-from cuecraft.runs.words import run_words
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cuecraft.runs.families import run_mix, run_multitask
+    from cuecraft.runs.predicting import predict_records, read_texts
+    from cuecraft.runs.requests import MultitaskRequest, TuneRequest, WordsRequest
+    from cuecraft.runs.tune import run_tune
+    from cuecraft.runs.words import run_words
 
 __all__ = [
     "MultitaskRequest",
@@ -17,3 +23,18 @@ __all__ = [
     "run_tune",
     "run_words",
 ]
+
+# Loaded on first use: an exported folder answers without PyTorch.
+_HOMES = {
+    **dict.fromkeys(("run_mix", "run_multitask"), "families"),
+    **dict.fromkeys(("predict_records", "read_texts"), "predicting"),
+    **dict.fromkeys(("MultitaskRequest", "TuneRequest", "WordsRequest"), "requests"),
+    "run_tune": "tune",
+    "run_words": "words",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

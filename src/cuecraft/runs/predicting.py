@@ -4,32 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cuecraft.classifier import PromptClassifier
-from cuecraft.data import Record, read_records, stream_texts
-from cuecraft.ensemble import PromptEnsemble
-from cuecraft.errors import DataError
-from cuecraft.method import Event
-from cuecraft.prompts import load_artifact, member_folders
+from cuecraft.data import Record
+from cuecraft.data.texts import unlabelled
+from cuecraft.runtime import ExportedClassifier, RuntimeOptions, is_export, read_export
+from cuecraft.runtime.model import check_where
+
+if TYPE_CHECKING:
+    from cuecraft.classifier import PromptClassifier
+    from cuecraft.ensemble import PromptEnsemble
+    from cuecraft.method import Event
 
 
 def read_texts(artifact: Path, lines: Sequence[str], file: Path | None, columns: Sequence[str] | None) -> list[Record]:
-    """Return unlabelled records of texts given as lines or in a file.
+    """Return unlabelled records of texts given as lines or in a file, for an artifact or an exported folder.
 
     Raises:
         DataError: no texts, or lines for a template of several fields.
     """
-    fields = load_artifact(next(iter(member_folders(artifact)), artifact)).task.template.field_names
-    if file is not None and file.suffix != ".txt":
-        return read_records(file, columns or fields, label_column=None)
-    if file is not None:
-        lines = list(stream_texts(file))
-    if len(fields) > 1:
-        raise DataError(f"the prompt takes the fields {', '.join(fields)}; give them as columns of a --file")
-    if not lines:
-        raise DataError("no text to classify; give texts as arguments, on stdin or in a --file")
-    return [Record({fields[0]: line}) for line in lines]
+    if is_export(artifact):
+        task = read_export(artifact).task.task()
+    else:
+        from cuecraft.prompts import load_artifact, member_folders
+
+        task = load_artifact(next(iter(member_folders(artifact)), artifact)).task
+    return unlabelled(task.template.field_names, lines, file, columns)
 
 
 def predict_records(
@@ -42,8 +42,7 @@ def predict_records(
     report: Callable[[Event], None],
 ) -> dict[str, Any]:
     """Return the document of `cuecraft predict --json`; a folder of several seeds answers as an ensemble."""
-    kind = PromptEnsemble if member_folders(artifact) else PromptClassifier
-    classifier = kind.load(artifact, model, device, local_files_only, dtype)
+    classifier = _classifier(artifact, model, device, local_files_only, dtype)
     names = [str(name) for name in classifier.classes_.tolist()]
     predictions = []
     found = classifier.predict_proba([dict(record.fields) for record in records], report)
@@ -53,3 +52,18 @@ def predict_records(
         text = next(iter(record.fields.values()))
         predictions.append({"text": text, "label": label, "probabilities": shares})
     return {"artifact": str(artifact), "predictions": predictions}
+
+
+def _classifier(
+    folder: Path, model: str | None, device: str, local_files_only: bool, dtype: str
+) -> ExportedClassifier | PromptClassifier | PromptEnsemble:
+    """Return what answers; an exported folder needs no PyTorch, so nothing of it is imported then."""
+    if is_export(folder):
+        check_where(folder, model, dtype)
+        return ExportedClassifier.load(folder, RuntimeOptions(device=device))
+    from cuecraft.classifier import PromptClassifier
+    from cuecraft.ensemble import PromptEnsemble
+    from cuecraft.prompts import member_folders
+
+    kind = PromptEnsemble if member_folders(folder) else PromptClassifier
+    return kind.load(folder, model, device, local_files_only, dtype)

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from cuecraft.errors import ServeError
+from cuecraft.runtime import is_export
 from cuecraft.serve.cluster import Scale, run_cluster
 from cuecraft.serve.setup import ServeSettings, require_extra
 
@@ -38,6 +39,8 @@ def run_serve(command: ServeCommand, ready: Callable[[str], None]) -> None:
         raise ServeError("there is no prompt to serve; name an artifact's folder")
     if command.backend == "ray" and command.port == 0:
         raise ServeError("Ray takes no free port by itself; give --port")
+    if command.backend == "ray" and any(is_export(folder) for folder in command.prompts.values()):
+        raise ServeError("exported folders are served by one process; leave --backend ray out")
     settings = ServeSettings.model_validate({name: getattr(command, name) for name in ServeSettings.model_fields})
     if command.host in LOOPBACK:
         settings = settings.model_copy(update={"open": True})  # nobody else gets there

@@ -12,13 +12,14 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from typing import Any
 
 from pydantic import Field
 
 from cuecraft.errors import ClosingError, QueueFullError, ServeError
 from cuecraft.options import Options
+from cuecraft.serve.registry import AnyShelf, member_logits
 from cuecraft.serve.requests import STOPPING, Answer, Job, Ticket, Watcher, check_asked
-from cuecraft.serve.shelf import Shelf, member_logits
 
 _TOGETHER = 256  # texts that are turned into token ids at once
 _RATE_MEMORY = 0.2  # weight of the newest batch in what refusals are told by
@@ -43,7 +44,9 @@ class Engine:
         watcher: is told what happens.
     """
 
-    def __init__(self, shelf: Shelf, options: EngineOptions | None = None, watcher: Watcher | None = None) -> None:
+    def __init__(
+        self, shelf: AnyShelf[Any], options: EngineOptions | None = None, watcher: Watcher | None = None
+    ) -> None:
         self._shelf = shelf
         self.options = options or EngineOptions()
         self.watcher = watcher or Watcher()
@@ -64,7 +67,7 @@ class Engine:
             thread.start()
 
     @property
-    def shelf(self) -> Shelf:
+    def shelf(self) -> AnyShelf[Any]:
         """The prompts that it answers with."""
         return self._shelf
 

@@ -9,8 +9,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from cuecraft.serve.registry import Listed
 from cuecraft.serve.requests import Answer
-from cuecraft.serve.shelf import ListedPrompt
 
 _WORD = re.compile(r"\S+")
 _NOTHING = "."  # in place of a text without words, which no prompt takes
@@ -44,7 +44,7 @@ class Occlusion:
     texts: tuple[Mapping[str, str], ...]
 
     @classmethod
-    def of(cls, prompt: ListedPrompt, fields: Mapping[str, str]) -> Occlusion:
+    def of(cls, prompt: Listed, fields: Mapping[str, str]) -> Occlusion:
         """Leave out each word of the fields that a prompt reads, or several neighbours at once of a long text."""
         names = [name for name in prompt.task.template.field_names if name in fields] or list(fields)
         places = [(name, *match.span()) for name in names for match in _WORD.finditer(fields[name])]

@@ -6,13 +6,14 @@ import logging
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cuecraft.errors import CuecraftError
-from cuecraft.prompts import Artifact, load_artifact
-from cuecraft.prompts.artifact import MANIFEST
-from cuecraft.serve.shelf import Prompts, check_id
+from cuecraft.serve.registry import Prompts, check_id
 from cuecraft.storage import file_sha256, remove_folder
+
+if TYPE_CHECKING:
+    from cuecraft.prompts import Artifact
 
 LOG = logging.getLogger("cuecraft.serve")
 
@@ -71,6 +72,8 @@ class Kept:
                     continue
                 self._seen[name] = version  # told once, if it cannot be served
                 try:
+                    from cuecraft.prompts import load_artifact  # not before there is one: it needs PyTorch
+
                     self._shelf.put(name, [load_artifact(self._folder / name)])
                 except Exception as error:  # a folder of others may hold anything
                     LOG.warning("cannot be served", extra={"fields": {"prompts": [name], "error": str(error)}})
@@ -78,7 +81,7 @@ class Kept:
     def _found(self) -> dict[str, str]:
         """Return the prompts of the folder, and what tells a change: the manifest's hash and all files' sizes."""
         found = {}
-        for path in sorted(self._folder.glob(f"*/{MANIFEST}")):
+        for path in sorted(self._folder.glob("*/manifest.json")):
             try:
                 check_id(path.parent.name)
                 sizes = [(part.name, part.stat().st_size) for part in sorted(path.parent.iterdir())]

@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cuecraft import errors
 from cuecraft.errors import ClosingError, CuecraftError, DeadlineError, QueueFullError, ServeError
 from cuecraft.serve.requests import STOPPING, TOO_LATE, Answer, Watcher, check_asked
-from cuecraft.serve.shelf import Listing
+
+if TYPE_CHECKING:
+    from cuecraft.serve.shelf import Listing
 
 _PAUSE = 0.05  # seconds before another replica is asked
 _DEFAULT_TIMEOUT = 60.0

@@ -9,9 +9,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from cuecraft.backbone import Pieces
+from cuecraft.backbone.rendering import Pieces
 from cuecraft.errors import DeadlineError, ServeError
-from cuecraft.serve.shelf import Prompts, ServedPrompt
+from cuecraft.serve.registry import Prompts, Served
 from cuecraft.task import Example
 
 TOO_LATE = "the answer was not there in time; allow more time or ask for less at once"
@@ -161,7 +161,7 @@ class Job:
     """
 
     key: tuple[Any, ...]
-    served: ServedPrompt
+    served: Served
     example: Example
     born: float
     waiters: list[tuple[Ticket, int]] = field(default_factory=list)

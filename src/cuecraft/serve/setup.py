@@ -6,26 +6,29 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from cuecraft.backbone import load_backbone
 from cuecraft.errors import ArtifactError, ServeError
 from cuecraft.options import Options
-from cuecraft.prompts import Artifact, load_artifact, member_folders
-from cuecraft.prompts.artifact import MANIFEST
-from cuecraft.prompts.manifest import BackboneEntry
+from cuecraft.runtime import RuntimeOptions, is_export, read_export
+from cuecraft.runtime.model import check_where
+from cuecraft.runtime.sessions import cores
 from cuecraft.serve.engine import Engine, EngineOptions
+from cuecraft.serve.exported import ExportShelf, ListedExport
 from cuecraft.serve.guarding import GuardSettings, Screener
-from cuecraft.serve.kept import Kept, follow
 from cuecraft.serve.limits import Limits
+from cuecraft.serve.registry import AnyShelf, Listed
 from cuecraft.serve.requests import AnyEngine
-from cuecraft.serve.shelf import Listing, Shelf
 
+# What artifacts need is imported where they are loaded: exported folders are served without PyTorch.
 if TYPE_CHECKING:
+    from cuecraft.prompts import Artifact
+    from cuecraft.prompts.manifest import BackboneEntry
     from cuecraft.serve.http.metrics import Metrics
     from cuecraft.serve.http.service import Service
+    from cuecraft.serve.shelf import Listing, Shelf
 
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 
@@ -63,7 +66,7 @@ def make_service(settings: ServeSettings) -> Service:
     """
     from cuecraft.serve.http.metrics import Metrics
 
-    shelf = load_shelf(settings)
+    shelf = open_shelf(settings)
     metrics = Metrics()
     return service_of(settings, Engine(shelf, settings.batches, metrics), metrics)
 
@@ -79,8 +82,11 @@ def service_of(settings: ServeSettings, engine: AnyEngine, metrics: Metrics) -> 
     from cuecraft.serve.http.service import Service
 
     metrics.follow(engine)
-    kept = Kept(engine.shelf, settings.keep) if settings.keep else None
-    if kept is not None:
+    kept = None
+    if settings.keep:
+        from cuecraft.serve.kept import Kept, follow
+
+        kept = Kept(engine.shelf, settings.keep)
         follow(kept)
     return Service(
         engine,
@@ -95,12 +101,65 @@ def service_of(settings: ServeSettings, engine: AnyEngine, metrics: Metrics) -> 
     )
 
 
+def open_shelf(settings: ServeSettings) -> AnyShelf[Any]:
+    """Load what is served: exported folders, or artifacts over the backbone that all of them were made for.
+
+    Raises:
+        ServeError: some are exported and some are not, or uploads are to be kept beside exported ones.
+        CuecraftError: as `load_shelf`; or an exported folder cannot be used.
+    """
+    if not are_exported(settings):
+        return load_shelf(settings)
+    return ExportShelf(settings.prompts, RuntimeOptions(device=settings.device))
+
+
+def load_listed(settings: ServeSettings) -> tuple[list[Listed], str, int]:
+    """Return what is known of the prompts without what answers, the backbone's hash, and the threads that are usual.
+
+    Raises:
+        CuecraftError: as `open_shelf`, but for what only loading shows.
+    """
+    if are_exported(settings):
+        exported: list[Listed] = [ListedExport(name, read_export(folder)) for name, folder in settings.prompts.items()]
+        return exported, read_export(next(iter(settings.prompts.values()))).backbone.sha256, cores()
+    import torch
+
+    from cuecraft.serve.shelf import ListedPrompt
+
+    artifacts, made_for = load_artifacts(settings)
+    listed: list[Listed] = [ListedPrompt.of(name, own) for name, own in artifacts.items()]
+    return listed, made_for.sha256, torch.get_num_threads()
+
+
+def are_exported(settings: ServeSettings) -> bool:
+    """Tell whether exported folders are to answer.
+
+    Raises:
+        ServeError: some are exported and some are not, or uploads are to be kept beside exported ones.
+        ExportError: a model or a number type is asked for beside them.
+    """
+    exported = [name for name, folder in settings.prompts.items() if is_export(folder)]
+    if not exported:
+        return False
+    others = [name for name in settings.prompts if name not in exported]
+    if others:
+        raise ServeError(f"{exported[0]!r} is exported and {others[0]!r} is an artifact; give them apart")
+    if settings.keep:
+        raise ServeError("exported folders are served without uploads; leave --keep out")
+    for name in exported:
+        check_where(settings.prompts[name], settings.model, settings.dtype)
+    return True
+
+
 def load_shelf(settings: ServeSettings) -> Shelf:
     """Load the prompts, and the backbone that all of them were made for.
 
     Raises:
         CuecraftError: as `load_artifacts`; or the backbone cannot be used.
     """
+    from cuecraft.backbone import load_backbone
+    from cuecraft.serve.shelf import Shelf
+
     artifacts, made_for = load_artifacts(settings)
     where = (settings.device, settings.local_files_only, settings.dtype)
     shelf = Shelf(load_backbone(settings.model or made_for.name, made_for.head, *where))
@@ -111,6 +170,8 @@ def load_shelf(settings: ServeSettings) -> Shelf:
 
 def load_listing(settings: ServeSettings) -> Listing:
     """List the prompts, without the backbone that all of them were made for; raises as `load_artifacts`."""
+    from cuecraft.serve.shelf import Listing
+
     artifacts, made_for = load_artifacts(settings)
     listing = Listing(made_for)
     for name, own in artifacts.items():
@@ -135,6 +196,9 @@ def load_artifacts(settings: ServeSettings) -> tuple[dict[str, list[Artifact]], 
 
 def _first_kept(folder: Path | None) -> dict[str, list[Artifact]]:
     """Return the first prompt that is kept and can be read; it tells the backbone. All of them are loaded by `Kept`."""
+    from cuecraft.prompts import load_artifact
+    from cuecraft.prompts.artifact import MANIFEST
+
     for path in sorted(folder.glob(f"*/{MANIFEST}")) if folder else ():
         with suppress(ArtifactError):
             return {path.parent.name: [load_artifact(path.parent)]}
@@ -142,6 +206,8 @@ def _first_kept(folder: Path | None) -> dict[str, list[Artifact]]:
 
 
 def _artifacts(folder: Path) -> list[Artifact]:
+    from cuecraft.prompts import load_artifact, member_folders
+
     return [load_artifact(path) for path in member_folders(folder) or [folder]]
 
 

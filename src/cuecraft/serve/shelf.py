@@ -1,33 +1,23 @@
-"""The prompts that a server answers with: put, swapped and dropped by id while it runs."""
+"""Artifacts as the prompts that a server answers with, over one backbone or others' replicas."""
 
 from __future__ import annotations
 
-import re
-import threading
 import uuid
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from cuecraft.backbone import AnyBackbone, Pieces, ReadyPrompt, Row
+from cuecraft.backbone import AnyBackbone, ReadyPrompt
 from cuecraft.data import Record
-from cuecraft.errors import ArtifactError, BackboneError, ServeError, UnknownPromptError
+from cuecraft.errors import ArtifactError, BackboneError
 from cuecraft.prompts import Artifact, Calibration
-from cuecraft.prompts.manifest import BackboneEntry, Manifest, digest
+from cuecraft.prompts.manifest import BackboneEntry, Manifest
+from cuecraft.serve.registry import AnyShelf, Prompts
+from cuecraft.storage import digest
 from cuecraft.task import Example, Task
-
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
-
-def check_id(name: str) -> None:
-    """Raise ServeError where a prompt cannot have an id."""
-    if not _ID.fullmatch(name):
-        shown = name[:80]
-        raise ServeError(f"prompt id {shown!r} cannot be one; use letters, digits, dot, dash, underscore, 64 at most")
 
 
 def _check_sizes(name: str, artifact: Artifact) -> None:
@@ -153,7 +143,7 @@ class ServedPrompt(ListedPrompt):
     def probabilities(self, logits: Sequence[Tensor]) -> list[float]:
         """Return class probabilities `[C]`, given class logits `[C]` of each member."""
         pairs = zip(self.members, logits, strict=True)
-        calibrated = torch.stack([member.calibration.apply(own.double()) for member, own in pairs])
+        calibrated = torch.stack([member.calibration.apply(own.double().cpu()) for member, own in pairs])
         if not bool(calibrated.isfinite().all()):
             raise BackboneError(
                 f"prompt {self.name!r} answers with NaN or infinity; check it, the weights and the dtype"
@@ -162,95 +152,7 @@ class ServedPrompt(ListedPrompt):
         return found
 
 
-def member_logits(rows: Sequence[tuple[ServedPrompt, Pieces]]) -> list[list[Tensor]]:
-    """Return class logits `[C]` of each row's members, over as few passes as their backbones allow.
-
-    Args:
-        rows: texts, each with a prompt of its own and as that prompt's renderer writes it.
-    """
-    by_backbone: dict[int, tuple[AnyBackbone, list[tuple[int, Row]]]] = {}
-    for number, (served, pieces) in enumerate(rows):
-        for member in served.members:
-            _, own = by_backbone.setdefault(id(member.backbone), (member.backbone, []))
-            own.append((number, (member.ready, pieces)))
-    found: list[list[Tensor]] = [[] for _ in rows]
-    for backbone, own in by_backbone.values():
-        logits = backbone.mixed_logits([row for _, row in own])
-        for (number, _), part in zip(own, logits, strict=True):
-            found[number].append(part.cpu())
-    return found
-
-
-P = TypeVar("P", bound=ListedPrompt)
-
-
-class Prompts(ABC, Generic[P]):
-    """Prompts by id.
-
-    What is being answered with a prompt that is swapped or dropped is answered with it to the end.
-
-    Args:
-        most: how many there may be.
-    """
-
-    def __init__(self, most: int = 1024) -> None:
-        self._most = most
-        self._prompts: dict[str, P] = {}
-        self._lock = threading.Lock()
-
-    @property
-    @abstractmethod
-    def model(self) -> str:
-        """The name of the backbone that all of them were made for."""
-
-    @abstractmethod
-    def _made(self, name: str, artifacts: Sequence[Artifact]) -> P:
-        """Return what stands for artifacts, or raise CuecraftError where they cannot be taken."""
-
-    def put(self, name: str, artifacts: Sequence[Artifact]) -> P:
-        """Add a prompt, or swap the one of that id for it; several artifacts are an ensemble.
-
-        Raises:
-            ServeError: the id is no id, or there are too many prompts.
-            CuecraftError: it cannot be served; then nothing has changed.
-        """
-        check_id(name)
-        made = self._made(name, artifacts)
-        with self._lock:
-            if name not in self._prompts and len(self._prompts) >= self._most:
-                raise ServeError(f"there are {self._most} prompts already, which is the limit; drop one first")
-            self._prompts = {**self._prompts, name: made}
-        return made
-
-    def drop(self, name: str) -> None:
-        """Remove a prompt.
-
-        Raises:
-            UnknownPromptError: there is none of that id.
-        """
-        with self._lock:
-            self.get(name)
-            self._prompts = {key: prompt for key, prompt in self._prompts.items() if key != name}
-
-    def get(self, name: str) -> P:
-        """Return a prompt.
-
-        Raises:
-            UnknownPromptError: there is none of that id.
-        """
-        found = self._prompts.get(name)
-        if found is None:
-            raise UnknownPromptError(
-                f"there is no prompt {name[:64]!r}; there are {', '.join(self._prompts) or 'none'}"
-            )
-        return found
-
-    def all(self) -> list[P]:
-        """Return all of them, in the order they were put."""
-        return list(self._prompts.values())
-
-
-class Shelf(Prompts[ServedPrompt]):
+class Shelf(AnyShelf[ServedPrompt]):
     """Prompts that are ready to answer, over one backbone.
 
     Args:
@@ -265,7 +167,11 @@ class Shelf(Prompts[ServedPrompt]):
     @property
     def model(self) -> str:
         """The name of the backbone."""
-        return self.backbone.name
+        return str(self.backbone.name)
+
+    def use_threads(self, count: int) -> None:
+        """Let each pass use so many threads of the processor."""
+        torch.set_num_threads(count)
 
     def _made(self, name: str, artifacts: Sequence[Artifact]) -> ServedPrompt:
         return ServedPrompt.over(self.backbone, name, artifacts)
@@ -287,6 +193,11 @@ class Listing(Prompts[ListedPrompt]):
     def model(self) -> str:
         """The name of the backbone."""
         return self._made_for.name
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether others answer, who would not learn of a change."""
+        return True
 
     def _made(self, name: str, artifacts: Sequence[Artifact]) -> ListedPrompt:
         own = artifacts[0].manifest.backbone if artifacts else self._made_for

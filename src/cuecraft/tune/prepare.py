@@ -13,7 +13,8 @@ from cuecraft.data import Record, fingerprint, holdout
 from cuecraft.errors import CuecraftWarning, DataError, StoppedError
 from cuecraft.machine import versions
 from cuecraft.method import Clock, Event, Method, Problem, ReadingLimit, label_context
-from cuecraft.prompts.manifest import DataEntry, digest
+from cuecraft.prompts.manifest import DataEntry
+from cuecraft.storage import digest
 from cuecraft.task import Task, Template, Verbalizer
 from cuecraft.task.template import FIELD_NAME
 from cuecraft.task.verbalizer import WordChoice

@@ -20,10 +20,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
 from cuecraft.errors import CuecraftError, ServeError
-from cuecraft.prompts import load_artifact
 from cuecraft.serve.explain import Occlusion
 from cuecraft.serve.http.access import Role
-from cuecraft.serve.http.archive import unpack
 from cuecraft.serve.http.middleware import BodyLimit, Observed
 from cuecraft.serve.http.service import ClientGoneError, RefusedError, Service, error_response, parsed
 from cuecraft.serve.http.tracing import add_tracing
@@ -36,7 +34,7 @@ from cuecraft.serve.http.wire import (
     check_texts,
     result_document,
 )
-from cuecraft.serve.shelf import Listing, check_id
+from cuecraft.serve.registry import check_id
 
 _PAGE = {
     "/": ("page.html", "text/html"),
@@ -220,12 +218,16 @@ _ARCHIVE = {
 
 def _check_alone(service: Service) -> None:
     """Raise ServeError where others answer, who would not learn of a change."""
-    if isinstance(service.engine.shelf, Listing):
+    if service.engine.shelf.is_remote:
         raise ServeError("replicas learn of prompts from a folder that all share; start the server with --keep FOLDER")
 
 
 def _put(service: Service, name: str, content: bytes) -> dict[str, Any]:
     """Take an uploaded artifact onto the shelf, and keep it where that was asked for."""
+    service.engine.shelf.check_uploads()
+    from cuecraft.prompts import load_artifact  # artifacts need PyTorch, a server of exported folders does not
+    from cuecraft.serve.http.archive import unpack
+
     if service.kept is None:
         _check_alone(service)
     with tempfile.TemporaryDirectory() as scratch:

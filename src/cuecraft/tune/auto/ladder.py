@@ -16,9 +16,9 @@ from torch import Tensor
 from cuecraft.errors import BackboneError, MethodError, PromptError
 from cuecraft.evidence import Tried, is_better
 from cuecraft.method import Candidate, Event, Labelled, Problem
-from cuecraft.prompts.manifest import digest
 from cuecraft.search.folds import Fold
 from cuecraft.seeding import derived_seed
+from cuecraft.storage import digest
 from cuecraft.tune.auto.folds import HeldOut, LastEpoch, fold_problem, gather, log_probabilities
 from cuecraft.tune.auto.starts import OtherWords, Start
 from cuecraft.tune.deep_cue import OffsetTraining

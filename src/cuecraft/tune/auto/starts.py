@@ -10,9 +10,9 @@ from torch import Tensor
 
 from cuecraft.backbone import AnyBackbone, Context
 from cuecraft.method import CalibrationKind, Candidate, Problem, starting_point
-from cuecraft.prompts.manifest import digest
 from cuecraft.search import AutoPrompt
 from cuecraft.search.label_words import LabelWordSearch, with_label_words
+from cuecraft.storage import digest
 from cuecraft.task import Task
 
 

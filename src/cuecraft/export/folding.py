@@ -1,0 +1,298 @@
+"""One graph: a backbone, a task's template pieces, a prompt, label words and calibration, from ids to probabilities.
+
+The modules here lay a batch out with tensor operations alone, so that it can be traced with any batch size and length.
+What they lay out is what `MixedCausal` and `EncoderBackbone` lay out row by row; the model runs through the same
+functions of the backbone, so masks of kept keys and values, offsets and readouts are not written twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cuecraft.backbone import (
+    AnyBackbone,
+    CausalBackbone,
+    MaskedBackbone,
+    ReadyPrompt,
+    SequenceBackbone,
+)
+from cuecraft.backbone.base import ClassHead
+from cuecraft.backbone.encoder import LaidOut
+from cuecraft.backbone.layers import entering
+from cuecraft.backbone.readout import LabelReadout, Readout, class_scores, readout
+from cuecraft.backbone.rendering import LabelIds
+from cuecraft.prompts import Calibration
+
+
+class Folded(torch.nn.Module):
+    """A backbone with one prompt folded in: `input_ids` `[B, L]`, `attention_mask` `[B, L]` -> probabilities `[B, C]`.
+
+    The ids are a text's own (`Frame.inner`); everything that is the same for every text is held here.
+
+    Args:
+        backbone: the frozen model.
+        ready: the prompt and its task.
+        calibration: of its logits.
+    """
+
+    def __init__(self, backbone: AnyBackbone, ready: ReadyPrompt, calibration: Calibration) -> None:
+        super().__init__()
+        self.model = backbone.model  # so that its weights are the graph's
+        self._calibration = calibration
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return class probabilities `[B, C]`."""
+        logits = self.logits(input_ids, attention_mask.to(torch.bool))
+        return self._calibration.apply(logits.to(torch.float32)).softmax(-1)
+
+    def logits(self, input_ids: Tensor, valid: Tensor) -> Tensor:
+        """Return class logits `[B, C]`, before calibration."""
+        raise NotImplementedError
+
+
+def fold(backbone: AnyBackbone, ready: ReadyPrompt, calibration: Calibration) -> Folded:
+    """Return one module from ids to probabilities.
+
+    Raises:
+        TemplateError: the prompt stands between two fields.
+    """
+    kinds: dict[type[AnyBackbone], type[Folded]] = {
+        CausalBackbone: FoldedCausal,
+        MaskedBackbone: FoldedMasked,
+        SequenceBackbone: FoldedSequence,
+    }
+    with torch.no_grad():
+        return kinds[type(backbone)](backbone, ready, calibration).eval()
+
+
+class _LabelRows(LabelReadout):
+    """Label words whose rows of the output embedding are held apart, so that a graph need not hold the others."""
+
+    def __init__(self, model: Any, label_ids: LabelIds) -> None:
+        super().__init__(model, label_ids)
+        self._weight = self._head.weight[self._rows].clone()
+        self._bias = None if self._head.bias is None else self._head.bias[self._rows].clone()
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        if self.beginnings:  # these are normalised over the whole vocabulary
+            return super()._logits(hidden)
+        return functional.linear(hidden, self._weight, self._bias)
+
+
+def _reads(backbone: AnyBackbone, ready: ReadyPrompt) -> Readout:
+    label_ids = ready.renderer.label_ids
+    return _LabelRows(backbone.model, label_ids) if ready.head is None else readout(backbone.model, (), ready.head)
+
+
+def _offset_rows(offsets: Tensor, before: int, after: int) -> Tensor:
+    """Return offsets `[n_layers, before + S + after, d]` with zeros around them."""
+    return functional.pad(offsets, (0, 0, before, after))
+
+
+class _Sides(torch.nn.Module):
+    """What stands before and behind a text's own ids, the tuned tokens in one of both.
+
+    Args:
+        backbone: the frozen model.
+        ready: the prompt; where it has an `opening`, that part of the side is left out.
+    """
+
+    def __init__(self, backbone: AnyBackbone, ready: ReadyPrompt) -> None:
+        super().__init__()
+        frame = ready.renderer.frame()
+        sides = [frame.opening, frame.closing]
+        own = 0 if frame.is_first else 1
+        before, after = sides[own][: frame.at], sides[own][frame.at :]
+        if ready.opening is not None:
+            before, count = (), 0
+        else:
+            count = len(ready.vectors)
+        codes = [[*side] for side in sides]
+        codes[own] = [*before, *[-1] * count, *after]
+        self.codes = [torch.tensor(side, dtype=torch.long)[None] for side in codes]
+        embedded = [backbone.embed(torch.tensor(side, dtype=torch.long)) for side in sides]
+        embedded[own] = torch.cat([embedded[own][: len(before)], ready.vectors, embedded[own][frame.at :]])
+        #: `[1, A, d]` and `[1, Z, d]`.
+        self.vectors = [side[None].clone() for side in embedded]
+        self.is_first, self.start, self.count = frame.is_first, len(before), count
+        #: `[n_layers, A, d]` and `[n_layers, Z, d]`; None where nothing is added there.
+        self.offsets: list[Tensor | None] = [None, None]
+        if ready.offsets is not None and count:
+            self.offsets[own] = _offset_rows(ready.offsets, len(before), len(after))
+
+    def around(self, inner: Tensor, sides: list[Tensor]) -> Tensor:
+        """Put constants `[1, A, ...]` and `[1, Z, ...]` around what is a text's own `[B, L, ...]`."""
+        rows = [side.expand(inner.shape[0], *side.shape[1:]) for side in sides]
+        return torch.cat([rows[0], inner, rows[1]], dim=1)
+
+
+class FoldedCausal(Folded):
+    """A causal model: the text between its constant sides, padding anywhere; the answer is read near the end.
+
+    Positions count real tokens and masks leave padding out, so that padding moves nothing.
+    """
+
+    def __init__(self, backbone: CausalBackbone, ready: ReadyPrompt, calibration: Calibration) -> None:
+        super().__init__(backbone, ready, calibration)
+        self._backbone = backbone
+        self._sides = _Sides(backbone, ready)
+        self._readout = _reads(backbone, ready)
+        branches = ready.branches
+        self._grown = 0 if branches is None else len(branches.codes)
+        if branches is not None:
+            words = backbone.embed(branches.codes)[None]
+            self._sides.vectors[1] = torch.cat([self._sides.vectors[1], words], dim=1)
+            own = self._sides.offsets[1]
+            self._sides.offsets[1] = None if own is None else _offset_rows(own, 0, self._grown)
+            #: `[G, G]` which branches do not see each other.
+            self._apart = ~branches.ancestors
+        ends = () if branches is None else branches.ends
+        #: What is read, counted from the end: the answer slot, which may be the text's own last token, and ends of
+        #: branches.
+        self._slots = [1 + self._grown, *(self._grown - end for end in ends)]
+        states = ready.opening if ready.opening is not None else ready.states
+        #: `[n_layers, 2, n_kv_heads, P, head_dim]`
+        self._kept = None if states is None or not states.shape[3] else states
+
+    def logits(self, input_ids: Tensor, valid: Tensor) -> Tensor:
+        """Return class logits `[B, C]`, before calibration."""
+        sides, kept = self._sides, self._kept
+        inputs = sides.around(self._backbone.embed(input_ids), sides.vectors)
+        ones = [torch.ones(side.shape[:2], dtype=torch.bool, device=valid.device) for side in sides.vectors]
+        seen = self._ancestors(inputs.shape[1], inputs.device) & sides.around(valid, ones)[:, None, :]
+        positions = seen.sum(-1) - 1
+        allowed = seen | torch.eye(inputs.shape[1], dtype=torch.bool, device=inputs.device)
+        layers: list[tuple[Tensor, Tensor]] = []
+        if kept is not None:
+            behind = self._behind(inputs.shape[1], inputs.device)
+            positions = positions + behind * kept.shape[3]
+            columns = behind[None, :, None].expand(inputs.shape[0], -1, kept.shape[3])
+            allowed = torch.cat([columns, allowed], dim=-1)
+            rows = 1 if self._backbone.shares_context else inputs.shape[0]
+            layers = [(own[0][None].expand(rows, -1, -1, -1), own[1][None].expand(rows, -1, -1, -1)) for own in kept]
+        is_moved = any(own is not None for own in sides.offsets)
+        reads = self._readout
+        with reads.picking(self._at_slots), entering(self._backbone.layers if is_moved else (), self._moved):
+            found = self._backbone.attend(inputs, allowed, positions.clamp(min=0), layers).logits
+        return reads.scores(found)[0]
+
+    def _ancestors(self, count: int, device: torch.device) -> Tensor:
+        """Return which tokens each sees `[N, N]`."""
+        numbers = torch.arange(count, device=device)
+        found = numbers[:, None] >= numbers[None, :]
+        if not self._grown:
+            return found
+        room = count - self._grown
+        apart = functional.pad(self._apart, (room, 0, room, 0), value=False)
+        return found & ~apart
+
+    def _behind(self, count: int, device: torch.device) -> Tensor:
+        """Return which tokens stand behind the kept keys and values `[N]`."""
+        numbers, sides = torch.arange(count, device=device), self._sides
+        if sides.is_first:
+            return numbers >= sides.start
+        return numbers >= count - sides.vectors[1].shape[1] + sides.start
+
+    def _at_slots(self, hidden: Tensor) -> Tensor:
+        return torch.stack([hidden[:, hidden.shape[1] - back] for back in self._slots], dim=1)
+
+    def _moved(self, layer: int, hidden: Tensor) -> Tensor:
+        parts = [
+            hidden.new_zeros(1, side.shape[1], hidden.shape[2]) if own is None else own[layer][None]
+            for side, own in zip(self._sides.vectors, self._sides.offsets, strict=True)
+        ]
+        opening, closing = (part.shape[1] for part in parts)
+        stop = hidden.shape[1] - closing
+        moved = [hidden[:, :opening] + parts[0], hidden[:, opening:stop], hidden[:, stop:] + parts[1]]
+        return torch.cat(moved, dim=1)
+
+
+class _FoldedEncoder(Folded):
+    """An encoder: the text, padded on the right, between its constant sides; padding ends up behind all."""
+
+    def __init__(
+        self, backbone: MaskedBackbone | SequenceBackbone, ready: ReadyPrompt, calibration: Calibration
+    ) -> None:
+        super().__init__(backbone, ready, calibration)
+        self._backbone = backbone
+        self._sides = _Sides(backbone, ready)
+        self._states = ready.states
+        moved = [own for own in self._sides.offsets if own is not None]
+        #: `[n_layers, 1 + A or Z, d]`, the first row zeros; None for nothing.
+        self._moves = _offset_rows(moved[0], 1, 0) if moved else None
+
+    def laid_out(self, input_ids: Tensor, valid: Tensor) -> tuple[LaidOut, Callable[[Tensor], Tensor]]:
+        """Return a batch laid out, and what puts other values `[B, N, ...]` of opening, text, closing in its order."""
+        sides = self._sides
+        opening, closing = (side.shape[1] for side in sides.vectors)
+        rows, length = input_ids.shape
+        width = opening + length + closing
+        own = valid.sum(1, keepdim=True)
+        numbers = torch.arange(width, device=input_ids.device)[None]
+        # The text's padding is passed over: what stands behind it moves up to its last token.
+        at = torch.where(numbers < opening + own, numbers, numbers + length - own).clamp(max=width - 1)
+        mask = numbers < opening + own + closing
+        flat = (at + torch.arange(rows, device=at.device)[:, None] * width).flatten()
+
+        def ordered(values: Tensor) -> Tensor:
+            found: Tensor = values.flatten(0, 1)[flat].unflatten(0, (rows, width))
+            return found
+
+        inputs = ordered(sides.around(self._backbone.embed(input_ids), sides.vectors))
+        is_text = [(side >= 0).to(input_ids.device) for side in sides.codes]
+        text = ordered(sides.around(torch.ones_like(valid), is_text)) & mask
+        batch = {"inputs_embeds": inputs, "attention_mask": mask.to(torch.long)}
+        states = self._states
+        if states is not None:
+            states = states[:, :, None].expand(-1, -1, rows, -1, -1, -1)
+        return LaidOut(batch, text.to(torch.long), (), self._change(ordered, input_ids), states), ordered
+
+    def _change(self, ordered: Callable[[Tensor], Tensor], input_ids: Tensor) -> Callable[[int, Tensor], Tensor] | None:
+        """Return what adds a deep cue's offsets at its own positions; None where there are none."""
+        moves, sides = self._moves, self._sides
+        if moves is None:
+            return None
+        numbers = [
+            torch.zeros_like(side) if own is None else torch.arange(1, 1 + side.shape[1])[None]
+            for side, own in zip(sides.codes, sides.offsets, strict=True)
+        ]
+        rows = ordered(sides.around(torch.zeros_like(input_ids), numbers))
+        return lambda layer, hidden: hidden + moves[layer][rows]
+
+
+class FoldedMasked(_FoldedEncoder):
+    """A masked language model, read at its mask."""
+
+    def __init__(self, backbone: MaskedBackbone, ready: ReadyPrompt, calibration: Calibration) -> None:
+        super().__init__(backbone, ready, calibration)
+        self._readout = _reads(backbone, ready)
+        self._mask_id = backbone.tokenizer.mask_token_id
+
+    def logits(self, input_ids: Tensor, valid: Tensor) -> Tensor:
+        """Return class logits `[B, C]`, before calibration."""
+        laid_out, ordered = self.laid_out(input_ids, valid)
+        # Texts are tokenised without special tokens, so this id stands in each input once.
+        slot = (ordered(self._sides.around(input_ids, self._sides.codes)) == self._mask_id).to(torch.int).argmax(1)
+        rows = torch.arange(input_ids.shape[0], device=input_ids.device)
+        with self._readout.picking(lambda hidden: hidden[rows, slot][:, None]):
+            found = self._backbone.run_pass(laid_out).logits
+        return self._readout.scores(found)[0]
+
+
+class FoldedSequence(_FoldedEncoder):
+    """Pooled features and a class head."""
+
+    def __init__(self, backbone: SequenceBackbone, ready: ReadyPrompt, calibration: Calibration) -> None:
+        super().__init__(backbone, ready, calibration)
+        assert isinstance(ready.head, ClassHead)  # `ready` has refused the others
+        self._class_head = ready.head
+        self._pooled = backbone.pooled
+
+    def logits(self, input_ids: Tensor, valid: Tensor) -> Tensor:
+        """Return class logits `[B, C]`, before calibration."""
+        return class_scores(self._pooled(self.laid_out(input_ids, valid)[0]), self._class_head)

@@ -1,0 +1,79 @@
+"""From a folded module to an ONNX file."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from cuecraft.errors import ExportError
+from cuecraft.export.folding import Folded
+
+GRAPH, EXTERNAL = "model.onnx", "model.onnx.data"
+INPUTS, OUTPUT = ("input_ids", "attention_mask"), "probabilities"
+_OPSET = 18
+ONE_FILE = 2**31 - 2**24  # a protobuf message ends at 2 GiB; some of it is the graph itself
+_SAMPLE = (3, 7)  # any batch and length will do, but not 0 or 1, which would be taken for fixed
+
+
+def require_onnx() -> None:
+    """Raise ExportError where the packages that write graphs are not installed."""
+    if any(find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")):
+        raise ExportError("export as a graph needs further packages: pip install 'cuecraft[export]'")
+
+
+def write_graph(folded: Folded, folder: Path) -> Path:
+    """Write a module as a graph with any batch size and length; return its file.
+
+    Weights of more than 2 GB lie beside it, in `model.onnx.data`.
+
+    Raises:
+        ExportError: the model cannot be traced.
+    """
+    # Two tensors, not one twice: inputs that are one object are traced as one input.
+    sample = (torch.ones(_SAMPLE, dtype=torch.long), torch.ones(_SAMPLE, dtype=torch.long))
+    target = folder / GRAPH
+    sizes = {0: "batch", 1: "length"}
+    with torch.no_grad(), _quietly():
+        try:
+            program = torch.onnx.export(
+                folded,
+                sample,
+                dynamo=True,
+                input_names=list(INPUTS),
+                output_names=[OUTPUT],
+                dynamic_shapes=(sizes, sizes),
+                opset_version=_OPSET,
+                verbose=False,
+            )
+        except Exception as error:  # tracing fails in ways of its own for each architecture
+            first = str(error.__cause__ or error).strip().splitlines()[0]
+            raise ExportError(
+                f"a {folded.model.config.model_type} cannot be written as an ONNX graph ({first}); export its prompt "
+                "alone with --format safetensors, or to PEFT"
+            ) from error
+        assert program is not None
+        weights = {id(own): own.numel() * own.element_size() for own in folded.model.parameters()}
+        program.save(target, external_data=sum(weights.values()) > ONE_FILE)
+    return target
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep what the exporter tells of itself off the screen."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [own.level for own in loggers]
+    for own in loggers:
+        own.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for own, level in zip(loggers, levels, strict=True):
+            own.setLevel(level)

@@ -1,0 +1,201 @@
+"""An exported folder that answers: texts in, probabilities out."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cuecraft.backbone.batches import token_batches
+from cuecraft.backbone.rendering import Frame, Pieces, Renderer
+from cuecraft.data.texts import Texts, as_records
+from cuecraft.errors import CuecraftWarning, DataError, ExportError, PromptError
+from cuecraft.runtime.manifest import TOKENIZER, ExportManifest, read_export
+from cuecraft.runtime.sessions import RuntimeOptions, Session, open_session
+from cuecraft.runtime.tokens import FileTokenizer
+from cuecraft.task import Example, Task
+
+#: Tokens of one batch, padding included: what stays in a CPU's caches.
+BATCH_TOKENS = 1536
+
+
+@dataclass(frozen=True)
+class TokenBudget:
+    """What one batch may take."""
+
+    tokens: int = BATCH_TOKENS
+
+
+class RefusingRenderer(Renderer):
+    """A renderer that cuts no text."""
+
+    def fitted(self, examples: Sequence[Example]) -> tuple[list[Pieces], list[bool]]:
+        """Return the pieces of each example, and that none was cut.
+
+        Raises:
+            DataError: a text has no tokens, or more than the graph takes.
+        """
+        found, is_cut = super().fitted(examples)
+        for number, (example, cut) in enumerate(zip(examples, is_cut, strict=True), start=1):
+            if cut:
+                raise DataError(
+                    f"text {number} has {self.text_lengths([example])[0]} tokens, and the graph takes {self.room()}; "
+                    "shorten it, or export with --truncation cut"
+                )
+        return found, is_cut
+
+
+@dataclass(frozen=True, eq=False)
+class FoldedPrompt:
+    """The prompt of a graph, as far as it is known outside of it.
+
+    Args:
+        renderer: its task as the tokenizer writes it.
+        frame: what the graph puts around a text by itself.
+        length: positions that the prompt takes beside a text's pieces.
+    """
+
+    renderer: Renderer
+    frame: Frame
+    length: int
+
+
+@dataclass(eq=False)
+class ExportedModel:
+    """A graph with its prompt: what an engine needs of a backbone, without PyTorch.
+
+    Args:
+        folder: where it lies.
+        manifest: of the folder.
+        session: runs the graph.
+        ready: its prompt.
+        budget: of one batch.
+    """
+
+    folder: Path
+    manifest: ExportManifest
+    session: Session
+    ready: FoldedPrompt
+    budget: TokenBudget = field(default_factory=TokenBudget)
+    _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
+
+    @classmethod
+    def load(cls, folder: str | Path, options: RuntimeOptions | None = None) -> ExportedModel:
+        """Read an exported folder.
+
+        Raises:
+            ExportError: it is damaged, or the runtime that it needs is not there.
+        """
+        source = Path(folder)
+        manifest = read_export(source)
+        tokenizer = FileTokenizer(source / TOKENIZER, manifest.tokens)
+        kind = RefusingRenderer if manifest.truncation == "refuse" else Renderer
+        made_for = manifest.backbone
+        renderer = kind(tokenizer, manifest.task.task(), made_for.head, made_for.max_positions)
+        session = open_session(source, manifest, options or RuntimeOptions())
+        return cls(source, manifest, session, FoldedPrompt(renderer, renderer.frame(), manifest.prompt_length))
+
+    @property
+    def name(self) -> str:
+        """The name of the backbone."""
+        return self.manifest.backbone.name
+
+    def probabilities(self, texts: Sequence[tuple[int, ...]]) -> np.ndarray:
+        """Return probabilities `[B, C]` of one batch of texts, each as the graph's own ids (`Frame.inner`).
+
+        Raises:
+            PromptError: a text is longer than the graph allows.
+        """
+        most, width = self.manifest.max_text_tokens, max(map(len, texts))
+        if most is not None and width > most:
+            raise PromptError(f"a text has {width} tokens, and the graph takes {most}; shorten it")
+        ids = np.zeros((len(texts), max(1, width)), np.int64)
+        mask = np.zeros_like(ids)
+        for row, own in enumerate(texts):
+            start = ids.shape[1] - len(own) if self.manifest.padding == "left" else 0
+            ids[row, start : start + len(own)] = own
+            mask[row, start : start + len(own)] = 1
+        with self._one_at_a_time:
+            return self.session.run(ids, mask)
+
+    def mixed_logits(self, rows: Sequence[tuple[FoldedPrompt, Pieces]]) -> list[np.ndarray]:
+        """Return calibrated log-probabilities `[C]` (float64) of each row, its text read with the graph's prompt.
+
+        Raises:
+            PromptError: a text is longer than the graph allows.
+        """
+        texts = [prompt.frame.inner(pieces) for prompt, pieces in rows]
+        around = self.manifest.constant_ids
+        found: list[np.ndarray] = [np.empty(0)] * len(rows)
+        for batch in token_batches([len(text) + around for text in texts], self.budget.tokens):
+            shares = self.probabilities([texts[row] for row in batch]).astype(np.float64)
+            with np.errstate(divide="ignore"):
+                logs = np.log(shares / shares.sum(1, keepdims=True))
+            for row, own in zip(batch, logs, strict=True):
+                found[row] = own
+        return found
+
+
+class ExportedClassifier:
+    """Answers as the `PromptClassifier` that was exported does, without PyTorch.
+
+    Args:
+        model: an exported folder that was loaded.
+    """
+
+    def __init__(self, model: ExportedModel) -> None:
+        self.model = model
+        self.task_: Task = model.ready.renderer.task
+        self.classes_ = np.array(model.manifest.task.classes)
+
+    @classmethod
+    def load(cls, folder: str | Path, options: RuntimeOptions | None = None) -> ExportedClassifier:
+        """Read an exported folder; raises as `ExportedModel.load`."""
+        return cls(ExportedModel.load(folder, options))
+
+    def predict_proba(self, texts: Texts, report: Callable[[dict[str, Any]], None] = lambda event: None) -> np.ndarray:
+        """Return class probabilities `[N, C]`, columns as in `classes_`; `report` is told how far it has come.
+
+        Warns:
+            CuecraftWarning: how many texts were cut.
+
+        Raises:
+            DataError: a text has no tokens, or is longer than the graph allows and was exported not to be cut.
+            TemplateError: a text lacks a field.
+        """
+        examples = self.task_.examples(as_records(texts))
+        ready, step = self.model.ready, 1024
+        parts: list[np.ndarray] = []
+        cut = 0
+        for start in range(0, len(examples), step):
+            pieces, is_cut = ready.renderer.fitted(examples[start : start + step])
+            cut += sum(is_cut)
+            parts += self.model.mixed_logits([(ready, own) for own in pieces])
+            report({"step": min(start + step, len(examples)), "total": len(examples)})
+        if cut:
+            most = self.model.manifest.max_text_tokens
+            warnings.warn(
+                f"{cut} of {len(examples)} texts were cut at the end to fit {most} tokens",
+                CuecraftWarning,
+                stacklevel=2,
+            )
+        found: np.ndarray = np.exp(np.stack(parts))
+        return found
+
+    def predict(self, texts: Texts) -> np.ndarray:
+        """Return the likeliest class of each text `[N]`."""
+        labels: np.ndarray = self.classes_[self.predict_proba(texts).argmax(1)]
+        return labels
+
+
+def check_where(folder: str | Path, model: str | None, dtype: str) -> None:
+    """Raise ExportError where a model or a number type is asked for, which an exported folder has in it."""
+    if model is not None:
+        raise ExportError(f"{folder}: is exported and has its model in it; leave --model out")
+    if dtype != "auto":
+        raise ExportError(f"{folder}: is exported, its numbers are what --precision made them; leave --dtype out")

@@ -1,0 +1,282 @@
+"""Exported folders; the oracle is `PromptClassifier.predict_proba`."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+pytest.importorskip("onnxruntime")
+
+from cuecraft import PromptClassifier
+from cuecraft.data import Record
+from cuecraft.errors import CuecraftWarning, DataError, ExportError, PromptError
+from cuecraft.export import GraphRequest, export_graph, precision
+from cuecraft.export.precision import Recipe
+from cuecraft.runtime import ExportedClassifier, ExportedModel, RuntimeOptions, read_export
+from cuecraft.serve.engine import Engine, EngineOptions
+from cuecraft.serve.exported import ExportShelf
+from serving import X, Y, classifiers
+
+TEXTS = [*X, "love", "the film is a joy and then again a bore " * 3, "great actors", "  a dull   story"]
+RECORDS = [Record({"text": text}) for text in TEXTS]
+MANY = [Record({"text": f"{text} {other}"}) for text in X for other in TEXTS] * 3
+#: What the quick suite exports; `slow` has all.
+QUICK = [("causal", "soft"), ("causal", "deep-first"), ("causal", "prefix"), ("masked", "deep"), ("sequence", "prefix")]
+ALL = [
+    (head, kind)
+    for head in ("causal", "masked", "sequence")
+    for kind in ("hard", "hard-first", "soft", "soft-first", "deep", "deep-first", "prefix", "lora")
+    if head != "sequence" or not kind.startswith("hard")
+]
+
+
+def request(kind="onnx", precision="fp32", truncation="cut", texts=RECORDS, floor=0.99):
+    return GraphRequest(kind, precision, truncation, texts, floor)
+
+
+def exported(classifier, folder, wanted=None):
+    return export_graph(classifier.artifact_, classifier.backbone_, Path(folder), wanted or request())
+
+
+def check_same(classifier, folder):
+    """Answers are those of the classifier, whatever stands together in a batch."""
+    found = ExportedClassifier.load(folder)
+    expected = classifier.predict_proba(TEXTS)
+    assert np.abs(found.predict_proba(TEXTS) - expected).max() < 1e-4
+    assert np.abs(found.predict_proba(TEXTS[:1]) - expected[:1]).max() < 1e-4
+    assert np.abs(found.predict_proba(TEXTS[3:6]) - expected[3:6]).max() < 1e-4
+    assert found.predict(TEXTS).tolist() == classifier.predict(TEXTS).tolist()
+    assert found.classes_.tolist() == classifier.classes_.tolist()
+
+
+@pytest.fixture(scope="module")
+def soft(causal, tmp_path_factory):
+    """A soft prompt on the causal model, exported."""
+    folder = tmp_path_factory.mktemp("exports") / "soft"
+    classifier = classifiers(causal)["soft"]
+    exported(classifier, folder)
+    return classifier, folder
+
+
+def copied(folder, target):
+    target.mkdir()
+    for path in folder.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    return target
+
+
+@pytest.mark.parametrize(("head", "kind"), QUICK)
+def test_an_exported_graph_answers_as_the_classifier(head, kind, request, tmp_path):
+    classifier = classifiers(request.getfixturevalue(head))[kind]
+    manifest = exported(classifier, tmp_path / "out")
+    assert manifest.agreement.labels == 1
+    assert manifest.agreement.texts == len(TEXTS)
+    check_same(classifier, tmp_path / "out")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("head", "kind"), [own for own in ALL if own not in QUICK])
+def test_every_kind_of_prompt_and_head_answers_as_the_classifier(head, kind, request, tmp_path):
+    test_an_exported_graph_answers_as_the_classifier(head, kind, request, tmp_path)
+
+
+def test_long_label_words_and_a_calibration_are_in_the_graph(causal, tmp_path):
+    words = {"negative": ["a bore", "cold"], "positive": ["a film of joy", "warm"]}
+    options = {"calibration": "fitted"}
+    own = PromptClassifier(causal, "zero-shot", template="{text}{prompt: it was}{mask}", label_words=words)
+    classifier = own.set_params(method_options=options).fit(X, Y)
+    exported(classifier, tmp_path / "out")
+    check_same(classifier, tmp_path / "out")
+
+
+def test_openvino_answers_as_the_classifier(masked, tmp_path):
+    pytest.importorskip("openvino")
+    classifier = classifiers(masked)["soft"]
+    exported(classifier, tmp_path / "out", request("openvino"))
+    check_same(classifier, tmp_path / "out")
+    with pytest.raises(ExportError, match="runs no OpenVINO export"):
+        ExportedModel.load(tmp_path / "out", RuntimeOptions(device="cuda"))
+
+
+def test_half_precision_keeps_the_labels(sequence, tmp_path):
+    classifier = classifiers(sequence)["soft"]
+    manifest = exported(classifier, tmp_path / "out", request(precision="fp16"))
+    assert manifest.agreement.labels == 1
+    found = ExportedClassifier.load(tmp_path / "out").predict_proba(TEXTS)
+    assert np.abs(found - classifier.predict_proba(TEXTS)).max() < 0.02
+
+
+def test_the_manifest_says_what_is_there(soft):
+    classifier, folder = soft
+    manifest = read_export(folder)
+    assert manifest.artifact_sha256 == classifier.artifact_.manifest.artifact_sha256
+    assert set(manifest.files) == {"example.mjs", "example.py", "model.onnx", "tokenizer.json"}
+    assert manifest.task.classes == list(classifier.artifact_.classes)
+    assert (manifest.padding, manifest.truncation, manifest.precision) == ("left", "cut", "fp32")
+    assert [own.model_dump() for own in manifest.span] == [{"field": "text", "prefix": "", "strip": False}]
+    assert manifest.tried[0].recipe == "float32"
+
+
+def test_the_python_example_answers_as_the_classifier(soft):
+    classifier, folder = soft
+    command = [sys.executable, "example.py", "a joy from start"]
+    told = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+    shares = dict(re.findall(r"'(\w+)': ([\d.]+)", told))
+    expected = classifier.predict_proba(["a joy from start"])[0]
+    assert [float(shares[name]) for name in classifier.classes_] == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_long_texts_are_cut_as_the_classifier_cuts_them(causal, tmp_path):
+    template = "{text}{prompt: it was}{mask}"
+    with pytest.warns(CuecraftWarning, match="cut at the end"):
+        classifier = PromptClassifier(causal, "zero-shot", template=template, max_tokens=44).fit(X, Y)
+    long = "the film is a joy and then again a bore and the plot is dull"
+    exported(classifier, tmp_path / "cut")
+    with pytest.warns(CuecraftWarning, match="cut at the end"):
+        expected = classifier.predict_proba([long, "a joy"])
+    with pytest.warns(CuecraftWarning, match="1 of 2 texts were cut at the end"):
+        found = ExportedClassifier.load(tmp_path / "cut").predict_proba([long, "a joy"])
+    assert np.abs(found - expected).max() < 1e-4
+    exported(classifier, tmp_path / "refuse", request(truncation="refuse"))
+    refusing = ExportedClassifier.load(tmp_path / "refuse")
+    assert np.abs(refusing.predict_proba(["a joy"]) - expected[1:]).max() < 1e-4
+    with pytest.raises(DataError, match=r"text 1 has \d+ tokens, and the graph takes \d+; shorten it"):
+        refusing.predict_proba([long])
+    model = refusing.model
+    with pytest.raises(PromptError, match="a text has 500 tokens"):
+        model.probabilities([(5,) * 500])
+
+
+def test_special_tokens_written_in_a_text_are_text(soft):
+    classifier, folder = soft
+    texts = ["a joy <s> </s>", "<pad> a bore"]
+    found = ExportedClassifier.load(folder).predict_proba(texts)
+    assert np.abs(found - classifier.predict_proba(texts)).max() < 1e-4
+
+
+def test_an_engine_answers_with_exported_folders(soft):
+    classifier, folder = soft
+    engine = Engine(ExportShelf({"one": folder, "two": folder}, RuntimeOptions()), EngineOptions(max_wait_ms=0))
+    try:
+        answers = engine.ask([{"text": text} for text in TEXTS], ["one", "two"])
+    finally:
+        engine.close()
+    expected = np.repeat(classifier.predict_proba(TEXTS), 2, axis=0)
+    assert np.abs(np.array([own.probabilities for own in answers]) - expected).max() < 1e-4
+    assert answers[0].version == read_export(folder).export_sha256
+
+
+NO_TORCH = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "transformers", "sklearn", "scipy", "safetensors", "pandas"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Block())
+"""
+
+
+def test_the_command_line_predicts_without_torch(soft):
+    classifier, folder = soft
+    code = NO_TORCH + "from cuecraft.cli import main; main()"
+    command = [sys.executable, "-c", code, "predict", str(folder), "--json", *TEXTS]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = [list(own["probabilities"].values()) for own in json.loads(done.stdout)["predictions"]]
+    assert np.abs(np.array(rows) - classifier.predict_proba(TEXTS)).max() < 1e-4
+
+
+def test_what_serves_is_imported_without_torch():
+    pytest.importorskip("fastapi")
+    code = NO_TORCH + "import cuecraft.serve.http.server, cuecraft.serve.exported, cuecraft.serve.command"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def opposite(source, target, _):
+    """Write the graph with the probabilities of two classes the wrong way round."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    model = onnx.load(source)
+    own = model.graph.output[0].name
+    for node in model.graph.node:
+        node.output[:] = ["kept" if name == own else name for name in node.output]
+    model.graph.initializer.append(helper.make_tensor("one", TensorProto.FLOAT, [1], [1.0]))
+    model.graph.node.append(helper.make_node("Sub", ["one", "kept"], [own]))
+    onnx.save(model, target / "model.onnx")
+
+
+def test_int8_is_chosen_by_the_labels_that_it_keeps(sequence, tmp_path, monkeypatch):
+    classifier = classifiers(sequence)["soft"]
+    good = precision._RECIPES["onnx", "fp32"][0].make
+    wrong, right = Recipe("wrong", "model.onnx", opposite), Recipe("right", "model.onnx", good)
+    monkeypatch.setitem(precision._RECIPES, ("onnx", "int8"), (wrong, right, wrong))
+    manifest = exported(classifier, tmp_path / "out", request(precision="int8", texts=MANY))
+    assert manifest.recipe == "right"
+    assert [(own.recipe, own.labels) for own in manifest.tried] == [("wrong", 0), ("right", 1)]
+    assert manifest.agreement.texts == len(MANY) - 128
+    monkeypatch.setitem(precision._RECIPES, ("onnx", "int8"), (wrong,))
+    with pytest.raises(ExportError, match=r"int8 keeps 0.0% of the labels of \d+ texts at best \(wrong\), and 99.0%"):
+        exported(classifier, tmp_path / "refused", request(precision="int8", texts=MANY))
+    told = exported(classifier, tmp_path / "told", request(precision="int8", texts=MANY, floor=None))
+    assert (told.recipe, told.agreement.labels, told.agreement.floor) == ("wrong", 0, None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "told"]
+    with pytest.raises(ExportError, match="texts are too few to judge int8 by; give 228 or more"):
+        exported(classifier, tmp_path / "few", request(precision="int8"))
+
+
+def test_a_graph_in_float32_that_answers_otherwise_is_not_written(sequence, tmp_path, monkeypatch):
+    monkeypatch.setitem(precision._RECIPES, ("onnx", "fp32"), (Recipe("wrong", "model.onnx", opposite),))
+    with pytest.raises(ExportError, match="answers otherwise than PyTorch"):
+        exported(classifiers(sequence)["soft"], tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", range(len(precision._RECIPES["onnx", "int8"])))
+def test_every_way_to_int8_makes_a_graph_that_runs(number, causal, tmp_path, monkeypatch):
+    recipe = precision._RECIPES["onnx", "int8"][number]
+    monkeypatch.setitem(precision._RECIPES, ("onnx", "int8"), (recipe,))
+    manifest = exported(classifiers(causal)["soft"], tmp_path / "out", request(precision="int8", texts=MANY, floor=0.8))
+    assert manifest.recipe == recipe.name
+
+
+def test_folders_that_are_damaged_are_told(soft, tmp_path):
+    _, folder = soft
+    graph = copied(folder, tmp_path / "graph")
+    (graph / "model.onnx").write_bytes((graph / "model.onnx").read_bytes()[:-9])
+    with pytest.raises(ExportError, match=r"model\.onnx is damaged"):
+        ExportedModel.load(graph)
+    missing = copied(folder, tmp_path / "missing")
+    (missing / "tokenizer.json").unlink()
+    with pytest.raises(ExportError, match=r"tokenizer\.json is missing"):
+        ExportedModel.load(missing)
+    changed = copied(folder, tmp_path / "changed")
+    text = (changed / "manifest.json").read_text()
+    (changed / "manifest.json").write_text(text.replace('"padding": "left"', '"padding": "right"'))
+    with pytest.raises(ExportError, match="was changed after it was written"):
+        ExportedModel.load(changed)
+    (changed / "manifest.json").write_text(text.replace('"export_version": 1', '"export_version": 9'))
+    with pytest.raises(ExportError, match="has version 9"):
+        ExportedModel.load(changed)
+    (changed / "manifest.json").write_text(text.replace('"padding": "left"', '"padding": "up"'))
+    with pytest.raises(ExportError, match="is damaged \\(at 'padding'\\)"):
+        ExportedModel.load(changed)
+    with pytest.raises(ExportError, match="no exported folder here"):
+        ExportedModel.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("device", ["cuda", "tensorrt", "tpu"])
+def test_devices_that_are_not_there_are_told(soft, device):
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ExportError, match=r"onnxruntime-gpu|runs no exported graph"):
+        ExportedModel.load(soft[1], RuntimeOptions(device=device))

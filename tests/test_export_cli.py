@@ -1,0 +1,95 @@
+"""The command `export` for graphs and tensors, and what `predict` and `serve` say of exported folders."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+pytest.importorskip("onnxruntime")
+
+from cuecraft import PromptClassifier
+from serving import X, Y
+
+
+@pytest.fixture
+def tuned(run, causal_folder, tmp_path):
+    template = "{text}{prompt: it was}{mask}"
+    PromptClassifier(str(causal_folder), "zero-shot", template=template).fit(X, Y).save(tmp_path / "tuned")
+    return tmp_path / "tuned"
+
+
+def test_export_predict_and_export_again(run, tuned, tmp_path):
+    code, out, err = run("export", "tuned", "--format", "onnx", "--out", "graph", "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    assert document["files"] == ["example.mjs", "example.py", "manifest.json", "model.onnx", "tokenizer.json"]
+    assert (document["format"], document["precision"], document["agreement"]["labels"]) == ("onnx", "fp32", 1.0)
+    found = [json.loads(run("predict", folder, *X, "--json")[1])["predictions"] for folder in ("tuned", "graph")]
+    shares = [[list(own["probabilities"].values()) for own in rows] for rows in found]
+    assert np.abs(np.subtract(*shares)).max() < 1e-4
+    code, out, _ = run("export", "tuned", "--format", "onnx", "--out", "graph")  # replaces what it wrote
+    assert code == 0
+    assert "of the labels of" in out
+    for words, message in (
+        (("predict", "graph", "a", "--model", "demo:minilm"), "leave --model out"),
+        (("predict", "graph", "a", "--dtype", "float16"), "leave --dtype out"),
+        (("predict", "graph", "a", "--device", "tensorrt"), "TensorrtExecutionProvider"),
+        (("serve", "graph", "tuned"), "give them apart"),
+        (("serve", "graph", "--keep", "kept"), "leave --keep out"),
+        (("serve", "graph", "--backend", "ray"), "leave --backend ray out"),
+    ):
+        code, _, err = run(*words)
+        assert code == 2, err
+        assert message in err
+        assert err.strip().splitlines()[-1].startswith("error: ")
+    (tmp_path / "graph" / "model.onnx").write_bytes(b"no graph")
+    code, _, err = run("predict", "graph", "a")
+    assert code == 2
+    assert "model.onnx is damaged" in err
+
+
+def test_safetensors_hold_the_prompt(run, tuned, tmp_path):
+    code, out, err = run("export", "tuned", "--format", "safetensors", "--out", "prompt", "--json")
+    assert code == 0, err
+    assert json.loads(out)["files"] == ["prompt.json", "prompt.safetensors"]
+    beside = json.loads((tmp_path / "prompt" / "prompt.json").read_text())
+    vectors = load_file(tmp_path / "prompt" / "prompt.safetensors")["vectors"]
+    assert vectors.shape == (beside["manifest"]["prompt"]["length"], 32)
+    assert (beside["prompt_in"], beside["prompt_at"]) == ("closing", 0)
+
+
+def test_mistakes_end_with_code_2_and_write_nothing(run, tuned, causal_folder, word_tokenizer, tmp_path):
+    (tmp_path / "few.txt").write_text("a joy\na bore\n")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    graph = ("export", "tuned", "--format", "onnx", "--out")
+    for words, message in (
+        (("export", "tuned", "--format", "gguf", "--out", "x"), "option 'format'"),
+        (("export", "tuned", "--precision", "int8", "--out", "x"), "--precision int8 is for graphs"),
+        ((*graph, "x", "--precision", "int8"), "give unlabelled ones of the task: --texts FILE"),
+        ((*graph, "x", "--precision", "int8", "--texts", "few.txt"), "2 texts are too few"),
+        ((*graph, "other"), "exists and was not exported by cuecraft"),
+        ((*graph, "tuned"), "exists and was not exported by cuecraft"),
+        (("export", "nowhere", "--format", "onnx", "--out", "x"), "no artifact here"),
+        ((*graph, "x", "--texts", "nowhere.txt"), "nowhere.txt"),
+    ):
+        code, out, err = run(*words)
+        assert (code, out) == (2, ""), err
+        assert message in err
+        assert err.strip().splitlines()[-1].startswith("error: ")
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_an_artifact_of_another_backbone_is_refused(run, tuned, byte_tokenizer, tmp_path):
+    from conftest import make_causal
+
+    make_causal(byte_tokenizer, "gpt2").save_pretrained(tmp_path / "gpt2")
+    byte_tokenizer.save_pretrained(tmp_path / "gpt2")
+    code, _, err = run("export", "tuned", "--format", "onnx", "--out", "x", "--model", "gpt2")
+    assert code == 2
+    assert "the prompt was made for" in err
+    assert not (tmp_path / "x").exists()
