@@ -155,31 +155,29 @@ def _told(rows: dict[str, Any], *levels: str) -> list[str]:
 
 
 def guard_rows() -> list[str]:
-    """Return the rows of the guard's tables: rules, the recipe's prompt, cross-validation, tricks."""
+    """Return the rows of the guard's tables, of the parts that were measured: rules, tricks, detectors."""
     found = read_result("guard.json")
-    rules = [
-        f"| {name} | {' | '.join(_rules_cells(own))} |"
-        for name, own in (("ours", found["rules"]["told"]["rules"]), ("`pyatr` 0.3.1", found["rules"]["told"]["pyatr"]))
+    told, tricks = found["rules"]["told"], found["rules"]["tricks"]
+    rows = [
+        f"| {name} | {' | '.join(_rules_cells(told[key]))} |" for key, name in (("rules", "ours"), ("pyatr", "`pyatr`"))
     ]
-    held = [
-        f"| {name}, {texts} | {' | '.join(_told(own[texts], '0.5', *LEVELS))} |"
-        for name, own in found["heldout"].items()
-        if name not in ("rows", "machine")
-        for texts in ("held out", "injection")
-    ]
-    ordinary = [
-        f"| {name} | {' | '.join(share(own['ordinary'][level]) for level in ('0.5', *LEVELS[:2]))} |"
-        for name, own in found["heldout"].items()
-        if name not in ("rows", "machine")
-    ]
-    folds = [
-        f"| {name} | {' | '.join(_told(own, '0.5', *LEVELS[2:]))} |" for name, own in found["folds"]["told"].items()
-    ]
-    tricks = []
-    for trick, own in found["rules"]["tricks"].items():
-        columns = own | found["folds"]["tricks"][trick]
-        tricks.append(f"| {trick} | {' | '.join(share(columns[name]) for name in TRICK_COLUMNS)} |")
-    return [*rules, *held, *ordinary, *folds, *tricks]
+    by_detectors = found.get("folds", {}).get("tricks", {})
+    for trick, own in tricks.items():
+        columns = own | by_detectors.get(trick, {})
+        cells = [share(columns[name]) for name in TRICK_COLUMNS if name in columns]
+        rows.append(f"| {trick} | {' | '.join(cells)} |")
+    held = {name: own for name, own in found.get("heldout", {}).items() if name not in ("rows", "machine")}
+    for name, own in held.items():
+        rows += [
+            f"| {name}, {texts} | {' | '.join(_told(own[texts], '0.5', *LEVELS))} |"
+            for texts in ("held out", "injection")
+        ]
+        rows.append(
+            f"| {name}, ordinary | {' | '.join(share(own['ordinary'][level]) for level in ('0.5', *LEVELS[:2]))} |"
+        )
+    for name, own in found.get("folds", {}).get("told", {}).items():
+        rows.append(f"| {name} | {' | '.join(_told(own, '0.5', *LEVELS[2:]))} |")
+    return rows
 
 
 LEVELS = ("ordinary 1%", "ordinary 3%", "own 1%", "own 3%")
@@ -211,7 +209,7 @@ def bulk_rows() -> list[str]:
         f"| {name} | {own['rows_per_second']:.1f} | {own['mb_per_second']:.4f} | {own['computed']:,} | "
         f"{share(own['rows_that_agree_with_plain'])} |"
         for name in ("plain", "exact", "template", "cascade")
-        if (own := found["modes"].get(name))
+        if (own := found.get("modes", {}).get(name))
     ]
     for own in (found["memory"], found["big"]):
         cells = [
