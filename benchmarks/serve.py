@@ -327,7 +327,7 @@ def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
             found["ray"] = ray_part(name, folders, source, options)
             print(name, json.dumps(found["ray"]), flush=True)
         if "overload" in options.parts:
-            found["overload"] = overload_part(name, folders, source, options)
+            found["overload"] = overload_part(name, folders, source, options) | {"machine": machine()}
             print(name, json.dumps(found["overload"]), flush=True)
     return found
 

@@ -8,7 +8,7 @@ BODIES is a file with a request's body a line, sent in turn. `closed`: each conn
 has its answer. `open`: requests come at random times (Poisson) whatever the answers; latency counts from the time that
 a request was due. `flood`: the same, and latency counts from the time that it was sent, for one that no connection
 was free to send was never asked of the server. Prints one JSON object: requests answered, how many came back with
-each status (0: the connection was lost), latencies in milliseconds of those answered and of those refused.
+each status (0: the connection was lost), latencies in milliseconds of those answered and of those refused (429, 503).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import itertools
 import json
 import random
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -74,23 +74,22 @@ class Tally:
         self.begun = time.perf_counter()
         self.counted_from = self.begun + WARM_UP * seconds
         self.until = self.begun + seconds
-        self.latencies: dict[bool, list[float]] = {True: [], False: []}  # of what was answered, of what was not
-        self.statuses: Counter[int] = Counter()
+        self.latencies: dict[int, list[float]] = defaultdict(list)  # by status
 
     def note(self, begun: float, status: int) -> None:
         now = time.perf_counter()
         if self.counted_from <= now <= self.until:
-            self.latencies[status == 200].append(1000 * (now - begun))
-            self.statuses[status] += 1
+            self.latencies[status].append(1000 * (now - begun))
 
     def document(self) -> dict[str, Any]:
-        answered, refused = sorted(self.latencies[True]), sorted(self.latencies[False])
+        answered, refused = sorted(self.latencies[200]), sorted(self.latencies[429] + self.latencies[503])
+        statuses = {str(status): len(own) for status, own in sorted(self.latencies.items()) if own}
         seconds = self.until - self.counted_from
         return {
             "requests_per_second": len(answered) / seconds,
             "requests": len(answered),
-            "errors": len(refused),
-            "statuses": {str(status): count for status, count in sorted(self.statuses.items())},
+            "errors": sum(statuses.values()) - len(answered),
+            "statuses": statuses,
             **{f"p{q}_ms": _at(answered, q) for q in (50, 95, 99, 100)},
             "refused_p50_ms": _at(refused, 50),
             "refused_p99_ms": _at(refused, 99),

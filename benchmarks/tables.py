@@ -106,8 +106,10 @@ def capacity_rows() -> list[str]:
 def overload_rows() -> list[str]:
     """Return a row for each demo backbone under four times what it can answer."""
     rows = []
-    for name in MODELS:
-        own = read_result("serve.json")[name]["overload"]
+    for name, found in read_result("serve.json").items():
+        own = found.get("overload")
+        if own is None:
+            continue
         statuses = ", ".join(f"{status}: {count:,}" for status, count in own["statuses"].items())
         memory = own["memory_mb"]
         cells = [
@@ -197,10 +199,43 @@ def _rules_cells(own: dict[str, Any]) -> list[str]:
     return [*recalls, *(share(own[name]["false_positives"]) for name in sets)]
 
 
+def _audited(own: dict[str, Any]) -> str:
+    """Return how many of an audit agreed, and from which share on the truth lies."""
+    return f"{own['agreed']} of {own['rows']} (from {share(own['interval'][0])})" if own["rows"] else "-"
+
+
+def bulk_rows() -> list[str]:
+    """Return a row for each way to classify a small file, then one for each size of a large one."""
+    found = read_result("bulk.json")
+    rows = [
+        f"| {name} | {own['rows_per_second']:.1f} | {own['mb_per_second']:.4f} | {own['computed']:,} | "
+        f"{share(own['rows_that_agree_with_plain'])} |"
+        for name in ("plain", "exact", "template", "cascade")
+        if (own := found["modes"].get(name))
+    ]
+    for own in (found["memory"], found["big"]):
+        cells = [
+            f"{own['megabytes']:,}",
+            f"{own['read']:,}",
+            f"{own['quarantined']:,}",
+            f"{own['computed']:,}",
+            f"{own['taught']:,}",
+            f"{own['whole_seconds']:.0f}",
+            f"{own['rows_per_second']:,.0f}",
+            f"{own['mb_per_second']:.2f}",
+            f"{own['peak_mib']:,.0f}",
+            _audited(own["agreement"]["template"]),
+            _audited(own["agreement"]["cascade"]),
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
 PAGES: dict[str, tuple[Callable[[], list[str]], ...]] = {
     "README.md": (compare_rows, multitask_rows, serve_rows),
     "docs/capacity.md": (capacity_rows,),
     "docs/serving.md": (overload_rows,),
+    "docs/bulk.md": (bulk_rows,),
     "docs/guard.md": (flip_rows, guard_rows),
 }
 

@@ -261,6 +261,36 @@ def test_what_cannot_be_answered_in_time_is_refused_at_once(engine, gate):
     assert len(held.result(20)) == 1
 
 
+def test_what_is_taken_under_overload_is_answered_in_time(causal, monkeypatch):
+    """Several times what can be answered: that goes on at its pace, and few are taken in vain."""
+    own = causal.mixed_logits
+
+    def slow(rows):
+        time.sleep(0.005 * len(rows))
+        return own(rows)
+
+    class Slow(Noting):
+        def answered(self, name, seconds, source):  # what takes time beside the model, as others on its cores do
+            time.sleep(0.01)
+            super().answered(name, seconds, source)
+
+    monkeypatch.setattr(causal, "mixed_logits", slow)
+    engine = Engine(shelf_of(causal, ("hard",)), EngineOptions(max_wait_ms=0), Slow())
+    engine.ask(fields(X[0]), ["hard"])
+    taken, refused, begun = [], 0, time.monotonic()
+    while (now := time.monotonic()) < begun + 3:
+        try:
+            taken.append(engine.submit(fields(f"{X[0]} {now}"), ["hard"], timeout=0.5))
+        except QueueFullError:
+            refused += 1
+        time.sleep(0.0025)
+    late = sum(isinstance(future.exception(20), DeadlineError) for future in taken)
+    engine.close()
+    assert refused > 100
+    assert late < 0.1 * len(taken)
+    assert len(taken) - late > 40  # a fifth of its pace at least, on a busy machine
+
+
 def test_a_request_that_is_cancelled_gives_its_room_back(causal, gate):
     engine = Engine(shelf_of(causal, ("hard",)), EngineOptions(max_queue=3, max_wait_ms=0), Noting())
     held = engine.submit(fields(X[0]), ["hard"])

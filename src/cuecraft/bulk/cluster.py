@@ -23,6 +23,7 @@ from cuecraft.bulk.pipeline import HOPELESS, JUDGED, check_bad
 from cuecraft.bulk.progress import Progress
 from cuecraft.bulk.sources import STDIN, Source
 from cuecraft.errors import BulkError, StoppedError
+from cuecraft.signals import Stop
 
 
 def run_on_ray(job: Job, folder: JobFolder, progress: Progress) -> dict[str, float]:
@@ -40,7 +41,8 @@ def run_on_ray(job: Job, folder: JobFolder, progress: Progress) -> dict[str, flo
 
     try:
         ray.init(include_dashboard=False, log_to_driver=False, namespace="cuecraft")
-        _run_waves(job, folder, progress)
+        with job.stop.listening():  # after Ray's start, which takes the signals for itself
+            _run_waves(job, folder, progress)
     except (RuntimeError, TimeoutError, ray.exceptions.RayError) as error:
         cause = getattr(error, "cause", None) or error
         raise BulkError(
@@ -56,6 +58,8 @@ def run_on_ray(job: Job, folder: JobFolder, progress: Progress) -> dict[str, flo
 def _run_waves(job: Job, folder: JobFolder, progress: Progress) -> None:
     """Make shards wave after wave: with a cascade, what the audit of one says counts for the next."""
     drift = Drift(job.command.agreement)
+    for shard in folder.shards():
+        progress.add(shard, is_earlier=True)
     units = _units(job)
     while wave := list(islice(units, job.command.actors.wave if job.command.cascade else None)):
         open_units = [unit for unit in wave if unit.stop == 0 or folder.finished(unit) is None]
@@ -93,6 +97,7 @@ def _run_wave(job: Job, folder: JobFolder, units: Sequence[Block], is_taught: bo
     rows = [
         {"source": unit.source.number, "number": unit.number, "start": unit.start, "stop": unit.stop} for unit in units
     ]
+    earlier = {shard.name for shard in folder.shards()}  # an actor passes by those of a file that it gets as a whole
     made = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         Actor,
         batch_size=1,
@@ -108,7 +113,8 @@ def _run_wave(job: Job, folder: JobFolder, units: Sequence[Block], is_taught: bo
         **memory,
     )
     for row in made.iter_rows():
-        progress.add(Shard.read_from(folder.manifest(row["shard"])))
+        if row["shard"] not in earlier:
+            progress.add(Shard.read_from(folder.manifest(row["shard"])))
         check_bad(progress, job.command.max_bad, JUDGED, HOPELESS)
         if job.stop():
             raise StoppedError
@@ -135,7 +141,7 @@ class Actor:
         own = ClassifyCommand.model_validate_json(command)
         shelf = open_shelf(settings_of(own))
         shelf.use_threads(max(1, round(own.actors.cpus)))
-        self._job = make_job(own, [prompt.task.template.field_names for prompt in shelf.all()], lambda: False)
+        self._job = make_job(own, [prompt.task.template.field_names for prompt in shelf.all()], Stop())
         self._folder = JobFolder(Path(folder), f".{own.output}")
         table = AnswerTable(own.cache_answers, len(shelf.all()))
         base = base_answers(self._folder)

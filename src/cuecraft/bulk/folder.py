@@ -43,7 +43,7 @@ class Shard:
         computed: texts that the backbone read for it, those of the audit included.
         taught: distinct texts that the student answered.
         template: rows of the audit that were answered by another text's answer.
-        student: whether each row of the audit that a student had answered agreed.
+        student: whether each text of the audit that a student had answered agreed.
         stored: bytes of the answers' file.
     """
 

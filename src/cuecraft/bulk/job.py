@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -15,6 +15,7 @@ from cuecraft.bulk.sources import Format, Source, find_sources
 from cuecraft.bulk.texts import Wanted, parsed_template
 from cuecraft.errors import BulkError
 from cuecraft.options import Options
+from cuecraft.signals import Stop
 
 _ASKED = 8  # rows that an audit may choose from, for each that it asks about
 
@@ -99,7 +100,7 @@ class Job:
     sources: tuple[Source, ...]
     wanted: Wanted
     audited: int
-    stop: Callable[[], bool] = lambda: False
+    stop: Stop
 
     def identity(self, prompts: Mapping[str, str], backbone: str, threads: int) -> dict[str, Any]:
         """Return what has to be the same for the job to go on, JSON-ready; threads are what it goes on with."""
@@ -118,7 +119,7 @@ class Job:
         }
 
 
-def make_job(command: ClassifyCommand, prompt_fields: Sequence[Sequence[str]], stop: Callable[[], bool]) -> Job:
+def make_job(command: ClassifyCommand, prompt_fields: Sequence[Sequence[str]], stop: Stop) -> Job:
     """Return a job over the inputs that are there.
 
     Args:

@@ -33,7 +33,7 @@ class Made:
         new: keys that were not known before.
         computed: texts that the backbone read.
         by_template: whether each row of the audit agreed that was answered by another text's answer.
-        by_student: the same of those that the student had answered.
+        by_student: whether each text of the audit agreed that the student had answered.
     """
 
     read: ReadBlock
@@ -58,7 +58,7 @@ class Maker:
         writer: writes rows.
         table: answers that are known.
         is_joined: whether answers are used again.
-        audited: rows of a shard that are asked about again, of each kind.
+        audited: rows, and texts of the student, of a shard that are asked about again.
     """
 
     def __init__(
@@ -87,11 +87,12 @@ class Maker:
         known, found = self._table.find(read.keys)
         answers.put(np.flatnonzero(known), found)
         new = rest = np.flatnonzero(~known)
+        taught = new[:0]
         if self.student is not None:
             sure, own = self.student.answers([read.texts[key] for key in new])
             answers.put(new[sure], own)
-            rest = new[~sure]
-        audit = self._audit(read, answers, rest)
+            taught, rest = new[sure], new[~sure]
+        audit = [*self._audit_of_joined(read, answers, rest), *self._audit_of_taught(read, taught)]
         texts = [read.texts[key] for key in rest] + [text for _, text, _ in audit]
         self.seconds["look up, student"] += time.perf_counter() - begun
         done = 0
@@ -105,26 +106,33 @@ class Maker:
         own_rows = np.arange(len(rest))
         answers.put(rest, computed.at(own_rows))
         agreed: dict[int, list[bool]] = {MODEL: [], STUDENT: []}
-        for (row, _, maker), labels in zip(audit, computed.labels[len(rest) :], strict=True):
-            agreed[maker].append(bool((answers.labels[read.key_of[row]] == labels).all()))
+        for (key, _, maker), labels in zip(audit, computed.labels[len(rest) :], strict=True):
+            agreed[maker].append(bool((answers.labels[key] == labels).all()))
         return Made(read, answers, new, len(texts), agreed[MODEL], agreed[STUDENT])
 
-    def _audit(self, read: ReadBlock, answers: Answers, rest: NDArray[np.int64]) -> list[tuple[int, str, int]]:
-        """Return rows to ask about again, with their texts and who answered them: never the backbone this very text."""
-        chosen: list[tuple[int, str, int]] = []
-        left = {MODEL: self._audited, STUDENT: self._audited}
+    def _audit_of_joined(
+        self, read: ReadBlock, answers: Answers, rest: NDArray[np.int64]
+    ) -> list[tuple[int, str, int]]:
+        """Return rows that have the backbone's answer to another text: key, text, and who answered."""
         fresh = set(rest.tolist())
+        chosen: list[tuple[int, str, int]] = []
         for row, text in read.candidates:
             key = int(read.key_of[row])
-            maker = MODEL if key in fresh else int(answers.makers[key])
-            if maker == MODEL:
-                is_own = text == read.texts[key] if key in fresh else text_number(text) == answers.texts[key]
+            if key in fresh:
+                is_own = text == read.texts[key]
             else:
-                is_own = False
-            if left[maker] and not is_own:
-                left[maker] -= 1
-                chosen.append((row, text, maker))
+                is_own = answers.makers[key] != MODEL or text_number(text) == answers.texts[key]
+            if not is_own and len(chosen) < self._audited:
+                chosen.append((key, text, MODEL))
         return chosen
+
+    def _audit_of_taught(self, read: ReadBlock, taught: NDArray[np.int64]) -> list[tuple[int, str, int]]:
+        """Return texts that the student has just answered, drawn by their hashes: key, text, and who answered.
+
+        Texts, not rows: most rows have the answer to one of few texts, and would all but never be one of its own.
+        """
+        drawn = sorted(taught.tolist(), key=lambda key: text_number(read.texts[key]))[: self._audited]
+        return [(key, read.texts[key], STUDENT) for key in drawn]
 
     def store(self, made: Made, dropped: Sequence[str]) -> Shard:
         """Write a shard, its manifest last; then remove answers that are not used again.

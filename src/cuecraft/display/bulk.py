@@ -96,4 +96,4 @@ def print_classified(document: Mapping[str, Any]) -> None:
 
 def _agreement(what: str, own: Mapping[str, Any]) -> str:
     low, high = own["interval"]
-    return f"{what}: {own['agreed']} of {own['rows']} audited rows agree, {own['share']:.2%} ({low:.2%} to {high:.2%})"
+    return f"{what}: {own['agreed']} of {own['rows']} audited agree, {own['share']:.2%} ({low:.2%} to {high:.2%})"

@@ -22,7 +22,8 @@ from cuecraft.serve.registry import AnyShelf, member_logits
 from cuecraft.serve.requests import STOPPING, Answer, Job, Ticket, Watcher, check_asked
 
 _TOGETHER = 256  # texts that are turned into token ids at once
-_RATE_MEMORY = 0.2  # weight of the newest batch in the rate that refusals are told by
+_RATE_MEMORY = 0.2  # weight of the newest batch in what refusals are told by
+_HASTE = 0.8  # of the time that a request has: what is expected to take longer is refused, for rates sway
 
 
 class EngineOptions(Options):
@@ -49,7 +50,9 @@ class Engine:
         self._shelf = shelf
         self.options = options or EngineOptions()
         self.watcher = watcher or Watcher()
-        self.rate = 0.0  # answers a second, lately
+        self.rate = 0.0  # answers a second, lately, while there was something to answer
+        self._batch_seconds = 0.0  # that a batch took, lately
+        self._ended = 0.0  # when the last batch was done
         self._changed = threading.Condition()
         self._fresh: deque[Job] = deque()
         self._ready: deque[Job] = deque()
@@ -156,9 +159,12 @@ class Engine:
             raise ServeError(
                 f"{size} answers were asked for at once, and {self.options.max_queue} may be waited for; ask for less"
             )
-        # What could not be answered in time is refused at once, and takes nobody else's.
+        # What could not be answered in time is refused at once, and takes nobody else's. All that waits comes first,
+        # and then nothing is answered before the whole batch is that it is in.
         seconds = (self._waiting + size) / self.rate if self.rate else 0.0
-        if self._waiting + size > self.options.max_queue or (timeout is not None and seconds > timeout):
+        seconds += self._batch_seconds if self._waiting else 0.0
+        is_late = timeout is not None and seconds > _HASTE * timeout
+        if self._waiting + size > self.options.max_queue or is_late:
             self.watcher.refused("full", size)
             raise QueueFullError(
                 f"{self._waiting} answers are waited for already, so this would come too late; try again later",
@@ -272,10 +278,18 @@ class Engine:
         seconds = time.monotonic() - begun
         texts = len({(job.pieces.before, job.pieces.after) for job in jobs})
         self.watcher.batched(sum(job.rows for job in jobs), texts, sum(job.tokens for job in jobs), seconds)
-        fresh = len(jobs) / max(seconds, 1e-6)
-        self.rate = fresh if not self.rate else (1 - _RATE_MEMORY) * self.rate + _RATE_MEMORY * fresh
+        self._note_rate(jobs, seconds)
         for job, answer in zip(jobs, answers, strict=True):
             self._deliver(job, answer)
+
+    def _note_rate(self, jobs: Sequence[Job], seconds: float) -> None:
+        """Take note of how fast answers are made: from when there was something to do, not from when it was begun."""
+        now = time.monotonic()
+        fresh = len(jobs) / max(now - max(self._ended, min(job.born for job in jobs)), 1e-6)
+        new = _RATE_MEMORY if self.rate else 1.0
+        self.rate += new * (fresh - self.rate)
+        self._batch_seconds += new * (seconds - self._batch_seconds)
+        self._ended = now
 
     def _deliver(self, job: Job, answer: Answer) -> None:
         waiters = self._taken_out(job)
