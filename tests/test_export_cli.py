@@ -1,6 +1,8 @@
 """The command `export` for graphs and tensors, and what `predict` and `serve` say of exported folders."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -49,6 +51,27 @@ def test_export_predict_and_export_again(run, tuned, tmp_path):
     code, _, err = run("predict", "graph", "a")
     assert code == 2
     assert "model.onnx is damaged" in err
+
+
+def test_classify_takes_an_exported_folder_without_torch(run, tuned, tmp_path):
+    pytest.importorskip("orjson")
+    assert run("export", "tuned", "--format", "onnx", "--out", "graph")[0] == 0
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in X))
+    code = (
+        "import sys; sys.modules.update(torch=None, transformers=None, sklearn=None); from cuecraft.cli import main; "
+    )
+    words = ("classify", "graph", "rows.jsonl", "--out", "answers", "--field", "text")
+    done = subprocess.run([sys.executable, "-c", code + "main()", *words], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = [line for path in sorted((tmp_path / "answers").glob("part-*.jsonl")) for line in path.open()]
+    expected = json.loads(run("predict", "tuned", *X, "--json")[1])["predictions"]
+    for line, own in zip(lines, expected, strict=True):
+        row = json.loads(line)
+        assert row["probability"] == pytest.approx(own["probabilities"][row["label"]], abs=1e-4)
+        assert row["probability"] >= 0.5 - 1e-4
+    code, _, err = run("classify", "graph", "tuned", "rows.jsonl", "--out", "both", "--field", "text")
+    assert code == 2
+    assert "give them apart" in err
 
 
 def test_safetensors_hold_the_prompt(run, tuned, tmp_path):
