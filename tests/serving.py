@@ -60,10 +60,11 @@ def served(*arguments, **environment):
                 break
         else:
             pytest.fail("".join(log))
+        address = json.loads(log[-1])["address"]
         reader = Thread(target=lambda: log.extend(process.stderr))  # a pipe that nobody reads would stop the server
         reader.start()
         try:
-            yield process, json.loads(log[-1])["address"], log
+            yield process, address, log
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)

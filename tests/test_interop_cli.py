@@ -54,7 +54,7 @@ def test_import_takes_template_and_words(run, artifact, causal_folder, tmp_path)
 
 
 def test_mistakes_end_with_code_2_and_write_nothing(run, artifact, causal_folder, tmp_path):
-    code, out, err = run("export", artifact, "--format", "onnx", "--out", "adapter")
+    code, out, err = run("export", artifact, "--format", "tflite", "--out", "adapter")
     assert (code, out) == (2, "")
     assert "format" in err
     code, _, err = run("export", artifact, "--out", "tuned")

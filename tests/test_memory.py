@@ -7,7 +7,7 @@ import torch
 
 from conftest import LM_TEMPLATE, make_examples, make_task
 from cuecraft.backbone import Budget
-from cuecraft.backbone.batching import padding_share
+from cuecraft.backbone.batches import padding_share
 from cuecraft.errors import BackboneError
 from cuecraft.prompts import DeepCue, HardPrompt, SoftPrompt
 from oracles import Tensors, saved_bytes
