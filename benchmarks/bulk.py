@@ -105,6 +105,7 @@ def classified(artifact: Path, source: Path, out: Path, flags: Sequence[str]) ->
     if own.returncode:
         raise SystemExit(f"{' '.join(command)}: exit code {own.returncode}")
     found: dict[str, Any] = json.loads(printed)
+    del found["out"]  # a place on this machine
     return found | {"peak_mib": round(memory, 1), "whole_seconds": round(time.perf_counter() - begun, 1)}
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from common import read_result
 
 
-def share(value: float) -> str:
+def share(value: float, places: int = 3) -> str:
     """Return a share without its leading zero, as papers print it."""
-    return f"{value:.3f}".replace("0.", ".", 1)
+    return f"{value:.{places}f}".replace("0.", ".", 1)
 
 
 def compare_rows() -> list[str]:
@@ -138,16 +138,11 @@ def flip_rows() -> list[str]:
     }
     found = read_result("label_flip.json")["found"]
     return [
-        f"| {name} | {template} | {' | '.join(share2(value) for value in (own['accuracy'], *own['flips'].values()))} |"
+        f"| {name} | {template} | {' | '.join(share(x, 2) for x in (own['accuracy'], *own['flips'].values()))} |"
         for key, name in names.items()
         for template, rows in found.items()
         if (own := rows.get(key))
     ]
-
-
-def share2(value: float) -> str:
-    """Return a share with two places."""
-    return f"{value:.2f}".replace("0.", ".", 1)
 
 
 def _told(rows: dict[str, Any], *levels: str) -> list[str]:

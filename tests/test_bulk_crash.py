@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from bulk import artifact, classify, messages, rows_of, write_jsonl
+from children import FINISHED, ended, forked, killed, steps_of
 
 KINDS = {
     "off": {"dedupe": "off"},
@@ -29,7 +30,6 @@ FLAGS = [
     "--option",
     "block_mb=0.006",
 ]
-FINISHED, BROKEN = 0, 5
 
 
 @pytest.fixture(scope="module")
@@ -39,36 +39,11 @@ def prompt(causal_folder, tmp_path_factory):
     return folder
 
 
-def forked(prompt, source, out, options, pause=0.0):
+def running(prompt, source, out, options, pause=0.0):
     """Run a job in a child of this process; return its pid and a pipe that gets a byte for each step."""
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid:
-        os.close(writing)
-        return pid, reading
-    code = BROKEN
-
-    def told(progress):
-        os.write(writing, b".")
-        time.sleep(pause)
-
-    try:
-        os.close(reading)
-        classify(prompt, source, out, told, resume=True, block_mb=0.006, window=16, **options)
-        code = FINISHED
-    finally:
-        os._exit(code)
-
-
-def ended(pid, pipe, most=None):
-    """Wait for some steps of a child, or all; kill it where it is not to end; return its exit code and its steps."""
-    taken = 0
-    while (most is None or taken < most) and os.read(pipe, 1):
-        taken += 1
-    if most is not None:
-        os.kill(pid, signal.SIGKILL)
-    os.close(pipe)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), taken
+    return forked(
+        lambda told: classify(prompt, source, out, told, resume=True, block_mb=0.006, window=16, **options), pause
+    )
 
 
 def files_of(out):
@@ -78,18 +53,20 @@ def files_of(out):
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_five_times_it_ends_with_the_rows_of_an_unbroken_run(prompt, tmp_path, kind):
     source = write_jsonl(tmp_path / "a.jsonl", messages(900, distinct=500), broken=50)
-    code, steps = ended(*forked(prompt, source, tmp_path / "whole", KINDS[kind]))
-    assert code == FINISHED
-    chance, left = random.Random(kind), steps
+    child = running(prompt, source, tmp_path / "whole", KINDS[kind])
+    left = steps_of(*child)
+    assert ended(*child) == FINISHED
+    chance = random.Random(kind)
     for _ in range(5):
         most = chance.randint(1, max(1, left // 2))
-        child = forked(prompt, source, tmp_path / "broken", KINDS[kind], pause=0.01)
+        child = running(prompt, source, tmp_path / "broken", KINDS[kind], pause=0.01)
         time.sleep(chance.random() * 0.02)
-        code, taken = ended(*child, most)
-        assert (code, taken) == (-signal.SIGKILL, most)
+        taken = steps_of(*child, most)
+        assert (killed(*child), taken) == (-signal.SIGKILL, most)
         left -= taken
-    code, _ = ended(*forked(prompt, source, tmp_path / "broken", KINDS[kind]))
-    assert code == FINISHED
+    child = running(prompt, source, tmp_path / "broken", KINDS[kind])
+    steps_of(*child)
+    assert ended(*child) == FINISHED
     assert files_of(tmp_path / "broken") == files_of(tmp_path / "whole")
     rows = rows_of(tmp_path / "broken")
     assert len({row["id"] for row in rows}) == len(rows) == 882

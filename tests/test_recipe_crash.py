@@ -14,59 +14,29 @@ from safetensors import safe_open
 
 import cuecraft.prompts.artifact
 import cuecraft.storage
+from children import FINISHED, STOPPED, ended, forked, killed, steps_of
 from cuecraft.errors import CuecraftWarning, MethodError, RunError, StoppedError
 from cuecraft.recipe import RunFolder, run_recipe
 from cuecraft.recipe.events import EventFile
 from recipes import JOBS, STATELESS, recipe
 
-FINISHED, STOPPED, BROKEN = 0, 4, 5
 PAUSE = 0.03  # seconds that a child waits after each step, so that it is alive when it is killed
 
 
-def forked(asked, out, resume=False, pause=0.0, before=lambda: None):
+def running(asked, out, resume=False, pause=0.0, before=lambda: None):
     """Run a recipe in a child of this process; return its pid and a pipe that gets a byte for each step."""
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid:
-        os.close(writing)
-        return pid, reading
-    code = BROKEN
 
-    def told(event):
-        os.write(writing, b".")
-        time.sleep(pause)
-
-    try:
-        os.close(reading)
+    def work(told):
         warnings.simplefilter("ignore", CuecraftWarning)
         before()
         run_recipe(asked, out, resume=resume, started=lambda part: told)
-        code = FINISHED
-    except StoppedError:
-        code = STOPPED
-    finally:
-        os._exit(code)
 
-
-def steps_of(pid, pipe, most=None):
-    """Wait for a child to take some steps, or all; return how many it took."""
-    taken = 0
-    while most is None or taken < most:
-        found = os.read(pipe, 1)
-        if not found:
-            break
-        taken += 1
-    return taken
-
-
-def ended(pid, pipe):
-    os.close(pipe)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return forked(work, pause)
 
 
 def finished(asked, out, resume=False):
     """Run a recipe to its end in a child; return its record and how many steps it took."""
-    pid, pipe = forked(asked, out, resume)
+    pid, pipe = running(asked, out, resume)
     steps = steps_of(pid, pipe)
     assert ended(pid, pipe) == FINISHED
     return RunFolder(out).record(), steps
@@ -80,12 +50,11 @@ def kill_three_times(asked, out, steps, least=0.0):
     chance = random.Random(asked.name)
     reached = []
     for number in range(3):
-        pid, pipe = forked(asked, out, resume=number > 0, pause=PAUSE)
+        pid, pipe = running(asked, out, resume=number > 0, pause=PAUSE)
         most = max(1, (steps - sum(reached)) // 2)  # of what is left, so that something is left to be killed in
         reached.append(steps_of(pid, pipe, chance.randint(max(1, int(least * most)), most)))
         time.sleep(chance.random() * PAUSE)
-        os.kill(pid, signal.SIGKILL)
-        assert ended(pid, pipe) == -signal.SIGKILL
+        assert killed(pid, pipe) == -signal.SIGKILL
     return reached
 
 
@@ -141,13 +110,12 @@ def test_killed_in_the_middle_of_a_write_nothing_is_lost(name, causal_folder, tm
     asked = recipe("deep-cue", tmp_path / "asked", causal_folder)
     whole, _ = finished(asked, tmp_path / "whole")
     if name == "while the state is put in place":  # of one that has a state already
-        pid, pipe = forked(asked, tmp_path / "broken", pause=PAUSE)
+        pid, pipe = running(asked, tmp_path / "broken", pause=PAUSE)
         steps_of(pid, pipe, 5)
-        os.kill(pid, signal.SIGKILL)
-        assert ended(pid, pipe) == -signal.SIGKILL
+        assert killed(pid, pipe) == -signal.SIGKILL
         before = (tmp_path / "broken" / "state" / "01-deep-cue.safetensors").read_bytes()
     is_begun = RunFolder(tmp_path / "broken").is_there
-    pid, pipe = forked(asked, tmp_path / "broken", resume=is_begun, before=dies(name))
+    pid, pipe = running(asked, tmp_path / "broken", resume=is_begun, before=dies(name))
     steps_of(pid, pipe)
     assert ended(pid, pipe) == -signal.SIGKILL
     if name == "while the state is put in place":
@@ -166,11 +134,11 @@ def test_a_longer_run_goes_on_and_does_not_begin_again(name, causal_folder, tmp_
     if name == "soup":
         tune = {"method": name, "members": 3, "deep": {"epochs": 20, "patience": 20, "batch_size": 2}}
     asked = recipe(name, tmp_path / "asked", causal_folder, tune=tune)
-    pid, pipe = forked(asked, tmp_path / "whole")
+    pid, pipe = running(asked, tmp_path / "whole")
     steps = steps_of(pid, pipe)
     assert ended(pid, pipe) == FINISHED
     reached = kill_three_times(asked, tmp_path / "broken", steps, 0.5)
-    pid, pipe = forked(asked, tmp_path / "broken", resume=True)
+    pid, pipe = running(asked, tmp_path / "broken", resume=True)
     left = steps_of(pid, pipe)
     assert ended(pid, pipe) == FINISHED
     # A session tells the untuned prompt and its start again, and the step that was cut short.
@@ -191,7 +159,7 @@ def test_asked_to_stop_it_keeps_its_state_and_goes_on(number, causal_folder, tmp
     # States every hour: what there is when it stops was kept because it was asked to.
     tune = {"method": "deep-cue", "epochs": 400, "patience": 400}
     asked = recipe("deep-cue", tmp_path / "asked", causal_folder, tune=tune, checkpoint={"seconds": 3600})
-    pid, pipe = forked(asked, tmp_path / "run")
+    pid, pipe = running(asked, tmp_path / "run")
     steps_of(pid, pipe, 20)
     os.kill(pid, number)
     taken = 20 + steps_of(pid, pipe)
@@ -206,7 +174,7 @@ def test_asked_to_stop_it_keeps_its_state_and_goes_on(number, causal_folder, tmp
 @pytest.mark.parametrize("name", ["label-free", "auto", "compare", "hybrid", "zero-shot"])
 def test_every_kind_of_work_heeds_a_request_to_stop(name, causal_folder, tmp_path):
     asked = recipe(name, tmp_path / "asked", causal_folder)
-    pid, pipe = forked(asked, tmp_path / "run", pause=0.2)
+    pid, pipe = running(asked, tmp_path / "run", pause=0.2)
     steps_of(pid, pipe, 1)
     os.kill(pid, signal.SIGTERM)
     begun = time.monotonic()
@@ -246,7 +214,7 @@ def test_a_stop_in_the_middle_of_an_epoch_goes_on_there(causal_folder, tmp_path)
 def test_two_processes_on_one_run_are_one_too_many(causal_folder, tmp_path):
     tune = {"method": "deep-cue", "epochs": 5000, "patience": 5000}
     asked = recipe("deep-cue", tmp_path / "asked", causal_folder, tune=tune)
-    pid, pipe = forked(asked, tmp_path / "run")
+    pid, pipe = running(asked, tmp_path / "run")
     steps_of(pid, pipe, 2)
     try:
         with pytest.raises(RunError, match="another process is at work on this run"):

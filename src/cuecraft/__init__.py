@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cuecraft.errors import CuecraftError, CuecraftWarning
+from cuecraft.lazy import loaded_on_use
 
 if TYPE_CHECKING:
     from cuecraft.backbone import load_backbone
@@ -31,21 +31,17 @@ __all__ = [
 
 # Loaded on first use, so that `import cuecraft` does not wait for torch.
 _HOMES = {
-    "AutoPrompt": "cuecraft.classic",
-    "PrefixTuning": "cuecraft.classic",
-    "PromptClassifier": "cuecraft.classifier",
-    "Task": "cuecraft.task",
-    "Template": "cuecraft.task",
-    "Verbalizer": "cuecraft.task",
-    "load_artifact": "cuecraft.prompts",
-    "load_backbone": "cuecraft.backbone",
+    "AutoPrompt": "classic",
+    "PrefixTuning": "classic",
+    "PromptClassifier": "classifier",
+    "Task": "task",
+    "Template": "task",
+    "Verbalizer": "task",
+    "load_artifact": "prompts",
+    "load_backbone": "backbone",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'cuecraft' has no attribute {name!r}")
+__getattr__ = loaded_on_use(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

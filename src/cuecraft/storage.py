@@ -27,9 +27,14 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def digest(document: Mapping[str, Any]) -> str:
-    """Return the SHA-256 (hex) of a whole artifact: of its manifest as JSON, which holds the files' hashes."""
-    body = {name: value for name, value in document.items() if name != "artifact_sha256"}
+def digest(document: Mapping[str, Any], own: str = "artifact_sha256") -> str:
+    """Return the SHA-256 (hex) of a whole folder: of its manifest as JSON, which holds the files' hashes.
+
+    Args:
+        document: the manifest.
+        own: its key of this very hash, which is left out.
+    """
+    body = {name: value for name, value in document.items() if name != own}
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from cuecraft.lazy import loaded_on_use
 
 if TYPE_CHECKING:
     from cuecraft.backbone.base import Backbone, ClassHead, Context, Prompt, ReadyPrompt, Row, Swap
@@ -44,8 +45,4 @@ _HOMES = {
     "CausalBackbone": "causal",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = loaded_on_use(__name__, _HOMES)

@@ -31,9 +31,11 @@ class Sampled:
 
 def lower_bound(agreed: int, rows: int, chance: float = 0.05) -> float:
     """Return the share that is at least true but for a chance (Clopper and Pearson, 1934); 0 for no rows."""
+    if not agreed:  # as where nothing was audited; SciPy is not waited for then, nor needed
+        return 0.0
     from scipy.stats import beta
 
-    return float(beta.ppf(chance, agreed, rows - agreed + 1)) if agreed else 0.0
+    return float(beta.ppf(chance, agreed, rows - agreed + 1))
 
 
 def interval(agreed: int, rows: int) -> tuple[float, float]:

@@ -74,19 +74,20 @@ class Answerer:
         """The prompts, P of them."""
         return self._served
 
-    def answers(self, texts: Sequence[str], kept: Path, told: Callable[[int], None]) -> Answers:
+    def answers(self, texts: Sequence[str], kept: Path, told: Callable[[int, int], None]) -> Answers:
         """Return the answers to some texts.
 
         Args:
             texts: the texts.
             kept: windows that are answered are kept as files that begin so, and read again where they are there.
-            told: is told how many texts of a window were answered.
+            told: is told how many of how many texts are answered.
 
         Raises:
             StoppedError: asked to stop; what was answered is kept.
             OSError: a window cannot be written.
         """
         parts: list[Answers] = []
+        done = 0
         starts = range(0, len(texts), self._size)
         for number, window in enumerate(self._windows(texts, [self._path(kept, n) for n in range(len(starts))])):
             path = self._path(kept, number)
@@ -98,7 +99,8 @@ class Answerer:
                 parts.append(self._computed(window))
                 none: Keys = np.zeros((0, 2), np.uint64)
                 write_file(path, lambda scratch, own=parts[-1], none=none: own.save(scratch, none))  # type: ignore[misc]
-            told(len(parts[-1]))
+            done += len(parts[-1])
+            told(done, len(texts))
         return Answers.joined([Answers.empty(0, len(self._served)), *parts])
 
     def forget(self, kept: Path) -> None:

@@ -98,11 +98,13 @@ def _run(job: Job, folder: JobFolder, shelf: AnyShelf[Any], progress: Progress) 
 def _finished(job: Job, folder: JobFolder, progress: Progress, seconds: dict[str, float]) -> dict[str, Any]:
     """Check the sums; write and return what came of the job."""
     check_bad(progress, job.command.max_bad, 1, 1)
-    template, student, drift, taught, keys, computed = Sampled(), Sampled(), Drift(job.command.agreement), 0, 0, 0
+    template, student, drift = Sampled(), Sampled(), Drift(job.command.agreement)
+    shards = taught = keys = computed = 0
     totals = [0, 0, 0]
     for shard in folder.shards():
         template, student = template + shard.by_template, student + shard.by_student
         drift.note(shard.student)
+        shards += 1
         taught, keys, computed = taught + shard.taught, keys + shard.keys, computed + shard.computed
         for place, count in enumerate((shard.read, shard.classified, shard.quarantined)):
             totals[place] += count
@@ -118,7 +120,7 @@ def _finished(job: Job, folder: JobFolder, progress: Progress, seconds: dict[str
         "quarantined": quarantined,
         "reasons": dict(progress.reasons.most_common()),
         "out": str(folder.path),
-        "shards": len(list(folder.shards())),
+        "shards": shards,
         "distinct": keys,
         "computed": computed + (told["sample"] if told else 0),
         "taught": taught,

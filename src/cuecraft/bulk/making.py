@@ -95,14 +95,7 @@ class Maker:
         audit = [*self._audit_of_joined(read, answers, rest), *self._audit_of_taught(read, taught)]
         texts = [read.texts[key] for key in rest] + [text for _, text, _ in audit]
         self.seconds["look up, student"] += time.perf_counter() - begun
-        done = 0
-
-        def count(more: int) -> None:
-            nonlocal done
-            done += more
-            told(done, len(texts))
-
-        computed = self.answerer.answers(texts, self._folder.state(read.block.name), count)
+        computed = self.answerer.answers(texts, self._folder.state(read.block.name), told)
         own_rows = np.arange(len(rest))
         answers.put(rest, computed.at(own_rows))
         agreed: dict[int, list[bool]] = {MODEL: [], STUDENT: []}

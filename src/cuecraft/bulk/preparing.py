@@ -44,15 +44,8 @@ def prepare(
         return
     command = job.command
     texts, keys = _sample(job, first)
-    done = 0
-
-    def count(more: int) -> None:
-        nonlocal done
-        done += more
-        told(done, len(texts))
-
     kept = folder.state("sample")
-    answers = answerer.answers(texts, kept, count)
+    answers = answerer.answers(texts, kept, told)
     usable = np.flatnonzero((answers.labels >= 0).all(1))
     names = [served.name for served in answerer.prompts]
     own = [texts[row] for row in usable]

@@ -13,7 +13,7 @@ from cuecraft.bulk.job import ClassifyCommand, Dedupe
 from cuecraft.bulk.sources import Format
 from cuecraft.cli.app import app
 from cuecraft.cli.arguments import made_folder, named_folders, pairs_of, share_of, unescaped
-from cuecraft.cli.options import Backend, Device, Dtype, Json, Offline
+from cuecraft.cli.options import BackboneNow, Backend, Device, Dtype, Json, Offline
 from cuecraft.errors import BulkError, StoppedError
 from cuecraft.options import make_options
 
@@ -53,7 +53,7 @@ def classify(
     backend: Annotated[Backend, typer.Option(help="This machine, or actors on Ray (RAY_ADDRESS).")] = Backend.LOCAL,
     replicas: Annotated[int, typer.Option(min=1, help="With --backend ray: actors, each with the backbone.")] = 1,
     option: BulkOption = None,
-    model: Annotated[str | None, typer.Option(help="Where the backbone is now, if not where it was.")] = None,
+    model: BackboneNow = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     local_files_only: Offline = False,
@@ -107,8 +107,8 @@ def _told_apart(arguments: list[str]) -> tuple[dict[str, Path], list[str]]:
         # Without PyTorch, which exported folders do not need, there can be no other prompts.
         if is_export(named) or not named.is_dir() or find_spec("torch") is None:
             return is_export(named)
+        from cuecraft.manifests import MANIFEST
         from cuecraft.prompts import member_folders
-        from cuecraft.prompts.artifact import MANIFEST
 
         path = made_folder(named)
         return (path / MANIFEST).is_file() or bool(member_folders(path))

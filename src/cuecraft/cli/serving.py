@@ -10,7 +10,7 @@ import typer
 from cuecraft import display
 from cuecraft.cli.app import app
 from cuecraft.cli.arguments import made_folder, named_folders, pairs_of
-from cuecraft.cli.options import Backend, Device, Dtype, Offline
+from cuecraft.cli.options import BackboneNow, Backend, Device, Dtype, Offline
 from cuecraft.guard import GuardMode
 
 Served = Annotated[
@@ -42,7 +42,7 @@ def serve(
     log_texts: Annotated[bool, typer.Option("--log-texts", help="Write the texts into the log, too.")] = False,
     guard: Annotated[GuardMode, typer.Option(help="What is done with texts that look like attacks.")] = GuardMode.OFF,
     option: ServeOption = None,
-    model: Annotated[str | None, typer.Option(help="Where the backbone is now, if not where it was.")] = None,
+    model: BackboneNow = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     local_files_only: Offline = False,

@@ -11,6 +11,7 @@ from cuecraft import display
 from cuecraft.cli.app import app
 from cuecraft.cli.arguments import names_of, numbers_of, pairs_of, unescaped, words_of
 from cuecraft.cli.options import (
+    BackboneNow,
     CheckpointFolder,
     Classes,
     Dev,
@@ -253,7 +254,7 @@ def mix(
     weights: Annotated[str, typer.Option(help="Such as 0.5,0.5; one for each artifact.")],
     out: Annotated[Path, typer.Option(help="Artifact folder of the mix.")],
     combination: Annotated[str, typer.Option(help="cat (the exact weighted sum), linear or svd, as in PEFT.")] = "cat",
-    model: Annotated[str | None, typer.Option(help="Where the backbone is now, if not where it was.")] = None,
+    model: BackboneNow = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     local_files_only: Offline = False,

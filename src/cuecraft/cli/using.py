@@ -10,7 +10,7 @@ import typer
 from cuecraft import display
 from cuecraft.cli.app import app
 from cuecraft.cli.arguments import lines_of, made_folder, names_of, unescaped, words_of
-from cuecraft.cli.options import Device, Dtype, Json, LabelWords, Model, Offline
+from cuecraft.cli.options import BackboneNow, Device, Dtype, Json, LabelWords, Model, Offline
 
 
 @app.command()
@@ -23,7 +23,7 @@ def predict(
     text_column: Annotated[
         list[str] | None, typer.Option(help="Column of text in --file; by default the template's fields.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Where the backbone is now, if not where it was.")] = None,
+    model: BackboneNow = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     local_files_only: Offline = False,
@@ -73,7 +73,7 @@ def export_(
         float, typer.Option(min=0, max=1, help="Share of labels that a graph has to keep; 0 to take the best.")
     ] = 0.99,
     truncation: Annotated[str, typer.Option(help="What happens to texts too long for a graph: cut or refuse.")] = "cut",
-    model: Annotated[str | None, typer.Option(help="Where the backbone is now, if not where it was.")] = None,
+    model: BackboneNow = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     local_files_only: Offline = False,

@@ -22,10 +22,10 @@ from cuecraft.export.folding import fold
 from cuecraft.export.graph import EXTERNAL, GRAPH, require_onnx, write_graph
 from cuecraft.export.precision import OPENVINO_GRAPH, Recipe, recipes_of
 from cuecraft.export.rows import Batches
+from cuecraft.manifests import MANIFEST
 from cuecraft.prompts import Artifact
 from cuecraft.runtime import ExportedModel, RuntimeOptions
 from cuecraft.runtime.manifest import (
-    MANIFEST,
     TOKENIZER,
     AgreementEntry,
     ExportManifest,

@@ -1,7 +1,7 @@
 """Smaller numbers: float16, and ways to 8 bits, the fastest first.
 
 What quantises activations with one scale for a whole tensor changes answers; see `docs/export.md` for what each way
-was measured to do. Which one is taken is decided by the labels that it keeps (`cuecraft.export.choosing`).
+was measured to do. Which one is taken is decided by the labels that it keeps (`cuecraft.export.folder`).
 """
 
 from __future__ import annotations

@@ -43,8 +43,8 @@ def quantise_rows(source: Path, calibration: Batches, keeps: Callable[[int, int]
     """
     import onnx
 
-    model = onnx.load(source)
-    return _Rows(model, keeps).done(_largest(source, calibration, set(_Rows(model, keeps).quantised)))
+    rows = _Rows(onnx.load(source), keeps)
+    return rows.done(_largest(source, calibration, set(rows.quantised)))
 
 
 def _largest(source: Path, calibration: Batches, names: set[str]) -> dict[str, np.ndarray]:

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor
@@ -29,6 +28,7 @@ from torch import Tensor
 from cuecraft.backbone import AnyBackbone, ClassHead
 from cuecraft.backbone.weights import FullSpec, LoraSpec, TunedWeights, load_weights
 from cuecraft.errors import ArtifactError, CuecraftWarning
+from cuecraft.manifests import MANIFEST, ManifestKind, manifest_document
 from cuecraft.prompts.calibration import Calibration
 from cuecraft.prompts.card import model_card
 from cuecraft.prompts.kinds import AnyPrompt, DeepCue, HardPrompt, PrefixPrompt, SoftPrompt
@@ -46,7 +46,7 @@ from cuecraft.storage import digest, file_sha256, unwritable, write_folder
 from cuecraft.task import Task
 from cuecraft.task.entry import TaskEntry
 
-MANIFEST, TENSORS, TRACE, CARD = "manifest.json", "prompt.safetensors", "trace.jsonl", "README.md"
+TENSORS, TRACE, CARD = "prompt.safetensors", "trace.jsonl", "README.md"
 WEIGHTS = "weights.safetensors"
 SHARED = Path("..", "..", "shared.safetensors")  # beside the folder `tasks` that a task's folder lies in
 _PACKAGES = ("cuecraft", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scikit-learn")
@@ -219,8 +219,9 @@ def member_folders(folder: str | Path) -> list[Path]:
 def check_target(folder: Path) -> None:
     """Raise ArtifactError where something that is no artifact stands in the way of one, or nothing can be written."""
     if folder.exists():
-        own = {MANIFEST, TENSORS, TRACE, CARD, WEIGHTS}
-        if not folder.is_dir() or not {path.name for path in folder.iterdir()} <= own or not _is_manifest(folder):
+        names = {path.name for path in folder.iterdir()} if folder.is_dir() else {""}
+        keys = {_ARTIFACT.version, _ARTIFACT.sha256}  # of a manifest of ours, whatever its schema version
+        if not names <= {MANIFEST, TENSORS, TRACE, CARD, WEIGHTS} or not keys <= set(manifest_document(folder)):
             raise ArtifactError(f"{folder}: exists and is no artifact; choose another --out or remove it")
     check_writable(folder)
 
@@ -230,15 +231,6 @@ def check_writable(folder: Path) -> None:
     where = unwritable(folder.absolute().parent)  # a folder that is there is replaced as a whole
     if where is not None:
         raise ArtifactError(f"{folder}: {where} cannot be written to; choose another --out")
-
-
-def _is_manifest(folder: Path) -> bool:
-    """Tell whether a folder's manifest is one of ours, whatever its schema version."""
-    try:
-        raw = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(raw, dict) and {"schema_version", "artifact_sha256"} <= set(raw)
 
 
 def stored_bytes(prompt: AnyPrompt, weights: Mapping[str, Tensor] | None = None) -> int:
@@ -253,13 +245,8 @@ def load_artifact(folder: str | Path) -> Artifact:
         ArtifactError: no artifact, a damaged one, or one of a newer schema.
     """
     source = Path(folder)
-    manifest = _read_manifest(source)
-    for name, sha256 in manifest.files.items():
-        path = source / Path(name).name
-        if not path.is_file():
-            raise ArtifactError(f"{source}: {name} is missing; restore the folder or tune again")
-        if file_sha256(path) != sha256:
-            raise ArtifactError(f"{source}: {name} is damaged (its hash differs); restore the folder or tune again")
+    manifest = _ARTIFACT.read(source)
+    _ARTIFACT.check_files(source, manifest.files)
     try:
         tensors = load_file(source / TENSORS)
         sharing = _sharing(manifest, tensors, source) if manifest.prompt.shared_sha256 else None
@@ -273,29 +260,16 @@ def load_artifact(folder: str | Path) -> Artifact:
     return Artifact(prompt, calibration, task, classes, manifest, trace, weights, sharing)
 
 
-def _read_manifest(source: Path) -> Manifest:
-    path = source / MANIFEST
-    if not path.is_file():
-        raise ArtifactError(f"{source}: no artifact here ({MANIFEST} is missing); check the path")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        version = raw["schema_version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path}: is damaged ({error}); restore it or tune again") from error
-    if not isinstance(version, int) or version > SCHEMA_VERSION:
-        raise ArtifactError(
-            f"{path}: has schema version {version}, but this cuecraft reads up to {SCHEMA_VERSION}; upgrade cuecraft"
-        )
-    try:
-        manifest = Manifest.model_validate(raw)
-    except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"]))
-        raise ArtifactError(f"{path}: is damaged (at {where!r}); restore it or tune again") from error
-    # Of the document as it stands in the file: an older version lacks fields that reading fills in.
-    if digest(raw) != manifest.artifact_sha256:
-        raise ArtifactError(f"{path}: was changed after it was written (hash differs); restore it or tune again")
-    return manifest
-
+_ARTIFACT = ManifestKind(
+    model=Manifest,
+    version="schema_version",
+    newest=SCHEMA_VERSION,
+    sha256="artifact_sha256",
+    error=ArtifactError,
+    folder="artifact",
+    versioned="schema version",
+    remedy="tune again",
+)
 
 _KINDS: dict[type[AnyPrompt], PromptKind] = {
     HardPrompt: "hard",

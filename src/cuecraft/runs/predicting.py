@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from cuecraft.data import Record
 from cuecraft.data.texts import unlabelled
-from cuecraft.runtime import ExportedClassifier, RuntimeOptions, is_export, read_export
+from cuecraft.runtime import ExportedClassifier, RuntimeOptions, is_export
+from cuecraft.runtime.manifest import EXPORT
 from cuecraft.runtime.model import check_where
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def read_texts(artifact: Path, lines: Sequence[str], file: Path | None, columns:
         DataError: no texts, or lines for a template of several fields.
     """
     if is_export(artifact):
-        task = read_export(artifact).task.task()
+        task = EXPORT.read(artifact).task.task()
     else:
         from cuecraft.prompts import load_artifact, member_folders
 

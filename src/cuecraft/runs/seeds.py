@@ -12,9 +12,9 @@ import numpy as np
 
 from cuecraft.ensemble import PromptEnsemble
 from cuecraft.errors import ArtifactError, DataError
+from cuecraft.manifests import MANIFEST
 from cuecraft.method import Event
 from cuecraft.prompts import check_target, member_folders
-from cuecraft.prompts.artifact import MANIFEST
 from cuecraft.runs.examples import read_test, unzip
 from cuecraft.runs.requests import TuneRequest
 from cuecraft.runs.tuning import tune_once

@@ -12,19 +12,20 @@ example.mjs          the same under Node
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from cuecraft.backbone.rendering import HeadKind
 from cuecraft.errors import ExportError
-from cuecraft.storage import digest, file_sha256
+from cuecraft.manifests import ManifestKind, manifest_document
+from cuecraft.storage import digest
 from cuecraft.task.entry import TaskEntry
 
-MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
+TOKENIZER = "tokenizer.json"
 EXPORT_VERSION = 1
+_OWN_HASH = "export_sha256"
 
 
 class _Part(BaseModel):
@@ -119,21 +120,24 @@ class ExportManifest(_Part):
 
     def signed(self) -> ExportManifest:
         """Return the manifest with its own hash in it."""
-        return self.model_copy(update={"export_sha256": own_sha256(self.model_dump(mode="json"))})
+        return self.model_copy(update={_OWN_HASH: digest(self.model_dump(mode="json"), _OWN_HASH)})
 
 
-def own_sha256(document: dict[str, Any]) -> str:
-    """Return the hash of a manifest, its own hash left out."""
-    return digest({name: value for name, value in document.items() if name != "export_sha256"})
+EXPORT = ManifestKind(
+    model=ExportManifest,
+    version="export_version",
+    newest=EXPORT_VERSION,
+    sha256=_OWN_HASH,
+    error=ExportError,
+    folder="exported folder",
+    versioned="version",
+    remedy="export again",
+)
 
 
 def is_export(folder: str | Path) -> bool:
     """Tell whether a folder was exported as a graph."""
-    try:
-        raw = json.loads(Path(folder, MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(raw, dict) and "export_version" in raw
+    return EXPORT.version in manifest_document(Path(folder))
 
 
 def read_export(folder: str | Path) -> ExportManifest:
@@ -142,30 +146,6 @@ def read_export(folder: str | Path) -> ExportManifest:
     Raises:
         ExportError: no exported folder, a damaged one, or one of a newer version.
     """
-    source = Path(folder)
-    path = source / MANIFEST
-    if not path.is_file():
-        raise ExportError(f"{source}: no exported folder here ({MANIFEST} is missing); check the path")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        version = raw["export_version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ExportError(f"{path}: is damaged ({error}); restore it or export again") from error
-    if not isinstance(version, int) or version > EXPORT_VERSION:
-        raise ExportError(
-            f"{path}: has version {version}, but this cuecraft reads up to {EXPORT_VERSION}; upgrade cuecraft"
-        )
-    try:
-        manifest = ExportManifest.model_validate(raw)
-    except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"]))
-        raise ExportError(f"{path}: is damaged (at {where!r}); restore it or export again") from error
-    if own_sha256(raw) != manifest.export_sha256:
-        raise ExportError(f"{path}: was changed after it was written (hash differs); restore it or export again")
-    for name, sha256 in manifest.files.items():
-        own = source / Path(name).name
-        if not own.is_file():
-            raise ExportError(f"{source}: {name} is missing; restore the folder or export again")
-        if file_sha256(own) != sha256:
-            raise ExportError(f"{source}: {name} is damaged (its hash differs); restore the folder or export again")
+    manifest = EXPORT.read(Path(folder))
+    EXPORT.check_files(Path(folder), manifest.files)
     return manifest

@@ -6,9 +6,9 @@ extra: ``cuecraft[serve]``.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from cuecraft.lazy import loaded_on_use
 from cuecraft.serve.engine import Engine, EngineOptions
 from cuecraft.serve.requests import Answer, Watcher
 
@@ -17,8 +17,4 @@ if TYPE_CHECKING:
 
 __all__ = ["Answer", "Engine", "EngineOptions", "ServedPrompt", "Shelf", "Watcher"]
 
-
-def __getattr__(name: str) -> Any:
-    if name in ("ServedPrompt", "Shelf"):  # these need torch
-        return getattr(import_module("cuecraft.serve.shelf"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = loaded_on_use(__name__, dict.fromkeys(("ServedPrompt", "Shelf"), "shelf"))  # these need torch

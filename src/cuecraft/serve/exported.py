@@ -15,7 +15,7 @@ from cuecraft.errors import BackboneError, ServeError
 from cuecraft.runtime import ExportedModel, ExportManifest, RuntimeOptions
 from cuecraft.runtime.model import FoldedPrompt
 from cuecraft.runtime.sessions import cores
-from cuecraft.serve.registry import AnyShelf
+from cuecraft.serve.registry import AnyShelf, described
 from cuecraft.task import Example, Task
 
 
@@ -66,18 +66,14 @@ class ListedExport:
     def describe(self) -> dict[str, Any]:
         """Return what a client may know of it, JSON-ready."""
         manifest = self.manifest
-        return {
-            "id": self.name,
-            "version": self.version,
-            "classes": list(self.classes),
-            "fields": list(self.task.template.field_names),
-            "template": self.task.template.source,
-            "kind": manifest.format,
-            "length": manifest.prompt_length,
-            "method": manifest.precision,
-            "members": 1,
-            "metrics": {"agreement": manifest.agreement.labels},
-        }
+        return described(
+            self,
+            kind=manifest.format,
+            length=manifest.prompt_length,
+            method=manifest.precision,
+            members=1,
+            metrics={"agreement": manifest.agreement.labels},
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cuecraft.errors import CuecraftError
+from cuecraft.manifests import MANIFEST
 from cuecraft.serve.registry import Prompts, check_id
 from cuecraft.storage import file_sha256, remove_folder
 
@@ -81,7 +82,7 @@ class Kept:
     def _found(self) -> dict[str, str]:
         """Return the prompts of the folder, and what tells a change: the manifest's hash and all files' sizes."""
         found = {}
-        for path in sorted(self._folder.glob("*/manifest.json")):
+        for path in sorted(self._folder.glob(f"*/{MANIFEST}")):
             try:
                 check_id(path.parent.name)
                 sizes = [(part.name, part.stat().st_size) for part in sorted(path.parent.iterdir())]

@@ -58,6 +58,19 @@ class Listed(Protocol):
         ...
 
 
+def described(prompt: Listed, **more: Any) -> dict[str, Any]:
+    """Return what a client may know of a prompt, JSON-ready: what all have, then `more`."""
+    template = prompt.task.template
+    return {
+        "id": prompt.name,
+        "version": prompt.version,
+        "classes": list(prompt.classes),
+        "fields": list(template.field_names),
+        "template": template.source,
+        **more,
+    }
+
+
 class Ready(Protocol):
     """A prompt as its backbone takes it: how texts are written, and the positions it takes beside a text's pieces."""
 

@@ -12,7 +12,8 @@ from pydantic import Field
 
 from cuecraft.errors import ArtifactError, ServeError
 from cuecraft.options import Options
-from cuecraft.runtime import RuntimeOptions, is_export, read_export
+from cuecraft.runtime import RuntimeOptions, is_export
+from cuecraft.runtime.manifest import EXPORT
 from cuecraft.runtime.model import check_where
 from cuecraft.runtime.sessions import cores
 from cuecraft.serve.engine import Engine, EngineOptions
@@ -120,8 +121,8 @@ def load_listed(settings: ServeSettings) -> tuple[list[Listed], str, int]:
         CuecraftError: as `open_shelf`, but for what only loading shows.
     """
     if are_exported(settings):
-        exported: list[Listed] = [ListedExport(name, read_export(folder)) for name, folder in settings.prompts.items()]
-        return exported, read_export(next(iter(settings.prompts.values()))).backbone.sha256, cores()
+        exported = [ListedExport(name, EXPORT.read(folder)) for name, folder in settings.prompts.items()]
+        return list(exported), exported[0].manifest.backbone.sha256, cores()
     import torch
 
     from cuecraft.serve.shelf import ListedPrompt
@@ -196,8 +197,8 @@ def load_artifacts(settings: ServeSettings) -> tuple[dict[str, list[Artifact]], 
 
 def _first_kept(folder: Path | None) -> dict[str, list[Artifact]]:
     """Return the first prompt that is kept and can be read; it tells the backbone. All of them are loaded by `Kept`."""
+    from cuecraft.manifests import MANIFEST
     from cuecraft.prompts import load_artifact
-    from cuecraft.prompts.artifact import MANIFEST
 
     for path in sorted(folder.glob(f"*/{MANIFEST}")) if folder else ():
         with suppress(ArtifactError):

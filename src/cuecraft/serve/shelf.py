@@ -15,7 +15,7 @@ from cuecraft.data import Record
 from cuecraft.errors import ArtifactError, BackboneError
 from cuecraft.prompts import Artifact, Calibration
 from cuecraft.prompts.manifest import BackboneEntry, Manifest
-from cuecraft.serve.registry import AnyShelf, Prompts
+from cuecraft.serve.registry import AnyShelf, Prompts, described
 from cuecraft.storage import digest
 from cuecraft.task import Example, Task
 
@@ -98,18 +98,14 @@ class ListedPrompt:
     def describe(self) -> dict[str, Any]:
         """Return what a client may know of it, JSON-ready."""
         manifest = self.manifest
-        return {
-            "id": self.name,
-            "version": self.version,
-            "classes": list(self.classes),
-            "fields": list(self.task.template.field_names),
-            "template": self.task.template.source,
-            "kind": manifest.weights.kind if manifest.weights else manifest.prompt.kind,
-            "length": manifest.prompt.length,
-            "method": manifest.method,
-            "members": self.count,
-            "metrics": dict(manifest.metrics),
-        }
+        return described(
+            self,
+            kind=manifest.weights.kind if manifest.weights else manifest.prompt.kind,
+            length=manifest.prompt.length,
+            method=manifest.method,
+            members=self.count,
+            metrics=dict(manifest.metrics),
+        )
 
 
 @dataclass(frozen=True, eq=False)

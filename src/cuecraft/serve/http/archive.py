@@ -10,7 +10,8 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 from cuecraft.errors import ServeError
-from cuecraft.prompts.artifact import CARD, MANIFEST, TENSORS, TRACE, WEIGHTS
+from cuecraft.manifests import MANIFEST
+from cuecraft.prompts.artifact import CARD, TENSORS, TRACE, WEIGHTS
 
 _NAMES = {MANIFEST, TENSORS, TRACE, CARD, WEIGHTS}
 

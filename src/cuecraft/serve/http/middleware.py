@@ -78,7 +78,8 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         most = self._most(scope["method"])
-        told = dict(scope["headers"]).get(b"content-length", b"0")
+        headers = dict(scope["headers"])
+        told = headers.get(b"content-length", b"0")
         size = int(told) if told.isdigit() else 0
         has_begun, read, is_more = False, 0, True
 
@@ -104,9 +105,7 @@ class BodyLimit:
                     raise
             else:
                 return
-        if is_more and b"expect" not in dict(
-            scope["headers"]
-        ):  # a client that asks first sends nothing once it is refused
+        if is_more and b"expect" not in headers:  # a client that asks first sends nothing once it is refused
             await _thrown_away(receive)
         await _refuse(send, 413, f"the request's body is larger than {most} bytes; send less at once")
 
