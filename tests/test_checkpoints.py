@@ -19,6 +19,7 @@ from cuecraft.checkpoints import Checkpoints, Keeping
 from cuecraft.errors import MethodError, StoppedError
 from cuecraft.tune import make_method
 from cuecraft.tune.finish import make_artifact
+from cuecraft.tune.prepare import with_checkpoints
 
 RESUMED = {
     "autoprompt": {"steps": 6, "candidates": 8, "prompt_length": 4},
@@ -80,6 +81,21 @@ def test_killed_and_resumed_gives_the_same_bits(name, kind, request, tmp_path):
     finished, once_more = artifact_of(backbone, name, tmp_path / "state")
     assert once_more <= again
     assert finished.save(tmp_path / "c") == whole.save(tmp_path / "a")
+
+
+@pytest.mark.parametrize("name", ["autoprompt", "straight-through", "deep-cue"])
+def test_a_state_is_kept_whenever_it_is_asked_to_stop(name, causal, tmp_path):
+    # Whether to stop is asked after a step and before the next one: at each place it may come true first.
+    whole = artifact_of(causal, name)[0].save(tmp_path / "whole")
+    method = make_method(name, RESUMED[name])
+    for number in range(6):
+        times = iter([False] * number)
+        keeping = Keeping(tmp_path / str(number), seconds=3600, stop=lambda left=times: next(left, True))
+        with pytest.raises(StoppedError):
+            method.fit(with_checkpoints(tiny_problem(causal), keeping, "key"))
+        assert list(keeping.folder.iterdir()), number
+        resumed = artifact_of(causal, name, keeping.folder)[0]
+        assert resumed.save(tmp_path / f"resumed-{number}") == whole
 
 
 def test_a_state_of_another_run_or_a_damaged_one_is_refused(causal_folder, tmp_path):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -70,6 +71,16 @@ class Checkpoints:
         for left in folder.glob(f".{name}{_ENDING}-*{SCRATCH}"):  # of a run that was killed while it wrote
             left.unlink(missing_ok=True)
         return Slot(folder / f"{name}{_ENDING}", self._key, self._keeping)
+
+
+@contextmanager
+def kept_when_stopped(save: Callable[[], None]) -> Iterator[None]:
+    """Save a state where what is within was asked to stop between two steps, after the last one's state was due."""
+    try:
+        yield
+    except StoppedError:
+        save()
+        raise
 
 
 class NoSlot:

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from cuecraft.backbone import HeadKind
 from cuecraft.backbone.words import cue_log_likelihood
+from cuecraft.checkpoints import kept_when_stopped
 from cuecraft.errors import MethodError
 from cuecraft.method import (
     Calibrated,
@@ -170,9 +171,10 @@ class AutoPrompt(Method):
                 event.pop("vocabulary", None)
             under_way = _UnderWay(_Standing(current, found, self._penalties(problem, [ids])[0]))
 
-        for _ in self._walk(problem, under_way, data, space, selection):
-            if slot.due():
-                slot.save(under_way.document(selection, untuned), {})
+        with kept_when_stopped(lambda: slot.save(under_way.document(selection, untuned), {})):
+            for _ in self._walk(problem, under_way, data, space, selection):
+                if slot.due():
+                    slot.save(under_way.document(selection, untuned), {})
         slot.save(under_way.document(selection, untuned), {})
         return selection.outcome(untuned)
 

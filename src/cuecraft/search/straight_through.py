@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from cuecraft.checkpoints import kept_when_stopped
 from cuecraft.method import (
     Calibrated,
     CalibrationKind,
@@ -70,10 +71,11 @@ class StraightThrough(Method):
         else:
             begin: Event = {"phase": PHASE, "step": 0, "vocabulary": space.vocabulary.report()}
             descent.selection.see(untuned, score(backbone, untuned, problem.train), **begin)
-        while descent.done < self.steps and not problem.out_of_time():
-            descent.step()
-            if slot.due():
-                slot.save(*descent.state())
+        with kept_when_stopped(lambda: slot.save(*descent.state())):
+            while descent.done < self.steps and not problem.out_of_time():
+                descent.step()
+                if slot.due():
+                    slot.save(*descent.state())
         slot.save(*descent.state())
         return descent.selection.outcome(untuned)
 

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from cuecraft.backbone.layers import gradient_checkpointing
+from cuecraft.checkpoints import kept_when_stopped
 from cuecraft.method import Candidate, Labelled, Problem, Score, Selection, accumulate_gradient, score
 from cuecraft.options import Options
 from cuecraft.seeding import torch_generator
@@ -139,7 +140,7 @@ class _Training:
         """Tell whether to stop: epochs, time, or patience, which needs dev sets."""
         if self._batches:
             return False
-        if self._epoch >= self._options.epochs or (self._epoch and self._parts[0].problem.out_of_time()):
+        if self._epoch >= self._options.epochs or (self._epoch and self._out_of_time()):
             return True
         return self._since_least >= self._options.patience and all(part.problem.dev is not None for part in self._parts)
 
@@ -152,7 +153,7 @@ class _Training:
             done = len(self._found)
             number, rows = self._batches[done]
             self._set_rates((self._epoch - 1 + done / len(self._batches)) / self._options.epochs)
-            if self._parts[0].problem.out_of_time():
+            if self._out_of_time():
                 return False  # an epoch that is cut short is not looked at
             self._found.append(self._step(self._parts[number], self._parts[number].problem.train.select(rows)))
             if len(self._found) < len(self._batches):
@@ -178,6 +179,10 @@ class _Training:
             mixed = torch.randperm(len(batches), generator=self._order).tolist()
             batches = [batches[n] for n in mixed]
         return batches
+
+    def _out_of_time(self) -> bool:
+        with kept_when_stopped(self.save):
+            return self._parts[0].problem.out_of_time()
 
     def _save_if_due(self) -> None:
         if self._slot.due():
