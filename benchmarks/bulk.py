@@ -11,7 +11,7 @@ Logs are made by bulk_logs.py (seeded; real ones would show the services of whoe
 - bare: the same rows of text through the serving engine in this process, all of them waiting in its queue, and through
   the backbone alone in length-sorted windows; what plain reaches of both.
 - memory: template and cascade over `--memory-mb`; the peak of RAM, all processes together.
-- big: the same over `--big-mb`; with memory done, the ratio of both peaks. Broken off, it goes on where it stopped.
+- big: the same over `--big-mb`; with memory done, the ratio of both peaks.
 - ray: template and cascade over `--memory-mb` with one actor that has all cores.
 
 The machine's disk has to have room for the logs and half of that again.
@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -96,7 +97,8 @@ class Peak:
 def classified(artifact: Path, source: Path, out: Path, flags: Sequence[str]) -> dict[str, Any]:
     """Run the command; return its document with the peak of memory (MiB) and its whole time, the start included."""
     command = [sys.executable, "-m", "cuecraft", "classify", str(artifact), str(source), "--field", "message"]
-    command += ["--out", str(out), "--resume", "--json", *flags]
+    command += ["--out", str(out), "--json", *flags]
+    shutil.rmtree(out, ignore_errors=True)  # what was measured before, or was broken off
     begun = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as own:
         peak = Peak(own.pid)
@@ -186,7 +188,11 @@ def main() -> None:
     parser.add_argument("--modes-mb", type=float, default=0.6)
     parser.add_argument("--memory-mb", type=float, default=100)
     parser.add_argument("--big-mb", type=float, default=2000)
-    parser.add_argument("--work", type=Path, help="folder for logs and answers; what is there is used again")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        help="folder for logs, the prompt and answers; logs and a prompt that are there are used again",
+    )
     asked = parser.parse_args()
     parts = asked.parts.split(",")
     unknown = set(parts) - set(PARTS)

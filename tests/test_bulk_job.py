@@ -20,7 +20,7 @@ from cuecraft import PromptClassifier
 from cuecraft.bulk.agreement import Drift, interval, lower_bound, needed
 from cuecraft.bulk.student import Student, fit_student
 from cuecraft.bulk.table import MODEL, STUDENT, Answers, AnswerTable
-from cuecraft.errors import BulkError, CuecraftError
+from cuecraft.errors import BulkError
 
 
 @pytest.fixture(scope="module")
@@ -321,8 +321,11 @@ def test_mistakes_are_told_in_one_line_and_nothing_is_written(run, prompt, byte_
         "use the same weights and tokenizer": [folder, source, "--field", "message", "--model", other],
         "'1x%' is no share": [folder, source, "--max-bad", "1x%"],
         "--field and --template were both given": [folder, source, "--field", "a", "--template", "{a}"],
-        "a template needs fields, and lines of text have none": [folder, tmp_path / "plain.txt", "--template", "{a}"],
-        "stdin (-) stands alone": [folder, source, "-"],
+        "were asked for, and lines of text have none": [folder, source, "--format", "text", "--template", "{a}"],
+        "-: what can be read once stands alone": [folder, source, "-"],
+        "two columns would be called 'a'": [folder, source, "--keep", "a", "--keep", "a"],
+        "two columns would be called 'input.id'": [folder, source, "--keep", "id", "--keep", "input.id"],
+        "cannot be read (File name too long)": [folder, "a long text, not a file " * 20],
         "option 'agreement'": [folder, source, "--agreement", "2"],
         "has no option 'nonsense'": [folder, source, "--option", "nonsense=1"],
     }
@@ -366,7 +369,3 @@ def test_json_has_the_sums(run, prompt, tmp_path):
     assert document["read"] == document["classified"] + document["quarantined"] == 30
     code, printed, _ = run("classify", "a.jsonl", f"mine={folder}", *flags, "--resume")
     assert "30 read = 27 classified + 3 quarantined" in printed
-
-
-def test_all_that_is_raised_is_told_in_one_line():
-    assert issubclass(BulkError, CuecraftError)

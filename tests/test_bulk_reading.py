@@ -6,6 +6,7 @@ import json
 import random
 import resource
 import sys
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +23,7 @@ from cuecraft.bulk.sources import Format, find_sources
 from cuecraft.bulk.texts import Wanted, parsed_template
 from cuecraft.errors import BulkError
 
+NOWHERE = Path("/nowhere/out")
 PACK = {"": lambda data: data, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}
 
 
@@ -32,7 +34,7 @@ def wanted(columns=("message",), **others):
 
 def read(path, asked, size=1 << 20, forced=None):
     """Return the texts by offset, and what is bad as (offset, reason), of a file read in blocks of a size."""
-    (source,) = find_sources([str(path)], forced, is_structured=True)
+    (source,) = find_sources([str(path)], forced, bool(asked.columns), NOWHERE)
     texts, bad = [], []
     for block in blocks_of(source, size, asked.longest, (*asked.columns, *asked.keep)):
         rows = rows_of(block, asked)
@@ -99,7 +101,7 @@ def test_of_any_bytes_each_row_is_read_or_bad_once(tmp_path_factory, lines, size
     data = b"\n".join(lines)
     path = tmp_path_factory.mktemp("soup") / f"a{kind}{packing}"
     path.write_bytes(PACK[packing](data))
-    asked = wanted(longest=longest)
+    asked = wanted(() if kind == ".txt" else ("message",), longest=longest)
     texts, bad = read(path, asked, size)
     places = [offset for offset, _ in texts] + [offset for offset, _ in bad]
     if kind in (".jsonl", ".txt"):
@@ -164,8 +166,8 @@ def test_parquet_rows_are_told_by_number(tmp_path):
 
 
 def test_stdin_is_jsonl_where_fields_are_asked_for_and_text_elsewhere(monkeypatch):
-    assert find_sources(["-"], None, is_structured=True)[0].format is Format.JSONL
-    (source,) = find_sources(["-"], None, is_structured=False)
+    assert find_sources(["-"], None, is_structured=True, out=NOWHERE)[0].format is Format.JSONL
+    (source,) = find_sources(["-"], None, is_structured=False, out=NOWHERE)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"one\n\ntwo")))
     (block,) = blocks_of(source, 1000, 1000, ())
     assert rows_of(block, wanted(())).texts == ["one", "two"]
@@ -176,11 +178,11 @@ def test_folders_and_globs_give_files_in_order_once(tmp_path):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"")
-    found = find_sources([str(tmp_path), str(tmp_path / "*.jsonl")], None, is_structured=True)
+    found = find_sources([str(tmp_path), str(tmp_path / "*.jsonl")], None, is_structured=True, out=NOWHERE)
     assert [source.path for source in found] == [str(tmp_path / name) for name in ("a.log.gz", "b.jsonl", "deep/c.csv")]
     for word, told in (("nothing*.jsonl", "no glob that matches"), ("absent.csv", "no such file")):
         with pytest.raises(BulkError, match=told):
-            find_sources([str(tmp_path / word)], None, is_structured=True)
+            find_sources([str(tmp_path / word)], None, is_structured=True, out=NOWHERE)
 
 
 def test_a_template_puts_fields_together_numbers_too(tmp_path):
@@ -252,7 +254,7 @@ def test_texts_that_differ_in_a_word_are_never_one(words, data):
 def test_a_block_tells_its_texts_once_and_draws_the_same_rows_each_time(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"message": f"took {n % 50} ms, {n % 3} times"}) + "\n" for n in range(600)))
-    (source,) = find_sources([str(path)], None, is_structured=True)
+    (source,) = find_sources([str(path)], None, is_structured=True, out=NOWHERE)
     (block,) = blocks_of(source, 1 << 20, 1000, ())
     exact = read_block(block, wanted(candidates=20))
     assert len(exact.texts) == 150

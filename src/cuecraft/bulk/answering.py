@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +17,7 @@ from cuecraft.backbone.rendering import Pieces
 from cuecraft.bulk.reading import Keys, text_number
 from cuecraft.bulk.table import Answers
 from cuecraft.bulk.texts import Wanted
-from cuecraft.errors import DataError, StoppedError
+from cuecraft.errors import BulkError, CuecraftWarning, DataError, StoppedError
 from cuecraft.serve.registry import AnyShelf, member_logits
 from cuecraft.storage import write_file
 from cuecraft.task import Example
@@ -39,11 +40,8 @@ class _Window:
 
 @dataclass
 class Work:
-    """What an answerer has done: answered texts, texts cut to fit, and seconds by stage."""
+    """Seconds of what an answerer has done, by stage."""
 
-    texts: int = 0
-    cut: int = 0
-    tokens: int = 0
     seconds_of_tokens: float = 0.0
     seconds_of_model: float = 0.0
 
@@ -68,6 +66,7 @@ class Answerer:
         self._wanted, self._size, self._stop = wanted, size, stop
         self._ahead = ThreadPoolExecutor(1, "cuecraft-tokens")
         self.work = Work()
+        self._has_cut = False
 
     @property
     def prompts(self) -> list[Any]:
@@ -91,8 +90,8 @@ class Answerer:
         starts = range(0, len(texts), self._size)
         for number, window in enumerate(self._windows(texts, [self._path(kept, n) for n in range(len(starts))])):
             path = self._path(kept, number)
-            if window is None:
-                parts.append(Answers.load(path)[1])
+            if isinstance(window, Answers):
+                parts.append(window)
             else:
                 if self._stop():
                     raise StoppedError
@@ -111,15 +110,15 @@ class Answerer:
     def _path(self, kept: Path, number: int) -> Path:
         return kept.with_name(f"{kept.name}.{number:06d}.window")
 
-    def _windows(self, texts: Sequence[str], paths: Sequence[Path]) -> Iterator[_Window | None]:
-        """Yield windows, the next one already under way; None for one that is there."""
+    def _windows(self, texts: Sequence[str], paths: Sequence[Path]) -> Iterator[_Window | Answers]:
+        """Yield windows, the next one already under way; of one that is there its answers."""
         parts = [texts[n * self._size : (n + 1) * self._size] for n in range(len(paths))]
-        is_kept = [path.is_file() for path in paths]
-        missing = deque(part for part, kept in zip(parts, is_kept, strict=True) if not kept)
+        there = [_there(path, part) for path, part in zip(paths, parts, strict=True)]
+        missing = deque(part for part, own in zip(parts, there, strict=True) if own is None)
         coming: Future[_Window] | None = None
-        for kept in is_kept:
-            if kept:
-                yield None
+        for own in there:
+            if own is not None:
+                yield own
                 continue
             window = coming.result() if coming is not None else self._tokenised(missing[0])
             missing.popleft()
@@ -145,6 +144,11 @@ class Answerer:
 
     def _computed(self, window: _Window) -> Answers:
         begun = time.perf_counter()
+        if window.cut and not self._has_cut:
+            self._has_cut = True
+            warnings.warn(
+                "some texts are longer than the model takes, and are cut to fit", CuecraftWarning, stacklevel=2
+            )
         found = Answers.empty(len(window.texts), len(self._served))
         found.texts[:] = [text_number(text) for text in window.texts]
         usable = [n for n in range(len(window.texts)) if all(own[n] is not None for own in window.pieces)]
@@ -154,11 +158,19 @@ class Answerer:
             shares = self._served[p].probabilities(own)
             found.labels[n, p] = label = max(range(len(shares)), key=shares.__getitem__)
             found.probabilities[n, p] = shares[label]
-        self.work.texts += len(window.texts)
-        self.work.cut += window.cut
-        self.work.tokens += sum(len(piece) for _, _, piece in asked)
         self.work.seconds_of_model += time.perf_counter() - begun
         return found
+
+
+def _there(path: Path, texts: Sequence[str]) -> Answers | None:
+    """Return the answers to a window that are there; None for none, or for damaged ones or those to other texts."""
+    if not path.is_file():
+        return None
+    try:
+        found = Answers.load(path)[1]
+    except BulkError:
+        return None
+    return found if found.texts.tolist() == [text_number(text) for text in texts] else None
 
 
 def _alone(renderer: Any, example: Example) -> Pieces | None:

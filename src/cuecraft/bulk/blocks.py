@@ -17,7 +17,6 @@ from cuecraft.errors import BulkError
 _PACKED = {Packing.GZIP: 1 << 14, Packing.ZSTD: 1 << 10}
 _PLAIN = 1 << 20
 DELIMITERS = {Format.CSV: ",", Format.TSV: "\t"}
-_ROW = 256  # bytes that a row of Parquet is taken for
 
 
 @dataclass(frozen=True)
@@ -71,25 +70,28 @@ def blocks_of(source: Source, size: int, longest: int, columns: Sequence[str]) -
         columns: what is wanted of a Parquet file.
 
     Raises:
-        BulkError: a package for this kind of input is not installed.
+        BulkError: a package for this kind of input is not installed, or two columns have a name that is wanted.
     """
     if source.is_split:
         for number, start in enumerate(range(0, source.size, size)):
             yield Block(source, number, start, min(start + size, source.size))
         return
     if source.format is Format.PARQUET:
-        pieces = _parquet_pieces(source, max(1, size // _ROW), columns)
+        pieces = _parquet_pieces(source, size, columns)
     else:
         pieces = _stream_pieces(source, size, longest)
     header: tuple[str, ...] = ()
     for number, piece in enumerate(pieces):
         if source.format in DELIMITERS and number == 0:
             header, piece = _headed(piece, DELIMITERS[source.format])
+            twice = [name for name in columns if header.count(name) > 1]
+            if twice:
+                raise BulkError(f"{source.path}: two columns are called {twice[0]!r}; rename one")
         yield Block(source, number, piece=piece, header=header)
 
 
 def _headed(piece: Piece, delimiter: str) -> tuple[tuple[str, ...], Piece]:
-    """Return the names of a CSV file's columns, and its first piece without them."""
+    """Return the names of a CSV file's columns, and its first piece without them and blank lines before them."""
     used: list[int] = []
 
     def lines() -> Iterator[str]:
@@ -98,7 +100,7 @@ def _headed(piece: Piece, delimiter: str) -> tuple[tuple[str, ...], Piece]:
             yield line.decode("utf-8-sig" if len(used) == 1 else "utf-8", "replace")
 
     try:
-        header = tuple(next(csv.reader(lines(), delimiter=delimiter), ()))
+        header = tuple(next((row for row in csv.reader(lines(), delimiter=delimiter) if row), ()))
     except csv.Error:
         header = ()  # then no row has as many columns
     size = sum(used)
@@ -169,7 +171,7 @@ def _plain(handle: BinaryIO) -> Iterator[tuple[bytes, int]]:
 def _stream_pieces(source: Source, size: int, longest: int) -> Iterator[Piece]:
     """Yield pieces of a stream; where it breaks off, what stands there is one bad row."""
     reading = _Reading(source)
-    cutter = Cutter(size, longest, source.format in (Format.CSV, Format.TSV))
+    cutter = Cutter(size, longest, DELIMITERS.get(source.format))
     last: Piece | None = None
     for piece in cutter.pieces(reading.chunks()):
         if last is not None:
@@ -185,7 +187,7 @@ def _stream_pieces(source: Source, size: int, longest: int) -> Iterator[Piece]:
     yield Piece(last.start, last.content[:whole], (*last.bad, bad), last.read)
 
 
-def _parquet_pieces(source: Source, rows: int, columns: Sequence[str]) -> Iterator[Piece]:
+def _parquet_pieces(source: Source, size: int, columns: Sequence[str]) -> Iterator[Piece]:
     """Yield pieces of a Parquet file, as Arrow streams of the columns that are wanted; offsets are rows."""
     try:
         import pyarrow as arrow
@@ -198,7 +200,7 @@ def _parquet_pieces(source: Source, rows: int, columns: Sequence[str]) -> Iterat
             total = max(1, file.metadata.num_rows)
             own = [name for name in dict.fromkeys(columns) if name in file.schema_arrow.names]
             own = own or file.schema_arrow.names[:1]  # of a file without them, the rows have still to be counted
-            for batch in file.iter_batches(batch_size=rows, columns=own):
+            for batch in file.iter_batches(batch_size=max(1, size // _bytes_of_row(file.metadata, own)), columns=own):
                 sink = arrow.BufferOutputStream()
                 with arrow.ipc.new_stream(sink, batch.schema) as writer:
                     writer.write_batch(batch)
@@ -206,3 +208,14 @@ def _parquet_pieces(source: Source, rows: int, columns: Sequence[str]) -> Iterat
                 row += batch.num_rows
     except (arrow.ArrowException, OSError, UnicodeDecodeError):
         yield Piece(row, b"", (Bad(row, 0, "damaged Parquet"),))
+
+
+def _bytes_of_row(metadata: Any, columns: Sequence[str]) -> int:
+    """Return how many bytes some columns of a row of Parquet take where they take the most, unpacked, on average."""
+    most = 1
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        parts = [group.column(place) for place in range(group.num_columns)]
+        own = sum(part.total_uncompressed_size for part in parts if part.path_in_schema.split(".")[0] in columns)
+        most = max(most, own // max(1, group.num_rows))
+    return most

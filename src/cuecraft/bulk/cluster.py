@@ -21,7 +21,7 @@ from cuecraft.bulk.folder import JobFolder, Shard
 from cuecraft.bulk.job import ClassifyCommand, Job, make_job
 from cuecraft.bulk.pipeline import HOPELESS, JUDGED, check_bad
 from cuecraft.bulk.progress import Progress
-from cuecraft.bulk.sources import STDIN, Source
+from cuecraft.bulk.sources import Source
 from cuecraft.errors import BulkError, StoppedError
 from cuecraft.signals import Stop
 
@@ -35,8 +35,8 @@ def run_on_ray(job: Job, folder: JobFolder, progress: Progress) -> dict[str, flo
     """
     if find_spec("ray") is None:
         raise BulkError("the Ray backend needs Ray: pip install 'cuecraft[ray]'")
-    if any(source.path == STDIN for source in job.sources):
-        raise BulkError("actors cannot read this process's stdin; name files on a disk that all nodes share")
+    if job.sources[0].is_stream:
+        raise BulkError("actors cannot read this process's stdin or pipes; name files on a disk that all nodes share")
     import ray
 
     try:
@@ -57,7 +57,7 @@ def run_on_ray(job: Job, folder: JobFolder, progress: Progress) -> dict[str, flo
 
 def _run_waves(job: Job, folder: JobFolder, progress: Progress) -> None:
     """Make shards wave after wave: with a cascade, what the audit of one says counts for the next."""
-    drift = Drift(job.command.agreement)
+    drift = Drift(job.command.promised)
     for shard in folder.shards():
         progress.add(shard, is_earlier=True)
     units = _units(job)
@@ -106,6 +106,7 @@ def _run_wave(job: Job, folder: JobFolder, units: Sequence[Block], is_taught: bo
         num_gpus=actors.gpus,
         fn_constructor_kwargs={
             "command": job.command.model_dump_json(),
+            "sources": job.sources,
             "folder": str(folder.path.absolute()),
             "cwd": os.getcwd(),
             "is_taught": is_taught,
@@ -125,12 +126,13 @@ class Actor:
 
     Args:
         command: `ClassifyCommand`, as JSON.
+        sources: the inputs, as the driver found them.
         folder: of the job.
         cwd: what paths are relative to.
         is_taught: whether the student answers what it is sure of.
     """
 
-    def __init__(self, command: str, folder: str, cwd: str, is_taught: bool) -> None:
+    def __init__(self, command: str, sources: Sequence[Source], folder: str, cwd: str, is_taught: bool) -> None:
         os.chdir(cwd)
         from cuecraft.bulk.command import settings_of
         from cuecraft.bulk.making import maker_of
@@ -141,7 +143,7 @@ class Actor:
         own = ClassifyCommand.model_validate_json(command)
         shelf = open_shelf(settings_of(own))
         shelf.use_threads(max(1, round(own.actors.cpus)))
-        self._job = make_job(own, [prompt.task.template.field_names for prompt in shelf.all()], Stop())
+        self._job = make_job(own, [prompt.task.template.field_names for prompt in shelf.all()], Stop(), sources)
         self._folder = JobFolder(Path(folder), f".{own.output}")
         table = AnswerTable(own.cache_answers, len(shelf.all()))
         base = base_answers(self._folder)

@@ -98,7 +98,7 @@ def _run(job: Job, folder: JobFolder, shelf: AnyShelf[Any], progress: Progress) 
 def _finished(job: Job, folder: JobFolder, progress: Progress, seconds: dict[str, float]) -> dict[str, Any]:
     """Check the sums; write and return what came of the job."""
     check_bad(progress, job.command.max_bad, 1, 1)
-    template, student, drift = Sampled(), Sampled(), Drift(job.command.agreement)
+    template, student, drift = Sampled(), Sampled(), Drift(job.command.promised)
     shards = taught = keys = computed = 0
     totals = [0, 0, 0]
     for shard in folder.shards():
@@ -119,6 +119,7 @@ def _finished(job: Job, folder: JobFolder, progress: Progress, seconds: dict[str
         "classified": classified,
         "quarantined": quarantined,
         "reasons": dict(progress.reasons.most_common()),
+        "changed": [source.path for source in job.sources if source.has_changed()],
         "out": str(folder.path),
         "shards": shards,
         "distinct": keys,
@@ -131,6 +132,6 @@ def _finished(job: Job, folder: JobFolder, progress: Progress, seconds: dict[str
         "mb_per_second": round(progress.mb_per_second, 3),
         "stages": seconds,
     }
-    write_text(folder.path / SUMMARY, json.dumps(document, ensure_ascii=False, indent=1) + "\n")
+    write_text(folder.path / SUMMARY, json.dumps(document, indent=1) + "\n")
     folder.clean()
     return document

@@ -42,9 +42,10 @@ class Shard:
         keys: distinct texts, as far as texts that count as one are one.
         computed: texts that the backbone read for it, those of the audit included.
         taught: distinct texts that the student answered.
-        template: rows of the audit that were answered by another text's answer.
-        student: whether each text of the audit that a student had answered agreed.
+        template: rows of the audit that have the backbone's answer to another text, and how many agreed.
+        student: whether each row of the audit agreed that has an answer of a student.
         stored: bytes of the answers' file.
+        aside: bytes of the quarantine's.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Shard:
     template: tuple[int, int]
     student: tuple[bool, ...]
     stored: int
+    aside: int
 
     @property
     def by_template(self) -> Sampled:
@@ -124,9 +126,9 @@ class JobFolder:
             OSError: it cannot be written.
         """
         if not (self.path / JOB).is_file():
-            for name in _FOLDERS:
-                (self.path / name).mkdir(parents=True, exist_ok=True)
-            write_text(self.path / JOB, json.dumps(identity, ensure_ascii=False, indent=1) + "\n")
+            write_text(self.path / JOB, json.dumps(identity, indent=1) + "\n")
+        for name in _FOLDERS:
+            (self.path / name).mkdir(parents=True, exist_ok=True)
         return self._job()
 
     def _job(self) -> dict[str, Any]:
@@ -159,21 +161,21 @@ class JobFolder:
 
     def commit(self, shard: Shard) -> None:
         """Let a shard count, all of whose files are on the disk."""
-        write_text(self.manifest(shard.name), json.dumps(asdict(shard), ensure_ascii=False) + "\n")
+        write_text(self.manifest(shard.name), json.dumps(asdict(shard)) + "\n")
 
     def finished(self, block: Block) -> Shard | None:
         """Return the manifest of a block's shard; None where there is none.
 
         Raises:
-            BulkError: it is damaged, or its answers are gone.
+            BulkError: it is damaged, or its answers or what it put aside is gone.
         """
         path = self.manifest(block.name)
         if not path.is_file():
             return None
         shard = Shard.read_from(path)
-        answers = self.answers(shard.name)
-        if not answers.is_file() or answers.stat().st_size != shard.stored:
-            raise BulkError(f"{answers}: is not as it was written; remove {path} and go on with --resume")
+        for own, size in ((self.answers(shard.name), shard.stored), (self.quarantine(shard.name), shard.aside)):
+            if (own.stat().st_size if own.is_file() else 0) != size:
+                raise BulkError(f"{own}: is not as it was written; remove {path} and go on with --resume")
         return shard
 
     def shards(self) -> Iterator[Shard]:

@@ -12,12 +12,12 @@ from pydantic import Field
 
 from cuecraft.bulk.blocks import blocks_expected
 from cuecraft.bulk.sources import Format, Source, find_sources
-from cuecraft.bulk.texts import Wanted, parsed_template
+from cuecraft.bulk.texts import Wanted, kept_columns, parsed_template
 from cuecraft.errors import BulkError
 from cuecraft.options import Options
 from cuecraft.signals import Stop
 
-_ASKED = 8  # rows that an audit may choose from, for each that it asks about
+_ASKED = 64  # rows that an audit may choose from, for each that it asks about: a kind of answer may be rare
 
 
 class Dedupe(StrEnum):
@@ -79,6 +79,11 @@ class ClassifyCommand(Options):
         return self.dedupe is not Dedupe.OFF
 
     @property
+    def promised(self) -> float:
+        """The share of the student's rows in which all prompts' answers agree, where each prompt's keep `agreement`."""
+        return max(0.0, 1 - len(self.prompts) * (1 - self.agreement))
+
+    @property
     def is_audited(self) -> bool:
         """Whether any answer may be another than the backbone's own to that very text."""
         return self.cascade or self.dedupe is Dedupe.TEMPLATE
@@ -106,11 +111,12 @@ class Job:
         """Return what has to be the same for the job to go on, JSON-ready; threads are what it goes on with."""
         command = self.command
         names = "fields template keep output dedupe cascade agreement backend block_mb window longest_row cache_answers"
-        options = command.model_dump(mode="json", include={*names.split(), "audit", "sample"})
+        options = command.model_dump(mode="json", include={*names.split(), "audit", "sample", "dtype"})
+        options["device"] = command.device.partition(":")[0]
         if command.backend == "ray":
             options["wave"] = command.actors.wave
         return {
-            "version": 1,
+            "version": 2,
             "prompts": dict(prompts),
             "backbone": backbone,
             "inputs": [source.identity() for source in self.sources],
@@ -119,31 +125,37 @@ class Job:
         }
 
 
-def make_job(command: ClassifyCommand, prompt_fields: Sequence[Sequence[str]], stop: Stop) -> Job:
+def make_job(
+    command: ClassifyCommand,
+    prompt_fields: Sequence[Sequence[str]],
+    stop: Stop,
+    sources: Sequence[Source] | None = None,
+) -> Job:
     """Return a job over the inputs that are there.
 
     Args:
         command: what is asked for.
         prompt_fields: the fields of each prompt's template.
         stop: tells whether to stop.
+        sources: the inputs, where they were found before.
 
     Raises:
-        BulkError: no input, a template that does not parse, or fields asked of what has none.
+        BulkError: no input, a template that does not parse, fields asked of what has none, or two of one name.
     """
     if command.fields and command.template:
         raise BulkError("--field and --template were both given; a template names its fields itself")
+    kept_columns(list(command.prompts), command.keep)  # raises where two would have one name
     pieces: tuple[str, ...] = ()
+    columns_asked = command.fields or command.template
     columns = command.fields or tuple(dict.fromkeys(name for own in prompt_fields for name in own))
     if command.template is not None:
         columns, pieces = parsed_template(command.template)
-    is_structured = bool(command.fields or command.template)
-    sources = tuple(find_sources(command.inputs, command.format, is_structured))
+    if sources is None:
+        sources = find_sources(command.inputs, command.format, bool(columns_asked or command.keep), command.out)
     for source in sources:
-        if source.format is Format.TEXT and (pieces or len(columns) > 1 or command.keep):
-            what = (
-                "a template needs" if pieces else "keeping some needs" if command.keep else "the prompt takes several"
-            )
-            raise BulkError(f"{source.path}: {what} fields, and lines of text have none; give JSONL, CSV or Parquet")
+        if source.format is Format.TEXT and (columns_asked or len(columns) > 1 or command.keep):
+            what = "were asked for" if columns_asked or command.keep else "are what the prompt takes"
+            raise BulkError(f"{source.path}: several fields {what}, and lines of text have none; give JSONL or CSV")
     shards = blocks_expected(sources, command.block_bytes)
     audited = -(-command.audit // shards) if command.is_audited else 0
     wanted = Wanted(
@@ -155,4 +167,4 @@ def make_job(command: ClassifyCommand, prompt_fields: Sequence[Sequence[str]], s
         is_joined=command.is_joined,
         candidates=audited * _ASKED,
     )
-    return Job(command, sources, wanted, audited, stop)
+    return Job(command, tuple(sources), wanted, audited, stop)

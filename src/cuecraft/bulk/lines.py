@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
 CHUNK = 1 << 16  # bytes that are read at once where it is only looked for the end of a line
 
-TOO_LONG = "too long"
+TOO_LONG, SHRUNK = "too long", "the file has become shorter"
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,11 @@ def read_range(handle: BinaryIO, start: int, stop: int, longest: int) -> Piece:
         return Piece(stop, b"", read=stop - start)
     handle.seek(first)
     content = handle.read(stop - first)
-    if content.endswith(b"\n") or len(content) < stop - first:
+    if len(content) < stop - first:  # what was there when the job began
+        whole = content.rfind(b"\n") + 1
+        bad = Bad(first + whole, 0, SHRUNK, content[whole : whole + 200])
+        return Piece(first, content[:whole], (bad,), stop - start)
+    if content.endswith(b"\n"):
         return Piece(first, content, read=stop - start)
     begun = content.rfind(b"\n") + 1
     rest = handle.readline(longest + 1)
@@ -85,17 +90,23 @@ def _to_newline(handle: BinaryIO, most: int | None) -> int | None:
     return seen if most is None else None
 
 
+def quoted_cells(delimiter: str) -> re.Pattern[bytes]:
+    """Return what finds cells in quotation marks, which open at a cell's beginning only; one may be open to the end."""
+    return re.compile(rb"(?:\A|[\n" + re.escape(delimiter.encode()) + rb'])"[^"]*+(?:""[^"]*+)*+(?:"|\Z)')
+
+
 class Cutter:
     """Cuts a stream of bytes into pieces of whole lines.
 
     Args:
         size: bytes of a piece, about.
         longest: bytes of a line, at most; what is longer is told and dropped.
-        is_quoted: whether a newline within quotation marks ends no row (CSV).
+        delimiter: of a row's cells, where a newline within quotation marks ends no row (CSV); None elsewhere.
     """
 
-    def __init__(self, size: int, longest: int, is_quoted: bool) -> None:
-        self._size, self._longest, self._is_quoted = size, longest, is_quoted
+    def __init__(self, size: int, longest: int, delimiter: str | None = None) -> None:
+        self._size, self._longest = size, longest
+        self._quoted = None if delimiter is None else quoted_cells(delimiter)
         self._held = bytearray()
         self._start = 0
         self._dropped = 0
@@ -134,21 +145,22 @@ class Cutter:
     def _end(self) -> int:
         """Return how many of the bytes that are held are whole rows; a line that is too long is dropped."""
         last = self._held.rfind(b"\n") + 1
-        if last and self._is_quoted:
-            odd = self._held.count(b'"', 0, last) % 2
-            end = last
-            while odd and end:
-                before = self._held.rfind(b"\n", 0, end - 1) + 1
-                odd = (odd - self._held.count(b'"', before, end)) % 2
-                end = before
-            if end:
-                return end
+        if last and self._quoted is not None:
+            end = self._end_of_row(self._quoted)
             # A quotation mark that is never closed must not swallow the file.
-            return last if len(self._held) > self._size + self._longest else 0
+            return end or (last if len(self._held) > self._size + self._longest else 0)
         if not last and len(self._held) > self._longest:
             self._shown, self._dropped = bytes(self._held[:200]), len(self._held)
             self._held.clear()
         return last
+
+    def _end_of_row(self, quoted: re.Pattern[bytes]) -> int:
+        """Return where the last row ends that ends outside quotation marks; 0 for none."""
+        end = after = 0
+        for cell in quoted.finditer(self._held):
+            end = max(end, self._held.rfind(b"\n", after, cell.start() + 1) + 1)
+            after = cell.end()
+        return max(end, self._held.rfind(b"\n", after) + 1)
 
     def _piece(self, end: int, read: int) -> Piece:
         found = Piece(self._start, bytes(self._held[:end]), tuple(self._bad), read)

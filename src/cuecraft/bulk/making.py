@@ -32,8 +32,8 @@ class Made:
         answers: `[K, P]`.
         new: keys that were not known before.
         computed: texts that the backbone read.
-        by_template: whether each row of the audit agreed that was answered by another text's answer.
-        by_student: whether each text of the audit agreed that the student had answered.
+        by_template: whether each row of the audit agreed that has the backbone's answer to another text.
+        by_student: whether each row of the audit agreed that has an answer of the student.
     """
 
     read: ReadBlock
@@ -57,8 +57,8 @@ class Maker:
         answerer: asks the backbone.
         writer: writes rows.
         table: answers that are known.
-        is_joined: whether answers are used again.
-        audited: rows, and texts of the student, of a shard that are asked about again.
+        is_joined: whether answers are used again in other shards, which then find them on the disk.
+        audited: rows of a shard that are asked about again, of each kind of answer.
     """
 
     def __init__(
@@ -87,12 +87,11 @@ class Maker:
         known, found = self._table.find(read.keys)
         answers.put(np.flatnonzero(known), found)
         new = rest = np.flatnonzero(~known)
-        taught = new[:0]
         if self.student is not None:
             sure, own = self.student.answers([read.texts[key] for key in new])
             answers.put(new[sure], own)
-            taught, rest = new[sure], new[~sure]
-        audit = [*self._audit_of_joined(read, answers, rest), *self._audit_of_taught(read, taught)]
+            rest = new[~sure]
+        audit = self._audit(read, answers, rest)
         texts = [read.texts[key] for key in rest] + [text for _, text, _ in audit]
         self.seconds["look up, student"] += time.perf_counter() - begun
         computed = self.answerer.answers(texts, self._folder.state(read.block.name), told)
@@ -103,29 +102,20 @@ class Maker:
             agreed[maker].append(bool((answers.labels[key] == labels).all()))
         return Made(read, answers, new, len(texts), agreed[MODEL], agreed[STUDENT])
 
-    def _audit_of_joined(
-        self, read: ReadBlock, answers: Answers, rest: NDArray[np.int64]
-    ) -> list[tuple[int, str, int]]:
-        """Return rows that have the backbone's answer to another text: key, text, and who answered."""
+    def _audit(self, read: ReadBlock, answers: Answers, rest: NDArray[np.int64]) -> list[tuple[int, str, int]]:
+        """Return rows to ask about again: key, text, and who answered.
+
+        That is the student, to this text or to one that counts as the same; or the backbone, to another such text.
+        """
         fresh = set(rest.tolist())
-        chosen: list[tuple[int, str, int]] = []
+        chosen: dict[int, list[tuple[int, str, int]]] = {MODEL: [], STUDENT: []}
         for row, text in read.candidates:
             key = int(read.key_of[row])
-            if key in fresh:
-                is_own = text == read.texts[key]
-            else:
-                is_own = answers.makers[key] != MODEL or text_number(text) == answers.texts[key]
-            if not is_own and len(chosen) < self._audited:
-                chosen.append((key, text, MODEL))
-        return chosen
-
-    def _audit_of_taught(self, read: ReadBlock, taught: NDArray[np.int64]) -> list[tuple[int, str, int]]:
-        """Return texts that the student has just answered, drawn by their hashes: key, text, and who answered.
-
-        Texts, not rows: most rows have the answer to one of few texts, and would all but never be one of its own.
-        """
-        drawn = sorted(taught.tolist(), key=lambda key: text_number(read.texts[key]))[: self._audited]
-        return [(key, read.texts[key], STUDENT) for key in drawn]
+            maker = MODEL if key in fresh else int(answers.makers[key])
+            is_own = text == read.texts[key] if key in fresh else text_number(text) == answers.texts[key]
+            if (maker == STUDENT or not is_own) and len(chosen[maker]) < self._audited:
+                chosen[maker].append((key, text, maker))
+        return [*chosen[MODEL], *chosen[STUDENT]]
 
     def store(self, made: Made, dropped: Sequence[str]) -> Shard:
         """Write a shard, its manifest last; then remove answers that are not used again.
@@ -139,7 +129,8 @@ class Maker:
         path = folder.answers(name)
         classified, without = self._writer.write(path, read, made.answers)
         bad = [*read.bad, *without]
-        write_quarantine(folder.quarantine(name), source, bad)
+        aside = folder.quarantine(name)
+        write_quarantine(aside, source, bad)
         if self._is_joined:
             keys, answers = made.fresh
             write_file(folder.known(name), lambda scratch: answers.save(scratch, keys))
@@ -157,6 +148,7 @@ class Maker:
             template=(len(made.by_template), sum(made.by_template)),
             student=tuple(made.by_student),
             stored=os.stat(path).st_size,
+            aside=os.stat(aside).st_size if bad else 0,
         )
         folder.commit(shard)
         self.answerer.forget(folder.state(name))
@@ -172,4 +164,5 @@ def maker_of(job: Job, folder: JobFolder, shelf: AnyShelf[Any], table: AnswerTab
     answerer = Answerer(shelf, job.wanted, command.window, job.stop)
     names, classes = [prompt.name for prompt in served], [prompt.classes for prompt in served]
     writer = Writer(names, classes, command.keep, command.output)
-    return Maker(folder, answerer, writer, table, command.is_joined, job.audited)
+    is_joined = command.is_joined and command.backend == "local"  # on Ray each block is answered by itself
+    return Maker(folder, answerer, writer, table, is_joined, job.audited)

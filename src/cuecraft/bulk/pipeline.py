@@ -6,7 +6,7 @@ import os
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import chain, islice
 from multiprocessing import get_context
@@ -20,7 +20,6 @@ from cuecraft.bulk.making import Made, Maker
 from cuecraft.bulk.preparing import BASE, base_answers, prepared
 from cuecraft.bulk.progress import Progress
 from cuecraft.bulk.reading import ReadBlock, end_with_parent, read_block
-from cuecraft.bulk.sources import STDIN
 from cuecraft.bulk.table import STUDENT, Answers, AnswerTable
 from cuecraft.errors import BulkError, StoppedError
 
@@ -42,7 +41,7 @@ class Pipeline:
 
     def __init__(self, job: Job, folder: JobFolder, maker: Maker, table: AnswerTable, progress: Progress) -> None:
         self._job, self._folder, self._maker, self._table, self._progress = job, folder, maker, table, progress
-        self._drift = Drift(job.command.agreement)
+        self._drift = Drift(job.command.promised)
         self.seconds: defaultdict[str, float] = defaultdict(float)
 
     def run(self, prepared_by: Callable[[Sequence[Block]], None]) -> None:
@@ -74,7 +73,7 @@ class Pipeline:
     def _prepared(self, prepare: Callable[[Sequence[Block]], None]) -> Iterator[Block]:
         """Prepare the job; return its blocks."""
         blocks = self._blocks()
-        first = list(islice(blocks, 1)) if self._job.sources[0].path == STDIN else []
+        first = list(islice(blocks, 1)) if self._job.sources[0].is_stream else []
         prepare(first)
         self._maker.student = prepared(self._folder)[0]
         base = base_answers(self._folder)
@@ -130,7 +129,13 @@ class Pipeline:
                 _wait(item)
             if self._job.stop():
                 raise StoppedError
-            item = item.result()
+            try:
+                item = item.result()
+            except BrokenExecutor:
+                raise BulkError(
+                    f"{self._folder.path}: a process that reads was killed, maybe for lack of memory; what is finished "
+                    "is kept: go on with --resume, with --option readers=1 or 0"
+                ) from None
         self.seconds["wait for readers"] += time.perf_counter() - begun
         self.seconds["read (all readers)"] += item.seconds
         return item

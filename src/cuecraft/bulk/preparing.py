@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,10 @@ from cuecraft.bulk.blocks import Block, blocks_of
 from cuecraft.bulk.folder import JobFolder
 from cuecraft.bulk.job import Job
 from cuecraft.bulk.reading import read_block
-from cuecraft.bulk.sources import STDIN
+from cuecraft.bulk.sources import Source
 from cuecraft.bulk.student import Student, fit_student
 from cuecraft.bulk.table import Answers
+from cuecraft.errors import BulkError
 from cuecraft.storage import write_file, write_text
 
 BASE = "base"
@@ -59,11 +60,18 @@ def prepare(
 
 
 def prepared(folder: JobFolder) -> tuple[Student | None, dict[str, Any] | None]:
-    """Return the student of a job, None where it cannot keep its word or there is none, and what is told of it."""
+    """Return the student of a job, None where it cannot keep its word or there is none, and what is told of it.
+
+    Raises:
+        BulkError: one of them is damaged.
+    """
     told, path = folder.state(_TOLD), folder.state(_STUDENT)
     if not told.is_file():
         return None, None
-    document: dict[str, Any] = json.loads(told.read_text(encoding="utf-8"))
+    try:
+        document: dict[str, Any] = json.loads(told.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BulkError(f"{told}: is damaged ({error}); begin the job anew in another --out") from None
     return Student.load(path) if path.is_file() else None, document
 
 
@@ -76,13 +84,16 @@ def base_answers(folder: JobFolder) -> tuple[np.ndarray[Any, np.dtype[np.uint64]
 def _sample(job: Job, first: Sequence[Block]) -> tuple[list[str], np.ndarray[Any, np.dtype[np.uint64]]]:
     """Return distinct texts, as far as texts that count as one are one, from blocks all over the inputs, with keys."""
     size = job.command.sample
-    blocks = list(_spread(job, first))
-    each = -(-size // max(1, len(blocks)))
+    parts = _spread(job, first)
+    each = -(-size // max(1, len(parts)))
     texts: list[str] = []
     keys: dict[bytes, None] = {}
-    for number, block in enumerate(blocks, start=1):
+    for number, part in enumerate(parts, start=1):
         if len(texts) >= size:
             break
+        block = part()  # one at a time: of a packed file it is all bytes of the block
+        if block is None:
+            continue
         read = read_block(block, job.wanted)
         # What one block lacks the next ones may have.
         for key, text in zip(read.keys, read.texts, strict=True):
@@ -94,18 +105,27 @@ def _sample(job: Job, first: Sequence[Block]) -> tuple[list[str], np.ndarray[Any
     return texts, np.frombuffer(b"".join(keys), np.uint64).reshape(-1, 2)
 
 
-def _spread(job: Job, first: Sequence[Block]) -> Iterator[Block]:
-    """Yield parts of the inputs: evenly spaced ones where any part can be read, else the beginnings."""
+def _spread(job: Job, first: Sequence[Block]) -> list[Callable[[], Block | None]]:
+    """Return what gives parts of the inputs: evenly spaced ones where any part can be read, else the beginnings."""
+    if job.sources[0].is_stream:
+        return [partial(next, iter([block]), None) for block in first]
     command, wanted = job.command, job.wanted
     columns = (*wanted.columns, *wanted.keep)
-    total = sum(source.size for source in job.sources)
-    for source in job.sources:
-        if source.path == STDIN:
-            yield from first
-        elif source.is_split:
+    of = len(job.sources)
+    sources = [job.sources[n] for n in np.linspace(0, of - 1, min(of, _SPREAD), dtype=int).tolist()]
+    total = sum(source.size for source in sources)
+    parts: list[Callable[[], Block | None]] = []
+    for source in sources:
+        part = command.block_bytes
+        if source.is_split:
             count = max(1, round(_SPREAD * source.size / max(1, total)))
-            part = command.block_bytes
-            for start in dict.fromkeys(np.linspace(0, max(0, source.size - part), count, dtype=int).tolist()):
-                yield Block(source, 0, start, min(start + part, source.size))
+            starts = dict.fromkeys(np.linspace(0, max(0, source.size - part), count, dtype=int).tolist())
+            parts += [partial(Block, source, 0, start, min(start + part, source.size)) for start in starts]
         else:
-            yield from islice(blocks_of(source, command.block_bytes, wanted.longest, columns), 1)
+            parts.append(partial(_beginning, source, part, wanted.longest, columns))
+    return parts
+
+
+def _beginning(source: Source, size: int, longest: int, columns: Sequence[str]) -> Block | None:
+    """Return the first block of an input; None for an empty one."""
+    return next(blocks_of(source, size, longest, columns), None)

@@ -35,6 +35,7 @@ class ReadBlock:
         texts: `[K]` the first text of each key.
         candidates: rows that an audit may ask about, each with its text, in the order to ask.
         bad: rows that cannot be classified.
+        rows: how many were read, counted by themselves.
         kept: `[N]` fields that are written beside the answers; empty for none.
         seconds: of work.
     """
@@ -47,13 +48,9 @@ class ReadBlock:
     texts: list[str]
     candidates: list[tuple[int, str]]
     bad: list[Bad]
+    rows: int
     kept: list[tuple[Any, ...]] = field(default_factory=list)
     seconds: float = 0.0
-
-    @property
-    def rows(self) -> int:
-        """Rows that were read, bad ones included."""
-        return len(self.offsets) + len(self.bad)
 
 
 def read_block(block: Block, wanted: Wanted) -> ReadBlock:
@@ -72,6 +69,7 @@ def read_block(block: Block, wanted: Wanted) -> ReadBlock:
         [rows.texts[row] for row in firsts],
         _candidates(rows, offsets, block.source.number, wanted.candidates),
         rows.bad,
+        rows.read,
         rows.kept,
         time.process_time() - begun,
     )

@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cuecraft.bulk.blocks import DELIMITERS, Block
-from cuecraft.bulk.lines import TOO_LONG, Bad, Piece
+from cuecraft.bulk.lines import TOO_LONG, Bad, Piece, quoted_cells
 from cuecraft.bulk.sources import Format
 from cuecraft.bulk.texts import NOT_UNICODE, NUL, UnusableError, Wanted, check_text
 
 BROKEN, NOT_OBJECT, COLUMNS = "broken JSON", "not an object", "wrong number of columns"
+OUT_OF_RANGE = "value out of range"
 _SHOWN = 200  # bytes of a bad row that are shown
+_FIELD = 2**31 - 1  # characters of a cell; rows that are too long are told before they get there
 
 
 @dataclass
@@ -26,18 +28,20 @@ class Rows:
         texts: `[N]` fields joined by `texts.SEPARATOR`.
         kept: `[N]` values of the fields that are kept; empty where none are.
         bad: the other rows.
+        read: how many were met, counted by themselves.
     """
 
     offsets: list[int] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     kept: list[tuple[Any, ...]] = field(default_factory=list)
     bad: list[Bad] = field(default_factory=list)
+    read: int = 0
 
 
 def rows_of(block: Block, wanted: Wanted) -> Rows:
     """Return the rows of a block; blank lines are none."""
     piece = block.loaded(wanted.longest)
-    found = Rows(bad=list(piece.bad))
+    found = Rows(bad=list(piece.bad), read=len(piece.bad))
     match block.source.format:
         case Format.JSONL:
             _json_rows(piece, wanted, found)
@@ -56,11 +60,14 @@ def _json_rows(piece: Piece, wanted: Wanted, found: Rows) -> None:
 
     take, keep, longest = wanted.taker(), wanted.keep, wanted.longest
     offset, put_text, put_offset = piece.start, found.texts.append, found.offsets.append
-    for line in piece.content.split(b"\n"):
+    lines = piece.content.split(b"\n")
+    found.read += len(lines)
+    for line in lines:
         begin = offset
         size = len(line)
         offset += size + 1
         if not size or line.isspace():
+            found.read -= 1
             continue
         try:
             if size > longest:
@@ -90,10 +97,13 @@ def _why_broken(line: bytes) -> str:
 
 def _text_rows(piece: Piece, wanted: Wanted, found: Rows) -> None:
     offset = piece.start
-    for line in piece.content.split(b"\n"):
+    lines = piece.content.split(b"\n")
+    found.read += len(lines)
+    for line in lines:
         begin = offset
         offset += len(line) + 1
         if not line or line.isspace():
+            found.read -= 1
             continue
         try:
             if len(line) > wanted.longest:
@@ -111,7 +121,10 @@ def _text_rows(piece: Piece, wanted: Wanted, found: Rows) -> None:
 def _put(row: Mapping[str, Any], at: int, size: int, take: Callable[..., str], wanted: Wanted, found: Rows) -> None:
     """Take one row that has been read into its columns."""
     try:
-        found.texts.append(take(row))
+        text = take(row)
+        if len(text) > wanted.longest or len(text.encode()) > wanted.longest:
+            raise UnusableError(TOO_LONG)
+        found.texts.append(text)
     except UnusableError as error:
         found.bad.append(Bad(at, size, str(error), _shown(row)))
         return
@@ -131,10 +144,11 @@ def _parquet_rows(piece: Piece, wanted: Wanted, found: Rows) -> None:
 
     take = wanted.taker()
     table = arrow.ipc.open_stream(piece.content).read_all()
+    found.read += table.num_rows
     try:
         for number, row in enumerate(table.to_pylist()):
             _put(row, piece.start + number, 0, take, wanted, found)
-    except UnicodeDecodeError:  # one bad value fails a whole column, so the rows are taken one by one
+    except (ValueError, OverflowError):  # one bad value fails a whole column, so the rows are taken one by one
         for column in (found.texts, found.offsets, found.kept, found.bad):
             column.clear()
         for number in range(table.num_rows):
@@ -142,55 +156,80 @@ def _parquet_rows(piece: Piece, wanted: Wanted, found: Rows) -> None:
                 (row,) = table.slice(number, 1).to_pylist()
             except UnicodeDecodeError:
                 found.bad.append(Bad(piece.start + number, 0, NOT_UNICODE))
+            except (ValueError, OverflowError):  # such as a day that Python has no number for
+                found.bad.append(Bad(piece.start + number, 0, OUT_OF_RANGE))
             else:
                 _put(row, piece.start + number, 0, take, wanted, found)
 
 
 class _Lines:
-    """The lines of a piece as text, for the CSV reader, which may take several for one row; knows where it is."""
+    """The lines of a piece as text, for the CSV reader, which may take several for one row; knows where it is.
 
-    def __init__(self, piece: Piece, longest: int, found: Rows) -> None:
+    Of a row that gets too long only the quotation marks are handed on that let it end where it would.
+    """
+
+    def __init__(self, piece: Piece, delimiter: str, longest: int) -> None:
         self.offset = piece.start
         self.begun: int | None = None  # where the row begins that is being read
-        self._piece, self._longest, self._found = piece, longest, found
+        self.is_too_long = False
+        self._piece, self._longest, self._quoted = piece, longest, quoted_cells(delimiter)
+
+    def start_row(self) -> None:
+        """Forget the row before."""
+        self.begun, self.is_too_long = None, False
 
     def __iter__(self) -> Iterator[str]:
         for line in self._piece.content.splitlines(keepends=True):
-            if len(line) > self._longest:
-                self._found.bad.append(Bad(self.offset, len(line), TOO_LONG, line[:_SHOWN]))
-                self.offset += len(line)
-                continue
+            was_open = self.begun is not None  # a row goes on in another line within quotation marks only
             if self.begun is None:
                 self.begun = self.offset
             self.offset += len(line)
-            yield line.decode("utf-8", "surrogateescape")
+            self.is_too_long = self.is_too_long or self.offset - self.begun > self._longest
+            if not self.is_too_long:
+                yield line.decode("utf-8", "surrogateescape")
+            elif self._is_open(line, was_open) is was_open:
+                yield "\n"
+            else:
+                yield '"\n'
+
+    def _is_open(self, line: bytes, was_open: bool) -> bool:
+        """Return whether a line ends within quotation marks."""
+        line = b'"' + line if was_open else line
+        end = 0
+        for cell in self._quoted.finditer(line):
+            end = cell.end()
+        return end == len(line)
 
 
 def _csv_rows(block: Block, piece: Piece, delimiter: str, wanted: Wanted, found: Rows) -> None:
     """Take the rows of a CSV piece; the names of the columns are those of the file's first row."""
     header = block.header
     take = wanted.taker()
-    csv.field_size_limit(wanted.longest)
-    lines = _Lines(piece, wanted.longest, found)
+    csv.field_size_limit(_FIELD)
+    lines = _Lines(piece, delimiter, wanted.longest)
     reader = csv.reader(iter(lines), delimiter=delimiter, strict=True)
     while True:
-        lines.begun = None
+        lines.start_row()
+        trouble, cells = "", []
         try:
             cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            begin = piece.start if lines.begun is None else lines.begun
-            found.bad.append(Bad(begin, lines.offset - begin, f"broken CSV ({error})"))
-            continue
-        if not cells:
-            continue
+            trouble = f"broken CSV ({error})"
         begin = piece.start if lines.begun is None else lines.begun
-        shown = delimiter.join(cells).encode("utf-8", "surrogateescape")[:_SHOWN]
-        if len(cells) != len(header):
-            found.bad.append(Bad(begin, lines.offset - begin, COLUMNS, shown))
-        elif not all(map(_is_unicode, cells)):
-            found.bad.append(Bad(begin, lines.offset - begin, NOT_UNICODE, shown))
+        if lines.is_too_long:
+            trouble = TOO_LONG
+        elif not cells and not trouble:
+            continue
+        found.read += 1
+        if not trouble and len(cells) != len(header):
+            trouble = COLUMNS
+        elif not trouble and not all(map(_is_unicode, cells)):
+            trouble = NOT_UNICODE
+        if trouble:
+            shown = piece.content[begin - piece.start : min(begin + _SHOWN, lines.offset) - piece.start]
+            found.bad.append(Bad(begin, lines.offset - begin, trouble, shown))
         else:
             _put(dict(zip(header, cells, strict=True)), begin, lines.offset - begin, take, wanted, found)
 

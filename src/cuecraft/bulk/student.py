@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from cuecraft.bulk.agreement import lower_bound, needed
 from cuecraft.bulk.masking import masked
 from cuecraft.bulk.reading import text_number
 from cuecraft.bulk.table import STUDENT, Answers
+from cuecraft.errors import BulkError
 
 _FEATURES = 2**17
 _HELD_OUT = 2, 5  # two in five texts of the sample calibrate
@@ -79,23 +80,26 @@ class Student:
         return sure, found.at(sure)
 
     def save(self, path: Path) -> None:
-        """Write it: one safetensors file, its numbers as JSON in the header."""
+        """Write it: one safetensors file, its numbers as JSON in the header; may raise OSError."""
         arrays = {"idf": self._idf}
         for number, head in enumerate(self._heads):
             arrays |= {f"{number}.{name}": np.ascontiguousarray(getattr(head, name)) for name in _ARRAYS}
         document = {"thresholds": [head.threshold for head in self._heads], "is_masked": self._is_masked}
-        save_file(arrays, path, {"student": json.dumps(document)})
+        path.write_bytes(save(arrays, {"student": json.dumps(document)}))
 
     @classmethod
     def load(cls, path: Path) -> Student:
-        """Read it."""
-        with safe_open(path, "np") as file:
-            document = json.loads(file.metadata()["student"])
-            heads = [
-                _Head(**{name: file.get_tensor(f"{number}.{name}") for name in _ARRAYS}, threshold=threshold)
-                for number, threshold in enumerate(document["thresholds"])
-            ]
-            return cls(file.get_tensor("idf"), heads, document["is_masked"])
+        """Read it; raises BulkError where it is damaged."""
+        try:
+            with safe_open(path, "np") as file:
+                document = json.loads(file.metadata()["student"])
+                heads = [
+                    _Head(**{name: file.get_tensor(f"{number}.{name}") for name in _ARRAYS}, threshold=threshold)
+                    for number, threshold in enumerate(document["thresholds"])
+                ]
+                return cls(file.get_tensor("idf"), heads, document["is_masked"])
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise BulkError(f"{path}: is damaged ({error}); begin the job anew in another --out") from None
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,8 @@ def fit_student(texts: Sequence[str], answers: Answers, names: Sequence[str], sh
         threshold, calibrated = _threshold(head, features[held], own[held], share, first)
         told[name] = calibrated
         if threshold is None:
-            why = f"of the {first} texts that it is surest of, {calibrated['agreed']} agree for prompt {name!r}"
+            surest, agreed = calibrated["rows"], calibrated["agreed"]
+            why = f"of the {surest} texts that it is surest of, {agreed} agree for prompt {name!r}"
             return Fitted(None, document | {"used": False, "why": why, "prompts": told})
         heads.append(_Head(weights, bias, classes, threshold))
     return Fitted(Student(idf, heads, is_masked), document | {"used": True, "prompts": told})
@@ -155,16 +160,24 @@ def _threshold(
     best = shares.max(1)
     order = np.argsort(-best, kind="stable")
     right = np.cumsum(head.classes[shares.argmax(1)][order] == labels[order])
-    found, rows = None, first
-    told: dict[str, Any] = {"rows": first, "agreed": int(right[first - 1])}
+    scores = best[order].astype(np.float32)
+    # A threshold lets in all texts of its score, so those that have the same one are judged together.
+    ends = np.append(np.flatnonzero(np.diff(scores)) + 1, len(scores))
+    found, rows = None, _next(ends, first)
+    told: dict[str, Any] = {"rows": rows, "agreed": int(right[rows - 1])}
     while lower_bound(int(right[rows - 1]), rows) >= share:
-        found = float(np.float32(best[order[rows - 1]]))
+        found = float(scores[rows - 1])
         told = {"rows": rows, "agreed": int(right[rows - 1]), "threshold": found}
         told["lower_bound"] = lower_bound(told["agreed"], rows)
         if rows == len(order):
             break
-        rows = min(len(order), int(rows * _GROWTH) + 1)
+        rows = _next(ends, min(len(order), int(rows * _GROWTH) + 1))
     return found, told
+
+
+def _next(ends: NDArray[np.int64], rows: int) -> int:
+    """Return the first of some ascending numbers that is so many or more."""
+    return int(ends[np.searchsorted(ends, rows)])
 
 
 def _linear(features: Any, labels: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]:

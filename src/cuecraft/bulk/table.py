@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from cuecraft.bulk.reading import Keys
+from cuecraft.errors import BulkError
 
 MODEL, STUDENT = 0, 1  # who answered
 NO_ANSWER = -1  # in place of a label: the text has no tokens
@@ -61,16 +63,19 @@ class Answers:
         return Answers(*(np.concatenate([getattr(part, own.name) for part in parts]) for own in fields(Answers)))
 
     def save(self, path: Path, keys: Keys) -> None:
-        """Write them with their keys `[K, 2]`."""
+        """Write them with their keys `[K, 2]`; raises OSError where that cannot be done."""
         own = {name.name: np.ascontiguousarray(getattr(self, name.name)) for name in fields(self)}
-        save_file(own | {"keys": np.ascontiguousarray(keys)}, path)
+        path.write_bytes(save(own | {"keys": np.ascontiguousarray(keys)}))  # safetensors' own writing is no OSError
 
     @classmethod
     def load(cls, path: Path) -> tuple[Keys, Answers]:
-        """Return keys `[K, 2]` and their answers."""
-        found = load_file(path)
-        keys = found.pop("keys")
-        return keys, cls(**found)
+        """Return keys `[K, 2]` and their answers; raises BulkError where they are damaged."""
+        try:
+            found = load(path.read_bytes())
+            keys = found.pop("keys")
+            return keys, cls(**found)
+        except (OSError, SafetensorError, KeyError, TypeError) as error:
+            raise BulkError(f"{path}: is damaged ({error}); begin the job anew in another --out") from None
 
 
 class AnswerTable:

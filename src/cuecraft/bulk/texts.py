@@ -60,6 +60,27 @@ class Wanted:
         return lambda row: SEPARATOR.join([_text(row, name) for name in self.columns])
 
 
+def answer_columns(prompts: Sequence[str]) -> list[tuple[str, str]]:
+    """Return what each prompt's label and probability are called in the answers `[P]`."""
+    if len(prompts) == 1:
+        return [("label", "probability")]
+    return [(f"{name}.label", f"{name}.probability") for name in prompts]
+
+
+def kept_columns(prompts: Sequence[str], keep: Sequence[str]) -> list[str]:
+    """Return what fields that are kept are called in the answers; one that an answer has already is ``input.NAME``.
+
+    Raises:
+        BulkError: two columns would have one name.
+    """
+    taken = {"id", *(name for pair in answer_columns(prompts) for name in pair)}
+    names = [f"input.{name}" if name in taken else name for name in keep]
+    twice = [name for name in names if names.count(name) > 1 or name in taken]
+    if twice:
+        raise BulkError(f"--keep: two columns would be called {twice[0]!r}; leave one out")
+    return names
+
+
 def parsed_template(source: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the fields of a template such as ``"{level} {message}"``, and its pieces as `Wanted` has them.
 

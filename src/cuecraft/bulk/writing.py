@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from cuecraft.bulk.lines import Bad
 from cuecraft.bulk.reading import ReadBlock
 from cuecraft.bulk.table import NO_ANSWER, Answers
+from cuecraft.bulk.texts import answer_columns, kept_columns
 from cuecraft.storage import write_file
 
 JSONL, PARQUET = "jsonl", "parquet"
@@ -26,18 +27,19 @@ class Writer:
     Args:
         names: `[P]` of the prompts.
         classes: `[P]` the classes of each.
-        keep: names of the fields that are written beside the answers; one that an answer has already is ``input.NAME``.
+        keep: names of the fields that are written beside the answers.
         output: ``jsonl`` or ``parquet``.
+
+    Raises:
+        BulkError: two columns would have one name.
     """
 
     def __init__(
         self, names: Sequence[str], classes: Sequence[Sequence[Any]], keep: Sequence[str], output: str
     ) -> None:
         self._classes, self._keep, self._output = classes, keep, output
-        single = len(names) == 1
-        self.columns = [("label", "probability") if single else (f"{n}.label", f"{n}.probability") for n in names]
-        taken = {"id", *(name for pair in self.columns for name in pair)}
-        self._kept_names = [f"input.{name}" if name in taken else name for name in keep]
+        self.columns = answer_columns(names)
+        self._kept_names = kept_columns(names, keep)
 
     def write(self, path: Path, read: ReadBlock, answers: Answers) -> tuple[int, list[Bad]]:
         """Write the rows of a block with their keys' answers `[K, P]`; return how many, and those that have none.

@@ -103,10 +103,14 @@ def _told_apart(arguments: list[str]) -> tuple[dict[str, Path], list[str]]:
 
     def is_prompt(argument: str) -> bool:
         _, equals, folder = argument.partition("=")
-        named = Path(folder if equals and not Path(argument).exists() else argument)
+        try:
+            named = Path(folder if equals and not Path(argument).exists() else argument)
+            is_folder = named.is_dir()
+        except OSError:  # too long for a name, so maybe a text
+            return False
         # Without PyTorch, which exported folders do not need, there can be no other prompts.
-        if is_export(named) or not named.is_dir() or find_spec("torch") is None:
-            return is_export(named)
+        if not is_folder or is_export(named) or find_spec("torch") is None:
+            return is_folder and is_export(named)
         from cuecraft.manifests import MANIFEST
         from cuecraft.prompts import member_folders
 

@@ -75,6 +75,8 @@ def print_classified(document: Mapping[str, Any]) -> None:
     lines = [f"{read:,} read = {classified:,} classified + {quarantined:,} quarantined"]
     if document["reasons"]:
         lines.append("quarantined: " + ", ".join(f"{name} {count:,}" for name, count in document["reasons"].items()))
+    if document["changed"]:
+        lines.append(f"changed while they were read: {', '.join(document['changed'][:5])}; some rows may be amiss")
     lines.append(
         f"{document['distinct']:,} distinct texts (those of each shard), {document['computed']:,} read by the "
         f"backbone, {document['taught']:,} answered by the student"
