@@ -198,7 +198,7 @@ def _audited(own: dict[str, Any]) -> str:
 
 
 def bulk_rows() -> list[str]:
-    """Return a row for each way to classify a small file, then one for each size of a large one."""
+    """Return a row for each way to classify a small file, one of the bare engine, and one for each size of a large one."""
     found = read_result("bulk.json")
     rows = [
         f"| {name} | {own['rows_per_second']:.1f} | {own['mb_per_second']:.4f} | {own['computed']:,} | "
@@ -206,6 +206,10 @@ def bulk_rows() -> list[str]:
         for name in ("plain", "exact", "template", "cascade")
         if (own := found.get("modes", {}).get(name))
     ]
+    if bare := found.get("bare"):
+        rates = [f"{bare[name]:.2f}" for name in ("plain_rows_per_second", "engine_rows_per_second")]
+        cells = [*rates, f"{bare['backbone_rows_per_second']:.2f}", share(bare["plain_to_engine"])]
+        rows.append(f"| {' | '.join([*cells, share(bare['plain_to_backbone'])])} |")
     for own in (found["memory"], found["big"]):
         cells = [
             f"{own['megabytes']:,}",

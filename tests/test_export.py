@@ -13,6 +13,7 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
+from conftest import make_causal
 from cuecraft import PromptClassifier
 from cuecraft.data import Record
 from cuecraft.errors import CuecraftWarning, DataError, ExportError, PromptError
@@ -102,6 +103,17 @@ def test_openvino_answers_as_the_classifier(masked, tmp_path):
     check_same(classifier, tmp_path / "out")
     with pytest.raises(ExportError, match="runs no OpenVINO export"):
         ExportedModel.load(tmp_path / "out", RuntimeOptions(device="cuda"))
+
+
+@pytest.mark.parametrize("kind", ["soft", "prefix"])
+def test_openvino_answers_for_many_short_texts_of_a_causal_model(kind, causal, tmp_path):
+    # OpenVINO once summed wrongly in every row beyond as many as a row has tokens.
+    pytest.importorskip("openvino")
+    classifier = classifiers(causal)[kind]
+    exported(classifier, tmp_path / "out", request("openvino"))
+    texts = [f"{one} {other}" for one in ("a", "joy", "bore", "love", "plot") for other in "abcdefghijklmnop"] * 3
+    found = ExportedClassifier.load(tmp_path / "out").predict_proba(texts)
+    assert np.abs(found - classifier.predict_proba(texts)).max() < 1e-4
 
 
 def test_half_precision_keeps_the_labels(sequence, tmp_path):
@@ -237,6 +249,96 @@ def test_a_graph_in_float32_that_answers_otherwise_is_not_written(sequence, tmp_
     with pytest.raises(ExportError, match="answers otherwise than PyTorch"):
         exported(classifiers(sequence)["soft"], tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def not_a_number(source, target, _):
+    """Write the graph so that it divides by zero."""
+    opposite(source, target, _)
+    import onnx
+    from onnx import TensorProto, helper
+
+    model = onnx.load(target / "model.onnx")
+    own = model.graph.output[0].name
+    model.graph.node[-1].output[:] = ["turned"]
+    model.graph.initializer.append(helper.make_tensor("nan", TensorProto.FLOAT, [1], [float("nan")]))
+    model.graph.node.append(helper.make_node("Mul", ["turned", "nan"], [own]))
+    onnx.save(model, target / "model.onnx")
+
+
+def test_a_graph_that_gives_no_numbers_keeps_no_label(sequence, tmp_path, monkeypatch):
+    classifier = classifiers(sequence)["soft"]
+    bad, wrong = Recipe("bad", "model.onnx", not_a_number), Recipe("wrong", "model.onnx", opposite)
+    monkeypatch.setitem(precision._RECIPES, ("onnx", "fp16"), (bad, wrong))
+    manifest = exported(classifier, tmp_path / "out", request(precision="fp16", floor=None))
+    assert manifest.recipe == "wrong"
+    assert read_export(tmp_path / "out").tried[0].model_dump() == {
+        "recipe": "bad",
+        "labels": 0.0,
+        "max_difference": 1.0,
+    }
+    monkeypatch.setitem(precision._RECIPES, ("onnx", "fp16"), (bad,))
+    with pytest.raises(ExportError, match="fp16 gives no numbers for some texts"):
+        exported(classifier, tmp_path / "deep" / "none", request(precision="fp16", floor=None))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_every_way_to_int8_multiplies_in_8_bits_also_where_layers_were_written_as_one_step(
+    byte_tokenizer, tmp_path, monkeypatch
+):
+    # GPT-2's layers are a product and a sum in one node, which quantisers pass by.
+    import onnx
+
+    folder = tmp_path / "gpt2"
+    make_causal(byte_tokenizer, "gpt2").save_pretrained(folder)
+    byte_tokenizer.save_pretrained(folder)
+    classifier = PromptClassifier(str(folder), "zero-shot", template="{text}{prompt: it was}{mask}").fit(X, Y)
+    for number, recipe in enumerate(precision._RECIPES["onnx", "int8"]):
+        monkeypatch.setitem(precision._RECIPES, ("onnx", "int8"), (recipe,))
+        out = tmp_path / str(number)
+        exported(classifier, out, request(precision="int8", texts=MANY, floor=None))
+        graph = onnx.load(out / "model.onnx").graph
+        weights = {own.name for own in graph.initializer if own.data_type == onnx.TensorProto.FLOAT}
+        left = [n for n in graph.node if n.op_type in ("MatMul", "Gemm") and n.input[1] in weights]
+        narrowing = number == 2  # which leaves those in float32
+        assert len(left) <= (2 if narrowing else 0) + 1, recipe.name
+
+
+def test_a_weight_with_two_inputs_is_smoothed_for_each(tmp_path):
+    import onnx
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    from cuecraft.export.rows import quantise_rows
+
+    chance = np.random.default_rng(0)
+    weight = chance.normal(size=(32, 32)).astype(np.float32)
+    wide = np.ones(32, np.float32)
+    wide[:4] = 500.0
+    table = chance.normal(size=(50, 32)).astype(np.float32)
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["one"]),
+        helper.make_node("Mul", ["one", "wide"], ["other"]),
+        helper.make_node("MatMul", ["one", "weight"], ["a"]),
+        helper.make_node("MatMul", ["other", "weight"], ["b"]),
+        helper.make_node("Concat", ["a", "b"], ["probabilities"], axis=-1),
+    ]
+    held = [numpy_helper.from_array(v, n) for n, v in (("table", table), ("wide", wide), ("weight", weight))]
+    sides = [helper.make_tensor_value_info(n, TensorProto.INT64, ["b", "l"]) for n in ("input_ids", "attention_mask")]
+    out = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, None)
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", sides, [out], held), opset_imports=[helper.make_opsetid("", 18)], ir_version=10
+    )
+    onnx.save(model, tmp_path / "plain.onnx")
+    ids = np.arange(48).reshape(4, 12)
+    batches = [(ids, np.ones_like(ids))]
+    onnx.save(quantise_rows(tmp_path / "plain.onnx", batches, lambda *_: False), tmp_path / "rows.onnx")
+    feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    plain, rows = (
+        onnxruntime.InferenceSession(str(tmp_path / name), providers=["CPUExecutionProvider"]).run(None, feed)[0]
+        for name in ("plain.onnx", "rows.onnx")
+    )
+    for part in (slice(0, 32), slice(32, 64)):
+        assert np.abs(rows - plain)[..., part].max() < 0.03 * np.abs(plain[..., part]).max()
 
 
 @pytest.mark.parametrize("number", range(len(precision._RECIPES["onnx", "int8"])))

@@ -42,6 +42,13 @@ def test_export_predict_and_export_again(run, tuned, tmp_path):
         (("serve", "graph", "tuned"), "give them apart"),
         (("serve", "graph", "--keep", "kept"), "leave --keep out"),
         (("serve", "graph", "--backend", "ray"), "leave --backend ray out"),
+        (("show", "graph"), "is no artifact, but an exported graph"),
+        (("export", "graph", "--format", "onnx", "--out", "again"), "is no artifact, but an exported graph"),
+        (
+            ("export", "tuned", "--format", "onnx", "--out", "again", "--dtype", "float16"),
+            "leave --device and --dtype out",
+        ),
+        (("export", "tuned", "--format", "onnx", "--out", "x" * 300), "is no folder (File name too long)"),
     ):
         code, _, err = run(*words)
         assert code == 2, err
@@ -116,3 +123,12 @@ def test_an_artifact_of_another_backbone_is_refused(run, tuned, byte_tokenizer, 
     assert code == 2
     assert "the prompt was made for" in err
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("words", [("predict", "nowhere", "a"), ("predict", "tuned", "a"), ("serve", "nowhere")])
+def test_without_torch_one_line_says_what_is_lacking(words, tuned, tmp_path):
+    code = "import sys; sys.modules.update(torch=None, transformers=None); from cuecraft.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "no exported graph that can be read, and anything else needs PyTorch" in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr

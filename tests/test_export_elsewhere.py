@@ -104,9 +104,9 @@ def node(tmp_path_factory):
 @pytest.mark.parametrize("head", ["causal", "masked", "sequence"])
 def test_the_javascript_example_answers_as_the_classifier(head, node, request):
     classifier = classifiers(request.getfixturevalue(head))["soft"]
-    exported(classifier, node / head)
-    text = "a joy from start to finish"
-    command = ["node", str(node / head / "example.mjs"), text]
-    told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=node).stdout
-    found = [float(part.split(":")[1]) for part in told.strip(" {}\n").split(",")]
-    assert found == pytest.approx(classifier.predict_proba([text])[0].tolist(), abs=1e-4)
+    exported(classifier, node / f"my {head}")
+    for text in ("a joy from start to finish", "a [MASK] joy <s> </s>"):  # what looks like a special token is text
+        command = ["node", str(node / f"my {head}" / "example.mjs"), text]
+        told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=node).stdout
+        found = [float(part.split(":")[1]) for part in told.strip(" {}\n").split(",")]
+        assert found == pytest.approx(classifier.predict_proba([text])[0].tolist(), abs=1e-4)

@@ -14,6 +14,11 @@ from cuecraft.errors import CuecraftError
 from cuecraft.storage import digest, file_sha256
 
 MANIFEST = "manifest.json"
+#: The key that tells each kind by its version, and what a folder of it is.
+_VERSIONS = {
+    "schema_version": "the artifact of a prompt; give it as such, or export it",
+    "export_version": "an exported graph; give the artifact that it was made of",
+}
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -61,6 +66,9 @@ class ManifestKind(Generic[M]):
             raise self.error(f"{folder}: no {self.folder} here ({MANIFEST} is missing); check the path")
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
+            others = [what for key, what in _VERSIONS.items() if key in raw and self.version not in raw]
+            if others:
+                raise self.error(f"{folder}: is no {self.folder}, but {others[0]}")
             version = raw[self.version]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise self.error(f"{path}: is damaged ({error}); restore it or {self.remedy}") from error

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from cuecraft.errors import BulkError, DataError, LabelWordError, MethodError, ServeError
+from cuecraft.errors import BulkError, DataError, ExportError, LabelWordError, MethodError, ServeError
 
 
 def pairs_of(values: list[str]) -> dict[str, Any]:
@@ -45,6 +46,11 @@ def made_folder(folder: Path) -> Path:
 
     if is_export(folder):  # PyTorch is not needed then, and may not be there
         return folder
+    if find_spec("torch") is None:
+        raise ExportError(
+            f"{folder}: holds no exported graph that can be read, and anything else needs PyTorch; check the path, or "
+            "install torch"
+        )
     from cuecraft.recipe import artifact_of
 
     return artifact_of(folder)

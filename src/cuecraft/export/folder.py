@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from importlib import metadata
+from importlib import import_module, metadata
 from importlib.util import find_spec
+from itertools import islice, product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,20 +71,28 @@ class GraphRequest:
 
 
 def own_texts(artifact: Artifact) -> list[Record]:
-    """Return texts of different lengths made of an artifact's own words, for what is only a check."""
-    words = [word for own in artifact.task.verbalizer.words for word in own]
+    """Return texts made of an artifact's own words, for what is only a check: many short ones, and ever longer ones."""
+    words = list(dict.fromkeys(word for own in artifact.task.verbalizer.words for word in own))
     fields = artifact.task.template.field_names
-    lines = [" ".join(words[:count] * times) for times in (1, 2, 4) for count in range(1, 1 + min(8, len(words)))]
-    return [Record(dict.fromkeys(fields, line)) for line in dict.fromkeys(lines)]
+    short = islice((line for count in range(1, 7) for line in product(words, repeat=count)), 64)
+    long = [words * times for times in (4, 16, 64)]
+    return [Record(dict.fromkeys(fields, line)) for line in dict.fromkeys(" ".join(own) for own in [*short, *long])]
 
 
 def check_graph_target(target: Path) -> None:
     """Raise ExportError where something stands that no export has written, or nothing can be written."""
-    if target.exists():
-        names = {path.name for path in target.iterdir()} if target.is_dir() else set()
-        if not is_export(target) or not names <= _OWN:
-            raise ExportError(f"{target}: exists and was not exported by cuecraft; choose another --out or remove it")
-    where = unwritable(target.absolute().parent)
+    try:
+        if target.exists():
+            names = {path.name for path in target.iterdir()} if target.is_dir() else set()
+            if not is_export(target) or not names <= _OWN:
+                raise ExportError(
+                    f"{target}: exists and was not exported by cuecraft; choose another --out or remove it"
+                )
+        where = unwritable(target.absolute().parent)
+    except OSError as error:
+        raise ExportError(
+            f"{str(target)[:100]}: is no folder ({error.strerror or error}); choose another --out"
+        ) from None
     if where is not None:
         raise ExportError(f"{target}: {where} cannot be written to; choose another --out")
 
@@ -114,30 +124,35 @@ def export_graph(
             f"{len(request.texts)} texts are too few to judge int8 by; give {_CALIBRATION + _LEAST} or more "
             f"({_CALIBRATION} to calibrate, the others to compare answers)"
         )
+    if not request.texts:
+        raise ExportError("there are no texts to compare answers on; give some")
     require_onnx()
     recipes = recipes_of(request.format, request.precision)
     check_graph_target(target)
-    target.absolute().parent.mkdir(parents=True, exist_ok=True)
     artifact.check_backbone(backbone)
+    if not hasattr(backbone.tokenizer, "backend_tokenizer"):
+        raise ExportError(f"the tokenizer of {backbone.name} is written in Python alone; export its prompt to PEFT")
     if backbone.dtype_name != "float32" or backbone.device.type != "cpu":
         raise ExportError("a graph is made from float32 weights on the CPU; leave --dtype and --device out")
     reader = artifact.reader(backbone)
     own = backbone if reader is None else reader.held()
     making = _Making(artifact, own, own.ready(artifact.prompt, artifact.task), request, report)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.absolute().parent) as scratch:
-        report({"phase": "tracing", "step": 0, "total": 1 + len(recipes)})
-        source = write_graph(fold(own, making.ready, artifact.calibration), Path(scratch))
-        chosen = making.chosen(recipes, source, Path(scratch))
-        manifest = making.completed(chosen)
+    # Beside what is there already: where nothing is written, no folder is made.
+    nearest = next(place for place in target.absolute().parents if place.exists())
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=nearest) as scratch:
+            report({"phase": "tracing", "step": 0, "total": 1 + len(recipes)})
+            source = write_graph(fold(own, making.ready, artifact.calibration), Path(scratch))
+            chosen = making.chosen(recipes, source, Path(scratch))
+            manifest = making.completed(chosen)
 
-        def fill(fresh: Path) -> None:
-            for path in chosen.folder.iterdir():
-                path.rename(fresh / path.name)
+            def fill(fresh: Path) -> None:
+                for path in chosen.folder.iterdir():
+                    path.rename(fresh / path.name)
 
-        try:
             write_folder(target, fill)
-        except OSError as error:
-            raise ExportError(f"{target}: cannot write the folder ({error}); choose another --out") from error
+    except OSError as error:
+        raise ExportError(f"{target}: cannot be written ({error}); make room or choose another --out") from error
     return manifest
 
 
@@ -152,6 +167,10 @@ class _Made:
 
     folder: Path
     manifest: ExportManifest
+
+
+class _NoNumbersError(Exception):
+    """What a graph answers is not finite."""
 
 
 class _Making:
@@ -193,25 +212,39 @@ class _Making:
             ExportError: none does.
         """
         floor, tried = self._request.floor, []
-        made: list[_Made] = []
+        best: _Made | None = None
         for number, recipe in enumerate(recipes, start=1):
             self._report({"phase": recipe.name, "step": number, "total": 1 + len(recipes)})
             folder = scratch / f"recipe-{number}"
             folder.mkdir()
             recipe.make(source, folder, self._batches())
-            found = self._measured(self._draft(recipe), folder)
+            try:
+                found = self._measured(self._draft(recipe), folder)
+            except _NoNumbersError:
+                tried.append(TriedEntry(recipe=recipe.name, labels=0.0, max_difference=1.0))
+                shutil.rmtree(folder)
+                continue
             tried.append(TriedEntry(recipe=recipe.name, labels=found.labels, max_difference=found.max_difference))
             draft = self._draft(recipe).model_copy(update={"agreement": found, "tried": list(tried)})
-            made.append(_Made(folder, draft))
+            made = _Made(folder, draft)
             if floor is not None and found.labels >= floor:
-                return made[-1]
-        best = max(made, key=lambda own: own.manifest.agreement.labels)
+                return made
+            worse = best
+            if best is None or found.labels > best.manifest.agreement.labels:
+                best = made
+            else:
+                worse = made
+            if worse is not None:
+                shutil.rmtree(worse.folder)  # a graph may take gigabytes
+        if best is None:
+            raise ExportError(f"{self._request.precision} gives no numbers for some texts; export in fp32")
         manifest = best.manifest.model_copy(update={"tried": tried})
         if floor is not None:
+            remedy = "another --format" if self._request.precision == "fp32" else "fp32"
             raise ExportError(
                 f"{self._request.precision} keeps {manifest.agreement.labels:.1%} of the labels of "
-                f"{len(self._compared)} texts at best ({manifest.recipe}), and {floor:.1%} are asked for; lower "
-                "--min-agreement, or export in fp32"
+                f"{len(self._compared)} texts at best ({manifest.recipe}), and {floor:.1%} are asked for; "
+                f"lower --min-agreement, or export in {remedy}"
             )
         return replace(best, manifest=manifest)
 
@@ -237,12 +270,15 @@ class _Making:
 
         Raises:
             ExportError: it is in float32, and differs.
+            _NoNumbersError: what it answers is not finite.
         """
         session = open_session(folder, draft, RuntimeOptions(device="cpu"))
         model = ExportedModel(folder, draft, session, self._prompt)
         found = np.exp(np.stack(model.mixed_logits([(self._prompt, own) for own in self._pieces(self._compared)])))
+        if not np.isfinite(found).all():
+            raise _NoNumbersError
         difference = float(np.abs(found - self._expected).max())
-        if draft.precision == "fp32" and not difference <= _FLOAT32:  # nor NaN
+        if draft.precision == "fp32" and difference > _FLOAT32:
             raise ExportError(
                 f"the graph of {draft.backbone.name} answers otherwise than PyTorch (probabilities differ by "
                 f"{difference:.2g}); it was not written: report this, or export the prompt alone"
@@ -288,6 +324,13 @@ class _Making:
             ),
             agreement=AgreementEntry(texts=0, sha256="", labels=0, max_difference=0, floor=request.floor),
             tried=[],
-            versions={name: metadata.version(name) for name in _PACKAGES if find_spec(name) is not None},
+            versions={name: _version(name) for name in _PACKAGES if find_spec(name) is not None},
             files={},
         )
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:  # a package may bring a module of another name, as onnxruntime-gpu does
+        return str(getattr(import_module(name), "__version__", "unknown"))

@@ -165,7 +165,8 @@ class FoldedCausal(Folded):
         inputs = sides.around(self._backbone.embed(input_ids), sides.vectors)
         ones = [torch.ones(side.shape[:2], dtype=torch.bool, device=valid.device) for side in sides.vectors]
         seen = self._ancestors(inputs.shape[1], inputs.device) & sides.around(valid, ones)[:, None, :]
-        positions = seen.sum(-1) - 1
+        # OpenVINO sums whole numbers wrongly in batches of more rows than a row has tokens; floats count as well here.
+        positions = seen.to(torch.float32).sum(-1).to(torch.long) - 1
         allowed = seen | torch.eye(inputs.shape[1], dtype=torch.bool, device=inputs.device)
         layers: list[tuple[Tensor, Tensor]] = []
         if kept is not None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -59,8 +60,27 @@ def write_graph(folded: Folded, folder: Path) -> Path:
             ) from error
         assert program is not None
         weights = {id(own): own.numel() * own.element_size() for own in folded.model.parameters()}
+        _without_gemm(program.model)
         program.save(target, external_data=sum(weights.values()) > ONE_FILE)
     return target
+
+
+def _without_gemm(model: Any) -> None:
+    """Write products of a matrix with a weight and a bias as two steps: what makes 8 bits knows the first alone."""
+    import onnx_ir as ir
+
+    for node in list(model.graph):
+        plain = {own.name: own.value for own in node.attributes.values()}
+        is_plain = plain.get("alpha", 1.0) == plain.get("beta", 1.0) == 1.0
+        if node.op_type != "Gemm" or not is_plain or plain.get("transA", 0) or plain.get("transB", 0):
+            continue
+        product = ir.node("MatMul", node.inputs[:2])
+        parts = [product]
+        if len(node.inputs) > 2:
+            parts.append(ir.node("Add", [product.outputs[0], node.inputs[2]]))
+        ir.convenience.replace_nodes_and_values(
+            model.graph, node, [node], parts, list(node.outputs), list(parts[-1].outputs)
+        )
 
 
 @contextmanager

@@ -44,19 +44,27 @@ def quantise_rows(source: Path, calibration: Batches, keeps: Callable[[int, int]
     import onnx
 
     rows = _Rows(onnx.load(source), keeps)
-    return rows.done(_largest(source, calibration, set(rows.quantised)))
+    widths = {name: weights[0].dims[0] for name, weights in rows.quantised.items()}
+    return rows.done(_largest(source, calibration, widths))
 
 
-def _largest(source: Path, calibration: Batches, names: set[str]) -> dict[str, np.ndarray]:
-    """Return the largest magnitude `[K]` of each channel of some tensors `[B, L, K]` of a graph."""
+def _largest(source: Path, calibration: Batches, names: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """Return the largest magnitude `[K]` of each channel of some tensors `[..., K]` of a graph."""
     import onnx
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
     model = onnx.load(source)
-    model.graph.initializer.append(numpy_helper.from_array(np.array([0, 1], np.int64), "largest_axes"))
-    for name in names:
-        made = [("Abs", [name], f"{name}_abs"), ("ReduceMax", [f"{name}_abs", "largest_axes"], f"{name}_largest")]
+    if not names:
+        return {}
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0], np.int64), "largest_axes"))
+    for name, width in names.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.array([-1, width], np.int64), f"{name}_flat_shape"))
+        made = [
+            ("Abs", [name], f"{name}_abs"),
+            ("Reshape", [f"{name}_abs", f"{name}_flat_shape"], f"{name}_flat"),
+            ("ReduceMax", [f"{name}_flat", "largest_axes"], f"{name}_largest"),
+        ]
         for kind, inputs, output in made:
             own = {"keepdims": 0} if kind == "ReduceMax" else {}
             model.graph.node.append(helper.make_node(kind, inputs, [output], **own))
@@ -140,7 +148,7 @@ class _Rows:
 
         matrix = numpy_helper.to_array(weight).astype(np.float32) * self._smooth[node.input[0]][:, None]
         scale = np.maximum(np.abs(matrix).max(0), 1e-8) / _WEIGHT_TOP
-        name = weight.name
+        name = f"{weight.name}_{node.input[0]}"  # what it is multiplied by tells how it is smoothed
         self._constant(f"{name}_int8", np.clip(np.rint(matrix / scale), -_WEIGHT_TOP, _WEIGHT_TOP).astype(np.int8))
         self._constant(f"{name}_scale", scale.astype(np.float32))
         rows, row_scale = self._rows(node.input[0])

@@ -48,6 +48,8 @@ def run_export(
         raise ExportError(f"--precision {request.precision} is for graphs; leave it out with --format {request.format}")
     if not is_graph and request.texts is not None:
         raise ExportError(f"--texts is for graphs; leave it out with --format {request.format}")
+    if is_graph and (request.device, request.dtype) != ("auto", "auto"):
+        raise ExportError("a graph is made on the CPU from float32 weights; leave --device and --dtype out")
     if member_folders(folder):
         raise ExportError(f"{folder}: holds several seeds; export one of them, such as {member_folders(folder)[0]}")
     artifact = load_artifact(folder)
@@ -85,7 +87,9 @@ def _texts(artifact: Artifact, request: ExportRequest) -> list[Record]:
     """Return the texts that agreement is measured on."""
     fields = artifact.task.template.field_names
     if request.texts is not None:
-        return subsample(unlabelled(fields, (), request.texts, request.text_columns), MOST_TEXTS, 0)
+        found = unlabelled(fields, (), request.texts, request.text_columns)
+        distinct = {tuple(record.fields.items()): record for record in found}  # a copy tells nothing more
+        return subsample(list(distinct.values()), MOST_TEXTS, 0)
     if request.precision == "int8":
         raise ExportError(
             "int8 changes answers, and how much is measured on texts; give unlabelled ones of the task: --texts FILE"

@@ -167,6 +167,7 @@ class ExportedClassifier:
         Raises:
             DataError: a text has no tokens, or is longer than the graph allows and was exported not to be cut.
             TemplateError: a text lacks a field.
+            ExportError: the graph gives no numbers.
         """
         examples = self.task_.examples(as_records(texts))
         ready, step = self.model.ready, 1024
@@ -185,6 +186,8 @@ class ExportedClassifier:
                 stacklevel=2,
             )
         found: np.ndarray = np.exp(np.stack(parts))
+        if not np.isfinite(found).all():
+            raise ExportError(f"{self.model.manifest.backbone.name}: the graph gives no numbers; export it in fp32")
         return found
 
     def predict(self, texts: Texts) -> np.ndarray:

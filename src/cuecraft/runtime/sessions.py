@@ -84,7 +84,7 @@ class OnnxSession:
         except Exception as error:  # its errors share no class of their own
             first = str(error).strip().splitlines()[0]
             raise ExportError(f"{path}: ONNX Runtime cannot load it ({first}); export again") from error
-        if self._session.get_providers()[0] != wanted[0]:
+        if options.device != "auto" and self._session.get_providers()[0] != wanted[0]:
             raise ExportError(
                 f"{wanted[0]} could not be started (its libraries may be missing); choose another --device"
             )
@@ -96,7 +96,9 @@ class OnnxSession:
 
 
 def _providers(device: str, there: list[str]) -> tuple[str, ...]:
-    name = device.partition(":")[0]
+    name, _, number = device.partition(":")
+    if number and not number.isdecimal():
+        raise ExportError(f"device {device!r} has no number after its colon; write for instance cuda:0")
     if name == "auto":
         name = "cuda" if _PROVIDERS["cuda"][0] in there else "cpu"
     if name not in _PROVIDERS:

@@ -27,9 +27,12 @@ class FileTokenizer:
         except ImportError as error:
             raise ExportError("exported folders need an extra; pip install 'cuecraft[onnx]'") from error
         try:
-            self._tokenizer = Tokenizer.from_file(str(path))
+            #: Whether special tokens written in a text are text is the tokenizer's own state: so one for each, as
+            #: threads may share this.
+            self._tokenizers = {is_text: Tokenizer.from_file(str(path)) for is_text in (False, True)}
         except Exception as error:  # the library has no error class of its own
             raise ExportError(f"{path}: is no tokenizer ({error}); restore it or export again") from error
+        self._tokenizers[True].encode_special_tokens = True
         self.mask_token_id = tokens.mask
         self.unk_token_id = tokens.unknown
 
@@ -48,17 +51,17 @@ class FileTokenizer:
             split_special_tokens: whether a special token written in the text is read as ordinary text.
             **_: what a Hugging Face tokenizer takes beside them, without effect on the ids.
         """
-        self._tokenizer.encode_special_tokens = split_special_tokens
+        tokenizer = self._tokenizers[split_special_tokens]
         if isinstance(text, str):
-            return {"input_ids": self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids}
-        found = self._tokenizer.encode_batch(list(text), add_special_tokens=add_special_tokens)
+            return {"input_ids": tokenizer.encode(text, add_special_tokens=add_special_tokens).ids}
+        found = tokenizer.encode_batch(list(text), add_special_tokens=add_special_tokens)
         return {"input_ids": [one.ids for one in found]}
 
     def tokenize(self, text: str) -> list[str]:
         """Return a text's tokens, without special ones."""
-        tokens: list[str] = self._tokenizer.encode(text, add_special_tokens=False).tokens
+        tokens: list[str] = self._tokenizers[False].encode(text, add_special_tokens=False).tokens
         return tokens
 
     def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
         """Return the tokens of ids."""
-        return [str(self._tokenizer.id_to_token(token)) for token in ids]
+        return [str(self._tokenizers[False].id_to_token(token)) for token in ids]
