@@ -198,7 +198,7 @@ def _audited(own: dict[str, Any]) -> str:
 
 
 def bulk_rows() -> list[str]:
-    """Return a row for each way to classify a small file, one of the bare engine, and one for each size of a large one."""
+    """Return the rows of ways to classify a small file, of the bare engine, and of sizes of a large file."""
     found = read_result("bulk.json")
     rows = [
         f"| {name} | {own['rows_per_second']:.1f} | {own['mb_per_second']:.4f} | {own['computed']:,} | "
