@@ -58,12 +58,12 @@ def sentences() -> list[Record]:
 
 
 def export(name: str, graph: str, work: Path) -> None:
-    """Export a graph, unless it is there; one that keeps too few labels is exported all the same, and told."""
+    """Export a graph, unless it is there of this very prompt; one that keeps too few labels is exported too, and told."""
     target = work / f"{name.partition(':')[2]}-{graph}"
     kind, precision = graph.split("-")[:2]
-    if is_export(target):
-        return
     artifact = load_artifact(artifact_of(name, work))
+    if is_export(target) and read_export(target).artifact_sha256 == artifact.manifest.artifact_sha256:
+        return
     backbone = load_backbone(name, artifact.manifest.backbone.head, "cpu", True, "float32")
     begun = time.perf_counter()
     texts = sentences()
