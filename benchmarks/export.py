@@ -58,7 +58,7 @@ def sentences() -> list[Record]:
 
 
 def export(name: str, graph: str, work: Path) -> None:
-    """Export a graph, unless it is there of this very prompt; one that keeps too few labels is exported too, and told."""
+    """Export a graph, unless it is there of this very prompt; one that keeps too few labels is kept, and told."""
     target = work / f"{name.partition(':')[2]}-{graph}"
     kind, precision = graph.split("-")[:2]
     artifact = load_artifact(artifact_of(name, work))
