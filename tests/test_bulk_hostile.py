@@ -186,11 +186,10 @@ def test_texts_of_one_score_are_let_in_together():
     texts = [f"word{n} x" for n in range(1500)]
     answers = Answers.empty(1500, 1)
     answers.labels[:, 0] = 0
-    _, held = zip(*enumerate(texts), strict=True)
     from cuecraft.bulk.reading import text_number
     from cuecraft.bulk.student import _HELD_OUT
 
-    out = np.array([text_number(text) // 8 % _HELD_OUT[1] < _HELD_OUT[0] for text in held])
+    out = np.array([text_number(text) // 8 % _HELD_OUT[1] < _HELD_OUT[0] for text in texts])
     rare = np.flatnonzero(out)[-12:]  # among the last of those that calibrate: 2% of them
     answers.labels[rare, 0] = 1
     fitted = fit_student(texts, answers, ["p"], 0.99, is_masked=False)

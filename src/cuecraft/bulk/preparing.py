@@ -16,8 +16,7 @@ from cuecraft.bulk.job import Job
 from cuecraft.bulk.reading import read_block
 from cuecraft.bulk.sources import Source
 from cuecraft.bulk.student import Student, fit_student
-from cuecraft.bulk.table import Answers
-from cuecraft.errors import BulkError
+from cuecraft.bulk.table import Answers, undamaged
 from cuecraft.storage import write_file, write_text
 
 BASE = "base"
@@ -68,10 +67,8 @@ def prepared(folder: JobFolder) -> tuple[Student | None, dict[str, Any] | None]:
     told, path = folder.state(_TOLD), folder.state(_STUDENT)
     if not told.is_file():
         return None, None
-    try:
+    with undamaged(told):
         document: dict[str, Any] = json.loads(told.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BulkError(f"{told}: is damaged ({error}); begin the job anew in another --out") from None
     return Student.load(path) if path.is_file() else None, document
 
 

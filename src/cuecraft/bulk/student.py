@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save
 
 from cuecraft.bulk.agreement import lower_bound, needed
 from cuecraft.bulk.masking import masked
 from cuecraft.bulk.reading import text_number
-from cuecraft.bulk.table import STUDENT, Answers
-from cuecraft.errors import BulkError
+from cuecraft.bulk.table import STUDENT, Answers, undamaged
 
 _FEATURES = 2**17
 _HELD_OUT = 2, 5  # two in five texts of the sample calibrate
@@ -90,16 +89,13 @@ class Student:
     @classmethod
     def load(cls, path: Path) -> Student:
         """Read it; raises BulkError where it is damaged."""
-        try:
-            with safe_open(path, "np") as file:
-                document = json.loads(file.metadata()["student"])
-                heads = [
-                    _Head(**{name: file.get_tensor(f"{number}.{name}") for name in _ARRAYS}, threshold=threshold)
-                    for number, threshold in enumerate(document["thresholds"])
-                ]
-                return cls(file.get_tensor("idf"), heads, document["is_masked"])
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise BulkError(f"{path}: is damaged ({error}); begin the job anew in another --out") from None
+        with undamaged(path), safe_open(path, "np") as file:
+            document = json.loads(file.metadata()["student"])
+            heads = [
+                _Head(**{name: file.get_tensor(f"{number}.{name}") for name in _ARRAYS}, threshold=threshold)
+                for number, threshold in enumerate(document["thresholds"])
+            ]
+            return cls(file.get_tensor("idf"), heads, document["is_masked"])
 
 
 @dataclass(frozen=True)

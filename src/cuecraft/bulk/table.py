@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -17,6 +18,15 @@ from cuecraft.errors import BulkError
 
 MODEL, STUDENT = 0, 1  # who answered
 NO_ANSWER = -1  # in place of a label: the text has no tokens
+
+
+@contextmanager
+def undamaged(path: Path) -> Iterator[None]:
+    """Raise BulkError where a file of a job's state turns out damaged while it is read."""
+    try:
+        yield
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise BulkError(f"{path}: is damaged ({error}); begin the job anew in another --out") from None
 
 
 @dataclass(frozen=True)
@@ -70,12 +80,10 @@ class Answers:
     @classmethod
     def load(cls, path: Path) -> tuple[Keys, Answers]:
         """Return keys `[K, 2]` and their answers; raises BulkError where they are damaged."""
-        try:
+        with undamaged(path):
             found = load(path.read_bytes())
             keys = found.pop("keys")
             return keys, cls(**found)
-        except (OSError, SafetensorError, KeyError, TypeError) as error:
-            raise BulkError(f"{path}: is damaged ({error}); begin the job anew in another --out") from None
 
 
 class AnswerTable:
