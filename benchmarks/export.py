@@ -1,13 +1,15 @@
 """Exported graphs beside PyTorch: size, load time, latency, throughput, labels; writes benchmarks/results/export.json.
 
     python benchmarks/export.py [--models demo:minilm,demo:smollm2-135m] [--graphs onnx-fp32,onnx-int8] [--rounds 5]
-        [--parts tune,export,measure] [--work runs/bench-export]
+        [--parts tune,export,measure,several] [--work runs/bench-export]
 
 A prompt is tuned on the 16-shot training rows of SST-2 (seed 13). int8 is chosen by unlabelled training sentences of
 SST-2; the 500 test rows that labels are compared on choose nothing. What was tuned and exported is kept in `--work`, so
 that the parts can be run one after the other, model by model, and an interrupted part goes on where it was. Speeds are
 of `predict_proba`, token ids included, all runs in turns in one process. `onnx-fp16-cuda` and `onnx-fp16-tensorrt`
-measure a GPU, and say so where there is none.
+measure a GPU, and say so where there is none. `several` (causal models): eight prompts of several kinds (tuned for a
+moment; their answers do not matter here, their shapes do) in one graph and each in its own, one text asked at a time,
+and 16 texts at once; token ids not included.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +27,24 @@ import torch
 from common import DATA, ROOT, machine, read_result, require_data, rounds, seconds, write_result
 
 from cuecraft import PromptClassifier
-from cuecraft.backbone import load_backbone
+from cuecraft.backbone import AnyBackbone, load_backbone
 from cuecraft.data import Record, read_records, subsample
 from cuecraft.errors import ExportError
-from cuecraft.export import GraphRequest, export_graph
-from cuecraft.prompts import load_artifact
-from cuecraft.runtime import ExportedClassifier, RuntimeOptions, is_export, read_export
+from cuecraft.export import GraphRequest, export_graph, own_texts
+from cuecraft.prompts import Artifact, load_artifact
+from cuecraft.runtime import ExportedClassifier, ExportedModel, RuntimeOptions, is_export, read_export
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "demo:minilm": ("prompt-tuning", {}),
     "demo:smollm2-135m": ("prompt-tuning", {"prompt_length": 4}),
 }
 FLOOR = 0.99
+PROMPTS, LAST = 8, "{text}{prompt: It was}{mask}"
+KINDS: list[tuple[str, dict[str, Any]]] = [
+    ("zero-shot", {}),
+    ("prompt-tuning", {"epochs": 1, "prompt_length": 4}),
+    ("deep-cue", {"epochs": 1}),
+]
 ROWS, CHOOSING, BATCH, ONES, BATCHES = 500, 628, 32, 40, 4
 
 
@@ -62,15 +71,20 @@ def export(name: str, graph: str, work: Path) -> None:
     target = work / f"{name.partition(':')[2]}-{graph}"
     kind, precision = graph.split("-")[:2]
     artifact = load_artifact(artifact_of(name, work))
-    if is_export(target) and read_export(target).artifact_sha256 == artifact.manifest.artifact_sha256:
+    if is_export(target) and read_export(target).prompts[0].artifact_sha256 == artifact.manifest.artifact_sha256:
         return
     backbone = load_backbone(name, artifact.manifest.backbone.head, "cpu", True, "float32")
     begun = time.perf_counter()
     texts = sentences()
 
+    def told(event: dict[str, Any]) -> None:
+        print(name, graph, event["phase"], flush=True)
+
     def run(floor: float | None) -> None:
         wanted = GraphRequest(kind, precision, "cut", texts, floor)  # type: ignore[arg-type]
-        export_graph(artifact, backbone, target, wanted, lambda event: print(name, graph, event["phase"], flush=True))
+        export_graph(
+            {"own": artifact}, backbone, target, wanted, lambda event: print(name, graph, event["phase"], flush=True)
+        )
 
     try:
         run(FLOOR)
@@ -141,6 +155,60 @@ def measured(name: str, graphs: list[str], work: Path, count: int) -> dict[str, 
     return {graph: own | described(name, graph, work) for graph, own in result.items()}
 
 
+def several(name: str, work: Path, count: int) -> dict[str, Any]:
+    """Return texts a second under one prompt and under eight, over one graph for all and over graphs of their own."""
+    backbone = load_backbone(name, device="cpu", local_files_only=True, dtype="float32")
+    if backbone.head_kind != "causal":
+        return {}
+    texts = [own.fields["text"] for own in sentences()]
+    artifacts = made_prompts(backbone, texts[:16])
+    folder, alone = work / f"{name.partition(':')[2]}-several", work / f"{name.partition(':')[2]}-alone"
+    wanted = GraphRequest("onnx", "fp32", "cut", own_texts(list(artifacts.values())), FLOOR)
+    first = next(iter(artifacts))
+    for target, own in ((folder, artifacts), (alone, {first: artifacts[first]})):
+        export_graph(own, backbone, target, wanted)
+    ready = [backbone.ready(own.prompt, own.task) for own in artifacts.values()]
+    many, one = ExportedModel.load(folder), ExportedModel.load(alone)
+    of_one, of_all = list(one.prompts.values()), list(many.prompts.values())
+    ways: dict[str, Callable[[Sequence[str]], Any]] = {
+        "pytorch, all": lambda texts: backbone.mixed_logits(rows_of(ready, texts)),
+        # One graph stands for the graphs of all: its prompt is the shortest.
+        "own graphs, all": lambda texts: [one.mixed_logits(rows_of(of_one, texts)) for _ in artifacts],
+        "one graph, all": lambda texts: many.mixed_logits(rows_of(of_all, texts)),
+        "own graph, one": lambda texts: one.mixed_logits(rows_of(of_one, texts)),
+        "one graph, one": lambda texts: many.mixed_logits(rows_of(of_all[:1], texts)),
+    }
+    found: dict[str, Any] = {"constant_ids": [own.entry.constant_ids for own in of_all]}
+    for asked, parts in (("one text at a time", [[text] for text in texts[16:24]]), ("16 texts", [texts[16:32]])):
+        found[asked] = rounds({way: partial(rate_of, run, parts) for way, run in ways.items()}, count)
+        print(name, asked, found[asked], flush=True)
+    return found | {"machine": machine(), "threads": cores()}
+
+
+def made_prompts(backbone: AnyBackbone, texts: Sequence[str]) -> dict[str, Artifact]:
+    labels = [("negative", "positive")[n % 2] for n in range(len(texts))]
+    found = {}
+    for number in range(PROMPTS):
+        method, options = KINDS[number % len(KINDS)]
+        own = PromptClassifier(backbone, method, template=LAST, method_options=options, seed=number)
+        found[f"{method}-{number}"] = own.fit(texts, labels).artifact_
+    return found
+
+
+def rows_of(prompts: Sequence[Any], texts: Sequence[str]) -> list[Any]:
+    """Return rows as `mixed_logits` takes them: each text with each prompt."""
+    found = []
+    for prompt in prompts:
+        examples = prompt.renderer.task.examples([Record({"text": text}) for text in texts])
+        found += [(prompt, pieces) for pieces in prompt.renderer.fitted(examples)[0]]
+    return found
+
+
+def rate_of(run: Callable[[Sequence[str]], Any], parts: Sequence[Sequence[str]]) -> float:
+    """Return texts a second."""
+    return sum(map(len, parts)) / seconds(lambda: [run(part) for part in parts])
+
+
 def described(name: str, graph: str, work: Path) -> dict[str, Any]:
     """Return what a folder's manifest says of how it came about."""
     folder = work / name.partition(":")[2]
@@ -163,7 +231,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default="demo:minilm,demo:smollm2-135m")
     parser.add_argument("--graphs", default="onnx-fp32,onnx-int8")
-    parser.add_argument("--parts", default="tune,export,measure")
+    parser.add_argument("--parts", default="tune,export,measure,several")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "bench-export")
     options = parser.parse_args()
@@ -180,6 +248,10 @@ def main() -> None:
             found = measured(name, graphs, options.work, options.rounds)
             result = read_result("export.json")
             result[name] = result.get(name, {}) | {"graphs": found, "machine": machine(), "threads": cores()}
+            write_result("export.json", result)
+        if "several" in options.parts and (found := several(name, options.work, options.rounds)):
+            result = read_result("export.json")
+            result[name] = result.get(name, {}) | {"several": found}
             write_result("export.json", result)
 
 

@@ -28,7 +28,7 @@ KINDS = {
     "deep": ("deep-cue", {"epochs": 2}, False),
     "deep-first": ("deep-cue", {"epochs": 2}, True),
     "prefix": ("prefix-tuning", {"epochs": 2}, True),
-    "lora": ("lora", {"epochs": 1}, False),
+    "lora": ("lora", {"epochs": 8, "patience": 8, "learning_rate": 0.01}, False),
 }
 
 
@@ -43,7 +43,10 @@ def classifiers(backbone):
             template = ENCODER_FIRST if is_first else None
         else:
             template = FIRST if is_first else "{text}{prompt: it was}{mask}"
+        if method == "lora" and backbone.head_kind == "sequence":
+            options = options | {"learning_rate": 0.1}
         found[name] = PromptClassifier(backbone, method, template=template, method_options=options, seed=3).fit(X, Y)
+    assert found["lora"].artifact_.weights  # else it shows nothing of weights
     return found
 
 

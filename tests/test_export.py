@@ -42,7 +42,7 @@ def request(kind="onnx", precision="fp32", truncation="cut", texts=RECORDS, floo
 
 
 def exported(classifier, folder, wanted=None):
-    return export_graph(classifier.artifact_, classifier.backbone_, Path(folder), wanted or request())
+    return export_graph({"own": classifier.artifact_}, classifier.backbone_, Path(folder), wanted or request())
 
 
 def check_same(classifier, folder):
@@ -127,9 +127,9 @@ def test_half_precision_keeps_the_labels(sequence, tmp_path):
 def test_the_manifest_says_what_is_there(soft):
     classifier, folder = soft
     manifest = read_export(folder)
-    assert manifest.artifact_sha256 == classifier.artifact_.manifest.artifact_sha256
+    assert manifest.prompts[0].artifact_sha256 == classifier.artifact_.manifest.artifact_sha256
     assert set(manifest.files) == {"example.mjs", "example.py", "model.onnx", "tokenizer.json"}
-    assert manifest.task.classes == list(classifier.artifact_.classes)
+    assert manifest.prompts[0].task.classes == list(classifier.artifact_.classes)
     assert (manifest.padding, manifest.truncation, manifest.precision) == ("left", "cut", "fp32")
     assert [own.model_dump() for own in manifest.span] == [{"field": "text", "prefix": "", "strip": False}]
     assert manifest.tried[0].recipe == "float32"
@@ -162,7 +162,7 @@ def test_long_texts_are_cut_as_the_classifier_cuts_them(causal, tmp_path):
         refusing.predict_proba([long])
     model = refusing.model
     with pytest.raises(PromptError, match="a text has 500 tokens"):
-        model.probabilities([(5,) * 500])
+        model.probabilities([(5,) * 500], list(model.prompts.values()))
 
 
 def test_special_tokens_written_in_a_text_are_text(soft):
@@ -330,7 +330,7 @@ def test_a_weight_with_two_inputs_is_smoothed_for_each(tmp_path):
     )
     onnx.save(model, tmp_path / "plain.onnx")
     ids = np.arange(48).reshape(4, 12)
-    batches = [(ids, np.ones_like(ids))]
+    batches = [{"input_ids": ids, "attention_mask": np.ones_like(ids)}]
     onnx.save(quantise_rows(tmp_path / "plain.onnx", batches, lambda *_: False), tmp_path / "rows.onnx")
     feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     plain, rows = (

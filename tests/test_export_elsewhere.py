@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -111,5 +112,5 @@ def test_the_javascript_example_answers_as_the_classifier(head, node, request):
     for text in ("a joy from start to finish", "a [MASK] joy <s> </s>"):  # what looks like a special token is text
         command = ["node", str(node / f"my {head}" / "example.mjs"), text]
         told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=node).stdout
-        found = [float(part.split(":")[1]) for part in told.strip(" {}\n").split(",")]
+        found = [float(share) for share in re.findall(r": ([\d.e-]+)", told)]
         assert found == pytest.approx(classifier.predict_proba([text])[0].tolist(), abs=1e-4)

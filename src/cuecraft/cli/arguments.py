@@ -92,20 +92,34 @@ def unescaped(template: str | None) -> str | None:
 
 
 def named_folders(arguments: list[str]) -> dict[str, Path]:
-    """Return the folder of each id, of NAME=FOLDER; a folder without an id has its own name.
+    """Return the folder that answers for each id, of NAME=FOLDER; a folder without an id has its own name.
+
+    An exported folder that holds several prompts stands for all of them, by their names there; with an id, for that
+    one of them.
 
     Raises:
         ServeError: two would have the same id.
+        ExportError: an exported folder is damaged.
     """
     found: dict[str, Path] = {}
     for argument in arguments:
         name, equals, folder = argument.partition("=")
-        path = Path(folder if equals else argument)
-        name = name if equals else path.resolve().name
-        if name in found:
-            raise ServeError(f"two prompts would have the id {name!r}; give each one of its own, NAME=FOLDER")
-        found[name] = path
+        path = made_folder(Path(folder if equals else argument)).absolute()
+        names = [name] if equals else _names_in(path) or [Path(argument).resolve().name]
+        for own in names:
+            if own in found:
+                raise ServeError(f"two prompts would have the id {own!r}; give each one of its own, NAME=FOLDER")
+            found[own] = path
     return found
+
+
+def _names_in(folder: Path) -> list[str]:
+    """Return the names of the prompts that an exported folder holds, where it holds several."""
+    from cuecraft.runtime import is_export
+    from cuecraft.runtime.manifest import EXPORT
+
+    names = [own.name for own in EXPORT.read(folder).prompts] if is_export(folder) else []
+    return names if len(names) > 1 else []
 
 
 def share_of(value: str | None) -> float | None:

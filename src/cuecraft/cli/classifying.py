@@ -121,5 +121,4 @@ def _told_apart(arguments: list[str]) -> tuple[dict[str, Path], list[str]]:
     if not prompts:
         raise BulkError("no argument is the folder of an artifact or a run; name the prompt first, then the input")
     inputs = [argument for argument in arguments if argument not in prompts]
-    folders = named_folders(prompts)
-    return {name: made_folder(folder).absolute() for name, folder in folders.items()}, inputs
+    return named_folders(prompts), inputs

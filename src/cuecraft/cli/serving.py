@@ -9,7 +9,7 @@ import typer
 
 from cuecraft import display
 from cuecraft.cli.app import app
-from cuecraft.cli.arguments import made_folder, named_folders, pairs_of
+from cuecraft.cli.arguments import named_folders, pairs_of
 from cuecraft.cli.options import BackboneNow, Backend, Device, Dtype, Offline
 from cuecraft.guard import GuardMode
 
@@ -53,7 +53,7 @@ def serve(
 
     given = pairs_of(option or [])
     own = {
-        "prompts": {name: made_folder(folder).absolute() for name, folder in named_folders(artifacts or []).items()},
+        "prompts": named_folders(artifacts or []),
         "keep": keep and keep.absolute(),
         "tokens": tokens and tokens.absolute(),
         "rate": rate,

@@ -9,7 +9,7 @@ import typer
 
 from cuecraft import display
 from cuecraft.cli.app import app
-from cuecraft.cli.arguments import lines_of, made_folder, names_of, unescaped, words_of
+from cuecraft.cli.arguments import lines_of, made_folder, named_folders, names_of, unescaped, words_of
 from cuecraft.cli.options import BackboneNow, Device, Dtype, Json, LabelWords, Model, Offline
 
 
@@ -23,6 +23,7 @@ def predict(
     text_column: Annotated[
         list[str] | None, typer.Option(help="Column of text in --file; by default the template's fields.")
     ] = None,
+    prompt: Annotated[str | None, typer.Option(help="Which of an export's prompts, where it holds several.")] = None,
     model: BackboneNow = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -36,7 +37,8 @@ def predict(
     artifact = made_folder(artifact)
     with display.progress() as started:
         records = read_texts(artifact, lines, file, text_column)
-        document = predict_records(artifact, records, model, device, local_files_only, dtype, started("predicting"))
+        where = (model, device, local_files_only, dtype)
+        document = predict_records(artifact, records, prompt, *where, started("predicting"))
     display.print_json(document) if json else display.print_predictions(document["predictions"])
 
 
@@ -58,7 +60,10 @@ def show(
 
 @app.command("export")
 def export_(
-    artifact: Annotated[Path, typer.Argument(help="Folder of an artifact or a run.")],
+    artifacts: Annotated[
+        list[str],
+        typer.Argument(help="Folder of an artifact or a run; several (NAME=FOLDER for a name) become one graph."),
+    ],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     kind: Annotated[
         str,
@@ -82,7 +87,6 @@ def export_(
     """Write an artifact as one graph that needs no PyTorch, or its prompt as a folder of another library."""
     from cuecraft.interop.commands import ExportRequest, run_export
     from cuecraft.options import make_options
-    from cuecraft.recipe import artifact_of
 
     given = {
         "format": kind,
@@ -98,7 +102,7 @@ def export_(
     }
     request = make_options(ExportRequest, given)
     with display.progress() as started:
-        document = run_export(artifact_of(artifact), out, request, started("exporting"))
+        document = run_export(named_folders(artifacts), out, request, started("exporting"))
     display.print_json(document) if json else display.print_exported(document)
 
 

@@ -10,12 +10,12 @@ _OPENED = {
     "onnx": (
         "import json, os, sys, numpy, onnxruntime, tokenizers",
         'graph = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])',
-        'graph.run(None, {"input_ids": ids, "attention_mask": numpy.ones_like(ids)})[0][0]',
+        "graph.run(None, inputs)[0]",
     ),
     "openvino": (
         "import json, os, sys, numpy, openvino, tokenizers",
         'graph = openvino.Core().compile_model("model.xml", "CPU")',
-        'graph({"input_ids": ids, "attention_mask": numpy.ones_like(ids)})[0][0]',
+        "graph(inputs)[0]",
     ),
 }
 
@@ -27,7 +27,8 @@ manifest = json.load(open("manifest.json", encoding="utf-8"))
 tokenizer = tokenizers.Tokenizer.from_file("tokenizer.json")
 {graph}
 tokenizer.encode_special_tokens = True  # what looks like a special token in a text is text
-span, most = manifest["span"], manifest["max_text_tokens"]
+span, prompts = manifest["span"], manifest["prompts"]
+most = min((own["max_text_tokens"] for own in prompts if own["max_text_tokens"] is not None), default=None)
 names = [part["field"] for part in span if "field" in part]
 fields = dict(part.split("=", 1) for part in asked) if len(names) > 1 else {{names[0]: asked[0]}}
 def ids_of(part):
@@ -40,7 +41,11 @@ ids = sum(map(ids_of, span), [])
 if most is not None and len(ids) > most and manifest["truncation"] == "refuse":
     sys.exit(f"the text has {{len(ids)}} tokens, and the graph takes {{most}}")
 ids = numpy.array([ids[:most]], dtype=numpy.int64)
-print(dict(zip(manifest["task"]["labels"], {run}.tolist())))
+inputs = {{"input_ids": ids, "attention_mask": numpy.ones_like(ids)}}
+if len(prompts) > 1:
+    inputs["prompts"] = numpy.arange(len(prompts), dtype=numpy.int64)  # all; give the numbers of fewer to ask fewer
+for prompt, shares in zip(prompts, numpy.reshape({run}, (len(prompts), -1))):
+    print(prompt["name"], dict(zip(prompt["task"]["labels"], shares.tolist())))
 """
 
 _JAVASCRIPT = """// npm install onnxruntime-node @huggingface/tokenizers; node example.mjs 'a text'
@@ -61,12 +66,17 @@ const fields = Object.fromEntries(names.length > 1 ? asked.map((a) => a.split(/=
 const textOf = (part) => fields[part.field] ?? fail(`give ${{part.field}}=text`);
 const written = (part) => part.prefix + (part.strip ? textOf(part).trimStart() : textOf(part));
 const idsOf = (part) => part.ids ?? tokenizer.encode(written(part), {{ add_special_tokens: false }}).ids;
-const all = manifest.span.flatMap(idsOf), most = manifest.max_text_tokens ?? all.length;
+const all = manifest.span.flatMap(idsOf), prompts = manifest.prompts;
+const most = Math.min(...prompts.map((prompt) => prompt.max_text_tokens ?? all.length));
 if (all.length > most && manifest.truncation === "refuse") fail(`${{all.length}} tokens; the graph takes ${{most}}`);
 const ids = all.slice(0, most);
-const tensor = (values) => new ort.Tensor("int64", BigInt64Array.from(values, BigInt), [1, ids.length]);
-const {{ probabilities }} = await graph.run({{ input_ids: tensor(ids), attention_mask: tensor(ids.map(() => 1)) }});
-console.log(Object.fromEntries(manifest.task.labels.map((label, n) => [label, probabilities.data[n]])));
+const tensor = (values, sizes) => new ort.Tensor("int64", BigInt64Array.from(values, BigInt), sizes);
+const row = [1, ids.length], inputs = {{ input_ids: tensor(ids, row), attention_mask: tensor(ids.map(() => 1), row) }};
+// All prompts; give the numbers of fewer to ask fewer.
+if (prompts.length > 1) inputs.prompts = tensor([...prompts.keys()], [prompts.length]);
+const {{ probabilities: {{ data }} }} = await graph.run(inputs), width = data.length / prompts.length;
+prompts.forEach(({{ name, task }}, k) =>
+  console.log(name, Object.fromEntries(task.labels.map((label, n) => [label, data[k * width + n]]))));
 """
 
 

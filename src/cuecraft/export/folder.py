@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module, metadata
 from importlib.util import find_spec
@@ -16,24 +16,28 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from cuecraft.backbone import AnyBackbone, CausalBackbone, Pieces, ReadyPrompt
+from cuecraft.backbone import AnyBackbone, CausalBackbone, Pieces
 from cuecraft.data import Record, fingerprint
 from cuecraft.errors import ExportError
 from cuecraft.export.examples import JAVASCRIPT, PYTHON, write_examples
-from cuecraft.export.folding import fold
+from cuecraft.export.folding import Folded, fold
 from cuecraft.export.graph import EXTERNAL, GRAPH, require_onnx, write_graph
 from cuecraft.export.precision import OPENVINO_GRAPH, Recipe, recipes_of
 from cuecraft.export.rows import Batches
+from cuecraft.export.several import FoldedSeveral, check_together
 from cuecraft.manifests import MANIFEST
 from cuecraft.prompts import Artifact
 from cuecraft.runtime import ExportedModel, RuntimeOptions
 from cuecraft.runtime.manifest import (
+    INPUTS,
+    PROMPTS,
     TOKENIZER,
     AgreementEntry,
     ExportManifest,
     FieldEntry,
     IdsEntry,
     ModelEntry,
+    PromptEntry,
     TokensEntry,
     TriedEntry,
     is_export,
@@ -70,10 +74,11 @@ class GraphRequest:
     floor: float | None
 
 
-def own_texts(artifact: Artifact) -> list[Record]:
-    """Return texts made of an artifact's own words, for what is only a check: many short ones, and ever longer ones."""
-    words = list(dict.fromkeys(word for own in artifact.task.verbalizer.words for word in own))
-    fields = artifact.task.template.field_names
+def own_texts(artifacts: Sequence[Artifact]) -> list[Record]:
+    """Return texts made of artifacts' own words, for what is only a check: many short ones, and ever longer ones."""
+    classes = [words for artifact in artifacts for words in artifact.task.verbalizer.words]
+    words = list(dict.fromkeys(word for own in classes for word in own))
+    fields = artifacts[0].task.template.field_names
     short = islice((line for count in range(1, 7) for line in product(words, repeat=count)), 64)
     long = [words * times for times in (4, 16, 64)]
     return [Record(dict.fromkeys(fields, line)) for line in dict.fromkeys(" ".join(own) for own in [*short, *long])]
@@ -98,24 +103,25 @@ def check_graph_target(target: Path) -> None:
 
 
 def export_graph(
-    artifact: Artifact,
+    artifacts: Mapping[str, Artifact],
     backbone: AnyBackbone,
     target: Path,
     request: GraphRequest,
     report: Callable[[dict[str, Any]], None] = lambda event: None,
 ) -> ExportManifest:
-    """Write an artifact as one graph with all that is needed to ask it.
+    """Write artifacts as one graph with all that is needed to ask it.
 
     Args:
-        artifact: the prompt and its task.
-        backbone: the model that it was made for, on the CPU in float32.
+        artifacts: name -> a prompt and its task. Several share one graph, which reads a text once for all that are
+            asked: prompts behind the text of a causal model, with label words of one token each.
+        backbone: the model that they were made for, on the CPU in float32.
         target: folder to write.
         request: what the graph should be.
         report: is told of each step.
 
     Raises:
-        ExportError: a package is missing, the model cannot be written so, too few texts, or no way to the precision
-            keeps enough labels.
+        ExportError: a package is missing, the model cannot be written so, the prompts cannot share a graph, too few
+            texts, or no way to the precision keeps enough labels.
         ArtifactError: another backbone.
         TemplateError: the prompt stands between two fields.
     """
@@ -129,20 +135,20 @@ def export_graph(
     require_onnx()
     recipes = recipes_of(request.format, request.precision)
     check_graph_target(target)
-    artifact.check_backbone(backbone)
+    for artifact in artifacts.values():
+        artifact.check_backbone(backbone)
     if not hasattr(backbone.tokenizer, "backend_tokenizer"):
         raise ExportError(f"the tokenizer of {backbone.name} is written in Python alone; export its prompt to PEFT")
     if backbone.dtype_name != "float32" or backbone.device.type != "cpu":
         raise ExportError("a graph is made from float32 weights on the CPU; leave --dtype and --device out")
-    reader = artifact.reader(backbone)
-    own = backbone if reader is None else reader.held()
-    making = _Making(artifact, own, own.ready(artifact.prompt, artifact.task), request, report)
+    making = _Making(artifacts, _reader(artifacts, backbone), request, report)
+    folded = making.folded()
     # Beside what is there already: where nothing is written, no folder is made.
     nearest = next(place for place in target.absolute().parents if place.exists())
     try:
         with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=nearest) as scratch:
             report({"phase": "tracing", "step": 0, "total": 1 + len(recipes)})
-            source = write_graph(fold(own, making.ready, artifact.calibration), Path(scratch))
+            source = write_graph(folded, Path(scratch))
             chosen = making.chosen(recipes, source, Path(scratch))
             manifest = making.completed(chosen)
 
@@ -154,6 +160,22 @@ def export_graph(
     except OSError as error:
         raise ExportError(f"{target}: cannot be written ({error}); make room or choose another --out") from error
     return manifest
+
+
+def _reader(artifacts: Mapping[str, Artifact], backbone: AnyBackbone) -> AnyBackbone:
+    """Return the backbone with the weights that an artifact has tuned merged into it, or as it is.
+
+    Raises:
+        ExportError: one of several artifacts has weights of its own.
+    """
+    readers = {name: artifact.reader(backbone) for name, artifact in artifacts.items()}
+    tuned = {name: reader for name, reader in readers.items() if reader is not None}
+    if not tuned:
+        return backbone
+    name, reader = next(iter(tuned.items()))
+    if len(artifacts) > 1:
+        raise ExportError(f"prompt {name!r} changes the model's weights, so it shares no graph; export it alone")
+    return reader.held()
 
 
 @dataclass(frozen=True)
@@ -177,33 +199,59 @@ class _Making:
     """An export under way.
 
     Args:
-        artifact: the prompt and its task.
+        artifacts: name -> a prompt and its task.
         backbone: what reads the texts.
-        ready: the prompt.
         request: what is wanted.
         report: is told of each step.
     """
 
     def __init__(
         self,
-        artifact: Artifact,
+        artifacts: Mapping[str, Artifact],
         backbone: AnyBackbone,
-        ready: ReadyPrompt,
         request: GraphRequest,
         report: Callable[[dict[str, Any]], None],
     ) -> None:
-        self.ready = ready
-        self._artifact, self._backbone, self._request, self._report = artifact, backbone, request, report
-        frame = ready.renderer.frame()
-        self._prompt = FoldedPrompt(ready.renderer, frame, ready.length)
+        self._artifacts, self._backbone, self._request, self._report = artifacts, backbone, request, report
+        self._ready = {name: backbone.ready(own.prompt, own.task) for name, own in artifacts.items()}
+        if len(artifacts) > 1:
+            check_together(backbone, self._ready)
         records, split = list(request.texts), _CALIBRATION if request.precision == "int8" else 0
         self._calibration, self._compared = records[:split], records[split:]
-        logits = backbone.mixed_logits([(ready, pieces) for pieces in self._pieces(self._compared)])
-        calibrated = [artifact.calibration.apply(own.double()).softmax(-1) for own in logits]
-        self._expected = torch.stack(calibrated).numpy()
+        self._prompts = [self._folded_prompt(number, name) for number, name in enumerate(artifacts)]
+        self._expected = [self._answered(name) for name in artifacts]
 
-    def _pieces(self, records: Sequence[Record]) -> list[Pieces]:
-        return self.ready.renderer.fitted(self._artifact.task.examples(records))[0]
+    def folded(self) -> Folded | FoldedSeveral:
+        """Return the module that becomes the graph."""
+        own = [(self._ready[name], artifact.calibration) for name, artifact in self._artifacts.items()]
+        if len(own) == 1:
+            return fold(self._backbone, *own[0])
+        assert isinstance(self._backbone, CausalBackbone)  # the others were refused
+        return FoldedSeveral(self._backbone, own)
+
+    def _answered(self, name: str) -> np.ndarray:
+        """Return PyTorch's probabilities `[N, C]` of the texts that are compared."""
+        ready, artifact = self._ready[name], self._artifacts[name]
+        logits = self._backbone.mixed_logits([(ready, pieces) for pieces in self._pieces(name, self._compared)])
+        calibrated = [artifact.calibration.apply(own.double()).softmax(-1) for own in logits]
+        return torch.stack(calibrated).numpy()
+
+    def _pieces(self, name: str, records: Sequence[Record]) -> list[Pieces]:
+        return self._ready[name].renderer.fitted(self._artifacts[name].task.examples(records))[0]
+
+    def _folded_prompt(self, number: int, name: str) -> FoldedPrompt:
+        ready, own = self._ready[name], self._artifacts[name].manifest
+        renderer, frame = ready.renderer, ready.renderer.frame()
+        room, between = renderer.room(), sum(len(part) for part in frame.span if not isinstance(part, Field))
+        entry = PromptEntry(
+            name=name,
+            artifact_sha256=own.artifact_sha256,
+            task=own.task,
+            prompt_length=ready.length,
+            constant_ids=len(frame.opening) + len(frame.closing) + ready.length,
+            max_text_tokens=None if room is None else room + between,
+        )
+        return FoldedPrompt(number, renderer, frame, entry)
 
     def chosen(self, recipes: Sequence[Recipe], source: Path, scratch: Path) -> _Made:
         """Return the work of the first recipe that keeps enough labels; the best where none has to.
@@ -261,9 +309,15 @@ class _Making:
         return manifest
 
     def _batches(self) -> Batches:
-        """Return the texts to calibrate by, a batch each."""
-        texts = [self._prompt.frame.inner(pieces) for pieces in self._pieces(self._calibration)]
-        return [(np.array([ids], np.int64), np.ones((1, len(ids)), np.int64)) for ids in texts]
+        """Return the texts to calibrate by, a batch each, for all prompts."""
+        first, more = self._prompts[0], {}
+        if len(self._prompts) > 1:
+            more[PROMPTS] = np.arange(len(self._prompts))
+        found = []
+        for pieces in self._pieces(first.entry.name, self._calibration):
+            ids = np.array([first.frame.inner(pieces)], np.int64)
+            found.append(dict(zip(INPUTS, (ids, np.ones_like(ids)), strict=True)) | more)
+        return found
 
     def _measured(self, draft: ExportManifest, folder: Path) -> AgreementEntry:
         """Compare what a graph answers with what PyTorch answered.
@@ -273,11 +327,17 @@ class _Making:
             _NoNumbersError: what it answers is not finite.
         """
         session = open_session(folder, draft, RuntimeOptions(device="cpu"))
-        model = ExportedModel(folder, draft, session, self._prompt)
-        found = np.exp(np.stack(model.mixed_logits([(self._prompt, own) for own in self._pieces(self._compared)])))
-        if not np.isfinite(found).all():
-            raise _NoNumbersError
-        difference = float(np.abs(found - self._expected).max())
+        model = ExportedModel(folder, draft, session, {own.entry.name: own for own in self._prompts})
+        rows = [(own, piece) for own in self._prompts for piece in self._pieces(own.entry.name, self._compared)]
+        logits, count = model.mixed_logits(rows), len(self._compared)
+        # Of several prompts those figures count that are worst.
+        labels, difference = 1.0, 0.0
+        for number, expected in enumerate(self._expected):
+            found = np.exp(np.stack(logits[number * count : (number + 1) * count]))
+            if not np.isfinite(found).all():
+                raise _NoNumbersError
+            labels = min(labels, float((found.argmax(1) == expected.argmax(1)).mean()))
+            difference = max(difference, float(np.abs(found - expected).max()))
         if draft.precision == "fp32" and difference > _FLOAT32:
             raise ExportError(
                 f"the graph of {draft.backbone.name} answers otherwise than PyTorch (probabilities differ by "
@@ -286,38 +346,32 @@ class _Making:
         return AgreementEntry(
             texts=len(self._compared),
             sha256=fingerprint(self._compared),
-            labels=float((found.argmax(1) == self._expected.argmax(1)).mean()),
+            labels=labels,
             max_difference=difference,
             floor=self._request.floor,
         )
 
     def _draft(self, recipe: Recipe) -> ExportManifest:
-        artifact, backbone, request, frame = self._artifact, self._backbone, self._request, self._prompt.frame
-        tokenizer, renderer, made_for = backbone.tokenizer, self.ready.renderer, artifact.manifest.backbone
+        backbone, request, first = self._backbone, self._request, self._prompts[0]
+        tokenizer, made_for = backbone.tokenizer, next(iter(self._artifacts.values())).manifest.backbone
         span: list[FieldEntry | IdsEntry] = []
-        for part in frame.span:
+        for part in first.frame.span:
             if isinstance(part, Field):
-                prefix = renderer.field_prefix(part)
+                prefix = first.renderer.field_prefix(part)
                 span.append(FieldEntry(field=part.name, prefix=prefix, strip=bool(part.prefix)))
             else:
                 span.append(IdsEntry(ids=list(part)))
-        around = len(frame.opening) + len(frame.closing)
-        room, between = renderer.room(), sum(len(part) for part in frame.span if not isinstance(part, Field))
         return ExportManifest(
             format=request.format,
             precision=request.precision,
             recipe=recipe.name,
             graph=recipe.graph,
-            artifact_sha256=artifact.manifest.artifact_sha256,
             backbone=ModelEntry(
                 name=made_for.name, head=made_for.head, sha256=made_for.sha256, max_positions=backbone.max_positions
             ),
-            task=artifact.manifest.task,
-            prompt_length=self.ready.length,
-            constant_ids=around + self.ready.length,
+            prompts=[own.entry for own in self._prompts],
             padding="left" if isinstance(backbone, CausalBackbone) else "right",
             span=span,
-            max_text_tokens=None if room is None else room + between,
             truncation=request.truncation,
             tokens=TokensEntry(
                 mask=getattr(tokenizer, "mask_token_id", None), unknown=getattr(tokenizer, "unk_token_id", None)

@@ -94,7 +94,7 @@ def _offset_rows(offsets: Tensor, before: int, after: int) -> Tensor:
     return functional.pad(offsets, (0, 0, before, after))
 
 
-class _Sides(torch.nn.Module):
+class Sides(torch.nn.Module):
     """What stands before and behind a text's own ids, the tuned tokens in one of both.
 
     Args:
@@ -131,6 +131,12 @@ class _Sides(torch.nn.Module):
         return torch.cat([rows[0], inner, rows[1]], dim=1)
 
 
+def numbered(seen: Tensor) -> Tensor:
+    """Return position numbers `[B, N]`, given which real tokens each token sees, itself included `[B, N, N]`."""
+    # OpenVINO sums whole numbers wrongly in batches of more rows than a row has tokens; floats count as well here.
+    return (seen.to(torch.float32).sum(-1).to(torch.long) - 1).clamp(min=0)
+
+
 class FoldedCausal(Folded):
     """A causal model: the text between its constant sides, padding anywhere; the answer is read near the end.
 
@@ -140,7 +146,7 @@ class FoldedCausal(Folded):
     def __init__(self, backbone: CausalBackbone, ready: ReadyPrompt, calibration: Calibration) -> None:
         super().__init__(backbone, ready, calibration)
         self._backbone = backbone
-        self._sides = _Sides(backbone, ready)
+        self._sides = Sides(backbone, ready)
         self._readout = _reads(backbone, ready)
         branches = ready.branches
         self._grown = 0 if branches is None else len(branches.codes)
@@ -165,8 +171,7 @@ class FoldedCausal(Folded):
         inputs = sides.around(self._backbone.embed(input_ids), sides.vectors)
         ones = [torch.ones(side.shape[:2], dtype=torch.bool, device=valid.device) for side in sides.vectors]
         seen = self._ancestors(inputs.shape[1], inputs.device) & sides.around(valid, ones)[:, None, :]
-        # OpenVINO sums whole numbers wrongly in batches of more rows than a row has tokens; floats count as well here.
-        positions = seen.to(torch.float32).sum(-1).to(torch.long) - 1
+        positions = numbered(seen)
         allowed = seen | torch.eye(inputs.shape[1], dtype=torch.bool, device=inputs.device)
         layers: list[tuple[Tensor, Tensor]] = []
         if kept is not None:
@@ -179,7 +184,7 @@ class FoldedCausal(Folded):
         is_moved = any(own is not None for own in sides.offsets)
         reads = self._readout
         with reads.picking(self._at_slots), entering(self._backbone.layers if is_moved else (), self._moved):
-            found = self._backbone.attend(inputs, allowed, positions.clamp(min=0), layers).logits
+            found = self._backbone.attend(inputs, allowed, positions, layers).logits
         return reads.scores(found)[0]
 
     def _ancestors(self, count: int, device: torch.device) -> Tensor:
@@ -221,7 +226,7 @@ class _FoldedEncoder(Folded):
     ) -> None:
         super().__init__(backbone, ready, calibration)
         self._backbone = backbone
-        self._sides = _Sides(backbone, ready)
+        self._sides = Sides(backbone, ready)
         self._states = ready.states
         moved = [own for own in self._sides.offsets if own is not None]
         #: `[n_layers, 1 + A or Z, d]`, the first row zeros; None for nothing.

@@ -14,12 +14,15 @@ import torch
 
 from cuecraft.errors import ExportError
 from cuecraft.export.folding import Folded
+from cuecraft.export.several import FoldedSeveral
+from cuecraft.runtime.manifest import INPUTS, PROMPTS
 
 GRAPH, EXTERNAL = "model.onnx", "model.onnx.data"
-INPUTS, OUTPUT = ("input_ids", "attention_mask"), "probabilities"
+_OUTPUT = "probabilities"
 _OPSET = 18
 ONE_FILE = 2**31 - 2**24  # a protobuf message ends at 2 GiB; some of it is the graph itself
-_SAMPLE = (3, 7)  # any batch and length will do, but not 0 or 1, which would be taken for fixed
+#: Names of sizes that are free, with a size to trace with: any but 0 and 1, which would be taken for fixed.
+_TEXTS, _ASKED = {"batch": 3, "length": 7}, {"asked": 5}
 
 
 def require_onnx() -> None:
@@ -28,27 +31,27 @@ def require_onnx() -> None:
         raise ExportError("export as a graph needs further packages: pip install 'cuecraft[export]'")
 
 
-def write_graph(folded: Folded, folder: Path) -> Path:
-    """Write a module as a graph with any batch size and length; return its file.
+def write_graph(folded: Folded | FoldedSeveral, folder: Path) -> Path:
+    """Write a module as a graph with any batch size and length, and any number of prompts asked; return its file.
 
     Weights of more than 2 GB lie beside it, in `model.onnx.data`.
 
     Raises:
         ExportError: the model cannot be traced.
     """
-    # Two tensors, not one twice: inputs that are one object are traced as one input.
-    sample = (torch.ones(_SAMPLE, dtype=torch.long), torch.ones(_SAMPLE, dtype=torch.long))
+    inputs = dict.fromkeys(INPUTS, _TEXTS) | ({PROMPTS: _ASKED} if isinstance(folded, FoldedSeveral) else {})
     target = folder / GRAPH
-    sizes = {0: "batch", 1: "length"}
+    # A tensor for each: inputs that are one object are traced as one input.
+    sample = tuple(torch.ones(tuple(sizes.values()), dtype=torch.long) for sizes in inputs.values())
     with torch.no_grad(), _quietly():
         try:
             program = torch.onnx.export(
                 folded,
                 sample,
                 dynamo=True,
-                input_names=list(INPUTS),
-                output_names=[OUTPUT],
-                dynamic_shapes=(sizes, sizes),
+                input_names=list(inputs),
+                output_names=[_OUTPUT],
+                dynamic_shapes=tuple(dict(enumerate(sizes)) for sizes in inputs.values()),
                 opset_version=_OPSET,
                 verbose=False,
             )

@@ -137,7 +137,7 @@ def _openvino_static(source: Path, target: Path, calibration: Batches) -> None:
     import openvino
 
     with _quietly():
-        texts = nncf.Dataset([list(batch) for batch in calibration])
+        texts = nncf.Dataset([dict(batch) for batch in calibration])
         model = nncf.quantize(
             openvino.convert_model(source), texts, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(calibration)
         )

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from cuecraft.export.graph import INPUTS, ONE_FILE
+from cuecraft.export.graph import ONE_FILE
+from cuecraft.runtime.sessions import Feed
 
-#: Batches of ids `[B, L]` and masks `[B, L]` of texts that a recipe may look at.
-Batches = Sequence[tuple[np.ndarray, np.ndarray]]
+Batches = Sequence[Feed]  # of texts that a recipe may look at
 
 _DOMAIN = "com.microsoft"
 _WEIGHT_TOP = 63  # of 7 bits
@@ -76,7 +76,7 @@ def _largest(source: Path, calibration: Batches, names: Mapping[str, int]) -> di
         ordered = sorted(names)
         found = {name: np.zeros(0, np.float32) for name in ordered}
         for batch in calibration:
-            values = session.run([f"{name}_largest" for name in ordered], dict(zip(INPUTS, batch, strict=True)))
+            values = session.run([f"{name}_largest" for name in ordered], dict(batch))
             for name, value in zip(ordered, values, strict=True):
                 found[name] = np.maximum(found[name], value) if len(found[name]) else value
     return found

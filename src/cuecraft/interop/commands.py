@@ -36,9 +36,12 @@ class ExportRequest(Options):
 
 
 def run_export(
-    folder: Path, out: Path, request: ExportRequest, report: Callable[[dict[str, Any]], None] = lambda event: None
+    folders: Mapping[str, Path],
+    out: Path,
+    request: ExportRequest,
+    report: Callable[[dict[str, Any]], None] = lambda event: None,
 ) -> dict[str, Any]:
-    """Export an artifact; return the document of `cuecraft export --json`.
+    """Export artifacts by name, several as one graph; return the document of `cuecraft export --json`.
 
     Raises:
         CuecraftError: anything that the user can mend; nothing is written then.
@@ -50,17 +53,19 @@ def run_export(
         raise ExportError(f"--texts is for graphs; leave it out with --format {request.format}")
     if is_graph and (request.device, request.dtype) != ("auto", "auto"):
         raise ExportError("a graph is made on the CPU from float32 weights; leave --device and --dtype out")
-    if member_folders(folder):
-        raise ExportError(f"{folder}: holds several seeds; export one of them, such as {member_folders(folder)[0]}")
-    artifact = load_artifact(folder)
-    document: dict[str, Any] = {"artifact": str(folder), "format": request.format, "folder": str(out)}
+    if not is_graph and len(folders) > 1:
+        raise ExportError(f"--format {request.format} writes one prompt; export them one by one")
+    artifacts = {name: _artifact(folder) for name, folder in folders.items()}
+    artifact = next(iter(artifacts.values()))
+    named = {name: str(folder) for name, folder in folders.items()}
+    document: dict[str, Any] = {"artifacts": named, "format": request.format, "folder": str(out)}
     if request.format == "safetensors":
         check_tensors_target(out)
     elif request.format == "peft":
         check_export_target(out)
     else:
         check_graph_target(out)
-    records = _texts(artifact, request) if is_graph else []
+    records = _texts(list(artifacts.values()), request) if is_graph else []
     made_for = artifact.manifest.backbone
     device, dtype = ("cpu", "float32") if is_graph else (request.device, request.dtype)
     backbone = load_backbone(request.model or made_for.name, made_for.head, device, request.local_files_only, dtype)
@@ -72,7 +77,7 @@ def run_export(
         wanted = GraphRequest(
             request.format, request.precision, request.truncation, records, request.min_agreement or None
         )
-        manifest = export_graph(artifact, backbone, out, wanted, report)
+        manifest = export_graph(artifacts, backbone, out, wanted, report)
         document |= {
             "precision": manifest.precision,
             "recipe": manifest.recipe,
@@ -83,9 +88,15 @@ def run_export(
     return document | {"files": sorted(path.name for path in out.iterdir())}
 
 
-def _texts(artifact: Artifact, request: ExportRequest) -> list[Record]:
+def _artifact(folder: Path) -> Artifact:
+    if member_folders(folder):
+        raise ExportError(f"{folder}: holds several seeds; export one of them, such as {member_folders(folder)[0]}")
+    return load_artifact(folder)
+
+
+def _texts(artifacts: Sequence[Artifact], request: ExportRequest) -> list[Record]:
     """Return the texts that agreement is measured on."""
-    fields = artifact.task.template.field_names
+    fields = artifacts[0].task.template.field_names
     if request.texts is not None:
         found = unlabelled(fields, (), request.texts, request.text_columns)
         distinct = {tuple(record.fields.items()): record for record in found}  # a copy tells nothing more
@@ -94,7 +105,7 @@ def _texts(artifact: Artifact, request: ExportRequest) -> list[Record]:
         raise ExportError(
             "int8 changes answers, and how much is measured on texts; give unlabelled ones of the task: --texts FILE"
         )
-    return own_texts(artifact)
+    return own_texts(artifacts)
 
 
 def run_import(

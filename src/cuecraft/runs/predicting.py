@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cuecraft.data import Record
 from cuecraft.data.texts import unlabelled
+from cuecraft.errors import ExportError
 from cuecraft.runtime import ExportedClassifier, RuntimeOptions, is_export
 from cuecraft.runtime.manifest import EXPORT
 from cuecraft.runtime.model import check_where
@@ -25,7 +26,7 @@ def read_texts(artifact: Path, lines: Sequence[str], file: Path | None, columns:
         DataError: no texts, or lines for a template of several fields.
     """
     if is_export(artifact):
-        task = EXPORT.read(artifact).task.task()
+        task = EXPORT.read(artifact).prompts[0].task.task()  # all of them have the same fields
     else:
         from cuecraft.prompts import load_artifact, member_folders
 
@@ -36,14 +37,18 @@ def read_texts(artifact: Path, lines: Sequence[str], file: Path | None, columns:
 def predict_records(
     artifact: Path,
     records: Sequence[Record],
+    prompt: str | None,
     model: str | None,
     device: str,
     local_files_only: bool,
     dtype: str,
     report: Callable[[Event], None],
 ) -> dict[str, Any]:
-    """Return the document of `cuecraft predict --json`; a folder of several seeds answers as an ensemble."""
-    classifier = _classifier(artifact, model, device, local_files_only, dtype)
+    """Return the document of `cuecraft predict --json`; a folder of several seeds answers as an ensemble.
+
+    Of an exported folder with several prompts, `prompt` says which answers.
+    """
+    classifier = _classifier(artifact, prompt, model, device, local_files_only, dtype)
     names = [str(name) for name in classifier.classes_.tolist()]
     predictions = []
     found = classifier.predict_proba([dict(record.fields) for record in records], report)
@@ -56,12 +61,14 @@ def predict_records(
 
 
 def _classifier(
-    folder: Path, model: str | None, device: str, local_files_only: bool, dtype: str
+    folder: Path, prompt: str | None, model: str | None, device: str, local_files_only: bool, dtype: str
 ) -> ExportedClassifier | PromptClassifier | PromptEnsemble:
     """Return what answers; an exported folder needs no PyTorch, so nothing of it is imported then."""
     if is_export(folder):
         check_where(folder, model, dtype)
-        return ExportedClassifier.load(folder, RuntimeOptions(device=device))
+        return ExportedClassifier.load(folder, RuntimeOptions(device=device), prompt)
+    if prompt is not None:
+        raise ExportError(f"{folder}: is no export of several prompts; leave --prompt out")
     from cuecraft.classifier import PromptClassifier
     from cuecraft.ensemble import PromptEnsemble
     from cuecraft.prompts import member_folders

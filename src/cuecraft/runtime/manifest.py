@@ -12,10 +12,11 @@ example.mjs          the same under Node
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from cuecraft.backbone.rendering import HeadKind
 from cuecraft.errors import ExportError
@@ -24,6 +25,10 @@ from cuecraft.storage import digest
 from cuecraft.task.entry import TaskEntry
 
 TOKENIZER = "tokenizer.json"
+#: What a prompt may be called where several are asked by name.
+PROMPT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+#: Inputs of every graph; and of one with several prompts, the numbers of those that are asked.
+INPUTS, PROMPTS = ("input_ids", "attention_mask"), "prompts"
 EXPORT_VERSION = 1
 _OWN_HASH = "export_sha256"
 
@@ -94,6 +99,26 @@ class TriedEntry(_Part):
     max_difference: float
 
 
+class PromptEntry(_Part):
+    """One prompt of a graph.
+
+    Args:
+        name: its id among those of the graph.
+        artifact_sha256: of the artifact that it was made of.
+        task: template, label words, classes.
+        prompt_length: positions that the prompt takes beside a text's pieces.
+        constant_ids: positions that it and its template take in every text.
+        max_text_tokens: ids that one text may have; None for no limit.
+    """
+
+    name: str
+    artifact_sha256: str
+    task: TaskEntry
+    prompt_length: int
+    constant_ids: int
+    max_text_tokens: int | None
+
+
 class ExportManifest(_Part):
     """What `manifest.json` of an exported folder holds."""
 
@@ -102,14 +127,10 @@ class ExportManifest(_Part):
     precision: Literal["fp32", "fp16", "int8"]
     recipe: str
     graph: str
-    artifact_sha256: str
     backbone: ModelEntry
-    task: TaskEntry
-    prompt_length: int
-    constant_ids: int
+    prompts: list[PromptEntry] = Field(min_length=1)
     padding: Literal["left", "right"]
     span: list[FieldEntry | IdsEntry]
-    max_text_tokens: int | None
     truncation: Literal["cut", "refuse"]
     tokens: TokensEntry
     agreement: AgreementEntry
@@ -117,6 +138,19 @@ class ExportManifest(_Part):
     versions: dict[str, str]
     files: dict[str, str]
     export_sha256: str = ""
+
+    def prompt(self, name: str | None) -> PromptEntry:
+        """Return a prompt by name; without one, the only one there is.
+
+        Raises:
+            ExportError: there is none of that name, or several are there and none was named.
+        """
+        names = [own.name for own in self.prompts]
+        if name is None and len(names) > 1:
+            raise ExportError(f"this export holds the prompts {', '.join(names)}; name one of them")
+        if name is not None and name not in names:
+            raise ExportError(f"this export holds no prompt {name[:64]!r}; it holds {', '.join(names)}")
+        return self.prompts[0 if name is None else names.index(name)]
 
     def signed(self) -> ExportManifest:
         """Return the manifest with its own hash in it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from cuecraft.backbone.batches import token_batches
 from cuecraft.backbone.rendering import Frame, Pieces, Renderer
 from cuecraft.data.texts import Texts, as_records
 from cuecraft.errors import CuecraftWarning, DataError, ExportError, PromptError
-from cuecraft.runtime.manifest import TOKENIZER, ExportManifest, read_export
+from cuecraft.runtime.manifest import INPUTS, PROMPTS, TOKENIZER, ExportManifest, PromptEntry, read_export
 from cuecraft.runtime.sessions import RuntimeOptions, Session, open_session
 from cuecraft.runtime.tokens import FileTokenizer
 from cuecraft.task import Example, Task
@@ -52,35 +52,42 @@ class RefusingRenderer(Renderer):
 
 @dataclass(frozen=True, eq=False)
 class FoldedPrompt:
-    """The prompt of a graph, as far as it is known outside of it.
+    """A prompt of a graph, as far as it is known outside of it.
 
     Args:
+        number: which of the graph's prompts it is.
         renderer: its task as the tokenizer writes it.
         frame: what the graph puts around a text by itself.
-        length: positions that the prompt takes beside a text's pieces.
+        entry: what the manifest says of it.
     """
 
+    number: int
     renderer: Renderer
     frame: Frame
-    length: int
+    entry: PromptEntry
+
+    @property
+    def length(self) -> int:
+        """Positions that it takes beside a text's pieces."""
+        return self.entry.prompt_length
 
 
 @dataclass(eq=False)
 class ExportedModel:
-    """A graph with its prompt: what an engine needs of a backbone, without PyTorch.
+    """A graph with its prompts: what an engine needs of a backbone, without PyTorch.
 
     Args:
         folder: where it lies.
         manifest: of the folder.
         session: runs the graph.
-        ready: its prompt.
+        prompts: name -> prompt, in the graph's order.
         budget: of one batch.
     """
 
     folder: Path
     manifest: ExportManifest
     session: Session
-    ready: FoldedPrompt
+    prompts: Mapping[str, FoldedPrompt]
     budget: TokenBudget = field(default_factory=TokenBudget)
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
@@ -96,49 +103,77 @@ class ExportedModel:
         tokenizer = FileTokenizer(source / TOKENIZER, manifest.tokens)
         kind = RefusingRenderer if manifest.truncation == "refuse" else Renderer
         made_for = manifest.backbone
-        renderer = kind(tokenizer, manifest.task.task(), made_for.head, made_for.max_positions)
-        session = open_session(source, manifest, options or RuntimeOptions())
-        return cls(source, manifest, session, FoldedPrompt(renderer, renderer.frame(), manifest.prompt_length))
+        prompts = {}
+        for number, entry in enumerate(manifest.prompts):
+            renderer = kind(tokenizer, entry.task.task(), made_for.head, made_for.max_positions)
+            prompts[entry.name] = FoldedPrompt(number, renderer, renderer.frame(), entry)
+        return cls(source, manifest, open_session(source, manifest, options or RuntimeOptions()), prompts)
 
     @property
     def name(self) -> str:
         """The name of the backbone."""
         return self.manifest.backbone.name
 
-    def probabilities(self, texts: Sequence[tuple[int, ...]]) -> np.ndarray:
-        """Return probabilities `[B, C]` of one batch of texts, each as the graph's own ids (`Frame.inner`).
+    def probabilities(self, texts: Sequence[tuple[int, ...]], asked: Sequence[FoldedPrompt]) -> np.ndarray:
+        """Return probabilities `[B, K, C]` of one batch of texts, with each of some prompts.
+
+        Args:
+            texts: `[B]` the graph's own ids of each (`Frame.inner`), the same for all of the prompts.
+            asked: `[K]` the prompts.
 
         Raises:
             PromptError: a text is longer than the graph allows.
         """
-        most, width = self.manifest.max_text_tokens, max(map(len, texts))
-        if most is not None and width > most:
-            raise PromptError(f"a text has {width} tokens, and the graph takes {most}; shorten it")
+        limits = [own.entry.max_text_tokens for own in asked if own.entry.max_text_tokens is not None]
+        width = max(map(len, texts))
+        if limits and width > min(limits):
+            raise PromptError(f"a text has {width} tokens, and the graph takes {min(limits)}; shorten it")
         ids = np.zeros((len(texts), max(1, width)), np.int64)
         mask = np.zeros_like(ids)
         for row, own in enumerate(texts):
             start = ids.shape[1] - len(own) if self.manifest.padding == "left" else 0
             ids[row, start : start + len(own)] = own
             mask[row, start : start + len(own)] = 1
+        feed = dict(zip(INPUTS, (ids, mask), strict=True))
+        is_one = len(self.prompts) == 1
+        if not is_one:
+            feed[PROMPTS] = np.array([own.number for own in asked], np.int64)
         with self._one_at_a_time:
-            return self.session.run(ids, mask)
+            found = self.session.run(feed)
+        return found[:, None] if is_one else found
 
     def mixed_logits(self, rows: Sequence[tuple[FoldedPrompt, Pieces]]) -> list[np.ndarray]:
-        """Return calibrated log-probabilities `[C]` (float64) of each row, its text read with the graph's prompt.
+        """Return calibrated log-probabilities `[C]` (float64) of each row: a text with one of the graph's prompts.
+
+        A text that several rows have is read once.
 
         Raises:
             PromptError: a text is longer than the graph allows.
         """
-        texts = [prompt.frame.inner(pieces) for prompt, pieces in rows]
-        around = self.manifest.constant_ids
-        found: list[np.ndarray] = [np.empty(0)] * len(rows)
-        for batch in token_batches([len(text) + around for text in texts], self.budget.tokens):
-            shares = self.probabilities([texts[row] for row in batch]).astype(np.float64)
-            with np.errstate(divide="ignore"):
-                logs = np.log(shares / shares.sum(1, keepdims=True))
-            for row, own in zip(batch, logs, strict=True):
-                found[row] = own
-        return found
+        asked: dict[tuple[int, ...], dict[int, list[int]]] = {}
+        for row, (prompt, pieces) in enumerate(rows):
+            asked.setdefault(prompt.frame.inner(pieces), {}).setdefault(prompt.number, []).append(row)
+        alike: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+        for text, own in asked.items():
+            alike.setdefault(tuple(sorted(own)), []).append(text)
+        known = list(self.prompts.values())
+        found: dict[int, np.ndarray] = {}
+        for numbers, texts in alike.items():
+            prompts = [known[number] for number in numbers]
+            around = sum(own.entry.constant_ids for own in prompts)
+            for batch in token_batches([len(text) + around for text in texts], self.budget.tokens):
+                shares = self.probabilities([texts[n] for n in batch], prompts).astype(np.float64)
+                for n, of_text in zip(batch, shares, strict=True):
+                    for prompt, own_shares in zip(prompts, of_text, strict=True):
+                        logs = _log_shares(own_shares[: len(prompt.entry.task.labels)])
+                        found |= dict.fromkeys(asked[texts[n]][prompt.number], logs)
+        return [found[row] for row in range(len(rows))]
+
+
+def _log_shares(shares: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore"):
+        found: np.ndarray = np.log(shares / shares.sum())
+    return found
 
 
 class ExportedClassifier:
@@ -146,17 +181,24 @@ class ExportedClassifier:
 
     Args:
         model: an exported folder that was loaded.
+        prompt: which of its prompts answers; None where it holds one.
+
+    Raises:
+        ExportError: it holds no such prompt, or several and none was named.
     """
 
-    def __init__(self, model: ExportedModel) -> None:
+    def __init__(self, model: ExportedModel, prompt: str | None = None) -> None:
         self.model = model
-        self.task_: Task = model.ready.renderer.task
-        self.classes_ = np.array(model.manifest.task.classes)
+        self._ready = model.prompts[model.manifest.prompt(prompt).name]
+        self.task_: Task = self._ready.renderer.task
+        self.classes_ = np.array(self._ready.entry.task.classes)
 
     @classmethod
-    def load(cls, folder: str | Path, options: RuntimeOptions | None = None) -> ExportedClassifier:
-        """Read an exported folder; raises as `ExportedModel.load`."""
-        return cls(ExportedModel.load(folder, options))
+    def load(
+        cls, folder: str | Path, options: RuntimeOptions | None = None, prompt: str | None = None
+    ) -> ExportedClassifier:
+        """Read an exported folder; raises as `ExportedModel.load`, or where it holds no such prompt."""
+        return cls(ExportedModel.load(folder, options), prompt)
 
     def predict_proba(self, texts: Texts, report: Callable[[dict[str, Any]], None] = lambda event: None) -> np.ndarray:
         """Return class probabilities `[N, C]`, columns as in `classes_`; `report` is told how far it has come.
@@ -170,7 +212,7 @@ class ExportedClassifier:
             ExportError: the graph gives no numbers.
         """
         examples = self.task_.examples(as_records(texts))
-        ready, step = self.model.ready, 1024
+        ready, step = self._ready, 1024
         parts: list[np.ndarray] = []
         cut = 0
         for start in range(0, len(examples), step):
@@ -179,7 +221,7 @@ class ExportedClassifier:
             parts += self.model.mixed_logits([(ready, own) for own in pieces])
             report({"step": min(start + step, len(examples)), "total": len(examples)})
         if cut:
-            most = self.model.manifest.max_text_tokens
+            most = ready.entry.max_text_tokens
             warnings.warn(
                 f"{cut} of {len(examples)} texts were cut at the end to fit {most} tokens",
                 CuecraftWarning,

@@ -20,7 +20,7 @@ _PROVIDERS: Mapping[str, tuple[str, ...]] = {
     "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
     "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
 }
-_NAMES = ("input_ids", "attention_mask")
+Feed = Mapping[str, np.ndarray]  # input of a graph -> its values, int64
 
 
 class RuntimeOptions(Options):
@@ -36,8 +36,8 @@ class RuntimeOptions(Options):
 class Session(Protocol):
     """A graph that is ready to run."""
 
-    def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        """Return probabilities `[B, C]` of ids `[B, L]` and what of them is real `[B, L]`, both int64."""
+    def run(self, feed: Feed) -> np.ndarray:
+        """Return the probabilities of a batch."""
         ...
 
 
@@ -89,9 +89,9 @@ class OnnxSession:
                 f"{wanted[0]} could not be started (its libraries may be missing); choose another --device"
             )
 
-    def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        """Return probabilities `[B, C]`."""
-        found: np.ndarray = self._session.run(None, dict(zip(_NAMES, (input_ids, attention_mask), strict=True)))[0]
+    def run(self, feed: Feed) -> np.ndarray:
+        """Return the probabilities of a batch."""
+        found: np.ndarray = self._session.run(None, dict(feed))[0]
         return found
 
 
@@ -159,8 +159,8 @@ class OpenVinoSession:
             raise ExportError(f"{path}: OpenVINO cannot load it ({first}); export again") from error
         self._request = compiled.create_infer_request()
 
-    def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        """Return probabilities `[B, C]`."""
-        found = self._request.infer(dict(zip(_NAMES, (input_ids, attention_mask), strict=True)))
+    def run(self, feed: Feed) -> np.ndarray:
+        """Return the probabilities of a batch."""
+        found = self._request.infer(dict(feed))
         probabilities: np.ndarray = np.array(found[0])
         return probabilities

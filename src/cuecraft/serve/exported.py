@@ -13,6 +13,7 @@ import numpy as np
 from cuecraft.data import Record
 from cuecraft.errors import BackboneError, ServeError
 from cuecraft.runtime import ExportedModel, ExportManifest, RuntimeOptions
+from cuecraft.runtime.manifest import PromptEntry
 from cuecraft.runtime.model import FoldedPrompt
 from cuecraft.runtime.sessions import cores
 from cuecraft.serve.registry import AnyShelf, described
@@ -21,7 +22,7 @@ from cuecraft.task import Example, Task
 
 @dataclass(frozen=True, eq=False)
 class ExportedMember:
-    """A graph and its prompt.
+    """A graph and a prompt of it.
 
     Args:
         backbone: the graph.
@@ -34,25 +35,32 @@ class ExportedMember:
 
 @dataclass(frozen=True, eq=False)
 class ListedExport:
-    """What is known of an exported folder without its graph.
+    """What is known of an exported prompt without its graph.
 
     Args:
         name: its id.
         manifest: of the folder.
+        entry: the prompt there.
     """
 
     name: str
     manifest: ExportManifest
+    entry: PromptEntry
+
+    @classmethod
+    def of(cls, name: str, manifest: ExportManifest) -> ListedExport:
+        """Return what has an id in a folder; raises as `prompt_of`."""
+        return cls(name, manifest, prompt_of(manifest, name))
 
     @cached_property
     def task(self) -> Task:
         """Template and verbalizer."""
-        return self.manifest.task.task()
+        return self.entry.task.task()
 
     @property
     def classes(self) -> tuple[Any, ...]:
         """The classes `[C]` as the user's data has them."""
-        return tuple(self.manifest.task.classes)
+        return tuple(self.entry.task.classes)
 
     @property
     def version(self) -> str:
@@ -69,7 +77,7 @@ class ListedExport:
         return described(
             self,
             kind=manifest.format,
-            length=manifest.prompt_length,
+            length=self.entry.prompt_length,
             method=manifest.precision,
             members=1,
             metrics={"agreement": manifest.agreement.labels},
@@ -78,10 +86,10 @@ class ListedExport:
 
 @dataclass(frozen=True, eq=False)
 class ExportedPrompt(ListedExport):
-    """A graph that is ready to answer.
+    """A prompt of a graph that is ready to answer.
 
     Args:
-        members: the graph alone.
+        members: the graph with this prompt, alone.
     """
 
     members: tuple[ExportedMember, ...] = ()
@@ -103,7 +111,7 @@ class ExportShelf(AnyShelf[ExportedPrompt]):
     """Exported folders that are ready to answer.
 
     Args:
-        folders: id -> exported folder.
+        folders: id -> exported folder; of a folder with several prompts the id is the prompt's own name.
         options: where the graphs run.
 
     Raises:
@@ -117,8 +125,9 @@ class ExportShelf(AnyShelf[ExportedPrompt]):
         self._open()
 
     def _open(self) -> None:
+        models = {folder: ExportedModel.load(folder, self._options) for folder in dict.fromkeys(self._folders.values())}
         for name, folder in self._folders.items():
-            self.put(name, [ExportedModel.load(folder, self._options)])
+            self.put(name, [models[folder]])
         #: The first graph: all have the same budget of a batch.
         self.backbone = self.all()[0].members[0].backbone
 
@@ -139,4 +148,14 @@ class ExportShelf(AnyShelf[ExportedPrompt]):
 
     def _made(self, name: str, artifacts: Sequence[ExportedModel]) -> ExportedPrompt:
         model = artifacts[0]
-        return ExportedPrompt(name, model.manifest, (ExportedMember(model, model.ready),))
+        entry = prompt_of(model.manifest, name)
+        return ExportedPrompt(name, model.manifest, entry, (ExportedMember(model, model.prompts[entry.name]),))
+
+
+def prompt_of(manifest: ExportManifest, name: str) -> PromptEntry:
+    """Return the prompt that has an id in an exported folder: any id where it holds one prompt, else its name.
+
+    Raises:
+        ExportError: it holds several, and none of that name.
+    """
+    return manifest.prompt(None if len(manifest.prompts) == 1 else name)

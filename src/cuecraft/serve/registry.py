@@ -6,7 +6,6 @@ artifacts, `serve.exported` those of exported folders.
 
 from __future__ import annotations
 
-import re
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -14,14 +13,13 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from cuecraft.backbone.rendering import Pieces, Renderer
 from cuecraft.errors import ServeError, UnknownPromptError
+from cuecraft.runtime.manifest import PROMPT_NAME
 from cuecraft.task import Example, Task
-
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def check_id(name: str) -> None:
     """Raise ServeError where a prompt cannot have an id."""
-    if not _ID.fullmatch(name):
+    if not PROMPT_NAME.fullmatch(name):
         shown = name[:80]
         raise ServeError(f"prompt id {shown!r} cannot be one; use letters, digits, dot, dash, underscore, 64 at most")
 

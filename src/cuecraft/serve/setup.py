@@ -121,7 +121,7 @@ def load_listed(settings: ServeSettings) -> tuple[list[Listed], str, int]:
         CuecraftError: as `open_shelf`, but for what only loading shows.
     """
     if are_exported(settings):
-        exported = [ListedExport(name, EXPORT.read(folder)) for name, folder in settings.prompts.items()]
+        exported = [ListedExport.of(name, EXPORT.read(folder)) for name, folder in settings.prompts.items()]
         return list(exported), exported[0].manifest.backbone.sha256, cores()
     import torch
 
