@@ -228,11 +228,58 @@ def bulk_rows() -> list[str]:
     return rows
 
 
+GRAPHS = {
+    "pytorch": "PyTorch, float32",
+    "onnx-fp32": "ONNX Runtime, float32",
+    "onnx-int8": "ONNX Runtime, int8",
+    "openvino-fp32": "OpenVINO, float32",
+    "openvino-int8": "OpenVINO, int8",
+}
+WAYS = {
+    "own graph, one": "one prompt, its own graph",
+    "one graph, one": "one prompt of the graph of eight",
+    "own graphs, all": "all eight, a graph each",
+    "one graph, all": "all eight, one graph",
+    "pytorch, all": "all eight, PyTorch",
+}
+
+
+def export_rows() -> list[str]:
+    """Return a row for each graph, what int8 was tried as, and prompts that share a graph."""
+    found, rows, several = read_result("export.json"), [], []
+    for model, own in found.items():
+        for graph, name in GRAPHS.items():
+            row = own["graphs"][graph]
+            cells = [
+                f"{row['bytes'] / 1e6:,.0f}",
+                f"{row['load_seconds']:.1f}",
+                f"{row['p50_ms']:.0f} / {row['p95_ms']:.0f}",
+                f"{row['texts_per_second']:.1f}",
+                f"{row['to_pytorch']:.2f}",
+                share(row["agreement"]),
+            ]
+            rows.append(f"| `{model}`, {name} | {' | '.join(cells)} |")
+    for model, own in found.items():
+        for graph in ("onnx-int8", "openvino-int8"):
+            row = own["graphs"][graph]
+            for tried in row["tried"]:
+                is_taken = tried["recipe"] == row["recipe"]
+                cells = [tried["recipe"] + (" *" if is_taken else ""), share(tried["labels"])]
+                rows.append(f"| `{model}`, {graph.partition('-')[0]} | {' | '.join(cells)} |")
+        if "several" in own:
+            several += [
+                f"| {name} | {own['several']['one text at a time'][way]:.2f} | {own['several']['16 texts'][way]:.2f} |"
+                for way, name in WAYS.items()
+            ]
+    return rows + several
+
+
 PAGES: dict[str, tuple[Callable[[], list[str]], ...]] = {
     "README.md": (compare_rows, multitask_rows, serve_rows),
     "docs/capacity.md": (capacity_rows,),
     "docs/serving.md": (overload_rows,),
     "docs/bulk.md": (bulk_rows,),
+    "docs/export.md": (export_rows,),
     "docs/guard.md": (flip_rows, guard_rows),
 }
 

@@ -17,13 +17,14 @@ from conftest import make_causal
 from cuecraft import PromptClassifier
 from cuecraft.data import Record
 from cuecraft.errors import CuecraftWarning, DataError, ExportError, PromptError
-from cuecraft.export import GraphRequest, export_graph, precision
+from cuecraft.export import GraphRequest, export_graph, graph, precision, rows
 from cuecraft.export.precision import Recipe
 from cuecraft.runtime import ExportedClassifier, ExportedModel, RuntimeOptions, read_export
 from cuecraft.serve.engine import Engine, EngineOptions
 from cuecraft.serve.exported import ExportShelf
 from serving import X, Y, classifiers
 
+ROOT = Path(__file__).parents[1]
 TEXTS = [*X, "love", "the film is a joy and then again a bore " * 3, "great actors", "  a dull   story"]
 RECORDS = [Record({"text": text}) for text in TEXTS]
 MANY = [Record({"text": f"{text} {other}"}) for text in X for other in TEXTS] * 3
@@ -133,6 +134,15 @@ def test_the_manifest_says_what_is_there(soft):
     assert (manifest.padding, manifest.truncation, manifest.precision) == ("left", "cut", "fp32")
     assert [own.model_dump() for own in manifest.span] == [{"field": "text", "prefix": "", "strip": False}]
     assert manifest.tried[0].recipe == "float32"
+
+
+def test_the_same_artifact_gives_the_same_bytes_and_tells_nothing_of_this_machine(soft, tmp_path):
+    classifier, folder = soft
+    exported(classifier, tmp_path / "again")
+    for path in folder.iterdir():
+        assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
+    own = (folder / "model.onnx").read_bytes()
+    assert not [part for part in (b"site-packages", b".py", b"stack_trace", str(ROOT).encode()) if part in own]
 
 
 def test_the_python_example_answers_as_the_classifier(soft):
@@ -347,6 +357,33 @@ def test_every_way_to_int8_makes_a_graph_that_runs(number, causal, tmp_path, mon
     monkeypatch.setitem(precision._RECIPES, ("onnx", "int8"), (recipe,))
     manifest = exported(classifiers(causal)["soft"], tmp_path / "out", request(precision="int8", texts=MANY, floor=0.8))
     assert manifest.recipe == recipe.name
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        "fp32",
+        pytest.param("fp16", marks=pytest.mark.slow),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in range(4)),
+    ],
+)
+def test_weights_too_large_for_one_file_lie_beside_the_graph(wanted, causal, tmp_path, monkeypatch):
+    for module in (graph, precision, rows):
+        monkeypatch.setattr(module, "ONE_FILE", 1000)
+    if isinstance(wanted, int):
+        recipe = precision._RECIPES["onnx", "int8"][wanted]
+        monkeypatch.setitem(precision._RECIPES, ("onnx", "int8"), (recipe,))
+        asked = request(precision="int8", texts=MANY, floor=None)
+    else:
+        asked = request(precision=wanted)
+    classifier = classifiers(causal)["soft"]
+    manifest = exported(classifier, tmp_path / "out", asked)
+    assert "model.onnx.data" in manifest.files
+    found = ExportedClassifier.load(tmp_path / "out").predict_proba(TEXTS)
+    assert np.abs(found - classifier.predict_proba(TEXTS)).max() < {"fp32": 1e-4, "fp16": 0.02}.get(wanted, 0.2)
+    (tmp_path / "out" / "model.onnx.data").unlink()
+    with pytest.raises(ExportError, match=r"model\.onnx\.data is missing"):
+        ExportedModel.load(tmp_path / "out")
 
 
 def test_folders_that_are_damaged_are_told(soft, tmp_path):

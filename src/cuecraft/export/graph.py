@@ -64,6 +64,7 @@ def write_graph(folded: Folded | FoldedSeveral, folder: Path) -> Path:
         assert program is not None
         weights = {id(own): own.numel() * own.element_size() for own in folded.model.parameters()}
         _without_gemm(program.model)
+        _without_traces(program.model)
         program.save(target, external_data=sum(weights.values()) > ONE_FILE)
     return target
 
@@ -84,6 +85,16 @@ def _without_gemm(model: Any) -> None:
         ir.convenience.replace_nodes_and_values(
             model.graph, node, [node], parts, list(node.outputs), list(parts[-1].outputs)
         )
+
+
+def _without_traces(model: Any) -> None:
+    """Take out which line of which file on this machine each node comes from: nobody's business elsewhere."""
+    graph = model.graph
+    for held in (model, graph, *graph, *graph.inputs, *graph.outputs, *graph.initializers.values()):
+        held.metadata_props.clear()
+    for node in graph:
+        for value in node.outputs:
+            value.metadata_props.clear()
 
 
 @contextmanager
