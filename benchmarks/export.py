@@ -9,7 +9,7 @@ that the parts can be run one after the other, model by model, and an interrupte
 of `predict_proba`, token ids included, all runs in turns in one process. `onnx-fp16-cuda` and `onnx-fp16-tensorrt`
 measure a GPU, and say so where there is none. `several` (causal models): eight prompts of several kinds (tuned for a
 moment; their answers do not matter here, their shapes do) in one graph and each in its own, one text asked at a time,
-and 16 texts at once; token ids not included.
+and 16 texts at once.
 """
 
 from __future__ import annotations
@@ -82,9 +82,7 @@ def export(name: str, graph: str, work: Path) -> None:
 
     def run(floor: float | None) -> None:
         wanted = GraphRequest(kind, precision, "cut", texts, floor)  # type: ignore[arg-type]
-        export_graph(
-            {"own": artifact}, backbone, target, wanted, lambda event: print(name, graph, event["phase"], flush=True)
-        )
+        export_graph({"own": artifact}, backbone, target, wanted, told)
 
     try:
         run(FLOOR)
@@ -230,7 +228,7 @@ def described(name: str, graph: str, work: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default="demo:minilm,demo:smollm2-135m")
-    parser.add_argument("--graphs", default="onnx-fp32,onnx-int8")
+    parser.add_argument("--graphs", default="onnx-fp32,onnx-int8,openvino-fp32,openvino-int8")
     parser.add_argument("--parts", default="tune,export,measure,several")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "bench-export")

@@ -248,8 +248,10 @@ def export_rows() -> list[str]:
     """Return a row for each graph, what int8 was tried as, and prompts that share a graph."""
     found, rows, several = read_result("export.json"), [], []
     for model, own in found.items():
+        graphs = own.get("graphs", {})
         for graph, name in GRAPHS.items():
-            row = own["graphs"][graph]
+            if (row := graphs.get(graph)) is None:
+                continue
             cells = [
                 f"{row['bytes'] / 1e6:,.0f}",
                 f"{row['load_seconds']:.1f}",
@@ -261,7 +263,7 @@ def export_rows() -> list[str]:
             rows.append(f"| `{model}`, {name} | {' | '.join(cells)} |")
     for model, own in found.items():
         for graph in ("onnx-int8", "openvino-int8"):
-            row = own["graphs"][graph]
+            row = own.get("graphs", {}).get(graph, {"tried": []})
             for tried in row["tried"]:
                 is_taken = tried["recipe"] == row["recipe"]
                 cells = [tried["recipe"] + (" *" if is_taken else ""), share(tried["labels"])]

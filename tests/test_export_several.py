@@ -14,7 +14,7 @@ pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
 from cuecraft import PromptClassifier
-from cuecraft.errors import ExportError
+from cuecraft.errors import ArtifactError, ExportError
 from cuecraft.export import export_graph
 from cuecraft.runtime import ExportedClassifier, ExportedModel, RuntimeOptions, read_export
 from cuecraft.serve.engine import Engine, EngineOptions
@@ -118,7 +118,7 @@ def test_an_engine_answers_with_all_prompts_of_a_folder(prompts, folder):
     expected = [own.predict_proba([text])[0] for text in TEXTS[:3] for own in prompts.values()]
     for answer, shares in zip(answers, expected, strict=True):
         assert answer.probabilities == pytest.approx(shares.tolist(), abs=1e-4)
-    with pytest.raises(ExportError, match=r"holds no prompt 'other'; it holds hard, soft, deep, three"):
+    with pytest.raises(ExportError, match="export of hard, soft, deep, three holds no prompt 'other'"):
         ExportShelf({"other": folder}, RuntimeOptions())
 
 
@@ -139,7 +139,7 @@ def test_prompts_that_share_nothing_are_refused(causal, masked, tmp_path):
     other = PromptClassifier(causal, "zero-shot", template="film: {text}{prompt: it was}{mask}").fit(X, Y)
     for name, second, message in (
         ("first", own["soft-first"], "stands before the text"),
-        ("prefix", own["prefix"], "stands before the text|is a prefix of keys"),
+        ("prefix", own["prefix"], "stands before the text"),
         ("lora", own["lora"], "changes the model's weights"),
         ("long", long, "label words of several tokens"),
         ("other", other, "the templates of 'soft' and 'other' begin otherwise"),
@@ -166,7 +166,7 @@ def test_the_commands_take_a_folder_of_several(run, causal_folder, tmp_path):
         own.save(tmp_path / name)
     code, out, err = run("export", "mood", "class=kind", "--format", "onnx", "--out", "all", "--json")
     assert code == 0, err
-    assert json.loads(out)["artifacts"] == {"mood": str(tmp_path / "mood"), "class": str(tmp_path / "kind")}
+    assert json.loads(out)["artifacts"] == {"mood": "mood", "class": "kind"}
     found = json.loads(run("predict", "all", "--prompt", "class", *X, "--json")[1])["predictions"]
     expected = two["kind"].predict_proba(X)
     assert np.abs(np.array([list(own["probabilities"].values()) for own in found]) - expected).max() < 1e-4
@@ -186,8 +186,8 @@ def test_the_commands_take_a_folder_of_several(run, causal_folder, tmp_path):
         for name, own in (("mood", two["mood"]), ("class", two["kind"])):
             assert row[f"{name}.label"] == own.predict([text])[0]
     for words, message in (
-        (("predict", "all", "a"), "holds the prompts mood, class; name one of them"),
-        (("predict", "all", "a", "--prompt", "other"), "holds no prompt 'other'; it holds mood, class"),
+        (("predict", "all", "a"), "an export of mood, class answers by name; name one of them"),
+        (("predict", "all", "a", "--prompt", "other"), "an export of mood, class holds no prompt 'other'"),
         (("predict", "mood", "a", "--prompt", "mood"), "is no export of several prompts; leave --prompt out"),
         (("serve", "all", "mood=kind"), "two prompts would have the id 'mood'"),
         (("export", "mood", "kind", "--format", "peft", "--out", "x"), "--format peft writes one prompt"),
@@ -203,5 +203,5 @@ def test_an_artifact_of_another_backbone_among_several_is_refused(prompts, maske
     artifact = prompts["soft"].artifact_
     backbone = artifact.manifest.backbone.model_copy(update={"sha256": "0" * 64})
     other = replace(artifact, manifest=artifact.manifest.model_copy(update={"backbone": backbone}))
-    with pytest.raises(Exception, match="made for"):
+    with pytest.raises(ArtifactError, match="made for"):
         export_graph({"soft": artifact, "other": other}, prompts["soft"].backbone_, tmp_path / "out", request())

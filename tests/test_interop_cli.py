@@ -25,7 +25,7 @@ def test_export_and_import_give_the_artifact_back(run, artifact, causal_folder):
     code, out, _ = run("export", artifact, "--format", "peft", "--out", "adapter", "--json")
     assert code == 0
     assert json.loads(out) == {
-        "artifact": "tuned",
+        "artifacts": {"tuned": "tuned"},
         "format": "peft",
         "folder": "adapter",
         "files": ["adapter_config.json", "adapter_model.safetensors", "cuecraft.json"],

@@ -105,10 +105,14 @@ class CausalModel(FrozenModel):
         logits: Tensor = self.model(input_ids=torch.tensor([ids], device=self.device)).logits[0, -1].float()
         return logits
 
+    @property
+    def counts_keys(self) -> bool:
+        """Whether it masks by how many keys stand before a key, so that branches push a text out of its window."""
+        return self.model.config.get_text_config().model_type in _COUNT_KEYS
+
     def _tree_nodes(self, budget: Budget, width: int) -> int:
         """Return how many nodes one tree may have over a context of `width` tokens."""
-        config = self.model.config.get_text_config()
-        if config.model_type in _COUNT_KEYS and self.max_positions is not None:
+        if self.counts_keys and self.max_positions is not None:
             return min(budget.tree, self.max_positions - width)
         return budget.tree
 

@@ -104,13 +104,21 @@ def named_folders(arguments: list[str]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for argument in arguments:
         name, equals, folder = argument.partition("=")
-        path = made_folder(Path(folder if equals else argument)).absolute()
-        names = [name] if equals else _names_in(path) or [Path(argument).resolve().name]
+        is_named = bool(equals) and not _exists(argument)  # a path may have the sign in it
+        path = made_folder(Path(folder if is_named else argument))
+        names = [name] if is_named else _names_in(path) or [Path(argument).resolve().name]
         for own in names:
             if own in found:
                 raise ServeError(f"two prompts would have the id {own!r}; give each one of its own, NAME=FOLDER")
             found[own] = path
     return found
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:  # too long for a name
+        return False
 
 
 def _names_in(folder: Path) -> list[str]:

@@ -121,4 +121,4 @@ def _told_apart(arguments: list[str]) -> tuple[dict[str, Path], list[str]]:
     if not prompts:
         raise BulkError("no argument is the folder of an artifact or a run; name the prompt first, then the input")
     inputs = [argument for argument in arguments if argument not in prompts]
-    return named_folders(prompts), inputs
+    return {name: folder.absolute() for name, folder in named_folders(prompts).items()}, inputs

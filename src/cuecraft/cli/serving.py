@@ -53,7 +53,7 @@ def serve(
 
     given = pairs_of(option or [])
     own = {
-        "prompts": named_folders(artifacts or []),
+        "prompts": {name: folder.absolute() for name, folder in named_folders(artifacts or []).items()},
         "keep": keep and keep.absolute(),
         "tokens": tokens and tokens.absolute(),
         "rate": rate,

@@ -84,7 +84,7 @@ def export_(
     local_files_only: Offline = False,
     json: Json = False,
 ) -> None:
-    """Write an artifact as one graph that needs no PyTorch, or its prompt as a folder of another library."""
+    """Write artifacts as one graph that needs no PyTorch, or a prompt as a folder of another library."""
     from cuecraft.interop.commands import ExportRequest, run_export
     from cuecraft.options import make_options
 

@@ -227,7 +227,7 @@ class _Making:
         if len(own) == 1:
             return fold(self._backbone, *own[0])
         assert isinstance(self._backbone, CausalBackbone)  # the others were refused
-        return FoldedSeveral(self._backbone, own)
+        return FoldedSeveral(self._backbone, own).eval()
 
     def _answered(self, name: str) -> np.ndarray:
         """Return PyTorch's probabilities `[N, C]` of the texts that are compared."""

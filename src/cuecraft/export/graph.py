@@ -62,10 +62,9 @@ def write_graph(folded: Folded | FoldedSeveral, folder: Path) -> Path:
                 "alone with --format safetensors, or to PEFT"
             ) from error
         assert program is not None
-        weights = {id(own): own.numel() * own.element_size() for own in folded.model.parameters()}
         _without_gemm(program.model)
         _without_traces(program.model)
-        program.save(target, external_data=sum(weights.values()) > ONE_FILE)
+        program.save(target, external_data=_weight_bytes(program.model) > ONE_FILE)
     return target
 
 
@@ -85,6 +84,10 @@ def _without_gemm(model: Any) -> None:
         ir.convenience.replace_nodes_and_values(
             model.graph, node, [node], parts, list(node.outputs), list(parts[-1].outputs)
         )
+
+
+def _weight_bytes(model: Any) -> int:
+    return sum(own.const_value.nbytes for own in model.graph.initializers.values())
 
 
 def _without_traces(model: Any) -> None:

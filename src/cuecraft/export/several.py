@@ -1,7 +1,8 @@
 """One graph for several prompts of one causal model: a text is read once, whatever is asked about it.
 
 What each prompt puts behind the text is a branch of its own: it sees the text and itself, and no other prompt. The
-graph is told by number which prompts to answer with, so that a prompt that is not asked costs nothing.
+graph is told by number which prompts to answer with, and computes the branches of those alone. Each branch is as long
+as the longest that the graph holds.
 """
 
 from __future__ import annotations
@@ -30,11 +31,14 @@ def check_together(backbone: AnyBackbone, prompts: Mapping[str, ReadyPrompt]) ->
         raise ExportError(
             f"{backbone.name} reads a text with its prompt, so several prompts share nothing; export each alone"
         )
+    if backbone.counts_keys:
+        raise ExportError(f"{backbone.name} masks by the number of tokens before a token; export each prompt alone")
     first, *others = prompts
     for name in prompts:
         if not PROMPT_NAME.fullmatch(name):
             raise ExportError(
-                f"{name[:80]!r} cannot be the name of a prompt; use letters, digits, dot, dash, underscore, 64 at most"
+                f"{name[:80]!r} cannot be the name of a prompt; give it one of letters, digits, dot, dash, underscore, "
+                "64 at most: NAME=FOLDER"
             )
     frames = {name: ready.renderer.frame() for name, ready in prompts.items()}
     for name, ready in prompts.items():

@@ -147,9 +147,11 @@ class ExportManifest(_Part):
         """
         names = [own.name for own in self.prompts]
         if name is None and len(names) > 1:
-            raise ExportError(f"this export holds the prompts {', '.join(names)}; name one of them")
+            raise ExportError(
+                f"an export of {', '.join(names)} answers by name; name one of them (--prompt NAME, or NAME=FOLDER)"
+            )
         if name is not None and name not in names:
-            raise ExportError(f"this export holds no prompt {name[:64]!r}; it holds {', '.join(names)}")
+            raise ExportError(f"an export of {', '.join(names)} holds no prompt {name[:64]!r}; name one of them")
         return self.prompts[0 if name is None else names.index(name)]
 
     def signed(self) -> ExportManifest:

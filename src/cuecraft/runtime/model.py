@@ -15,7 +15,7 @@ from cuecraft.backbone.batches import token_batches
 from cuecraft.backbone.rendering import Frame, Pieces, Renderer
 from cuecraft.data.texts import Texts, as_records
 from cuecraft.errors import CuecraftWarning, DataError, ExportError, PromptError
-from cuecraft.runtime.manifest import INPUTS, PROMPTS, TOKENIZER, ExportManifest, PromptEntry, read_export
+from cuecraft.runtime.manifest import EXPORT, INPUTS, PROMPTS, TOKENIZER, ExportManifest, PromptEntry, read_export
 from cuecraft.runtime.sessions import RuntimeOptions, Session, open_session
 from cuecraft.runtime.tokens import FileTokenizer
 from cuecraft.task import Example, Task
@@ -145,7 +145,7 @@ class ExportedModel:
     def mixed_logits(self, rows: Sequence[tuple[FoldedPrompt, Pieces]]) -> list[np.ndarray]:
         """Return calibrated log-probabilities `[C]` (float64) of each row: a text with one of the graph's prompts.
 
-        A text that several rows have is read once.
+        A text that several rows have is read once, for as many of the prompts as a batch takes.
 
         Raises:
             PromptError: a text is longer than the graph allows.
@@ -153,14 +153,19 @@ class ExportedModel:
         asked: dict[tuple[int, ...], dict[int, list[int]]] = {}
         for row, (prompt, pieces) in enumerate(rows):
             asked.setdefault(prompt.frame.inner(pieces), {}).setdefault(prompt.number, []).append(row)
-        alike: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
-        for text, own in asked.items():
-            alike.setdefault(tuple(sorted(own)), []).append(text)
         known = list(self.prompts.values())
+        opening = len(known[0].frame.opening)
+        # Each branch of a graph is as long as the longest that it holds.
+        branch = max(own.entry.constant_ids for own in known) - opening
+        most = max(1, self.budget.tokens // max(1, branch))
+        alike: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+        for text, by_number in asked.items():
+            numbers = sorted(by_number)
+            for start in range(0, len(numbers), most):
+                alike.setdefault(tuple(numbers[start : start + most]), []).append(text)
         found: dict[int, np.ndarray] = {}
-        for numbers, texts in alike.items():
-            prompts = [known[number] for number in numbers]
-            around = sum(own.entry.constant_ids for own in prompts)
+        for together, texts in alike.items():
+            prompts, around = [known[number] for number in together], opening + branch * len(together)
             for batch in token_batches([len(text) + around for text in texts], self.budget.tokens):
                 shares = self.probabilities([texts[n] for n in batch], prompts).astype(np.float64)
                 for n, of_text in zip(batch, shares, strict=True):
@@ -198,6 +203,7 @@ class ExportedClassifier:
         cls, folder: str | Path, options: RuntimeOptions | None = None, prompt: str | None = None
     ) -> ExportedClassifier:
         """Read an exported folder; raises as `ExportedModel.load`, or where it holds no such prompt."""
+        EXPORT.read(Path(folder)).prompt(prompt)  # before the graph is loaded, which takes a while
         return cls(ExportedModel.load(folder, options), prompt)
 
     def predict_proba(self, texts: Texts, report: Callable[[dict[str, Any]], None] = lambda event: None) -> np.ndarray:

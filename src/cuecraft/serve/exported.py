@@ -1,4 +1,4 @@
-"""Exported folders as the prompts that a server answers with: each is a graph of its own. No torch here."""
+"""Exported folders as the prompts that a server answers with: graphs, each with one or several. No torch here."""
 
 from __future__ import annotations
 
