@@ -3,8 +3,8 @@
     python benchmarks/serve.py [--models demo:minilm,demo:smollm2-135m] [--seconds 15] [--rounds 3]
         [--parts engine,http,ray,overload]
 
-Texts are sentences of SST-2, each sent once; prompts of several kinds are tuned for a moment on 32 of them (their
-answers do not matter here, their shapes do). `engine`: in this process, rows of one prompt beside rows of 16, one text
+Texts are sentences of SST-2, each sent once; a prompt of each of four kinds is tuned for a moment on 16 of
+them (their answers do not matter here, their shapes do), and served under several names. `engine`: in this process, rows of one prompt beside rows of 16, one text
 under 1 and under 8 prompts. `http`: `cuecraft serve` in a process of its own, loaded from another one
 (serve_load.py): throughput beside the bare engine, in turns, medians; latency at half of that; PEFT behind FastAPI and
 a Transformers pipeline, one request a forward pass. `ray`: one replica with all cores, beside `cuecraft serve` without
@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from common import DATA, ROOT, machine, read_result, require_data, rounds, seconds, write_result
+from common import DATA, ROOT, machine, of_its_kind, read_result, require_data, rounds, seconds, write_result
 
 from cuecraft import PromptClassifier
 from cuecraft.backbone import AnyBackbone, load_backbone
@@ -48,15 +48,15 @@ LAST, FIRST = "{text}{prompt: It was}{mask}", "{prompt:Review:}{text} It was{mas
 KINDS: dict[str, list[tuple[str, str | None, dict[str, Any]]]] = {
     "causal": [
         ("zero-shot", LAST, {}),
-        ("prompt-tuning", LAST, {"epochs": 1, "prompt_length": 4}),
-        ("deep-cue", LAST, {"epochs": 1}),
-        ("prefix-tuning", FIRST, {"epochs": 1}),
+        ("prompt-tuning", LAST, {"epochs": 4, "prompt_length": 4, "learning_rate": 0.1}),
+        ("deep-cue", LAST, {"epochs": 4, "learning_rate": 0.1}),
+        ("prefix-tuning", FIRST, {"epochs": 4}),
     ],
     "sequence": [
         ("linear-probe", None, {}),
-        ("prompt-tuning", None, {"epochs": 1, "prompt_length": 4}),
-        ("deep-cue", None, {"epochs": 1}),
-        ("prefix-tuning", None, {"epochs": 1}),
+        ("prompt-tuning", None, {"epochs": 4, "prompt_length": 4, "learning_rate": 0.1}),
+        ("deep-cue", None, {"epochs": 4, "learning_rate": 0.1}),
+        ("prefix-tuning", None, {"epochs": 4}),
     ],
 }
 
@@ -67,16 +67,18 @@ def sentences() -> list[str]:
 
 
 def tuned(backbone: AnyBackbone, texts: Sequence[str], folder: Path) -> list[Path]:
-    """Write `PROMPTS` artifacts of four kinds; their labels are made up."""
-    labels = [("negative", "positive")[n % 2] for n in range(32)]
-    found = []
+    """Write `PROMPTS` artifacts, a prompt of each of four kinds under several names; their labels are made up."""
+    kinds = KINDS[backbone.head_kind]
+    found = [
+        (method, of_its_kind(PromptClassifier(backbone, method, template=template, method_options=options), texts[:16]))
+        for method, template, options in kinds
+    ]
+    paths = []
     for number in range(PROMPTS):
-        method, template, options = KINDS[backbone.head_kind][number % 4]
-        own = PromptClassifier(backbone, method, template=template, method_options=options, seed=number)
-        path = folder / f"{method}-{number}"
-        own.fit(texts[:32], labels).save(path)
-        found.append(path)
-    return found
+        method, own = found[number % len(found)]
+        paths.append(folder / f"{method}-{number}")
+        own.save(paths[-1])
+    return paths
 
 
 def shelf_of(backbone: AnyBackbone, folders: Sequence[Path]) -> Shelf:
