@@ -8,8 +8,8 @@ SST-2; the 500 test rows that labels are compared on choose nothing. What was tu
 that the parts can be run one after the other, model by model, and an interrupted part goes on where it was. Speeds are
 of `predict_proba`, token ids included, all runs in turns in one process. `onnx-fp16-cuda` and `onnx-fp16-tensorrt`
 measure a GPU, and say so where there is none. `several` (causal models): prompts of three kinds (tuned for a moment;
-their answers do not matter here, their shapes do) under eight names in one graph and each in its own, one text asked at a time,
-and 16 texts at once.
+their answers do not matter here, their shapes do) under eight names in one graph and each in its own, one text asked
+at a time, and 16 texts at once.
 """
 
 from __future__ import annotations

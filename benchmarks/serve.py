@@ -3,13 +3,13 @@
     python benchmarks/serve.py [--models demo:minilm,demo:smollm2-135m] [--seconds 15] [--rounds 3]
         [--parts engine,http,ray,overload]
 
-Texts are sentences of SST-2, each sent once; a prompt of each of four kinds is tuned for a moment on 16 of
-them (their answers do not matter here, their shapes do), and served under several names. `engine`: in this process, rows of one prompt beside rows of 16, one text
-under 1 and under 8 prompts. `http`: `cuecraft serve` in a process of its own, loaded from another one
-(serve_load.py): throughput beside the bare engine, in turns, medians; latency at half of that; PEFT behind FastAPI and
-a Transformers pipeline, one request a forward pass. `ray`: one replica with all cores, beside `cuecraft serve` without
-Ray, started in turns. `overload`: a minute of four times what the server can answer, with a deadline for each request:
-what was answered and when, what was refused and how fast, and the server's memory meanwhile.
+Texts are sentences of SST-2, each sent once; a prompt of each of four kinds is tuned for a moment on 16 of them (their
+answers do not matter here, their shapes do), and served under several names. `engine`: in this process, rows of one
+prompt beside rows of 16, one text under 1 and under 8 prompts. `http`: `cuecraft serve` in a process of its own, loaded
+from another one (serve_load.py): throughput beside the bare engine, in turns, medians; latency at half of that; PEFT
+behind FastAPI and a Transformers pipeline, one request a forward pass. `ray`: one replica with all cores, beside
+`cuecraft serve` without Ray, started in turns. `overload`: a minute of four times what the server can answer, with a
+deadline for each request: what was answered and when, what was refused and how fast, and the server's memory meanwhile.
 """
 
 from __future__ import annotations
