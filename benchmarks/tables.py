@@ -172,6 +172,9 @@ def guard_rows() -> list[str]:
         )
     for name, own in found.get("folds", {}).get("told", {}).items():
         rows.append(f"| {name} | {' | '.join(_told(own, '0.5', *LEVELS[2:]))} |")
+    if cost := found.get("cost"):
+        names = {"label": "the label itself", "rules": "rules", "rules and deep cue": "rules and deep cue"}
+        rows += [f"| {names[key]} | {cost['milliseconds'][key]:.1f} |" for key in names]
     return rows
 
 
