@@ -292,6 +292,7 @@ def test_a_graph_that_gives_no_numbers_keeps_no_label(sequence, tmp_path, monkey
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.slow
 def test_every_way_to_int8_multiplies_in_8_bits_also_where_layers_were_written_as_one_step(
     byte_tokenizer, tmp_path, monkeypatch
 ):
