@@ -103,10 +103,9 @@ def named_folders(arguments: list[str]) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     for argument in arguments:
-        name, equals, folder = argument.partition("=")
-        is_named = bool(equals) and not _exists(argument)  # a path may have the sign in it
-        path = made_folder(Path(folder if is_named else argument))
-        names = [name] if is_named else _names_in(path) or [Path(argument).resolve().name]
+        name, folder = name_and_folder(argument)
+        path = made_folder(folder)
+        names = [name] if name is not None else _names_in(path) or [folder.resolve().name]
         for own in names:
             if own in found:
                 raise ServeError(f"two prompts would have the id {own!r}; give each one of its own, NAME=FOLDER")
@@ -114,11 +113,14 @@ def named_folders(arguments: list[str]) -> dict[str, Path]:
     return found
 
 
-def _exists(path: str) -> bool:
+def name_and_folder(argument: str) -> tuple[str | None, Path]:
+    """Return both parts of NAME=FOLDER; no name where the argument as a whole is a path that is there."""
+    name, equals, folder = argument.partition("=")
     try:
-        return Path(path).exists()
-    except OSError:  # too long for a name
-        return False
+        is_named = bool(equals) and not Path(argument).exists()
+    except OSError:  # too long for a name, so maybe a text
+        is_named = True
+    return (name, Path(folder)) if is_named else (None, Path(argument))
 
 
 def _names_in(folder: Path) -> list[str]:

@@ -12,7 +12,7 @@ from cuecraft import display
 from cuecraft.bulk.job import ClassifyCommand, Dedupe
 from cuecraft.bulk.sources import Format
 from cuecraft.cli.app import app
-from cuecraft.cli.arguments import made_folder, named_folders, pairs_of, share_of, unescaped
+from cuecraft.cli.arguments import made_folder, name_and_folder, named_folders, pairs_of, share_of, unescaped
 from cuecraft.cli.options import BackboneNow, Backend, Device, Dtype, Json, Offline
 from cuecraft.errors import BulkError, StoppedError
 from cuecraft.options import make_options
@@ -102,9 +102,8 @@ def _told_apart(arguments: list[str]) -> tuple[dict[str, Path], list[str]]:
     from cuecraft.runtime import is_export
 
     def is_prompt(argument: str) -> bool:
-        _, equals, folder = argument.partition("=")
+        _, named = name_and_folder(argument)
         try:
-            named = Path(folder if equals and not Path(argument).exists() else argument)
             is_folder = named.is_dir()
         except OSError:  # too long for a name, so maybe a text
             return False

@@ -131,10 +131,15 @@ class Sides(torch.nn.Module):
         return torch.cat([rows[0], inner, rows[1]], dim=1)
 
 
-def numbered(seen: Tensor) -> Tensor:
-    """Return position numbers `[B, N]`, given which real tokens each token sees, itself included `[B, N, N]`."""
+def placed(seen: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what each token may attend to `[B, N, N]` and its position number `[B, N]`.
+
+    Args:
+        seen: `[B, N, N]` which real tokens each token sees, itself included where it is real; padding sees itself.
+    """
+    allowed = seen | torch.eye(seen.shape[-1], dtype=torch.bool, device=seen.device)
     # OpenVINO sums whole numbers wrongly in batches of more rows than a row has tokens; floats count as well here.
-    return (seen.to(torch.float32).sum(-1).to(torch.long) - 1).clamp(min=0)
+    return allowed, (seen.to(torch.float32).sum(-1).to(torch.long) - 1).clamp(min=0)
 
 
 class FoldedCausal(Folded):
@@ -171,8 +176,7 @@ class FoldedCausal(Folded):
         inputs = sides.around(self._backbone.embed(input_ids), sides.vectors)
         ones = [torch.ones(side.shape[:2], dtype=torch.bool, device=valid.device) for side in sides.vectors]
         seen = self._ancestors(inputs.shape[1], inputs.device) & sides.around(valid, ones)[:, None, :]
-        positions = numbered(seen)
-        allowed = seen | torch.eye(inputs.shape[1], dtype=torch.bool, device=inputs.device)
+        allowed, positions = placed(seen)
         layers: list[tuple[Tensor, Tensor]] = []
         if kept is not None:
             behind = self._behind(inputs.shape[1], inputs.device)

@@ -18,7 +18,7 @@ from cuecraft.backbone.layers import entering
 from cuecraft.backbone.readout import Readout
 from cuecraft.backbone.rendering import LabelIds
 from cuecraft.errors import ExportError
-from cuecraft.export.folding import Sides, numbered
+from cuecraft.export.folding import Sides, placed
 from cuecraft.prompts import Calibration
 from cuecraft.runtime.manifest import PROMPT_NAME
 
@@ -115,7 +115,7 @@ class FoldedSeveral(torch.nn.Module):
         branch = ((numbers - start).div(self._width, rounding_mode="floor") + 1).clamp(min=0)
         own = (branch[None] == 0) | (branch[:, None] == branch[None])
         seen = (numbers[:, None] >= numbers[None]) & own & real[:, None, :]
-        allowed = seen | torch.eye(count, dtype=torch.bool, device=device)
+        allowed, positions = placed(seen)
         at = start + (torch.arange(prompts.shape[0], device=device) + 1) * self._width - 1
         offsets = self._offsets
 
@@ -128,7 +128,7 @@ class FoldedSeveral(torch.nn.Module):
         reads.prompts = prompts
         layers = self._backbone.layers if offsets is not None else ()
         with reads.picking(lambda hidden: hidden[:, at]), entering(layers, moved):
-            found = self._backbone.attend(inputs, allowed, numbered(seen), []).logits
+            found = self._backbone.attend(inputs, allowed, positions, []).logits
         logits = reads.scores(found) * self._scale[prompts] + self._bias[prompts]
         return torch.where(reads.is_word[prompts][:, :, 0], logits, _NEVER).softmax(-1)
 
