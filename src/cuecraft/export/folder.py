@@ -29,8 +29,6 @@ from cuecraft.manifests import MANIFEST
 from cuecraft.prompts import Artifact
 from cuecraft.runtime import ExportedModel, RuntimeOptions
 from cuecraft.runtime.manifest import (
-    INPUTS,
-    PROMPTS,
     TOKENIZER,
     AgreementEntry,
     ExportManifest,
@@ -42,7 +40,7 @@ from cuecraft.runtime.manifest import (
     TriedEntry,
     is_export,
 )
-from cuecraft.runtime.model import FoldedPrompt
+from cuecraft.runtime.model import FoldedPrompt, feed_of
 from cuecraft.runtime.sessions import open_session
 from cuecraft.storage import file_sha256, unwritable, write_folder
 from cuecraft.task import Field
@@ -310,14 +308,10 @@ class _Making:
 
     def _batches(self) -> Batches:
         """Return the texts to calibrate by, a batch each, for all prompts."""
-        first, more = self._prompts[0], {}
-        if len(self._prompts) > 1:
-            more[PROMPTS] = np.arange(len(self._prompts))
-        found = []
-        for pieces in self._pieces(first.entry.name, self._calibration):
-            ids = np.array([first.frame.inner(pieces)], np.int64)
-            found.append(dict(zip(INPUTS, (ids, np.ones_like(ids)), strict=True)) | more)
-        return found
+        first, count = self._prompts[0], len(self._prompts)
+        asked = None if count == 1 else range(count)
+        pieces = self._pieces(first.entry.name, self._calibration)
+        return [feed_of([first.frame.inner(own)], "right", asked) for own in pieces]
 
     def _measured(self, draft: ExportManifest, folder: Path) -> AgreementEntry:
         """Compare what a graph answers with what PyTorch answered.

@@ -16,7 +16,7 @@ from cuecraft.backbone.rendering import Frame, Pieces, Renderer
 from cuecraft.data.texts import Texts, as_records
 from cuecraft.errors import CuecraftWarning, DataError, ExportError, PromptError
 from cuecraft.runtime.manifest import EXPORT, INPUTS, PROMPTS, TOKENIZER, ExportManifest, PromptEntry, read_export
-from cuecraft.runtime.sessions import RuntimeOptions, Session, open_session
+from cuecraft.runtime.sessions import Feed, RuntimeOptions, Session, open_session
 from cuecraft.runtime.tokens import FileTokenizer
 from cuecraft.task import Example, Task
 
@@ -128,16 +128,8 @@ class ExportedModel:
         width = max(map(len, texts))
         if limits and width > min(limits):
             raise PromptError(f"a text has {width} tokens, and the graph takes {min(limits)}; shorten it")
-        ids = np.zeros((len(texts), max(1, width)), np.int64)
-        mask = np.zeros_like(ids)
-        for row, own in enumerate(texts):
-            start = ids.shape[1] - len(own) if self.manifest.padding == "left" else 0
-            ids[row, start : start + len(own)] = own
-            mask[row, start : start + len(own)] = 1
-        feed = dict(zip(INPUTS, (ids, mask), strict=True))
         is_one = len(self.prompts) == 1
-        if not is_one:
-            feed[PROMPTS] = np.array([own.number for own in asked], np.int64)
+        feed = feed_of(texts, self.manifest.padding, None if is_one else [own.number for own in asked])
         with self._one_at_a_time:
             found = self.session.run(feed)
         return found[:, None] if is_one else found
@@ -173,6 +165,24 @@ class ExportedModel:
                         logs = _log_shares(own_shares[: len(prompt.entry.task.labels)])
                         found |= dict.fromkeys(asked[texts[n]][prompt.number], logs)
         return [found[row] for row in range(len(rows))]
+
+
+def feed_of(texts: Sequence[tuple[int, ...]], padding: str, asked: Sequence[int] | None) -> Feed:
+    """Return what a graph is given.
+
+    Args:
+        texts: `[B]` the graph's own ids of each text.
+        padding: the side to pad on, `left` or `right`.
+        asked: `[K]` numbers of the prompts to answer with; None for a graph of one prompt.
+    """
+    ids = np.zeros((len(texts), max(1, *map(len, texts))), np.int64)
+    mask = np.zeros_like(ids)
+    for row, own in enumerate(texts):
+        start = ids.shape[1] - len(own) if padding == "left" else 0
+        ids[row, start : start + len(own)] = own
+        mask[row, start : start + len(own)] = 1
+    feed = dict(zip(INPUTS, (ids, mask), strict=True))
+    return feed if asked is None else feed | {PROMPTS: np.array(asked, np.int64)}
 
 
 def _log_shares(shares: np.ndarray) -> np.ndarray:
