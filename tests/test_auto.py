@@ -284,7 +284,7 @@ def test_nothing_long_is_begun_after_the_limit(limit, causal, tiny_plans, monkey
     assert watch.now <= limit + 40
 
 
-@pytest.mark.parametrize("looks", [21, 34, 55])
+@pytest.mark.parametrize("looks", [21, pytest.param(34, marks=pytest.mark.slow), pytest.param(55, marks=pytest.mark.slow)])
 def test_a_run_that_was_cut_does_not_lend_its_trainings_to_another(looks, causal, tiny_plans, tmp_path):
     """What a cut run left on disk is used again only for the same training of the same rows."""
     problem = replace(tiny_problem(causal), checkpoints=Checkpoints(Keeping(tmp_path), "key"))
@@ -295,6 +295,7 @@ def test_a_run_that_was_cut_does_not_lend_its_trainings_to_another(looks, causal
     assert again.trace == alone.trace
 
 
+@pytest.mark.slow
 def test_labels_of_chance_are_seldom_called_good_evidence(causal, tiny_plans):
     """Random labels: what ships is the luck of the folds, and the verdict must seldom call it good or strong."""
     called = 0

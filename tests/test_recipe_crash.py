@@ -20,6 +20,8 @@ from cuecraft.recipe import RunFolder, run_recipe
 from cuecraft.recipe.events import EventFile
 from recipes import JOBS, STATELESS, recipe
 
+#: What the quick suite kills; `slow` kills all, and test_checkpoints.py stops and resumes all within one process.
+QUICK = ("autoprompt", "deep-cue", "auto", "label-free")
 PAUSE = 0.03  # seconds that a child waits after each step, so that it is alive when it is killed
 
 
@@ -58,7 +60,9 @@ def kill_three_times(asked, out, steps, least=0.0):
     return reached
 
 
-@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in JOBS]
+)
 def test_killed_three_times_it_ends_with_the_bits_of_an_unbroken_run(name, causal_folder, tmp_path):
     asked = recipe(name, tmp_path / "asked", causal_folder)
     whole, steps = finished(asked, tmp_path / "whole")
