@@ -24,7 +24,7 @@ from peft import LoraConfig, get_peft_model
 from torch.nn import functional
 
 from cuecraft.backbone import CausalBackbone, load_backbone
-from cuecraft.backbone.batching import token_batches
+from cuecraft.backbone.batches import TokenBudget, token_batches
 from cuecraft.compare import wilson_interval
 from cuecraft.data import read_records, subsample
 from cuecraft.method import CalibrationKind, Problem, label_context, score, starting_point
@@ -43,7 +43,7 @@ PROMPTS = (
     ("deep-cue", "deep-cue", {}),
     ("deep-cue 0.01", "deep-cue", {"learning_rate": 0.01}),
 )
-TOKENS = 1536  # of one forward pass without a gradient
+BUDGET = TokenBudget(1536)  # of one forward pass without a gradient
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class FineTuning:
     def evaluate(self, rows: Rows) -> tuple[float, float]:
         """Return loss and accuracy, in batches sorted by length."""
         found = torch.empty(len(rows.texts), len(self.columns))
-        for batch in token_batches([len(text) for text in rows.texts], TOKENS):
+        for batch in token_batches([len(text) for text in rows.texts], BUDGET):
             found[batch] = self.logits([rows.texts[row] for row in batch])
         loss = functional.cross_entropy(found, rows.labels)
         return float(loss), float((found.argmax(-1) == rows.labels).float().mean())

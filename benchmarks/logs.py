@@ -38,7 +38,7 @@ from sklearn.pipeline import make_pipeline
 from cuecraft.backbone import AnyBackbone, load_backbone
 from cuecraft.data import Record, fingerprint, k_shot_split
 from cuecraft.method import Labelled, label_context
-from cuecraft.prompts.manifest import digest
+from cuecraft.storage import digest
 from cuecraft.task import Task
 from cuecraft.tune import METHODS, make_method
 from cuecraft.tune.prepare import make_problem, make_task

@@ -12,13 +12,13 @@ from transformers import AutoModelForCausalLM
 
 from cuecraft.assets import model_folder
 from cuecraft.backbone import CausalBackbone, Context, MaskedBackbone, SequenceBackbone
-from cuecraft.backbone.batching import token_batches
+from cuecraft.backbone.batches import TokenBudget, token_batches
 from cuecraft.prompts import HardPrompt
 from cuecraft.task import Example, Task
 
 BATCH = 16  # texts of one training step
 EVAL_BATCH = 32  # texts of one forward pass without a gradient
-THRIFTY_TOKENS = 1536  # of one such pass, where nobody counts seconds
+THRIFTY = TokenBudget(1536)  # of one such pass, where nobody counts seconds
 
 
 def plain_candidate_logits(backbone: CausalBackbone, context: Context, prompt: HardPrompt) -> torch.Tensor:
@@ -177,7 +177,7 @@ def thrifty_peft_predict(
     """Return what `peft_predict` does, from batches sorted by length and the last positions alone."""
     texts, columns = rendered(backbone, task, examples, cue)
     found = torch.empty(len(texts), len(columns))
-    for batch in token_batches([len(text) for text in texts], THRIFTY_TOKENS):
+    for batch in token_batches([len(text) for text in texts], THRIFTY):
         ids, mask = padded([texts[row] for row in batch])
         found[batch] = answer_logits(model, ids, mask, torch.arange(len(ids)), mask.sum(1) - 1)[:, columns]
     return found
@@ -194,7 +194,7 @@ def bare_predict(
     texts, columns = rendered(backbone, task, examples, cue)
     head = backbone.model.get_output_embeddings().weight[columns]
     found = torch.empty(len(texts), len(columns))
-    for batch in token_batches([len(text) for text in texts], tokens):
+    for batch in token_batches([len(text) for text in texts], TokenBudget(tokens)):
         ids, mask = padded([texts[row] for row in batch])
         # Padded on the right, where no real token of a causal model sees it: no mask, which is the fastest kernel.
         hidden = backbone.model.base_model(input_ids=ids, use_cache=False).last_hidden_state

@@ -284,7 +284,9 @@ def test_nothing_long_is_begun_after_the_limit(limit, causal, tiny_plans, monkey
     assert watch.now <= limit + 40
 
 
-@pytest.mark.parametrize("looks", [21, pytest.param(34, marks=pytest.mark.slow), pytest.param(55, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "looks", [21, pytest.param(34, marks=pytest.mark.slow), pytest.param(55, marks=pytest.mark.slow)]
+)
 def test_a_run_that_was_cut_does_not_lend_its_trainings_to_another(looks, causal, tiny_plans, tmp_path):
     """What a cut run left on disk is used again only for the same training of the same rows."""
     problem = replace(tiny_problem(causal), checkpoints=Checkpoints(Keeping(tmp_path), "key"))

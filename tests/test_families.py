@@ -229,7 +229,7 @@ def test_long_and_short_tails_share_no_batch(causal, monkeypatch):
     real = sum(len(piece) + 2 for piece in context.pieces)
     assert sum(computed) < 1.2 * real
     assert torch.allclose(found.double(), plain_class_logits(causal, context, (300, 301)), atol=1e-4)
-    monkeypatch.setattr(causal, "budget", replace(causal.budget, tokens=10**6))
+    monkeypatch.setattr(causal, "budget", replace(causal.budget, tokens=10**6, pass_tokens=10**6))
     assert causal.context(make_examples(texts), make_task("{prompt}{text}{mask}")).padding > 0.5
 
 

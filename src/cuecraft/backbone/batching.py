@@ -11,22 +11,22 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from cuecraft.backbone.batches import TokenBudget
+
 #: What a pass borrows from a model (output embedding, attention, layer inputs) is lent to one pass at once.
 ONE_PASS_AT_A_TIME = threading.RLock()
 
 
-@dataclass(frozen=True)
-class Budget:
-    """What one pass may take.
+@dataclass(frozen=True, kw_only=True)
+class Budget(TokenBudget):
+    """What one pass over a backbone may take.
 
     Args:
-        tokens: tokens that are computed, padding included.
         bytes: estimated working memory.
         tree: nodes of one cue tree, of one cue at least; the cost of its `N x N` mask grows with the square.
         rows: examples of one backward pass.
     """
 
-    tokens: int
     bytes: int
     tree: int = 384
     rows: int = 32
@@ -38,8 +38,8 @@ class Budget:
         Of its whole memory and not of what is free, so that the same machine makes the same batches.
         """
         if device.type == "cuda":
-            return cls(tokens=65536, bytes=memory_of(device) // 4)
-        return cls(tokens=1536, bytes=2 * 2**30)
+            return cls(tokens=65536, pass_tokens=4096, bytes=memory_of(device) // 4)
+        return cls(bytes=2 * 2**30)
 
     def charge(self, tokens: int, size: int) -> int:
         """Return a row's share of the budget, in tokens, given its tokens and its bytes."""

@@ -78,7 +78,7 @@ class CausalBackbone(MixedCausal):
             self._kept_bytes += state.nbytes
             weakref.finalize(state, self._release, state.nbytes).atexit = False
         parts = [[len(ids) for ids in distinct], [len(piece.after) for piece in pieces]]
-        padding = padding_share(*((part, list(token_batches(part, self.budget.tokens))) for part in parts))
+        padding = padding_share(*((part, list(token_batches(part, self.budget))) for part in parts))
         states = tuple(kept.get(piece.before) for piece in pieces)
         return Context(renderer, tuple(examples), pieces, states, padding)
 
@@ -89,7 +89,7 @@ class CausalBackbone(MixedCausal):
         """Return the states of as many texts, longest first, as fit into `free` bytes."""
         kept: dict[tuple[int, ...], Tensor] = {}
         token_bytes = 0  # unknown until the first text was read
-        for batch in token_batches([len(ids) for ids in texts], budget.tokens):
+        for batch in token_batches([len(ids) for ids in texts], budget):
             fitting = [texts[row] for row in batch if 0 < len(texts[row]) * max(token_bytes, 1) <= free]
             if not fitting:
                 continue
@@ -193,12 +193,16 @@ class CausalBackbone(MixedCausal):
 
         def run(budget: Budget) -> Tensor:
             # Rows whose context comes from one read; the passes over them hold fewer rows, or more, as nodes ask.
-            costs = [
-                budget.charge(len(piece.before) if state is None else 0, self._context_bytes(len(piece.before)))
+            read = [
+                len(piece.before) if state is None else 0
                 for piece, state in zip(texts.pieces, texts.states, strict=True)
             ]
+            shares = [
+                budget.charge(own, self._context_bytes(len(piece.before)))
+                for own, piece in zip(read, texts.pieces, strict=True)
+            ]
             order, parts = [], []
-            for group in token_batches(costs, budget.tokens):
+            for group in token_batches(read, budget, shares):
                 rows = sorted(group, key=lambda row: (-len(texts.pieces[row].after), -len(texts.pieces[row].before)))
                 parts += self._group_scores(texts.select(rows), table, layout, shared, budget)
                 order.append(rows)

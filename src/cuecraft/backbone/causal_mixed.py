@@ -138,9 +138,10 @@ class MixedCausal(CausalModel):
 
         def run(budget: Budget) -> list[Tensor]:
             laid = self._laid(rows, budget)
-            costs = [budget.charge(row.nodes, self._pass_bytes(row.seen, row.nodes)) for row in laid]
+            nodes = [row.nodes for row in laid]
+            shares = [budget.charge(row.nodes, self._pass_bytes(row.seen, row.nodes)) for row in laid]
             found: dict[int, Tensor] = {}
-            for batch in token_batches(costs, budget.tokens):
+            for batch in token_batches(nodes, budget, shares):
                 own = [laid[n] for n in batch]
                 found |= zip((part.number for row in own for part in row.parts), self._run_rows(own), strict=True)
             return [found[n][: prompt.num_classes] for n, (prompt, _) in enumerate(rows)]
@@ -179,7 +180,7 @@ class MixedCausal(CausalModel):
         """Read texts apart, each once; return rows of the prompts behind them."""
         texts = list(dict.fromkeys(before for before, _ in parts))
         kept: dict[tuple[int, ...], Tensor] = {}
-        for batch in token_batches([len(ids) for ids in texts], budget.tokens):
+        for batch in token_batches([len(ids) for ids in texts], budget):
             own = [texts[n] for n in batch]
             kept |= zip(own, self._read(own).states(), strict=True)
         found = []

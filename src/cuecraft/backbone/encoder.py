@@ -133,7 +133,7 @@ class EncoderBackbone(FrozenModel):
         pieces = tuple(renderer.render(examples))
         renderer.check_length(pieces, 0)
         lengths = [len(piece) for piece in pieces]
-        padding = padding_share((lengths, list(token_batches(lengths, self.budget.tokens))))
+        padding = padding_share((lengths, list(token_batches(lengths, self.budget))))
         return Context(renderer, tuple(examples), pieces, (None,) * len(pieces), padding)
 
     def class_logits(self, context: Context, prompt: Prompt) -> Tensor:
@@ -207,8 +207,8 @@ class EncoderBackbone(FrozenModel):
             found: dict[int, Tensor] = {}
             for group in groups.values():
                 lengths = [len(rows[n][1]) + rows[n][0].length for n in group]
-                costs = [budget.charge(length, self._pass_bytes(0, length)) for length in lengths]
-                for batch in token_batches(costs, budget.tokens):
+                shares = [budget.charge(length, self._pass_bytes(0, length)) for length in lengths]
+                for batch in token_batches(lengths, budget, shares):
                     own = [group[n] for n in batch]
                     chosen = [rows[n] for n in own]
                     cues = _RowCues.of([prompt for prompt, _ in chosen])
@@ -266,8 +266,8 @@ class EncoderBackbone(FrozenModel):
         lengths = [len(piece) + cues.length for piece in texts] * prompts
 
         def run(budget: Budget) -> Tensor:
-            costs = [budget.charge(length, self._pass_bytes(0, length) + slot_bytes) for length in lengths]
-            batches = list(token_batches(costs, budget.tokens))
+            shares = [budget.charge(length, self._pass_bytes(0, length) + slot_bytes) for length in lengths]
+            batches = list(token_batches(lengths, budget, shares))
             parts = []
             for batch in batches:
                 pieces = [texts[n % count] for n in batch]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cuecraft.backbone.batches import token_batches
+from cuecraft.backbone.batches import TokenBudget, token_batches
 from cuecraft.backbone.rendering import Frame, Pieces, Renderer
 from cuecraft.data.texts import Texts, as_records
 from cuecraft.errors import CuecraftWarning, DataError, ExportError, PromptError
@@ -19,16 +19,6 @@ from cuecraft.runtime.manifest import EXPORT, INPUTS, PROMPTS, TOKENIZER, Export
 from cuecraft.runtime.sessions import Feed, RuntimeOptions, Session, open_session
 from cuecraft.runtime.tokens import FileTokenizer
 from cuecraft.task import Example, Task
-
-#: Tokens of one batch, padding included: what stays in a CPU's caches.
-BATCH_TOKENS = 1536
-
-
-@dataclass(frozen=True)
-class TokenBudget:
-    """What one batch may take."""
-
-    tokens: int = BATCH_TOKENS
 
 
 class RefusingRenderer(Renderer):
@@ -158,7 +148,7 @@ class ExportedModel:
         found: dict[int, np.ndarray] = {}
         for together, texts in alike.items():
             prompts, around = [known[number] for number in together], opening + branch * len(together)
-            for batch in token_batches([len(text) + around for text in texts], self.budget.tokens):
+            for batch in token_batches([len(text) + around for text in texts], self.budget):
                 shares = self.probabilities([texts[n] for n in batch], prompts).astype(np.float64)
                 for n, of_text in zip(batch, shares, strict=True):
                     for prompt, own_shares in zip(prompts, of_text, strict=True):
