@@ -87,6 +87,7 @@ def record(text):
     return Record({"text": text})
 
 
+@pytest.mark.slow
 def test_openvino_answers_too(prompts, tmp_path):
     pytest.importorskip("openvino")
     several(prompts, tmp_path / "out", request("openvino"))

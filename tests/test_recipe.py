@@ -304,7 +304,14 @@ SHORTER = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "bert-base-hub"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name == "prefix-vs-lora-vs-full" else name
+        for name in NAMES
+        if name != "bert-base-hub"
+    ],
+)
 def test_every_offline_one_runs_in_a_shortened_form(name, causal_folder, tmp_path, monkeypatch):
     """With a tiny model in place of the real one; its answers mean nothing."""
     path = recipe_path(name)
