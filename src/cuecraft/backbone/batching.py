@@ -38,6 +38,7 @@ class Budget(TokenBudget):
         Of its whole memory and not of what is free, so that the same machine makes the same batches.
         """
         if device.type == "cuda":
+            # What a pass costs there is an estimate: no GPU was measured.
             return cls(tokens=65536, pass_tokens=4096, bytes=memory_of(device) // 4)
         return cls(bytes=2 * 2**30)
 
