@@ -10,7 +10,7 @@ PEERS := $(VENV)/.peers
 demo: $(READY)  ## find a prompt for film reviews, six ways, and keep the best
 	$(BIN)/cuecraft demo --out runs/demo
 
-test: $(READY)  ## the default suite, under 10 minutes on 2 cores
+test: $(READY)  ## the default suite, 10 to 20 minutes on 2 cores
 	$(BIN)/python -m pytest -n 2
 
 test-slow: $(READY)  ## the long tests too
