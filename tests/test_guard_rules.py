@@ -120,9 +120,9 @@ def test_no_text_takes_long():
     code = (
         "from cuecraft.guard import Guard, Limits\n"
         "import json, sys\n"
-        "guard = Guard(limits=Limits(50_000, None))\n"
+        "guard = Guard(limits=Limits(100_000, None))\n"
         "for piece in json.loads(sys.argv[1]):\n"
-        "    guard.screen(piece * (50_000 // len(piece)))\n"
+        "    guard.screen(piece * (100_000 // len(piece)))\n"
     )
     subprocess.run([sys.executable, "-c", code, json.dumps(PIECES)], check=True, timeout=300)
 
