@@ -14,14 +14,17 @@ from cuecraft.checkpoints import Checkpoints, Keeping
 from cuecraft.evidence import Tried
 from cuecraft.method import CalibrationKind, Candidate, Outcome, score, starting_point
 from cuecraft.prompts import HardPrompt, load_artifact
+from cuecraft.search import AutoPrompt
 from cuecraft.search.folds import stratified_folds
 from cuecraft.search.label_words import LabelWordSearch
+from cuecraft.seeding import derived_seed
 from cuecraft.tune import make_method
 from cuecraft.tune.auto import choice, plans
 from cuecraft.tune.auto import ladder as ladder_module
+from cuecraft.tune.auto.folds import HeldOut
 from cuecraft.tune.auto.ladder import Ladder
 from cuecraft.tune.auto.plans import PLANS, Plan, Preset, Schedule, configurations
-from cuecraft.tune.auto.starts import GivenWords, OtherWords, Words
+from cuecraft.tune.auto.starts import GivenWords, OtherWords, SearchedPrompt, SearchedWords, Words
 from cuecraft.tune.auto.untrained import Untrained
 from cuecraft.tune.finish import make_artifact
 from cuecraft.tune.prepare import make_problem
@@ -92,13 +95,97 @@ def test_a_training_that_makes_things_worse_does_not_ship(causal, tiny_plans, mo
     assert auto().fit(problem).verdict.ships == "untuned"
 
 
-def test_the_choice_is_made_again_on_all_examples(causal, tiny_plans):
-    outcome = auto().fit(tiny_problem(causal))
+def climbed(monkeypatch):
+    """Remember each ladder of the choice, and the runs that it returned."""
+    seen = []
+    climb = Ladder.climb
+
+    def climbing(self, *rest):
+        runs = climb(self, *rest)
+        seen.append((self, runs))
+        return runs
+
+    monkeypatch.setattr(Ladder, "climb", climbing)
+    return seen
+
+
+@pytest.mark.parametrize("members", [0, 2])
+def test_what_ships_is_the_average_of_all_trainings_of_the_choice(members, causal, tiny_plans, monkeypatch):
+    """Those on the folds, and on all examples as many as there is time for."""
+    seen = climbed(monkeypatch)
+    monkeypatch.setattr(Ladder, "members_in_time", lambda self, run, most: members)
+    problem = tiny_problem(causal)
+    outcome = auto().fit(problem)
     assert outcome.verdict.ships == "tuned"
-    refits = {event["refit"] for event in outcome.trace if "refit" in event}
-    assert refits == {0, 1}
-    assert outcome.words is not None
-    assert isinstance(outcome.words.prompt, HardPrompt)
+    ((ladder, runs),) = seen
+    run = next(run for run in runs if ladder.tried(run).loss == outcome.verdict.evidence.loss)
+    assert len(run.candidates) == TINY.folds
+    whole = replace(problem, train=problem.pool, dev=None)
+    start = starting_point(whole, run.configuration.start.token_ids, CalibrationKind.FITTED)
+    again = run.configuration.trained(
+        [(replace(whole, seed=derived_seed(problem.seed, f"refit/{number}")), start) for number in range(members)]
+    )
+    found = [*(candidate for candidate, _ in again), *run.candidates]
+    assert len(found) == TINY.folds + members
+    mean = torch.stack([candidate.prompt.offsets for candidate in found]).mean(0)
+    share = ladder_module.SHARES[ladder.share(run)]
+    assert torch.allclose(outcome.best.prompt.offsets, share * mean, atol=1e-6)
+    assert outcome.best.calibration == start.calibration.then(ladder.plain_answers(run).calibration())
+    assert {event["refit"] for event in outcome.trace if "refit" in event} == set(range(members))
+    assert outcome.words.prompt.token_ids == start.prompt.token_ids
+
+
+def test_trainings_from_words_of_each_folds_own_are_no_part_of_the_average(causal, tiny_plans, monkeypatch):
+    """Label words that each fold found for itself cannot be averaged."""
+    seen = climbed(monkeypatch)
+    monkeypatch.setattr(Words, "is_fixed", False)
+    problem = tiny_problem(causal)
+    outcome = auto().fit(problem)
+    assert outcome.verdict.ships == "tuned"
+    ((ladder, runs),) = seen
+    run = next(run for run in runs if ladder.tried(run).loss == outcome.verdict.evidence.loss)
+    whole = replace(problem, train=problem.pool, dev=None)
+    start = starting_point(whole, run.configuration.start.token_ids, CalibrationKind.FITTED)
+    seeds = [derived_seed(problem.seed, f"refit/{number}") for number in range(TINY.members)]
+    again = run.configuration.trained([(replace(whole, seed=seed), start) for seed in seeds])
+    mean = torch.stack([candidate.prompt.offsets for candidate, _ in again]).mean(0)
+    share = ladder_module.SHARES[ladder.share(run)]
+    assert torch.allclose(outcome.best.prompt.offsets, share * mean, atol=1e-6)
+    monkeypatch.setattr(Ladder, "members_in_time", lambda self, run, most: 0)
+    outcome = auto().fit(problem)
+    ladder, runs = seen[1]
+    run = next(run for run in runs if ladder.tried(run).loss == outcome.verdict.evidence.loss)
+    assert torch.equal(outcome.best.prompt.offsets, ladder.best_of_folds(run).prompt.offsets)
+
+
+def test_starts_know_whether_they_are_the_same_for_all_examples():
+    search = SearchedWords(LabelWordSearch(), (1,))
+    assert Words("own", GivenWords(), (1,), differs=False).is_fixed
+    assert not Words("own", search, (1,), differs=True).is_fixed
+    assert not SearchedPrompt("search", GivenWords(), (1,), AutoPrompt()).is_fixed
+
+
+def test_other_label_words_are_taken_only_where_they_are_clearly_better(causal, monkeypatch):
+    problem = tiny_problem(causal)
+    folds = stratified_folds(problem.pool.labels, 2, 0)
+    untrained = Untrained(problem, problem.pool, folds, replace(TINY, searches_words=True, cues=0))
+    held = HeldOut(torch.full((8, 2), 0.5).log(), problem.pool.labels, (4, 4))
+
+    def found(right):
+        said = torch.full((8, 2), 1 - right).scatter(1, held.labels[:, None], right)
+        said[0] = torch.tensor([0.45, 0.55])  # where all differ by the same, there is nothing to judge by
+        return replace(held, log_probs=said.log())
+
+    def fixed(*losses):
+        answers = iter(losses)
+        monkeypatch.setattr(Untrained, "_held_out", lambda self, start: next(answers))
+        return [start.is_fixed for start in untrained.starts()]
+
+    assert fixed(held, found(0.9)) == [False]
+    lucky = found(0.9)
+    lucky.log_probs[1:] = held.log_probs[1:] - 0.01  # one example makes all the difference
+    assert lucky.score.loss < held.score.loss
+    assert fixed(held, lucky) == [True]
 
 
 def test_one_example_of_a_class_is_too_few_to_check_on(causal, tiny_plans):

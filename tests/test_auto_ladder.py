@@ -126,6 +126,19 @@ def test_answers_to_held_out_examples_are_those_of_a_training_without_them(causa
         assert torch.equal(found, expected)
 
 
+def test_trainings_side_by_side_are_those_of_each_alone(causal):
+    ladder, problem = ladder_of(causal, folds=4)
+    run = ladder.climb([deep(problem)], (1,))[0]
+    assert len(run.candidates) == 4
+    for number, found in enumerate(run.candidates):
+        own = replace(fold_problem(problem, ladder._pool, ladder._folds, number), dev=None)
+        start = starting_point(own, problem.initial_ids, CalibrationKind.FITTED)
+        alone = LastEpoch(own)
+        OffsetTraining(learning_rate=0.1, epochs=4, schedule="linear").refine(own, start, alone)
+        assert torch.allclose(found.prompt.offsets, alone.best.prompt.offsets, atol=1e-6)
+        assert alone.best.prompt.offsets.abs().max() > 1e-3
+
+
 def test_the_last_epoch_is_kept_and_not_the_best(causal):
     problem = replace(tiny_problem(causal), dev=None)
     start = starting_point(problem, problem.initial_ids, CalibrationKind.FITTED)
@@ -219,22 +232,59 @@ def test_halving_keeps_the_better_ones(causal, monkeypatch):
     monkeypatch.setattr(ladder_module, "_ENOUGH", 4)
     ladder, problem = ladder_of(causal)
     runs = ladder.climb([deep(problem, rate) for rate in (1e-6, 0.1, 0.03)], (1,))
-    assert [len(run.answers) for run in runs] == [2, 1, 1]
-    first = [ladder.answers(run, 1).score.loss for run in runs]
-    assert first[0] == min(first)
+    # The most promising one goes through all folds before any other; of those, the better one goes on.
+    folds = {run.configuration.training.learning_rate: len(run.answers) for run in runs}
+    assert folds == {1e-6: 2, 0.1: 2, 0.03: 1}
+    first = {run.configuration.training.learning_rate: ladder.answers(run, 1).score.loss for run in runs}
+    assert first[0.1] == min(first.values())
+    assert [(event["configuration"], event["fold"]) for event in ladder.trace if event["step"] == 4] == [
+        ("deep-cue 1e-06 x 4, own", 0),
+        ("deep-cue 1e-06 x 4, own", 1),
+        ("deep-cue 0.1 x 4, own", 0),
+        ("deep-cue 0.03 x 4, own", 0),
+        ("deep-cue 0.1 x 4, own", 1),
+    ]
+
+
+def test_where_the_time_ends_the_most_promising_one_was_tried_on_all_folds(causal):
+    ladder, problem = ladder_of(causal, folds=4)
+    runs = ladder.climb([deep(problem)], (1,))
+    steps = len(runs[0].answers)
+    assert steps == 4
+    looks = []
+    ladder, problem = ladder_of(causal, folds=4)
+    counting = replace(problem, out_of_time=lambda reserve=0.0: looks.append(1) or len(looks) > 60)
+    ladder = Ladder(counting, ladder._pool, ladder._folds)
+    runs = ladder.climb([deep(problem), deep(problem, 0.03, 64)], (1,))
+    assert len(looks) > 60
+    assert [len(run.answers) for run in runs] == [4]
+    assert runs[0].configuration.training.learning_rate == 0.1
+
+
+def test_what_was_seen_on_few_examples_does_not_displace_what_was_seen_on_many():
+    folds = [Fold([], [2 * n, 2 * n + 1]) for n in range(20)]
+    ladder = Plain(SimpleNamespace(seed=0), Labelled(None, torch.zeros(40, dtype=torch.long)), folds)
+    tried = Run(None, [[answers_of((0.5, 0.51))]] * 20)
+    lucky, good = (Run(None, [[answers_of((0.1, 0.11))]] * count) for count in (15, 16))
+    assert ladder._ranked([tried, lucky])[0] is tried
+    assert ladder._ranked([tried, good])[0] is good  # 32 examples
+    assert ladder._ranked([Run(None, [[answers_of((0.5, 0.51))]] * 3), lucky])[0] is lucky
 
 
 def test_a_configuration_that_the_backbone_refuses_is_passed_over(causal, monkeypatch):
     ladder, problem = ladder_of(causal)
-    refine = OffsetTraining.refine
+    refine = OffsetTraining.refine_beside
 
     def refusing(self, *rest):
         if self.learning_rate == 0.5:
             raise MethodError("not here")
         refine(self, *rest)
 
-    monkeypatch.setattr(OffsetTraining, "refine", refusing)
-    runs = ladder.climb([deep(problem, 0.5), deep(problem)], (2,))
+    monkeypatch.setattr(OffsetTraining, "refine_beside", refusing)
+    runs = ladder.climb([deep(problem, 0.5), deep(problem), deep(problem, 0.03)], (3,))
+    assert sorted(run.configuration.training.learning_rate for run in runs) == [0.03, 0.1]
+    assert all(len(run.answers) == 2 for run in runs)
+    runs = ladder.climb([deep(problem), deep(problem, 0.5)], (2,))
     assert [run.configuration.training.learning_rate for run in runs] == [0.1]
     assert "not here" in ladder.refusal
 
@@ -315,7 +365,8 @@ def test_a_part_of_the_way_lies_between_start_and_end(training, kind, request):
         assert torch.allclose(half.prompt.head.weight, (start.prompt.head.weight + trained.head.weight) / 2, atol=1e-6)
 
 
-def test_a_stop_in_mid_round_compares_on_the_folds_that_all_have():
+def test_a_stop_in_mid_round_compares_on_the_folds_that_all_have(monkeypatch):
+    monkeypatch.setattr(ladder_module, "_ENOUGH", 2)
     folds = [Fold([], [0, 1]), Fold([], [2, 3])]
     ladder = Plain(SimpleNamespace(seed=0), Labelled(None, torch.zeros(4, dtype=torch.long)), folds)
     ladder._rounds = 1
@@ -350,9 +401,9 @@ def test_what_is_left_answers_by_the_average_of_several_trainings(causal):
     for number in range(2):
         own = ladder._fold(run, number)
         start = run.configuration.start.candidate(own)
-        again = run.configuration.trained(replace(own, seed=derived_seed(own.seed, "member/1")), start, [])
+        ((again, _),) = run.configuration.trained([(replace(own, seed=derived_seed(own.seed, "member/1")), start)])
         mean = (one.candidates[number].prompt.offsets + again.prompt.offsets) / 2
-        assert torch.allclose(run.candidates[number].prompt.offsets, mean, atol=1e-7)
+        assert torch.allclose(run.candidates[number].prompt.offsets, mean, atol=1e-6)
         expected = log_probabilities(own, part_of_the_way(start, run.candidates[number], 0.5, causal.embed))
         assert torch.allclose(run.answers[number][1], expected, atol=1e-5)
 

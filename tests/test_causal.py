@@ -8,7 +8,7 @@ import torch
 from conftest import TEXTS, make_causal, make_examples, make_task
 from cuecraft.backbone import Budget, load_backbone
 from cuecraft.errors import PromptError
-from cuecraft.prompts import HardPrompt, SoftPrompt
+from cuecraft.prompts import HardPrompt, PrefixPrompt, SoftPrompt
 from oracles import plain_class_logits
 
 TEMPLATES = {
@@ -38,6 +38,37 @@ def test_cached_logits_equal_the_plain_forward(backbone, template, words):
     for cue in (context.renderer.prompt_ids, (300, 301, 302), ()):
         found = backbone.class_logits(context, HardPrompt(cue))
         assert torch.allclose(found.double(), plain_class_logits(backbone, context, cue), atol=1e-4)
+
+
+@pytest.mark.parametrize("keep", [None, 0], ids=["kept", "read again"])
+@pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+@torch.no_grad()
+def test_prompts_over_texts_of_their_own_give_the_plain_logits(backbone, template, words, keep):
+    context = backbone.context(make_examples(), make_task(template, words), keep_bytes=keep)
+    rows = [[0, 3, 5], [1], [7, 2, 2, 4]]
+    parts = [
+        (context.select(own), HardPrompt(cue))
+        for own, cue in zip(rows, [(300, 301), (300, 302), (303, 301)], strict=True)
+    ]
+    assert backbone.share_passes(parts)
+    for (own, prompt), found in zip(parts, backbone.class_logits_each(parts), strict=True):
+        assert torch.allclose(found.double(), plain_class_logits(backbone, own, prompt.token_ids), atol=1e-4)
+    none = [(own, HardPrompt(())) for own, _ in parts]
+    for (own, _), found in zip(none, backbone.class_logits_each(none), strict=True):
+        assert torch.allclose(found.double(), plain_class_logits(backbone, own, ()), atol=1e-4)
+
+
+@torch.no_grad()
+def test_prompts_that_share_no_pass_give_their_own_logits_too(causal, labelled):
+    one, other = labelled.context.select([0, 1, 2]), labelled.context.select([3, 4])
+    short, long = HardPrompt((300,)), HardPrompt((300, 301))
+    states = PrefixPrompt(short, torch.randn(causal.states_shape(2)) * 0.3)
+    elsewhere = causal.context(make_examples(), make_task(words=WORDS["several tokens"]))
+    for parts in ([(one, short), (other, long)], [(one, states), (other, states)], [(one, short), (elsewhere, short)]):
+        assert not causal.share_passes(parts)
+        for (context, prompt), found in zip(parts, causal.class_logits_each(parts), strict=True):
+            assert torch.equal(found, causal.class_logits(context, prompt))
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -7,16 +7,8 @@ import torch
 
 from conftest import make_causal, make_examples, make_task, tiny_problem
 from cuecraft.backbone import load_backbone
-from cuecraft.method import (
-    CalibrationKind,
-    Candidate,
-    Labelled,
-    Problem,
-    label_context,
-    loss_gradient,
-    score,
-    starting_point,
-)
+from cuecraft.gradients import loss_gradient
+from cuecraft.method import CalibrationKind, Candidate, Labelled, Problem, label_context, score, starting_point
 from cuecraft.prompts import HardPrompt, SoftPrompt
 from cuecraft.prompts.kinds import nearest_tokens
 from cuecraft.search import AutoPrompt, StraightThrough

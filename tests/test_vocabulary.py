@@ -20,7 +20,8 @@ from conftest import CORPUS, LABELS, LM_TEMPLATE, TEXTS, WORDS, make_task, tiny_
 from cuecraft.backbone.words import cue_log_likelihood
 from cuecraft.data import stream_texts
 from cuecraft.errors import DataError, MethodError, TemplateError
-from cuecraft.method import CalibrationKind, Candidate, Labelled, loss_gradient, score, starting_point
+from cuecraft.gradients import loss_gradient
+from cuecraft.method import CalibrationKind, Candidate, Labelled, score, starting_point
 from cuecraft.prompts import Calibration, HardPrompt
 from cuecraft.search import AutoPrompt, autoprompt, filters
 from cuecraft.search.autoprompt import _turn

@@ -15,7 +15,8 @@ from cuecraft import PromptClassifier
 from cuecraft.backbone import ClassHead, load_backbone
 from cuecraft.backbone.weights import FullSpec, LoraSpec, TunedWeights, Twin, load_weights
 from cuecraft.errors import ArtifactError, BackboneError, MethodError
-from cuecraft.method import Candidate, Selection, accumulate_gradient, fresh_logits, label_context, score
+from cuecraft.gradients import accumulate_gradients
+from cuecraft.method import Candidate, Selection, fresh_logits, label_context, score
 from cuecraft.prompts import Calibration, DeepCue, HardPrompt, SoftPrompt, load_artifact
 from cuecraft.tune import make_method
 from cuecraft.tune.mix import mix_lora
@@ -69,7 +70,7 @@ def test_full_fine_tuning_has_the_gradients_of_plain_torch(byte_tokenizer):
     twin = Twin(backbone, FullSpec(), seed=0)
     prompt = HardPrompt(problem.initial_ids)
     candidate = Candidate(prompt, Calibration.none(2), TunedWeights(twin))
-    accumulate_gradient(problem, lambda: candidate, problem.train, list(twin.trained.values()))
+    accumulate_gradients(problem.backbone, [(lambda: candidate, problem.train)], list(twin.trained.values()))
     model = copy.deepcopy(backbone.model).requires_grad_()
     words = [ids[0][0] for ids in problem.train.context.renderer.label_ids]
     losses = []
@@ -89,10 +90,10 @@ def test_text_before_the_prompt_carries_the_gradient_of_weights(causal):
     twin.backbone.budget = replace(causal.budget, tree=4)
     candidate = Candidate(HardPrompt(problem.initial_ids), Calibration.none(2), TunedWeights(twin))
     tensors = list(twin.trained.values())
-    accumulate_gradient(problem, lambda: candidate, problem.train, tensors)
+    accumulate_gradients(problem.backbone, [(lambda: candidate, problem.train)], tensors)
     small = [tensor.grad.clone() for tensor in tensors if tensor.grad is not None]
     twin.backbone.budget = causal.budget
-    accumulate_gradient(problem, lambda: candidate, problem.train, tensors)
+    accumulate_gradients(problem.backbone, [(lambda: candidate, problem.train)], tensors)
     for one, other in zip(small, [t.grad for t in tensors if t.grad is not None], strict=True):
         assert torch.allclose(one, other, atol=1e-6)
 
@@ -308,7 +309,7 @@ def test_memory_that_runs_out_in_a_twin_leaves_the_frozen_backbones_budget(causa
     before = causal.budget
     monkeypatch.setattr(type(causal), "class_logits", failing)
     calls.append(None)
-    accumulate_gradient(problem, lambda: candidate, problem.train, list(twin.trained.values()))
+    accumulate_gradients(problem.backbone, [(lambda: candidate, problem.train)], list(twin.trained.values()))
     assert causal.budget == before
     assert twin.backbone.budget.rows == before.rows // 2
 

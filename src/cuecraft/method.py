@@ -16,12 +16,12 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from cuecraft.backbone import AnyBackbone, Budget, ClassHead, Context, HeadKind, SequenceBackbone
+from cuecraft.backbone import AnyBackbone, ClassHead, Context, HeadKind, SequenceBackbone
 from cuecraft.checkpoints import Checkpoints, NoSlot, Slot
 from cuecraft.errors import BackboneError, MethodError
 from cuecraft.evidence import Tried, Verdict
 from cuecraft.options import Options
-from cuecraft.prompts import AnyPrompt, Calibration, HardPrompt, SoftPrompt, calibration
+from cuecraft.prompts import AnyPrompt, Calibration, HardPrompt, calibration
 from cuecraft.prompts.manifest import DataEntry
 from cuecraft.task import Example, Task
 
@@ -436,52 +436,6 @@ def fitted_head(features: Tensor, labels: Tensor, classes: int, inverse_penalty:
     if classes == 2:  # scikit-learn keeps one row for two classes
         weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
     return ClassHead(weight.float().to(features.device), bias.float().to(features.device))
-
-
-def trained_copy(tensor: Tensor) -> Tensor:
-    """Return a copy to be trained, in float32 at least: steps are lost in half precision."""
-    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
-
-
-def accumulate_gradient(
-    problem: Problem, candidate: Callable[[], Candidate], data: Labelled, trained: Sequence[Tensor]
-) -> Tensor:
-    """Set the gradients of the mean loss on some examples; return their logits `[B, C]`, detached.
-
-    Takes a backward pass for each few examples, fewer where memory runs out.
-
-    Args:
-        problem: gives the backbone.
-        candidate: makes the candidate as a differentiable function of the trained tensors, anew for each pass.
-        data: the examples.
-        trained: the leaves, whose gradients are replaced.
-    """
-    backbone = problem.backbone
-
-    def run(budget: Budget) -> Tensor:
-        for tensor in trained:
-            tensor.grad = None
-        logits = []
-        for chunk in data.chunks(budget.rows):
-            part = candidate().logits(backbone, chunk.context)
-            (functional.cross_entropy(part, chunk.labels, reduction="sum") / len(data)).backward()
-            logits.append(part.detach())
-        return torch.cat(logits)
-
-    with torch.no_grad():
-        reader = candidate().reader
-    # The one whose passes these are: memory that runs out shall not change the batches of another.
-    return (backbone if reader is None else reader.backbone).within_memory(run)
-
-
-def loss_gradient(problem: Problem, candidate: Candidate, data: Labelled) -> tuple[Score, Tensor]:
-    """Return the score on some examples and the gradient `[S, d]` of the mean loss at the prompt's vectors."""
-    backbone, prompt = problem.backbone, candidate.prompt
-    vectors = trained_copy(prompt.vectors(backbone.embed)).requires_grad_()
-    free = replace(candidate, prompt=SoftPrompt(vectors, prompt.head))
-    logits = accumulate_gradient(problem, lambda: free, data, [vectors])
-    assert vectors.grad is not None
-    return Score.of(logits, data.labels), vectors.grad
 
 
 def require_language_head(problem: Problem, name: str) -> None:

@@ -163,6 +163,14 @@ class Backbone(Protocol):
         """Return class logits `[T, B, C]` of several prompts over the same examples."""
         ...
 
+    def share_passes(self, parts: Sequence[tuple[Context, Prompt]]) -> bool:
+        """Tell whether `class_logits_each` reads these together."""
+        ...
+
+    def class_logits_each(self, parts: Sequence[tuple[Context, Prompt]]) -> list[Tensor]:
+        """Return class logits `[B, C]` of several prompts, each over examples of its own; differentiable."""
+        ...
+
     def ready(self, prompt: Prompt, task: Task) -> ReadyPrompt:
         """Return a prompt as `mixed_logits` takes it."""
         ...

@@ -9,6 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 import torch
@@ -115,6 +116,26 @@ class CausalBackbone(MixedCausal):
         parts = [self._score_together(context, [prompts[n] for n in group]) for group in groups]
         return restore_order(parts, groups, dim=0)
 
+    def share_passes(self, parts: Sequence[tuple[Context, Prompt]]) -> bool:
+        """Tell whether `class_logits_each` reads these together: prompts of one length, without prefix and head."""
+        lengths = {len(prompt.vectors(self.embed)) for _, prompt in parts}
+        return len(lengths) == 1 and all(
+            context.renderer is parts[0][0].renderer and prompt.states is None and prompt.head is None
+            for context, prompt in parts
+        )
+
+    def class_logits_each(self, parts: Sequence[tuple[Context, Prompt]]) -> list[Tensor]:
+        """Return class logits `[B, C]` of several prompts, each over examples of its own; differentiable."""
+        if not self.share_passes(parts):
+            return super().class_logits_each(parts)
+        vectors = [self._vectors(prompt) for _, prompt in parts]
+        offsets = [self._offsets(prompt, len(own)) for (_, prompt), own in zip(parts, vectors, strict=True)]
+        whole, length = reduce(Context.joined, (context for context, _ in parts)), len(vectors[0])
+        firsts = [number * length for number, (context, _) in enumerate(parts) for _ in range(len(context))]
+        cues = Cues([tuple(range(length))], None, None)
+        scores = self._score(whole, VectorTable.of(vectors, offsets), cues, firsts=firsts)[0]
+        return list(scores.split([len(context) for context, _ in parts]))
+
     def features(self, context: Context, prompt: Prompt) -> Tensor:
         """Return the hidden states at the answer slot `[B, d]`, as the output embedding gets them; differentiable."""
         return self.read_answer(context, prompt, FeatureReadout(self.model))
@@ -166,8 +187,18 @@ class CausalBackbone(MixedCausal):
         with_prefix = Cues(cues, self._states(prompt), prompt.head)
         return self._score(context, VectorTable.of([vectors, new], [offsets, moved]), with_prefix)
 
-    def _score(self, context: Context, table: VectorTable, cues: Cues, reads: Readout | None = None) -> Tensor:
-        """Return what is read `[K, B, X]` of cues that are rows of the table; by default class logits."""
+    def _score(
+        self,
+        context: Context,
+        table: VectorTable,
+        cues: Cues,
+        reads: Readout | None = None,
+        firsts: Sequence[int] = (),
+    ) -> Tensor:
+        """Return what is read `[K, B, X]` of cues that are rows of the table; by default class logits.
+
+        `firsts` as in `Rows`.
+        """
         if not len(context) or not cues.codes:
             raise BackboneError("there is nothing to score; give at least one example and one prompt")
         has_tails = any(piece.after for piece in context.pieces)
@@ -176,7 +207,7 @@ class CausalBackbone(MixedCausal):
         table, layout = self._laid_out(table, cues.codes, reads, has_tails)
         if layout.lead and cues.states is not None:
             raise nothing_between(context.renderer)
-        return self._score_rows(Rows(context.pieces, context.states), table, layout, (reads, cues.states))
+        return self._score_rows(Rows(context.pieces, context.states, firsts), table, layout, (reads, cues.states))
 
     def _laid_out(
         self, table: VectorTable, codes: Sequence[tuple[int, ...]], reads: Readout, has_tails: bool
@@ -240,7 +271,8 @@ class CausalBackbone(MixedCausal):
             stop = start + max(1, budget.tokens // budget.charge(nodes, size))
             own = own_tokens(texts.pieces[start:stop], width, lead)
             rows = past.rows(start, stop)
-            parts.append(torch.cat([self._tree_scores(rows, own, table, tree, reads) for tree in trees]))
+            grown = [layout.for_rows(tree, texts.firsts[start:stop]) for tree in trees]
+            parts.append(torch.cat([self._tree_scores(rows, own, table, tree, reads) for tree in grown]))
             start = stop
         return parts
 
@@ -269,10 +301,11 @@ class CausalBackbone(MixedCausal):
         codes = tree.codes.to(self.device)
         # A zero row stands for the vectors of a table that has none (no prompt, one-token label words).
         vectors = table.vectors if len(table.vectors) else table.vectors.new_zeros(1, table.vectors.shape[1])
-        inputs = vectors[codes.clamp(min=0)].repeat(len(own_ids), 1, 1)  # some models scale it in place
+        inputs = vectors[codes.clamp(min=0)].expand(len(own_ids), -1, -1).clone()  # some models scale it in place
         valid = torch.ones(inputs.shape[:2], dtype=torch.bool, device=self.device)
         if own_ids.shape[1]:
-            is_own, at = codes < 0, (-1 - codes).clamp(min=0)
+            tokens = codes if codes.ndim == 1 else codes[0]  # of the rows' own ones the numbers are the same in all
+            is_own, at = tokens < 0, (-1 - tokens).clamp(min=0)
             inputs = torch.where(is_own[None, :, None], self.embed(own_ids)[:, at], inputs)
             valid = torch.where(is_own[None], own_valid[:, at], valid)
         slots = torch.tensor(tree.ends, device=self.device).expand(len(own_ids), -1)
@@ -283,8 +316,8 @@ class CausalBackbone(MixedCausal):
     def _entering(
         self, table: VectorTable, codes: Tensor
     ) -> tuple[Sequence[Any], Callable[[int, Tensor], Tensor] | None]:
-        """Return what to change on the way into each layer: nodes `[N]` of the table get their offsets."""
+        """Return what to change on the way into each layer: nodes `[..., N]` of the table get their offsets."""
         if table.offsets is None or not table.offsets.shape[1]:
             return (), None
-        offsets = table.offsets[:, codes.clamp(min=0)] * (codes >= 0)[:, None].to(table.offsets.dtype)
+        offsets = table.offsets[:, codes.clamp(min=0)] * (codes >= 0)[..., None].to(table.offsets.dtype)
         return self.layers, lambda layer, hidden: hidden + offsets[layer]

@@ -175,6 +175,18 @@ class FrozenModel(ABC):
             self._hash = self._fingerprint()
         return self._hash
 
+    @abstractmethod
+    def class_logits(self, context: Context, prompt: Prompt) -> Tensor:
+        """Return class logits `[B, C]`, differentiable with respect to the prompt's tensors."""
+
+    def share_passes(self, parts: Sequence[tuple[Context, Prompt]]) -> bool:
+        """Tell whether `class_logits_each` reads these together: only some backbones can."""
+        return False
+
+    def class_logits_each(self, parts: Sequence[tuple[Context, Prompt]]) -> list[Tensor]:
+        """Return class logits `[B, C]` of several prompts, each over examples of its own; differentiable."""
+        return [self.class_logits(context, prompt) for context, prompt in parts]
+
     def within_memory(self, run: Callable[[Budget], T]) -> T:
         """Run with the budget; where memory runs out, halve the budget for good and run again.
 

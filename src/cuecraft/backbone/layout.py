@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -43,6 +44,13 @@ class Layout:
     def cost(self, width: int) -> int:
         """Return the nodes of all cues in one tree, at most, without lead."""
         return sum(len(cue) + width + len(self._branches) - 1 for cue in self._cues)
+
+    def for_rows(self, tree: CueTree, firsts: Sequence[int]) -> CueTree:
+        """Return a tree whose cues are, in each of some rows, those that many codes behind (`Rows.firsts`)."""
+        if not firsts:
+            return tree
+        is_cue = (tree.codes >= 0) & (tree.codes <= max((code for cue in self._cues for code in cue), default=-1))
+        return replace(tree, codes=tree.codes + torch.tensor(firsts)[:, None] * is_cue)
 
     def trees(self, width: int, lead: int, nodes: int) -> list[CueTree]:
         """Return trees of `nodes` nodes at most, of one cue at least, that hold all cues.

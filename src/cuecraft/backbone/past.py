@@ -40,14 +40,18 @@ class Rows:
     Args:
         pieces: `[B]` token ids of each text.
         states: `[B]` what was kept of the ids before the prompt, as in `Context`.
+        firsts: `[B]` by how much the codes of each text's own cue lie behind those of the first cue; empty where all
+            texts have the same cues.
     """
 
     pieces: Sequence[Pieces]
     states: Sequence[Tensor | None]
+    firsts: Sequence[int] = ()
 
     def select(self, rows: Sequence[int]) -> Rows:
         """Return some of the texts; nothing is copied."""
-        return Rows([self.pieces[row] for row in rows], [self.states[row] for row in rows])
+        firsts = [self.firsts[row] for row in rows] if self.firsts else ()
+        return Rows([self.pieces[row] for row in rows], [self.states[row] for row in rows], firsts)
 
 
 @dataclass(frozen=True, eq=False)

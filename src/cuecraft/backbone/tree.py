@@ -19,7 +19,7 @@ class CueTree:
     """A trie over sequences of codes.
 
     Args:
-        codes: `[N]` what each node carries.
+        codes: `[N]` what each node carries; `[b, N]` where it is another in each row of a pass.
         ancestors: `[N, N]` bool, row n true at n and at every ancestor of n.
         ends: for each sequence, its last node.
     """

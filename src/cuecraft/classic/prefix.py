@@ -12,7 +12,7 @@ from cuecraft.classic.dataset import Rows
 from cuecraft.classic.fewshot import train_class_head, train_language_model
 from cuecraft.classic.host import PrefixHost
 from cuecraft.errors import BackboneError, PromptError
-from cuecraft.method import trained_copy
+from cuecraft.gradients import trained_copy
 from cuecraft.seeding import torch_generator
 from cuecraft.tune.encoder import EncoderKind, PromptEncoder
 from cuecraft.tune.prefix_tuning import moved_states

@@ -19,6 +19,7 @@ from cuecraft.backbone import HeadKind
 from cuecraft.backbone.words import cue_log_likelihood
 from cuecraft.checkpoints import kept_when_stopped
 from cuecraft.errors import MethodError
+from cuecraft.gradients import loss_gradient
 from cuecraft.method import (
     Calibrated,
     CalibrationKind,
@@ -30,7 +31,6 @@ from cuecraft.method import (
     Problem,
     Score,
     Selection,
-    loss_gradient,
     score,
     starting_point,
 )

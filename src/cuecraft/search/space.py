@@ -11,7 +11,8 @@ from torch import Tensor
 
 from cuecraft.backbone import Swap
 from cuecraft.errors import MethodError
-from cuecraft.method import Problem, trained_copy
+from cuecraft.gradients import trained_copy
+from cuecraft.method import Problem
 from cuecraft.prompts.kinds import nearest_tokens
 from cuecraft.search.filters import TokenFilter
 from cuecraft.search.hotflip import best_swaps

@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from cuecraft.checkpoints import kept_when_stopped
+from cuecraft.gradients import loss_gradient, trained_copy
 from cuecraft.method import (
     Calibrated,
     CalibrationKind,
@@ -23,10 +24,8 @@ from cuecraft.method import (
     Outcome,
     Problem,
     Selection,
-    loss_gradient,
     score,
     starting_point,
-    trained_copy,
 )
 from cuecraft.prompts import HardPrompt
 from cuecraft.search.space import SearchSpace

@@ -20,16 +20,14 @@ from cuecraft.method import (
     Method,
     Outcome,
     Problem,
-    Selection,
     begin,
 )
 from cuecraft.prompts import DeepCue, PrefixPrompt
 from cuecraft.search.start import filled_start
-from cuecraft.tune.loop import train
-from cuecraft.tune.trainable import PromptTensor, TensorOptions, embedding_scale
+from cuecraft.tune.trainable import PromptTensor, TensorTraining, embedding_scale
 
 
-class OffsetTraining(TensorOptions):
+class OffsetTraining(TensorTraining):
     """Training of offsets on every layer, from a given prompt on."""
 
     name: ClassVar[str] = "deep-cue"
@@ -51,10 +49,6 @@ class OffsetTraining(TensorOptions):
             offsets = torch.zeros(backbone.offsets_shape(len(prompt)), device=backbone.device)
         scale = embedding_scale(backbone.embedding_matrix())
         return PromptTensor(offsets, start, scale, self, lambda offsets: DeepCue(base, offsets))
-
-    def refine(self, problem: Problem, start: Candidate, selection: Selection) -> None:
-        """Train from a given prompt."""
-        train(self, problem, self.trainable(problem, start), selection)
 
 
 class DeepCueTuning(OffsetTraining, Method):

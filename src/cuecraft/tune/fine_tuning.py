@@ -14,16 +14,8 @@ from pydantic import Field
 from torch import Tensor
 
 from cuecraft.backbone.weights import FullSpec, LoraSpec, TunedWeights, Twin
-from cuecraft.method import (
-    Calibrated,
-    CalibrationKind,
-    Candidate,
-    Method,
-    Outcome,
-    Problem,
-    begin,
-    trained_copy,
-)
+from cuecraft.gradients import trained_copy
+from cuecraft.method import Calibrated, CalibrationKind, Candidate, Method, Outcome, Problem, begin
 from cuecraft.prompts import SoftPrompt
 from cuecraft.search.start import filled_start
 from cuecraft.tune.loop import TrainingOptions, train

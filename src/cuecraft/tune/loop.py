@@ -1,11 +1,15 @@
-"""The one training loop of all methods that train: one task or several, with early stopping and resuming."""
+"""The one training loop of all methods that train, with early stopping and resuming.
+
+It trains one candidate, several tasks of one prompt, or several candidates side by side.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain, count, zip_longest
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
@@ -14,7 +18,8 @@ from torch import Tensor
 
 from cuecraft.backbone.layers import gradient_checkpointing
 from cuecraft.checkpoints import kept_when_stopped
-from cuecraft.method import Candidate, Labelled, Problem, Score, Selection, accumulate_gradient, score
+from cuecraft.gradients import accumulate_gradients
+from cuecraft.method import Candidate, Problem, Score, Selection, score
 from cuecraft.options import Options
 from cuecraft.seeding import torch_generator
 
@@ -58,7 +63,7 @@ class TrainingOptions(Options):
 
 @dataclass(frozen=True)
 class Part:
-    """One task of a training, which may share tensors with others.
+    """One task of a training, which may share tensors with others, or one candidate of several.
 
     Args:
         problem: the task and its examples.
@@ -71,12 +76,26 @@ class Part:
     selection: Selection
 
 
+#: Batches of one step, each the number of a part and rows of it.
+Step = list[tuple[int, list[int]]]
+
+
 def train(options: TrainingOptions, problem: Problem, trainable: Trainable, selection: Selection) -> None:
     """Train with AdamW and early stopping on dev; `selection` keeps the best candidate, step 0 included.
 
     Each epoch takes all training examples in a random order that depends on the seed alone.
     """
-    training = _Training(options, [Part(problem, trainable, selection)])
+    train_beside(options, [Part(problem, trainable, selection)])
+
+
+def train_beside(options: TrainingOptions, parts: Sequence[Part]) -> None:
+    """Train several candidates of one backbone that share no tensor; a step takes a batch of each.
+
+    Each is trained as `train` trains it alone, but for the last bits of what is computed: what all of a step's batches
+    take goes through the model together, which costs less where a batch alone is small (`class_logits_each`). The
+    parts stop together. Time limit and state on disk follow the first part's problem.
+    """
+    training = _Training(options, parts, [part.problem.seed for part in parts], _beside)
     training.run()
 
 
@@ -86,28 +105,54 @@ def train_together(options: TrainingOptions, parts: Sequence[Part]) -> None:
     Stops when the mean loss of the parts has not fallen for a while (`Selection` says which loss), and leaves the
     trained tensors as they were when it was least. Order, time limit and state on disk follow the first part's problem.
     """
-    training = _Training(options, parts)
+    training = _Training(options, parts, [parts[0].problem.seed], _mixed)
     training.keep_least()
     training.run()
     training.back_to_least()
 
 
+def _beside(parts: Sequence[Part], size: int, orders: Sequence[torch.Generator]) -> list[Step]:
+    """Return an epoch's steps: a batch of each part, in an order of its own."""
+    batches = [_batches(n, part, size, order) for n, (part, order) in enumerate(zip(parts, orders, strict=True))]
+    return [[batch for batch in step if batch is not None] for step in zip_longest(*batches)]
+
+
+def _mixed(parts: Sequence[Part], size: int, orders: Sequence[torch.Generator]) -> list[Step]:
+    """Return an epoch's steps: a batch of one part after another, in a random order."""
+    (order,) = orders
+    batches = [batch for n, part in enumerate(parts) for batch in _batches(n, part, size, order)]
+    return [[batches[n]] for n in torch.randperm(len(batches), generator=order).tolist()]
+
+
+def _batches(number: int, part: Part, size: int, order: torch.Generator) -> Step:
+    """Return batches of all rows of a part in a random order."""
+    rows = torch.randperm(len(part.problem.train), generator=order).tolist()
+    return [(number, rows[start : start + size]) for start in range(0, len(rows), size)]
+
+
 class _Training:
     """A training under way: parts, optimizer, order, and how far it has come."""
 
-    def __init__(self, options: TrainingOptions, parts: Sequence[Part]) -> None:
+    def __init__(
+        self,
+        options: TrainingOptions,
+        parts: Sequence[Part],
+        seeds: Sequence[int],
+        drawn: Callable[[Sequence[Part], int, Sequence[torch.Generator]], list[Step]],
+    ) -> None:
         self._options = options
         self._parts = parts
+        self._drawn = drawn
         groups = _distinct([group for part in parts for group in part.trainable.groups()])
         self._optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
         self._rates: list[float] = [group["lr"] for group in self._optimizer.param_groups]
         self._tensors: list[Tensor] = [tensor for group in groups for tensor in group["params"]]
         first = parts[0].problem
-        self._order = torch_generator(first.seed, "order")
+        self._orders = [torch_generator(seed, "order") for seed in seeds]
         self._slot = first.slot(options.name)
         self._epoch = 0
-        self._batches: list[tuple[int, list[int]]] = []  # of the epoch under way: which part, which of its rows
-        self._found: list[Tensor] = []  # logits [b, C] of those that were taken
+        self._steps: list[Step] = []  # of the epoch under way
+        self._found: list[list[Tensor]] = []  # logits [b, C] of the batches of those that were taken
         self._best: dict[int, list[Tensor]] = {}  # of each part that this training improved: the tensors at its best
         self._least: float | None = None  # mean loss of the parts
         self._since_least = 0
@@ -138,7 +183,7 @@ class _Training:
 
     def is_over(self) -> bool:
         """Tell whether to stop: epochs, time, or patience, which needs dev sets."""
-        if self._batches:
+        if self._steps:
             return False
         if self._epoch >= self._options.epochs or (self._epoch and self._out_of_time()):
             return True
@@ -146,39 +191,28 @@ class _Training:
 
     def take_epoch(self) -> bool:
         """Take all batches of all parts once, and see the candidates; return whether there was time for all of them."""
-        if not self._batches:
+        if not self._steps:
             self._epoch += 1
-            self._batches, self._found = self._drawn(), []
-        while len(self._found) < len(self._batches):
+            self._steps, self._found = self._drawn(self._parts, self._options.batch_size, self._orders), []
+        while len(self._found) < len(self._steps):
             done = len(self._found)
-            number, rows = self._batches[done]
-            self._set_rates((self._epoch - 1 + done / len(self._batches)) / self._options.epochs)
+            self._set_rates((self._epoch - 1 + done / len(self._steps)) / self._options.epochs)
             if self._out_of_time():
                 return False  # an epoch that is cut short is not looked at
-            self._found.append(self._step(self._parts[number], self._parts[number].problem.train.select(rows)))
-            if len(self._found) < len(self._batches):
+            self._found.append(self._take(self._steps[done]))
+            if len(self._found) < len(self._steps):
                 self._save_if_due()
+        taken = [
+            pair for step, found in zip(self._steps, self._found, strict=True) for pair in zip(step, found, strict=True)
+        ]
         for number, part in enumerate(self._parts):
-            taken = [(rows, found) for (n, rows), found in zip(self._batches, self._found, strict=True) if n == number]
-            labels = part.problem.train.labels[[row for rows, _ in taken for row in rows]]
-            seen = Score.of(torch.cat([found for _, found in taken]), labels)
-            self._see(number, part.trainable.snapshot(), seen)
+            own = [(rows, logits) for (n, rows), logits in taken if n == number]
+            labels = part.problem.train.labels[[row for rows, _ in own for row in rows]]
+            self._see(number, part.trainable.snapshot(), Score.of(torch.cat([logits for _, logits in own]), labels))
         self._judge()
-        self._batches, self._found = [], []
+        self._steps, self._found = [], []
         self._save_if_due()
         return True
-
-    def _drawn(self) -> list[tuple[int, list[int]]]:
-        """Return an epoch's batches in a random order: which part, and which of its rows."""
-        batches: list[tuple[int, list[int]]] = []
-        for number, part in enumerate(self._parts):
-            rows = torch.randperm(len(part.problem.train), generator=self._order).tolist()
-            size = self._options.batch_size
-            batches += [(number, rows[start : start + size]) for start in range(0, len(rows), size)]
-        if len(self._parts) > 1:
-            mixed = torch.randperm(len(batches), generator=self._order).tolist()
-            batches = [batches[n] for n in mixed]
-        return batches
 
     def _out_of_time(self) -> bool:
         with kept_when_stopped(self.save):
@@ -204,16 +238,16 @@ class _Training:
         if not self._slot.keeps:
             return
         tensors = {f"trained/{n}": tensor for n, tensor in enumerate(self._tensors)}
-        tensors["order"] = self._order.get_state()
+        tensors |= {f"order/{n}": order.get_state() for n, order in enumerate(self._orders)}
         for n, values in self._optimizer.state_dict()["state"].items():
             tensors |= {f"adamw/{n}/{name}": value for name, value in values.items()}
         for number, best in self._best.items():
             tensors |= {f"best/{number}/{n}": tensor for n, tensor in enumerate(best)}
         tensors |= {f"least/{n}": tensor for n, tensor in enumerate(self._at_least or [])}
-        tensors |= {f"found/{n}": tensor for n, tensor in enumerate(self._found)}
+        tensors |= {f"found/{n}": tensor for n, tensor in enumerate(chain(*self._found))}
         document = {
             "epoch": self._epoch,
-            "batches": self._batches,
+            "steps": self._steps,
             "taken": len(self._found),
             "least": self._least,
             "since_least": self._since_least,
@@ -226,10 +260,13 @@ class _Training:
         self._since_least = document["since_least"]
         if self._at_least is not None:
             self._at_least = [tensors[f"least/{n}"] for n in range(len(self._tensors))]
-        self._order.set_state(tensors["order"])
-        self._batches = [(number, rows) for number, rows in document["batches"]]
-        device = self._parts[0].problem.backbone.device
-        self._found = [tensors[f"found/{n}"].to(device) for n in range(document["taken"])]
+        for n, order in enumerate(self._orders):
+            order.set_state(tensors[f"order/{n}"])
+        self._steps = [[(number, rows) for number, rows in step] for step in document["steps"]]
+        device, numbers = self._parts[0].problem.backbone.device, count()
+        self._found = [
+            [tensors[f"found/{next(numbers)}"].to(device) for _ in step] for step in self._steps[: document["taken"]]
+        ]
         entries: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             kind, *rest = name.split("/")
@@ -267,14 +304,19 @@ class _Training:
             if self._at_least is not None:
                 self._at_least = [tensor.detach().clone() for tensor in self._tensors]
 
-    def _step(self, part: Part, batch: Labelled) -> Tensor:
-        """Take one step; return the batch's logits `[b, C]` before it."""
+    def _take(self, step: Step) -> list[Tensor]:
+        """Take one step; return the logits `[b, C]` of its batches before it."""
+        parts = [self._parts[number] for number, _ in step]
+        batches = [part.problem.train.select(rows) for part, (_, rows) in zip(parts, step, strict=True)]
+        backbone, candidates = parts[0].problem.backbone, [part.trainable.candidate for part in parts]
         with gradient_checkpointing() if self._options.gradient_checkpointing else nullcontext():
-            logits = accumulate_gradient(part.problem, part.trainable.candidate, batch, self._tensors)
-        penalty = part.trainable.penalty()
-        if penalty.requires_grad:
-            penalty.backward()
-        torch.nn.utils.clip_grad_norm_(self._tensors, self._options.gradient_clip)
+            logits = accumulate_gradients(backbone, list(zip(candidates, batches, strict=True)), self._tensors)
+        for part in parts:
+            penalty = part.trainable.penalty()
+            if penalty.requires_grad:
+                penalty.backward()
+            trained = [tensor for group in part.trainable.groups() for tensor in group["params"]]
+            torch.nn.utils.clip_grad_norm_(trained, self._options.gradient_clip)
         self._optimizer.step()
         return logits
 

@@ -17,17 +17,8 @@ from pydantic import Field
 from torch import Tensor
 
 from cuecraft.errors import MethodError
-from cuecraft.method import (
-    Calibrated,
-    CalibrationKind,
-    Candidate,
-    Outcome,
-    Problem,
-    Selection,
-    score,
-    starting_point,
-    trained_copy,
-)
+from cuecraft.gradients import trained_copy
+from cuecraft.method import Calibrated, CalibrationKind, Candidate, Outcome, Problem, Selection, score, starting_point
 from cuecraft.prompts import AnyPrompt, DeepCue, HardPrompt, PrefixPrompt, SoftPrompt, TaskPart
 from cuecraft.search.start import filled_ids, filled_start
 from cuecraft.seeding import torch_generator

@@ -17,7 +17,6 @@ from cuecraft.method import (
     Method,
     Outcome,
     Problem,
-    Selection,
     begin,
     calibrated,
     fit_head,
@@ -25,11 +24,10 @@ from cuecraft.method import (
 from cuecraft.prompts import SoftPrompt
 from cuecraft.tune.encoder import EncoderKind, PromptEncoder, require_read
 from cuecraft.tune.initial import Init, initial_vectors
-from cuecraft.tune.loop import train
-from cuecraft.tune.trainable import PromptTensor, TensorOptions, embedding_scale
+from cuecraft.tune.trainable import PromptTensor, TensorTraining, embedding_scale
 
 
-class EmbeddingTraining(TensorOptions):
+class EmbeddingTraining(TensorTraining):
     """Training of the prompt's input embeddings, from a given prompt on."""
 
     name: ClassVar[str] = "prompt-tuning"
@@ -39,10 +37,6 @@ class EmbeddingTraining(TensorOptions):
         backbone = problem.backbone
         scale = embedding_scale(backbone.embedding_matrix())
         return PromptTensor(start.prompt.vectors(backbone.embed), start, scale, self, SoftPrompt)
-
-    def refine(self, problem: Problem, start: Candidate, selection: Selection) -> None:
-        """Train from a given prompt, hard or soft."""
-        train(self, problem, self.trainable(problem, start), selection)
 
 
 class PromptTuning(EmbeddingTraining, Method):

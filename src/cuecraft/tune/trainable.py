@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,9 +11,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from cuecraft.backbone import ClassHead
-from cuecraft.method import Candidate, trained_copy
+from cuecraft.gradients import trained_copy
+from cuecraft.method import Candidate, Problem, Selection
 from cuecraft.prompts import AnyPrompt, with_head
-from cuecraft.tune.loop import TrainingOptions
+from cuecraft.tune.loop import Part, TrainingOptions, train, train_beside
 
 
 class TensorOptions(TrainingOptions):
@@ -21,6 +23,22 @@ class TensorOptions(TrainingOptions):
     learning_rate: float = Field(0.02, gt=0, description="AdamW step, in units of the embeddings' RMS")
     head_learning_rate: float = Field(0.01, gt=0, description="AdamW step of a class head")
     pull: float = Field(0.0, ge=0, description="weight of the mean squared move from the start, in RMS units")
+
+
+class TensorTraining(TensorOptions, ABC):
+    """Training of one tensor of the prompt, from given prompts on."""
+
+    @abstractmethod
+    def trainable(self, problem: Problem, start: Candidate) -> PromptTensor:
+        """Return what is trained of a given prompt; step 0 has exactly its logits."""
+
+    def refine(self, problem: Problem, start: Candidate, selection: Selection) -> None:
+        """Train from a given prompt."""
+        train(self, problem, self.trainable(problem, start), selection)
+
+    def refine_beside(self, parts: Sequence[tuple[Candidate, Selection]]) -> None:
+        """Train from several given prompts side by side, each on its selection's problem."""
+        train_beside(self, [Part(own.problem, self.trainable(own.problem, start), own) for start, own in parts])
 
 
 class TrainedHead:

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
@@ -114,10 +113,10 @@ class _Choice:
     def _judged(self, untuned: Candidate, untrained: Untrained, ladder: Ladder, runs: Sequence[Run]) -> Outcome:
         """Compare the runs, the chosen one first, with the untuned prompt on the folds that they were tried on.
 
-        The first that is better ships.
+        The first that is better ships, of those that were tried on as many folds as the chosen one.
         """
         most = len(runs[0].answers)
-        finalists = [run for run in runs if len(run.answers) == most]
+        finalists = [run for run in runs if len(run.answers) >= most]
         found = [(self._evidence(untrained, ladder, run), run) for run in finalists]
         evidence, run = next((pair for pair in found if pair[0].is_better), found[0])
         self.trace += ladder.trace
@@ -128,43 +127,43 @@ class _Choice:
         if verdict.ships == "untuned":
             before = Score(evidence.untuned_loss, evidence.untuned_accuracy)
             return self._untuned_ships(untuned, verdict, before)
-        candidate, words = self._refit(ladder, run)
+        candidate, words = self._shipped(ladder, run)
         return self._outcome(untuned, candidate, verdict, Score(evidence.loss, evidence.accuracy), words)
 
     def _evidence(self, untrained: Untrained, ladder: Ladder, run: Run) -> Evidence:
         found = ladder.answers(run)
         return found.beside(untrained.best.first(len(found.sizes)), self.problem.seed)
 
-    def _refit(self, ladder: Ladder, run: Run) -> tuple[Candidate, Candidate]:
-        """Make the chosen configuration on all examples, averaged over orders; return it and the words it started from.
-
-        Where the time ends before one training is complete, the best of the folds' own trainings takes its place.
-        """
+    def _shipped(self, ladder: Ladder, run: Run) -> tuple[Candidate, Candidate]:
+        """Return the chosen configuration as it ships, and the words that it started from, both on all examples."""
         configuration = run.configuration
         own = configuration.start.label_words.chosen(self.whole)
         start = configuration.start.candidate(own)
-        members: list[Candidate] = []
-        taken = 0.0
-        for number in range(self.plan.members if configuration.training else 1):
-            if self.problem.out_of_time(taken or ladder.refit_seconds):
-                break
-            begun = time.perf_counter()
-            trace: list[Event] = []
-            other = replace(own, seed=derived_seed(self.problem.seed, f"refit/{number}"))
-            member = configuration.trained(other, start, trace)
-            taken = time.perf_counter() - begun
-            self.trace += [event | {"refit": number} for event in trace]
-            if member is None:
-                break
-            members.append(member)
-        if members:
-            mean = average(members) if len(members) > 1 else members[0]
-            found = retasked(ladder.moved(run, start, mean), own, self.problem)
+        if configuration.training is None:
+            found = retasked(start, own, self.problem)
         else:
-            found = ladder.best_of_folds(run)
+            found = self._refit(ladder, run, own, start)
         # As the answers were that it was chosen by: calibrated once more, now on all that were held out.
         calibration = found.calibration.then(ladder.plain_answers(run).calibration())
         return replace(found, calibration=calibration), retasked(start, own, self.problem)
+
+    def _refit(self, ladder: Ladder, run: Run, own: Problem, start: Candidate) -> Candidate:
+        """Train from a start on all examples, several times in other orders, and average.
+
+        Between them the trainings on the folds have seen all examples too. They are part of the average, unless each
+        has words of its own, and all of it where the time ends before any other.
+        """
+        seeds = [f"refit/{number}" for number in range(ladder.members_in_time(run, self.plan.members))]
+        found = run.configuration.trained([(replace(own, seed=derived_seed(own.seed, seed)), start) for seed in seeds])
+        for number, (_, events) in enumerate(found):
+            self.trace += [event | {"refit": number} for event in events]
+        members = [candidate for candidate, _ in found if candidate is not None]
+        if run.configuration.start.is_fixed:
+            members += run.candidates
+        if not members:
+            return ladder.best_of_folds(run)
+        mean = replace(average(members), calibration=start.calibration)
+        return retasked(ladder.moved(run, start, mean), own, self.problem)
 
     def _untuned_ships(self, untuned: Candidate, verdict: Verdict, held_out: Score | None) -> Outcome:
         return self._outcome(untuned, untuned, verdict, held_out, None)

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 from torch import Tensor
 
@@ -49,23 +50,22 @@ class Configuration:
             return self.start.name
         return f"{self.training.name} {self.training.learning_rate:g} x {self.training.epochs}, {self.start.name}"
 
-    def trained(self, problem: Problem, start: Candidate, trace: list[Event]) -> Candidate | None:
-        """Return what training makes of a start; None where the time ended before.
+    def trained(self, parts: Sequence[tuple[Problem, Candidate]]) -> list[tuple[Candidate | None, list[Event]]]:
+        """Return what training makes of starts, side by side, with its events; None where the time ended before.
 
         Args:
-            problem: the problem, with the start's label words; only its training part is looked at.
-            start: the start's candidate.
-            trace: gets the training's events.
+            parts: problems, with the start's label words, of which only the training part is looked at; and the start's
+                candidate for each.
         """
-        if self.training is None:
-            return start
+        if self.training is None or not parts:
+            return [(start, []) for _, start in parts]
+        problems = [problem for problem, _ in parts]
         # A state on disk must not serve another training: with a time limit their order differs from run to run.
-        key = digest({"configuration": self.name, "seed": problem.seed, "rows": len(problem.train)})
-        kept = problem.checkpoints and problem.checkpoints.within(key[:16])
-        selection = LastEpoch(replace(problem, dev=None, checkpoints=kept))
-        self.training.refine(selection.problem, start, selection)
-        trace += selection.trace
-        return selection.best
+        key = digest({"configuration": self.name, "parts": [[own.seed, len(own.train)] for own in problems]})
+        kept = problems[0].checkpoints and problems[0].checkpoints.within(key[:16])
+        selections = [LastEpoch(replace(own, dev=None, checkpoints=kept)) for own in problems]
+        self.training.refine_beside(list(zip((start for _, start in parts), selections, strict=True)))
+        return [(own.best, own.trace) for own in selections]
 
 
 @dataclass(eq=False)
@@ -79,6 +79,7 @@ class Run:
         starts: of each fold, where training started.
         candidates: of each fold, what was trained.
         seconds: spent on it.
+        fold_seconds: that one training on one fold takes, as far as that is known.
     """
 
     configuration: Configuration
@@ -86,6 +87,7 @@ class Run:
     starts: list[Candidate] = field(default_factory=list)
     candidates: list[Candidate] = field(default_factory=list)
     seconds: float = 0.0
+    fold_seconds: float = 0.0
 
 
 class Ladder:
@@ -104,37 +106,68 @@ class Ladder:
         self._folds = folds
         self._untuned = untuned
         self.trace: list[Event] = []
-        self.refit_seconds = 0.0  # what the last step will take, as far as that is known
+        self._refit_seconds = 0.0  # what the last step will take, as far as that is known
         self.refusal: str | None = None  # why a configuration could not be tried, where none could
         self._rounds = 0  # folds that all survivors were tried on
 
     def climb(self, configurations: Sequence[Configuration], keep: Sequence[int], members: int = 1) -> list[Run]:
         """Try configurations; return their runs, the chosen one first, then by folds and held-out loss.
 
+        The most promising one goes through all folds before any other is tried: whenever the time ends, something that
+        was checked as well as it can be is there to ship, and the others know what they have to beat.
+
         Args:
             configurations: to be tried, the most promising first.
             keep: how many go on after the first fold, the second, and so on; the last number holds to the end. The
                 first cut waits for so many held-out examples that they can tell configurations apart.
-            members: trainings, in other orders, whose average answers to each held-out part for what is left in the
-                end. What ships is such an average, and it does better than one training.
+            members: trainings on each fold of what is chosen, in other orders; their average answers to the held-out
+                part. What ships is such an average, and it does better than one training.
         """
         runs = [Run(configuration) for configuration in configurations]
-        alive, left = list(runs), list(keep)
-        for number in range(len(self._folds)):
-            for run in alive:
-                if self._problem.out_of_time(self._needed(run)) or not self._tried_in_time(run, number):
-                    return self._ranked(runs)
-            alive = [run for run in alive if len(run.answers) > number]
-            self._rounds = number + 1
-            if sum(len(fold.held_out) for fold in self._folds[: number + 1]) < _ENOUGH:
-                continue
-            best = sorted(alive, key=lambda run: self.answers(run, number + 1).score.loss)[: left[0]]
-            alive = [run for run in alive if run in best]
-            left = left[1:] or left
-        for run in alive:
-            if not self._look_again(run, members):
-                break
+        if self._tried_first(runs) and self._tried_beside(runs, keep):
+            self._look_again(self._ranked(runs)[0], members)
         return self._ranked(runs)
+
+    def _tried_first(self, runs: list[Run]) -> bool:
+        """Try the most promising run that the backbone takes on all folds; return whether there was time for it.
+
+        Those that it refuses are struck off. The first fold says how long the others take: side by side where there is
+        time for all of them, else one after the other.
+        """
+        rest = range(1, len(self._folds))
+        while runs:
+            run = runs[0]
+            if not self._tried_in_time(run, [0]):
+                return False
+            if run.answers:
+                together = not self._problem.out_of_time(self._needed(run, len(rest)))
+                for block in [rest] if together else [[number] for number in rest]:
+                    if not self._tried_in_time(run, block):
+                        return False
+            if len(run.answers) == len(self._folds):
+                return True
+            del runs[0]
+        return False
+
+    def _tried_beside(self, runs: Sequence[Run], keep: Sequence[int]) -> bool:
+        """Try the other runs, fewer on twice as many folds each time; return whether there was time for it."""
+        alive, left = list(runs), list(keep)
+        while self._rounds < len(self._folds):
+            block = range(self._rounds, min(2 * self._rounds or self._enough, len(self._folds)))
+            for run in alive:
+                if run is not runs[0] and not self._tried_in_time(run, block):
+                    return False
+            self._rounds = block.stop
+            alive = [run for run in alive if len(run.answers) >= block.stop]
+            alive = sorted(alive, key=lambda run: self.answers(run, block.stop).score.loss)[: left[0]]
+            left = left[1:] or left
+        return True
+
+    @property
+    def _enough(self) -> int:
+        """How many folds hold enough examples to tell configurations apart, or all of them."""
+        seen = list(accumulate(len(fold.held_out) for fold in self._folds))
+        return next((number for number, rows in enumerate(seen, start=1) if rows >= _ENOUGH), len(seen))
 
     def answers(self, run: Run, folds: int | None = None) -> HeldOut:
         """Return what a run answers to the held-out parts of its first folds, calibrated by one another."""
@@ -180,33 +213,53 @@ class Ladder:
             name += f", {SHARES[share]:.0%} of the way"
         return Tried(name, found.score.loss, found.score.accuracy, found.sd, len(run.answers), run.seconds)
 
-    def _look_again(self, run: Run, members: int) -> bool:
-        """Let every fold of a run answer by the average of several trainings; return whether time was left for that."""
-        if run.configuration.training is None:
-            return True
-        for number in range(len(run.answers)):
-            if self._problem.out_of_time((members - 1) * self._needed(run)) or not self._add(run, number, members):
-                return False
-        return True
-
-    def _add(self, run: Run, number: int, members: int) -> bool:
-        """Train on one fold again in other orders, and let the average answer; return whether time was left for it."""
+    def _look_again(self, run: Run, members: int) -> None:
+        """Train a run on its folds again in other orders, and let the averages answer, where there is time for it."""
+        numbers = range(len(run.answers))
+        if run.configuration.training is None or self._problem.out_of_time(
+            self._needed(run, (members - 1) * len(numbers))
+        ):
+            return
         begun = time.perf_counter()
-        own = self._fold(run, number)
-        trace: list[Event] = []
-        start = run.configuration.start.candidate(own)
-        found = [replace(run.candidates[number], reader=None)]
-        for member in range(1, members):
-            other = replace(own, seed=derived_seed(own.seed, f"member/{member}"))
-            candidate = run.configuration.trained(other, start, trace)
-            if candidate is None:
-                return False
-            found.append(candidate)
-        self.trace += [event | {"configuration": run.configuration.name, "fold": number} for event in trace]
-        run.candidates[number] = retasked(average(found), own, self._problem)
-        run.answers[number] = self._answers(own, run, start, average(found))
+        owns = [self._fold(run, number) for number in numbers]
+        starts = [run.configuration.start.candidate(own) for own in owns]
+        seeds = [f"member/{member}" for member in range(1, members)]
+        parts = [
+            (number, (replace(owns[number], seed=derived_seed(owns[number].seed, seed)), starts[number]))
+            for number in numbers
+            for seed in seeds
+        ]
+        found = self._trained(run, parts)
+        if found is None:
+            return
+        for number in numbers:
+            own, start = owns[number], starts[number]
+            others = [candidate for (n, _), candidate in zip(parts, found, strict=True) if n == number]
+            mean = average([replace(run.candidates[number], reader=None), *others])
+            run.candidates[number] = retasked(mean, own, self._problem)
+            run.answers[number] = self._answers(own, run, start, mean)
         run.seconds += time.perf_counter() - begun
-        return True
+
+    def _trained(self, run: Run, parts: Sequence[tuple[int, tuple[Problem, Candidate]]]) -> list[Candidate] | None:
+        """Train on folds, given by number, side by side; return what was trained, or None where the time ended."""
+        found = run.configuration.trained([part for _, part in parts])
+        for (number, _), (_, events) in zip(parts, found, strict=True):
+            self.trace += [event | {"configuration": run.configuration.name, "fold": number} for event in events]
+        candidates = [candidate for candidate, _ in found if candidate is not None]
+        return candidates if len(candidates) == len(parts) else None
+
+    def members_in_time(self, run: Run, most: int) -> int:
+        """Return how many trainings of a run on all examples there is time for, up to a number."""
+        each = self._on_all(run)
+        return next((count for count in range(most, 0, -1) if not self._problem.out_of_time(count * each)), 0)
+
+    def _on_all(self, run: Run) -> float:
+        """Return the seconds that a training on all examples takes: more than on a fold, by their number.
+
+        The rest is for surprises.
+        """
+        learnt = min(len(fold.train) for fold in self._folds)
+        return 1.3 * run.fold_seconds * len(self._pool) / learnt
 
     def best_of_folds(self, run: Run) -> Candidate:
         """Return the fold's own candidate of least held-out loss."""
@@ -232,14 +285,14 @@ class Ladder:
     def _ranked(self, runs: Sequence[Run]) -> list[Run]:
         """Put the run that is to be taken first.
 
-        Of those that were tried on all folds that any survivor was, it is the most promising one that is not clearly
-        worse than the best: whose mean log-loss is within one standard error of the paired difference (Breiman et al.,
-        1984, section 3.4.3). With few examples the least loss is the luck of the folds.
+        Of those that were tried on all folds that any survivor was, and on enough examples, it is the most promising
+        one that is not clearly worse than the best: whose mean log-loss is within one standard error of the paired
+        difference (Breiman et al., 1984, section 3.4.3). With few examples the least loss is the luck of the folds.
         """
         tried = [run for run in runs if run.answers]
         if not tried:
             return []
-        shared = max(1, self._rounds)
+        shared = min(max(self._enough, self._rounds), max(len(run.answers) for run in tried))
         finalists = [run for run in tried if len(run.answers) >= shared]
         losses = {id(run): self.answers(run, shared).losses for run in finalists}
         finalists.sort(key=lambda run: float(losses[id(run)].mean()))
@@ -249,16 +302,16 @@ class Ladder:
         others.sort(key=lambda run: (-len(run.answers), self.answers(run).score.loss))
         return [chosen, *(run for run in finalists if run is not chosen), *others]
 
-    def _needed(self, run: Run) -> float:
-        """Return the seconds that a fold of this run and the last step take, as far as that is known."""
-        if not run.answers:
-            return self.refit_seconds
-        return run.seconds / len(run.answers) + self.refit_seconds
+    def _needed(self, run: Run, trainings: int) -> float:
+        """Return the seconds that some trainings of a run on folds and the last step take, as far as that is known."""
+        return trainings * run.fold_seconds + self._refit_seconds
 
-    def _tried_in_time(self, run: Run, number: int) -> bool:
-        """Train on one fold, unless the backbone refuses; return whether time was left for it."""
+    def _tried_in_time(self, run: Run, numbers: Sequence[int]) -> bool:
+        """Train on some folds, unless the backbone refuses; return whether time was left for it."""
+        if self._problem.out_of_time(self._needed(run, len(numbers))):
+            return False
         try:
-            return self._train(run, number)
+            return self._train(run, numbers)
         except (MethodError, BackboneError, PromptError) as error:
             self.refusal = f"{run.configuration.name}: {error}"
             return True
@@ -266,29 +319,28 @@ class Ladder:
     def _fold(self, run: Run, number: int) -> Problem:
         """Return the problem of a fold, with the run's label words, and time kept for the last step."""
         own = fold_problem(self._problem, self._pool, self._folds, number)
-        own = replace(own, out_of_time=lambda reserve=0.0: self._problem.out_of_time(reserve + self.refit_seconds))
+        own = replace(own, out_of_time=lambda reserve=0.0: self._problem.out_of_time(reserve + self._refit_seconds))
         return run.configuration.start.label_words.chosen(own)
 
-    def _train(self, run: Run, number: int) -> bool:
-        """Train on one fold; return whether that came to its end in time, which alone is kept."""
+    def _train(self, run: Run, numbers: Sequence[int]) -> bool:
+        """Train on some folds; return whether that came to its end in time, which alone is kept."""
         begun = time.perf_counter()
-        own = self._fold(run, number)
-        trace: list[Event] = []
-        start = run.configuration.start.candidate(own)
-        candidate = run.configuration.trained(own, start, trace)
-        self.trace += [event | {"configuration": run.configuration.name, "fold": number} for event in trace]
-        if candidate is None:
+        owns = [self._fold(run, number) for number in numbers]
+        starts = [run.configuration.start.candidate(own) for own in owns]
+        found = self._trained(run, list(zip(numbers, zip(owns, starts, strict=True), strict=True)))
+        if found is None:
             return False
-        answers = self._answers(own, run, start, candidate)
-        if not all(bool(part.isfinite().all()) for part in answers):
+        answers = [self._answers(*part) for part in zip(owns, [run] * len(owns), starts, found, strict=True)]
+        if not all(bool(part.isfinite().all()) for own in answers for part in own):
             raise MethodError("the training diverged; its answers are not finite")
-        run.answers.append(answers)
-        run.starts.append(retasked(start, own, self._problem))
-        run.candidates.append(retasked(candidate, own, self._problem))
+        run.answers += answers
+        for own, start, candidate in zip(owns, starts, found, strict=True):
+            run.starts.append(retasked(start, own, self._problem))
+            run.candidates.append(retasked(candidate, own, self._problem))
         seconds = time.perf_counter() - begun
         run.seconds += seconds
-        # Making the choice on all examples takes longer than a fold, by their number; the rest is for surprises.
-        self.refit_seconds = max(self.refit_seconds, 1.3 * seconds * len(self._pool) / len(own.train))
+        run.fold_seconds = max(run.fold_seconds, seconds / len(numbers))
+        self._refit_seconds = max(self._refit_seconds, self._on_all(run))
         return True
 
 

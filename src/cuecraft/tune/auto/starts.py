@@ -95,6 +95,11 @@ class Start(ABC):
     name: str
     label_words: LabelWords
 
+    @property
+    @abstractmethod
+    def is_fixed(self) -> bool:
+        """Whether its words are the same for all examples, so that trainings on several parts can be averaged."""
+
     @abstractmethod
     def candidate(self, problem: Problem) -> Candidate:
         """Return the prompt, calibrated on the problem's training part; that problem has the label words already."""
@@ -112,6 +117,11 @@ class Words(Start):
     token_ids: tuple[int, ...]
     differs: bool
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the label words are the task's own."""
+        return isinstance(self.label_words, GivenWords)
+
     def candidate(self, problem: Problem) -> Candidate:
         """Return the words, calibrated."""
         return starting_point(problem, self.token_ids, CalibrationKind.FITTED)
@@ -128,6 +138,11 @@ class SearchedPrompt(Start):
 
     token_ids: tuple[int, ...]
     search: AutoPrompt
+
+    @property
+    def is_fixed(self) -> bool:
+        """Every part of the examples leads to words of its own."""
+        return False
 
     def candidate(self, problem: Problem) -> Candidate:
         """Search by the training part alone, and return what was found."""

@@ -149,14 +149,14 @@ class Untrained:
         return evidence.is_better and evidence.p_loss < _CLEAR / among
 
     def _with_label_words(self, starts: Sequence[Words]) -> list[Words]:
-        """Try other label words behind the best starting words; take them where they are better on held-out parts."""
+        """Try other label words behind the best starting words; take them where they are clearly better."""
         searched = SearchedWords(LabelWordSearch(), starts[0].token_ids)
         begun = time.perf_counter()
         given, found = self._held_out(starts[0]), self._held_out(replace(starts[0], label_words=searched))
         if given is None or found is None:  # the time is over
             return list(starts)
         self._note(f"label words searched, words {starts[0].name}", found, time.perf_counter() - begun)
-        if found.beside(given, self._problem.seed).is_better:
+        if self._is_clear(found, given, 1):
             return [
                 replace(s, name=f"{s.name}, label words searched", label_words=searched, differs=True) for s in starts
             ]

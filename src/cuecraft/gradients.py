@@ -1,0 +1,97 @@
+"""Gradients of the loss at a prompt's tensors, over as few passes as memory and the backbone allow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cuecraft.backbone import AnyBackbone, Budget
+from cuecraft.method import Candidate, Labelled, Problem, Score
+from cuecraft.prompts import SoftPrompt
+
+
+def trained_copy(tensor: Tensor) -> Tensor:
+    """Return a copy to be trained, in float32 at least: steps are lost in half precision."""
+    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
+
+
+def accumulate_gradients(
+    backbone: AnyBackbone, parts: Sequence[tuple[Callable[[], Candidate], Labelled]], trained: Sequence[Tensor]
+) -> list[Tensor]:
+    """Set the gradients of the sum of each candidate's mean loss on its examples; return the logits `[B, C]`, detached.
+
+    Takes a backward pass for each few examples, fewer where memory runs out.
+
+    Args:
+        backbone: the problem's.
+        parts: what makes the candidate as a differentiable function of the trained tensors, anew for each pass; and the
+            examples.
+        trained: the leaves, whose gradients are replaced.
+    """
+    with torch.no_grad():
+        candidates = [make() for make, _ in parts]
+    reader = candidates[0].reader
+    shared = reader is None and backbone.share_passes(
+        [(data.context, own.prompt) for own, (_, data) in zip(candidates, parts, strict=True)]
+    )
+
+    def run(budget: Budget) -> list[Tensor]:
+        for tensor in trained:
+            tensor.grad = None
+        found: list[list[Tensor]] = [[] for _ in parts]
+        for group in _passes([len(data) for _, data in parts], budget.rows, shared):
+            own = [(parts[number][0](), parts[number][1].select(list(rows))) for number, rows in group]
+            logits = _logits_each(backbone, own)
+            losses = [
+                functional.cross_entropy(part, data.labels, reduction="sum") / len(parts[number][1])
+                for (number, _), part, (_, data) in zip(group, logits, own, strict=True)
+            ]
+            torch.stack(losses).sum().backward()
+            for (number, _), part in zip(group, logits, strict=True):
+                found[number].append(part.detach())
+        return [torch.cat(own) for own in found]
+
+    # The one whose passes these are: memory that runs out shall not change the batches of another.
+    return (backbone if reader is None else reader.backbone).within_memory(run)
+
+
+def _passes(sizes: Sequence[int], most: int, shared: bool) -> list[list[tuple[int, range]]]:
+    """Return what each backward pass takes: the number of a part, and rows of it; of several parts where they share.
+
+    Args:
+        sizes: rows of each part.
+        most: rows of a pass.
+        shared: whether parts share passes.
+    """
+    groups: list[list[tuple[int, range]]] = []
+    for number, size in enumerate(sizes):
+        for start in range(0, size, most):
+            rows = range(start, min(start + most, size))
+            if shared and groups and sum(len(own) for _, own in groups[-1]) + len(rows) <= most:
+                groups[-1].append((number, rows))
+            else:
+                groups.append([(number, rows)])
+    return groups
+
+
+def _logits_each(backbone: AnyBackbone, parts: Sequence[tuple[Candidate, Labelled]]) -> list[Tensor]:
+    """Return the calibrated class logits `[B, C]` of each candidate on examples of its own."""
+    if len(parts) == 1:
+        ((candidate, data),) = parts
+        return [candidate.logits(backbone, data.context)]
+    found = backbone.class_logits_each([(data.context, candidate.prompt) for candidate, data in parts])
+    return [candidate.calibration.apply(part) for (candidate, _), part in zip(parts, found, strict=True)]
+
+
+def loss_gradient(problem: Problem, candidate: Candidate, data: Labelled) -> tuple[Score, Tensor]:
+    """Return the score on some examples and the gradient `[S, d]` of the mean loss at the prompt's vectors."""
+    backbone, prompt = problem.backbone, candidate.prompt
+    vectors = trained_copy(prompt.vectors(backbone.embed)).requires_grad_()
+    free = replace(candidate, prompt=SoftPrompt(vectors, prompt.head))
+    (logits,) = accumulate_gradients(backbone, [(lambda: free, data)], [vectors])
+    assert vectors.grad is not None
+    return Score.of(logits, data.labels), vectors.grad
