@@ -50,6 +50,11 @@ class Configuration:
             return self.start.name
         return f"{self.training.name} {self.training.learning_rate:g} x {self.training.epochs}, {self.start.name}"
 
+    @property
+    def size(self) -> int:
+        """How much one training has to do for each example, beside other configurations."""
+        return self.training.epochs * len(self.start.token_ids) if self.training else 0
+
     def trained(self, parts: Sequence[tuple[Problem, Candidate]]) -> list[tuple[Candidate | None, list[Event]]]:
         """Return what training makes of starts, side by side, with its events; None where the time ended before.
 
@@ -107,6 +112,7 @@ class Ladder:
         self._untuned = untuned
         self.trace: list[Event] = []
         self._refit_seconds = 0.0  # what the last step will take, as far as that is known
+        self._pace = 0.0  # seconds of the last training on a fold, by its size
         self.refusal: str | None = None  # why a configuration could not be tried, where none could
         self._rounds = 0  # folds that all survivors were tried on
 
@@ -304,7 +310,8 @@ class Ladder:
 
     def _needed(self, run: Run, trainings: int) -> float:
         """Return the seconds that some trainings of a run on folds and the last step take, as far as that is known."""
-        return trainings * run.fold_seconds + self._refit_seconds
+        each = run.fold_seconds or self._pace * run.configuration.size
+        return trainings * each + self._refit_seconds
 
     def _tried_in_time(self, run: Run, numbers: Sequence[int]) -> bool:
         """Train on some folds, unless the backbone refuses; return whether time was left for it."""
@@ -340,6 +347,8 @@ class Ladder:
         seconds = time.perf_counter() - begun
         run.seconds += seconds
         run.fold_seconds = max(run.fold_seconds, seconds / len(numbers))
+        if run.configuration.size:
+            self._pace = run.fold_seconds / run.configuration.size
         self._refit_seconds = max(self._refit_seconds, self._on_all(run))
         return True
 

@@ -90,10 +90,12 @@ class Start(ABC):
     Args:
         name: as shown.
         label_words: which label words stand for the classes.
+        token_ids: of words in the prompt slot.
     """
 
     name: str
     label_words: LabelWords
+    token_ids: tuple[int, ...]
 
     @property
     @abstractmethod
@@ -110,11 +112,9 @@ class Words(Start):
     """Words in the prompt slot.
 
     Args:
-        token_ids: their token ids.
         differs: whether they, or the label words, are others than the untuned prompt's.
     """
 
-    token_ids: tuple[int, ...]
     differs: bool
 
     @property
@@ -129,14 +129,12 @@ class Words(Start):
 
 @dataclass(frozen=True)
 class SearchedPrompt(Start):
-    """Words found by a discrete search that begins at other words.
+    """Words found by a discrete search that begins at other words, `token_ids`.
 
     Args:
-        token_ids: where it begins.
         search: its options.
     """
 
-    token_ids: tuple[int, ...]
     search: AutoPrompt
 
     @property
