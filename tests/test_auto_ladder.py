@@ -261,6 +261,14 @@ def test_where_the_time_ends_the_most_promising_one_was_tried_on_all_folds(causa
     assert runs[0].configuration.training.learning_rate == 0.1
 
 
+@pytest.mark.parametrize(("left", "members"), [(9, 0), (20, 1), (21, 3), (27, 4), (1000, 4)])
+def test_as_many_trainings_on_all_examples_as_there_is_time_for(left, members, causal):
+    """One takes 10 s on a fold, beside others 3.4 s; on twice as many examples twice as long, and 1.3 for safety."""
+    ladder, problem = ladder_of(causal)
+    ladder = Ladder(replace(problem, out_of_time=lambda reserve=0.0: reserve > 1.3 * left), ladder._pool, ladder._folds)
+    assert ladder.members_in_time(Run(deep(problem), alone=10.0, each=3.4), 4) == members
+
+
 def test_what_was_seen_on_few_examples_does_not_displace_what_was_seen_on_many():
     folds = [Fold([], [2 * n, 2 * n + 1]) for n in range(20)]
     ladder = Plain(SimpleNamespace(seed=0), Labelled(None, torch.zeros(40, dtype=torch.long)), folds)

@@ -29,7 +29,7 @@ class Budget(TokenBudget):
 
     bytes: int
     tree: int = 384
-    rows: int = 32
+    rows: int = 64
 
     @classmethod
     def of_device(cls, device: torch.device) -> Self:

@@ -84,7 +84,8 @@ class Run:
         starts: of each fold, where training started.
         candidates: of each fold, what was trained.
         seconds: spent on it.
-        fold_seconds: that one training on one fold takes, as far as that is known.
+        alone: seconds that one training on a fold took by itself, or each of those that were never alone.
+        each: seconds that each of the last trainings on folds took, side by side where there were several.
     """
 
     configuration: Configuration
@@ -92,7 +93,12 @@ class Run:
     starts: list[Candidate] = field(default_factory=list)
     candidates: list[Candidate] = field(default_factory=list)
     seconds: float = 0.0
-    fold_seconds: float = 0.0
+    alone: float = 0.0
+    each: float = 0.0
+
+    def fold_seconds(self, trainings: int) -> float:
+        """Return the seconds that some trainings on folds take, side by side."""
+        return max(self.alone, trainings * self.each)
 
 
 class Ladder:
@@ -256,16 +262,16 @@ class Ladder:
 
     def members_in_time(self, run: Run, most: int) -> int:
         """Return how many trainings of a run on all examples there is time for, up to a number."""
-        each = self._on_all(run)
-        return next((count for count in range(most, 0, -1) if not self._problem.out_of_time(count * each)), 0)
+        counts = range(most, 0, -1)
+        return next((count for count in counts if not self._problem.out_of_time(self._on_all(run, count))), 0)
 
-    def _on_all(self, run: Run) -> float:
-        """Return the seconds that a training on all examples takes: more than on a fold, by their number.
+    def _on_all(self, run: Run, trainings: int) -> float:
+        """Return the seconds that some trainings on all examples take: more than on a fold, by their number.
 
         The rest is for surprises.
         """
         learnt = min(len(fold.train) for fold in self._folds)
-        return 1.3 * run.fold_seconds * len(self._pool) / learnt
+        return 1.3 * run.fold_seconds(trainings) * len(self._pool) / learnt
 
     def best_of_folds(self, run: Run) -> Candidate:
         """Return the fold's own candidate of least held-out loss."""
@@ -310,8 +316,8 @@ class Ladder:
 
     def _needed(self, run: Run, trainings: int) -> float:
         """Return the seconds that some trainings of a run on folds and the last step take, as far as that is known."""
-        each = run.fold_seconds or self._pace * run.configuration.size
-        return trainings * each + self._refit_seconds
+        known = run.fold_seconds(trainings) or trainings * self._pace * run.configuration.size
+        return known + self._refit_seconds
 
     def _tried_in_time(self, run: Run, numbers: Sequence[int]) -> bool:
         """Train on some folds, unless the backbone refuses; return whether time was left for it."""
@@ -346,10 +352,11 @@ class Ladder:
             run.candidates.append(retasked(candidate, own, self._problem))
         seconds = time.perf_counter() - begun
         run.seconds += seconds
-        run.fold_seconds = max(run.fold_seconds, seconds / len(numbers))
+        run.each = seconds / len(numbers)
+        run.alone = run.alone or run.each
         if run.configuration.size:
-            self._pace = run.fold_seconds / run.configuration.size
-        self._refit_seconds = max(self._refit_seconds, self._on_all(run))
+            self._pace = run.each / run.configuration.size
+        self._refit_seconds = max(self._refit_seconds, self._on_all(run, 1))
         return True
 
 
