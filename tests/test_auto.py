@@ -28,6 +28,7 @@ from cuecraft.tune.auto.starts import GivenWords, OtherWords, SearchedPrompt, Se
 from cuecraft.tune.auto.untrained import Untrained
 from cuecraft.tune.finish import make_artifact
 from cuecraft.tune.prepare import make_problem
+from cuecraft.tune.soup import average
 
 plain = LabelWordSearch.search
 TINY = Plan(
@@ -156,6 +157,39 @@ def test_trainings_from_words_of_each_folds_own_are_no_part_of_the_average(causa
     ladder, runs = seen[1]
     run = next(run for run in runs if ladder.tried(run).loss == outcome.verdict.evidence.loss)
     assert torch.equal(outcome.best.prompt.offsets, ladder.best_of_folds(run).prompt.offsets)
+
+
+def test_trainings_from_class_heads_of_each_folds_own_are_no_part_of_the_average(sequence, tiny_plans, monkeypatch):
+    seen = climbed(monkeypatch)
+    problem = tiny_problem(sequence)
+    outcome = auto().fit(problem)
+    assert outcome.verdict.ships == "tuned"
+    ((ladder, runs),) = seen
+    run = next(run for run in runs if ladder.tried(run).loss == outcome.verdict.evidence.loss)
+    whole = replace(problem, train=problem.pool, dev=None)
+    start = run.configuration.start.candidate(whole)
+    assert start.prompt.head is not None
+    seeds = [derived_seed(problem.seed, f"refit/{number}") for number in range(TINY.members)]
+    again = run.configuration.trained([(replace(whole, seed=seed), start) for seed in seeds])
+    expected = ladder.moved(run, start, average([candidate for candidate, _ in again])).prompt
+    assert torch.allclose(outcome.best.prompt.head.weight, expected.head.weight, atol=1e-6)
+
+
+def test_a_training_on_all_examples_that_diverges_is_no_part_of_the_average(causal, tiny_plans, monkeypatch):
+    trained = ladder_module.Configuration.trained
+
+    def training(self, parts):
+        found = trained(self, parts)
+        if parts and len(parts[0][0].train) == len(TEXTS):
+            (first, events), *rest = found
+            prompt = replace(first.prompt, offsets=first.prompt.offsets * torch.nan)
+            found = [(replace(first, prompt=prompt), events), *rest]
+        return found
+
+    monkeypatch.setattr(ladder_module.Configuration, "trained", training)
+    outcome = auto().fit(tiny_problem(causal))
+    assert outcome.verdict.ships == "tuned"
+    assert outcome.best.prompt.offsets.isfinite().all()
 
 
 def test_starts_know_whether_they_are_the_same_for_all_examples():
@@ -350,13 +384,13 @@ class Watch:
 
     def __init__(self, limit, monkeypatch):
         self.now, self.limit, self.late = 0.0, limit, 0.0
-        plain = CausalBackbone._score_together
+        plain = CausalBackbone._score
 
-        def scored(backbone, context, *rest):
+        def scored(backbone, context, *rest, **named):
             self.now += len(context)
-            return plain(backbone, context, *rest)
+            return plain(backbone, context, *rest, **named)
 
-        monkeypatch.setattr(CausalBackbone, "_score_together", scored)
+        monkeypatch.setattr(CausalBackbone, "_score", scored)
 
     def __call__(self, reserve=0.0):
         return self.now + reserve >= self.limit

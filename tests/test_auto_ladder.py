@@ -283,7 +283,10 @@ def test_a_configuration_that_the_backbone_refuses_is_passed_over(causal, monkey
     ladder, problem = ladder_of(causal)
     refine = OffsetTraining.refine_beside
 
+    asked = []
+
     def refusing(self, *rest):
+        asked.append(self.learning_rate)
         if self.learning_rate == 0.5:
             raise MethodError("not here")
         refine(self, *rest)
@@ -292,8 +295,10 @@ def test_a_configuration_that_the_backbone_refuses_is_passed_over(causal, monkey
     runs = ladder.climb([deep(problem, 0.5), deep(problem), deep(problem, 0.03)], (3,))
     assert sorted(run.configuration.training.learning_rate for run in runs) == [0.03, 0.1]
     assert all(len(run.answers) == 2 for run in runs)
+    asked.clear()
     runs = ladder.climb([deep(problem), deep(problem, 0.5)], (2,))
     assert [run.configuration.training.learning_rate for run in runs] == [0.1]
+    assert asked[-1] == 0.5
     assert "not here" in ladder.refusal
 
 
@@ -313,6 +318,75 @@ def test_a_plan_tries_the_best_start_with_every_schedule_and_others_with_the_fir
 def test_words_that_differ_are_tried_without_training_too():
     other = Words("b", GivenWords(), (3,), differs=True)
     assert configurations(PLANS[Preset.FAST], [other], (8,))[-1] == Configuration(other, None)
+
+
+@pytest.mark.parametrize("left", [3.5, 100.0])
+def test_what_is_refused_on_a_later_fold_is_dropped_with_its_answers(left, causal, monkeypatch):
+    """Its answers to one fold must not be taken for those to another."""
+    ladder, problem = ladder_of(causal, folds=4)
+    refine = OffsetTraining.refine_beside
+    calls = []
+
+    def refusing(self, parts):
+        if self.learning_rate == 0.5:
+            calls.append(len(parts))
+            if len(calls) == 2:
+                raise MethodError("not here")
+        refine(self, parts)
+
+    monkeypatch.setattr(OffsetTraining, "refine_beside", refusing)
+    monkeypatch.setattr(Ladder, "_seconds", lambda self, run, trainings: trainings)
+    ladder = Ladder(replace(problem, out_of_time=lambda reserve=0.0: reserve > left), ladder._pool, ladder._folds)
+    runs = ladder.climb([deep(problem, 0.5), deep(problem)], (2,))
+    assert calls == ([1, 1] if left < 4 else [1, 3])
+    assert [run.configuration.training.learning_rate for run in runs] == [0.1]
+
+
+@pytest.mark.parametrize("fault", ["refused", "not finite"])
+def test_averages_that_come_to_nothing_leave_the_answers_as_they_were(fault, causal, monkeypatch):
+    ladder, problem = ladder_of(causal)
+    plain = ladder.climb([deep(problem)], (1,))[0]
+    trained = Configuration.trained
+
+    def faulty(self, parts):
+        found = trained(self, parts)
+        if len(parts) < 4:
+            return found
+        if fault == "refused":
+            raise MethodError("not here")
+        return [
+            (replace(own, prompt=replace(own.prompt, offsets=own.prompt.offsets * torch.nan)), []) for own, _ in found
+        ]
+
+    monkeypatch.setattr(Configuration, "trained", faulty)
+    run = ladder.climb([deep(problem)], (1,), members=3)[0]
+    for one, other in zip(plain.answers, run.answers, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_what_does_not_fit_is_passed_over_for_what_does(causal, monkeypatch):
+    ladder, problem = ladder_of(causal)
+    monkeypatch.setattr(Ladder, "_seconds", lambda self, run, trainings: float(run.configuration.size))
+    limited = replace(problem, out_of_time=lambda reserve=0.0: reserve > 50)
+    ladder = Ladder(limited, ladder._pool, ladder._folds)
+    runs = ladder.climb([deep(problem), deep(problem, 0.03, 64), deep(problem, 0.05)], (3,))
+    assert sorted(run.configuration.training.learning_rate for run in runs) == [0.05, 0.1]
+
+
+def test_how_long_trainings_take_is_known_from_one_that_was_alone(causal):
+    ladder, problem = ladder_of(causal)
+    first, other = Run(deep(problem, epochs=4)), Run(deep(problem, epochs=8))
+    assert ladder._seconds(first, 3) == 0.0
+    ladder._note_seconds(first, 10.0, 1)
+    assert ladder._seconds(other, 1) == 20.0
+    ladder._note_seconds(first, 12.0, 3)
+    assert ladder._seconds(first, 1) == 10.0  # alone it takes longer than its share of three
+    assert ladder._seconds(first, 3) == 12.0
+    assert ladder._seconds(other, 1) == 20.0
+    assert ladder._seconds(other, 4) == 32.0
+    ladder._note_seconds(other, 30.0, 3)
+    assert ladder._seconds(other, 1) == 20.0
+    assert ladder._seconds(other, 4) == 40.0
 
 
 def test_a_training_that_diverges_is_refused(causal, monkeypatch):

@@ -17,7 +17,9 @@ from conftest import LABELS, TEXTS, tiny_problem
 from cuecraft import PromptClassifier
 from cuecraft.checkpoints import Checkpoints, Keeping
 from cuecraft.errors import MethodError, StoppedError
+from cuecraft.method import CalibrationKind, Selection, starting_point
 from cuecraft.tune import make_method
+from cuecraft.tune.deep_cue import OffsetTraining
 from cuecraft.tune.finish import make_artifact
 from cuecraft.tune.prepare import with_checkpoints
 
@@ -222,3 +224,32 @@ def test_states_are_kept_as_often_as_asked_and_when_asked_to_stop(tmp_path, monk
     with pytest.raises(StoppedError):
         slot.save({"step": 14}, {})
     assert slot.load()[0]["step"] == 14
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 6])
+def test_candidates_of_unequal_size_side_by_side_are_resumed_within_an_epoch(stop, causal, tmp_path):
+    problem = replace(tiny_problem(causal), dev=None)
+    pool = tiny_problem(causal).pool
+    options = OffsetTraining(epochs=3, batch_size=2, learning_rate=0.1)
+    start = starting_point(problem, problem.initial_ids, CalibrationKind.NONE)
+
+    def trained(keeping=None):
+        checkpoints = keeping and Checkpoints(keeping, "key")
+        sizes = {5: 1, 8: 2}
+        own = [
+            replace(problem, train=pool.select(list(range(rows))), seed=seed, checkpoints=checkpoints)
+            for rows, seed in sizes.items()
+        ]
+        selections = [Selection(part) for part in own]
+        options.refine_beside([(start, selection) for selection in selections])
+        return [(found.best.prompt.offsets, found.trace) for found in selections]
+
+    whole = trained()
+    times = iter([False] * 2 * stop)
+    with pytest.raises(StoppedError):
+        trained(Keeping(tmp_path, seconds=3600, stop=lambda: next(times, True)))
+    for (offsets, trace), (again, again_trace) in zip(whole, trained(Keeping(tmp_path, seconds=3600)), strict=True):
+        assert torch.equal(offsets, again)
+        assert trace == again_trace
+    for rows, (offsets, _) in zip((5, 8), whole, strict=True):
+        assert offsets.abs().max() > 1e-3, rows

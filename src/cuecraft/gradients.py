@@ -35,15 +35,20 @@ def accumulate_gradients(
     with torch.no_grad():
         candidates = [make() for make, _ in parts]
     reader = candidates[0].reader
-    shared = reader is None and backbone.share_passes(
-        [(data.context, own.prompt) for own, (_, data) in zip(candidates, parts, strict=True)]
+    shared = (
+        len(parts) > 1
+        and all(own.reader is None for own in candidates)
+        and backbone.share_passes(
+            [(data.context, own.prompt) for own, (_, data) in zip(candidates, parts, strict=True)]
+        )
     )
 
     def run(budget: Budget) -> list[Tensor]:
         for tensor in trained:
             tensor.grad = None
         found: list[list[Tensor]] = [[] for _ in parts]
-        for group in _passes([len(data) for _, data in parts], budget.rows, shared):
+        most = budget.shared_rows if shared else budget.rows
+        for group in _passes([len(data) for _, data in parts], most, shared):
             own = [(parts[number][0](), parts[number][1].select(list(rows))) for number, rows in group]
             logits = _logits_each(backbone, own)
             losses = [

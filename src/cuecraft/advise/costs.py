@@ -20,6 +20,7 @@ from cuecraft.task import Field, PromptSlot, Task
 
 EPOCHS = 13  # 12 to 15 of at most 30
 BATCH = 16
+TOGETHER = 64  # rows of trainings side by side
 TRAIN_SHARE = 0.75  # of the labelled rows; the rest chooses
 POOL_PROMPTS, POOL_TEXTS = 40, 512  # of a label-free choice
 FROZEN, TRAINED = 2, 3  # forward passes that a pass with its gradient is worth; adapters took nearly as much as weights
@@ -123,8 +124,9 @@ def expected(work: Work, sizes: Sizes, epochs: int = EPOCHS, time_limit: float |
     - search: the time limit, and reading the texts.
 
     Memory is the weights and: keys and values of the texts where they are kept; for a training twice what a batch of
-    16 rows is estimated to hold for its gradient; for all weights five more sets of them in float32 (copy, gradient,
-    AdamW's two moments, the best epoch). The process's own memory comes on top.
+    16 rows is estimated to hold for its gradient, for a search 64 rows, as it trains several at once; for all weights
+    five more sets of them in float32 (copy, gradient, AdamW's two moments, the best epoch). The process's own memory
+    comes on top.
     """
     reading = sizes.rows * sizes.tokens / sizes.tokens_per_second
     kept = min(int(sizes.rows * sizes.tokens * sizes.kept_bytes), sizes.kept_limit)
@@ -145,7 +147,7 @@ def expected(work: Work, sizes: Sizes, epochs: int = EPOCHS, time_limit: float |
         seconds, own = training(TRAINED, sizes.tokens), batch * sizes.row_bytes + 5 * 4 * sizes.parameters
     elif work is Work.SEARCH:
         assert time_limit is not None
-        seconds, own = time_limit, kept + batch * sizes.cue_bytes
+        seconds, own = time_limit, kept + TOGETHER * HELD * sizes.cue_bytes
     else:
         seconds, own = reading, kept
     return Cost(seconds, sizes.weights + own)

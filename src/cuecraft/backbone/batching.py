@@ -25,11 +25,14 @@ class Budget(TokenBudget):
         bytes: estimated working memory.
         tree: nodes of one cue tree, of one cue at least; the cost of its `N x N` mask grows with the square.
         rows: examples of one backward pass.
+        shared_rows: examples of one backward pass that several trainings share, over texts that were read before: a
+            training alone takes few at a time, which costs a CPU half as much again.
     """
 
     bytes: int
     tree: int = 384
-    rows: int = 64
+    rows: int = 32
+    shared_rows: int = 64
 
     @classmethod
     def of_device(cls, device: torch.device) -> Self:
@@ -48,9 +51,9 @@ class Budget(TokenBudget):
 
     def halved(self) -> Self | None:
         """Return half of the budget, or None where nothing is left to halve."""
-        if max(self.tokens, self.rows) <= 1:
+        if max(self.tokens, self.rows, self.shared_rows) <= 1:
             return None
-        halves = {name: max(1, getattr(self, name) // 2) for name in ("tokens", "bytes", "tree", "rows")}
+        halves = {name: max(1, getattr(self, name) // 2) for name in ("tokens", "bytes", "tree", "rows", "shared_rows")}
         return replace(self, **halves)
 
 

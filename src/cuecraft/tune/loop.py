@@ -92,8 +92,9 @@ def train_beside(options: TrainingOptions, parts: Sequence[Part]) -> None:
     """Train several candidates of one backbone that share no tensor; a step takes a batch of each.
 
     Each is trained as `train` trains it alone, but for the last bits of what is computed: what all of a step's batches
-    take goes through the model together, which costs less where a batch alone is small (`class_logits_each`). The
-    parts stop together. Time limit and state on disk follow the first part's problem.
+    take goes through the model together, which costs less where a batch alone is small (`class_logits_each`). Where
+    one has more batches than another, the learning rates of both fall by its steps. The parts stop together. Time
+    limit and state on disk follow the first part's problem.
     """
     training = _Training(options, parts, [part.problem.seed for part in parts], _beside)
     training.run()
@@ -231,7 +232,7 @@ class _Training:
     def back_to_least(self) -> None:
         """Give the trained tensors the values that they had when the mean loss was least."""
         assert self._at_least is not None
-        self._set(self._at_least)
+        _set(self._tensors, self._at_least)
 
     def save(self) -> None:
         """Write the state to disk, where the run keeps one."""
@@ -273,25 +274,21 @@ class _Training:
             if kind == "adamw":
                 entries.setdefault(int(rest[0]), {})[rest[1]] = tensor
             elif kind == "best":
-                self._best.setdefault(int(rest[0]), [torch.empty(0)] * len(self._tensors))[int(rest[1])] = tensor
+                own = len(_trained(self._parts[int(rest[0])]))
+                self._best.setdefault(int(rest[0]), [torch.empty(0)] * own)[int(rest[1])] = tensor
         self._optimizer.load_state_dict(self._optimizer.state_dict() | {"state": entries})
         for number, (part, state) in enumerate(zip(self._parts, document["parts"], strict=True)):
             best = None
             if number in self._best:
-                self._set(self._best[number])
+                _set(_trained(part), self._best[number])
                 best = part.trainable.snapshot()
             part.selection.restore(state, best)
-        self._set([tensors[f"trained/{n}"] for n in range(len(self._tensors))])
-
-    @torch.no_grad()
-    def _set(self, values: Sequence[Tensor]) -> None:
-        for tensor, value in zip(self._tensors, values, strict=True):
-            tensor.copy_(value)
+        _set(self._tensors, [tensors[f"trained/{n}"] for n in range(len(self._tensors))])
 
     def _see(self, number: int, candidate: Candidate, seen: Score) -> None:
         details: dict[str, Any] = {"phase": self._options.name, "step": self._epoch, "total": self._options.epochs}
         if self._parts[number].selection.see(candidate, seen, **details) and self._slot.keeps:
-            self._best[number] = [tensor.detach().clone() for tensor in self._tensors]
+            self._best[number] = [tensor.detach().clone() for tensor in _trained(self._parts[number])]
 
     def _judge(self) -> None:
         """Compare the parts' mean loss, on dev where there is one, with the least so far."""
@@ -315,10 +312,21 @@ class _Training:
             penalty = part.trainable.penalty()
             if penalty.requires_grad:
                 penalty.backward()
-            trained = [tensor for group in part.trainable.groups() for tensor in group["params"]]
-            torch.nn.utils.clip_grad_norm_(trained, self._options.gradient_clip)
+            torch.nn.utils.clip_grad_norm_(_trained(part), self._options.gradient_clip)
         self._optimizer.step()
         return logits
+
+
+def _trained(part: Part) -> list[Tensor]:
+    """Return the tensors that are trained on a part."""
+    return [tensor for group in part.trainable.groups() for tensor in group["params"]]
+
+
+@torch.no_grad()
+def _set(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Give tensors their values."""
+    for tensor, value in zip(tensors, values, strict=True):
+        tensor.copy_(value)
 
 
 def _distinct(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -88,6 +88,15 @@ def average(candidates: Sequence[Candidate]) -> Candidate:
     return replace(first, prompt=with_head(_mean_prompt(prompts), _mean_head([prompt.head for prompt in prompts])))
 
 
+def is_finite(candidate: Candidate) -> bool:
+    """Tell whether what was trained of a soft prompt or a deep cue are numbers, as they are not where it diverged."""
+    prompt, head = candidate.prompt, candidate.prompt.head
+    parts = [prompt.embeddings] if isinstance(prompt, SoftPrompt) else []
+    parts += [] if prompt.offsets is None else [prompt.offsets]
+    parts += [] if head is None else [head.weight, head.bias]
+    return all(bool(part.isfinite().all()) for part in parts)
+
+
 def _mean_prompt(prompts: Sequence[AnyPrompt]) -> AnyPrompt:
     first = prompts[0]
     if isinstance(first, SoftPrompt):

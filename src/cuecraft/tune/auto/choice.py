@@ -2,8 +2,10 @@
 
 1. The untuned prompt is read once over all labelled examples, and calibrated in several ways, on folds.
 2. Starting words written by hand, and other label words, are tried without training.
-3. Trainings from the best of them are tried by successive halving over folds.
-4. The best one is made again on all examples, several times, and averaged; it is calibrated on what was held out.
+3. Trainings from the best of them are tried on folds: the most promising one on all, then the others beside it by
+   successive halving.
+4. The best one is made again on all examples, several times, and averaged with what was trained on the folds; the
+   average is calibrated on what was held out.
 5. It ships only if its held-out log-loss is less, and its accuracy not lower, than those of the calibrated untuned
    prompt; otherwise that one ships, with the reason.
 """
@@ -34,7 +36,7 @@ from cuecraft.task.verbalizer import default_word
 from cuecraft.tune.auto.ladder import Ladder, Run, retasked
 from cuecraft.tune.auto.plans import PLANS, Preset, configurations
 from cuecraft.tune.auto.untrained import Untrained
-from cuecraft.tune.soup import average
+from cuecraft.tune.soup import average, is_finite
 
 _READING = 0.25  # of the time limit
 
@@ -151,14 +153,14 @@ class _Choice:
         """Train from a start on all examples, several times in other orders, and average.
 
         Between them the trainings on the folds have seen all examples too. They are part of the average, unless each
-        has words of its own, and all of it where the time ends before any other.
+        has words or a class head of its own to start from, and all of it where the time ends before any other.
         """
         seeds = [f"refit/{number}" for number in range(ladder.members_in_time(run, self.plan.members))]
         found = run.configuration.trained([(replace(own, seed=derived_seed(own.seed, seed)), start) for seed in seeds])
         for number, (_, events) in enumerate(found):
             self.trace += [event | {"refit": number} for event in events]
-        members = [candidate for candidate, _ in found if candidate is not None]
-        if run.configuration.start.is_fixed:
+        members = [candidate for candidate, _ in found if candidate is not None and is_finite(candidate)]
+        if run.configuration.start.is_fixed and start.prompt.head is None:
             members += run.candidates
         if not members:
             return ladder.best_of_folds(run)

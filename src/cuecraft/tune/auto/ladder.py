@@ -1,4 +1,4 @@
-"""Successive halving over configurations, on folds: many are tried on one fold, the better ones on more.
+"""Configurations on folds: the most promising one on all, then the others by successive halving beside it.
 
 After Jamieson & Talwalkar (AISTATS 2016, arXiv 1502.07943). Configurations are compared on the folds that all of them
 have seen, so that what differs is not the luck of a fold.
@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
+from itertools import accumulate, takewhile
 
 from torch import Tensor
 
@@ -58,12 +58,20 @@ class Configuration:
     def trained(self, parts: Sequence[tuple[Problem, Candidate]]) -> list[tuple[Candidate | None, list[Event]]]:
         """Return what training makes of starts, side by side, with its events; None where the time ended before.
 
+        Where they share no pass of the backbone, one after the other.
+
         Args:
             parts: problems, with the start's label words, of which only the training part is looked at; and the start's
                 candidate for each.
         """
         if self.training is None or not parts:
             return [(start, []) for _, start in parts]
+        rest = parts[1:]
+        backbone = parts[0][0].backbone
+        if rest and not backbone.share_passes([(own.train.context, start.prompt) for own, start in parts]):
+            # Nothing is gained by going on together, and what is complete is kept.
+            done = self.trained(parts[:1])
+            return done + (self.trained(rest) if done[0][0] is not None else [(None, []) for _ in rest])
         problems = [problem for problem, _ in parts]
         # A state on disk must not serve another training: with a time limit their order differs from run to run.
         key = digest({"configuration": self.name, "parts": [[own.seed, len(own.train)] for own in problems]})
@@ -84,7 +92,7 @@ class Run:
         starts: of each fold, where training started.
         candidates: of each fold, what was trained.
         seconds: spent on it.
-        alone: seconds that one training on a fold took by itself, or each of those that were never alone.
+        alone: seconds that one training on a fold takes by itself; 0 where that is not known.
         each: seconds that each of the last trainings on folds took, side by side where there were several.
     """
 
@@ -95,10 +103,6 @@ class Run:
     seconds: float = 0.0
     alone: float = 0.0
     each: float = 0.0
-
-    def fold_seconds(self, trainings: int) -> float:
-        """Return the seconds that some trainings on folds take, side by side."""
-        return max(self.alone, trainings * self.each)
 
 
 class Ladder:
@@ -118,7 +122,7 @@ class Ladder:
         self._untuned = untuned
         self.trace: list[Event] = []
         self._refit_seconds = 0.0  # what the last step will take, as far as that is known
-        self._pace = 0.0  # seconds of the last training on a fold, by its size
+        self._measured: Run | None = None  # one that was trained on a fold alone
         self.refusal: str | None = None  # why a configuration could not be tried, where none could
         self._rounds = 0  # folds that all survivors were tried on
 
@@ -130,14 +134,17 @@ class Ladder:
 
         Args:
             configurations: to be tried, the most promising first.
-            keep: how many go on after the first fold, the second, and so on; the last number holds to the end. The
-                first cut waits for so many held-out examples that they can tell configurations apart.
+            keep: how many go on after each round, the last number to the end. The first round takes so many folds that
+                their held-out examples can tell configurations apart, each later one as many as all before it.
             members: trainings on each fold of what is chosen, in other orders; their average answers to the held-out
                 part. What ships is such an average, and it does better than one training.
         """
+        self._rounds = 0
         runs = [Run(configuration) for configuration in configurations]
-        if self._tried_first(runs) and self._tried_beside(runs, keep):
-            self._look_again(self._ranked(runs)[0], members)
+        if self._tried_first(runs):
+            self._tried_beside(runs, keep)
+            if members > 1:
+                self._look_again(self._ranked(runs)[0], members)
         return self._ranked(runs)
 
     def _tried_first(self, runs: list[Run]) -> bool:
@@ -152,28 +159,28 @@ class Ladder:
             if not self._tried_in_time(run, [0]):
                 return False
             if run.answers:
-                together = not self._problem.out_of_time(self._needed(run, len(rest)))
-                for block in [rest] if together else [[number] for number in rest]:
+                for block in [rest] if self._fits(run, len(rest)) else [[number] for number in rest]:
                     if not self._tried_in_time(run, block):
                         return False
+                    if len(run.answers) <= block[-1]:
+                        break  # it was refused
             if len(run.answers) == len(self._folds):
                 return True
             del runs[0]
         return False
 
-    def _tried_beside(self, runs: Sequence[Run], keep: Sequence[int]) -> bool:
-        """Try the other runs, fewer on twice as many folds each time; return whether there was time for it."""
+    def _tried_beside(self, runs: Sequence[Run], keep: Sequence[int]) -> None:
+        """Try the other runs, fewer on twice as many folds each time; what there is no time for is passed over."""
         alive, left = list(runs), list(keep)
         while self._rounds < len(self._folds):
             block = range(self._rounds, min(2 * self._rounds or self._enough, len(self._folds)))
             for run in alive:
-                if run is not runs[0] and not self._tried_in_time(run, block):
-                    return False
+                if run is not runs[0] and self._fits(run, len(block)) and not self._tried_in_time(run, block):
+                    return
             self._rounds = block.stop
             alive = [run for run in alive if len(run.answers) >= block.stop]
             alive = sorted(alive, key=lambda run: self.answers(run, block.stop).score.loss)[: left[0]]
             left = left[1:] or left
-        return True
 
     @property
     def _enough(self) -> int:
@@ -228,37 +235,37 @@ class Ladder:
     def _look_again(self, run: Run, members: int) -> None:
         """Train a run on its folds again in other orders, and let the averages answer, where there is time for it."""
         numbers = range(len(run.answers))
-        if run.configuration.training is None or self._problem.out_of_time(
-            self._needed(run, (members - 1) * len(numbers))
-        ):
+        if run.configuration.training is None or not self._fits(run, (members - 1) * len(numbers)):
             return
         begun = time.perf_counter()
         owns = [self._fold(run, number) for number in numbers]
-        starts = [run.configuration.start.candidate(own) for own in owns]
-        seeds = [f"member/{member}" for member in range(1, members)]
+        starts = [replace(start, reader=None) for start in run.starts]
+        means = [[replace(candidate, reader=None)] for candidate in run.candidates]
+        orders = [(number, f"member/{member}") for number in numbers for member in range(1, members)]
         parts = [
-            (number, (replace(owns[number], seed=derived_seed(owns[number].seed, seed)), starts[number]))
-            for number in numbers
-            for seed in seeds
+            (number, (replace(owns[number], seed=derived_seed(owns[number].seed, order)), starts[number]))
+            for number, order in orders
         ]
-        found = self._trained(run, parts)
-        if found is None:
-            return
-        for number in numbers:
-            own, start = owns[number], starts[number]
-            others = [candidate for (n, _), candidate in zip(parts, found, strict=True) if n == number]
-            mean = average([replace(run.candidates[number], reader=None), *others])
-            run.candidates[number] = retasked(mean, own, self._problem)
-            run.answers[number] = self._answers(own, run, start, mean)
+        try:
+            found = self._trained(run, parts)
+        except (MethodError, BackboneError, PromptError):
+            return  # what was found before stays
+        for (number, _), candidate in zip(orders, found, strict=False):
+            means[number].append(candidate)
         run.seconds += time.perf_counter() - begun
+        averages = [average(own) for own in means]
+        answers = [self._answers(*part) for part in zip(owns, [run] * len(owns), starts, averages, strict=True)]
+        if len(found) == len(parts) and _are_finite(answers):
+            run.answers = answers
+            run.candidates = [retasked(mean, own, self._problem) for mean, own in zip(averages, owns, strict=True)]
 
-    def _trained(self, run: Run, parts: Sequence[tuple[int, tuple[Problem, Candidate]]]) -> list[Candidate] | None:
-        """Train on folds, given by number, side by side; return what was trained, or None where the time ended."""
+    def _trained(self, run: Run, parts: Sequence[tuple[int, tuple[Problem, Candidate]]]) -> list[Candidate]:
+        """Train on folds, given by number; return what was trained, up to the first that there was no time for."""
         found = run.configuration.trained([part for _, part in parts])
         for (number, _), (_, events) in zip(parts, found, strict=True):
             self.trace += [event | {"configuration": run.configuration.name, "fold": number} for event in events]
-        candidates = [candidate for candidate, _ in found if candidate is not None]
-        return candidates if len(candidates) == len(parts) else None
+        done = takewhile(lambda pair: pair[0] is not None, found)
+        return [candidate for candidate, _ in done if candidate is not None]
 
     def members_in_time(self, run: Run, most: int) -> int:
         """Return how many trainings of a run on all examples there is time for, up to a number."""
@@ -271,7 +278,7 @@ class Ladder:
         The rest is for surprises.
         """
         learnt = min(len(fold.train) for fold in self._folds)
-        return 1.3 * run.fold_seconds(trainings) * len(self._pool) / learnt
+        return 1.3 * self._seconds(run, trainings) * len(self._pool) / learnt
 
     def best_of_folds(self, run: Run) -> Candidate:
         """Return the fold's own candidate of least held-out loss."""
@@ -314,14 +321,21 @@ class Ladder:
         others.sort(key=lambda run: (-len(run.answers), self.answers(run).score.loss))
         return [chosen, *(run for run in finalists if run is not chosen), *others]
 
-    def _needed(self, run: Run, trainings: int) -> float:
-        """Return the seconds that some trainings of a run on folds and the last step take, as far as that is known."""
-        known = run.fold_seconds(trainings) or trainings * self._pace * run.configuration.size
-        return known + self._refit_seconds
+    def _seconds(self, run: Run, trainings: int) -> float:
+        """Return the seconds that some trainings of a run on folds take, side by side, as far as that is known."""
+        known = self._measured
+        ratio = run.configuration.size / known.configuration.size if known else 0.0
+        alone = run.alone or (known.alone * ratio if known else run.each)
+        each = run.each or (known.each * ratio if known else 0.0)
+        return max(alone, trainings * each)
+
+    def _fits(self, run: Run, trainings: int) -> bool:
+        """Tell whether there is time for some trainings of a run on folds and for the last step."""
+        return not self._problem.out_of_time(self._seconds(run, trainings) + self._refit_seconds)
 
     def _tried_in_time(self, run: Run, numbers: Sequence[int]) -> bool:
         """Train on some folds, unless the backbone refuses; return whether time was left for it."""
-        if self._problem.out_of_time(self._needed(run, len(numbers))):
+        if not self._fits(run, len(numbers)):
             return False
         try:
             return self._train(run, numbers)
@@ -341,23 +355,32 @@ class Ladder:
         owns = [self._fold(run, number) for number in numbers]
         starts = [run.configuration.start.candidate(own) for own in owns]
         found = self._trained(run, list(zip(numbers, zip(owns, starts, strict=True), strict=True)))
-        if found is None:
-            return False
-        answers = [self._answers(*part) for part in zip(owns, [run] * len(owns), starts, found, strict=True)]
-        if not all(bool(part.isfinite().all()) for own in answers for part in own):
+        done = list(zip(owns, [run] * len(found), starts, found, strict=False))
+        answers = [self._answers(*part) for part in done]
+        if not _are_finite(answers):
             raise MethodError("the training diverged; its answers are not finite")
         run.answers += answers
-        for own, start, candidate in zip(owns, starts, found, strict=True):
+        for own, _, start, candidate in done:
             run.starts.append(retasked(start, own, self._problem))
             run.candidates.append(retasked(candidate, own, self._problem))
-        seconds = time.perf_counter() - begun
+        if len(found) == len(numbers):
+            self._note_seconds(run, time.perf_counter() - begun, len(numbers))
+        return len(found) == len(numbers)
+
+    def _note_seconds(self, run: Run, seconds: float, trainings: int) -> None:
+        """Learn how long trainings take."""
         run.seconds += seconds
-        run.each = seconds / len(numbers)
-        run.alone = run.alone or run.each
-        if run.configuration.size:
-            self._pace = run.each / run.configuration.size
+        run.each = seconds / trainings
+        if trainings == 1:
+            run.alone = seconds
+            if run.configuration.size and self._measured is None:
+                self._measured = run
         self._refit_seconds = max(self._refit_seconds, self._on_all(run, 1))
-        return True
+
+
+def _are_finite(answers: Sequence[Sequence[Tensor]]) -> bool:
+    """Tell whether all that is answered, on each fold at each share of the way, are numbers."""
+    return all(bool(part.isfinite().all()) for own in answers for part in own)
 
 
 def _is_near(losses: Tensor, best: Tensor) -> bool:

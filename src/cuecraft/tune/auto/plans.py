@@ -47,8 +47,9 @@ class Plan:
         starts: how many starting words are trained from, with the first schedule.
         longer: tokens by which the starting words are made longer, tried with the first schedule; 0 for not at all.
         searches_prompts: whether a discrete search is tried, whose words are then trained.
-        keep: configurations that go on after the first fold, the second, and so on.
-        checked: trainings whose average answers to each held-out part, of the configurations that are left.
+        keep: configurations that go on after each round; the first round takes enough folds to tell them apart, each
+            later one as many as all before it.
+        checked: trainings whose average answers to each held-out part, of the configuration that is chosen.
         members: trainings on all examples that are averaged in the end.
         examples: labelled examples that are used, at most.
     """
