@@ -35,7 +35,7 @@ def test_gradients_of_several_candidates_are_those_of_each_alone(kind, most, req
         )
         for own, rows, scale in zip(trained, ROWS, (1.0, 0.5, 2.0), strict=True)
     ]
-    monkeypatch.setattr(backbone, "budget", replace(backbone.budget, rows=most))
+    monkeypatch.setattr(backbone, "budget", replace(backbone.budget, rows=most, shared_rows=most))
     found = accumulate_gradients(backbone, parts, trained)
     for (make, data), own, logits in zip(parts, trained, found, strict=True):
         alone = make().logits(backbone, data.context)
@@ -57,7 +57,7 @@ def test_candidates_that_share_passes_take_as_few_as_fit(causal, monkeypatch):
     handle = causal.model.register_forward_pre_hook(lambda *_: passes.append(1))
     accumulate_gradients(causal, parts, trained)
     assert len(passes) == 1
-    monkeypatch.setattr(causal, "budget", replace(causal.budget, rows=6))
+    monkeypatch.setattr(causal, "budget", replace(causal.budget, shared_rows=6))
     accumulate_gradients(causal, parts, trained)
     assert len(passes) == 1 + 2  # 5 + 1 rows, and 3
     handle.remove()
