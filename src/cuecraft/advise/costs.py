@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from cuecraft.advise.lengths import Lengths
-from cuecraft.backbone import AnyBackbone, CausalBackbone
+from cuecraft.backbone import AnyBackbone, Budget, CausalBackbone
 from cuecraft.task import Field, PromptSlot, Task
 
 EPOCHS = 13  # 12 to 15 of at most 30
 BATCH = 16
-TOGETHER = 64  # rows of trainings side by side
 TRAIN_SHARE = 0.75  # of the labelled rows; the rest chooses
 POOL_PROMPTS, POOL_TEXTS = 40, 512  # of a label-free choice
 FROZEN, TRAINED = 2, 3  # forward passes that a pass with its gradient is worth; adapters took nearly as much as weights
@@ -147,7 +146,7 @@ def expected(work: Work, sizes: Sizes, epochs: int = EPOCHS, time_limit: float |
         seconds, own = training(TRAINED, sizes.tokens), batch * sizes.row_bytes + 5 * 4 * sizes.parameters
     elif work is Work.SEARCH:
         assert time_limit is not None
-        seconds, own = time_limit, kept + TOGETHER * HELD * sizes.cue_bytes
+        seconds, own = time_limit, kept + Budget.shared_rows * HELD * sizes.cue_bytes
     else:
         seconds, own = reading, kept
     return Cost(seconds, sizes.weights + own)

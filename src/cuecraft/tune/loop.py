@@ -203,9 +203,7 @@ class _Training:
             self._found.append(self._take(self._steps[done]))
             if len(self._found) < len(self._steps):
                 self._save_if_due()
-        taken = [
-            pair for step, found in zip(self._steps, self._found, strict=True) for pair in zip(step, found, strict=True)
-        ]
+        taken = list(zip(chain(*self._steps), chain(*self._found), strict=True))
         for number, part in enumerate(self._parts):
             own = [(rows, logits) for (n, rows), logits in taken if n == number]
             labels = part.problem.train.labels[[row for rows, _ in own for row in rows]]

@@ -254,7 +254,9 @@ class Ladder:
             means[number].append(candidate)
         run.seconds += time.perf_counter() - begun
         averages = [average(own) for own in means]
-        answers = [self._answers(*part) for part in zip(owns, [run] * len(owns), starts, averages, strict=True)]
+        answers = [
+            self._answers(own, run, start, mean) for own, start, mean in zip(owns, starts, averages, strict=True)
+        ]
         if len(found) == len(parts) and _are_finite(answers):
             run.answers = answers
             run.candidates = [retasked(mean, own, self._problem) for mean, own in zip(averages, owns, strict=True)]
@@ -355,12 +357,12 @@ class Ladder:
         owns = [self._fold(run, number) for number in numbers]
         starts = [run.configuration.start.candidate(own) for own in owns]
         found = self._trained(run, list(zip(numbers, zip(owns, starts, strict=True), strict=True)))
-        done = list(zip(owns, [run] * len(found), starts, found, strict=False))
-        answers = [self._answers(*part) for part in done]
+        done = list(zip(owns, starts, found, strict=False))
+        answers = [self._answers(own, run, start, candidate) for own, start, candidate in done]
         if not _are_finite(answers):
             raise MethodError("the training diverged; its answers are not finite")
         run.answers += answers
-        for own, _, start, candidate in done:
+        for own, start, candidate in done:
             run.starts.append(retasked(start, own, self._problem))
             run.candidates.append(retasked(candidate, own, self._problem))
         if len(found) == len(numbers):
