@@ -202,3 +202,19 @@ def command(run, monkeypatch):
     """The `run` fixture, with the seed of hashes already fixed, so that no process is replaced."""
     monkeypatch.setenv("PYTHONHASHSEED", "0")
     return run
+
+
+@pytest.fixture
+def serve(causal):
+    """Make servers over the causal model; their engines are closed in the end."""
+    from serving import Server  # what serves is an extra, which most tests do without
+
+    made = []
+
+    def make(*arguments, **parts):
+        made.append(Server(causal, *arguments, **parts))
+        return made[-1]
+
+    yield make
+    for server in made:
+        server.engine.close()

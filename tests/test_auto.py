@@ -36,6 +36,7 @@ TINY = Plan(
     cues=2,
     searches_words=False,
     deep=(Schedule(0.1, 4), Schedule(0.03, 4)),
+    farther=(),
     soft=(Schedule(0.02, 4),),
     starts=2,
     longer=2,
@@ -126,7 +127,7 @@ def test_what_ships_is_the_average_of_all_trainings_of_the_choice(members, causa
     again = run.configuration.trained(
         [(replace(whole, seed=derived_seed(problem.seed, f"refit/{number}")), start) for number in range(members)]
     )
-    found = [*(candidate for candidate, _ in again), *run.candidates]
+    found = [*(refit.candidate for refit in again), *run.candidates]
     assert len(found) == TINY.folds + members
     mean = torch.stack([candidate.prompt.offsets for candidate in found]).mean(0)
     share = ladder_module.SHARES[ladder.share(run)]
@@ -149,7 +150,7 @@ def test_trainings_from_words_of_each_folds_own_are_no_part_of_the_average(causa
     start = starting_point(whole, run.configuration.start.token_ids, CalibrationKind.FITTED)
     seeds = [derived_seed(problem.seed, f"refit/{number}") for number in range(TINY.members)]
     again = run.configuration.trained([(replace(whole, seed=seed), start) for seed in seeds])
-    mean = torch.stack([candidate.prompt.offsets for candidate, _ in again]).mean(0)
+    mean = torch.stack([refit.candidate.prompt.offsets for refit in again]).mean(0)
     share = ladder_module.SHARES[ladder.share(run)]
     assert torch.allclose(outcome.best.prompt.offsets, share * mean, atol=1e-6)
     monkeypatch.setattr(Ladder, "members_in_time", lambda self, run, most: 0)
@@ -172,7 +173,7 @@ def test_trainings_from_class_heads_of_each_folds_own_are_no_part_of_the_average
     assert start.prompt.head is not None
     seeds = [derived_seed(problem.seed, f"refit/{number}") for number in range(TINY.members)]
     again = run.configuration.trained([(replace(whole, seed=seed), start) for seed in seeds])
-    expected = ladder.moved(run, start, average([candidate for candidate, _ in again])).prompt
+    expected = ladder.moved(run, start, average([refit.candidate for refit in again])).prompt
     assert torch.allclose(outcome.best.prompt.head.weight, expected.head.weight, atol=1e-6)
 
 
@@ -182,9 +183,9 @@ def test_a_training_on_all_examples_that_diverges_is_no_part_of_the_average(caus
     def training(self, parts):
         found = trained(self, parts)
         if parts and len(parts[0][0].train) == len(TEXTS):
-            (first, events), *rest = found
+            first = found[0].candidate
             prompt = replace(first.prompt, offsets=first.prompt.offsets * torch.nan)
-            found = [(replace(first, prompt=prompt), events), *rest]
+            found = [found[0]._replace(candidate=replace(first, prompt=prompt)), *found[1:]]
         return found
 
     monkeypatch.setattr(ladder_module.Configuration, "trained", training)

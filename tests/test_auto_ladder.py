@@ -1,5 +1,6 @@
 """`auto`: trainings on folds, and successive halving over them."""
 
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -8,10 +9,12 @@ import pytest
 import torch
 
 from conftest import tiny_problem
+from cuecraft.checkpoints import Checkpoints, Keeping
 from cuecraft.errors import MethodError
 from cuecraft.method import CalibrationKind, Labelled, Selection, starting_point
 from cuecraft.search.folds import Fold, stratified_folds
 from cuecraft.seeding import derived_seed
+from cuecraft.tune.auto import folds as folds_module
 from cuecraft.tune.auto import ladder as ladder_module
 from cuecraft.tune.auto.folds import HeldOut, LastEpoch, fold_problem, log_probabilities
 from cuecraft.tune.auto.ladder import Configuration, Ladder, Run
@@ -142,22 +145,111 @@ def test_nothing_is_dropped_on_a_handful_of_examples(causal):
     assert [len(run.answers) for run in runs] == [2, 2, 2]
 
 
+def rates(runs):
+    return {run.configuration.training.learning_rate: len(run.answers) for run in runs}
+
+
+def finished(ladder, last=4):
+    """Return which trainings came to an end, in order: learning rate and fold."""
+    names = [event["configuration"].split()[1] for event in ladder.trace if event["step"] == last]
+    return list(zip(map(float, names), (e["fold"] for e in ladder.trace if e["step"] == last), strict=True))
+
+
 def test_halving_keeps_the_better_ones(causal, monkeypatch):
-    monkeypatch.setattr(ladder_module, "_ENOUGH", 4)
-    ladder, problem = ladder_of(causal)
+    monkeypatch.setattr(ladder_module, "_ENOUGH", 8)
+    ladder, problem = ladder_of(causal, folds=4)
     runs = ladder.climb([deep(problem, rate) for rate in (1e-6, 0.1, 0.03)], (1,))
-    # The most promising one goes through all folds before any other; of those, the better one goes on.
-    folds = {run.configuration.training.learning_rate: len(run.answers) for run in runs}
-    assert folds == {1e-6: 2, 0.1: 2, 0.03: 1}
-    first = {run.configuration.training.learning_rate: ladder.answers(run, 1).score.loss for run in runs}
-    assert first[0.1] == min(first.values())
-    assert [(event["configuration"], event["fold"]) for event in ladder.trace if event["step"] == 4] == [
-        ("deep-cue 1e-06 x 4, own", 0),
-        ("deep-cue 1e-06 x 4, own", 1),
-        ("deep-cue 0.1 x 4, own", 0),
-        ("deep-cue 0.03 x 4, own", 0),
-        ("deep-cue 0.1 x 4, own", 1),
+    # Two examples a fold are not enough, so the most promising one goes through all folds before any other.
+    assert finished(ladder)[:4] == [(1e-6, 0), (1e-6, 1), (1e-6, 2), (1e-6, 3)]
+    monkeypatch.setattr(ladder_module, "_ENOUGH", 4)
+    ladder, problem = ladder_of(causal, folds=4)
+    runs = ladder.climb([deep(problem, rate) for rate in (1e-6, 0.1, 0.03)], (2, 1))
+    seen = {run.configuration.training.learning_rate: ladder.answers(run, 2).score.loss for run in runs}
+    kept = sorted(seen, key=seen.get)[:2]
+    assert rates(runs) == {1e-6: 4} | {rate: 4 if rate in kept else 2 for rate in (0.1, 0.03)}
+    assert finished(ladder) == [
+        *((1e-6, fold) for fold in range(4)),
+        *((rate, fold) for rate in (0.1, 0.03) for fold in (0, 1)),
+        *((rate, fold) for rate in kept if rate != 1e-6 for fold in (2, 3)),
     ]
+    assert len(finished(ladder)) == 10
+
+
+def scripted(causal, monkeypatch, cost, loss, left=math.inf):
+    """A ladder of four folds of two examples, one of them enough; what a training costs and answers is given by rate.
+
+    Returns the ladder, runs of rates in the order of `cost`, and the trainings as they come: rate and folds.
+    """
+    monkeypatch.setattr(ladder_module, "_ENOUGH", 2)
+    ladder, problem = ladder_of(causal, folds=4)
+    log = []
+
+    def seconds(self, run, trainings):
+        return trainings * cost[run.configuration.training.learning_rate]
+
+    def train(self, run, numbers):
+        rate = run.configuration.training.learning_rate
+        log.append((rate, tuple(numbers)))
+        run.answers += [[answers_of((loss[rate], loss[rate] + 0.01))]] * len(numbers)
+        return True
+
+    def spent():
+        return sum(cost[rate] * len(folds) for rate, folds in log)
+
+    monkeypatch.setattr(Ladder, "_seconds", seconds)
+    monkeypatch.setattr(Ladder, "_train", train)
+    limited = replace(problem, out_of_time=lambda reserve=0.0: spent() + reserve > left)
+    labels = torch.zeros(8, dtype=torch.long)
+    ladder = Plain(limited, Labelled(ladder._pool.context, labels), ladder._folds)
+    return ladder, [deep(problem, rate) for rate in cost], log
+
+
+def test_where_one_fold_is_enough_the_one_that_leads_on_it_goes_first(causal, monkeypatch):
+    cost, loss = dict.fromkeys((0.01, 0.1, 0.03), 1.0), {0.01: 0.7, 0.1: 0.3, 0.03: 0.5}
+    ladder, configurations, log = scripted(causal, monkeypatch, cost, loss)
+    runs = ladder.climb(configurations, (2, 1))
+    assert log == [(0.01, (0,)), (0.1, (0,)), (0.03, (0,)), (0.1, (1, 2, 3)), (0.03, (1,))]
+    assert rates(runs) == {0.1: 4, 0.03: 2, 0.01: 1}
+    assert runs[0].configuration.training.learning_rate == 0.1
+
+
+@pytest.mark.parametrize(("share", "order"), [(3, [0.03, 0.1, 0.2, 0.01]), (2, [0.03, 0.01, 0.1, 0.2])])
+def test_where_the_first_one_goes_the_whole_way_those_that_go_farther_come_before_others(
+    share, order, causal, monkeypatch
+):
+    cost = dict.fromkeys((0.03, 0.01, 0.1, 0.2), 1.0)
+    ladder, configurations, log = scripted(causal, monkeypatch, cost, dict.fromkeys(cost, 0.5))
+    monkeypatch.setattr(Ladder, "share", lambda self, run: share)
+    ladder.climb(configurations, (1,))
+    assert log[:4] == [(rate, (0,)) for rate in order]
+
+
+def test_what_goes_farther_starts_at_the_same_place_and_trains_the_same(causal):
+    problem = tiny_problem(causal)
+    first, words = deep(problem, 0.03, 16), Words("b", GivenWords(), (3,), differs=True)
+    assert deep(problem, 0.1, 8).goes_farther(first)
+    assert deep(problem, 0.03, 17).goes_farther(first)
+    assert not deep(problem, 0.03, 16).goes_farther(first)
+    assert not replace(deep(problem, 0.1, 8), start=words).goes_farther(first)
+    assert not Configuration(first.start, None).goes_farther(first)
+    assert not Configuration(first.start, EmbeddingTraining(learning_rate=1.0, epochs=32)).goes_farther(first)
+
+
+def test_the_most_promising_one_goes_first_where_no_other_is_clearly_better(causal, monkeypatch):
+    cost, loss = dict.fromkeys((0.01, 0.1), 1.0), {0.01: 0.3, 0.1: 0.3}
+    ladder, configurations, log = scripted(causal, monkeypatch, cost, loss)
+    ladder.climb(configurations, (1,))
+    assert log[:3] == [(0.01, (0,)), (0.1, (0,)), (0.01, (1, 2, 3))]
+
+
+@pytest.mark.parametrize(("left", "tried"), [(4, [0]), (5, [0, 1]), (6, [0, 1, 3]), (1000, [0, 1, 2, 3])])
+def test_others_are_tried_first_only_where_the_leader_will_have_time_to_go_on(left, tried, causal, monkeypatch):
+    """Each training takes a second, the third's ten, and three further folds wait for the one that leads."""
+    cost = {0.1: 1.0, 0.03: 1.0, 0.05: 10.0, 0.02: 1.0}
+    ladder, configurations, log = scripted(causal, monkeypatch, cost, dict.fromkeys(cost, 0.5), left)
+    runs = [Run(configuration) for configuration in configurations]
+    assert ladder._one_completed(runs)
+    assert log == [*((list(cost)[n], (0,)) for n in tried), (0.1, (1, 2, 3))]
 
 
 def test_where_the_time_ends_the_most_promising_one_was_tried_on_all_folds(causal):
@@ -268,8 +360,10 @@ def test_averages_that_come_to_nothing_leave_the_answers_as_they_were(fault, cau
             return found
         if fault == "refused":
             raise MethodError("not here")
+        prompts = [replace(own.candidate.prompt, offsets=own.candidate.prompt.offsets * torch.nan) for own in found]
         return [
-            (replace(own, prompt=replace(own.prompt, offsets=own.prompt.offsets * torch.nan)), []) for own, _ in found
+            own._replace(candidate=replace(own.candidate, prompt=prompt), events=[])
+            for own, prompt in zip(found, prompts, strict=True)
         ]
 
     monkeypatch.setattr(Configuration, "trained", faulty)
@@ -388,8 +482,31 @@ def test_what_is_left_answers_by_the_average_of_several_trainings(causal):
     for number in range(2):
         own = ladder._fold(run, number)
         start = run.configuration.start.candidate(own)
-        ((again, _),) = run.configuration.trained([(replace(own, seed=derived_seed(own.seed, "member/1")), start)])
-        mean = (one.candidates[number].prompt.offsets + again.prompt.offsets) / 2
+        (again,) = run.configuration.trained([(replace(own, seed=derived_seed(own.seed, "member/1")), start)])
+        mean = (one.candidates[number].prompt.offsets + again.candidate.prompt.offsets) / 2
         assert torch.allclose(run.candidates[number].prompt.offsets, mean, atol=1e-6)
         expected = log_probabilities(own, part_of_the_way(start, run.candidates[number], 0.5, causal.embed))
         assert torch.allclose(run.answers[number][1], expected, atol=1e-5)
+
+
+def test_a_training_that_goes_on_has_taken_the_seconds_of_the_run_that_was_stopped_too(causal, tmp_path, monkeypatch):
+    """The clock stands still but for the epochs: ten seconds each, of a training and of a step on the way to it."""
+    clock = [0.0]
+    seen = LastEpoch.see
+
+    def see(self, *args, **details):
+        clock[0] += 10.0
+        return seen(self, *args, **details)
+
+    monkeypatch.setattr(folds_module.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(LastEpoch, "see", see)
+    problem = tiny_problem(causal)
+    runs = []
+    for _ in range(2):
+        kept = replace(problem, checkpoints=Checkpoints(Keeping(tmp_path), "key"))
+        ladder = Ladder(kept, problem.pool, stratified_folds(problem.pool.labels, 2, 0))
+        runs += ladder.climb([deep(problem)], (1,), members=2)
+    assert clock[0] == (2 + 2) * (1 + 4) * 10.0  # two folds, two members, step 0 and four epochs: once only
+    first, resumed = runs
+    assert first.alone == 50.0
+    assert (resumed.alone, resumed.each, resumed.seconds) == (first.alone, first.each, first.seconds)

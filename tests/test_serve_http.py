@@ -1,14 +1,10 @@
 """The server: answers over HTTP are the classifiers' own; who may ask, how much, and what is told of mistakes."""
 
 import asyncio
-import io
 import json
 import logging
-import pickle
 import re
 import threading
-import zipfile
-from pathlib import Path
 
 import httpx
 import jsonschema
@@ -19,84 +15,15 @@ from hypothesis import strategies as st
 
 from cuecraft.errors import GuardError, ServeError, UnknownPromptError
 from cuecraft.guard import Guard, GuardMode
-from cuecraft.serve import Engine, EngineOptions, Shelf
+from cuecraft.serve import EngineOptions
 from cuecraft.serve.guarding import GuardSettings, Screener
 from cuecraft.serve.http.access import RateLimit, Role, Tokens
-from cuecraft.serve.http.app import create_app
-from cuecraft.serve.http.metrics import Metrics
 from cuecraft.serve.http.middleware import LOG
-from cuecraft.serve.http.service import Service
 from cuecraft.serve.http.tracing import add_tracing
-from cuecraft.serve.kept import Kept
 from cuecraft.serve.limits import Limits
-from serving import X, classifiers
+from serving import Server, X, classifiers, classify
 
 CLIENT, ADMIN = "client-token-0123456789", "admin-token-0123456789"
-
-
-class Server:
-    """An application, and a client of it."""
-
-    def __init__(self, backbone, names=("hard", "soft"), **parts):
-        shelf = Shelf(backbone)
-        for name in names:
-            shelf.put(name, [classifiers(backbone)[name].artifact_])
-        self.metrics = Metrics()
-        self.engine = Engine(shelf, parts.pop("engine", None) or EngineOptions(max_wait_ms=0), self.metrics)
-        self.metrics.follow(self.engine)
-        if "kept" in parts:
-            parts["kept"] = Kept(shelf, parts["kept"])
-        self.app = create_app(Service(self.engine, self.metrics, **parts))
-
-    def ask(self, method, path, body=None, token=None, **more):
-        return self.all([(method, path, body)], token, **more)[0]
-
-    def all(self, requests, token=None, **more):
-        """Send several requests at once."""
-
-        async def send():
-            transport = httpx.ASGITransport(app=self.app, raise_app_exceptions=False)
-            headers = {"authorization": f"Bearer {token}"} if token else {}
-            async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client:
-                kinds = [{"json": body} if not isinstance(body, bytes) else {"content": body} for *_, body in requests]
-                pairs = zip(requests, kinds, strict=True)
-                return await asyncio.gather(*(client.request(m, p, **kind, **more) for (m, p, _), kind in pairs))
-
-        return asyncio.run(send())
-
-    def raw(self, receive):
-        """Send a request whose messages `receive` gives; return the status."""
-
-        async def send():
-            sent = []
-
-            async def note(message):
-                sent.append(message)
-
-            scope = {"type": "http", "method": "POST", "path": "/v1/classify", "headers": [], "query_string": b""}
-            await self.app(scope, receive, note)
-            return sent[0]["status"]
-
-        return asyncio.run(send())
-
-
-@pytest.fixture
-def serve(causal):
-    """Make servers over the causal model; their engines are closed in the end."""
-    made = []
-
-    def make(*arguments, **parts):
-        made.append(Server(causal, *arguments, **parts))
-        return made[-1]
-
-    yield make
-    for server in made:
-        server.engine.close()
-
-
-def classify(inputs, prompts=None, **more):
-    document = {"inputs": inputs} | ({"prompts": prompts} if prompts else {}) | more
-    return ("POST", "/v1/classify", document)
 
 
 @pytest.fixture(scope="module", params=["causal", "masked", "sequence"])
@@ -331,131 +258,6 @@ def test_a_client_that_hangs_up_takes_its_request_back(serve, causal, monkeypatc
     assert len(held.result(20)) == 1
     server.engine.close(20)
     assert 'refusals_total{reason="gone"} 1.0' in server.metrics.document().decode()
-
-
-def zipped(folder, prefix="", **others):
-    content = io.BytesIO()
-    files = {prefix + path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-    with zipfile.ZipFile(content, "w") as archive:
-        for name, data in (files | others).items():
-            archive.writestr(name, data)
-    return content.getvalue()
-
-
-class Touching:
-    """Writes a file where it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
-@pytest.fixture
-def saved(causal, tmp_path):
-    classifiers(causal)["deep"].save(tmp_path / "deep")
-    return tmp_path / "deep"
-
-
-@pytest.fixture
-def admin():
-    return {"tokens": Tokens({"ops": (ADMIN, Role.ADMIN)})}
-
-
-@pytest.mark.parametrize("prefix", ["", "deep/", "./"])
-def test_an_uploaded_prompt_is_served_swapped_and_dropped(serve, causal, saved, admin, tmp_path, prefix):
-    kept = tmp_path / "kept"
-    server = serve(kept=kept, **admin)
-    response = server.ask("PUT", "/v1/prompts/mine", zipped(saved, prefix), token=ADMIN)
-    assert response.status_code == 200
-    assert (kept / "mine" / "manifest.json").is_file()
-    (answer,) = server.ask(*classify(X[0], "mine"), token=ADMIN).json()["results"][0]["answers"]
-    expected = classifiers(causal)["deep"].predict_proba(X[:1])[0]
-    assert np.allclose(list(answer["probabilities"].values()), expected, atol=1e-5)
-    assert answer["version"] == response.json()["version"]
-    assert [one["id"] for one in server.ask("GET", "/v1/prompts", token=ADMIN).json()["prompts"]] == [
-        "hard",
-        "soft",
-        "mine",
-    ]
-    assert server.ask("DELETE", "/v1/prompts/mine", token=ADMIN).status_code == 204
-    assert list(kept.iterdir()) == []
-    assert server.ask(*classify(X[0], "mine"), token=ADMIN).status_code == 404
-
-
-def test_servers_that_both_write_to_a_folder_lose_nothing(serve, causal, saved, admin, tmp_path):
-    (tmp_path / "kept" / "lost+found").mkdir(parents=True)
-    first, second = (serve(kept=tmp_path / "kept", **admin) for _ in range(2))
-    for server, name in ((first, "a"), (second, "b")):
-        assert server.ask("PUT", f"/v1/prompts/{name}", zipped(saved), token=ADMIN).status_code == 200
-    for server in (first, second):
-        server.app.state.service.kept.refresh()
-        assert [one.name for one in server.engine.shelf.all()][-2:] in (["a", "b"], ["b", "a"])
-    assert serve(kept=tmp_path / "kept", **admin).ask(*classify(X[0], "b"), token=ADMIN).status_code == 200
-
-
-def test_servers_that_share_a_folder_follow_one_another(serve, causal, saved, admin, tmp_path):
-    first, second = (serve(kept=tmp_path / "kept", **admin) for _ in range(2))
-    kept = second.app.state.service.kept
-    assert first.ask("PUT", "/v1/prompts/mine", zipped(saved), token=ADMIN).status_code == 200
-    assert second.ask(*classify(X[0], "mine"), token=ADMIN).status_code == 404
-    kept.refresh()
-    version = second.ask(*classify(X[0], "mine"), token=ADMIN).json()["results"][0]["answers"][0]["version"]
-    classifiers(causal)["soft"].save(tmp_path / "kept" / "mine")
-    (tmp_path / "kept" / "half-copied").mkdir()
-    (tmp_path / "kept" / "half-copied" / "manifest.json").write_text("{")
-    kept.refresh()
-    assert second.engine.shelf.get("mine").version != version
-    assert first.ask("DELETE", "/v1/prompts/mine", token=ADMIN).status_code == 204
-    kept.refresh()
-    assert second.ask(*classify(X[0], "mine"), token=ADMIN).status_code == 404
-    assert second.ask(*classify(X[0], "hard"), token=ADMIN).status_code == 200
-
-
-def test_a_bad_upload_changes_nothing(serve, saved, admin, tmp_path):
-    server = serve(limits=Limits(upload_bytes=200_000), kept=tmp_path / "kept", **admin)
-    good = zipped(saved)
-    damaged = bytearray(good)
-    damaged[len(good) // 3] ^= 0xFF
-    bomb = io.BytesIO()
-    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("manifest.json", b" " * 10_000_000)
-    linked = io.BytesIO()
-    with zipfile.ZipFile(linked, "w") as archive:
-        link = zipfile.ZipInfo("manifest.json")
-        link.external_attr = 0o120777 << 16
-        archive.writestr(link, "/etc/passwd")
-    (tmp_path / "none").mkdir()
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("manifest.json", b"some text that is packed " * 50)
-    broken = bytearray(packed.getvalue())
-    broken[50] ^= 0xFF
-    pickled = pickle.dumps(Touching(tmp_path / "touched"))
-    others = {
-        "no ZIP": b"abc",
-        "a link or a device": linked.getvalue(),
-        "'weights.pkl', which no artifact has": zipped(saved, **{"weights.pkl": pickled}),
-        "prompt.safetensors": zipped(saved, **{"prompt.safetensors": pickled}),
-        "damaged": bytes(damaged),
-        "or a damaged one": bytes(broken),
-        "larger than this server takes": bomb.getvalue(),
-        "which no artifact has": zipped(saved, evil=b""),
-        "the path '../": zipped(saved, "../"),
-        "the path '/etc/": zipped(saved, "/etc/"),
-        "several folders": zipped(saved, **{"b/manifest.json": b"{}"}),
-        "holds no manifest.json": zipped(tmp_path / "none", **{"trace.jsonl": b""}),
-    }
-    before = sorted(tmp_path.rglob("*"))
-    for told, content in others.items():
-        response = server.ask("PUT", "/v1/prompts/soft", content, token=ADMIN)
-        assert response.status_code == 400, told
-        assert told in response.json()["error"]
-    assert server.ask("PUT", "/v1/prompts/a%20b", good, token=ADMIN).status_code == 400
-    assert server.ask("PUT", "/v1/prompts/soft", b"x" * 200_001, token=ADMIN).status_code == 413
-    assert sorted(tmp_path.rglob("*")) == before
-    assert server.ask(*classify(X[0], "soft"), token=ADMIN).status_code == 200
 
 
 def test_words_that_count_are_those_without_which_the_label_is_less_probable(serve, causal):

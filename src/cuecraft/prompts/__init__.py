@@ -10,7 +10,15 @@ from cuecraft.prompts.artifact import (
     stored_bytes,
 )
 from cuecraft.prompts.calibration import Calibration
-from cuecraft.prompts.kinds import AnyPrompt, DeepCue, HardPrompt, PrefixPrompt, SoftPrompt, with_head
+from cuecraft.prompts.kinds import (
+    AnyPrompt,
+    DeepCue,
+    HardPrompt,
+    PrefixPrompt,
+    SoftPrompt,
+    prompt_tensors,
+    with_head,
+)
 from cuecraft.prompts.shared import Sharing, TaskPart, shared_file
 
 __all__ = [
@@ -28,6 +36,7 @@ __all__ = [
     "check_writable",
     "load_artifact",
     "member_folders",
+    "prompt_tensors",
     "shared_file",
     "stored_bytes",
     "with_head",

@@ -20,7 +20,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor
@@ -31,7 +30,7 @@ from cuecraft.errors import ArtifactError, CuecraftWarning
 from cuecraft.manifests import MANIFEST, ManifestKind, manifest_document
 from cuecraft.prompts.calibration import Calibration
 from cuecraft.prompts.card import model_card
-from cuecraft.prompts.kinds import AnyPrompt, DeepCue, HardPrompt, PrefixPrompt, SoftPrompt
+from cuecraft.prompts.kinds import AnyPrompt, DeepCue, HardPrompt, PrefixPrompt, SoftPrompt, prompt_tensors
 from cuecraft.prompts.manifest import (
     SCHEMA_VERSION,
     BackboneEntry,
@@ -284,20 +283,10 @@ _SHARED_NAMES: dict[PromptKind, str] = {"soft": "embeddings", "deep": "offsets",
 
 
 def _tensors(prompt: AnyPrompt, sharing: Sharing | None) -> dict[str, Tensor]:
-    base = prompt.base if isinstance(prompt, DeepCue | PrefixPrompt) else prompt
-    if isinstance(base, HardPrompt):
-        tensors = {"token_ids": torch.tensor(base.token_ids, dtype=torch.long)}
-    else:
-        tensors = {"embeddings": base.embeddings}
-    if prompt.offsets is not None:
-        tensors["offsets"] = prompt.offsets
-    if prompt.states is not None:
-        tensors["states"] = prompt.states
+    tensors = prompt_tensors(prompt)
     if sharing is not None:
         del tensors[_SHARED_NAMES[_KINDS[type(prompt)]]]
         tensors |= sharing.part.tensors()
-    if prompt.head:
-        tensors |= {"head.weight": prompt.head.weight, "head.bias": prompt.head.bias}
     return _plain(tensors)
 
 

@@ -186,6 +186,22 @@ def with_head(prompt: AnyPrompt, head: ClassHead | None) -> AnyPrompt:
     return replace(prompt, head=head)
 
 
+def prompt_tensors(prompt: AnyPrompt) -> dict[str, Tensor]:
+    """Return all that a prompt consists of, by the names that an artifact stores it under."""
+    base = prompt.base if isinstance(prompt, DeepCue | PrefixPrompt) else prompt
+    if isinstance(base, HardPrompt):
+        tensors = {"token_ids": torch.tensor(base.token_ids, dtype=torch.long)}
+    else:
+        tensors = {"embeddings": base.embeddings}
+    if prompt.offsets is not None:
+        tensors["offsets"] = prompt.offsets
+    if prompt.states is not None:
+        tensors["states"] = prompt.states
+    if prompt.head is not None:
+        tensors |= {"head.weight": prompt.head.weight, "head.bias": prompt.head.bias}
+    return tensors
+
+
 def nearest_tokens(vectors: Tensor, embeddings: Tensor, chunk: int = 16384) -> Tensor:
     """Return for each vector `[S, d]` the row `[S]` of the embedding matrix `[V, d]` nearest to it (Euclidean)."""
     best = torch.full((len(vectors),), torch.inf, dtype=vectors.dtype, device=vectors.device)

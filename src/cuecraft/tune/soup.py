@@ -28,7 +28,7 @@ from cuecraft.method import (
     begin,
     score,
 )
-from cuecraft.prompts import AnyPrompt, DeepCue, SoftPrompt, with_head
+from cuecraft.prompts import AnyPrompt, DeepCue, SoftPrompt, prompt_tensors, with_head
 from cuecraft.search.start import filled_start
 from cuecraft.seeding import derived_seed
 from cuecraft.tune.deep_cue import OffsetTraining
@@ -89,12 +89,8 @@ def average(candidates: Sequence[Candidate]) -> Candidate:
 
 
 def is_finite(candidate: Candidate) -> bool:
-    """Tell whether what was trained of a soft prompt or a deep cue are numbers, as they are not where it diverged."""
-    prompt, head = candidate.prompt, candidate.prompt.head
-    parts = [prompt.embeddings] if isinstance(prompt, SoftPrompt) else []
-    parts += [] if prompt.offsets is None else [prompt.offsets]
-    parts += [] if head is None else [head.weight, head.bias]
-    return all(bool(part.isfinite().all()) for part in parts)
+    """Tell whether all that its prompt consists of are numbers, as they are not where training diverged."""
+    return all(bool(tensor.isfinite().all()) for tensor in prompt_tensors(candidate.prompt).values())
 
 
 def _mean_prompt(prompts: Sequence[AnyPrompt]) -> AnyPrompt:

@@ -2,7 +2,7 @@
 
 1. The untuned prompt is read once over all labelled examples, and calibrated in several ways, on folds.
 2. Starting words written by hand, and other label words, are tried without training.
-3. Trainings from the best of them are tried on folds: the most promising one on all, then the others beside it by
+3. Trainings from the best of them are tried on folds: the one that leads on all, then the others beside it by
    successive halving.
 4. The best one is made again on all examples, several times, and averaged with what was trained on the folds; the
    average is calibrated on what was held out.
@@ -157,9 +157,9 @@ class _Choice:
         """
         seeds = [f"refit/{number}" for number in range(ladder.members_in_time(run, self.plan.members))]
         found = run.configuration.trained([(replace(own, seed=derived_seed(own.seed, seed)), start) for seed in seeds])
-        for number, (_, events) in enumerate(found):
-            self.trace += [event | {"refit": number} for event in events]
-        members = [candidate for candidate, _ in found if candidate is not None and is_finite(candidate)]
+        for number, refit in enumerate(found):
+            self.trace += [event | {"refit": number} for event in refit.events]
+        members = [refit.candidate for refit in found if refit.candidate is not None and is_finite(refit.candidate)]
         if run.configuration.start.is_fixed and start.prompt.head is None:
             members += run.candidates
         if not members:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,6 +35,20 @@ def fold_problem(problem: Problem, pool: Labelled, folds: Sequence[Fold], number
 @dataclass
 class LastEpoch(Selection):
     """Keeps the candidate after the last epoch, for a training whose length is known; looks at no other."""
+
+    earlier: float = 0.0  # seconds that were spent on it by a run that was stopped
+
+    def __post_init__(self) -> None:
+        self._begun = time.perf_counter()
+
+    def state(self) -> dict[str, Any]:
+        """Return how far it has come, and the seconds spent on it."""
+        return super().state() | {"seconds": self.earlier + time.perf_counter() - self._begun}
+
+    def restore(self, state: Mapping[str, Any], best: Candidate | None) -> None:
+        """Go on from a state."""
+        super().restore(state, best)
+        self.earlier = state["seconds"]
 
     def see(self, candidate: Candidate, train: Score, dev: Score | None = None, **details: Any) -> bool:
         """Take note of an epoch; keep the candidate of the last one."""

@@ -1,4 +1,4 @@
-"""Configurations on folds: the most promising one on all, then the others by successive halving beside it.
+"""Configurations on folds: the one that leads on all of them, then the others by successive halving beside it.
 
 After Jamieson & Talwalkar (AISTATS 2016, arXiv 1502.07943). Configurations are compared on the folds that all of them
 have seen, so that what differs is not the luck of a fold.
@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, takewhile
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -29,6 +30,20 @@ from cuecraft.tune.soup import average, part_of_the_way
 #: Of the way from a start to what was trained: on few examples the whole way is often too far.
 SHARES = (0.25, 0.5, 0.75, 1.0)
 _ENOUGH = 32  # held-out examples before any configuration is dropped: on 16, one hit is six points
+
+
+class Trained(NamedTuple):
+    """What came of one training.
+
+    Args:
+        candidate: what was trained; None where the time ended before.
+        events: its trace.
+        earlier: its share of the seconds that a run which was stopped had spent on it.
+    """
+
+    candidate: Candidate | None
+    events: list[Event]
+    earlier: float
 
 
 @dataclass(frozen=True)
@@ -55,30 +70,36 @@ class Configuration:
         """How much one training has to do for each example, beside other configurations."""
         return self.training.epochs * len(self.start.token_ids) if self.training else 0
 
-    def trained(self, parts: Sequence[tuple[Problem, Candidate]]) -> list[tuple[Candidate | None, list[Event]]]:
-        """Return what training makes of starts, side by side, with its events; None where the time ended before.
+    def goes_farther(self, other: Configuration) -> bool:
+        """Tell whether it trains the same from the same start, by more steps or larger ones."""
+        own, its = self.training, other.training
+        if own is None or its is None or type(own) is not type(its) or self.start != other.start:
+            return False
+        return own.learning_rate * own.epochs > its.learning_rate * its.epochs
 
-        Where they share no pass of the backbone, one after the other.
+    def trained(self, parts: Sequence[tuple[Problem, Candidate]]) -> list[Trained]:
+        """Return what training makes of starts: side by side, or one after the other where they share no pass.
 
         Args:
             parts: problems, with the start's label words, of which only the training part is looked at; and the start's
                 candidate for each.
         """
         if self.training is None or not parts:
-            return [(start, []) for _, start in parts]
+            return [Trained(start, [], 0.0) for _, start in parts]
         rest = parts[1:]
         backbone = parts[0][0].backbone
         if rest and not backbone.share_passes([(own.train.context, start.prompt) for own, start in parts]):
             # Nothing is gained by going on together, and what is complete is kept.
             done = self.trained(parts[:1])
-            return done + (self.trained(rest) if done[0][0] is not None else [(None, []) for _ in rest])
+            is_done = done[0].candidate is not None
+            return done + (self.trained(rest) if is_done else [Trained(None, [], 0.0) for _ in rest])
         problems = [problem for problem, _ in parts]
         # A state on disk must not serve another training: with a time limit their order differs from run to run.
         key = digest({"configuration": self.name, "parts": [[own.seed, len(own.train)] for own in problems]})
         kept = problems[0].checkpoints and problems[0].checkpoints.within(key[:16])
         selections = [LastEpoch(replace(own, dev=None, checkpoints=kept)) for own in problems]
         self.training.refine_beside(list(zip((start for _, start in parts), selections, strict=True)))
-        return [(own.best, own.trace) for own in selections]
+        return [Trained(own.best, own.trace, own.earlier / len(selections)) for own in selections]
 
 
 @dataclass(eq=False)
@@ -130,7 +151,9 @@ class Ladder:
         """Try configurations; return their runs, the chosen one first, then by folds and held-out loss.
 
         The most promising one goes through all folds before any other is tried: whenever the time ends, something that
-        was checked as well as it can be is there to ship, and the others know what they have to beat.
+        was checked as well as it can be is there to ship, and the others know what they have to beat. Where one fold
+        is enough to tell configurations apart, all of them are tried on it before that, and the one that leads then
+        goes first.
 
         Args:
             configurations: to be tried, the most promising first.
@@ -141,33 +164,57 @@ class Ladder:
         """
         self._rounds = 0
         runs = [Run(configuration) for configuration in configurations]
-        if self._tried_first(runs):
+        if self._one_completed(runs):
             self._tried_beside(runs, keep)
             if members > 1:
                 self._look_again(self._ranked(runs)[0], members)
         return self._ranked(runs)
 
-    def _tried_first(self, runs: list[Run]) -> bool:
-        """Try the most promising run that the backbone takes on all folds; return whether there was time for it.
+    def _one_completed(self, runs: list[Run]) -> bool:
+        """Try the run that leads on all folds; return whether there was time for it.
 
-        Those that it refuses are struck off. The first fold says how long the others take: side by side where there is
-        time for all of them, else one after the other.
+        One that the backbone refuses is struck off, and the next one leads. The first fold says how long the others
+        take: side by side where there is time for all of them, else one after the other.
         """
         rest = range(1, len(self._folds))
-        while runs:
-            run = runs[0]
-            if not self._tried_in_time(run, [0]):
-                return False
-            if run.answers:
-                for block in [rest] if self._fits(run, len(rest)) else [[number] for number in rest]:
-                    if not self._tried_in_time(run, block):
-                        return False
-                    if len(run.answers) <= block[-1]:
-                        break  # it was refused
-            if len(run.answers) == len(self._folds):
+        while self._begun(runs):
+            if self._enough == 1:
+                self._screen(runs)
+            leader = self._ranked(runs)[0]
+            for block in [rest] if self._fits(leader, len(rest)) else [[number] for number in rest]:
+                if not self._tried_in_time(leader, block):
+                    return False
+                if len(leader.answers) <= block[-1]:
+                    break  # it was refused
+            if len(leader.answers) == len(self._folds):
                 return True
-            del runs[0]
+            runs.remove(leader)
         return False
+
+    def _begun(self, runs: list[Run]) -> bool:
+        """Try the most promising run that the backbone takes on the first fold; return whether there was time for it.
+
+        Those that it refuses are struck off.
+        """
+        while runs and not runs[0].answers:
+            if not self._tried_in_time(runs[0], [0]):
+                return False
+            if not runs[0].answers:
+                del runs[0]
+        return bool(runs)
+
+    def _screen(self, runs: Sequence[Run]) -> None:
+        """Try runs on the first fold, as long as there is time to go through the rest with whichever leads then.
+
+        Where the first one went the whole way from its start, those that go farther come before all others.
+        """
+        rest, first = len(self._folds) - 1, runs[0]
+        if self.share(first) == len(SHARES) - 1:
+            runs = sorted(runs, key=lambda run: not run.configuration.goes_farther(first.configuration))
+        for run in runs:
+            later = max(self._seconds(own, rest) for own in runs if own.answers or own is run)
+            if not run.answers and self._fits(run, 1, later) and not self._tried_in_time(run, [0]):
+                return
 
     def _tried_beside(self, runs: Sequence[Run], keep: Sequence[int]) -> None:
         """Try the other runs, fewer on twice as many folds each time; what there is no time for is passed over."""
@@ -175,7 +222,8 @@ class Ladder:
         while self._rounds < len(self._folds):
             block = range(self._rounds, min(2 * self._rounds or self._enough, len(self._folds)))
             for run in alive:
-                if run is not runs[0] and self._fits(run, len(block)) and not self._tried_in_time(run, block):
+                is_behind = len(run.answers) < block.stop
+                if is_behind and self._fits(run, len(block)) and not self._tried_in_time(run, block):
                     return
             self._rounds = block.stop
             alive = [run for run in alive if len(run.answers) >= block.stop]
@@ -247,12 +295,12 @@ class Ladder:
             for number, order in orders
         ]
         try:
-            found = self._trained(run, parts)
+            found, earlier = self._trained(run, parts)
         except (MethodError, BackboneError, PromptError):
             return  # what was found before stays
         for (number, _), candidate in zip(orders, found, strict=False):
             means[number].append(candidate)
-        run.seconds += time.perf_counter() - begun
+        run.seconds += time.perf_counter() - begun + earlier
         averages = [average(own) for own in means]
         answers = [
             self._answers(own, run, start, mean) for own, start, mean in zip(owns, starts, averages, strict=True)
@@ -261,13 +309,18 @@ class Ladder:
             run.answers = answers
             run.candidates = [retasked(mean, own, self._problem) for mean, own in zip(averages, owns, strict=True)]
 
-    def _trained(self, run: Run, parts: Sequence[tuple[int, tuple[Problem, Candidate]]]) -> list[Candidate]:
-        """Train on folds, given by number; return what was trained, up to the first that there was no time for."""
+    def _trained(
+        self, run: Run, parts: Sequence[tuple[int, tuple[Problem, Candidate]]]
+    ) -> tuple[list[Candidate], float]:
+        """Train on folds, given by number; return what was trained, up to the first that there was no time for.
+
+        And the seconds of it that a run which was stopped had spent.
+        """
         found = run.configuration.trained([part for _, part in parts])
-        for (number, _), (_, events) in zip(parts, found, strict=True):
-            self.trace += [event | {"configuration": run.configuration.name, "fold": number} for event in events]
-        done = takewhile(lambda pair: pair[0] is not None, found)
-        return [candidate for candidate, _ in done if candidate is not None]
+        for (number, _), own in zip(parts, found, strict=True):
+            self.trace += [event | {"configuration": run.configuration.name, "fold": number} for event in own.events]
+        done = takewhile(lambda candidate: candidate is not None, (own.candidate for own in found))
+        return [candidate for candidate in done if candidate is not None], sum(own.earlier for own in found)
 
     def members_in_time(self, run: Run, most: int) -> int:
         """Return how many trainings of a run on all examples there is time for, up to a number."""
@@ -331,9 +384,9 @@ class Ladder:
         each = run.each or (known.each * ratio if known else 0.0)
         return max(alone, trainings * each)
 
-    def _fits(self, run: Run, trainings: int) -> bool:
-        """Tell whether there is time for some trainings of a run on folds and for the last step."""
-        return not self._problem.out_of_time(self._seconds(run, trainings) + self._refit_seconds)
+    def _fits(self, run: Run, trainings: int, later: float = 0.0) -> bool:
+        """Tell whether there is time for some trainings of a run on folds, what comes later and the last step."""
+        return not self._problem.out_of_time(self._seconds(run, trainings) + later + self._refit_seconds)
 
     def _tried_in_time(self, run: Run, numbers: Sequence[int]) -> bool:
         """Train on some folds, unless the backbone refuses; return whether time was left for it."""
@@ -356,7 +409,7 @@ class Ladder:
         begun = time.perf_counter()
         owns = [self._fold(run, number) for number in numbers]
         starts = [run.configuration.start.candidate(own) for own in owns]
-        found = self._trained(run, list(zip(numbers, zip(owns, starts, strict=True), strict=True)))
+        found, earlier = self._trained(run, list(zip(numbers, zip(owns, starts, strict=True), strict=True)))
         done = list(zip(owns, starts, found, strict=False))
         answers = [self._answers(own, run, start, candidate) for own, start, candidate in done]
         if not _are_finite(answers):
@@ -366,7 +419,7 @@ class Ladder:
             run.starts.append(retasked(start, own, self._problem))
             run.candidates.append(retasked(candidate, own, self._problem))
         if len(found) == len(numbers):
-            self._note_seconds(run, time.perf_counter() - begun, len(numbers))
+            self._note_seconds(run, time.perf_counter() - begun + earlier, len(numbers))
         return len(found) == len(numbers)
 
     def _note_seconds(self, run: Run, seconds: float, trainings: int) -> None:

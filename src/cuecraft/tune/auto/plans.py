@@ -43,6 +43,7 @@ class Plan:
         cues: hand-written cues that are tried as starting words.
         searches_words: whether other label words are tried.
         deep: schedules of the deep cue, in the order in which they are tried.
+        farther: schedules of the deep cue that are tried after what takes less time.
         soft: schedules of prompt tuning.
         starts: how many starting words are trained from, with the first schedule.
         longer: tokens by which the starting words are made longer, tried with the first schedule; 0 for not at all.
@@ -58,6 +59,7 @@ class Plan:
     cues: int
     searches_words: bool
     deep: tuple[Schedule, ...]
+    farther: tuple[Schedule, ...]
     soft: tuple[Schedule, ...]
     starts: int
     longer: int
@@ -74,6 +76,7 @@ PLANS = {
         cues=8,
         searches_words=False,
         deep=(Schedule(0.1, 8), Schedule(0.03, 8)),
+        farther=(),
         soft=(Schedule(0.02, 8),),
         starts=1,
         longer=0,
@@ -88,6 +91,7 @@ PLANS = {
         cues=24,
         searches_words=True,
         deep=(Schedule(0.03, 16), Schedule(0.1, 8)),
+        farther=(Schedule(0.1, 16),),
         soft=(Schedule(0.02, 8),),
         starts=2,
         longer=4,
@@ -109,6 +113,7 @@ PLANS = {
             Schedule(0.3, 8),
             Schedule(0.1, 32),
         ),
+        farther=(),
         soft=(Schedule(0.02, 8), Schedule(0.02, 16), Schedule(0.005, 16)),
         starts=4,
         longer=6,
@@ -141,6 +146,7 @@ def configurations(plan: Plan, starts: Sequence[Words], filler: Sequence[int]) -
 
     found = [deep(best, schedule) for schedule in plan.deep] + [soft(best, schedule) for schedule in plan.soft]
     found += [deep(start, first) for start in starts[1 : plan.starts]]
+    found += [deep(best, schedule) for schedule in plan.farther]
     if plan.longer:
         longer = tuple(filler[n % len(filler)] for n in range(plan.longer))
         name = f"{best.name}, {plan.longer} tokens longer"
