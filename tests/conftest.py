@@ -207,7 +207,7 @@ def command(run, monkeypatch):
 @pytest.fixture
 def serve(causal):
     """Make servers over the causal model; their engines are closed in the end."""
-    from serving import Server  # what serves is an extra, which most tests do without
+    from serving_here import Server  # what serves is an extra, which most tests do without
 
     made = []
 

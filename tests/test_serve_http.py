@@ -21,7 +21,8 @@ from cuecraft.serve.http.access import RateLimit, Role, Tokens
 from cuecraft.serve.http.middleware import LOG
 from cuecraft.serve.http.tracing import add_tracing
 from cuecraft.serve.limits import Limits
-from serving import Server, X, classifiers, classify
+from serving import X, classifiers
+from serving_here import Server, classify
 
 CLIENT, ADMIN = "client-token-0123456789", "admin-token-0123456789"
 

@@ -10,7 +10,8 @@ import pytest
 
 from cuecraft.serve.http.access import Role, Tokens
 from cuecraft.serve.limits import Limits
-from serving import X, classifiers, classify
+from serving import X, classifiers
+from serving_here import classify
 
 ADMIN = "admin-token-0123456789"
 

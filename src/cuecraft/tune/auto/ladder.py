@@ -71,7 +71,7 @@ class Configuration:
         return self.training.epochs * len(self.start.token_ids) if self.training else 0
 
     def goes_farther(self, other: Configuration) -> bool:
-        """Tell whether it trains the same from the same start, by more steps or larger ones."""
+        """Tell whether it trains the same from the same start, and its steps add up to more."""
         own, its = self.training, other.training
         if own is None or its is None or type(own) is not type(its) or self.start != other.start:
             return False
@@ -142,7 +142,7 @@ class Ladder:
         self._folds = folds
         self._untuned = untuned
         self.trace: list[Event] = []
-        self._refit_seconds = 0.0  # what the last step will take, as far as that is known
+        self._kept_back = 0.0  # seconds that trainings leave for what comes after them, as far as that is known
         self._measured: Run | None = None  # one that was trained on a fold alone
         self.refusal: str | None = None  # why a configuration could not be tried, where none could
         self._rounds = 0  # folds that all survivors were tried on
@@ -152,8 +152,8 @@ class Ladder:
 
         The most promising one goes through all folds before any other is tried: whenever the time ends, something that
         was checked as well as it can be is there to ship, and the others know what they have to beat. Where one fold
-        is enough to tell configurations apart, all of them are tried on it before that, and the one that leads then
-        goes first.
+        is enough to tell configurations apart, they are tried on it before that, as many as there is time for, and the
+        one that leads then goes first.
 
         Args:
             configurations: to be tried, the most promising first.
@@ -181,6 +181,7 @@ class Ladder:
             if self._enough == 1:
                 self._screen(runs)
             leader = self._ranked(runs)[0]
+            self._kept_back = self._on_all(leader, 1)
             for block in [rest] if self._fits(leader, len(rest)) else [[number] for number in rest]:
                 if not self._tried_in_time(leader, block):
                     return False
@@ -192,29 +193,36 @@ class Ladder:
         return False
 
     def _begun(self, runs: list[Run]) -> bool:
-        """Try the most promising run that the backbone takes on the first fold; return whether there was time for it.
+        """Try the most promising run that the backbone takes on the first fold, unless one was tried on it already.
 
-        Those that it refuses are struck off.
+        Returns whether there was time for it. Those that are refused are struck off.
         """
-        while runs and not runs[0].answers:
+        while runs and not any(run.answers for run in runs):
             if not self._tried_in_time(runs[0], [0]):
                 return False
             if not runs[0].answers:
                 del runs[0]
         return bool(runs)
 
-    def _screen(self, runs: Sequence[Run]) -> None:
+    def _screen(self, runs: list[Run]) -> None:
         """Try runs on the first fold, as long as there is time to go through the rest with whichever leads then.
 
-        Where the first one went the whole way from its start, those that go farther come before all others.
+        Where the first one went the whole way from its start, those that go farther come before all others. Those that
+        are refused are struck off.
         """
-        rest, first = len(self._folds) - 1, runs[0]
+        rest, first = len(self._folds) - 1, self._ranked(runs)[0]
+        others = [run for run in runs if not run.answers]
         if self.share(first) == len(SHARES) - 1:
-            runs = sorted(runs, key=lambda run: not run.configuration.goes_farther(first.configuration))
-        for run in runs:
-            later = max(self._seconds(own, rest) for own in runs if own.answers or own is run)
-            if not run.answers and self._fits(run, 1, later) and not self._tried_in_time(run, [0]):
+            others.sort(key=lambda run: not run.configuration.goes_farther(first.configuration))
+        for run in others:
+            leading = [own for own in runs if own.answers or own is run]
+            self._kept_back = max(self._seconds(own, rest) + self._on_all(own, 1) for own in leading)
+            if not self._fits(run, 1):
+                continue
+            if not self._tried_in_time(run, [0]):
                 return
+            if not run.answers:
+                runs.remove(run)
 
     def _tried_beside(self, runs: Sequence[Run], keep: Sequence[int]) -> None:
         """Try the other runs, fewer on twice as many folds each time; what there is no time for is passed over."""
@@ -384,9 +392,9 @@ class Ladder:
         each = run.each or (known.each * ratio if known else 0.0)
         return max(alone, trainings * each)
 
-    def _fits(self, run: Run, trainings: int, later: float = 0.0) -> bool:
-        """Tell whether there is time for some trainings of a run on folds, what comes later and the last step."""
-        return not self._problem.out_of_time(self._seconds(run, trainings) + later + self._refit_seconds)
+    def _fits(self, run: Run, trainings: int) -> bool:
+        """Tell whether there is time for some trainings of a run on folds, and for what comes after them."""
+        return not self._problem.out_of_time(self._seconds(run, trainings) + self._kept_back)
 
     def _tried_in_time(self, run: Run, numbers: Sequence[int]) -> bool:
         """Train on some folds, unless the backbone refuses; return whether time was left for it."""
@@ -399,9 +407,9 @@ class Ladder:
             return True
 
     def _fold(self, run: Run, number: int) -> Problem:
-        """Return the problem of a fold, with the run's label words, and time kept for the last step."""
+        """Return the problem of a fold, with the run's label words, and time kept for what comes after it."""
         own = fold_problem(self._problem, self._pool, self._folds, number)
-        own = replace(own, out_of_time=lambda reserve=0.0: self._problem.out_of_time(reserve + self._refit_seconds))
+        own = replace(own, out_of_time=lambda reserve=0.0: self._problem.out_of_time(reserve + self._kept_back))
         return run.configuration.start.label_words.chosen(own)
 
     def _train(self, run: Run, numbers: Sequence[int]) -> bool:
@@ -430,7 +438,7 @@ class Ladder:
             run.alone = seconds
             if run.configuration.size and self._measured is None:
                 self._measured = run
-        self._refit_seconds = max(self._refit_seconds, self._on_all(run, 1))
+        self._kept_back = max(self._kept_back, self._on_all(run, 1))
 
 
 def _are_finite(answers: Sequence[Sequence[Tensor]]) -> bool:

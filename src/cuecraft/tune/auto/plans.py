@@ -43,7 +43,7 @@ class Plan:
         cues: hand-written cues that are tried as starting words.
         searches_words: whether other label words are tried.
         deep: schedules of the deep cue, in the order in which they are tried.
-        farther: schedules of the deep cue that are tried after what takes less time.
+        farther: schedules of the deep cue whose steps add up to much more, tried later: few examples seldom need them.
         soft: schedules of prompt tuning.
         starts: how many starting words are trained from, with the first schedule.
         longer: tokens by which the starting words are made longer, tried with the first schedule; 0 for not at all.
@@ -109,11 +109,8 @@ PLANS = {
             Schedule(0.03, 16),
             Schedule(0.1, 8),
             Schedule(0.03, 32),
-            Schedule(0.1, 16),
-            Schedule(0.3, 8),
-            Schedule(0.1, 32),
         ),
-        farther=(),
+        farther=(Schedule(0.1, 16), Schedule(0.3, 8), Schedule(0.1, 32)),
         soft=(Schedule(0.02, 8), Schedule(0.02, 16), Schedule(0.005, 16)),
         starts=4,
         longer=6,
