@@ -177,6 +177,29 @@ def test_trainings_from_class_heads_of_each_folds_own_are_no_part_of_the_average
     assert torch.allclose(outcome.best.prompt.head.weight, expected.head.weight, atol=1e-6)
 
 
+@pytest.mark.parametrize(("most", "expected"), [(TINY.members, "refits"), (1, "first"), (0, "best fold")])
+def test_what_cannot_be_averaged_is_not(most, expected, causal, tiny_plans, monkeypatch):
+    seen = climbed(monkeypatch)
+    monkeypatch.setattr(choice, "is_barrier_free", lambda backbone, members, data: len(members) <= most)
+    problem = tiny_problem(causal)
+    outcome = auto().fit(problem)
+    assert outcome.verdict.ships == "tuned"
+    ((ladder, runs),) = seen
+    run = next(run for run in runs if ladder.tried(run).loss == outcome.verdict.evidence.loss)
+    whole = replace(problem, train=problem.pool, dev=None)
+    start = starting_point(whole, run.configuration.start.token_ids, CalibrationKind.FITTED)
+    seeds = [derived_seed(problem.seed, f"refit/{number}") for number in range(TINY.members)]
+    refits = [
+        one.candidate for one in run.configuration.trained([(replace(whole, seed=seed), start) for seed in seeds])
+    ]
+    found = {
+        "refits": lambda: ladder.moved(run, start, average(refits)),
+        "first": lambda: ladder.moved(run, start, refits[0]),
+        "best fold": lambda: ladder.best_of_folds(run),
+    }
+    assert torch.allclose(outcome.best.prompt.offsets, found[expected]().prompt.offsets, atol=1e-6)
+
+
 def test_a_training_on_all_examples_that_diverges_is_no_part_of_the_average(causal, tiny_plans, monkeypatch):
     trained = ladder_module.Configuration.trained
 

@@ -530,3 +530,22 @@ def test_a_training_that_goes_on_has_taken_the_seconds_of_the_run_that_was_stopp
     first, resumed = runs
     assert first.alone == 50.0
     assert (resumed.alone, resumed.each, resumed.seconds) == (first.alone, first.each, first.seconds)
+
+
+def test_averages_that_are_clearly_worse_leave_the_answers_as_they_were(causal, monkeypatch):
+    ladder, problem = ladder_of(causal)
+    plain = ladder.climb([deep(problem)], (1,))[0]
+    monkeypatch.setattr(Ladder, "_are_no_worse", lambda *_: False)
+    run = ladder.climb([deep(problem)], (1,), members=2)[0]
+    for one, other in zip(plain.answers, run.answers, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    for one, other in zip(plain.candidates, run.candidates, strict=True):
+        assert torch.equal(one.prompt.offsets, other.prompt.offsets)
+
+
+def test_clearly_worse_is_by_more_than_a_standard_error(monkeypatch):
+    monkeypatch.setattr(HeldOut, "recalibrated", lambda answers, seed: answers)
+    ladder, run = shared_ladder(), Run(None, [[answers_of((0.3, 0.4))]] * 2)
+    assert ladder._are_no_worse([[answers_of((0.2, 0.3))]] * 2, run)
+    assert ladder._are_no_worse([[answers_of((0.2, 0.52))]] * 2, run)
+    assert not ladder._are_no_worse([[answers_of((0.4, 0.52))]] * 2, run)

@@ -7,6 +7,7 @@ only where the average with it has a smaller dev loss.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import ClassVar, Literal
@@ -15,12 +16,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from cuecraft.backbone import ClassHead
+from cuecraft.backbone import AnyBackbone, ClassHead
 from cuecraft.errors import MethodError
 from cuecraft.method import (
     Calibrated,
     CalibrationKind,
     Candidate,
+    Labelled,
     Method,
     Outcome,
     Problem,
@@ -86,6 +88,16 @@ def average(candidates: Sequence[Candidate]) -> Candidate:
     first = candidates[0]
     prompts = [candidate.prompt for candidate in candidates]
     return replace(first, prompt=with_head(_mean_prompt(prompts), _mean_head([prompt.head for prompt in prompts])))
+
+
+def is_barrier_free(backbone: AnyBackbone, candidates: Sequence[Candidate], data: Labelled) -> bool:
+    """Tell whether the average of candidates has no more loss on examples than they have on average.
+
+    Where it has more, there is a barrier between them (Frankle et al., ICML 2020, arXiv 1912.05671): what was trained
+    with large steps ends in places that do not belong together, and between them is nothing good.
+    """
+    losses = [score(backbone, candidate, data).loss for candidate in candidates]
+    return score(backbone, average(candidates), data).loss <= math.fsum(losses) / len(losses)
 
 
 def is_finite(candidate: Candidate) -> bool:

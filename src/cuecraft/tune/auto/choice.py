@@ -36,7 +36,7 @@ from cuecraft.task.verbalizer import default_word
 from cuecraft.tune.auto.ladder import Ladder, Run, retasked
 from cuecraft.tune.auto.plans import PLANS, Preset, configurations
 from cuecraft.tune.auto.untrained import Untrained
-from cuecraft.tune.soup import average, is_finite
+from cuecraft.tune.soup import average, is_barrier_free, is_finite
 
 _READING = 0.25  # of the time limit
 
@@ -153,19 +153,21 @@ class _Choice:
         """Train from a start on all examples, several times in other orders, and average.
 
         Between them the trainings on the folds have seen all examples too. They are part of the average, unless each
-        has words or a class head of its own to start from, and all of it where the time ends before any other.
+        has words or a class head of its own to start from, and all of it where the time ends before any other. What
+        cannot be averaged is not: then the folds' trainings are left out, and if need be all but one training.
         """
         seeds = [f"refit/{number}" for number in range(ladder.members_in_time(run, self.plan.members))]
         found = run.configuration.trained([(replace(own, seed=derived_seed(own.seed, seed)), start) for seed in seeds])
         for number, refit in enumerate(found):
             self.trace += [event | {"refit": number} for event in refit.events]
-        members = [refit.candidate for refit in found if refit.candidate is not None and is_finite(refit.candidate)]
-        if run.configuration.start.is_fixed and start.prompt.head is None:
-            members += run.candidates
-        if not members:
-            return ladder.best_of_folds(run)
-        mean = replace(average(members), calibration=start.calibration)
-        return retasked(ladder.moved(run, start, mean), own, self.problem)
+        refits = [refit.candidate for refit in found if refit.candidate is not None and is_finite(refit.candidate)]
+        is_shared = run.configuration.start.is_fixed and start.prompt.head is None
+        folds = [replace(one, calibration=start.calibration) for one in run.candidates] if is_shared else []
+        for members in ([*refits, *folds], refits, refits[:1]):
+            if members and is_barrier_free(own.backbone, members, own.train):
+                mean = replace(average(members), calibration=start.calibration)
+                return retasked(ladder.moved(run, start, mean), own, self.problem)
+        return ladder.best_of_folds(run)
 
     def _untuned_ships(self, untuned: Candidate, verdict: Verdict, held_out: Score | None) -> Outcome:
         return self._outcome(untuned, untuned, verdict, held_out, None)

@@ -313,9 +313,14 @@ class Ladder:
         answers = [
             self._answers(own, run, start, mean) for own, start, mean in zip(owns, starts, averages, strict=True)
         ]
-        if len(found) == len(parts) and _are_finite(answers):
+        if len(found) == len(parts) and _are_finite(answers) and self._are_no_worse(answers, run):
             run.answers = answers
             run.candidates = [retasked(mean, own, self._problem) for mean, own in zip(averages, owns, strict=True)]
+
+    def _are_no_worse(self, answers: list[list[Tensor]], run: Run) -> bool:
+        """Tell whether answers of averages are not clearly worse than a run's own: what lies far apart has no mean."""
+        (_, mean), (_, single) = self._best(replace(run, answers=answers), None), self._best(run, None)
+        return _is_near(mean.losses, single.losses)
 
     def _trained(
         self, run: Run, parts: Sequence[tuple[int, tuple[Problem, Candidate]]]
