@@ -111,6 +111,25 @@ def climbed(monkeypatch):
     return seen
 
 
+def chosen(ladder, runs, outcome):
+    """Return the run that the verdict speaks of."""
+    return next(run for run in runs if ladder.tried(run).loss == outcome.verdict.evidence.loss)
+
+
+def refitted(problem, run, start, members):
+    """Train from a start on all examples, as the choice does in the end."""
+    whole = replace(problem, train=problem.pool, dev=None)
+    seeds = [derived_seed(problem.seed, f"refit/{number}") for number in range(members)]
+    found = run.configuration.trained([(replace(whole, seed=seed), start) for seed in seeds])
+    return [one.candidate for one in found]
+
+
+def start_of(problem, run):
+    """Return a run's starting words, calibrated on all examples."""
+    whole = replace(problem, train=problem.pool, dev=None)
+    return starting_point(whole, run.configuration.start.token_ids, CalibrationKind.FITTED)
+
+
 @pytest.mark.parametrize("members", [0, 2])
 def test_what_ships_is_the_average_of_all_trainings_of_the_choice(members, causal, tiny_plans, monkeypatch):
     """Those on the folds, and on all examples as many as there is time for."""
@@ -120,14 +139,10 @@ def test_what_ships_is_the_average_of_all_trainings_of_the_choice(members, causa
     outcome = auto().fit(problem)
     assert outcome.verdict.ships == "tuned"
     ((ladder, runs),) = seen
-    run = next(run for run in runs if ladder.tried(run).loss == outcome.verdict.evidence.loss)
+    run = chosen(ladder, runs, outcome)
     assert len(run.candidates) == TINY.folds
-    whole = replace(problem, train=problem.pool, dev=None)
-    start = starting_point(whole, run.configuration.start.token_ids, CalibrationKind.FITTED)
-    again = run.configuration.trained(
-        [(replace(whole, seed=derived_seed(problem.seed, f"refit/{number}")), start) for number in range(members)]
-    )
-    found = [*(refit.candidate for refit in again), *run.candidates]
+    start = start_of(problem, run)
+    found = [*refitted(problem, run, start, members), *run.candidates]
     assert len(found) == TINY.folds + members
     mean = torch.stack([candidate.prompt.offsets for candidate in found]).mean(0)
     share = ladder_module.SHARES[ladder.share(run)]
@@ -145,18 +160,15 @@ def test_trainings_from_words_of_each_folds_own_are_no_part_of_the_average(causa
     outcome = auto().fit(problem)
     assert outcome.verdict.ships == "tuned"
     ((ladder, runs),) = seen
-    run = next(run for run in runs if ladder.tried(run).loss == outcome.verdict.evidence.loss)
-    whole = replace(problem, train=problem.pool, dev=None)
-    start = starting_point(whole, run.configuration.start.token_ids, CalibrationKind.FITTED)
-    seeds = [derived_seed(problem.seed, f"refit/{number}") for number in range(TINY.members)]
-    again = run.configuration.trained([(replace(whole, seed=seed), start) for seed in seeds])
-    mean = torch.stack([refit.candidate.prompt.offsets for refit in again]).mean(0)
+    run = chosen(ladder, runs, outcome)
+    again = refitted(problem, run, start_of(problem, run), TINY.members)
+    mean = torch.stack([refit.prompt.offsets for refit in again]).mean(0)
     share = ladder_module.SHARES[ladder.share(run)]
     assert torch.allclose(outcome.best.prompt.offsets, share * mean, atol=1e-6)
     monkeypatch.setattr(Ladder, "members_in_time", lambda self, run, most: 0)
     outcome = auto().fit(problem)
     ladder, runs = seen[1]
-    run = next(run for run in runs if ladder.tried(run).loss == outcome.verdict.evidence.loss)
+    run = chosen(ladder, runs, outcome)
     assert torch.equal(outcome.best.prompt.offsets, ladder.best_of_folds(run).prompt.offsets)
 
 
@@ -171,27 +183,21 @@ def test_trainings_from_class_heads_of_each_folds_own_are_no_part_of_the_average
     whole = replace(problem, train=problem.pool, dev=None)
     start = run.configuration.start.candidate(whole)
     assert start.prompt.head is not None
-    seeds = [derived_seed(problem.seed, f"refit/{number}") for number in range(TINY.members)]
-    again = run.configuration.trained([(replace(whole, seed=seed), start) for seed in seeds])
-    expected = ladder.moved(run, start, average([refit.candidate for refit in again])).prompt
+    expected = ladder.moved(run, start, average(refitted(problem, run, start, TINY.members))).prompt
     assert torch.allclose(outcome.best.prompt.head.weight, expected.head.weight, atol=1e-6)
 
 
 @pytest.mark.parametrize(("most", "expected"), [(TINY.members, "refits"), (1, "first"), (0, "best fold")])
 def test_what_cannot_be_averaged_is_not(most, expected, causal, tiny_plans, monkeypatch):
     seen = climbed(monkeypatch)
-    monkeypatch.setattr(choice, "is_barrier_free", lambda backbone, members, data: len(members) <= most)
+    monkeypatch.setattr(choice, "is_barrier_free", lambda backbone, members, losses, data: len(members) <= most)
     problem = tiny_problem(causal)
     outcome = auto().fit(problem)
     assert outcome.verdict.ships == "tuned"
     ((ladder, runs),) = seen
-    run = next(run for run in runs if ladder.tried(run).loss == outcome.verdict.evidence.loss)
-    whole = replace(problem, train=problem.pool, dev=None)
-    start = starting_point(whole, run.configuration.start.token_ids, CalibrationKind.FITTED)
-    seeds = [derived_seed(problem.seed, f"refit/{number}") for number in range(TINY.members)]
-    refits = [
-        one.candidate for one in run.configuration.trained([(replace(whole, seed=seed), start) for seed in seeds])
-    ]
+    run = chosen(ladder, runs, outcome)
+    start = start_of(problem, run)
+    refits = refitted(problem, run, start, TINY.members)
     found = {
         "refits": lambda: ladder.moved(run, start, average(refits)),
         "first": lambda: ladder.moved(run, start, refits[0]),

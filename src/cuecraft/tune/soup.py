@@ -90,13 +90,20 @@ def average(candidates: Sequence[Candidate]) -> Candidate:
     return replace(first, prompt=with_head(_mean_prompt(prompts), _mean_head([prompt.head for prompt in prompts])))
 
 
-def is_barrier_free(backbone: AnyBackbone, candidates: Sequence[Candidate], data: Labelled) -> bool:
+def is_barrier_free(
+    backbone: AnyBackbone, candidates: Sequence[Candidate], losses: Sequence[float], data: Labelled
+) -> bool:
     """Tell whether the average of candidates has no more loss on examples than they have on average.
 
     Where it has more, there is a barrier between them (Frankle et al., ICML 2020, arXiv 1912.05671): what was trained
     with large steps ends in places that do not belong together, and between them is nothing good.
+
+    Args:
+        backbone: reads the examples.
+        candidates: trained from one start.
+        losses: each one's own mean log-loss on the examples.
+        data: the examples.
     """
-    losses = [score(backbone, candidate, data).loss for candidate in candidates]
     return score(backbone, average(candidates), data).loss <= math.fsum(losses) / len(losses)
 
 

@@ -28,6 +28,7 @@ from cuecraft.method import (
     Problem,
     ReadingLimit,
     Score,
+    score,
     starting_point,
 )
 from cuecraft.search.folds import stratified_folds
@@ -163,9 +164,11 @@ class _Choice:
         refits = [refit.candidate for refit in found if refit.candidate is not None and is_finite(refit.candidate)]
         is_shared = run.configuration.start.is_fixed and start.prompt.head is None
         folds = [replace(one, calibration=start.calibration) for one in run.candidates] if is_shared else []
-        for members in ([*refits, *folds], refits, refits[:1]):
-            if members and is_barrier_free(own.backbone, members, own.train):
-                mean = replace(average(members), calibration=start.calibration)
+        members = [*refits, *folds]
+        losses = [score(own.backbone, member, own.train).loss for member in members]
+        for count in dict.fromkeys((len(members), len(refits), min(1, len(refits)))):
+            if count and is_barrier_free(own.backbone, members[:count], losses[:count], own.train):
+                mean = replace(average(members[:count]), calibration=start.calibration)
                 return retasked(ladder.moved(run, start, mean), own, self.problem)
         return ladder.best_of_folds(run)
 
