@@ -120,8 +120,7 @@ def refitted(problem, run, start, members):
     """Train from a start on all examples, as the choice does in the end."""
     whole = replace(problem, train=problem.pool, dev=None)
     seeds = [derived_seed(problem.seed, f"refit/{number}") for number in range(members)]
-    problems = [replace(whole, seed=seed, first_order=problem.seed) for seed in seeds]
-    found = run.configuration.trained([(one, start) for one in problems])
+    found = run.configuration.trained([(replace(whole, seed=seed), start) for seed in seeds])
     return [one.candidate for one in found]
 
 

@@ -374,8 +374,7 @@ def test_what_is_left_answers_by_the_average_of_several_trainings(causal):
     for number in range(2):
         own = ladder._fold(run, number)
         start = run.configuration.start.candidate(own)
-        other = replace(own, seed=derived_seed(own.seed, "member/1"), first_order=own.seed)
-        (again,) = run.configuration.trained([(other, start)])
+        (again,) = run.configuration.trained([(replace(own, seed=derived_seed(own.seed, "member/1")), start)])
         mean = (one.candidates[number].prompt.offsets + again.candidate.prompt.offsets) / 2
         assert torch.allclose(run.candidates[number].prompt.offsets, mean, atol=1e-6)
         expected = log_probabilities(own, part_of_the_way(start, run.candidates[number], 0.5, causal.embed))

@@ -226,9 +226,8 @@ def test_states_are_kept_as_often_as_asked_and_when_asked_to_stop(tmp_path, monk
     assert slot.load()[0]["step"] == 14
 
 
-@pytest.mark.parametrize("first_order", [None, 3])
 @pytest.mark.parametrize("stop", [1, 3, 4, 6])
-def test_candidates_of_unequal_size_side_by_side_are_resumed_within_an_epoch(stop, first_order, causal, tmp_path):
+def test_candidates_of_unequal_size_side_by_side_are_resumed_within_an_epoch(stop, causal, tmp_path):
     problem = replace(tiny_problem(causal), dev=None)
     pool = tiny_problem(causal).pool
     options = OffsetTraining(epochs=3, batch_size=2, learning_rate=0.1)
@@ -241,7 +240,6 @@ def test_candidates_of_unequal_size_side_by_side_are_resumed_within_an_epoch(sto
             replace(problem, train=pool.select(list(range(rows))), seed=seed, checkpoints=checkpoints)
             for rows, seed in sizes.items()
         ]
-        own = [replace(part, first_order=first_order) for part in own]
         selections = [Selection(part) for part in own]
         options.refine_beside([(start, selection) for selection in selections])
         return [(found.best.prompt.offsets, found.trace) for found in selections]

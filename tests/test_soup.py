@@ -5,9 +5,8 @@ from dataclasses import replace
 import torch
 
 from conftest import tiny_problem
-from cuecraft.method import CalibrationKind, Selection, starting_point
+from cuecraft.method import CalibrationKind, starting_point
 from cuecraft.prompts import DeepCue
-from cuecraft.tune.deep_cue import OffsetTraining
 from cuecraft.tune.soup import is_barrier_free
 
 
@@ -33,19 +32,3 @@ def test_a_barrier_is_more_loss_at_the_mean_than_on_average(causal):
         assert is_barrier_free(causal, candidates, losses, problem.train) == expected
         told.append(expected)
     assert 3 <= sum(told) <= 27
-
-
-def test_trainings_that_begin_in_one_order_part_after_the_first_epoch(causal):
-    """Until then they are the training that has this order by its own seed; with another order they would not be."""
-    problem = replace(tiny_problem(causal), dev=None)
-    start = starting_point(problem, problem.initial_ids, CalibrationKind.NONE)
-
-    def losses(epochs, seed, first_order=None):
-        own = Selection(replace(problem, seed=seed, first_order=first_order))
-        OffsetTraining(epochs=epochs, batch_size=2, learning_rate=0.1).refine(own.problem, start, own)
-        return [event["train_loss"] for event in own.trace]
-
-    alone, first, second = losses(3, 5), losses(3, 6, 5), losses(3, 7, 5)
-    assert first[:2] == second[:2] == alone[:2]
-    assert losses(3, 6)[1] != alone[1]
-    assert len({alone[2], first[2], second[2]}) == 3

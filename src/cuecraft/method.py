@@ -97,8 +97,6 @@ class Problem:
         out_of_time: tells a method to stop with the best so far: whether fewer than `reserve` seconds are left.
         report: is told of each step; never affects the result.
         checkpoints: where trainings keep their state, to go on from after a crash; None to keep none.
-        first_order: seed of the order of a training's first epoch, where it is not that of `seed`: trainings which
-            begin in one order stay near enough to each other to be averaged.
     """
 
     backbone: AnyBackbone
@@ -110,7 +108,6 @@ class Problem:
     out_of_time: Clock = lambda reserve=0.0: False
     report: Callable[[Event], None] = lambda event: None
     checkpoints: Checkpoints | None = None
-    first_order: int | None = None
 
     def slot(self, name: str) -> Slot | NoSlot:
         """Return the place for the state of the next training or search."""

@@ -83,7 +83,7 @@ Step = list[tuple[int, list[int]]]
 def train(options: TrainingOptions, problem: Problem, trainable: Trainable, selection: Selection) -> None:
     """Train with AdamW and early stopping on dev; `selection` keeps the best candidate, step 0 included.
 
-    Each epoch takes all training examples in a random order that depends on the problem's seeds alone.
+    Each epoch takes all training examples in a random order that depends on the seed alone.
     """
     train_beside(options, [Part(problem, trainable, selection)])
 
@@ -96,7 +96,7 @@ def train_beside(options: TrainingOptions, parts: Sequence[Part]) -> None:
     one has more batches than another, the learning rates of both fall by its steps. The parts stop together. Time
     limit and state on disk follow the first part's problem.
     """
-    training = _Training(options, parts, [part.problem for part in parts], _beside)
+    training = _Training(options, parts, [part.problem.seed for part in parts], _beside)
     training.run()
 
 
@@ -106,7 +106,7 @@ def train_together(options: TrainingOptions, parts: Sequence[Part]) -> None:
     Stops when the mean loss of the parts has not fallen for a while (`Selection` says which loss), and leaves the
     trained tensors as they were when it was least. Order, time limit and state on disk follow the first part's problem.
     """
-    training = _Training(options, parts, [parts[0].problem], _mixed)
+    training = _Training(options, parts, [parts[0].problem.seed], _mixed)
     training.keep_least()
     training.run()
     training.back_to_least()
@@ -138,7 +138,7 @@ class _Training:
         self,
         options: TrainingOptions,
         parts: Sequence[Part],
-        ordering: Sequence[Problem],
+        seeds: Sequence[int],
         drawn: Callable[[Sequence[Part], int, Sequence[torch.Generator]], list[Step]],
     ) -> None:
         self._options = options
@@ -149,10 +149,7 @@ class _Training:
         self._rates: list[float] = [group["lr"] for group in self._optimizer.param_groups]
         self._tensors: list[Tensor] = [tensor for group in groups for tensor in group["params"]]
         first = parts[0].problem
-        self._ordering = ordering
-        self._orders = [
-            torch_generator(own.seed if own.first_order is None else own.first_order, "order") for own in ordering
-        ]
+        self._orders = [torch_generator(seed, "order") for seed in seeds]
         self._slot = first.slot(options.name)
         self._epoch = 0
         self._steps: list[Step] = []  # of the epoch under way
@@ -197,8 +194,6 @@ class _Training:
         """Take all batches of all parts once, and see the candidates; return whether there was time for all of them."""
         if not self._steps:
             self._epoch += 1
-            if self._epoch == 2:
-                self._leave_first_order()
             self._steps, self._found = self._drawn(self._parts, self._options.batch_size, self._orders), []
         while len(self._found) < len(self._steps):
             done = len(self._found)
@@ -217,13 +212,6 @@ class _Training:
         self._steps, self._found = [], []
         self._save_if_due()
         return True
-
-    def _leave_first_order(self) -> None:
-        """Go on in orders of their own, where the first epoch's was another."""
-        self._orders = [
-            order if own.first_order is None else torch_generator(own.seed, "order")
-            for order, own in zip(self._orders, self._ordering, strict=True)
-        ]
 
     def _out_of_time(self) -> bool:
         with kept_when_stopped(self.save):

@@ -32,8 +32,9 @@ from cuecraft.method import (
     starting_point,
 )
 from cuecraft.search.folds import stratified_folds
+from cuecraft.seeding import derived_seed
 from cuecraft.task.verbalizer import default_word
-from cuecraft.tune.auto.ladder import Ladder, Run, in_another_order, retasked
+from cuecraft.tune.auto.ladder import Ladder, Run, retasked
 from cuecraft.tune.auto.plans import PLANS, Preset, configurations
 from cuecraft.tune.auto.untrained import Untrained
 from cuecraft.tune.soup import average, is_barrier_free, is_finite
@@ -156,8 +157,8 @@ class _Choice:
         has words or a class head of its own to start from, and all of it where the time ends before any other. What
         cannot be averaged is not: then the folds' trainings are left out, and if need be all but one training.
         """
-        numbers = range(ladder.members_in_time(run, self.plan.members))
-        found = run.configuration.trained([(in_another_order(own, f"refit/{number}"), start) for number in numbers])
+        seeds = [f"refit/{number}" for number in range(ladder.members_in_time(run, self.plan.members))]
+        found = run.configuration.trained([(replace(own, seed=derived_seed(own.seed, seed)), start) for seed in seeds])
         for number, refit in enumerate(found):
             self.trace += [event | {"refit": number} for event in refit.events]
         refits = [refit.candidate for refit in found if refit.candidate is not None and is_finite(refit.candidate)]

@@ -298,7 +298,10 @@ class Ladder:
         starts = [replace(start, reader=None) for start in run.starts]
         means = [[replace(candidate, reader=None)] for candidate in run.candidates]
         orders = [(number, f"member/{member}") for number in numbers for member in range(1, members)]
-        parts = [(number, (in_another_order(owns[number], order), starts[number])) for number, order in orders]
+        parts = [
+            (number, (replace(owns[number], seed=derived_seed(owns[number].seed, order)), starts[number]))
+            for number, order in orders
+        ]
         try:
             found, earlier = self._trained(run, parts)
         except (MethodError, BackboneError, PromptError):
@@ -453,15 +456,6 @@ def _is_near(losses: Tensor, best: Tensor) -> bool:
     difference = losses - best
     error = float(difference.std()) / math.sqrt(len(difference)) if len(difference) > 1 else 0.0
     return float(difference.mean()) <= error
-
-
-def in_another_order(problem: Problem, name: str) -> Problem:
-    """Return a problem whose examples come in another order, by a name of it, from the second epoch on.
-
-    What is far apart cannot be averaged, and it is the first steps, the largest, that decide where a training goes:
-    trainings that have them in common end in one basin (Frankle et al., ICML 2020, arXiv 1912.05671).
-    """
-    return replace(problem, seed=derived_seed(problem.seed, name), first_order=problem.seed)
 
 
 def retasked(candidate: Candidate, own: Problem, problem: Problem) -> Candidate:
