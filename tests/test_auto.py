@@ -187,23 +187,42 @@ def test_trainings_from_class_heads_of_each_folds_own_are_no_part_of_the_average
     assert torch.allclose(outcome.best.prompt.head.weight, expected.head.weight, atol=1e-6)
 
 
-@pytest.mark.parametrize(("most", "expected"), [(TINY.members, "refits"), (1, "first"), (0, "best fold")])
-def test_what_cannot_be_averaged_is_not(most, expected, causal, tiny_plans, monkeypatch):
+def test_where_the_trainings_on_folds_are_too_far_apart_the_others_are_averaged(causal, tiny_plans, monkeypatch):
     seen = climbed(monkeypatch)
-    monkeypatch.setattr(choice, "is_barrier_free", lambda backbone, members, losses, data: len(members) <= most)
+    monkeypatch.setattr(choice, "is_barrier_free", lambda backbone, members, *rest: len(members) <= TINY.members)
     problem = tiny_problem(causal)
     outcome = auto().fit(problem)
     assert outcome.verdict.ships == "tuned"
     ((ladder, runs),) = seen
     run = chosen(ladder, runs, outcome)
     start = start_of(problem, run)
-    refits = refitted(problem, run, start, TINY.members)
-    found = {
-        "refits": lambda: ladder.moved(run, start, average(refits)),
-        "first": lambda: ladder.moved(run, start, refits[0]),
-        "best fold": lambda: ladder.best_of_folds(run),
-    }
-    assert torch.allclose(outcome.best.prompt.offsets, found[expected]().prompt.offsets, atol=1e-6)
+    expected = ladder.moved(run, start, average(refitted(problem, run, start, TINY.members)))
+    assert not outcome.best.others
+    assert torch.allclose(outcome.best.prompt.offsets, expected.prompt.offsets, atol=1e-6)
+
+
+@pytest.mark.parametrize(("most", "in_time"), [(8, True), (3, True), (1, True), (8, False)])
+def test_what_cannot_be_averaged_answers_together(most, in_time, causal, tiny_plans, monkeypatch):
+    """Trainings on all examples first, then those on the folds; calibrated as one, probabilities averaged."""
+    seen = climbed(monkeypatch)
+    monkeypatch.setattr(choice, "is_barrier_free", lambda *rest: False)
+    members = TINY.members if in_time else 0
+    monkeypatch.setattr(Ladder, "members_in_time", lambda self, run, most: members)
+    problem = tiny_problem(causal)
+    outcome = auto(prompts=most).fit(problem)
+    assert outcome.verdict.ships == "tuned"
+    ((ladder, runs),) = seen
+    run = chosen(ladder, runs, outcome)
+    start = start_of(problem, run)
+    parts = [*refitted(problem, run, start, members), *run.candidates][:most]
+    expected = [ladder.moved(run, start, part).prompt for part in parts]
+    assert len(outcome.best.prompts) == len(expected)
+    for found, own in zip(outcome.best.prompts, expected, strict=True):
+        assert torch.allclose(found.offsets, own.offsets, atol=1e-6)
+    context = problem.dev.context
+    apart = [outcome.best.calibration.apply(causal.class_logits(context, prompt)).softmax(-1) for prompt in expected]
+    answered = outcome.best.logits(causal, context).softmax(-1)
+    assert torch.allclose(answered, torch.stack(apart).mean(0), atol=1e-5)
 
 
 def test_a_training_on_all_examples_that_diverges_is_no_part_of_the_average(causal, tiny_plans, monkeypatch):

@@ -272,8 +272,8 @@ def test_only_what_inference_needs_is_stored(causal, tmp_path):
     from cuecraft.prompts import PrefixPrompt, stored_bytes
     from cuecraft.tune.finish import make_artifact
 
-    shallow = stored_bytes(SoftPrompt(torch.zeros(20, 768)))
-    deep = stored_bytes(PrefixPrompt(HardPrompt(()), torch.zeros(12, 2, 12, 20, 64)))
+    shallow = stored_bytes([SoftPrompt(torch.zeros(20, 768))])
+    deep = stored_bytes([PrefixPrompt(HardPrompt(()), torch.zeros(12, 2, 12, 20, 64))])
     assert 61_440 <= shallow < 62_000  # about 60 KB
     assert 1_474_560 <= deep < 1_476_000  # about 1.5 MB
     problem = replace(tiny_problem(causal), dev=None)

@@ -5,6 +5,7 @@ To add a method, write one module with a subclass of `Method` and name it in `cu
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -152,22 +153,39 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Candidate:
-    """A prompt together with the calibration of its logits.
+    """A prompt together with the calibration of its logits; or several prompts that answer together.
 
     Args:
         prompt: the prompt.
-        calibration: of its logits.
+        calibration: of its logits, and of those of each other prompt.
         reader: what reads the texts in place of the problem's backbone; None for that backbone.
+        others: further prompts, whose probabilities are averaged with its own (prompt ensembling, Lester et al., EMNLP
+            2021, section 6); all over one read of the texts.
     """
 
     prompt: AnyPrompt
     calibration: Calibration
     reader: Reader | None = None
+    others: tuple[AnyPrompt, ...] = ()
+
+    @property
+    def prompts(self) -> tuple[AnyPrompt, ...]:
+        """All prompts that answer, one or several."""
+        return (self.prompt, *self.others)
 
     def logits(self, backbone: AnyBackbone, context: Context) -> Tensor:
-        """Return calibrated class logits `[B, C]`."""
+        """Return calibrated class logits `[B, C]`; of several prompts, logarithms of their mean probabilities."""
         own, context = (backbone, context) if self.reader is None else self.reader.over(context)
-        return self.calibration.apply(own.class_logits(context, self.prompt))
+        if not self.others:
+            return self.calibration.apply(own.class_logits(context, self.prompt))
+        return self.joined(own.class_logits_many(context, self.prompts))
+
+    def joined(self, logits: Tensor) -> Tensor:
+        """Return calibrated class logits `[B, C]`, given the class logits `[T, B, C]` of its prompts."""
+        calibrated = torch.stack([self.calibration.apply(own) for own in logits])
+        if len(calibrated) == 1:
+            return calibrated[0]
+        return calibrated.log_softmax(-1).logsumexp(0) - math.log(len(calibrated))
 
 
 def finite(logits: Tensor, backbone: AnyBackbone) -> Tensor:
@@ -216,8 +234,9 @@ def fresh_logits(
         context = backbone.context(examples[start : start + _FRESH], task, keep_bytes=0)
         found: dict[int, Tensor] = {}
         if shared:
-            logits = backbone.class_logits_many(context, [candidates[n].prompt for n in shared])
-            found = {n: candidates[n].calibration.apply(part) for n, part in zip(shared, logits, strict=True)}
+            prompts = [prompt for n in shared for prompt in candidates[n].prompts]
+            logits = backbone.class_logits_many(context, prompts).split([len(candidates[n].prompts) for n in shared])
+            found = {n: candidates[n].joined(own) for n, own in zip(shared, logits, strict=True)}
         found |= {n: c.logits(backbone, context) for n, c in enumerate(candidates) if n not in found}
         parts.append(torch.stack([found[n] for n in range(len(candidates))]))
         report({"phase": "predict", "step": start + len(context), "total": len(examples), "padding": context.padding})
@@ -262,8 +281,9 @@ class Outcome:
             and isinstance(self.start.prompt, HardPrompt)
             and (prompt.token_ids == self.start.prompt.token_ids)
         )
-        head = prompt.head.weight.numel() + prompt.head.bias.numel() if prompt.head else 0
-        return (0 if is_as_written else prompt.size) + head + (reader.size if reader else 0)
+        heads = sum(own.head.weight.numel() + own.head.bias.numel() for own in self.best.prompts if own.head)
+        sizes = 0 if is_as_written else sum(own.size for own in self.best.prompts)
+        return sizes + heads + (reader.size if reader else 0)
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def run_trial(name: str, method: Method, problem: Problem, test: Labelled) -> Tr
         seconds,
         memory,
         outcome.tuned_size,
-        stored_bytes(outcome.best.prompt, reader.tensors() if reader else None),
+        stored_bytes(outcome.best.prompts, reader.tensors() if reader else None),
     )
 
 

@@ -120,9 +120,11 @@ def export_graph(
     Raises:
         ExportError: a package is missing, the model cannot be written so, the prompts cannot share a graph, too few
             texts, or no way to the precision keeps enough labels.
-        ArtifactError: another backbone.
+        ArtifactError: another backbone, or several prompts that answer together.
         TemplateError: the prompt stands between two fields.
     """
+    for artifact in artifacts.values():
+        artifact.require_single("a graph")
     if request.precision == "int8" and len(request.texts) < _CALIBRATION + _LEAST:
         raise ExportError(
             f"{len(request.texts)} texts are too few to judge int8 by; give {_CALIBRATION + _LEAST} or more "

@@ -38,11 +38,12 @@ def export_peft(artifact: Artifact, backbone: AnyBackbone, folder: str | Path) -
         folder: where to write.
 
     Raises:
-        ArtifactError: PEFT has no place for such a prompt, it was made for another backbone, PEFT is not installed, or
-            something else stands in `folder`.
+        ArtifactError: PEFT has no place for such a prompt, or for several that answer together; it was made for another
+            backbone; PEFT is not installed; or something else stands in `folder`.
     """
     target = Path(folder)
     check_export_target(target)
+    artifact.require_single("a PEFT adapter")
     _require_exportable(artifact)
     artifact.check_backbone(backbone)
     require_prompt_first(backbone, artifact.task)

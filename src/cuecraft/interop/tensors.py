@@ -42,13 +42,15 @@ def export_tensors(artifact: Artifact, backbone: AnyBackbone, folder: str | Path
         folder: where to write; one that was exported before is replaced in one step.
 
     Raises:
-        ArtifactError: another backbone, tuned weights, or something else stands in `folder`.
+        ArtifactError: another backbone, tuned weights, several prompts that answer together, or something else stands
+            in `folder`.
         TemplateError: the prompt stands between two fields.
     """
     target = Path(folder)
     check_tensors_target(target)
     if artifact.weights is not None:
         raise ArtifactError("this prompt stands on tuned weights, which a prompt alone does not hold; export a graph")
+    artifact.require_single("a folder of tensors")
     artifact.check_backbone(backbone)
     prompt, renderer = artifact.prompt, backbone.renderer(artifact.task)
     frame = renderer.frame()

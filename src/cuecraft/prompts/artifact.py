@@ -72,6 +72,7 @@ class Artifact:
         trace: one event for each step.
         weights: tuned weights that the prompt stands on; None for the backbone's own.
         sharing: how the prompt's tensor comes about from one that several tasks share; None where it does not.
+        others: further prompts, whose probabilities are averaged with the prompt's.
     """
 
     prompt: AnyPrompt
@@ -82,6 +83,12 @@ class Artifact:
     trace: Sequence[Mapping[str, Any]] = ()
     weights: StoredWeights | None = None
     sharing: Sharing | None = None
+    others: tuple[AnyPrompt, ...] = ()
+
+    @property
+    def prompts(self) -> tuple[AnyPrompt, ...]:
+        """All prompts that answer, one or several."""
+        return (self.prompt, *self.others)
 
     @classmethod
     def create(
@@ -101,10 +108,12 @@ class Artifact:
         trace: Sequence[Mapping[str, Any]] = (),
         weights: StoredWeights | None = None,
         sharing: Sharing | None = None,
+        others: Sequence[AnyPrompt] = (),
     ) -> Artifact:
         """Gather a tuned prompt and what it depends on."""
         verbalizer = task.verbalizer
         names = tuple(classes or verbalizer.labels)
+        more = f", and {len(others)} more that answer with it" if others else ""
         manifest = Manifest(
             method=method,
             method_options=dict(method_options),
@@ -127,8 +136,9 @@ class Artifact:
             prompt=PromptEntry(
                 kind=_KINDS[type(prompt)],
                 length=len(prompt),
-                text=prompt.text(backbone.tokenizer),
+                text=prompt.text(backbone.tokenizer) + more,
                 shared_sha256=sharing.sha256 if sharing else None,
+                count=1 + len(others),
             ),
             weights=weights.spec if weights else None,
             words=words,
@@ -138,7 +148,7 @@ class Artifact:
             versions={name: metadata.version(name) for name in _PACKAGES},
             files={},
         )
-        return cls(prompt, calibration, task, names, manifest, tuple(trace), weights, sharing)
+        return cls(prompt, calibration, task, names, manifest, tuple(trace), weights, sharing, tuple(others))
 
     def with_test(self, metrics: Mapping[str, float], data: DataEntry) -> Artifact:
         """Return the artifact with metrics of a test set, and that set's hash, in its manifest."""
@@ -161,7 +171,7 @@ class Artifact:
 
     def _fill(self, folder: Path) -> None:
         names = [TENSORS, TRACE]
-        save_file(_tensors(self.prompt, self.sharing), folder / TENSORS)
+        save_file(_tensors(self.prompt, self.sharing) | _others_tensors(self.others), folder / TENSORS)
         if self.weights is not None:
             save_file(_plain(self.weights.values), folder / WEIGHTS)
             names.append(WEIGHTS)
@@ -172,6 +182,14 @@ class Artifact:
         manifest = manifest.model_copy(update={"artifact_sha256": digest(manifest.model_dump(mode="json"))})
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
         (folder / CARD).write_text(model_card(manifest), encoding="utf-8")
+
+    def require_single(self, what: str) -> None:
+        """Raise ArtifactError where several prompts answer together and `what` holds one."""
+        if self.others:
+            raise ArtifactError(
+                f"{len(self.prompts)} prompts answer together here, and {what} holds one; tune `auto` again with "
+                "--option prompts=1"
+            )
 
     def reader(self, backbone: AnyBackbone) -> TunedWeights | None:
         """Return what reads the texts in place of the backbone that it was made for; None for that one itself.
@@ -232,9 +250,11 @@ def check_writable(folder: Path) -> None:
         raise ArtifactError(f"{folder}: {where} cannot be written to; choose another --out")
 
 
-def stored_bytes(prompt: AnyPrompt, weights: Mapping[str, Tensor] | None = None) -> int:
-    """Return the size of a prompt's tensors as an artifact stores them, and of tuned weights."""
-    return len(save(_tensors(prompt, None))) + sum(tensor.nbytes for tensor in (weights or {}).values())
+def stored_bytes(prompts: Sequence[AnyPrompt], weights: Mapping[str, Tensor] | None = None) -> int:
+    """Return the size of the tensors of prompts as an artifact stores them, and of tuned weights."""
+    first, *others = prompts
+    stored = len(save(_tensors(first, None) | _others_tensors(others)))
+    return stored + sum(tensor.nbytes for tensor in (weights or {}).values())
 
 
 def load_artifact(folder: str | Path) -> Artifact:
@@ -250,13 +270,14 @@ def load_artifact(folder: str | Path) -> Artifact:
         tensors = load_file(source / TENSORS)
         sharing = _sharing(manifest, tensors, source) if manifest.prompt.shared_sha256 else None
         prompt = _prompt(manifest, tensors, sharing)
+        others = tuple(_made_of(_other(tensors, number)) for number in range(1, manifest.prompt.count))
         weights = StoredWeights(manifest.weights, load_file(source / WEIGHTS)) if manifest.weights else None
         trace = [json.loads(line) for line in (source / TRACE).read_text(encoding="utf-8").split("\n") if line]
     except (SafetensorError, KeyError, OSError, json.JSONDecodeError) as error:
         raise ArtifactError(f"{source}: is damaged ({error}); restore the folder or tune again") from error
     task, classes = manifest.task.task(), tuple(manifest.task.classes)
     calibration = Calibration(tuple(manifest.calibration.bias), manifest.calibration.scale)
-    return Artifact(prompt, calibration, task, classes, manifest, trace, weights, sharing)
+    return Artifact(prompt, calibration, task, classes, manifest, trace, weights, sharing, others)
 
 
 _ARTIFACT = ManifestKind(
@@ -290,6 +311,18 @@ def _tensors(prompt: AnyPrompt, sharing: Sharing | None) -> dict[str, Tensor]:
     return _plain(tensors)
 
 
+def _others_tensors(others: Sequence[AnyPrompt]) -> dict[str, Tensor]:
+    """Return the tensors of further prompts, numbered from 1 on."""
+    named = [(f"{n}/{name}", own) for n, one in enumerate(others, 1) for name, own in prompt_tensors(one).items()]
+    return _plain(dict(named))
+
+
+def _other(tensors: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
+    """Return the tensors of one further prompt by their own names."""
+    start = f"{number}/"
+    return {name.removeprefix(start): own for name, own in tensors.items() if name.startswith(start)}
+
+
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     # Copies where storage is shared, which safetensors does not write.
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
@@ -306,15 +339,23 @@ def _sharing(manifest: Manifest, tensors: Mapping[str, Tensor], source: Path) ->
 
 
 def _prompt(manifest: Manifest, stored: Mapping[str, Tensor], sharing: Sharing | None) -> AnyPrompt:
-    tensors, kind = dict(stored), manifest.prompt.kind
+    tensors = dict(stored)
     if sharing is not None:
-        tensors[_SHARED_NAMES[kind]] = sharing.part.of(sharing.shared)
+        tensors[_SHARED_NAMES[manifest.prompt.kind]] = sharing.part.of(sharing.shared)
+    prompt = _made_of(tensors)
+    if _KINDS[type(prompt)] != manifest.prompt.kind:
+        raise KeyError(f"the tensors of a {manifest.prompt.kind} prompt")
+    return prompt
+
+
+def _made_of(tensors: Mapping[str, Tensor]) -> AnyPrompt:
+    """Return the prompt that consists of tensors (`prompt_tensors`)."""
     head = ClassHead(tensors["head.weight"], tensors["head.bias"]) if "head.weight" in tensors else None
     base: HardPrompt | SoftPrompt
     if "token_ids" in tensors:
         base = HardPrompt(tuple(tensors["token_ids"].tolist()), head)
     else:
         base = SoftPrompt(tensors["embeddings"], head)
-    if kind == "prefix":
+    if "states" in tensors:
         return PrefixPrompt(base, tensors["states"])
-    return DeepCue(base, tensors["offsets"]) if kind == "deep" else base
+    return DeepCue(base, tensors["offsets"]) if "offsets" in tensors else base

@@ -12,12 +12,14 @@ def model_card(manifest: Manifest) -> str:
     metrics = [f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in manifest.metrics.items()]
     data = [f"| {name} | {split.rows} | `{split.sha256[:16]}` |" for name, split in manifest.data.items()]
     found = f"\nFound on the way, in words: `{manifest.words!r}`\n" if manifest.words else ""
+    count = f"\n{prompt.count} such prompts answer together: their probabilities are averaged.\n"
+    together = count if prompt.count > 1 else ""
     measured = ["| measured | |", "| --- | --- |", *metrics, ""] if metrics else []
     return f"""# A tuned prompt for {backbone.name}
 
 Made by cuecraft with `{manifest.method}`, seed {manifest.seed}. The backbone
 stays as it is; this folder holds a prompt of {prompt.length} tokens.
-
+{together}
 - prompt ({prompt.kind}): `{prompt.text!r}`
 - template: `{task.template!r}`
 - backbone: {backbone.name} ({backbone.head}), hash `{backbone.sha256[:16]}`

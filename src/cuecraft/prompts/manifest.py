@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from cuecraft.backbone.weights import WeightsSpec
 from cuecraft.task.entry import TaskEntry
 
-SCHEMA_VERSION = 3  # 2: deep cues, and the dtype of the backbone; 3: prefixes, tuned weights, shared parts
+SCHEMA_VERSION = 4  # 2: deep cues, dtype of the backbone; 3: prefixes, tuned weights, shared parts; 4: several prompts
 PromptKind = Literal["hard", "soft", "deep", "prefix"]
 
 
@@ -28,12 +28,16 @@ class BackboneEntry(_Part):
 
 
 class PromptEntry(_Part):
-    """The prompt: its kind, its length in tokens, its words or a description, and the hash of what tasks share."""
+    """The prompt: its kind, its length in tokens, its words or a description, and the hash of what tasks share.
+
+    `count` prompts answer together; kind and length are the first one's.
+    """
 
     kind: PromptKind
     length: int
     text: str
     shared_sha256: str | None = None
+    count: int = 1
 
 
 class CalibrationEntry(_Part):

@@ -23,11 +23,11 @@ from cuecraft.task import Example, Task
 def _check_sizes(name: str, artifact: Artifact) -> None:
     """Raise ArtifactError where the parts of an artifact are not for one number of classes."""
     classes = artifact.task.verbalizer.num_classes
-    head = artifact.prompt.head
+    heads = [prompt.head for prompt in artifact.prompts if prompt.head is not None]
     sizes = {
         len(artifact.classes),
         len(artifact.calibration.bias),
-        *((len(head.weight), len(head.bias)) if head else ()),
+        *(len(part) for head in heads for part in (head.weight, head.bias)),
     }
     if sizes != {classes}:
         raise ArtifactError(f"prompt {name!r}: its parts are for different numbers of classes; tune it again")
@@ -35,17 +35,19 @@ def _check_sizes(name: str, artifact: Artifact) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """One prompt of an ensemble, or the only one.
+    """One prompt of several that answer together, or the only one.
 
     Args:
         backbone: what reads the texts: the served backbone, or a twin with tuned weights.
         ready: the prompt, as `backbone` takes it.
         calibration: of its logits.
+        share: of its probabilities in the mean; those of all members add up to 1.
     """
 
     backbone: AnyBackbone
     ready: ReadyPrompt
     calibration: Calibration
+    share: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +72,7 @@ class ListedPrompt:
 
     @classmethod
     def of(cls, name: str, artifacts: Sequence[Artifact]) -> ListedPrompt:
-        """List artifacts; several are an ensemble.
+        """List artifacts; several are an ensemble, and so is one of several prompts.
 
         Raises:
             ArtifactError: none, or of several tasks.
@@ -85,7 +87,8 @@ class ListedPrompt:
         # One that was never written has no hash; its answers must not be taken for another's.
         hashes = [artifact.manifest.artifact_sha256 or uuid.uuid4().hex for artifact in artifacts]
         version = hashes[0] if len(hashes) == 1 else digest({"members": hashes})
-        return ListedPrompt(name, first.task, first.classes, first.manifest, version, len(artifacts))
+        count = sum(len(artifact.prompts) for artifact in artifacts)
+        return ListedPrompt(name, first.task, first.classes, first.manifest, version, count)
 
     def example(self, fields: Mapping[str, str]) -> Example:
         """Return a text's fields as an example of the task.
@@ -132,8 +135,9 @@ class ServedPrompt(ListedPrompt):
             artifact.check_backbone(backbone)
             reader = artifact.reader(backbone)
             own = backbone if reader is None else reader.held()
-            ready = own.ready(artifact.prompt, artifact.task)
-            members.append(Member(own, ready, artifact.calibration))
+            share = 1 / (len(artifacts) * len(artifact.prompts))
+            readies = [own.ready(prompt, artifact.task) for prompt in artifact.prompts]
+            members += [Member(own, ready, artifact.calibration, share) for ready in readies]
         return cls(**vars(listed), members=tuple(members))
 
     def probabilities(self, logits: Sequence[Tensor]) -> list[float]:
@@ -144,7 +148,8 @@ class ServedPrompt(ListedPrompt):
             raise BackboneError(
                 f"prompt {self.name!r} answers with NaN or infinity; check it, the weights and the dtype"
             )
-        found: list[float] = calibrated.softmax(-1).mean(0).tolist()
+        shares = torch.tensor([[member.share] for member in self.members], dtype=torch.float64)
+        found: list[float] = (shares * calibrated.softmax(-1)).sum(0).tolist()
         return found
 
 

@@ -54,6 +54,7 @@ def make_artifact(
         trace=outcome.trace,
         weights=StoredWeights(reader.spec, reader.tensors()) if isinstance(reader, TunedWeights) else None,
         sharing=sharing if outcome.is_tuned else None,
+        others=outcome.best.others,
     )
 
 
@@ -63,4 +64,4 @@ def stored_candidate(artifact: Artifact, backbone: AnyBackbone) -> Candidate:
     Raises:
         BackboneError: tuned weights of another backbone.
     """
-    return Candidate(artifact.prompt, artifact.calibration, artifact.reader(backbone))
+    return Candidate(artifact.prompt, artifact.calibration, artifact.reader(backbone), artifact.others)

@@ -4,8 +4,8 @@
 2. Starting words written by hand, and other label words, are tried without training.
 3. Trainings from the best of them are tried on folds: the one that leads on all, then the others beside it by
    successive halving.
-4. The best one is made again on all examples, several times, and averaged with what was trained on the folds; the
-   average is calibrated on what was held out.
+4. The best one is made again on all examples, several times, and averaged with what was trained on the folds, or
+   answers together with it where that has no average; both are calibrated on what was held out.
 5. It ships only if its held-out log-loss is less, and its accuracy not lower, than those of the calibrated untuned
    prompt; otherwise that one ships, with the reason.
 """
@@ -50,6 +50,9 @@ class Auto(Method):
     preset: Preset = Field(Preset.GOOD, description="how much is tried: `fast`, `good` or `best`")
     label_words: Literal["search", "keep"] | None = Field(
         None, description="`search` other label words, or `keep` these; by default those that the user gave are kept"
+    )
+    prompts: int = Field(
+        8, ge=1, description="prompts that answer together, at most, where trainings cannot be averaged to one"
     )
     margin: float = Field(0.01, ge=0, le=1, description="accuracy within which tuning is called hardly worth it")
 
@@ -155,7 +158,7 @@ class _Choice:
 
         Between them the trainings on the folds have seen all examples too. They are part of the average, unless each
         has words or a class head of its own to start from, and all of it where the time ends before any other. What
-        cannot be averaged is not: then the folds' trainings are left out, and if need be all but one training.
+        lies too far apart to be averaged answers together, as several prompts over one read of the text.
         """
         seeds = [f"refit/{number}" for number in range(ladder.members_in_time(run, self.plan.members))]
         found = run.configuration.trained([(replace(own, seed=derived_seed(own.seed, seed)), start) for seed in seeds])
@@ -166,11 +169,15 @@ class _Choice:
         folds = [replace(one, calibration=start.calibration) for one in run.candidates] if is_shared else []
         members = [*refits, *folds]
         losses = [score(own.backbone, member, own.train).loss for member in members]
-        for count in dict.fromkeys((len(members), len(refits), min(1, len(refits)))):
+        for count in dict.fromkeys((len(members), len(refits))):
             if count and is_barrier_free(own.backbone, members[:count], losses[:count], own.train):
                 mean = replace(average(members[:count]), calibration=start.calibration)
                 return retasked(ladder.moved(run, start, mean), own, self.problem)
-        return ladder.best_of_folds(run)
+        if not members:
+            return ladder.best_of_folds(run)
+        first, *others = [ladder.moved(run, start, member) for member in members[: self.options.prompts]]
+        together = replace(first, others=tuple(other.prompt for other in others))
+        return retasked(together, own, self.problem)
 
     def _untuned_ships(self, untuned: Candidate, verdict: Verdict, held_out: Score | None) -> Outcome:
         return self._outcome(untuned, untuned, verdict, held_out, None)
