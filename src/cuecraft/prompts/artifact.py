@@ -3,7 +3,8 @@
 ===================  =================================================================================
 manifest.json        schema version, method, backbone and its hash, task, calibration, metrics, hashes
 prompt.safetensors   token ids, vectors, offsets or states, and a class head where there is one; of a task of several
-                     its own part, and the shared one lies in ``../../shared.safetensors``
+                     its own part, and the shared one lies in ``../../shared.safetensors``; of further prompts that
+                     answer with it the same, as ``1/offsets`` and so on
 weights.safetensors  tuned weights, where there are some
 trace.jsonl          one event for each step of the search or training
 README.md            model card
