@@ -176,8 +176,6 @@ class Candidate:
     def logits(self, backbone: AnyBackbone, context: Context) -> Tensor:
         """Return calibrated class logits `[B, C]`; of several prompts, logarithms of their mean probabilities."""
         own, context = (backbone, context) if self.reader is None else self.reader.over(context)
-        if not self.others:
-            return self.calibration.apply(own.class_logits(context, self.prompt))
         return self.joined(own.class_logits_many(context, self.prompts))
 
     def joined(self, logits: Tensor) -> Tensor:

@@ -16,7 +16,6 @@ from cuecraft.prompts.kinds import (
     HardPrompt,
     PrefixPrompt,
     SoftPrompt,
-    prompt_tensors,
     with_head,
 )
 from cuecraft.prompts.shared import Sharing, TaskPart, shared_file
@@ -36,7 +35,6 @@ __all__ = [
     "check_writable",
     "load_artifact",
     "member_folders",
-    "prompt_tensors",
     "shared_file",
     "stored_bytes",
     "with_head",

@@ -30,7 +30,7 @@ from cuecraft.method import (
     begin,
     score,
 )
-from cuecraft.prompts import AnyPrompt, DeepCue, SoftPrompt, prompt_tensors, with_head
+from cuecraft.prompts import AnyPrompt, DeepCue, SoftPrompt, with_head
 from cuecraft.search.start import filled_start
 from cuecraft.seeding import derived_seed
 from cuecraft.tune.deep_cue import OffsetTraining
@@ -105,11 +105,6 @@ def is_barrier_free(
         data: the examples.
     """
     return score(backbone, average(candidates), data).loss <= math.fsum(losses) / len(losses)
-
-
-def is_finite(candidate: Candidate) -> bool:
-    """Tell whether all that its prompt consists of are numbers, as they are not where training diverged."""
-    return all(bool(tensor.isfinite().all()) for tensor in prompt_tensors(candidate.prompt).values())
 
 
 def _mean_prompt(prompts: Sequence[AnyPrompt]) -> AnyPrompt:

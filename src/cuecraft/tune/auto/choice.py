@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
@@ -37,7 +38,7 @@ from cuecraft.task.verbalizer import default_word
 from cuecraft.tune.auto.ladder import Ladder, Run, retasked
 from cuecraft.tune.auto.plans import PLANS, Preset, configurations
 from cuecraft.tune.auto.untrained import Untrained
-from cuecraft.tune.soup import average, is_barrier_free, is_finite
+from cuecraft.tune.soup import average, is_barrier_free
 
 _READING = 0.25  # of the time limit
 
@@ -164,11 +165,11 @@ class _Choice:
         found = run.configuration.trained([(replace(own, seed=derived_seed(own.seed, seed)), start) for seed in seeds])
         for number, refit in enumerate(found):
             self.trace += [event | {"refit": number} for event in refit.events]
-        refits = [refit.candidate for refit in found if refit.candidate is not None and is_finite(refit.candidate)]
+        refits = _rated(own, [refit.candidate for refit in found if refit.candidate is not None])
         is_shared = run.configuration.start.is_fixed and start.prompt.head is None
         folds = [replace(one, calibration=start.calibration) for one in run.candidates] if is_shared else []
-        members = [*refits, *folds]
-        losses = [score(own.backbone, member, own.train).loss for member in members]
+        rated = refits + _rated(own, folds)
+        members, losses = [one for one, _ in rated], [loss for _, loss in rated]
         for count in dict.fromkeys((len(members), len(refits))):
             if count and is_barrier_free(own.backbone, members[:count], losses[:count], own.train):
                 mean = replace(average(members[:count]), calibration=start.calibration)
@@ -189,3 +190,9 @@ class _Choice:
         self.problem.report(event)
         ranked = tuple(sorted(self.tried, key=lambda row: (-row.folds, row.loss)))
         return Outcome(untuned, best, [*self.trace, event], words, held_out, verdict, ranked)
+
+
+def _rated(own: Problem, candidates: Sequence[Candidate]) -> list[tuple[Candidate, float]]:
+    """Return candidates with their log-loss on a problem's examples, but for those whose answers are no numbers."""
+    rated = [(candidate, score(own.backbone, candidate, own.train).loss) for candidate in candidates]
+    return [(candidate, loss) for candidate, loss in rated if math.isfinite(loss)]
