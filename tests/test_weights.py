@@ -298,7 +298,7 @@ def test_memory_that_runs_out_in_a_twin_leaves_the_frozen_backbones_budget(causa
     problem = tiny_problem(causal)
     twin = Twin(causal, LoraSpec(), seed=0)
     candidate = Candidate(HardPrompt(problem.initial_ids), Calibration.none(2), TunedWeights(twin))
-    plain, calls = twin.backbone.class_logits, []
+    plain, calls = twin.backbone.class_logits_many, []
 
     def failing(*args):
         calls.append(args)
@@ -307,8 +307,7 @@ def test_memory_that_runs_out_in_a_twin_leaves_the_frozen_backbones_budget(causa
         return plain(*args)
 
     before = causal.budget
-    # Of the twin alone: a thread that another test left behind may be reading with another backbone.
-    monkeypatch.setattr(twin.backbone, "class_logits", failing)
+    monkeypatch.setattr(twin.backbone, "class_logits_many", failing)
     accumulate_gradients(problem.backbone, [(lambda: candidate, problem.train)], list(twin.trained.values()))
     assert causal.budget == before
     assert twin.backbone.budget.rows == before.rows // 2
