@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from conftest import LABELS, TEXTS, make_task, records, tiny_problem
 from cuecraft import PromptClassifier
@@ -201,9 +202,9 @@ def test_where_the_trainings_on_folds_are_too_far_apart_the_others_are_averaged(
     assert torch.allclose(outcome.best.prompt.offsets, expected.prompt.offsets, atol=1e-6)
 
 
-@pytest.mark.parametrize(("most", "in_time"), [(8, True), (3, True), (1, True), (8, False)])
+@pytest.mark.parametrize(("most", "in_time"), [(8, True), (3, True), (1, True), (8, False), (1, False)])
 def test_what_cannot_be_averaged_answers_together(most, in_time, causal, tiny_plans, monkeypatch):
-    """Trainings on all examples first, then those on the folds; calibrated as one, probabilities averaged."""
+    """Trainings on all examples first, then the folds' best ones; calibrated as one, probabilities averaged."""
     seen = climbed(monkeypatch)
     monkeypatch.setattr(choice, "is_barrier_free", lambda *rest: False)
     members = TINY.members if in_time else 0
@@ -214,7 +215,14 @@ def test_what_cannot_be_averaged_answers_together(most, in_time, causal, tiny_pl
     ((ladder, runs),) = seen
     run = chosen(ladder, runs, outcome)
     start = start_of(problem, run)
-    parts = [*refitted(problem, run, start, members), *run.candidates][:most]
+    labels, share = problem.pool.labels, ladder.share(run)
+    losses = [
+        float(functional.nll_loss(answers[share], labels[list(fold.held_out)]))
+        for answers, fold in zip(run.answers, ladder._folds, strict=True)
+    ]
+    assert len(set(losses)) == len(losses)
+    best_first = [run.candidates[number] for number in sorted(range(len(losses)), key=losses.__getitem__)]
+    parts = [*refitted(problem, run, start, members), *best_first][:most]
     expected = [ladder.moved(run, start, part).prompt for part in parts]
     assert len(outcome.best.prompts) == len(expected)
     for found, own in zip(outcome.best.prompts, expected, strict=True):

@@ -347,6 +347,15 @@ def test_a_part_of_the_way_lies_between_start_and_end(training, kind, request):
         assert torch.allclose(half.prompt.head.weight, (start.prompt.head.weight + trained.head.weight) / 2, atol=1e-6)
 
 
+def test_the_folds_that_did_best_come_first():
+    folds = [Fold([], [0, 1]), Fold([], [2, 3]), Fold([], [4, 5])]
+    ladder = Ladder(SimpleNamespace(seed=0), Labelled(None, torch.zeros(6, dtype=torch.long)), folds)
+    run = Run(None, [[answers_of(losses)] for losses in ((0.5, 0.4), (0.9, 0.3), (0.2, 0.5))])
+    assert ladder.by_held_out_loss(run) == [2, 0, 1]  # of means .35, .45, .6
+    run = Run(SimpleNamespace(training=None), run.answers, [None] * 3, ["first", "second", "third"])
+    assert ladder.best_of_folds(run) == "third"
+
+
 def test_a_stop_in_mid_round_compares_on_the_folds_that_all_have(monkeypatch):
     monkeypatch.setattr(ladder_module, "_ENOUGH", 2)
     folds = [Fold([], [0, 1]), Fold([], [2, 3])]

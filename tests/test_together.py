@@ -1,22 +1,30 @@
 """Several prompts of one artifact that answer together: the mean of what each would say alone."""
 
+import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from conftest import LABELS, TEXTS
+from conftest import LABELS, TEXTS, tiny_problem
 from cuecraft import PromptClassifier
 from cuecraft.data import Record
 from cuecraft.ensemble import PromptEnsemble
 from cuecraft.errors import ArtifactError
 from cuecraft.export import GraphRequest, export_graph
-from cuecraft.interop import export_peft
+from cuecraft.interop import commands, export_peft
 from cuecraft.interop.tensors import export_tensors
-from cuecraft.prompts import Artifact, load_artifact, stored_bytes
+from cuecraft.method import Candidate
+from cuecraft.prompts import Artifact, Calibration, HardPrompt, load_artifact, stored_bytes
+from cuecraft.prompts.kinds import prompt_tensors
+from cuecraft.prompts.manifest import SCHEMA_VERSION
 from cuecraft.serve.registry import member_logits
 from cuecraft.serve.shelf import ServedPrompt
+from cuecraft.storage import digest
+from cuecraft.task import Verbalizer
+from cuecraft.tune.auto.starts import OtherWords
 
 X = [text for text, _ in TEXTS]
 Y = [LABELS[label] for _, label in TEXTS]
@@ -24,7 +32,8 @@ TEMPLATE = "{text}{prompt: it was}{mask}"
 
 
 def fitted(backbone, seed, method="deep-cue"):
-    options = {"template": TEMPLATE, "method_options": {"epochs": 3}, "seed": seed}
+    template = "{prompt}{text}" if backbone.head_kind == "sequence" else TEMPLATE
+    options = {"template": template, "method_options": {"epochs": 3}, "seed": seed}
     return PromptClassifier(backbone, method, **options).fit(X, Y)
 
 
@@ -47,7 +56,7 @@ def joined(classifiers, backbone):
     )
 
 
-@pytest.fixture(scope="module", params=["causal", "masked"])
+@pytest.fixture(scope="module", params=["causal", "masked", "sequence"])
 def case(request, tmp_path_factory):
     """Return a backbone, the folder of three prompts that answer together, and what they would say alone."""
     backbone = request.getfixturevalue(request.param)
@@ -76,7 +85,7 @@ def test_they_are_read_back_and_answer_with_the_mean_of_their_probabilities(case
     assert np.allclose(again.predict_proba(X), alone.mean(0), atol=1e-5)
     manifest = again.artifact_.manifest
     assert manifest.prompt.count == 3
-    assert manifest.prompt.text.endswith("and 2 more that answer with it")
+    assert manifest.prompt.described.endswith("and 2 more that answer with it")
     assert "3 such prompts answer together" in (folder / "README.md").read_text(encoding="utf-8")
     sizes = [stored_bytes([prompt]) for prompt in again.artifact_.prompts]
     assert stored_bytes(again.artifact_.prompts) == pytest.approx(sum(sizes), rel=0.1)
@@ -101,11 +110,12 @@ def test_an_ensemble_of_artifacts_gives_each_artifact_one_voice(case, tmp_path):
     assert np.allclose(found, expected, atol=1e-5)
 
 
-def test_with_prompts_of_unequal_length_and_kind_too(causal):
+def test_with_prompts_of_unequal_length_and_kind_too(causal, tmp_path):
     """Prompts with prefixes share no pass; those in words and vectors do, whatever their lengths."""
     classifiers = [fitted(causal, 0, "prefix-tuning"), fitted(causal, 1, "prompt-tuning"), fitted(causal, 2)]
     first = classifiers[0].artifact_
-    together = PromptClassifier.of(joined(classifiers, causal), causal)
+    joined(classifiers, causal).save(tmp_path / "kinds")
+    together = PromptClassifier.load(tmp_path / "kinds", causal)
     alone = [
         PromptClassifier.of(replace(one.artifact_, calibration=first.calibration), causal).predict_proba(X)
         for one in classifiers
@@ -127,11 +137,78 @@ def test_what_holds_one_prompt_refuses_several(case, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_part_is_a_damaged_artifact(case, tmp_path):
+def test_what_is_written_again_is_counted_again(case, tmp_path):
     _, folder, _ = case
     artifact = load_artifact(folder)
-    fewer = replace(artifact, others=artifact.others[:1])  # its manifest still says three
-    fewer.save(tmp_path / "fewer")
-    with pytest.raises(ArtifactError, match="is damaged"):
-        load_artifact(tmp_path / "fewer")
-    assert torch.equal(artifact.others[1].offsets, load_artifact(folder).others[1].offsets)
+    replace(artifact, others=artifact.others[:1]).save(tmp_path / "fewer")
+    fewer = load_artifact(tmp_path / "fewer")
+    assert fewer.manifest.prompt.described.endswith("and 1 more that answer with it")
+    assert "2 such prompts answer together" in (tmp_path / "fewer" / "README.md").read_text(encoding="utf-8")
+    found, expected = (prompt_tensors(own.others[0]) for own in (fewer, artifact))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("format", ["peft", "safetensors", "onnx"])
+def test_an_export_of_several_is_refused_before_the_backbone_is_loaded(format, case, tmp_path, monkeypatch, run):
+    _, folder, _ = case
+    monkeypatch.setattr(commands, "load_backbone", None)
+    code, _, error = run("export", str(folder), "--format", format, "--out", "x")
+    assert code == 2
+    assert "3 prompts answer together here, and an export of three to" in error
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_more_or_fewer_parts_than_are_named_is_a_damaged_artifact(count, case, tmp_path):
+    _, folder, _ = case
+    what = "is damaged" if count > 3 else f"more prompts than {count}"
+    with pytest.raises(ArtifactError, match=what):
+        load_artifact(renamed(folder, tmp_path / "changed", lambda manifest: manifest["prompt"].update(count=count)))
+
+
+@pytest.mark.parametrize("count", [0, -1, 1025])
+def test_no_prompt_and_too_many_are_refused(count, case, tmp_path):
+    _, folder, _ = case
+    with pytest.raises(ArtifactError, match="count"):
+        load_artifact(renamed(folder, tmp_path / "changed", lambda manifest: manifest["prompt"].update(count=count)))
+
+
+def test_artifacts_of_the_version_before_are_read_and_written_as_this_one(causal, tmp_path):
+    """They had one prompt, and did not say so."""
+    fitted(causal, 0).save(tmp_path / "new")
+
+    def older(manifest):
+        manifest["schema_version"] = 3
+        del manifest["prompt"]["count"]
+
+    found = load_artifact(renamed(tmp_path / "new", tmp_path / "old", older))
+    assert not found.others
+    found.save(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "manifest.json").read_text())["schema_version"] == SCHEMA_VERSION
+    assert load_artifact(tmp_path / "again").manifest.prompt.count == 1
+
+
+def test_with_other_label_words_all_of_them_read_those(causal):
+    """The one that `auto` makes of label words that it found."""
+    problem = tiny_problem(causal)
+    words = Verbalizer(problem.task.verbalizer.labels, (("d",), ("c",)))
+    task = replace(problem.task, verbalizer=words)
+    prompts = [HardPrompt(problem.initial_ids), HardPrompt(problem.initial_ids[::-1])]
+    calibration = Calibration((0.5, 0.0), 1.5)
+    together = Candidate(prompts[0], calibration, OtherWords(causal, task), (prompts[1],))
+    context = causal.context(problem.train.context.examples, task)
+    apart = [calibration.apply(causal.class_logits(context, prompt)).softmax(-1) for prompt in prompts]
+    found = together.logits(causal, problem.train.context).softmax(-1)
+    assert torch.allclose(found, torch.stack(apart).mean(0), atol=1e-5)
+    assert not torch.allclose(found, replace(together, reader=None).logits(causal, problem.train.context).softmax(-1))
+
+
+def renamed(folder, target, change):
+    """Return a copy of an artifact whose manifest was changed, and its hash with it."""
+    shutil.copytree(folder, target)
+    manifest = json.loads((target / "manifest.json").read_text())
+    change(manifest)
+    manifest["artifact_sha256"] = digest(manifest, "artifact_sha256")
+    (target / "manifest.json").write_text(json.dumps(manifest))
+    return target

@@ -194,6 +194,8 @@ def test_what_cannot_be_mixed_is_refused(adapters, causal_folder, tmp_path):
     ).fit(TEXT, LABEL, dev=(TEXT, LABEL))
     with pytest.raises(ArtifactError, match="another template"):
         mix_lora([one, other.artifact_], [0.5, 0.5], backbone)
+    with pytest.raises(ArtifactError, match="artifact 2 holds several prompts"):
+        mix_lora([one, replace(one, others=(one.prompt,))], [0.5, 0.5], backbone)
 
 
 @pytest.mark.parametrize("kind", ["causal", "masked", "sequence"])

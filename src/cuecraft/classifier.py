@@ -199,7 +199,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     @property
     def prompt_(self) -> AnyPrompt:
-        """The tuned prompt."""
+        """The tuned prompt; the first one where several answer together (`artifact_.prompts` has all)."""
         return self._fitted().prompt
 
     @property

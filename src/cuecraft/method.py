@@ -160,7 +160,8 @@ class Candidate:
         calibration: of its logits, and of those of each other prompt.
         reader: what reads the texts in place of the problem's backbone; None for that backbone.
         others: further prompts, whose probabilities are averaged with its own (prompt ensembling, Lester et al., EMNLP
-            2021, section 6); all over one read of the texts.
+            2021, section 6). A text is read once for all of them where the backbone can: a causal model, with the
+            prompts behind the text and neither prefixes nor class heads of their own.
     """
 
     prompt: AnyPrompt

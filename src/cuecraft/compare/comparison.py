@@ -37,6 +37,7 @@ from cuecraft.compare.words import nearest_words
 from cuecraft.errors import CuecraftError, CuecraftWarning, MethodError
 from cuecraft.machine import describe, versions
 from cuecraft.method import Candidate, Labelled, Problem, Started, fresh_logits, label_context
+from cuecraft.prompts import with_others
 from cuecraft.prompts.manifest import BackboneEntry, DataEntry
 from cuecraft.signals import stoppable
 from cuecraft.task import Task
@@ -201,7 +202,7 @@ class _Run:
             tuned_parameters=trial.tuned_parameters,
             stored_bytes=trial.stored_bytes,
             repeat=repeat and RepeatEntry(same=repeat.same, steps=repeat.steps),
-            prompt=best.prompt.text(tokenizer),
+            prompt=with_others(best.prompt.text(tokenizer), len(best.prompts)),
             words=words.prompt.text(tokenizer) if words else None,
             neighbours=nearest_words(best.prompt, self.backbone),
             steps=_steps(trial),

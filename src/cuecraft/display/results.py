@@ -224,7 +224,7 @@ def print_manifest(manifest: Manifest, folder: str) -> None:
         "method": f"{manifest.method}, seed {manifest.seed}",
         "backbone": f"{backbone.name} ({backbone.head}, {backbone.sha256[:12]})",
         "template": repr(task.template),
-        "prompt": f"{prompt.kind}, {prompt.length} tokens: {prompt.text!r}",
+        "prompt": f"{prompt.kind}, {prompt.length} tokens: {prompt.described!r}",
         "words": repr(manifest.words) if manifest.words else "",
         "classes": "; ".join(
             f"{label} = {', '.join(words)}" for label, words in zip(task.labels, task.label_words, strict=True)

@@ -56,6 +56,8 @@ def run_export(
     if not is_graph and len(folders) > 1:
         raise ExportError(f"--format {request.format} writes one prompt; export them one by one")
     artifacts = {name: _artifact(folder) for name, folder in folders.items()}
+    for name, own in artifacts.items():
+        own.require_single(f"an export of {name} to {request.format}")
     artifact = next(iter(artifacts.values()))
     named = {name: str(folder) for name, folder in folders.items()}
     document: dict[str, Any] = {"artifacts": named, "format": request.format, "folder": str(out)}
@@ -134,7 +136,7 @@ def run_import(
         "artifact": str(out),
         "artifact_sha256": sha256,
         "method": manifest.method,
-        "prompt": manifest.prompt.text,
+        "prompt": manifest.prompt.described,
         "template": manifest.task.template,
         "classes": manifest.task.classes,
     }

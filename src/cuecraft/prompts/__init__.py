@@ -17,6 +17,7 @@ from cuecraft.prompts.kinds import (
     PrefixPrompt,
     SoftPrompt,
     with_head,
+    with_others,
 )
 from cuecraft.prompts.shared import Sharing, TaskPart, shared_file
 
@@ -38,4 +39,5 @@ __all__ = [
     "shared_file",
     "stored_bytes",
     "with_head",
+    "with_others",
 ]

@@ -114,7 +114,6 @@ class Artifact:
         """Gather a tuned prompt and what it depends on."""
         verbalizer = task.verbalizer
         names = tuple(classes or verbalizer.labels)
-        more = f", and {len(others)} more that answer with it" if others else ""
         manifest = Manifest(
             method=method,
             method_options=dict(method_options),
@@ -137,7 +136,7 @@ class Artifact:
             prompt=PromptEntry(
                 kind=_KINDS[type(prompt)],
                 length=len(prompt),
-                text=prompt.text(backbone.tokenizer) + more,
+                text=prompt.text(backbone.tokenizer),
                 shared_sha256=sharing.sha256 if sharing else None,
                 count=1 + len(others),
             ),
@@ -179,7 +178,10 @@ class Artifact:
         lines = "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in self.trace)
         (folder / TRACE).write_text(lines, encoding="utf-8")
         files = {name: file_sha256(folder / name) for name in names}
-        manifest = self.manifest.model_copy(update={"files": files, "artifact_sha256": ""})
+        prompt = self.manifest.prompt.model_copy(update={"count": len(self.prompts)})
+        # What was read from an older version is written as this one.
+        own = {"schema_version": SCHEMA_VERSION, "prompt": prompt, "files": files, "artifact_sha256": ""}
+        manifest = self.manifest.model_copy(update=own)
         manifest = manifest.model_copy(update={"artifact_sha256": digest(manifest.model_dump(mode="json"))})
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
         (folder / CARD).write_text(model_card(manifest), encoding="utf-8")
@@ -271,7 +273,7 @@ def load_artifact(folder: str | Path) -> Artifact:
         tensors = load_file(source / TENSORS)
         sharing = _sharing(manifest, tensors, source) if manifest.prompt.shared_sha256 else None
         prompt = _prompt(manifest, tensors, sharing)
-        others = tuple(_made_of(_other(tensors, number)) for number in range(1, manifest.prompt.count))
+        others = _others(manifest, tensors)
         weights = StoredWeights(manifest.weights, load_file(source / WEIGHTS)) if manifest.weights else None
         trace = [json.loads(line) for line in (source / TRACE).read_text(encoding="utf-8").split("\n") if line]
     except (SafetensorError, KeyError, OSError, json.JSONDecodeError) as error:
@@ -318,10 +320,16 @@ def _others_tensors(others: Sequence[AnyPrompt]) -> dict[str, Tensor]:
     return _plain(dict(named))
 
 
-def _other(tensors: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
-    """Return the tensors of one further prompt by their own names."""
-    start = f"{number}/"
-    return {name.removeprefix(start): own for name, own in tensors.items() if name.startswith(start)}
+def _others(manifest: Manifest, tensors: Mapping[str, Tensor]) -> tuple[AnyPrompt, ...]:
+    """Return the further prompts; KeyError where one is missing, or there are more than the manifest says."""
+    found: dict[str, dict[str, Tensor]] = {str(number): {} for number in range(1, manifest.prompt.count)}
+    for name, own in tensors.items():
+        number, slash, rest = name.partition("/")
+        if slash and number not in found:
+            raise KeyError(f"{name}: more prompts than {manifest.prompt.count}")
+        if slash:
+            found[number][rest] = own
+    return tuple(_made_of(parts) for parts in found.values())
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -179,6 +179,11 @@ class PrefixPrompt:
 AnyPrompt = HardPrompt | SoftPrompt | DeepCue | PrefixPrompt
 
 
+def with_others(text: str, count: int) -> str:
+    """Return the words of the first of some prompts that answer together, and how many there are beside it."""
+    return text if count == 1 else f"{text}, and {count - 1} more that answer with it"
+
+
 def with_head(prompt: AnyPrompt, head: ClassHead | None) -> AnyPrompt:
     """Return the prompt with another class head."""
     if isinstance(prompt, DeepCue | PrefixPrompt):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from cuecraft.backbone.weights import WeightsSpec
+from cuecraft.prompts.kinds import with_others
 from cuecraft.task.entry import TaskEntry
 
 SCHEMA_VERSION = 4  # 2: deep cues, dtype of the backbone; 3: prefixes, tuned weights, shared parts; 4: several prompts
+MOST_PROMPTS = 1024  # of one artifact; more is damage, or somebody's attempt to take all memory
 PromptKind = Literal["hard", "soft", "deep", "prefix"]
 
 
@@ -30,14 +32,19 @@ class BackboneEntry(_Part):
 class PromptEntry(_Part):
     """The prompt: its kind, its length in tokens, its words or a description, and the hash of what tasks share.
 
-    `count` prompts answer together; kind and length are the first one's.
+    `count` prompts answer together; the rest is of the first one.
     """
 
     kind: PromptKind
     length: int
     text: str
     shared_sha256: str | None = None
-    count: int = 1
+    count: int = Field(1, ge=1, le=MOST_PROMPTS)
+
+    @property
+    def described(self) -> str:
+        """Its words or description, and how many more answer with it."""
+        return with_others(self.text, self.count)
 
 
 class CalibrationEntry(_Part):

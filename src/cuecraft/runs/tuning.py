@@ -101,7 +101,7 @@ def finished(
         "seconds": round(time.perf_counter() - begun, 2),
         "metrics": metrics | {name: tested.get(name) for name in names},
         "tuned": outcome.is_tuned,
-        "prompt": classifier.artifact_.manifest.prompt.text,
+        "prompt": classifier.artifact_.manifest.prompt.described,
         "words": classifier.artifact_.manifest.words,
         "label_words": {label: list(own) for label, own in zip(verbalizer.labels, verbalizer.words, strict=True)},
         "vocabulary": next((e["vocabulary"] for e in classifier.trace_ if "vocabulary" in e), None),

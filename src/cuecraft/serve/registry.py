@@ -97,7 +97,7 @@ class Reader(Protocol):
 
 
 class Member(Protocol):
-    """One prompt of an ensemble, or the only one."""
+    """One prompt of several that answer together, or the only one."""
 
     @property
     def backbone(self) -> Any:
@@ -115,7 +115,7 @@ class Served(Listed, Protocol):
 
     @property
     def members(self) -> Sequence[Any]:
-        """The prompts whose probabilities are averaged, each a `Member`; one, unless it is an ensemble."""
+        """The prompts whose probabilities are averaged, each a `Member`; one, unless several answer together."""
         ...
 
     def probabilities(self, logits: Sequence[Any]) -> list[float]:

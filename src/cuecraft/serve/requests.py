@@ -170,12 +170,12 @@ class Job:
 
     @property
     def rows(self) -> int:
-        """Rows of a batch that it takes: one for each member of an ensemble."""
+        """Rows of a batch that it takes: one for each prompt that answers."""
         return len(self.served.members)
 
     @property
     def tokens(self) -> int:
-        """Tokens that it takes, about."""
+        """Tokens that it takes, at most, about: prompts that share a read of the text take it once."""
         return sum(len(self.pieces) + member.ready.length for member in self.served.members)
 
     def is_wanted(self, now: float) -> bool:

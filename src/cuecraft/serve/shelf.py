@@ -116,7 +116,7 @@ class ServedPrompt(ListedPrompt):
     """A prompt that is ready to answer.
 
     Args:
-        members: the prompts whose probabilities are averaged; one, unless it is an ensemble.
+        members: the prompts whose probabilities are averaged; one, unless several answer together.
     """
 
     members: tuple[Member, ...] = ()

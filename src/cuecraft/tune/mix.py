@@ -77,6 +77,8 @@ def _check(artifacts: Sequence[Artifact], weights: Sequence[float], backbone: An
         if not (artifact.weights and isinstance(artifact.weights.spec, LoraSpec)):
             raise ArtifactError(f"artifact {number} ({artifact.manifest.method}) has no LoRA; mix artifacts of `lora`")
         artifact.check_backbone(backbone)
+        if artifact.others:
+            raise ArtifactError(f"artifact {number} holds several prompts; mix artifacts of one prompt each")
         if artifact.task != first.task or artifact.classes != first.classes:
             raise ArtifactError(f"artifact {number} has another template or other classes; mix artifacts of one task")
         if artifact.weights.spec.targets != first.manifest.weights.targets:  # type: ignore[union-attr]

@@ -5,7 +5,7 @@
 3. Trainings from the best of them are tried on folds: the one that leads on all, then the others beside it by
    successive halving.
 4. The best one is made again on all examples, several times, and averaged with what was trained on the folds, or
-   answers together with it where that has no average; both are calibrated on what was held out.
+   answers together with it where that has no average; both take the calibration of the answers to what was held out.
 5. It ships only if its held-out log-loss is less, and its accuracy not lower, than those of the calibrated untuned
    prompt; otherwise that one ships, with the reason.
 """
@@ -150,7 +150,8 @@ class _Choice:
             found = retasked(start, own, self.problem)
         else:
             found = self._refit(ladder, run, own, start)
-        # As the answers were that it was chosen by: calibrated once more, now on all that were held out.
+        # As the answers were that it was chosen by, of one training or an average of some. Several prompts that answer
+        # together are less sure than they are on average, so theirs is cautious; nothing was held out from all of them.
         calibration = found.calibration.then(ladder.plain_answers(run).calibration())
         return replace(found, calibration=calibration), retasked(start, own, self.problem)
 
@@ -159,7 +160,7 @@ class _Choice:
 
         Between them the trainings on the folds have seen all examples too. They are part of the average, unless each
         has words or a class head of its own to start from, and all of it where the time ends before any other. What
-        lies too far apart to be averaged answers together, as several prompts over one read of the text.
+        lies too far apart to be averaged answers together, as several prompts: the refits, then the folds' best ones.
         """
         seeds = [f"refit/{number}" for number in range(ladder.members_in_time(run, self.plan.members))]
         found = run.configuration.trained([(replace(own, seed=derived_seed(own.seed, seed)), start) for seed in seeds])
@@ -167,7 +168,8 @@ class _Choice:
             self.trace += [event | {"refit": number} for event in refit.events]
         refits = _rated(own, [refit.candidate for refit in found if refit.candidate is not None])
         is_shared = run.configuration.start.is_fixed and start.prompt.head is None
-        folds = [replace(one, calibration=start.calibration) for one in run.candidates] if is_shared else []
+        best_first = [run.candidates[number] for number in ladder.by_held_out_loss(run)] if is_shared else []
+        folds = [replace(one, calibration=start.calibration) for one in best_first]
         rated = refits + _rated(own, folds)
         members, losses = [one for one, _ in rated], [loss for _, loss in rated]
         for count in dict.fromkeys((len(members), len(refits))):

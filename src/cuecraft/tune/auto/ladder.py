@@ -160,7 +160,7 @@ class Ladder:
             keep: how many go on after each round, the last number to the end. The first round takes so many folds that
                 their held-out examples can tell configurations apart, each later one as many as all before it.
             members: trainings on each fold of what is chosen, in other orders; their average answers to the held-out
-                part. What ships is such an average, and it does better than one training.
+                part, unless it is clearly worse. What ships is such an average, or several prompts where there is none.
         """
         self._rounds = 0
         runs = [Run(configuration) for configuration in configurations]
@@ -348,12 +348,19 @@ class Ladder:
         learnt = min(len(fold.train) for fold in self._folds)
         return 1.3 * self._seconds(run, trainings) * len(self._pool) / learnt
 
-    def best_of_folds(self, run: Run) -> Candidate:
-        """Return the fold's own candidate of least held-out loss."""
+    def by_held_out_loss(self, run: Run) -> list[int]:
+        """Return the numbers of the folds that a run was tried on, that of least held-out loss first.
+
+        Each was measured on examples of its own, so that one with easy examples comes early too.
+        """
         share = self.share(run)
         parts = zip(run.answers, self._folds, strict=False)
         losses = [gather([answers[share]], self._pool.labels, [fold]).score.loss for answers, fold in parts]
-        best = losses.index(min(losses))
+        return sorted(range(len(losses)), key=losses.__getitem__)
+
+    def best_of_folds(self, run: Run) -> Candidate:
+        """Return the fold's own candidate of least held-out loss."""
+        best = self.by_held_out_loss(run)[0]
         return self.moved(run, run.starts[best], run.candidates[best])
 
     def moved(self, run: Run, start: Candidate, trained: Candidate) -> Candidate:
