@@ -297,8 +297,12 @@ def test_stdin_is_classified_as_a_file_is(prompt, tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(source.read_bytes())))
         found = classify(folder, "-", tmp_path / "out", resume=resume)
     assert (found["read"], found["quarantined"]) == (60, 3)
-    without = [{**row, "id": row["id"].rpartition(":")[2]} for row in rows_of(tmp_path / "file")]
-    assert [{**row, "id": row["id"].rpartition(":")[2]} for row in rows_of(tmp_path / "out")] == without
+    expected, rows = rows_of(tmp_path / "file"), rows_of(tmp_path / "out")
+    for row, own in zip(rows, expected, strict=True):
+        assert (row["id"].rpartition(":")[2], row["label"]) == (own["id"].rpartition(":")[2], own["label"])
+        # In batches of their own, whose last bits differ where the CPU has AVX-512; six places are written.
+        assert row["probability"] == pytest.approx(own["probability"], abs=2.1e-6)
+        assert row.keys() == own.keys() == {"id", "label", "probability"}
 
 
 def test_mistakes_are_told_in_one_line_and_nothing_is_written(run, prompt, byte_tokenizer, tmp_path):

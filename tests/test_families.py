@@ -212,7 +212,8 @@ def test_equal_texts_beyond_the_budget_are_read_once_in_a_pass(causal, monkeypat
     monkeypatch.setattr(causal, "_read", lambda texts: read.extend(texts) or plain(texts))
     found = causal.class_logits(context, HardPrompt((300,)))
     assert len(read) == 1
-    assert torch.equal(found, found[:1].expand(5, -1))
+    # Rows of one product are alike to the last bits only: a CPU with AVX-512 computes some of them in another order.
+    assert torch.allclose(found, found[:1].expand(5, -1), rtol=0, atol=1e-6)
 
 
 @torch.no_grad()
