@@ -325,10 +325,11 @@ def _others(manifest: Manifest, tensors: Mapping[str, Tensor]) -> tuple[AnyPromp
     found: dict[str, dict[str, Tensor]] = {str(number): {} for number in range(1, manifest.prompt.count)}
     for name, own in tensors.items():
         number, slash, rest = name.partition("/")
-        if slash and number not in found:
+        if not slash:
+            continue  # the first one's
+        if number not in found:
             raise KeyError(f"{name}: more prompts than {manifest.prompt.count}")
-        if slash:
-            found[number][rest] = own
+        found[number][rest] = own
     return tuple(_made_of(parts) for parts in found.values())
 
 
