@@ -96,6 +96,14 @@ def test_no_labels_at_all(run, tmp_path, causal_folder):
     assert [row["name"] for row in found["methods"]] == ["label-free"]
     assert "--unlabeled" in found["next"]
     assert "--classes bad,good" in found["next"]
+    lines = tmp_path / "texts.txt"
+    lines.write_text("".join(f"{text}\n\n" for text, _ in TEXTS))
+    asked = advise(run, lines, "--model", causal_folder, "--classes", "bad,good")
+    assert asked["data"] == found["data"] | {"source": str(lines)}
+    lines.write_text("\n")
+    code, _, err = run("advise", lines, "--model", causal_folder, "--classes", "bad,good")
+    assert code == 2
+    assert "no rows" in err
     assert found["tuning"]["worth"] == "unknown"
     code, _, err = run(*shlex.split(found["next"])[1:])
     assert code == 0, err

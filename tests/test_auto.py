@@ -14,7 +14,7 @@ from cuecraft.backbone import CausalBackbone
 from cuecraft.checkpoints import Checkpoints, Keeping
 from cuecraft.evidence import Evidence, Tried
 from cuecraft.method import CalibrationKind, Candidate, Outcome, score, starting_point
-from cuecraft.prompts import HardPrompt, load_artifact
+from cuecraft.prompts import Calibration, HardPrompt, load_artifact
 from cuecraft.search import AutoPrompt
 from cuecraft.search.folds import stratified_folds
 from cuecraft.search.label_words import LabelWordSearch
@@ -22,11 +22,13 @@ from cuecraft.seeding import derived_seed
 from cuecraft.tune import make_method
 from cuecraft.tune.auto import choice, plans
 from cuecraft.tune.auto import ladder as ladder_module
+from cuecraft.tune.auto import untrained as untrained_module
 from cuecraft.tune.auto.folds import HeldOut
 from cuecraft.tune.auto.ladder import Ladder
 from cuecraft.tune.auto.plans import PLANS, Plan, Preset, Schedule, configurations
 from cuecraft.tune.auto.starts import GivenWords, OtherWords, SearchedPrompt, SearchedWords, Words
 from cuecraft.tune.auto.untrained import Untrained
+from cuecraft.tune.deep_cue import OffsetTraining
 from cuecraft.tune.finish import make_artifact
 from cuecraft.tune.prepare import make_problem
 from cuecraft.tune.soup import average
@@ -69,6 +71,7 @@ def test_it_ships_the_better_prompt_of_the_two(kind, tiny_plans, request):
     assert outcome.held_out.accuracy == (evidence.accuracy if evidence.is_better else evidence.untuned_accuracy)
     assert outcome.trace[-1]["phase"] == "verdict"
     full = [row for row in outcome.tried if row.folds == 2]
+    assert {row.rows for row in full} == {len(TEXTS)}
     assert full == sorted(full, key=lambda row: row.loss)
     assert all(isinstance(row, Tried) and row.seconds >= 0 for row in outcome.tried)
 
@@ -284,7 +287,36 @@ def test_one_example_of_a_class_is_too_few_to_check_on(causal, tiny_plans):
     rows = records([TEXTS[0], TEXTS[1], TEXTS[3]])
     outcome = auto().fit(make_problem(causal, make_task(), rows))
     assert not outcome.is_tuned
-    assert "one example only" in outcome.verdict.reason
+    assert "one text only" in outcome.verdict.reason
+    assert outcome.best.calibration == Calibration.none(2)  # an unchecked one could make things worse
+
+
+def test_copies_of_one_text_are_too_few_to_check_on(causal, tiny_plans):
+    rows = records([TEXTS[0], TEXTS[2], *[TEXTS[1]] * 5])
+    outcome = auto().fit(make_problem(causal, make_task(), rows))
+    assert not outcome.is_tuned
+    assert "one text only" in outcome.verdict.reason
+
+
+def test_what_was_measured_on_fewer_examples_ranks_behind_and_sets_no_mark(causal, tiny_plans, monkeypatch):
+    marks, plain_judge = [], choice.judge
+    monkeypatch.setattr(untrained_module, "_SCREENED", 4)
+    monkeypatch.setattr(choice, "judge", lambda *asked: marks.append(asked[2]) or plain_judge(*asked))
+    tried = auto().fit(tiny_problem(causal)).tried
+    assert {row.rows for row in tried if row.name.startswith("words ")} == {4}
+    assert [row.rows for row in tried] == sorted((row.rows for row in tried), reverse=True)
+    assert marks == [max(row.accuracy for row in tried if row.rows == len(TEXTS))]
+
+
+def test_words_that_are_clearly_better_are_there_where_no_training_comes_to_its_end(causal, tiny_plans, monkeypatch):
+    monkeypatch.setattr(Untrained, "_is_clear", lambda self, found, own, among: found is not own)
+    monkeypatch.setattr(OffsetTraining, "refine_beside", lambda self, parts: None)
+    outcome = auto().fit(tiny_problem(causal))
+    evidence = outcome.verdict.evidence
+    assert evidence.rows == len(TEXTS)
+    assert outcome.verdict.ships == ("tuned" if evidence.is_better else "untuned")
+    words = [row for row in outcome.tried if row.name.startswith("'")]
+    assert [(row.folds, row.loss) for row in words] == [(2, evidence.loss)]
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_one_others(causal, tiny_plans, tmp_path):
@@ -354,7 +386,7 @@ def test_the_classifier_has_a_leaderboard(causal, tiny_plans):
     texts, labels = [text for text, _ in TEXTS], [LABELS[label] for _, label in TEXTS]
     classifier = PromptClassifier(causal, "auto", template="{text}{prompt: it was}{mask}").fit(texts, labels)
     rows = classifier.leaderboard()
-    assert {"name", "loss", "accuracy", "sd", "folds", "seconds"} == set(rows[0])
+    assert {"name", "loss", "accuracy", "sd", "folds", "rows", "seconds"} == set(rows[0])
     assert any(row["name"] == "zero-shot" for row in rows)
 
 
@@ -390,7 +422,7 @@ def test_the_command_prints_what_was_tried_and_the_verdict(run, causal_folder, t
     assert code == 0
     document = json.loads(out)
     assert document["verdict"]["ships"] == ("tuned" if document["tuned"] else "untuned")
-    assert {"name", "loss", "accuracy", "sd", "folds", "seconds"} == set(document["leaderboard"][0])
+    assert {"name", "loss", "accuracy", "sd", "folds", "rows", "seconds"} == set(document["leaderboard"][0])
     assert load_artifact(tmp_path / "runs" / "a").manifest.method_options["preset"] == "fast"
     code, out, _ = run(*common, "--out", "runs/b")
     assert code == 0
@@ -429,12 +461,15 @@ def test_the_users_own_label_words_are_kept_unless_asked_otherwise(causal, monke
     assert {len(problem.train) for problem in searched} <= {4, 8}
 
 
-def test_label_words_auto_does_not_show_the_held_out_labels_to_the_search(causal, tiny_plans, monkeypatch):
+@pytest.mark.parametrize("searches_words", [False, True])
+def test_label_words_auto_searches_without_the_held_out_labels_whatever_the_preset(causal, monkeypatch, searches_words):
     seen = []
+    monkeypatch.setattr(choice, "PLANS", dict.fromkeys(Preset, replace(TINY, searches_words=searches_words)))
     monkeypatch.setattr(LabelWordSearch, "search", lambda self, own, *ids: seen.append(own) or plain(self, own, *ids))
     texts, labels = [text for text, _ in TEXTS], [LABELS[label] for _, label in TEXTS]
     PromptClassifier(causal, "auto", template="{text}{prompt: it was}{mask}", label_words="auto").fit(texts, labels)
-    assert all(len(problem.train) < len(TEXTS) for problem in seen)
+    assert seen
+    assert all(problem.dev is None and len(problem.train) < len(TEXTS) for problem in seen)
 
 
 class Watch:

@@ -98,8 +98,28 @@ def test_copies_of_a_text_stay_in_one_fold():
     texts = [f"text {n // 4}" for n in range(20)]
     for fold in stratified_folds(labels, 4, 0, texts):
         assert not {texts[row] for row in fold.train} & {texts[row] for row in fold.held_out}
+    twice = [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]  # two texts of each class, three times
+    assert len(stratified_folds(torch.tensor([0] * 6 + [1] * 6), 3, 0, twice)) == 2
+    assert stratified_folds(torch.tensor([0] * 6 + [1] * 3), 3, 0, twice[:9]) == []  # one class has one text only
     apart = [f"text {n}" for n in range(20)]
     assert stratified_folds(labels, 4, 0, apart) == stratified_folds(labels, 4, 0)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 5)), min_size=1, max_size=24), st.integers(2, 5))
+def test_every_fold_leaves_each_class_something_to_learn_and_holds_each_row_out_once(rows, count):
+    labels, texts = [label for label, _ in rows], [text for _, text in rows]
+    folds = stratified_folds(torch.tensor(labels), count, 0, texts)
+    assert len(folds) <= count
+    for fold in folds:
+        assert {labels[row] for row in fold.train} == set(labels)
+        assert fold.held_out
+        assert not {texts[row] for row in fold.train} & {texts[row] for row in fold.held_out}
+    if folds:
+        assert sorted(row for fold in folds for row in fold.held_out) == list(range(len(rows)))
+    distinct = [len({text for label, text in rows if label == own}) for own in set(labels)]
+    if min(distinct) < 2:
+        assert not folds
 
 
 def test_a_temperature_is_the_best_one_by_brute_force():

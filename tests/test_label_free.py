@@ -15,6 +15,7 @@ from scipy.stats import entropy
 
 from conftest import LABELS, LM_TEMPLATE, TEXTS, records, tiny_problem
 from cuecraft import PromptClassifier
+from cuecraft.backbone.rendering import Renderer
 from cuecraft.data import Record
 from cuecraft.errors import DataError, MethodError
 from cuecraft.method import CONTENT_FREE, label_context
@@ -334,6 +335,15 @@ def test_mutations_are_single_allowed_swaps_kept_where_the_score_rises(causal, s
     assert again.trace == outcome.trace
 
 
+def test_no_mutation_is_kept_whose_text_gives_other_tokens(causal, monkeypatch):
+    monkeypatch.setattr(Renderer, "gives_back", lambda self, prompts: [False] * len(prompts))
+    search = LabelFreeSearch(selector="mutual-information", variants=0, mutations=8, candidates=12)
+    outcome = search.fit(problem_of(causal))
+    assert [row.token_ids for row in outcome.leaderboard] == [
+        row.token_ids for row in search.model_copy(update={"mutations": 0}).fit(problem_of(causal)).leaderboard
+    ]
+
+
 def test_the_search_stops_in_time_with_the_texts_read_so_far(causal):
     texts = [f"{a} {b}" for a, b in itertools.product(TEXT_ONLY, repeat=2)] + TEXT_ONLY * 3
     heard = []
@@ -453,6 +463,7 @@ BAD = {
     "no number": (["--classes", "bad,good", "--prior", "half,half"], "is not shares of classes"),
     "dev": (["--classes", "bad,good", "--dev", "texts.jsonl"], "--dev has no meaning with --unlabeled"),
     "shots": (["--classes", "bad,good", "--shots", "2"], "--shots has no meaning with --unlabeled"),
+    "method": (["--classes", "bad,good", "--method", "auto"], "--method has no meaning with --unlabeled"),
     "test size": (["--classes", "bad,good", "--test-size", "2"], "--test-size needs --test"),
     "test class": (["--classes", "bad,good", "--test", "labelled.jsonl"], "labelled.jsonl row 1: label 'positive'"),
     "unknown selector": (["--classes", "bad,good", "--option", "selector=luck"], "option 'selector'"),

@@ -248,6 +248,10 @@ def test_answers_stay_out_whatever_the_corpus_says(causal, tmp_path):
     found = make_vocabulary(causal, task, VocabularyOptions(corpus=path))
     shown = {causal.tokenizer.decode([n]) for n in torch.nonzero(found.mask).flatten().tolist()}
     assert shown == {" film", " joy"}
+    task = make_task(words={"negative": "bad_film", "positive": "great"})
+    found = make_vocabulary(causal, task, VocabularyOptions(corpus=path))
+    shown = {causal.tokenizer.decode([n]) for n in torch.nonzero(found.mask).flatten().tolist()}
+    assert shown == {" good", " joy"}
 
 
 def test_too_small_a_vocabulary_says_which_filter_left_how_many(causal, corpus):

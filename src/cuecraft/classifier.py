@@ -134,7 +134,9 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             report=report,
             reading=method.reading_limit(),
         )
-        if searches_words and not isinstance(method, Auto):  # which searches them in each fold, by its training part
+        if searches_words and isinstance(method, Auto):  # it searches them in each fold, by its training part
+            method = method.model_copy(update={"label_words": method.label_words or "search"})
+        elif searches_words:
             problem = with_label_words(problem, LabelWordSearch().search(problem).words)
         if checkpoints is not None:
             problem = with_checkpoints(problem, Keeping.of(checkpoints), run_key(problem, method))

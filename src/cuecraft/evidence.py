@@ -184,6 +184,7 @@ class Tried:
         accuracy: held-out accuracy, 0 to 1.
         sd: standard deviation of the accuracy over folds; None with fewer than two.
         folds: how many folds it was tried on.
+        rows: held-out examples of these folds.
         seconds: spent on it.
     """
 
@@ -192,4 +193,5 @@ class Tried:
     accuracy: float
     sd: float | None
     folds: int
+    rows: int
     seconds: float

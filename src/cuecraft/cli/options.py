@@ -37,10 +37,11 @@ TestSize = Annotated[
 TextColumn = Annotated[list[str] | None, typer.Option(help="Column of text; repeat for several fields.")]
 LabelColumn = Annotated[str, typer.Option(help="Column of class names.")]
 MethodName = Annotated[
-    str,
+    str | None,
     typer.Option(
         help="auto (chooses by itself), zero-shot, autoprompt, straight-through, prompt-tuning, p-tuning, "
-        "prefix-tuning, p-tuning-v2, deep-cue, hybrid, soup, linear-probe, embedding-probe, lora, lora-prompt or full."
+        "prefix-tuning, p-tuning-v2, deep-cue, hybrid, soup, linear-probe, embedding-probe, lora, lora-prompt or full. "
+        "[default: hybrid]"
     ),
 ]
 TemplateText = Annotated[str | None, typer.Option(help=r"Such as 'Review: {text}{prompt:\nSentiment:}{mask}'.")]

@@ -55,7 +55,7 @@ def tune(
     text_column: TextColumn = None,
     label_column: LabelColumn = "label",
     model: Model = "demo:smollm2-135m",
-    method: MethodName = "hybrid",
+    method: MethodName = None,
     preset: PresetName = None,
     template: TemplateText = None,
     label_words: TuneWords = None,
@@ -85,6 +85,7 @@ def tune(
     where: dict[str, Any] = {"device": device, "dtype": dtype, "local_files_only": local_files_only, "seed": seed}
     asked: dict[str, Any] = {"unlabeled": unlabeled, "classes": names_of(classes), "prior": tuple(prior or [])}
     asked |= {"shots": shots, "first": first, "max_tokens": max_tokens, "time_limit": time_limit, "head": head}
+    asked["method"], asked["out"] = _method_and_folder(method, unlabeled, out, seeds or str(seed))
     request = TuneRequest(
         train=train,
         dev=dev,
@@ -93,13 +94,11 @@ def tune(
         text_columns=tuple(text_column or ["text"]),
         label_column=label_column,
         model=model,
-        method=method,
         method_options=pairs_of(option or []) | ({"preset": preset} if preset else {}),
         vocab_from=vocab_from,
         template=unescaped(template),
         label_words="auto" if label_words == ["auto"] else words_of(label_words or []),
         seeds=numbers_of(seeds),
-        out=out or Path("runs", f"{'label-free' if unlabeled else method}-{seeds or seed}"),
         checkpoints=Keeping(checkpoints) if checkpoints else None,
         **where,
         **asked,
@@ -107,6 +106,14 @@ def tune(
     with display.progress() as started:
         document = run_tune(request, started)
     display.print_json(document) if json else display.print_tuned(document)
+
+
+def _method_and_folder(method: str | None, unlabeled: bool, out: Path | None, seeds: str) -> tuple[str, Path]:
+    """Return the method, and the folder to write, named after it where none is given."""
+    if unlabeled and method is not None:
+        raise MethodError("--method has no meaning with --unlabeled; leave one of them out")
+    method = method or "hybrid"
+    return method, out or Path("runs", f"{'label-free' if unlabeled else method}-{seeds}")
 
 
 @app.command()

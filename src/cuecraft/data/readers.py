@@ -45,15 +45,16 @@ def read_partly_labelled(
     """Read texts of which some, or all, have no label: their cell is empty, or the column is not there.
 
     Args:
-        source: as for `read_records`.
-        text_columns: as for `read_records`.
+        source: as for `read_records`, or a .txt file with a text a line.
+        text_columns: as for `read_records`; a .txt file has none, and its texts are the field ``text``.
         label_column: column of class names, where it is there.
 
     Raises:
         DataError: as `read_records`, but for labels.
     """
-    records = []
-    for where, row in _rows(source, label_column):
+    is_txt = Path(source).suffix == ".txt"
+    records = [Record({"text": line}) for line in stream_texts(source)] if is_txt else []
+    for where, row in () if is_txt else _rows(source, label_column):
         label = row.get(label_column)
         is_labelled = not _is_missing(label) and bool(str(label).strip())
         records.append(_record(where, row, text_columns, label_column if is_labelled else None))

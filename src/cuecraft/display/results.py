@@ -149,12 +149,12 @@ def _print_seeds(document: Mapping[str, Any]) -> None:
 def _print_tried(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print all that `auto` tried, the best first."""
     table = Table(title="tried on held-out folds", title_justify="left")
-    for name in ("what", "loss", "accuracy", "sd", "folds", "seconds"):
+    for name in ("what", "loss", "accuracy", "sd", "folds", "rows", "seconds"):
         table.add_column(name, justify="left" if name == "what" else "right", no_wrap=name != "what")
     for row in rows:
         sd = "-" if row["sd"] is None else f"{row['sd']:.3f}"
-        figures = (f"{row['loss']:.3f}", f"{row['accuracy']:.3f}", sd, str(row["folds"]), f"{row['seconds']:.1f}")
-        table.add_row(Text(row["name"]), *figures)
+        counts = (str(row["folds"]), str(row["rows"]), f"{row['seconds']:.1f}")
+        table.add_row(Text(row["name"]), f"{row['loss']:.3f}", f"{row['accuracy']:.3f}", sd, *counts)
     page.print(table)
 
 

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cuecraft.data import Record, read_partly_labelled, stream_texts
+from cuecraft.data import Record, read_partly_labelled
 from cuecraft.errors import CuecraftWarning, DataError, MethodError
 from cuecraft.method import Event
 from cuecraft.options import make_options
@@ -43,8 +43,6 @@ def run_label_free(request: TuneRequest, started: Callable[[str], Callable[[Even
 
 def read_unlabelled(request: TuneRequest) -> list[Record]:
     """Return the texts to choose by; labels are not read."""
-    if request.train.endswith(".txt"):
-        return [Record({"text": line}) for line in stream_texts(request.train)]
     records = read_partly_labelled(request.train, request.text_columns, request.label_column)
     if any(record.label is not None for record in records):
         warnings.warn(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -95,10 +96,11 @@ def printable(tokens: Tokens) -> TokenFilter:
 def without_answers(tokens: Tokens, task: Task) -> TokenFilter:
     """Leave out label words, class names and their parts: a prompt that names an answer would leak it.
 
-    Whatever the text said, the model would have read that word.
+    Whatever the text said, the model would have read that word. A word that several tokens spell side by side is not
+    looked for.
     """
     names = [*task.verbalizer.labels, *(word for words in task.verbalizer.words for word in words)]
-    answers = {part.casefold() for name in names for part in (name, *name.split())}
+    answers = {part.casefold() for name in names for part in (name, *re.split(r"[\W_]+", name)) if part}
     return TokenFilter("no label words", tokens.where(lambda word: word.casefold() not in answers))
 
 

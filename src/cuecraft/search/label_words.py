@@ -12,7 +12,7 @@ the choice has not seen; else these stay.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -28,7 +28,7 @@ from cuecraft.options import Options
 from cuecraft.prompts import HardPrompt
 from cuecraft.search.answer_words import AnswerWords, contrast_scores, probe_scores, read_words
 from cuecraft.search.elimination import halving_rounds
-from cuecraft.search.folds import stratified_folds
+from cuecraft.search.folds import stratified_folds, texts_of
 from cuecraft.search.word_choice import (
     Columns,
     WordScores,
@@ -146,7 +146,7 @@ class LabelWordSearch(Options):
         current = problem.task.verbalizer.words
         evidence = None
         if best != table.own:
-            evidence = self._evidence(problem, table, scores)
+            evidence = self._evidence(problem, table, scores, texts_of(data.context.examples))
         is_clear = evidence is not None and _is_clear(evidence)
         found = [
             words if columns == own else tuple(vocabulary.texts[column] for column in columns)
@@ -165,9 +165,11 @@ class LabelWordSearch(Options):
     def _choose(self, table: WordTable, rows: Sequence[int], scores: WordScores, seed: int) -> tuple[Columns, ...]:
         return choose(table, rows, scores, self.words, seed)
 
-    def _evidence(self, problem: Problem, table: WordTable, scores: WordScores) -> Evidence | None:
+    def _evidence(
+        self, problem: Problem, table: WordTable, scores: WordScores, texts: Sequence[Hashable]
+    ) -> Evidence | None:
         """Compare found and current words on folds that the choice has not seen; None where that cannot be done."""
-        folds = stratified_folds(table.labels, _FOLDS, problem.seed)
+        folds = stratified_folds(table.labels, _FOLDS, problem.seed, texts)
         found, current = (torch.empty(len(table.labels), len(table.own), dtype=table.log_p.dtype) for _ in range(2))
         for step, fold in enumerate(folds, start=1):
             if problem.out_of_time():

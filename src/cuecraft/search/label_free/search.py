@@ -170,7 +170,9 @@ class LabelFreeSearch(Method):
             position = int(generator.integers(len(prompt)))
             tokens = generator.permutation(allowed[allowed != prompt.token_ids[position]])[: self.candidates]
             swapped = [prompt.swapped(position, token).token_ids for token in sorted(tokens.tolist())]
-            answers = current.joined(panel.ask(swapped))
+            gives_back = panel.context.renderer.gives_back(swapped)
+            kept = [ids for ids, good in zip(swapped, gives_back, strict=True) if good]
+            answers = current.joined(panel.ask(kept)) if kept else current
             best = int(selector_scores(answers, panel.prior, labels)[self.selector].argmax())
             current = answers.select([best])
             text = HardPrompt(current.prompts[0]).text(problem.backbone.tokenizer)

@@ -32,7 +32,7 @@ from cuecraft.method import (
     score,
     starting_point,
 )
-from cuecraft.search.folds import stratified_folds
+from cuecraft.search.folds import stratified_folds, texts_of
 from cuecraft.seeding import derived_seed
 from cuecraft.task.verbalizer import default_word
 from cuecraft.tune.auto.ladder import Ladder, Run, retasked
@@ -84,17 +84,17 @@ class _Choice:
         self.plan = PLANS[self.options.preset]
         self.pool = self.problem.pool
         self.whole = replace(self.problem, train=self.pool, dev=None)
-        texts = [tuple(sorted(example.fields.items())) for example in self.pool.context.examples]
+        texts = texts_of(self.pool.context.examples)
         self.folds = stratified_folds(self.pool.labels, self.plan.folds, self.problem.seed, texts)
 
     def made(self) -> Outcome:
         """Return the outcome."""
         if not self.folds:
-            untuned = starting_point(self.whole, self.problem.initial_ids, CalibrationKind.BATCH)
-            reason = "a class has one example only, so nothing can be checked; give at least two of each class"
+            untuned = starting_point(self.whole, self.problem.initial_ids, CalibrationKind.NONE)
+            reason = "a class has one text only, so nothing can be checked, a calibration neither"
+            reason += "; give at least two different texts of each class"
             return self._untuned_ships(untuned, Verdict("untuned", reason), None)
-        searches_words = self.plan.searches_words and self._may_search_words()
-        plan = replace(self.plan, searches_words=searches_words)
+        plan = replace(self.plan, searches_words=self._searches_words())
         untrained = Untrained(self.problem, self.pool, self.folds, plan)
         untuned = untrained.measure()
         starts = untrained.starts()
@@ -110,12 +110,13 @@ class _Choice:
             return self._untuned_ships(untuned, Verdict("untuned", reason), untrained.best.score)
         return self._judged(untuned, untrained, ladder, runs)
 
-    def _may_search_words(self) -> bool:
-        """Tell whether label words are the auto's to choose: the user gave none, or says so."""
+    def _searches_words(self) -> bool:
+        """Tell whether other label words are tried: the user says so, or gave none and the preset does."""
         if self.options.label_words is not None:
             return self.options.label_words == "search"
         verbalizer = self.problem.task.verbalizer
-        return verbalizer.words == tuple((default_word(label),) for label in verbalizer.labels)
+        are_defaults = verbalizer.words == tuple((default_word(label),) for label in verbalizer.labels)
+        return are_defaults and self.plan.searches_words
 
     def _judged(self, untuned: Candidate, untrained: Untrained, ladder: Ladder, runs: Sequence[Run]) -> Outcome:
         """Compare the runs, the chosen one first, with the untuned prompt on the folds that they were tried on.
@@ -128,7 +129,7 @@ class _Choice:
         evidence, run = next((pair for pair in found if pair[0].is_better), found[0])
         self.trace += ladder.trace
         self.tried += [ladder.tried(run) for run in runs]
-        complete = [row.accuracy for row in self.tried if row.folds == len(self.folds)]
+        complete = [row.accuracy for row in self.tried if row.rows == len(self.pool)]
         best = max([evidence.accuracy, *complete])
         verdict = judge(evidence, untrained.accuracies, best, self.options.margin, len(runs))
         if verdict.ships == "untuned":
@@ -190,7 +191,7 @@ class _Choice:
     ) -> Outcome:
         event = {"phase": "verdict", **verdict.document()}
         self.problem.report(event)
-        ranked = tuple(sorted(self.tried, key=lambda row: (-row.folds, row.loss)))
+        ranked = tuple(sorted(self.tried, key=lambda row: (-row.rows, row.loss)))
         return Outcome(untuned, best, [*self.trace, event], words, held_out, verdict, ranked)
 
 

@@ -150,8 +150,9 @@ class Ladder:
     def climb(self, configurations: Sequence[Configuration], keep: Sequence[int], members: int = 1) -> list[Run]:
         """Try configurations; return their runs, the chosen one first, then by folds and held-out loss.
 
-        The most promising one goes through all folds before any other is tried: whenever the time ends, something that
-        was checked as well as it can be is there to ship, and the others know what they have to beat. Where one fold
+        What is not trained is read first, which takes little time. The most promising training goes through all folds
+        before any other is tried: whenever the time ends, something that was checked as well as it can be is there to
+        ship, and the others know what they have to beat. Where one fold
         is enough to tell configurations apart, they are tried on it before that, as many as there is time for, and the
         one that leads then goes first.
 
@@ -164,7 +165,12 @@ class Ladder:
         """
         self._rounds = 0
         runs = [Run(configuration) for configuration in configurations]
-        if self._one_completed(runs):
+        trainings = [run for run in runs if run.configuration.training is not None]
+        others = [run for run in runs if run.configuration.training is None]
+        for run in others:
+            self._tried_in_time(run, range(len(self._folds)))
+        if self._one_completed(trainings):
+            runs = [*trainings, *others]
             self._tried_beside(runs, keep)
             if members > 1:
                 self._look_again(self._ranked(runs)[0], members)
@@ -286,7 +292,8 @@ class Ladder:
         name = run.configuration.name
         if run.configuration.training is not None and SHARES[share] < 1:
             name += f", {SHARES[share]:.0%} of the way"
-        return Tried(name, found.score.loss, found.score.accuracy, found.sd, len(run.answers), run.seconds)
+        own = found.score
+        return Tried(name, own.loss, own.accuracy, found.sd, len(run.answers), len(found.labels), run.seconds)
 
     def _look_again(self, run: Run, members: int) -> None:
         """Train a run on its folds again in other orders, and let the averages answer, where there is time for it."""

@@ -11,7 +11,7 @@ from cuecraft.evidence import Tried
 from cuecraft.method import CalibrationKind, Candidate, Event, Labelled, Problem, starting_point
 from cuecraft.prompts import HardPrompt
 from cuecraft.search.elimination import halving_rounds
-from cuecraft.search.folds import Fold, stratified_folds
+from cuecraft.search.folds import Fold, stratified_folds, texts_of
 from cuecraft.search.label_free.pool import guess_task_type, shipped_cues, tokenised
 from cuecraft.search.label_words import LabelWordSearch
 from cuecraft.search.start import filled_ids, filler_ids
@@ -119,7 +119,8 @@ class Untrained:
         order = halving_rounds(self._pool.labels.tolist(), numpy_generator(self._problem.seed, "screened"))
         rows = sorted([row for part in order for row in part][:_SCREENED])
         some = self._pool.select(rows)
-        folds = stratified_folds(some.labels, len(self._folds), self._problem.seed) or self._folds
+        texts = texts_of(some.context.examples)
+        folds = stratified_folds(some.labels, len(self._folds), self._problem.seed, texts) or self._folds
         some = some if folds is not self._folds else self._pool
         found: list[HeldOut] = []
         taken = 0.0
@@ -178,7 +179,7 @@ class Untrained:
     def _note(self, name: str, found: HeldOut, seconds: float) -> None:
         """Put one thing that was tried on the leaderboard and into the trace."""
         own = found.score
-        self.tried.append(Tried(name, own.loss, own.accuracy, found.sd, len(found.sizes), seconds))
+        self.tried.append(Tried(name, own.loss, own.accuracy, found.sd, len(found.sizes), len(found.labels), seconds))
         event = {"phase": "untrained", "tried": name, "dev_loss": own.loss, "dev_accuracy": own.accuracy}
         self.trace.append(event)
         self._problem.report(event)
