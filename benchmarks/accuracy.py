@@ -202,7 +202,7 @@ def summary(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return each method's accuracies, and what is asked of `auto`, over the cells that there are."""
     by_method = {name: [cell for cell in cells if cell["method"] == name] for name in ALL}
     rows = {name: method_row(own) for name, own in by_method.items() if own}
-    return {"methods": rows, "asked": asked(by_method)}
+    return {"methods": rows, "asked": asked(by_method) | {"sd_over_seeds": sds(rows)}}
 
 
 def method_row(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -220,6 +220,12 @@ def method_row(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "seconds": {name: [cell["seconds"] for cell in cells if cell["task"] == name] for name in tasks},
         "tasks": tasks,
     }
+
+
+def sds(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the mean over tasks of the sd over seeds of `auto` and of PEFT's prompt tuning, and their ratio."""
+    own, other = (rows.get(name, {}).get("mean_sd_over_seeds") for name in ("auto", "peft-prompt-tuning"))
+    return {"auto": own, "peft-prompt-tuning": other, "ratio": own / other if own is not None and other else None}
 
 
 def asked(cells: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:

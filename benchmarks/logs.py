@@ -40,7 +40,7 @@ from cuecraft.data import Record, fingerprint, k_shot_split
 from cuecraft.method import Labelled, label_context
 from cuecraft.storage import digest
 from cuecraft.task import Task
-from cuecraft.tune import METHODS, make_method
+from cuecraft.tune import make_method
 from cuecraft.tune.prepare import make_problem, make_task
 
 RESULT = "logs.json"
@@ -239,9 +239,6 @@ def main() -> None:
     cells: dict[str, dict[str, Any]] = dict(read_result(RESULT).get("cells", {}))
     chosen = options.methods.split(",")
     rows = {name: row for name, row in ROWS.items() if row.method in chosen}
-    if "auto" in chosen and "auto" not in METHODS:
-        print("auto is no method of this cuecraft; its row is left out", flush=True)
-        rows = {name: row for name, row in rows.items() if row.method != "auto"}
     seeds = [int(seed) for seed in options.seeds.split(",")]
     plan = [
         (text, name, seed)

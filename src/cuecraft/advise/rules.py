@@ -60,7 +60,8 @@ FEW, MANY, THOUSANDS = 9, 100, 1000
 FITS = (
     Fit(
         *("label-free", 0, 1, WORDS, Work.POOL, ("tune", "--unlabeled")),
-        "a class has no label, so nothing can be trained: prompts of a pool are chosen by how they answer your texts",
+        "a class has no label, so nothing can be trained: prompts of a pool are chosen by how they answer your texts. "
+        f"That can be worse than your own words; label {FEW} of each class if you can",
     ),
     Fit(
         *("calibration", 1, FEW, WORDS, Work.READ, _tune("zero-shot", "--option", "calibration=fitted")),
