@@ -28,7 +28,10 @@ Device = Annotated[str, typer.Option(help="A torch device; auto takes a GPU if t
 Dtype = Annotated[str, typer.Option(help="auto (by the device), float32, bfloat16, float16, or nf4 (4 bits, GPU).")]
 
 
-Train = Annotated[str, typer.Argument(help="CSV, TSV, JSONL or Parquet file, demo: data, or a data set name.")]
+Train = Annotated[
+    str,
+    typer.Argument(help="CSV, TSV, JSONL or Parquet file, demo: data, or a data set name; without labels also .txt."),
+]
 Dev = Annotated[str | None, typer.Option(help="Examples to choose and stop by.")]
 Test = Annotated[str | None, typer.Option(help="Held-out examples, for reporting only.")]
 TestSize = Annotated[

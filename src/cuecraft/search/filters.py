@@ -100,7 +100,7 @@ def without_answers(tokens: Tokens, task: Task) -> TokenFilter:
     looked for.
     """
     names = [*task.verbalizer.labels, *(word for words in task.verbalizer.words for word in words)]
-    answers = {part.casefold() for name in names for part in (name, *re.split(r"[\W_]+", name)) if part}
+    answers = {part.casefold() for name in names for part in (name, *name.split(), *re.split(r"[\W_]+", name)) if part}
     return TokenFilter("no label words", tokens.where(lambda word: word.casefold() not in answers))
 
 

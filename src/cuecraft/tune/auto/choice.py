@@ -91,8 +91,8 @@ class _Choice:
         """Return the outcome."""
         if not self.folds:
             untuned = starting_point(self.whole, self.problem.initial_ids, CalibrationKind.NONE)
-            reason = "a class has one text only, so nothing can be checked, a calibration neither"
-            reason += "; give at least two different texts of each class"
+            reason = "the labelled texts cannot be split so that each class is both learnt from and checked, so nothing"
+            reason += " was tried; give at least two different texts of each class"
             return self._untuned_ships(untuned, Verdict("untuned", reason), None)
         plan = replace(self.plan, searches_words=self._searches_words())
         untrained = Untrained(self.problem, self.pool, self.folds, plan)

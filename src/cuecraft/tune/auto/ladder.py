@@ -152,9 +152,8 @@ class Ladder:
 
         What is not trained is read first, which takes little time. The most promising training goes through all folds
         before any other is tried: whenever the time ends, something that was checked as well as it can be is there to
-        ship, and the others know what they have to beat. Where one fold
-        is enough to tell configurations apart, they are tried on it before that, as many as there is time for, and the
-        one that leads then goes first.
+        ship, and the others know what they have to beat. Where one fold is enough to tell configurations apart, they
+        are tried on it before that, as many as there is time for, and the one that leads then goes first.
 
         Args:
             configurations: to be tried, the most promising first.
@@ -174,6 +173,9 @@ class Ladder:
             self._tried_beside(runs, keep)
             if members > 1:
                 self._look_again(self._ranked(runs)[0], members)
+        else:
+            # What was checked on all folds comes before a training that was not.
+            self._rounds = max((len(run.answers) for run in others), default=0)
         return self._ranked(runs)
 
     def _one_completed(self, runs: list[Run]) -> bool:
