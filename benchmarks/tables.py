@@ -14,6 +14,59 @@ def share(value: float, places: int = 3) -> str:
     return f"{value:.{places}f}".replace("0.", ".", 1)
 
 
+TASKS = {"sst-2": "SST-2", "agnews": "AG News", "trec": "TREC"}
+
+
+def accuracy_rows() -> list[str]:
+    """Return a row for each method that `auto` is compared with, on three tasks and three seeds, the best first."""
+    found = read_result("accuracy.json")
+    ahead = found["asked"]["ahead_of"]
+    rows = []
+    whole = {name: row for name, row in found["methods"].items() if row["runs"] == 3 * len(TASKS)}
+    for name, row in sorted(whole.items(), key=lambda item: item[1]["mean"], reverse=True):
+        tasks = [row["tasks"][task] for task in TASKS]
+        cells = [share(row["mean"]), *(f"{share(task['mean'])} ± {share(task['sd'])}" for task in tasks)]
+        behind = share(ahead[name]["mean"]) if name in ahead else "-"
+        rows.append(f"| `{name}` | {' | '.join(cells)} | {share(row['mean_sd_over_seeds'])} | {behind} |")
+    return rows
+
+
+def auto_rows() -> list[str]:
+    """Return a row for each run of `auto`: what it reached, its own untuned and calibrated prompt, what shipped."""
+    rows = []
+    for task, name in TASKS.items():
+        for seed in (13, 21, 42):
+            own = read_result(f"accuracy/{task}-{seed}-auto.json")
+            ships = "tuned" if own["tuned"] else "untuned"
+            cells = [share(own["accuracy"]), share(own["own_untuned_accuracy"]), ships, f"{own['seconds']:,.0f}"]
+            rows.append(f"| {name}, {seed} | {' | '.join(cells)} |")
+    return rows
+
+
+def label_free_rows() -> list[str]:
+    """Return a row for each task where a prompt was chosen without labels."""
+    found = read_result("label_free.json")["summary"]
+    rows = []
+    for task, name in TASKS.items():
+        own = found[task]
+        chosen = own["selectors"]["consensus"]
+        cells = [own["best"], own["median"], own["untuned"], chosen["accuracy"]]
+        rows.append(f"| {name} | {' | '.join(share(value) for value in cells)} | {share(chosen['ratio'], 2)} |")
+    return rows
+
+
+def log_rows() -> list[str]:
+    """Return a row for each method on log lines and each text that it was given."""
+    rows = []
+    for own in read_result("logs.json")["summary"]:
+        cells = [f"{own['seeds']}"]
+        for figure in ("all.macro_f1", "all.average_precision", "unseen_masked.macro_f1"):
+            sd = own[figure]["sd"]
+            cells.append(share(own[figure]["mean"]) + (f" ± {share(sd)}" if sd is not None else ""))
+        rows.append(f"| {own['row']} | {own['text']} | {' | '.join(cells)} |")
+    return rows
+
+
 def compare_rows() -> list[str]:
     """Return a row for each method of the comparison on SST-2."""
     document = read_result("compare_sst-2.json")
@@ -280,7 +333,8 @@ def export_rows() -> list[str]:
 
 
 PAGES: dict[str, tuple[Callable[[], list[str]], ...]] = {
-    "README.md": (compare_rows, multitask_rows, serve_rows),
+    "README.md": (accuracy_rows, compare_rows, multitask_rows, serve_rows),
+    "docs/accuracy.md": (auto_rows, label_free_rows, log_rows),
     "docs/capacity.md": (capacity_rows,),
     "docs/serving.md": (overload_rows,),
     "docs/bulk.md": (bulk_rows,),
