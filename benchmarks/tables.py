@@ -94,9 +94,9 @@ def multitask_rows() -> list[str]:
     """Return a row for each task of the family that shares offsets."""
     rows: dict[str, Any] = read_result("multitask_offsets.json")["rows"]
     found = []
-    for task, name, how in (("sst-2", "SST-2", "joint"), ("agnews", "AG News", "joint"), ("trec", "TREC", "added")):
+    for task, how in (("sst-2", "joint"), ("agnews", "joint"), ("trec", "added")):
         keys = (f"{task}, calibrated", f"{task}, deep-cue alone", f"{task}, {how}")
-        found.append(f"| {name}, {how} | {' | '.join(share(rows[key]['test_accuracy']) for key in keys)} |")
+        found.append(f"| {TASKS[task]}, {how} | {' | '.join(share(rows[key]['test_accuracy']) for key in keys)} |")
     return found
 
 

@@ -52,12 +52,14 @@ def read_partly_labelled(
     Raises:
         DataError: as `read_records`, but for labels.
     """
-    is_txt = Path(source).suffix == ".txt"
-    records = [Record({"text": line}) for line in stream_texts(source)] if is_txt else []
-    for where, row in () if is_txt else _rows(source, label_column):
-        label = row.get(label_column)
-        is_labelled = not _is_missing(label) and bool(str(label).strip())
-        records.append(_record(where, row, text_columns, label_column if is_labelled else None))
+    records = []
+    if Path(source).suffix == ".txt":
+        records = [Record({"text": line}) for line in stream_texts(source)]
+    else:
+        for where, row in _rows(source, label_column):
+            label = row.get(label_column)
+            is_labelled = not _is_missing(label) and bool(str(label).strip())
+            records.append(_record(where, row, text_columns, label_column if is_labelled else None))
     if not records:
         raise DataError(f"{source}: no rows; give a file with at least one example")
     return records

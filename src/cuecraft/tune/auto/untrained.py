@@ -65,6 +65,11 @@ class Untrained:
         return {name: found.score.accuracy for name, found in self._answers.items()}
 
     @property
+    def _whole(self) -> Problem:
+        """The problem with all labelled examples to learn from."""
+        return replace(self._problem, train=self._pool, dev=None)
+
+    @property
     def filler(self) -> tuple[int, ...]:
         """Token ids that make a prompt longer."""
         return filler_ids(self._problem)
@@ -83,7 +88,7 @@ class Untrained:
         for name, found in self._answers.items():
             self._note(name, found, seconds)
         kind = next(kinds[name] for name, found in self._answers.items() if found is self.best)
-        return starting_point(replace(self._problem, train=self._pool, dev=None), ids, kind)
+        return starting_point(self._whole, ids, kind)
 
     def starts(self) -> list[Words]:
         """Return starting words, the most promising first: the template's own, unless others are clearly better."""
@@ -160,8 +165,7 @@ class Untrained:
         if given is None or found is None:  # the time is over
             return list(starts)
         self._note(f"label words searched, words {starts[0].name}", found, time.perf_counter() - begun)
-        whole = replace(self._problem, train=self._pool, dev=None)
-        if self._is_clear(found, given, 1) and searched.chosen(whole).task != self._problem.task:
+        if self._is_clear(found, given, 1) and searched.chosen(self._whole).task != self._problem.task:
             return [
                 replace(s, name=f"{s.name}, label words searched", label_words=searched, differs=True) for s in starts
             ]
