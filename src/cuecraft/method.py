@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Protocol
@@ -146,9 +147,16 @@ class Reader(Protocol):
         """Return what an artifact has to store of it."""
         ...
 
-    def over(self, context: Context) -> tuple[AnyBackbone, Context]:
-        """Return the backbone, ready to use, and its own context of the same examples."""
+    def over(self, context: Context) -> AbstractContextManager[tuple[AnyBackbone, Context]]:
+        """Lend the backbone, ready to use, and its own context of the same examples."""
         ...
+
+
+def lent(
+    reader: Reader | None, backbone: AnyBackbone, context: Context
+) -> AbstractContextManager[tuple[AnyBackbone, Context]]:
+    """Lend what reads the texts of a candidate: its own reader, or the problem's backbone where it has none."""
+    return nullcontext((backbone, context)) if reader is None else reader.over(context)
 
 
 @dataclass(frozen=True)
@@ -176,8 +184,8 @@ class Candidate:
 
     def logits(self, backbone: AnyBackbone, context: Context) -> Tensor:
         """Return calibrated class logits `[B, C]`; of several prompts, logarithms of their mean probabilities."""
-        own, context = (backbone, context) if self.reader is None else self.reader.over(context)
-        return self.joined(own.class_logits_many(context, self.prompts))
+        with lent(self.reader, backbone, context) as (own, context):
+            return self.joined(own.class_logits_many(context, self.prompts))
 
     def joined(self, logits: Tensor) -> Tensor:
         """Return calibrated class logits `[B, C]`, given the class logits `[T, B, C]` of its prompts."""

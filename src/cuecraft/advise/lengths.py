@@ -87,4 +87,4 @@ def _renderer(backbone: AnyBackbone, task: Task) -> Renderer:
     except LabelWordError:
         bare = Template(task.template.source.replace("{mask}", ""))
         plain = Task(bare, task.verbalizer, task.max_tokens, task.reserve)
-        return Renderer(backbone.tokenizer, plain, HeadKind.SEQUENCE, backbone.max_positions)
+        return Renderer(backbone.tokenizer, plain, HeadKind.SEQUENCE, backbone.max_positions, backbone.text_tokenizer)

@@ -6,6 +6,7 @@ later pass costs only the tokens from the prompt on.
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -54,6 +55,7 @@ class CausalBackbone(MixedCausal):
         super().__init__(model, tokenizer, name, fingerprint, budget)
         self.context_bytes = memory_of(self.device) // 4 if context_bytes is None else context_bytes
         self._kept_bytes = 0
+        self._counting = threading.RLock()  # of `_kept_bytes`; again by its holder where garbage is collected meanwhile
 
     @torch.no_grad()
     def context(self, examples: Sequence[Example], task: Task, keep_bytes: int | None = None) -> Context:
@@ -76,7 +78,7 @@ class CausalBackbone(MixedCausal):
         free = free if keep_bytes is None else min(free, keep_bytes)
         kept = self.within_memory(lambda budget: self._kept(distinct, free, budget))
         for state in kept.values():
-            self._kept_bytes += state.nbytes
+            self._release(-state.nbytes)
             weakref.finalize(state, self._release, state.nbytes).atexit = False
         parts = [[len(ids) for ids in distinct], [len(piece.after) for piece in pieces]]
         padding = padding_share(*((part, list(token_batches(part, self.budget))) for part in parts))
@@ -84,7 +86,8 @@ class CausalBackbone(MixedCausal):
         return Context(renderer, tuple(examples), pieces, states, padding)
 
     def _release(self, size: int) -> None:
-        self._kept_bytes -= size
+        with self._counting:
+            self._kept_bytes -= size
 
     def _kept(self, texts: Sequence[tuple[int, ...]], free: int, budget: Budget) -> dict[tuple[int, ...], Tensor]:
         """Return the states of as many texts, longest first, as fit into `free` bytes."""
@@ -309,9 +312,9 @@ class CausalBackbone(MixedCausal):
             inputs = torch.where(is_own[None, :, None], self.embed(own_ids)[:, at], inputs)
             valid = torch.where(is_own[None], own_valid[:, at], valid)
         slots = torch.tensor(tree.ends, device=self.device).expand(len(own_ids), -1)
-        with reads.reading(slots), entering(*self._entering(table, codes)):
+        with reads.reading(slots) as scores, entering(*self._entering(table, codes)):
             logits = self._forward(inputs, tree.ancestors, valid, past).logits
-        return reads.scores(logits)
+        return scores(logits)
 
     def _entering(
         self, table: VectorTable, codes: Tensor

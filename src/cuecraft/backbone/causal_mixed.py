@@ -219,9 +219,9 @@ class MixedCausal(CausalModel):
             inputs = inputs.index_put(where, table.vectors)
             change = None if table.offsets is None else adding(table.offsets, *where)
         mixed = MixedReadout(self.model, [prompt.reads for prompt in prompts])
-        with mixed.reading(at, slot_rows), entering(self.layers if change else (), change):
+        with mixed.reading(at, slot_rows) as scores, entering(self.layers if change else (), change):
             logits = self._forward(inputs, *_seen(rows, width, self.device), self._past_of(rows)).logits
-        return mixed.scores(logits)[0]
+        return scores(logits)[0]
 
     def _past_of(self, rows: Sequence[_Laid]) -> Past:
         known = {n: row.past for n, row in enumerate(rows) if row.past is not None and row.seen}

@@ -102,7 +102,8 @@ class CausalModel(FrozenModel):
 
     def _plain_logits(self, ids: Sequence[int]) -> Tensor:
         """Return logits `[V]` after a text, as the model gives them by itself."""
-        logits: Tensor = self.model(input_ids=torch.tensor([ids], device=self.device)).logits[0, -1].float()
+        with ONE_PASS_AT_A_TIME:  # another backbone over the same model may have a pass under way
+            logits: Tensor = self.model(input_ids=torch.tensor([ids], device=self.device)).logits[0, -1].float()
         return logits
 
     @property
@@ -163,7 +164,7 @@ class CausalModel(FrozenModel):
             cache = cache_of(layers)
         mask = torch.zeros(allowed.shape, dtype=inputs.dtype, device=inputs.device)
         mask.masked_fill_(~allowed, torch.finfo(inputs.dtype).min)
-        with attending, recomputed(lambda: self.layers, attending_later):
+        with ONE_PASS_AT_A_TIME, attending, recomputed(lambda: self.layers, attending_later):
             return self.model(
                 inputs_embeds=inputs,
                 attention_mask=mask[:, None],

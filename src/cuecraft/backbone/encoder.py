@@ -21,7 +21,7 @@ from torch import Tensor
 from cuecraft.backbone.attention import attending_again, attending_to, keeping
 from cuecraft.backbone.base import ClassHead, Context, Prompt, ReadyPrompt, Row, Swap
 from cuecraft.backbone.batches import padding_share, token_batches
-from cuecraft.backbone.batching import Budget, restore_order
+from cuecraft.backbone.batching import ONE_PASS_AT_A_TIME, Budget, restore_order
 from cuecraft.backbone.frozen import FrozenModel, agree
 from cuecraft.backbone.layers import adding, entering, recomputed
 from cuecraft.backbone.past import VectorTable
@@ -111,8 +111,10 @@ class EncoderBackbone(FrozenModel):
         ids = self._sample_ids(5)
         pieces = [Pieces(tuple(ids), ()), Pieces(tuple(ids[1:3]), ())]
         no_cue = _RowCues([0] * len(pieces), self.embed(torch.zeros(0, dtype=torch.long)))
-        found = self._probe(self._lay_out(pieces, no_cue), pieces).float()
-        if not agree(found, torch.cat([self._plain(piece) for piece in pieces])):
+        with ONE_PASS_AT_A_TIME:  # another backbone over the same model may have a pass under way
+            found = self._probe(self._lay_out(pieces, no_cue), pieces).float()
+            plain = torch.cat([self._plain(piece) for piece in pieces])
+        if not agree(found, plain):
             raise BackboneError(
                 f"{self.name} ({self.model.config.model_type}) cannot be used as a {self.head_kind} backbone: "
                 "it does not answer alike with and without padding; use another model or head"
@@ -286,7 +288,8 @@ class EncoderBackbone(FrozenModel):
             seen = [(keys, values) for keys, values in laid_out.states]
             attending = attending_to(self.model, seen, self.layer_numbers)
             attending_later = partial(attending_again, self.model, seen, self.layer_numbers)
-        with entering(layers, laid_out.change), attending, recomputed(lambda: self.layers, attending_later):
+        recomputing = recomputed(lambda: self.layers, attending_later)
+        with ONE_PASS_AT_A_TIME, entering(layers, laid_out.change), attending, recomputing:
             return self.model(**laid_out.inputs)
 
     def _lay_out(self, pieces: Sequence[Pieces], cues: _RowCues) -> LaidOut:
@@ -389,9 +392,9 @@ class MaskedBackbone(EncoderBackbone):
 
     def _read(self, laid_out: LaidOut, slots: Sequence[int], reads: Readout) -> Tensor:
         """Run one batch; return what is read at one slot of each row `[b, X]`."""
-        with reads.reading(torch.tensor(slots)[:, None]):
+        with reads.reading(torch.tensor(slots)[:, None]) as scores:
             logits = self.run_pass(laid_out).logits
-        return reads.scores(logits)[0]
+        return scores(logits)[0]
 
 
 def _mask_slots(laid_out: LaidOut, pieces: Sequence[Pieces]) -> list[int]:

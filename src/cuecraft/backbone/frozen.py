@@ -15,7 +15,7 @@ from cuecraft.backbone.attention import numbers_of
 from cuecraft.backbone.base import Context, Prompt, Swap, T
 from cuecraft.backbone.batching import Budget, is_out_of_memory
 from cuecraft.backbone.layers import layer_list
-from cuecraft.backbone.rendering import HeadKind, Renderer
+from cuecraft.backbone.rendering import HeadKind, Renderer, reading_texts
 from cuecraft.errors import BackboneError, PromptError
 from cuecraft.task import Task
 
@@ -39,6 +39,8 @@ class FrozenModel(ABC):
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
+        #: A copy that reads texts and nothing else. See `reading_texts`.
+        self.text_tokenizer = reading_texts(tokenizer)
         self.name = name
         self.budget = budget or Budget.of_device(self.device)
         self._fingerprint = fingerprint
@@ -167,7 +169,7 @@ class FrozenModel(ABC):
         Raises:
             TemplateError, LabelWordError: the task does not fit the backbone.
         """
-        return Renderer(self.tokenizer, task, self.head_kind, self.max_positions)
+        return Renderer(self.tokenizer, task, self.head_kind, self.max_positions, self.text_tokenizer)
 
     def fingerprint(self) -> str:
         """Return the SHA-256 (hex) of weights and tokenizer."""

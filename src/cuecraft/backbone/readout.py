@@ -26,8 +26,15 @@ _SLICE_NUMBERS = 2**24  # logits of one slice of the vocabulary
 _RESCALING = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
+#: Turns the logits of one pass into what was asked for.
+Scores = Callable[[Tensor], Tensor]
+
+
 class Readout(ABC):
-    """What is read at answer slots of a model with an output embedding."""
+    """What is read at answer slots of a model with an output embedding.
+
+    A readout holds no state of a pass, since several threads may read with one.
+    """
 
     #: Sequences of ids to grow after the answer slot, which is read after each of them too.
     beginnings: list[tuple[int, ...]]
@@ -36,49 +43,64 @@ class Readout(ABC):
 
     def __init__(self, model: Any) -> None:
         self._head = model.get_output_embeddings()
-        self._was_read = False
 
     @contextmanager
-    def reading(self, slots: Tensor, rows: Sequence[int] | None = None) -> Iterator[None]:
-        """Have the model's output embedding read at slots of the sequence alone.
+    def reading(self, slots: Tensor, rows: Sequence[int] | None = None) -> Iterator[Scores]:
+        """Have the model's output embedding read at slots of the sequence alone; yields as `picking`.
 
         Args:
             slots: `[B, R]`; R counts candidates times (1 + beginnings), the answer slot of each candidate first.
             rows: `[B]` the row of the pass that each lies in; None where they are the rows in order.
         """
         numbers = torch.arange(len(slots)) if rows is None else torch.tensor(rows)
-        with self.picking(lambda hidden: hidden[numbers.to(hidden.device)[:, None], slots.to(hidden.device)]):
-            yield
+        with self.picking(lambda hidden: hidden[numbers.to(hidden.device)[:, None], slots.to(hidden.device)]) as scores:
+            yield scores
 
     @contextmanager
-    def picking(self, pick: Callable[[Tensor], Tensor]) -> Iterator[None]:
-        """Have the model's output embedding read alone what is picked.
+    def picking(self, pick: Callable[[Tensor], Tensor]) -> Iterator[Scores]:
+        """Have the model's output embedding read alone what is picked, for one pass.
+
+        Yields what turns the logits `[B, R, X]` of that pass into what is wanted of each candidate `[K, B, Y]` (float32
+        at least). It belongs to the pass: another thread's pass with the same readout has its own.
 
         Args:
             pick: returns the hidden states `[B, R, d]` at the slots, given those of all positions `[b, N, d]`.
+
+        Raises:
+            BackboneError: the model did not call its output embedding.
         """
+        kept: list[Any] = []  # one item after the pass: what `_logits` keeps for `_scores`
 
         def forward(hidden: Tensor) -> Tensor:
-            self._was_read = True
-            return self._logits(pick(hidden))
+            logits, own = self._logits(pick(hidden))
+            kept[:] = [own]
+            return logits
 
         with ONE_PASS_AT_A_TIME:
-            self._was_read = False
             self._head.forward = forward  # shadows the module's own method until deleted
             try:
-                yield
+                yield lambda logits: self._scores(logits, kept[0])
             finally:
                 del self._head.forward
-            if not self._was_read:
+            if not kept:
                 raise BackboneError("this model makes its logits without calling its output embedding; use another")
 
     @abstractmethod
-    def _logits(self, hidden: Tensor) -> Tensor:
-        """Return what stands for the model's logits `[B, R, X]`, given the hidden states `[B, R, d]` at the slots."""
+    def _logits(self, hidden: Tensor) -> tuple[Tensor, Any]:
+        """Return what stands for the model's logits `[B, R, X]`, and what `_scores` needs besides.
+
+        Args:
+            hidden: `[B, R, d]` the hidden states at the slots.
+        """
 
     @abstractmethod
-    def scores(self, logits: Tensor) -> Tensor:
-        """Turn the model's logits `[B, R, X]` into what is wanted of each candidate `[K, B, Y]` (float32 at least)."""
+    def _scores(self, logits: Tensor, kept: Any) -> Tensor:
+        """Return what is wanted of each candidate `[K, B, Y]` (float32 at least).
+
+        Args:
+            logits: `[B, R, X]` the model's logits.
+            kept: what `_logits` returned besides, in the same pass.
+        """
 
 
 def readout(model: Any, label_ids: LabelIds, head: ClassHead | None) -> Readout:
@@ -104,17 +126,14 @@ class FeatureReadout(Readout):
         super().__init__(model)
         self.beginnings = []
         self._class_head = head
-        self._features: Tensor | None = None
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        # Kept aside: an architecture may rescale what its output embedding returns.
-        self._features = hidden
-        return hidden[..., :1]
+    def _logits(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        # Kept apart: an architecture may rescale what its output embedding returns.
+        return hidden[..., :1], hidden
 
-    def scores(self, logits: Tensor) -> Tensor:
+    def _scores(self, logits: Tensor, kept: Tensor) -> Tensor:
         """Return features `[K, B, d]` or class scores `[K, B, C]`; the logits are not looked at."""
-        assert self._features is not None
-        found = self._features.transpose(0, 1)
+        found = kept.transpose(0, 1)
         found = found.to(torch.promote_types(found.dtype, torch.float32))
         return found if self._class_head is None else class_scores(found, self._class_head)
 
@@ -150,33 +169,31 @@ class LabelReadout(Readout):
         ]
         sizes = [len(class_words) for class_words in label_ids]
         self._class_words = torch.split(torch.arange(len(words)), sizes)
-        self._normalisers: Tensor | None = None
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        """Return the words' columns `[B, R, W]`."""
+    def _logits(self, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the words' columns `[B, R, W]`, and the normalisers `[B, K, I]` after the words' beginnings."""
+        norm = None
         if self.beginnings:
             reads = 1 + len(self.beginnings)
             after = hidden.unflatten(1, (-1, reads))[:, :, 1:]  # the answer slot itself needs no normaliser
-            self._normalisers = _log_normalisers(after, self._head.weight, self._head.bias)
+            norm = _log_normalisers(after, self._head.weight, self._head.bias)
         bias = None if self._head.bias is None else self._head.bias[self._rows]
-        return functional.linear(hidden, self._head.weight[self._rows], bias)
+        return functional.linear(hidden, self._head.weight[self._rows], bias), norm
 
-    def scores(self, logits: Tensor) -> Tensor:
+    def _scores(self, logits: Tensor, kept: Tensor | None) -> Tensor:
         """Turn the model's logits `[B, K * (1 + I), W]` into class scores `[K, B, C]` (float32 at least)."""
         reads = 1 + len(self.beginnings)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         table = logits.unflatten(1, (-1, reads))  # [B, K, 1 + I, W]
-        norm = self._normalisers  # [B, K, I]
         words = []
         for steps in self._words:
             score = table[:, :, 0, steps[0][1]]
             for read, column in steps[1:]:
-                assert norm is not None
-                score = score + table[:, :, read, column] - norm[:, :, read - 1]
+                assert kept is not None
+                score = score + table[:, :, read, column] - kept[:, :, read - 1]
             words.append(score)
         scores = torch.stack(words, dim=-1)  # [B, K, words]
         classes = [scores[..., rows.to(scores.device)].logsumexp(-1) for rows in self._class_words]
-        self._normalisers = None
         return torch.stack(classes, dim=-1).transpose(0, 1)
 
 
@@ -195,22 +212,21 @@ class MixedReadout(Readout):
             (reads, [row for row, own in enumerate(rows) if own is reads])
             for reads in {id(own): own for own in rows}.values()
         ]
-        self._shapes: list[tuple[int, int]] = []
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        """Return each row's own `[b, R, X]`, zeros behind what its readout returns."""
+    def _logits(self, hidden: Tensor) -> tuple[Tensor, list[tuple[int, int, Any]]]:
+        """Return each row's own `[b, R, X]`, zeros behind what its readout returns; and each readout's R, X and own."""
         parts = [reads._logits(hidden[rows, : 1 + len(reads.beginnings)]) for reads, rows in self._parts]
-        self._shapes = [(part.shape[1], part.shape[2]) for part in parts]
-        found = hidden.new_zeros(*hidden.shape[:2], max(width for _, width in self._shapes))
-        for (_, rows), (reads, width), part in zip(self._parts, self._shapes, parts, strict=True):
-            found[rows, :reads, :width] = part
-        return found
+        kept = [(logits.shape[1], logits.shape[2], own) for logits, own in parts]
+        found = hidden.new_zeros(*hidden.shape[:2], max(width for _, width, _ in kept))
+        for (_, rows), (logits, _) in zip(self._parts, parts, strict=True):
+            found[rows, : logits.shape[1], : logits.shape[2]] = logits
+        return found, kept
 
-    def scores(self, logits: Tensor) -> Tensor:
+    def _scores(self, logits: Tensor, kept: list[tuple[int, int, Any]]) -> Tensor:
         """Return class scores `[1, b, C]`, zeros behind a row's own classes."""
         parts = [
-            reads.scores(logits[rows, :count, :width])[0]
-            for (reads, rows), (count, width) in zip(self._parts, self._shapes, strict=True)
+            reads._scores(logits[rows, :count, :width], own)[0]
+            for (reads, rows), (count, width, own) in zip(self._parts, kept, strict=True)
         ]
         found = parts[0].new_zeros(1, len(logits), max(part.shape[1] for part in parts))
         for (_, rows), part in zip(self._parts, parts, strict=True):
@@ -231,11 +247,11 @@ class WordReadout(Readout):
         # The logits, a float32 copy and what the softmax makes of it.
         self.slot_bytes = self._head.weight.shape[0] * (self._head.weight.element_size() + 8)
 
-    def _logits(self, hidden: Tensor) -> Tensor:
+    def _logits(self, hidden: Tensor) -> tuple[Tensor, None]:
         """Return the logits of all words `[B, R, V]`."""
-        return functional.linear(hidden, self._head.weight, self._head.bias)
+        return functional.linear(hidden, self._head.weight, self._head.bias), None
 
-    def scores(self, logits: Tensor) -> Tensor:
+    def _scores(self, logits: Tensor, kept: None) -> Tensor:
         """Return log-probabilities `[K, B, V]`."""
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1).transpose(0, 1)
 
@@ -255,9 +271,9 @@ class SequenceReadout(WordReadout):
         self._steps = [(k, reads[ids[:n]], token) for k, ids in enumerate(sequences) for n, token in enumerate(ids)]
         self._count = len(sequences)
 
-    def scores(self, logits: Tensor) -> Tensor:
+    def _scores(self, logits: Tensor, kept: None) -> Tensor:
         """Return the sequences' log-probabilities `[K, B, W]`."""
-        log_p = super().scores(logits).unflatten(0, (-1, 1 + len(self.beginnings)))  # [K, 1 + I, B, V]
+        log_p = super()._scores(logits, kept).unflatten(0, (-1, 1 + len(self.beginnings)))  # [K, 1 + I, B, V]
         sequence, read, token = torch.tensor(self._steps, device=log_p.device).unbind(1)
         steps: Tensor = log_p.permute(0, 2, 1, 3)[:, :, read, token]
         sums: Tensor = steps.new_zeros(*steps.shape[:2], self._count).index_add(2, sequence, steps)

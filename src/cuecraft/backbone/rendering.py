@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,14 +77,19 @@ class Renderer:
         task: the task.
         head: how the backbone answers.
         max_positions: positions that the backbone has; None for no limit.
+        text_tokenizer: a copy of the tokenizer that `reading_texts` made, for the fields; None for a tokenizer that
+            has no state.
 
     Raises:
         TemplateError: the template does not fit the kind of head.
         LabelWordError: a label word cannot be scored, or two classes share one.
     """
 
-    def __init__(self, tokenizer: Any, task: Task, head: HeadKind, max_positions: int | None) -> None:
+    def __init__(
+        self, tokenizer: Any, task: Task, head: HeadKind, max_positions: int | None, text_tokenizer: Any = None
+    ) -> None:
         self.tokenizer = tokenizer
+        self._text_tokenizer = tokenizer if text_tokenizer is None else text_tokenizer
         self.task = task
         self.head = head
         limits = [limit for limit in (max_positions, task.max_tokens) if limit]
@@ -337,8 +343,7 @@ class Renderer:
             texts = [example.fields[piece.name] for example in examples]
             if piece.prefix:
                 texts = [self.field_prefix(piece) + text.lstrip() for text in texts]
-            encoded = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)
-            columns.append([tuple(ids) for ids in encoded["input_ids"]])
+            columns.append(text_ids(self._text_tokenizer, texts))
         return [list(row) for row in zip(*columns, strict=True)]
 
     def _pieces(self, fields: Fields) -> Pieces:
@@ -357,6 +362,24 @@ class Renderer:
     def _literal(self, piece: Literal | MaskSlot) -> tuple[int, ...]:
         """Return the ids of a piece that is the same in every text."""
         return (self.tokenizer.mask_token_id,) if isinstance(piece, MaskSlot) else self._literal_ids[piece.text]
+
+
+def reading_texts(tokenizer: Any) -> Any:
+    """Return a copy of a tokenizer for `text_ids` alone.
+
+    Whether special tokens written in a text stay text is state of a Hugging Face tokenizer, which each call sets.
+    Threads that share a tokenizer would set it for each other. So the literals of a template and the texts have one
+    each.
+    """
+    own = copy.deepcopy(tokenizer)
+    text_ids(own, ["a"])  # sets the state before a second thread can call
+    return own
+
+
+def text_ids(tokenizer: Any, texts: Sequence[str]) -> list[tuple[int, ...]]:
+    """Return the ids of texts without special tokens; those written inside a text stay plain text."""
+    encoded = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)
+    return [tuple(ids) for ids in encoded["input_ids"]]
 
 
 def special_ids(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:

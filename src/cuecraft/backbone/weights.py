@@ -7,7 +7,8 @@ full fine-tuning has a copy.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Annotated, Any, Literal
 
@@ -121,9 +122,14 @@ class TunedWeights:
         self._twin.hold(self)
         return self.backbone
 
-    def over(self, context: Context) -> tuple[AnyBackbone, Context]:
-        """Return the backbone with these values, and the context with nothing kept from other weights."""
-        return self.held(), context.unread()
+    @contextmanager
+    def over(self, context: Context) -> Iterator[tuple[AnyBackbone, Context]]:
+        """Lend the backbone with these values, and the context with nothing kept from other weights.
+
+        No other thread gives the twin other values meanwhile.
+        """
+        with ONE_PASS_AT_A_TIME:
+            yield self.held(), context.unread()
 
 
 def load_weights(backbone: AnyBackbone, spec: LoraSpec | FullSpec, values: Mapping[str, Tensor]) -> TunedWeights:

@@ -78,10 +78,10 @@ class _LabelRows(LabelReadout):
         self._weight = self._head.weight[self._rows].clone()
         self._bias = None if self._head.bias is None else self._head.bias[self._rows].clone()
 
-    def _logits(self, hidden: Tensor) -> Tensor:
+    def _logits(self, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.beginnings:  # these are normalised over the whole vocabulary
             return super()._logits(hidden)
-        return functional.linear(hidden, self._weight, self._bias)
+        return functional.linear(hidden, self._weight, self._bias), None
 
 
 def _reads(backbone: AnyBackbone, ready: ReadyPrompt) -> Readout:
@@ -186,10 +186,10 @@ class FoldedCausal(Folded):
             rows = 1 if self._backbone.shares_context else inputs.shape[0]
             layers = [(own[0][None].expand(rows, -1, -1, -1), own[1][None].expand(rows, -1, -1, -1)) for own in kept]
         is_moved = any(own is not None for own in sides.offsets)
-        reads = self._readout
-        with reads.picking(self._at_slots), entering(self._backbone.layers if is_moved else (), self._moved):
+        moved = entering(self._backbone.layers if is_moved else (), self._moved)
+        with self._readout.picking(self._at_slots) as scores, moved:
             found = self._backbone.attend(inputs, allowed, positions, layers).logits
-        return reads.scores(found)[0]
+        return scores(found)[0]
 
     def _ancestors(self, count: int, device: torch.device) -> Tensor:
         """Return which tokens each sees `[N, N]`."""
@@ -289,9 +289,9 @@ class FoldedMasked(_FoldedEncoder):
         # Texts are tokenised without special tokens, so this id stands in each input once.
         slot = (ordered(self._sides.around(input_ids, self._sides.codes)) == self._mask_id).to(torch.int).argmax(1)
         rows = torch.arange(input_ids.shape[0], device=input_ids.device)
-        with self._readout.picking(lambda hidden: hidden[rows, slot][:, None]):
+        with self._readout.picking(lambda hidden: hidden[rows, slot][:, None]) as scores:
             found = self._backbone.run_pass(laid_out).logits
-        return self._readout.scores(found)[0]
+        return scores(found)[0]
 
 
 class FoldedSequence(_FoldedEncoder):

@@ -127,9 +127,9 @@ class FoldedSeveral(torch.nn.Module):
         reads = self._readout
         reads.prompts = prompts
         layers = self._backbone.layers if offsets is not None else ()
-        with reads.picking(lambda hidden: hidden[:, at]), entering(layers, moved):
+        with reads.picking(lambda hidden: hidden[:, at]) as scores, entering(layers, moved):
             found = self._backbone.attend(inputs, allowed, positions, []).logits
-        logits = reads.scores(found) * self._scale[prompts] + self._bias[prompts]
+        logits = scores(found) * self._scale[prompts] + self._bias[prompts]
         return torch.where(reads.is_word[prompts][:, :, 0], logits, _NEVER).softmax(-1)
 
 
@@ -160,12 +160,12 @@ class _SeveralWords(Readout):
         self._weight = weight[ids].flatten(1, 2).transpose(1, 2).contiguous()
         self._bias = None if bias is None else bias[ids].flatten(1, 2)
 
-    def _logits(self, hidden: Tensor) -> Tensor:
+    def _logits(self, hidden: Tensor) -> tuple[Tensor, None]:
         """Return the words' logits `[B, K, C * M]`, given the hidden states `[B, K, d]`."""
         found: Tensor = (hidden[:, :, None] @ self._weight[self.prompts][None])[:, :, 0]
-        return found if self._bias is None else found + self._bias[self.prompts][None]
+        return found if self._bias is None else found + self._bias[self.prompts][None], None
 
-    def scores(self, logits: Tensor) -> Tensor:
+    def _scores(self, logits: Tensor, kept: None) -> Tensor:
         """Return class scores `[B, K, C]`; those of classes that a prompt has not are very low."""
         there = self.is_word[self.prompts]
         words = logits.to(torch.promote_types(logits.dtype, torch.float32)).unflatten(2, there.shape[1:])

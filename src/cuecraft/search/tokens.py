@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cuecraft.backbone import AnyBackbone
+from cuecraft.backbone.rendering import text_ids
 
 _NEIGHBOUR = "it"
 _ASCII_WORD = re.compile("[A-Za-z0-9]+(?:'[A-Za-z0-9]+)*")
@@ -29,7 +30,7 @@ class Tokens:
     """A tokenizer's vocabulary.
 
     Args:
-        tokenizer: a Hugging Face tokenizer.
+        tokenizer: the backbone's, for texts.
         size: rows of the input embedding, V.
         texts: each token decoded alone; there may be fewer than V.
     """
@@ -43,7 +44,7 @@ class Tokens:
         """Decode a backbone's vocabulary."""
         count = min(len(backbone.tokenizer), backbone.vocab_size)
         texts = backbone.tokenizer.batch_decode([[n] for n in range(count)])
-        return cls(backbone.tokenizer, backbone.vocab_size, tuple(texts))
+        return cls(backbone.text_tokenizer, backbone.vocab_size, tuple(texts))
 
     def word(self, token: int) -> str:
         """Return what a token reads as, without the mark or the space that tells where a word begins."""
@@ -74,8 +75,7 @@ class Tokens:
                 yield ()
 
     def _ids(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
-        found = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)
-        return [tuple(ids) for ids in found["input_ids"]]
+        return text_ids(self.tokenizer, texts)
 
 
 def words_of(text: str) -> Iterable[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import ClassVar
 
@@ -23,6 +24,7 @@ from cuecraft.method import (
     Score,
     Selection,
     fitted_head,
+    lent,
     starting_point,
 )
 from cuecraft.prompts import Calibration, HardPrompt, with_head
@@ -73,9 +75,10 @@ class SentenceEncoder:
         """Return nothing: the encoder is frozen."""
         return {}
 
-    def over(self, context: Context) -> tuple[AnyBackbone, Context]:
-        """Return the encoder, and its own context of the same examples."""
-        return self.backbone, self.backbone.context(context.examples, self.task, keep_bytes=0)
+    @contextmanager
+    def over(self, context: Context) -> Iterator[tuple[AnyBackbone, Context]]:
+        """Lend the encoder, and its own context of the same examples."""
+        yield self.backbone, self.backbone.context(context.examples, self.task, keep_bytes=0)
 
 
 class EmbeddingProbe(LinearProbe):
@@ -127,5 +130,5 @@ def fit_probe(problem: Problem, prompt: HardPrompt, reader: SentenceEncoder | No
 
 @torch.no_grad()
 def _features(problem: Problem, prompt: HardPrompt, reader: SentenceEncoder | None, data: Labelled) -> Tensor:
-    own, context = (problem.backbone, data.context) if reader is None else reader.over(data.context)
-    return own.features(context, prompt).float()
+    with lent(reader, problem.backbone, data.context) as (own, context):
+        return own.features(context, prompt).float()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -39,9 +40,10 @@ class OtherWords:
         """Nothing beside the prompt has to be stored."""
         return {}
 
-    def over(self, context: Context) -> tuple[AnyBackbone, Context]:
-        """Return the backbone and the context with the other label words."""
-        return self.backbone, replace(context, renderer=self.backbone.renderer(self.task))
+    @contextmanager
+    def over(self, context: Context) -> Iterator[tuple[AnyBackbone, Context]]:
+        """Lend the backbone and the context with the other label words."""
+        yield self.backbone, replace(context, renderer=self.backbone.renderer(self.task))
 
 
 @dataclass(frozen=True)
