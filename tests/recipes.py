@@ -18,6 +18,7 @@ TUNED = {
     "prefix-tuning": {"epochs": 10, "patience": 10, "encoder_width": 8, "encoder_learning_rate": 0.01},
     "p-tuning-v2": {"epochs": 10, "patience": 10, "learning_rate": 0.1},
     "deep-cue": {"epochs": 10, "patience": 10, "batch_size": 2},
+    "first-order": {"folds": 4},
     "hybrid": {"search": {"steps": 6, "candidates": 6, "prompt_length": 6}, "tune": {"epochs": 6}},
     "soup": {"members": 2, "deep": {"epochs": 6}},
     "linear-probe": {},
@@ -30,7 +31,7 @@ TUNED = {
 }
 JOBS = (*TUNED, "seeds", "multitask", "compare")
 #: What keeps no state and is made again from its start.
-STATELESS = ("zero-shot", "linear-probe", "embedding-probe", "label-free", "compare")
+STATELESS = ("zero-shot", "first-order", "linear-probe", "embedding-probe", "label-free", "compare")
 _PARTS = {"train": TEXTS[:5], "dev": TEXTS[5:], "test": TEXTS[2:]}
 
 

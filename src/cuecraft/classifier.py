@@ -43,7 +43,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         model: ``demo:smollm2-135m`` and kin, a local folder, a Hub name, a `(model, tokenizer)` pair or a backbone.
         method: a name in `cuecraft.tune.METHODS`: ``auto``, which chooses by itself; ``zero-shot``; ``autoprompt``,
             ``straight-through``; ``prompt-tuning``, ``p-tuning``, ``prefix-tuning``, ``p-tuning-v2``, ``deep-cue``,
-            ``hybrid``, ``soup``; ``linear-probe``, ``embedding-probe``, ``lora``, ``lora-prompt``, ``full``.
+            ``first-order``, ``hybrid``, ``soup``; ``linear-probe``, ``embedding-probe``, ``lora``, ``lora-prompt``,
+            ``full``.
         template: for instance ``"Review: {text}{prompt:\nSentiment:}{mask}"``; None for a general one.
         label_words: class -> word or words; None for the classes' own names; ``"auto"`` to search them first
             (`cuecraft.search.label_words.LabelWordSearch`), which keeps the names where nothing is clearly better.

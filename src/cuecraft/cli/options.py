@@ -43,7 +43,8 @@ MethodName = Annotated[
     str | None,
     typer.Option(
         help="auto (chooses by itself), zero-shot, autoprompt, straight-through, prompt-tuning, p-tuning, "
-        "prefix-tuning, p-tuning-v2, deep-cue, hybrid, soup, linear-probe, embedding-probe, lora, lora-prompt or full. "
+        "prefix-tuning, p-tuning-v2, deep-cue, first-order, hybrid, soup, linear-probe, embedding-probe, lora, "
+        "lora-prompt or full. "
         "[default: hybrid]"
     ),
 ]

@@ -12,6 +12,7 @@ from cuecraft.search import AutoPrompt, StraightThrough
 from cuecraft.tune.auto import Auto
 from cuecraft.tune.deep_cue import DeepCueTuning
 from cuecraft.tune.fine_tuning import FullFineTuning, LoraTuning, LoraWithPrompt
+from cuecraft.tune.first_order import FirstOrder
 from cuecraft.tune.hybrid import Hybrid
 from cuecraft.tune.prefix_tuning import PrefixTuning, PTuningV2
 from cuecraft.tune.probe import EmbeddingProbe, LinearProbe
@@ -30,6 +31,7 @@ METHODS: dict[str, type[Method]] = {
         PrefixTuning,
         PTuningV2,
         DeepCueTuning,
+        FirstOrder,
         Hybrid,
         Soup,
         LinearProbe,

@@ -1,0 +1,323 @@
+r"""First-order deep cue: one gradient for each example and class, and a logistic regression over them.
+
+Near offsets of zero a frozen model's class logits are linear in the offsets ``o`` of a deep cue,
+
+    f_c(x; o) = f_c(x; 0) + <J_c(x), o> + O(|o|^2),    J_c(x) = d f_c(x; o) / d o at o = 0,
+
+so the best offsets are those of a penalised multinomial logistic regression with the gradients as features:
+
+    min over o, b, t of  sum_n CE(t f(x_n; 0) + J(x_n) o + b, y_n) + penalty / 2 |W^-1 o|^2 + |b|^2 / 2 + log(t)^2 / 2.
+
+``W`` gives each layer the same share of the kernel's trace, since gradients of early layers are far larger than those
+of late ones; the gradients' mean over the classes is taken out, as a softmax does not see it. With ``G = J W`` as a
+matrix ``[N C, P]`` the solution lies in the span of its rows (representer theorem): ``o = W G^T a``. So everything is
+algebra on the kernel ``K = G G^T`` of ``N C`` rows, and a fit for each fold and penalty costs no pass. What was fitted
+without a fold is then read by the model itself on that fold. So the penalty is chosen by true answers to held-out
+examples, and a model that does not stay linear shows there.
+
+Sources: the kernel view of fine-tuning (Malladi et al., ICML 2023, arXiv 2210.05643); gradients as features (Mu et al.,
+ICLR 2020); linearised fine-tuning (Maddox et al., AISTATS 2021, arXiv 2103.01439).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from cuecraft.backbone import AnyBackbone, Context
+from cuecraft.backbone.batching import Budget, memory_of
+from cuecraft.errors import MethodError
+from cuecraft.method import (
+    Calibrated,
+    CalibrationKind,
+    Candidate,
+    Event,
+    Method,
+    Outcome,
+    Problem,
+    Score,
+    finite,
+    starting_point,
+)
+from cuecraft.prompts import Calibration, DeepCue, HardPrompt
+from cuecraft.search.folds import Fold, stratified_folds, texts_of
+from cuecraft.search.start import filled_start
+
+_LARGEST_KERNEL = 8192  # rows: an eigendecomposition of so many takes about a minute on two cores
+_MEMORY = 4  # a quarter of the device's memory for the gradients
+_RANK = 1e-7  # of the greatest eigenvalue: directions below are rounding errors of float32 gradients
+
+
+class FirstOrder(Method):
+    """The first-order deep cue: no training loop, a few seconds, and a penalty that folds choose."""
+
+    name: ClassVar[str] = "first-order"
+
+    prompt_length: int | None = Field(None, ge=1, description="tuned positions; by default the template's own words")
+    penalties: tuple[float, ...] = Field(
+        (0.1, 0.3, 1.0, 3.0, 10.0), min_length=1, description="of the logistic regression; folds choose one"
+    )
+    folds: int = Field(8, ge=2, description="folds of the labelled examples, at most")
+    calibration: Calibrated = CalibrationKind.FITTED
+
+    @field_validator("penalties")
+    @classmethod
+    def _positive(cls, penalties: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0 < penalty < math.inf for penalty in penalties):
+            raise ValueError("penalties are positive numbers")
+        return penalties
+
+    def fit(self, problem: Problem) -> Outcome:
+        """Fit offsets to the training and dev examples together; ship them where held-out answers are better.
+
+        Raises:
+            MethodError: the gradients of so many examples, classes and positions do not fit into memory.
+        """
+        pool = problem.pool
+        whole = replace(problem, train=pool, dev=None)
+        untuned = starting_point(whole, problem.initial_ids, self.calibration)
+        start = filled_start(whole, untuned, self.prompt_length, self.calibration)
+        folds = stratified_folds(pool.labels, self.folds, problem.seed, texts_of(pool.context.examples))
+        assert isinstance(start.prompt, HardPrompt)
+        linear = linearised(whole, start.prompt) if folds else None
+        if linear is None:  # nothing can be checked, or the time is over
+            return Outcome(untuned, untuned, [])
+        return _chosen(whole, untuned, linear, folds, self.penalties)
+
+
+def _chosen(
+    whole: Problem, untuned: Candidate, linear: Linearised, folds: Sequence[Fold], penalties: Sequence[float]
+) -> Outcome:
+    """Return the penalty of least held-out loss on all examples; the untuned prompt competes on the same folds."""
+    labels, rows = whole.train.labels.cpu(), range(len(whole.train))
+    trace: list[Event] = []
+    best: tuple[float, Score | None] = (math.inf, None)  # an infinite penalty: the start alone, calibrated
+    for step, penalty in enumerate((math.inf, *penalties)):
+        if step and whole.out_of_time():
+            break
+        linear_answers, answers = linear.held_out(whole, folds, penalty)
+        found, expected = Score.of(answers, labels), Score.of(linear_answers, labels)
+        is_best = math.isfinite(found.loss) and (best[1] is None or found.loss < best[1].loss)
+        best = (penalty, found) if is_best else best
+        learnt = Score.of(linear.answers(linear.fitted(rows, labels, penalty), rows), labels)
+        event = {
+            "phase": FirstOrder.name,
+            "step": step,
+            "total": len(penalties),
+            "penalty": _shown(penalty),
+            "train_loss": learnt.loss,
+            "linear_loss": expected.loss,
+            "dev_loss": found.loss,
+            "dev_accuracy": found.accuracy,
+            "best": is_best,
+        }
+        trace.append(event)
+        whole.report(event)
+    penalty, held_out = best
+    if not math.isfinite(penalty):
+        return Outcome(untuned, untuned, trace, held_out=held_out)
+    candidate = linear.candidate(linear.fitted(rows, labels, penalty))
+    with torch.no_grad():
+        finite(candidate.logits(whole.backbone, whole.train.context), whole.backbone)
+    return Outcome(untuned, candidate, trace, held_out=held_out)
+
+
+def _shown(penalty: float) -> float | None:
+    """Return a penalty as JSON has it: None for an infinite one."""
+    return penalty if math.isfinite(penalty) else None
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """What a logistic regression over gradients found.
+
+    Args:
+        weights: `[R]` of the kernel's features.
+        calibration: scale of the untuned logits, and bias of each class.
+    """
+
+    weights: np.ndarray
+    calibration: Calibration
+
+
+@dataclass(frozen=True, eq=False)
+class Linearised:
+    """A prompt's class logits over some examples as a linear function of a deep cue's offsets.
+
+    Args:
+        base: the prompt, whose offsets are zero here.
+        logits: `[N, C]` class logits with offsets of zero, float64.
+        gradients: `[N C, P]` gradients of the logits in the whitened coordinates, without their mean over classes.
+        unit: `[n_layers, S, d]` offsets of one unit of a whitened coordinate, W.
+        features: `[N, C, R]` features whose products are the kernel's, float64.
+        back: `[N C, R]` maps weights of features to weights of gradients, float64.
+    """
+
+    base: HardPrompt
+    logits: np.ndarray
+    gradients: Tensor
+    unit: Tensor
+    features: np.ndarray
+    back: np.ndarray
+
+    def fitted(self, rows: Sequence[int], labels: Tensor, penalty: float) -> Solution:
+        """Fit the regression to some rows, given the class numbers `[N]` of all."""
+        own = list(rows)
+        return logistic(self.features[own], self.logits[own], labels[own].numpy(), penalty)
+
+    def answers(self, found: Solution, rows: Sequence[int]) -> Tensor:
+        """Return the logits `[n, C]` that a solution has by the linear model, float64."""
+        own = list(rows)
+        linear = found.calibration.scale * self.logits[own] + self.features[own] @ found.weights
+        return torch.from_numpy(linear + np.asarray(found.calibration.bias))
+
+    def candidate(self, found: Solution) -> Candidate:
+        """Return a solution as a deep cue with its calibration."""
+        # Scale applies to all logits afterwards, and so to what the offsets add.
+        weights = torch.from_numpy(self.back @ found.weights / found.calibration.scale)
+        own = weights.to(self.gradients) @ self.gradients
+        return Candidate(DeepCue(self.base, own.view(self.unit.shape) * self.unit), found.calibration)
+
+    def held_out(self, problem: Problem, folds: Sequence[Fold], penalty: float) -> tuple[Tensor, Tensor]:
+        """Return what is answered to held-out rows `[N, C]`: by the linear model, and by the model itself."""
+        labels = problem.train.labels.cpu()
+        solutions = [self.fitted(fold.train, labels, penalty) for fold in folds]
+        linear = torch.zeros(self.logits.shape, dtype=torch.float64)
+        for fold, found in zip(folds, solutions, strict=True):
+            linear[fold.held_out] = self.answers(found, fold.held_out)
+        if not math.isfinite(penalty):
+            return linear, linear  # offsets of zero: the linear model is the model
+        candidates = [self.candidate(found) for found in solutions]
+        contexts = [problem.train.context.select(fold.held_out) for fold in folds]
+        with torch.no_grad():
+            parts = [(context, own.prompt) for context, own in zip(contexts, candidates, strict=True)]
+            logits = problem.backbone.class_logits_each(parts)
+        answers = torch.zeros_like(linear)
+        for fold, own, part in zip(folds, candidates, logits, strict=True):
+            answers[fold.held_out] = own.calibration.apply(part.double().cpu())
+        return linear, answers
+
+
+def linearised(problem: Problem, prompt: HardPrompt) -> Linearised | None:
+    """Linearise a prompt's class logits over the training examples; None where the time ends before.
+
+    Raises:
+        MethodError: the gradients do not fit into memory, or all are zero.
+    """
+    backbone, context = problem.backbone, problem.train.context
+    shape = backbone.offsets_shape(len(prompt))
+    classes = problem.task.verbalizer.num_classes
+    rows = len(context) * classes
+    size = rows * math.prod(shape) * 4
+    if rows > _LARGEST_KERNEL or size > memory_of(backbone.device) // _MEMORY:
+        raise MethodError(
+            f"{FirstOrder.name} keeps a gradient for each example and class; {len(context)} times {classes} of them "
+            f"take {size / 2**30:.1f} GiB; give fewer examples or a shorter prompt, or use deep-cue"
+        )
+    parts = []
+    step = backbone.budget.rows
+    for first in range(0, len(context), step):
+        if problem.out_of_time():
+            return None
+        some = context.select(range(first, min(first + step, len(context))))
+        parts.append(class_gradients(backbone, some, prompt, shape))
+        problem.report({"phase": "gradients", "step": first + len(some), "total": len(context)})
+    gradients, logits = (torch.cat(own) for own in zip(*parts, strict=True))
+    gradients = gradients - gradients.mean(1, keepdim=True)
+    return _whitened(prompt, gradients, finite(logits, backbone).double().cpu().numpy(), shape)
+
+
+def class_gradients(
+    backbone: AnyBackbone, context: Context, prompt: HardPrompt, shape: tuple[int, int, int]
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients `[B, C, P]` of class logits at offsets of zero, and the logits `[B, C]`.
+
+    Each example has offsets of its own, so one backward pass for each class gives the gradients of all examples.
+
+    Args:
+        backbone: the backbone.
+        context: the examples.
+        prompt: the prompt that the offsets are added to.
+        shape: `[n_layers, S, d]` of the offsets; P is their product.
+    """
+    dtype = torch.promote_types(backbone.model.dtype, torch.float32)
+
+    def run(budget: Budget) -> tuple[Tensor, Tensor]:
+        found, logits = [], []
+        for first in range(0, len(context), budget.rows):
+            rows = range(first, min(first + budget.rows, len(context)))
+            offsets = torch.zeros(len(rows), *shape, dtype=dtype, device=backbone.device, requires_grad=True)
+            parts = [(context.select([row]), DeepCue(prompt, own)) for row, own in zip(rows, offsets, strict=True)]
+            with torch.enable_grad():
+                own = torch.cat(backbone.class_logits_each(parts))
+            classes = own.shape[1]
+            each = [
+                torch.autograd.grad(own[:, c].sum(), offsets, retain_graph=c + 1 < classes)[0] for c in range(classes)
+            ]
+            found.append(torch.stack([part.flatten(1) for part in each], dim=1))
+            logits.append(own.detach())
+        return torch.cat(found), torch.cat(logits)
+
+    return backbone.within_memory(run)
+
+
+def _whitened(prompt: HardPrompt, gradients: Tensor, logits: np.ndarray, shape: tuple[int, int, int]) -> Linearised:
+    """Scale each layer's gradients `[N, C, P]` to one share of the kernel's trace, and the mean of that trace to 1."""
+    rows, layers = gradients.shape[0] * gradients.shape[1], shape[0]
+    flat = gradients.reshape(rows, layers, -1)
+    sizes = torch.stack([flat[:, layer].double().square().sum() for layer in range(layers)]) / rows
+    if not bool((sizes > 0).any()):
+        raise MethodError(f"{FirstOrder.name}: offsets change no answer of this model; use another method")
+    # A layer whose offsets change nothing gets none.
+    factors = torch.where(sizes > 0, (sizes * (sizes > 0).sum()).clamp(min=1e-300).rsqrt(), 0.0).to(gradients.dtype)
+    scaled = (flat * factors[None, :, None]).flatten(1)
+    kernel = (scaled @ scaled.T).double().cpu().numpy()
+    values, vectors = np.linalg.eigh(kernel)
+    kept = values > values[-1] * _RANK
+    values, vectors = values[kept], vectors[:, kept]
+    features = (vectors * np.sqrt(values)).reshape(*logits.shape, -1)
+    unit = factors[:, None, None].expand(shape).contiguous()
+    return Linearised(prompt, logits, scaled, unit, features, vectors / np.sqrt(values))
+
+
+def logistic(features: np.ndarray, logits: np.ndarray, labels: np.ndarray, penalty: float) -> Solution:
+    """Fit a penalised multinomial logistic regression on top of known logits.
+
+    Minimises ``sum_n CE(t f_n + F_n w + b, y_n) + penalty / 2 |w|^2 + |b|^2 / 2 + log(t)^2 / 2``.
+
+    Args:
+        features: `[N, C, R]` F.
+        logits: `[N, C]` f.
+        labels: `[N]` class numbers y.
+        penalty: of the weights; infinite for weights of zero.
+    """
+    from scipy.optimize import minimize
+
+    count, classes, rank = features.shape
+    size = rank if math.isfinite(penalty) else 0
+    flat = features.reshape(count * classes, rank)[:, :size]
+    strength = np.concatenate([np.full(size, penalty if size else 0.0), np.ones(classes + 1)])
+
+    def objective(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        weights, bias, scale = parameters[:size], parameters[size:-1], np.exp(parameters[-1])
+        z = scale * logits + (flat @ weights).reshape(count, classes) + bias
+        z -= z.max(1, keepdims=True)
+        log_p = z - np.log(np.exp(z).sum(1, keepdims=True))
+        residual = np.exp(log_p)
+        residual[np.arange(count), labels] -= 1
+        own = np.concatenate([flat.T @ residual.ravel(), residual.sum(0), [scale * (residual * logits).sum()]])
+        loss = -log_p[np.arange(count), labels].sum() + (strength * parameters**2).sum() / 2
+        return float(loss), own + strength * parameters
+
+    options: dict[str, Any] = {"maxiter": 500, "gtol": 1e-7, "ftol": 1e-12, "maxcor": 20}
+    found = minimize(objective, np.zeros(size + classes + 1), jac=True, method="L-BFGS-B", options=options).x
+    weights = np.zeros(rank)
+    weights[:size] = found[:size]
+    return Solution(weights, Calibration(tuple(float(b) for b in found[size:-1]), float(np.exp(found[-1]))))
