@@ -4,8 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := $(VENV)/.peers
+# As `import cuecraft` sets it; benchmarks and tests import torch first.
+export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-slow check lint format bench bench-accuracy bench-speed bench-deep-cue bench-label-free bench-logs bench-multitask bench-serve bench-bulk bench-guard bench-label-flip bench-export bench-gpu prestudy support clean
+.PHONY: demo test test-slow check lint format bench bench-accuracy bench-speed bench-deep-cue bench-busy bench-label-free bench-logs bench-multitask bench-serve bench-bulk bench-guard bench-label-flip bench-export bench-gpu prestudy support clean
 
 demo: $(READY)  ## find a prompt for film reviews, six ways, and keep the best
 	$(BIN)/cuecraft demo --out runs/demo
@@ -41,6 +43,9 @@ bench-speed: $(PEERS)  ## speed and memory beside plain AutoPrompt code and PEFT
 
 bench-deep-cue: $(PEERS)  ## deep cue beside LoRA and full fine-tuning
 	$(BIN)/python benchmarks/deep_cue.py
+
+bench-busy: $(READY)  ## a training alone and next to one busy process, by how threads wait
+	$(BIN)/python benchmarks/busy.py
 
 bench-logs: $(READY)  ## anomalous log lines, few-shot by time order, beside rules and TF-IDF
 	$(BIN)/python benchmarks/logs.py

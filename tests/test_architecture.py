@@ -1,9 +1,12 @@
 """The house: imports point down, rooms stay small, the front door is light."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 import cuecraft
 
@@ -75,6 +78,15 @@ def test_modules_and_functions_stay_small():
 def test_importing_the_package_or_the_command_line_does_not_load_torch():
     code = "import sys, cuecraft, cuecraft.cli; sys.exit(bool({'torch', 'transformers', 'sklearn'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("given", "found"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_wait_without_spinning_unless_the_user_says_otherwise(given, found):
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_WAIT_POLICY": given} if given else {}
+    code = "import os, cuecraft; print(os.environ['OMP_WAIT_POLICY'])"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == found
 
 
 def test_a_process_that_reads_does_not_load_torch():
