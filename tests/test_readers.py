@@ -218,7 +218,7 @@ def test_missing_file_is_refused(tmp_path, suffix):
     refusal(tmp_path / f"folder.{suffix}", "no such file")
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a", "a.csv.gz", "a.json"])
+@pytest.mark.parametrize("name", ["a.txt", "a", "a.parquet.gz", "a.csv.bz2", "a.log"])
 def test_unknown_suffix_is_refused(put, name):
     refusal(put(name, "text,label\nx,c\n"), "cannot tell the format", "*.csv, *.tsv, *.jsonl, *.parquet")
 

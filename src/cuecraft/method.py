@@ -302,6 +302,8 @@ class Method(Options, ABC):
     """A way to find a prompt; its options are the model's fields."""
 
     name: ClassVar[str]
+    #: Whether it answers by a class head of its own, whatever the backbone's; then label words tell nothing.
+    has_own_head: ClassVar[bool] = False
 
     def reading_limit(self) -> ReadingLimit | None:
         """Return how much it wants to read; None for everything."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -66,7 +65,9 @@ def lines_of(texts: list[str] | None, file: Path | None) -> list[str]:
         raise DataError("texts were given both as arguments and in --file; give one of them")
     if texts or file:
         return texts or []
-    return [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    from cuecraft.data.texts import stdin_texts
+
+    return stdin_texts()
 
 
 def names_of(value: str | None) -> tuple[str, ...] | None:

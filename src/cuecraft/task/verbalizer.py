@@ -86,6 +86,15 @@ def default_word(label: str) -> str:
     return " ".join(label.replace("_", " ").split()).lower()
 
 
+def distinct_words(labels: Sequence[str]) -> WordChoice | None:
+    """Return the classes' names as they are where their default words do not tell them apart; None where they do.
+
+    What answers by a class head reads no words, but a task has some for each class.
+    """
+    words = [default_word(label) for label in labels]
+    return None if all(words) and len(set(words)) == len(words) else {label: label for label in labels}
+
+
 def _as_words(value: str | Sequence[str]) -> tuple[str, ...]:
     words = (value,) if isinstance(value, str) else tuple(value)
     return tuple(dict.fromkeys(word.strip() for word in words))

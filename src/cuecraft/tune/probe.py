@@ -40,6 +40,7 @@ class LinearProbe(Method):
     """
 
     name: ClassVar[str] = "linear-probe"
+    has_own_head: ClassVar[bool] = True
 
     inverse_penalties: tuple[float, ...] = Field(
         _STRENGTHS, min_length=1, description="values of scikit-learn's C; dev loss chooses"

@@ -13,6 +13,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from cuecraft.data.labels import label_name
 from cuecraft.errors import DataError
 from cuecraft.method import Candidate, Event, Method, Outcome, Problem, require_language_head
 from cuecraft.prompts import HardPrompt
@@ -190,7 +191,7 @@ def class_shares(prior: Mapping[Any, float] | Sequence[float], classes: Sequence
     """
     if not isinstance(prior, Mapping):
         return tuple(float(share) for share in prior)
-    by_name = {str(name): float(share) for name, share in prior.items()}
+    by_name = {label_name("the prior", name): float(share) for name, share in prior.items()}
     for name in by_name:
         if name not in classes:
             raise DataError(f"the prior names class {name!r}, but the classes are {', '.join(classes)}; mend the name")
