@@ -13,6 +13,7 @@ from cuecraft.data.formats import Format, Packing, Stream
 from cuecraft.data.records import check_names
 from cuecraft.errors import BulkError, DataError
 
+
 @dataclass(frozen=True)
 class Block:
     """A part of one input.

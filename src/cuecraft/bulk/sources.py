@@ -12,6 +12,7 @@ from pathlib import Path
 from cuecraft.data.formats import DELIMITERS, FORMATS, STDIN, Format, Packing, check_is_path, kind_of
 from cuecraft.errors import BulkError
 
+
 @dataclass(frozen=True)
 class Source:
     """One input.

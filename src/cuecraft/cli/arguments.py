@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cuecraft.errors import BulkError, DataError, ExportError, LabelWordError, MethodError, ServeError
+
+if TYPE_CHECKING:
+    from cuecraft.data import Reading
 
 
 def pairs_of(values: list[str]) -> dict[str, Any]:
@@ -53,6 +56,18 @@ def made_folder(folder: Path) -> Path:
     from cuecraft.recipe import artifact_of
 
     return artifact_of(folder)
+
+
+def reading_of(delimiter: str | None, skip_bad_rows: bool = False) -> Reading:
+    """Return how files are read.
+
+    Raises:
+        DataError: the delimiter cannot be used.
+    """
+    from cuecraft.data import BadRows, Reading
+    from cuecraft.data.formats import check_delimiter
+
+    return Reading(check_delimiter(delimiter), BadRows() if skip_bad_rows else None)
 
 
 def lines_of(texts: list[str] | None, file: Path | None) -> list[str]:

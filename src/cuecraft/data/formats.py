@@ -194,7 +194,9 @@ def text_lines(path: str, packing: Packing) -> Iterator[str]:
         try:
             yield text_of(line, is_first=False)  # the mark of the first is gone already
         except UnicodeDecodeError as error:
-            raise DataError(f"{name} line {number}: not readable as UTF-8 text ({error.reason}); save it as UTF-8") from None
+            raise DataError(
+                f"{name} line {number}: not readable as UTF-8 text ({error.reason}); save it as UTF-8"
+            ) from None
 
 
 def _unpacker(path: str, packing: Packing) -> tuple[Callable[[], Any], type[Exception]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,10 @@ class Reading:
     delimiter: str | None = None
     bad: BadRows | None = None
 
+    def document(self) -> dict[str, Any]:
+        """Return what a run's document says of it: the rows that were left out, where that was asked for."""
+        return {} if self.bad is None else {"skipped_rows": self.bad.document()}
+
 
 AS_USUAL = Reading()
 
@@ -66,7 +70,8 @@ def read_records(
             or a label is no string, truth value or whole number. Of bad rows alone: no row can be used.
     """
     wanted = list(text_columns) if label_column is None else [*text_columns, label_column]
-    return _records(source, _rows(source, wanted, label_column, reading), text_columns, lambda row: label_column, reading)
+    rows = _rows(source, wanted, label_column, reading)
+    return _records(source, rows, text_columns, lambda row: label_column, reading)
 
 
 def read_partly_labelled(
@@ -128,7 +133,11 @@ def stream_texts(source: str | Path, column: str = "text", reading: Reading = AS
 
 
 def _records(
-    source: str | Path, rows: Iterable[Row], text_columns: Sequence[str], label_of: Any, reading: Reading
+    source: str | Path,
+    rows: Iterable[Row],
+    text_columns: Sequence[str],
+    label_of: Callable[[Mapping[str, Any]], str | None],
+    reading: Reading,
 ) -> list[Record]:
     """Return the records of rows, or raise the first error where bad rows are not left out.
 
@@ -176,8 +185,8 @@ def _rows(
     if form is None or form is Format.TEXT or (form is Format.PARQUET and packing is not Packing.NONE):
         if path.exists() or (form is not None and packing is not Packing.NONE):
             raise DataError(
-                f"{path}: cannot tell the format of rows with columns; give *.csv, *.tsv, *.jsonl, *.parquet (or *.ndjson, "
-                "*.json with an object a line; all but Parquet also packed, with .gz or .zst)"
+                f"{path}: cannot tell the format of rows with columns; give *.csv, *.tsv, *.jsonl, *.parquet (or "
+                "*.ndjson, *.json with an object a line; all but Parquet also packed, with .gz or .zst)"
             )
         return _hub_rows(name)
     if not path.is_file():

@@ -57,7 +57,8 @@ class BadRows:
 
     def put(self, bad: Sequence[BadRow]) -> None:
         """Take the bad rows of a file, and warn of them; a file that is read again has the same."""
-        new = [row for row in bad if row not in self.rows]
+        known = set(self.rows)
+        new = [row for row in bad if row not in known]
         self.rows += new
         if new:
             more = f" and {len(new) - _NAMED} more" if len(new) > _NAMED else ""

@@ -211,4 +211,3 @@ def _items(values: Any, what: str) -> list[Any]:
 def _article(value: Any) -> str:
     name = type(value).__name__
     return "missing (None)" if value is None else f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
-

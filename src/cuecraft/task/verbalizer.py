@@ -77,7 +77,7 @@ class Verbalizer:
         except ValueError:
             raise DataError(
                 f"label {label!r} is not one of the task's classes ({', '.join(self.labels)}); "
-                "mend the label or add the class to the training data"
+                "fix the label or add the class to the training data"
             ) from None
 
 
