@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count, product
+from string import ascii_lowercase
 
 from cuecraft.errors import DataError, LabelWordError
 
@@ -87,12 +89,16 @@ def default_word(label: str) -> str:
 
 
 def distinct_words(labels: Sequence[str]) -> WordChoice | None:
-    """Return the classes' names as they are where their default words do not tell them apart; None where they do.
+    """Return a letter or more for each class where default words do not tell the classes apart; None where they do.
 
-    What answers by a class head reads no words, but a task has some for each class.
+    What answers by a class head reads no words, but a task has some for each class, and a tokenizer that knows no
+    capitals has to tell them apart.
     """
     words = [default_word(label) for label in labels]
-    return None if all(words) and len(set(words)) == len(words) else {label: label for label in labels}
+    if all(words) and len(set(words)) == len(words):
+        return None
+    width = next(n for n in count(1) if len(ascii_lowercase) ** n >= len(labels))
+    return {label: "".join(own) for label, own in zip(labels, product(ascii_lowercase, repeat=width), strict=False)}
 
 
 def _as_words(value: str | Sequence[str]) -> tuple[str, ...]:
