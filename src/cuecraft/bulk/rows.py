@@ -80,7 +80,7 @@ def _json_rows(piece: Piece, wanted: Wanted, found: Rows) -> None:
                 raise UnusableError(NOT_OBJECT)
             # As many keys as names, none with a blank behind it: then no name is there twice.
             if line.count(b'":') != len(row) or b'" ' in line or b'"\t' in line or b'"\r' in line:
-                _check_keys(line)
+                _check_keys(line, row)
             put_text(take(row))
         except (JSONDecodeError, UnusableError) as error:
             reason = str(error) if isinstance(error, UnusableError) else _why_broken(line)
@@ -91,8 +91,10 @@ def _json_rows(piece: Piece, wanted: Wanted, found: Rows) -> None:
             found.kept.append(tuple([row.get(name) for name in keep]))
 
 
-def _check_keys(line: bytes) -> None:
-    """Raise UnusableError where an object of JSON names a field twice."""
+def _check_keys(line: bytes, row: Mapping[str, Any]) -> None:
+    """Raise UnusableError where an object of JSON names a field twice; `row` has each of its names once."""
+    if b"\\" not in line and all(line.count(f'"{name}"'.encode()) == 1 for name in row):
+        return  # a name cannot be written in two ways then
     try:
         twice = names_twice(line)
     except (ValueError, RecursionError):  # deeper, or a number longer, than this reader of JSON takes
