@@ -13,11 +13,11 @@ from sklearn.exceptions import NotFittedError
 
 from cuecraft.backbone import AnyBackbone, load_backbone
 from cuecraft.checkpoints import Keeping
-from cuecraft.data import subsample
+from cuecraft.data import Record, subsample
 from cuecraft.data.labels import class_names, label_name, python_value, words_by_name
-from cuecraft.data.texts import Labels, Texts, as_labels, as_records, held_out_records
+from cuecraft.data.texts import Labels, Texts, as_labels, as_records, held_out_records, repeated, weighed
 from cuecraft.errors import DataError, LabelWordError, MethodError
-from cuecraft.method import Candidate, Event, Outcome, Problem, fresh_logits
+from cuecraft.method import Candidate, Event, Method, Outcome, Problem, fresh_logits
 from cuecraft.options import make_options
 from cuecraft.prompts import AnyPrompt, Artifact, Calibration, load_artifact
 from cuecraft.search.label_free import LabelFreeSearch, class_shares
@@ -97,29 +97,32 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def fit(
         self,
         texts: Texts,
-        labels: Sequence[Any],
-        dev: tuple[Texts, Sequence[Any]] | None = None,
+        labels: Labels,
+        dev: tuple[Texts, Labels] | None = None,
         report: Callable[[Event], None] = lambda event: None,
         checkpoints: str | Path | Keeping | None = None,
+        sample_weight: Any = None,
     ) -> Self:
         """Find the prompt.
 
         Args:
-            texts: `[N]` strings, or mappings from field to string.
-            labels: `[N]` classes.
+            texts: `[N]` strings or mappings from field to string, a DataFrame, or an Arrow array or table.
+            labels: `[N]` classes: strings, truth values or whole numbers, in any container of one column. Strings lose
+                their outer spaces.
             dev: texts and labels to choose and stop by.
             report: is told of each step; never affects the result.
             checkpoints: a folder for the state of search and training; the same call goes on from what it finds there,
                 and ends with the same bits as one that was not interrupted. Or a `Keeping`, which also says how often.
+            sample_weight: `[N]` weight of each text in the training loss, 0 or more; only their ratios count, and
+                texts of weight 0 are left out. Methods that train on no loss (`zero-shot`, `auto`) take whole numbers,
+                as so many copies of a row.
 
         Raises:
             CuecraftError: anything about data, template, label words, method or model that cannot be used.
             StoppedError: `Keeping.stop` asked for it; the state is kept.
         """
         method = make_method(self.method, self.method_options)
-        labels = as_labels(labels)
-        classes = class_names(labels)
-        train = as_records(texts, labels, self._fields())
+        classes, train = self._examples(texts, labels, sample_weight, method)
         held_out = held_out_records(dev, self._fields())
         backbone = load_backbone(self.model, self.head, self.device, self.local_files_only, self.dtype)
         searches_words = self.label_words == "auto"
@@ -189,6 +192,20 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         outcome = search.fit(heeding(problem, stop))
         own = {name: python_value(value) for name, value in zip(names, given, strict=True)}
         return self._keep(problem, outcome, make_artifact(problem, outcome, search, own))
+
+    def _examples(
+        self, texts: Texts, labels: Labels, sample_weight: Any, method: Method
+    ) -> tuple[dict[str, Any], list[Record]]:
+        """Return the classes by name, and the training examples with their weights."""
+        labels = as_labels(labels)
+        classes = class_names(labels)
+        records = as_records(texts, labels, self._fields())
+        if not method.weighs_examples:
+            return classes, repeated(records, sample_weight, method.name)
+        records = weighed(records, sample_weight)
+        if self.label_words == "auto" and any(record.weight is not None for record in records):
+            raise MethodError("label_words='auto' searches words without sample_weight; give words or no weights")
+        return classes, records
 
     def _given_words(self) -> WordChoice | None:
         if isinstance(self.label_words, str):
@@ -261,7 +278,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return float(np.average(hits, weights=sample_weight))
 
     def scores(
-        self, texts: Texts, labels: Sequence[Any], report: Callable[[Event], None] = lambda event: None
+        self, texts: Texts, labels: Labels, report: Callable[[Event], None] = lambda event: None
     ) -> dict[str, dict[str, float]]:
         """Return accuracy and macro-F1 of the tuned prompt beside the untuned one, over one read of the texts.
 
@@ -285,7 +302,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         }
 
     def accuracies(
-        self, texts: Texts, labels: Sequence[Any], report: Callable[[Event], None] = lambda event: None
+        self, texts: Texts, labels: Labels, report: Callable[[Event], None] = lambda event: None
     ) -> dict[str, float]:
         """Return the accuracies of `scores` alone."""
         return {name: found["accuracy"] for name, found in self.scores(texts, labels, report).items()}

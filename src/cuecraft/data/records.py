@@ -22,11 +22,13 @@ class Record:
     Args:
         fields: the texts by name.
         label: the name of the class.
+        weight: how much it counts in a training, 1 on average; None where all count alike.
         row: the number of the row in its file, from 1, bad rows counted; None for what comes from no file.
     """
 
     fields: Mapping[str, str]
     label: str | None = None
+    weight: float | None = None
     row: int | None = field(default=None, compare=False)
 
 
@@ -98,6 +100,7 @@ def fingerprint(records: Sequence[Record]) -> str:
     """Return the SHA-256 (hex) of the records: fields, labels and their order."""
     digest = hashlib.sha256()
     for record in records:
-        line = json.dumps([sorted(record.fields.items()), record.label], ensure_ascii=False)
+        weight = [] if record.weight is None else [record.weight]
+        line = json.dumps([sorted(record.fields.items()), record.label, *weight], ensure_ascii=False)
         digest.update(line.encode("utf-8", "surrogatepass") + b"\n")
     return digest.hexdigest()

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cuecraft.data.formats import STDIN, Format, Packing, kind_of, text_lines
-from cuecraft.data.labels import label_name
+from cuecraft.data.labels import is_missing, label_name, python_value
 from cuecraft.data.readers import AS_USUAL, Reading, read_records, stream_texts, text_value
 from cuecraft.data.records import BadRow, Record, check_names
-from cuecraft.errors import DataError
+from cuecraft.errors import DataError, MethodError
 
 #: Strings or mappings from field to string, one after another; an array; a pandas DataFrame; or an Arrow table.
 Texts = Any
@@ -79,19 +80,23 @@ def _usable(records: Sequence[Record], source: str, reading: Reading) -> list[Re
     return found
 
 
-def as_labels(labels: Labels) -> list[Any]:
+def as_labels(labels: Labels, what: str = "labels") -> list[Any]:
     """Return labels one after another, whatever holds them; each is still what the user has.
+
+    Args:
+        labels: see `Labels`.
+        what: they are, for errors.
 
     Raises:
         DataError: they are no list of labels, or a table of several columns, such as one-hot.
     """
     if isinstance(labels, Mapping | str | bytes | set | frozenset) or labels is None:
-        raise DataError(f"the labels are {_article(labels)}; give a list with one label for each text")
+        raise DataError(f"the {what} are {_article(labels)}; give a list with one for each text")
     names = _columns(labels)
     if names is not None:
         if len(names) != 1:
             raise DataError(
-                f"the labels are a table of {len(names)} columns; give one column of classes, such as a one-hot "
+                f"the {what} are a table of {len(names)} columns; give one column of classes, such as a one-hot "
                 "table's .idxmax(axis=1)"
             )
         return [next(iter(row.values())) for row in _table_rows(labels, names)]
@@ -99,10 +104,10 @@ def as_labels(labels: Labels) -> list[Any]:
     if isinstance(shape, tuple) and len(shape) != 1:
         if len(shape) != 2 or shape[1] != 1:
             raise DataError(
-                f"the labels have the shape {tuple(shape)}; give one class a row, such as one-hot rows' .argmax(1)"
+                f"the {what} have the shape {tuple(shape)}; give one class a row, such as one-hot rows' .argmax(1)"
             )
         labels = labels.reshape(-1)
-    return _items(labels, "labels")
+    return _items(labels, what)
 
 
 def as_records(texts: Texts, labels: Labels = None, fields: Sequence[str] | None = None) -> list[Record]:
@@ -147,6 +152,66 @@ def held_out_records(dev: tuple[Texts, Labels] | None, fields: Sequence[str] | N
     if not isinstance(dev, tuple | list) or len(dev) != 2:
         raise DataError(f"dev is {_article(dev)}; give a pair: (texts, labels)")
     return as_records(dev[0], as_labels(dev[1]), fields)
+
+
+def weighed(records: Sequence[Record], sample_weight: Any) -> list[Record]:
+    """Return records with their weights in a training, 1 on average; those of no weight are left out.
+
+    Args:
+        records: `[N]` the examples.
+        sample_weight: `[N]` numbers of 0 or more, or one for all; None, like equal ones, for none.
+
+    Raises:
+        DataError: there are not as many, one is negative or no number, or all are 0.
+    """
+    weights = _weights(sample_weight, len(records))
+    if weights is None:
+        return list(records)
+    weights = weights * (np.count_nonzero(weights) / weights.sum())
+    return [replace(record, weight=float(own)) for record, own in zip(records, weights, strict=True) if own > 0]
+
+
+def repeated(records: Sequence[Record], sample_weight: Any, method: str) -> list[Record]:
+    """Return each record as often as its weight says: what a weight means to a method that trains on no loss.
+
+    Args:
+        records: `[N]` the examples.
+        sample_weight: as for `weighed`.
+        method: its name, for the error.
+
+    Raises:
+        DataError: as `weighed`.
+        MethodError: a weight is not a whole number.
+    """
+    weights = _weights(sample_weight, len(records))
+    if weights is None:
+        return list(records)
+    if (weights % 1).any():
+        raise MethodError(
+            f"{method} trains on no loss that sample_weight could weigh; give whole numbers, which repeat rows, or "
+            "another method"
+        )
+    return [record for record, count in zip(records, weights.astype(int), strict=True) for _ in range(count)]
+
+
+def _weights(sample_weight: Any, count: int) -> np.ndarray | None:
+    """Return the weights of examples `[N]`; None where all are alike."""
+    if sample_weight is None:
+        return None
+    if isinstance(python_value(sample_weight), int | float):
+        sample_weight = [sample_weight] * count
+    values = [python_value(value) for value in as_labels(sample_weight, "weights")]
+    if len(values) != count:
+        raise DataError(f"{count} texts but {len(values)} weights in sample_weight; give one for each text")
+    for row, value in enumerate(values, start=1):
+        if is_missing(value) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+            raise DataError(
+                f"row {row}: the weight {str(value)[:40]!r} in sample_weight is no number of 0 or more; fix it"
+            )
+    weights = np.asarray(values, dtype=float)
+    if count and not weights.any():
+        raise DataError("all weights in sample_weight are 0; give one above 0")
+    return None if (weights == weights[:1]).all() else weights
 
 
 def _checked(where: str, row: Mapping[Any, Any], fields: Sequence[str] | None) -> dict[str, str]:
