@@ -114,7 +114,7 @@ WRONG = {
     "dummies": (pd.get_dummies(pd.Series(Y)), "a table of 2 columns.*idxmax"),
     "arrow table": (pyarrow.table({"a": Y, "b": Y}), "a table of 2 columns"),
     "without dimension": (np.array("x"), r"the shape \(\)"),
-    "one string": ("a" * len(X), "are a str; give a list"),
+    "one string": ("a" * len(X), "are a str; give them in a list"),
     "mapping": (dict(enumerate(Y)), "are a dict"),
     "set": (set(Y), "are a set"),
     "none": (None, r"are missing \(None\)"),

@@ -176,7 +176,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         if self.label_words == "auto":
             raise MethodError("label words are searched with labels; without any, give label_words={class: word}")
-        given = list(classes if classes is not None else self.label_words or ())
+        given = list(self.label_words or ()) if classes is None else as_labels(classes, "classes")
         names = [label_name(f"class {number}", name) for number, name in enumerate(given, start=1)]
         options = dict(self.method_options or {})
         if prior is not None:
@@ -190,7 +190,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         task = replace(task, reserve=max(task.reserve, longest))
         problem = label_free_problem(backbone, task, records, seed=self.seed, time_limit=self.time_limit, report=report)
         outcome = search.fit(heeding(problem, stop))
-        own = {name: python_value(value) for name, value in zip(names, given, strict=True)}
+        values = (python_value(value) for value in given)
+        own = {name: name if isinstance(value, str) else value for name, value in zip(names, values, strict=True)}
         return self._keep(problem, outcome, make_artifact(problem, outcome, search, own))
 
     def _examples(
@@ -274,7 +275,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         names = [label_name(f"row {row}", label) for row, label in enumerate(as_labels(labels), start=1)]
         if len(names) != len(found):
             raise DataError(f"{len(found)} texts but {len(names)} labels; give one label for each text")
-        hits = [self.task_.verbalizer.labels[row] == name for row, name in zip(found, names, strict=True)]
+        own = [label_name("a class", value) for value in self.classes_.tolist()]
+        hits = [own[row] == name for row, name in zip(found, names, strict=True)]
         return float(np.average(hits, weights=sample_weight))
 
     def scores(

@@ -91,7 +91,7 @@ def as_labels(labels: Labels, what: str = "labels") -> list[Any]:
         DataError: they are no list of labels, or a table of several columns, such as one-hot.
     """
     if isinstance(labels, Mapping | str | bytes | set | frozenset) or labels is None:
-        raise DataError(f"the {what} are {_article(labels)}; give a list with one for each text")
+        raise DataError(f"the {what} are {_article(labels)}; give them in a list")
     names = _columns(labels)
     if names is not None:
         if len(names) != 1:
