@@ -111,6 +111,14 @@ def test_an_object_that_names_a_field_twice_is_a_bad_row_however_it_is_written(t
     assert bad == ([(0, f"two fields of the name {twice[0]!r}")] if twice else [])
 
 
+def test_columns_of_one_name_are_told_before_anything_is_written(prompt, tmp_path):
+    (tmp_path / "a.csv").write_text("message,n\na,1\n")
+    (tmp_path / "b.csv.gz").write_bytes(gzip.compress(b"message,n,n\na,1,2\n"))
+    with pytest.raises(BulkError, match=r"b\.csv\.gz: two columns are called 'n'"):
+        classify(prompt, [tmp_path / "a.csv", tmp_path / "b.csv.gz"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("size", [7, 1 << 20])
 def test_a_delimiter_is_for_csv_and_tsv(tmp_path, size):
     path = tmp_path / "a.csv"

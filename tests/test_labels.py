@@ -123,6 +123,7 @@ WRONG = {
     "missing category": (pd.Categorical([None, *Y[1:]]), "row 1: the label is missing"),
     "missing time": ([pd.NaT, *Y[1:]], "row 1: the label is missing"),
     "missing arrow": (pyarrow.array([None, *Y[1:]]), "row 1: the label is missing"),
+    "masked": (np.ma.array(NUMBERS, mask=[1, *[0] * 7]), "row 1: the label is missing"),
     "kinds": ([1, *Y[1:]], r"mix numbers and strings \(1, 'negative'\)"),
     "too few": ((label for label in Y[1:]), "8 texts but 7 labels"),
 }

@@ -13,6 +13,9 @@ from cuecraft.data.formats import Format, Packing, Stream
 from cuecraft.data.records import check_names
 from cuecraft.errors import BulkError, DataError
 
+_LOOKED_INTO = 32  # files whose names of columns are checked before a job begins
+_HEADER = 1 << 16  # bytes of a file that are looked at for that, about
+
 
 @dataclass(frozen=True)
 class Block:
@@ -81,6 +84,16 @@ def blocks_of(source: Source, size: int, longest: int, columns: Sequence[str]) -
             header, piece = _headed(piece, source.cells)
             _check_names(source, header)
         yield Block(source, number, piece=piece, header=header)
+
+
+def check_headers(sources: Sequence[Source], columns: Sequence[str]) -> None:
+    """Raise BulkError where two columns of an input have one name, before anything is written.
+
+    Looks into the first few files alone; a later one is looked at when its turn comes.
+    """
+    for source in sources[:_LOOKED_INTO]:
+        if not source.is_stream and (source.cells is not None or source.format is Format.PARQUET):
+            next(blocks_of(source, _HEADER, _HEADER, columns), None)
 
 
 def _check_names(source: Source, names: Sequence[str]) -> None:

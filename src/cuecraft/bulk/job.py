@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from cuecraft.bulk.blocks import blocks_expected
+from cuecraft.bulk.blocks import blocks_expected, check_headers
 from cuecraft.bulk.sources import Source, find_sources
 from cuecraft.bulk.texts import Wanted, kept_columns, parsed_template
 from cuecraft.data.formats import Format, check_delimiter
@@ -163,6 +163,7 @@ def make_job(
         is_structured = bool(columns_asked or command.keep)
         delimiter = check_delimiter(command.delimiter)
         sources = find_sources(command.inputs, command.format, is_structured, command.out, delimiter)
+        check_headers(sources, (*columns, *command.keep))
     for source in sources:
         if source.format is Format.TEXT and (columns_asked or len(columns) > 1 or command.keep):
             what = "were asked for" if columns_asked or command.keep else "are what the prompt takes"

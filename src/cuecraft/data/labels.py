@@ -13,6 +13,8 @@ _SHOWN = 60  # characters of a value in an error
 
 def python_value(value: Any) -> Any:
     """Return a scalar of NumPy, PyArrow or PyTorch as the Python value that it stands for."""
+    if type(value).__name__ == "MaskedConstant":  # of NumPy; it would give 0
+        return None
     if hasattr(value, "as_py"):
         return value.as_py()
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
