@@ -20,10 +20,11 @@ from cuecraft.bulk import preparing
 from cuecraft.bulk.blocks import blocks_of
 from cuecraft.bulk.lines import SHRUNK
 from cuecraft.bulk.masking import masked
+from cuecraft.bulk.rows import rows_of as rows_in
 from cuecraft.bulk.sources import Format, find_sources
 from cuecraft.bulk.student import fit_student
 from cuecraft.bulk.table import Answers
-from cuecraft.errors import BulkError
+from cuecraft.errors import BulkError, DataError
 from test_bulk_reading import NOWHERE, read, wanted
 
 
@@ -73,13 +74,70 @@ def test_a_csv_row_that_is_too_long_is_one_bad_row_whatever_is_in_it(tmp_path, s
     assert len(places) == len(set(places))
 
 
-def test_columns_of_one_name_are_refused_where_they_are_wanted(tmp_path):
+def test_columns_of_one_name_are_refused(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("\n\nmessage,,,message\na,,,b\n")
     with pytest.raises(BulkError, match="two columns are called 'message'"):
         read(path, wanted())
+    path.write_text("\n\nmessage,other,other\na,,b\n")
+    with pytest.raises(BulkError, match="two columns are called 'other'"):
+        read(path, wanted())
     path.write_text("\n\nmessage,,\na,,\n")
     assert [text for _, text in read(path, wanted())[0]] == ["a"]
+
+
+def test_columns_of_parquet_of_one_name_are_refused(tmp_path):
+    arrays = [pa.array([value]) for value in ("a", "b", "c")]
+    for names in (["message", "n", "message"], ["message", "n", "n"]):
+        pq.write_table(pa.table(arrays, names=names), tmp_path / "a.parquet")
+        with pytest.raises(BulkError, match=f"two columns are called '{names[2]}'"):
+            read(tmp_path / "a.parquet", wanted())
+
+
+KEYS = st.sampled_from(['"a"', '"message"', '"\\u0061"', '"b":', '"b" :', '"m\\"": '])
+JSON_VALUES = st.sampled_from(['"x"', "1", '{"a": 1, "a": 2}', '"x\\": y"', '[{"message": "z"}]', '"a : b"', "null"])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(KEYS, st.sampled_from([":", " :", ": ", "\t: "]), JSON_VALUES), max_size=5))
+def test_an_object_that_names_a_field_twice_is_a_bad_row_however_it_is_written(tmp_path_factory, items):
+    items = [('"message"', ":", '"text"'), *items]
+    line = "{" + ", ".join(f"{key.rstrip(': ')}{colon}{value}" for key, colon, value in items) + "}"
+    path = tmp_path_factory.mktemp("json") / "a.jsonl"
+    path.write_text(line + "\n")
+    names = [json.loads(key.rstrip(": ")) for key, _, _ in items]
+    twice = [name for name in names if names.count(name) > 1]
+    _, bad = read(path, wanted())
+    assert bad == ([(0, f"two fields of the name {twice[0]!r}")] if twice else [])
+
+
+def test_columns_of_one_name_are_told_before_anything_is_written(prompt, tmp_path):
+    (tmp_path / "a.csv").write_text("message,n\na,1\n")
+    (tmp_path / "b.csv.gz").write_bytes(gzip.compress(b"message,n,n\na,1,2\n"))
+    with pytest.raises(BulkError, match=r"b\.csv\.gz: two columns are called 'n'"):
+        classify(prompt, [tmp_path / "a.csv", tmp_path / "b.csv.gz"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("size", [7, 1 << 20])
+def test_a_delimiter_is_for_csv_and_tsv(tmp_path, size):
+    path = tmp_path / "a.csv"
+    path.write_text('n;message\n1;"a; b"\n2;c, d\n')
+    (source,) = find_sources([str(path)], None, True, tmp_path / "out", ";")
+    texts = [text for block in blocks_of(source, size, 1000, ("message",)) for text in rows_in(block, wanted()).texts]
+    assert texts == ["a; b", "c, d"]
+
+
+def test_a_field_that_no_template_names_may_hold_anything(prompt, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "good", "n": 1}\n{"text": "bad", "n": null}\n{"text": "dull"}\n{"n": "x"}\n')
+    found = classify(prompt, path, tmp_path / "out", fields=("text", "n"))
+    assert (found["classified"], found["reasons"]) == (3, {"missing field": 1})
+
+
+def test_an_address_is_no_input(tmp_path):
+    with pytest.raises(DataError, match="is an address"):
+        find("https://a.org/b.jsonl")
 
 
 def test_what_would_be_text_is_json_where_fields_are_asked_for(tmp_path):

@@ -1,5 +1,6 @@
 """The command line: documents on stdout, notes on stderr, exit codes."""
 
+import gzip
 import json
 import shutil
 import warnings
@@ -94,6 +95,88 @@ def test_predict_takes_arguments_stdin_and_files(run, artifact, tmp_path):
         assert json.loads(run("predict", artifact, *words, stdin=stdin)[1])["predictions"] == found
 
 
+def test_predict_reads_the_same_bytes_alike_from_stdin_and_files(run, artifact, tmp_path):
+    import io
+
+    content = "\ufeffa joy\r\nđủ dấu\r\n\r\n".encode()
+    (tmp_path / "a.txt").write_bytes(content)
+    (tmp_path / "a.TXT.gz").write_bytes(gzip.compress(content))
+    found = json.loads(run("predict", artifact, "a joy", "đủ dấu", "--json")[1])["predictions"]
+    for words in (("--file", "a.txt"), ("--file", "a.TXT.gz"), ()):
+        stdin = None if words else io.TextIOWrapper(io.BytesIO(content))
+        assert json.loads(run("predict", artifact, *words, "--json", stdin=stdin)[1])["predictions"] == found
+
+
+WRITTEN = {
+    "a.CSV": (lambda rows: "text,label\n" + "".join(f"{row['text']!a},{row['label']}\n" for row in rows), ()),
+    "a.csv.gz": (
+        lambda rows: gzip.compress(("text;label\n" + "".join(f"{r['text']};{r['label']}\n" for r in rows)).encode()),
+        ("--delimiter", ";"),
+    ),
+    "a.ndjson": (lambda rows: "".join(json.dumps(row) + "\n" for row in rows), ()),
+    "a.json": (lambda rows: "".join(json.dumps(row) + "\n" for row in rows), ()),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_tune_predict_and_advise_read_what_classify_reads(run, artifact, causal_folder, tmp_path, name):
+    write_rows, words = WRITTEN[name]
+    rows = [row for row in ROWS if "'" not in row["text"] and "," not in row["text"]]
+    content = write_rows(rows)
+    content = (
+        content if isinstance(content, bytes) else content.replace("'", '"').encode() if "CSV" in name else content
+    )
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    texts = [row["text"] for row in rows]
+    found = json.loads(run("predict", artifact, "--file", name, *words, "--json")[1])["predictions"]
+    assert [own["text"] for own in found] == texts
+    where = ("--model", causal_folder, *words)
+    code, out, err = run("tune", name, "--test", name, "--method", "zero-shot", *where, "--json")
+    assert (code, json.loads(out)["test_rows"]) == (0, len(rows)), err
+    code, out, err = run("advise", name, "--label-column", "label", "--time-limit", 1, *where, "--json")
+    assert code == 0, err
+    code, out, err = run("classify", artifact, name, *words, "--field", "text", "--out", "labelled", "--json")
+    assert (code, json.loads(out)["classified"]) == (0, len(rows)), err
+
+
+def test_bad_rows_are_left_out_of_tune_and_predict_and_named(run, artifact, causal_folder, tmp_path):
+    rows = [*ROWS * 2, {"text": " ", "label": "positive"}, {"text": "no label"}, *ROWS[:1]]
+    write(tmp_path / "train.jsonl", rows)
+    write(tmp_path / "test.jsonl", [{"text": "", "label": "positive"}, *ROWS])
+    words = ("tune", "train.jsonl", "--test", "test.jsonl", "--method", "zero-shot", "--model", causal_folder, "--json")
+    code, out, err = run(*words)
+    assert (code, out) == (2, "")
+    assert "train.jsonl line 17: 'text' is empty" in err
+    for seeds in ((), ("--seeds", "0,1", "--out", "both")):
+        code, out, err = run(*words, "--skip-bad-rows", *seeds)
+        assert code == 0, err
+        skipped = json.loads(out)["skipped_rows"]
+        assert skipped["count"] == 3
+        assert [(row["source"], row["row"]) for row in skipped["rows"]] == [
+            ("train.jsonl", 17),
+            ("train.jsonl", 18),
+            ("test.jsonl", 1),
+        ]
+        assert "train.jsonl: 2 bad rows left out (row 17, 18)" in " ".join(err.split())
+    assert "skipped_rows" not in json.loads(run("predict", artifact, "fine", "--json")[1])
+    code, out, err = run("predict", artifact, "--file", "test.jsonl", "--skip-bad-rows", "--json")
+    document = json.loads(out)
+    assert len(document["predictions"]) == len(ROWS)
+    assert [row["row"] for row in document["skipped_rows"]["rows"]] == [1]
+    document = json.loads(run("predict", artifact, "fine", " ", "--skip-bad-rows", "--json")[1])
+    assert [own["text"] for own in document["predictions"]] == ["fine"]
+    assert document["skipped_rows"]["count"] == 1
+
+
+def test_a_label_outside_is_named_by_the_number_of_its_row_in_the_file(run, causal_folder, tmp_path):
+    write(tmp_path / "train.jsonl", ROWS)
+    write(tmp_path / "dev.jsonl", [{"text": ""}, *ROWS, {"text": "a", "label": "mixed"}])
+    words = ("--dev", "dev.jsonl", "--skip-bad-rows", "--model", causal_folder)
+    code, _, err = run("tune", "train.jsonl", *words)
+    assert code == 2
+    assert f"dev.jsonl row {len(ROWS) + 2}: label 'mixed'" in err
+
+
 def test_predict_and_show_for_people(run, artifact):
     code, out, _ = run("predict", artifact, "a joy")
     assert code == 0
@@ -151,6 +234,10 @@ BAD = {
         "odd.jsonl row 1: label 'mixed'",
     ),
     "field that is no name": (["tune", "odd-name.jsonl", "--text-column", "prompt"], "column 'prompt' cannot be"),
+    "label that is a list": (["tune", "list.jsonl"], "list.jsonl line 1: the label is a list (['good'])"),
+    "column twice": (["tune", "twice.csv"], "two columns are called 'text'"),
+    "address": (["tune", "https://a.org/b.csv"], "is an address"),
+    "delimiter": (["tune", "train.jsonl", "--delimiter", ";;"], "the delimiter ';;' cannot be used"),
     "more values than columns": (["tune", "commas.csv"], "line 2: more values than columns"),
     "nothing left to test on": (["tune", "train.jsonl", "--shots", "6", "--test-size", "9"], "leaves no rows"),
     "part and value": (
@@ -178,6 +265,8 @@ def test_mistakes_cost_one_line_and_exit_code_two(run, tmp_path, causal_folder, 
     write(tmp_path / "odd.jsonl", [{"text": "a", "label": "mixed"}])
     write(tmp_path / "two.jsonl", [{"a": "x", "b": "y", "label": label} for label in LABELS])
     write(tmp_path / "odd-name.jsonl", [{"prompt": "x", "label": label} for label in LABELS])
+    write(tmp_path / "list.jsonl", [{"text": "a", "label": ["good"]}])
+    (tmp_path / "twice.csv").write_text("text,label,text\na,positive,b\n")
     (tmp_path / "commas.csv").write_text("text,label\nI liked it, really,positive\n")
     (tmp_path / "taken").mkdir()
     before = sorted(path.name for path in tmp_path.rglob("*"))

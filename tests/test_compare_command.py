@@ -56,6 +56,21 @@ def run(run):
     return lambda *words: run("compare", *words)
 
 
+def test_bad_rows_are_left_out_and_other_delimiters_read(run, tmp_path, causal_folder, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = ["text;label", ";positive", *(f"{text} {n};{LABELS[label]}" for n in range(2) for text, label in TEXTS)]
+    (tmp_path / "films.csv").write_text("\n".join(lines) + "\n")
+    words = ("--task", "films.csv", "--delimiter", ";", "--shots", 2, "--seeds", 1, "--methods", "zero-shot")
+    words = (*words, "--model", causal_folder, "--json")
+    code, _, err = run(*words)
+    assert (code, "films.csv line 2: 'text' is empty" in err) == (2, True)
+    code, out, err = run(*words, "--skip-bad-rows")
+    assert code == 0, err
+    skipped = json.loads(out)["skipped_rows"]
+    assert (skipped["count"], skipped["rows"][0]["row"]) == (1, 1)
+    assert "1 bad row left out (row 1)" in " ".join(err.split())
+
+
 @pytest.fixture
 def undrawn(monkeypatch):
     """Leave the drawing out, where a test is not about it."""

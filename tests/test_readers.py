@@ -1,7 +1,9 @@
 """Reading data files and the packaged demo data; the fingerprint of what was read."""
 
 import csv
+import gzip
 import importlib.util
+import io
 import json
 import math
 import sys
@@ -9,12 +11,14 @@ from collections import Counter
 
 import pyarrow
 import pytest
+import zstandard
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from cuecraft.data import Record, fingerprint, read_records
-from cuecraft.errors import AssetError, DataError
+from cuecraft.data import BadRows, Reading, Record, fingerprint, read_partly_labelled, read_records, stream_texts
+from cuecraft.data.texts import stdin_texts
+from cuecraft.errors import AssetError, CuecraftWarning, DataError
 
 SUFFIXES = ("csv", "tsv", "jsonl", "parquet")
 AWKWARD = [
@@ -218,7 +222,7 @@ def test_missing_file_is_refused(tmp_path, suffix):
     refusal(tmp_path / f"folder.{suffix}", "no such file")
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a", "a.csv.gz", "a.json"])
+@pytest.mark.parametrize("name", ["a.txt", "a", "a.parquet.gz", "a.csv.bz2", "a.log"])
 def test_unknown_suffix_is_refused(put, name):
     refusal(put(name, "text,label\nx,c\n"), "cannot tell the format", "*.csv, *.tsv, *.jsonl, *.parquet")
 
@@ -228,10 +232,157 @@ def test_missing_file_of_unknown_suffix_is_taken_for_a_hub_name(monkeypatch, tmp
     refusal(tmp_path / "none.txt", "no such file", "pip install 'cuecraft[hub-data]'")
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
-def test_not_utf8_is_refused(put, encoding):
-    refusal(put("a.csv", "text,label\nété,c\n".encode(encoding)), "not readable as UTF-8 CSV")
-    refusal(put("a.tsv", "text\tlabel\nété\tc\n".encode(encoding)), "not readable as UTF-8 TSV")
+@pytest.mark.parametrize(
+    ("encoding", "where"), [("latin-1", " line 2: "), ("utf-16", "it is UTF-16; save it as UTF-8")]
+)
+def test_not_utf8_is_refused(put, encoding, where):
+    refusal(put("a.csv", "text,label\nété,c\n".encode(encoding)), "not readable as UTF-8 CSV", where)
+    refusal(put("a.tsv", "text\tlabel\nété\tc\n".encode(encoding)), "not readable as UTF-8 TSV", where)
+    with pytest.raises(DataError, match="not readable as UTF-8 text"):
+        list(stream_texts(put("a.txt", "été\n".encode(encoding))))
+
+
+TWICE = {
+    "a.csv": "text,label,text\nx,c,y\n",
+    "unused.csv": "text,label,n,n\nx,c,1,2\n",
+    "a.tsv": "text\tlabel\ttext\nx\tc\ty\n",
+    "a.jsonl": '{"text": "x", "label": "c", "text": "y"}\n',
+    "escaped.jsonl": '{"text": "x", "label": "c", "te\\u0078t": "y"}\n',
+    "unused.jsonl": '{"text": "x", "label": "c", "n": 1, "n": 2}\n',
+}
+
+
+@pytest.mark.parametrize("name", TWICE)
+def test_two_columns_of_one_name_are_refused_with_the_name(put, name):
+    twice = "n" if "unused" in name else "text"
+    path = put(name, TWICE[name])
+    refusal(path, f"two columns are called '{twice}'")
+    for read in (read_partly_labelled, lambda source: list(stream_texts(source))):
+        with pytest.raises(DataError, match=f"two columns are called '{twice}'"):
+            read(path)
+
+
+def test_two_columns_of_parquet_of_one_name_are_refused_and_nested_or_empty_names_are_none(put, tmp_path):
+    arrays = [pyarrow.array([value]) for value in ("x", "c", "y", 1)]
+    parquet.write_table(pyarrow.table(arrays, names=["text", "label", "text", "n"]), tmp_path / "a.parquet")
+    refusal(tmp_path / "a.parquet", "two columns are called 'text'")
+    parquet.write_table(pyarrow.table(arrays, names=["n", "label", "text", "n"]), tmp_path / "a.parquet")
+    refusal(tmp_path / "a.parquet", "two columns are called 'n'")
+    expected = [Record({"text": "x"}, "c")]
+    assert read_records(put("a.csv", "text,label,,\nx,c,,\n")) == expected
+    assert read_records(put("a.jsonl", '{"text": "x", "label": "c", "own": {"text": 1, "label": 2}}')) == expected
+
+
+PACK = {"": bytes, ".gz": gzip.compress, ".ZST": zstandard.ZstdCompressor().compress}
+
+
+@pytest.mark.parametrize("packing", PACK)
+@pytest.mark.parametrize("ending", [".CSV", ".Tsv", ".ndjson", ".JSON", ".jsonl"])
+def test_endings_in_capitals_and_packed_files_are_read(put, ending, packing):
+    mark = "\t" if ending == ".Tsv" else ","
+    rows = f"text{mark}label\r\nx{mark}c\r\n" if ending in (".CSV", ".Tsv") else '{"text": "x", "label": "c"}\r\n'
+    path = put(f"a{ending}{packing}", PACK[packing](("\ufeff" + rows).encode()))
+    assert read_records(path) == [Record({"text": "x"}, "c")]
+    assert list(stream_texts(path)) == ["x"]
+
+
+def test_a_delimiter_is_taken_from_the_reading_and_missed_by_name(put):
+    path = put("a.csv", "text;label\nx, y;c\n")
+    for mark, content in ((";", "text;label\nx, y;c\n"), ("\\t", "text\tlabel\nx, y\tc\n")):
+        assert read_records(put("b.csv", content), reading=Reading(mark)) == [Record({"text": "x, y"}, "c")]
+    refusal(put("a.csv", "text;label\nx;c\n"), "the columns are 'text;label'; is another --delimiter meant?")
+    for mark in ("", ";;", '"', "\n", "é"):
+        with pytest.raises(DataError, match="cannot be used; give one character"):
+            read_records(path, reading=Reading(mark))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.csv", 'text,label\nx,c\n"a "loud" word",c\ny,c\n', "line 3: broken CSV (',' expected"),
+        ("a.csv", 'text,label\nx,c\n"never closed,c\ny,c\n', "line 3: broken CSV (a quotation mark that opens here"),
+        ("a.csv", gzip.compress(b"text,label\nx,c\n"), "it is packed by gzip; let its name end in .gz"),
+        ("a.jsonl", b"PK\x03\x04", "it is a ZIP archive or a spreadsheet; unpack it"),
+        ("a.csv.gz", "text,label\nx,c\n", "damaged gzip"),
+        ("a.csv.gz", gzip.compress(b"text,label\nx,c\n" * 999)[:-9], "truncated gzip"),
+        ("a.json", '[\n {"text": "x", "label": "c"}\n]', "line 1: not valid JSON"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said_with_its_place_and_a_remedy(put, name, content, says):
+    refusal(put(name, content), says)
+
+
+@pytest.mark.parametrize(
+    "address", ["https://a.org/b.csv", "s3://a/b.parquet", "HTTP://a.org/b.txt", "file:///b.jsonl"]
+)
+def test_an_address_is_no_path(address):
+    refusal(address, "is an address", "download the file")
+    with pytest.raises(DataError, match="is an address"):
+        list(stream_texts(address))
+
+
+LINES = {
+    b"one\r\ntwo\r\n": ["one", "two"],
+    b"\xef\xbb\xbfone\n\xef\xbb\xbftwo": ["one", "\ufefftwo"],
+    b"\r\n \t\none\n\r\n": ["one"],
+    "line\u2028\x85\x0bon\n  kept \n".encode(): ["line\u2028\x85\x0bon", "  kept "],
+    b"": [],
+}
+
+
+@pytest.mark.parametrize("content", LINES)
+def test_stdin_a_file_and_a_packed_file_give_the_same_texts_for_the_same_bytes(put, monkeypatch, content):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="latin-1"))
+    assert stdin_texts() == LINES[content]
+    for name, packed in (("a.txt", content), ("a.TXT.gz", gzip.compress(content)), ("a.log", content)):
+        assert list(stream_texts(put(name, packed))) == LINES[content]
+
+
+def test_stdin_that_cannot_be_read_is_one_line(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"fine\n\xff\n")))
+    with pytest.raises(DataError, match="stdin line 2: not readable as UTF-8"):
+        stdin_texts()
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(DataError, match=r"stdin: unreadable \(stdin is closed\)"):
+        stdin_texts()
+
+
+BAD_ROWS = {
+    "a.jsonl": (
+        '{"text": "x", "label": "c"}\n{"text": " ", "label": "c"}\n\n{broken\n{"text": "y"}\n'
+        '{"text": 3, "label": "c"}\n'
+        '{"text": "y", "label": null}\n["y"]\n{"text": "y", "text": "z", "label": "c"}\n{"text": "y", "label": [1]}\n'
+        '{"text": "last", "label": "d"}\n',
+        [2, 3, 4, 5, 6, 7, 8, 9],
+    ),
+    "a.csv": ('text,label\nx,c\n,c\ny,\ny\ny,c,more\n"y "z"",c\n\xff,c\nlast,d\n', [2, 3, 4, 5, 6, 7]),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_bad_rows_are_left_out_where_that_is_asked_for_and_named(put, name):
+    content, numbers = BAD_ROWS[name]
+    path = put(name, content.encode("latin-1"))
+    refusal(path)
+    bad = BadRows()
+    with pytest.warns(CuecraftWarning, match=f"{len(numbers)} bad rows left out .row 2, 3, 4") as told:
+        records = read_records(path, reading=Reading(bad=bad))
+    assert len(told) == 1
+    assert records == [Record({"text": "x"}, "c"), Record({"text": "last"}, "d")]
+    assert records[1].row == numbers[-1] + 1
+    document = bad.document()
+    assert document["count"] == len(numbers)
+    assert [row["row"] for row in document["rows"]] == numbers
+    assert all(row["source"] == str(path) and str(path) in row["reason"] for row in document["rows"])
+    assert read_records(path, reading=Reading(bad=bad)) == records  # once more, as each seed does: nothing new to say
+    assert bad.document() == document
+
+
+def test_a_file_of_bad_rows_alone_is_refused_whatever_was_asked_for(put):
+    path = put("a.csv", "text,label\n,c\n,d\n")
+    refusal(path, "line 2: 'text' is empty", "all 2 rows", reading=Reading(bad=BadRows()))
+    refusal(put("b.csv", "text,label\n"), "no rows", reading=Reading(bad=BadRows()))
+    refusal(put("c.csv", "text,label\nx,c\n"), "no column 'y'", label_column="y", reading=Reading(bad=BadRows()))
 
 
 def test_jsonl_line_that_is_not_utf8_is_refused(put):

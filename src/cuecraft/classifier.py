@@ -13,15 +13,17 @@ from sklearn.exceptions import NotFittedError
 
 from cuecraft.backbone import AnyBackbone, load_backbone
 from cuecraft.checkpoints import Keeping
-from cuecraft.data import subsample
-from cuecraft.data.texts import Texts, as_records, class_names, label_value, python_value
-from cuecraft.errors import LabelWordError, MethodError
-from cuecraft.method import Candidate, Event, Outcome, Problem, fresh_logits
+from cuecraft.data import Record, subsample
+from cuecraft.data.labels import class_names, label_name, python_value, words_by_name
+from cuecraft.data.texts import Labels, Texts, as_labels, as_records, held_out_records, repeated, weighed
+from cuecraft.errors import DataError, LabelWordError, MethodError
+from cuecraft.method import Candidate, Event, Method, Outcome, Problem, fresh_logits
 from cuecraft.options import make_options
 from cuecraft.prompts import AnyPrompt, Artifact, Calibration, load_artifact
 from cuecraft.search.label_free import LabelFreeSearch, class_shares
 from cuecraft.search.label_words import LabelWordSearch, with_label_words
-from cuecraft.task.verbalizer import WordChoice, default_word
+from cuecraft.task import Template
+from cuecraft.task.verbalizer import WordChoice, default_word, distinct_words
 from cuecraft.tune import make_method
 from cuecraft.tune.auto import Auto
 from cuecraft.tune.finish import make_artifact, stored_candidate
@@ -96,32 +98,38 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def fit(
         self,
         texts: Texts,
-        labels: Sequence[Any],
-        dev: tuple[Texts, Sequence[Any]] | None = None,
+        labels: Labels,
+        dev: tuple[Texts, Labels] | None = None,
         report: Callable[[Event], None] = lambda event: None,
         checkpoints: str | Path | Keeping | None = None,
+        sample_weight: Any = None,
     ) -> Self:
         """Find the prompt.
 
         Args:
-            texts: `[N]` strings, or mappings from field to string.
-            labels: `[N]` classes.
+            texts: `[N]` strings or mappings from field to string, a DataFrame, or an Arrow array or table.
+            labels: `[N]` classes: strings, truth values or whole numbers, in any container of one column. Strings lose
+                their outer spaces.
             dev: texts and labels to choose and stop by.
             report: is told of each step; never affects the result.
             checkpoints: a folder for the state of search and training; the same call goes on from what it finds there,
                 and ends with the same bits as one that was not interrupted. Or a `Keeping`, which also says how often.
+            sample_weight: `[N]` weight of each text in the training loss, 0 or more; only their ratios count, and
+                texts of weight 0 are left out. Methods that train on no loss (`zero-shot`, `auto`) take whole numbers,
+                as so many copies of a row.
 
         Raises:
             CuecraftError: anything about data, template, label words, method or model that cannot be used.
             StoppedError: `Keeping.stop` asked for it; the state is kept.
         """
         method = make_method(self.method, self.method_options)
-        classes = class_names(labels)
-        train = as_records(texts, labels)
-        held_out = as_records(*dev) if dev is not None else None
+        classes, train = self._examples(texts, labels, sample_weight, method)
+        held_out = held_out_records(dev, self._fields())
         backbone = load_backbone(self.model, self.head, self.device, self.local_files_only, self.dtype)
         searches_words = self.label_words == "auto"
         words = {name: default_word(name) for name in classes} if searches_words else self._given_words()
+        if words is None and method.has_own_head:
+            words = distinct_words(list(classes))
         longest = method.longest_prompt()
         task = make_task(backbone, train, self.template, words, self.max_tokens, list(classes), longest)
         problem = make_problem(
@@ -169,13 +177,13 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         if self.label_words == "auto":
             raise MethodError("label words are searched with labels; without any, give label_words={class: word}")
-        given = list(classes if classes is not None else self.label_words or ())
-        names = [str(label_value(f"class {number}", name)) for number, name in enumerate(given, start=1)]
+        given = list(self.label_words or ()) if classes is None else as_labels(classes, "classes")
+        names = [label_name(f"class {number}", name) for number, name in enumerate(given, start=1)]
         options = dict(self.method_options or {})
         if prior is not None:
             options["prior"] = class_shares(prior, names)
         search = make_options(LabelFreeSearch, options)
-        records = subsample(as_records(texts), search.max_texts, self.seed)
+        records = subsample(as_records(texts, fields=self._fields()), search.max_texts, self.seed)
         backbone = load_backbone(self.model, self.head, self.device, self.local_files_only, self.dtype)
         words = self._given_words()
         task = label_free_task(backbone, records, names, self.template, words, self.max_tokens)
@@ -183,13 +191,32 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         task = replace(task, reserve=max(task.reserve, longest))
         problem = label_free_problem(backbone, task, records, seed=self.seed, time_limit=self.time_limit, report=report)
         outcome = search.fit(heeding(problem, stop))
-        own = {name: python_value(value) for name, value in zip(names, given, strict=True)}
+        values = (python_value(value) for value in given)
+        own = {name: name if isinstance(value, str) else value for name, value in zip(names, values, strict=True)}
         return self._keep(problem, outcome, make_artifact(problem, outcome, search, own))
+
+    def _examples(
+        self, texts: Texts, labels: Labels, sample_weight: Any, method: Method
+    ) -> tuple[dict[str, Any], list[Record]]:
+        """Return the classes by name, and the training examples with their weights."""
+        labels = as_labels(labels)
+        classes = class_names(labels)
+        records = as_records(texts, labels, self._fields())
+        if not method.weighs_examples:
+            return classes, repeated(records, sample_weight, method.name)
+        records = weighed(records, sample_weight)
+        if self.label_words == "auto" and any(record.weight is not None for record in records):
+            raise MethodError("label_words='auto' searches words without sample_weight; give words or no weights")
+        return classes, records
 
     def _given_words(self) -> WordChoice | None:
         if isinstance(self.label_words, str):
             raise LabelWordError(f"label_words is {self.label_words!r}; give {{class: word}}, or 'auto'")
-        return self.label_words and {str(name): word for name, word in self.label_words.items()}
+        return words_by_name(self.label_words)
+
+    def _fields(self) -> tuple[str, ...] | None:
+        """Return the fields that the template names; None where every column of the texts is one."""
+        return Template(self.template).field_names if self.template else None
 
     def _keep(self, problem: Problem, outcome: Outcome, artifact: Artifact) -> Self:
         # All at once and last, so that a fit that is interrupted leaves the classifier as it was.
@@ -237,8 +264,24 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         labels: np.ndarray = self.classes_[likeliest]
         return labels
 
+    def score(self, texts: Texts, labels: Labels, sample_weight: Any = None) -> float:
+        """Return the share of texts whose likeliest class is their label's, by names, as `fit` reads labels.
+
+        Args:
+            texts: `[N]`.
+            labels: `[N]` classes; one that `fit` has not seen counts as a mistake.
+            sample_weight: `[N]` weight of each text; None for equal ones.
+        """
+        found = self.predict_proba(texts).argmax(1)
+        names = [label_name(f"row {row}", label) for row, label in enumerate(as_labels(labels), start=1)]
+        if len(names) != len(found):
+            raise DataError(f"{len(found)} texts but {len(names)} labels; give one label for each text")
+        own = [label_name("a class", value) for value in self.classes_.tolist()]
+        hits = [own[row] == name for row, name in zip(found, names, strict=True)]
+        return float(np.average(hits, weights=sample_weight))
+
     def scores(
-        self, texts: Texts, labels: Sequence[Any], report: Callable[[Event], None] = lambda event: None
+        self, texts: Texts, labels: Labels, report: Callable[[Event], None] = lambda event: None
     ) -> dict[str, dict[str, float]]:
         """Return accuracy and macro-F1 of the tuned prompt beside the untuned one, over one read of the texts.
 
@@ -254,14 +297,15 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         plain = Candidate(start.prompt, Calibration.none(len(self.classes_)))
         names = ("tuned", "untuned", "calibrated")
         found = self._probabilities(texts, [self.outcome_.best, plain, start], report).argmax(2)
-        truth = np.asarray([self.task_.verbalizer.index(str(python_value(label))) for label in labels])
+        names_of = [label_name(f"row {row}", label) for row, label in enumerate(as_labels(labels), start=1)]
+        truth = np.asarray([self.task_.verbalizer.index(name) for name in names_of])
         return {
             name: {"accuracy": float((own == truth).mean()), "macro_f1": macro_f1(truth, own, len(self.classes_))}
             for name, own in zip(names, found, strict=True)
         }
 
     def accuracies(
-        self, texts: Texts, labels: Sequence[Any], report: Callable[[Event], None] = lambda event: None
+        self, texts: Texts, labels: Labels, report: Callable[[Event], None] = lambda event: None
     ) -> dict[str, float]:
         """Return the accuracies of `scores` alone."""
         return {name: found["accuracy"] for name, found in self.scores(texts, labels, report).items()}
@@ -343,7 +387,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self, texts: Texts, candidates: Sequence[Candidate], report: Callable[[Event], None]
     ) -> np.ndarray:
         """Return class probabilities `[T, N, C]` of several prompts."""
-        examples = self.task_.examples(as_records(texts))
+        examples = self.task_.examples(as_records(texts, fields=self.task_.template.field_names))
         logits = fresh_logits(self.backbone_, self.task_, candidates, examples, report)
         found: np.ndarray = logits.double().softmax(-1).cpu().numpy()
         return found

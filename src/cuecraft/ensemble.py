@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ class PromptEnsemble:
 
     def predict_proba(self, texts: Texts, report: Callable[[Event], None] = lambda event: None) -> np.ndarray:
         """Return class probabilities `[N, C]`, columns as in `classes_`: the mean of the members'."""
+        texts = list(texts) if isinstance(texts, Iterator) else texts  # each group reads them
         groups: dict[Any, list[PromptClassifier]] = {}
         for member in self.members:
             groups.setdefault(member.task_, []).append(member)

@@ -24,16 +24,18 @@ from torch import Tensor
 from cuecraft.backbone import AnyBackbone, load_backbone
 from cuecraft.checkpoints import Keeping
 from cuecraft.classifier import PromptClassifier
-from cuecraft.data.texts import Texts, as_records, class_names
+from cuecraft.data.labels import class_names, words_by_name
+from cuecraft.data.texts import Labels, Texts, as_labels, as_records, held_out_records
 from cuecraft.errors import ArtifactError, MethodError
 from cuecraft.method import Event, Problem
 from cuecraft.prompts import Artifact, Sharing, check_writable, load_artifact, shared_file
 from cuecraft.storage import write_folder
+from cuecraft.task import Template
 from cuecraft.tune.finish import make_artifact
 from cuecraft.tune.multitask import MultitaskTuning, TaskOutcome
 from cuecraft.tune.prepare import make_problem, make_task, run_key, with_checkpoints
 
-LabelledTexts = tuple[Texts, Sequence[Any]]
+LabelledTexts = tuple[Texts, Labels]
 TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _DOCUMENT, _SHARED, _TASKS = "family.json", "shared.safetensors", "tasks"
 
@@ -244,12 +246,14 @@ class PromptFamily:
         label_words: Mapping[Any, Any] | None,
         report: Callable[[Event], None],
     ) -> tuple[Problem, dict[str, Any]]:
-        classes = class_names(train[1])
-        records = as_records(*train)
-        words = label_words and {str(name): word for name, word in label_words.items()}
+        texts, labels = train[0], as_labels(train[1])
+        classes = class_names(labels)
+        fields = Template(template).field_names if template else None
+        records = as_records(texts, labels, fields)
+        words = words_by_name(label_words)
         longest = self.options.longest_prompt()
         task = make_task(self.backbone, records, template, words, None, list(classes), longest)
-        held_out = as_records(*dev) if dev is not None else None
+        held_out = held_out_records(dev, fields)
         return make_problem(self.backbone, task, records, held_out, seed=self.seed, report=report), classes
 
     def _artifact(self, problem: Problem, found: TaskOutcome, classes: dict[str, Any]) -> Artifact:

@@ -52,7 +52,7 @@ def accumulate_gradients(
             own = [(parts[number][0](), parts[number][1].select(list(rows))) for number, rows in group]
             logits = _logits_each(backbone, own)
             losses = [
-                functional.cross_entropy(part, data.labels, reduction="sum") / len(parts[number][1])
+                _summed_loss(part, data) / len(parts[number][1])
                 for (number, _), part, (_, data) in zip(group, logits, own, strict=True)
             ]
             torch.stack(losses).sum().backward()
@@ -62,6 +62,14 @@ def accumulate_gradients(
 
     # The one whose passes these are: memory that runs out shall not change the batches of another.
     return (backbone if reader is None else reader.backbone).within_memory(run)
+
+
+def _summed_loss(logits: Tensor, data: Labelled) -> Tensor:
+    """Return the sum of the losses of logits `[b, C]`, each by its example's weight, which is 1 on average."""
+    if data.weights is None:
+        return functional.cross_entropy(logits, data.labels, reduction="sum")
+    losses = functional.cross_entropy(logits, data.labels, reduction="none")
+    return (losses * data.weights.to(losses.dtype)).sum()
 
 
 def _passes(sizes: Sequence[int], most: int, shared: bool) -> list[list[tuple[int, range]]]:
@@ -99,4 +107,4 @@ def loss_gradient(problem: Problem, candidate: Candidate, data: Labelled) -> tup
     free = replace(candidate, prompt=SoftPrompt(vectors, prompt.head))
     (logits,) = accumulate_gradients(backbone, [(lambda: free, data)], [vectors])
     assert vectors.grad is not None
-    return Score.of(logits, data.labels), vectors.grad
+    return Score.of(logits, data.labels, data.weights), vectors.grad

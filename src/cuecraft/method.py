@@ -50,10 +50,11 @@ Calibrated = Annotated[
 
 @dataclass(frozen=True)
 class Labelled:
-    """A context and its class numbers `[B]`."""
+    """A context, its class numbers `[B]` and, where they are not alike, the weights `[B]` of its examples."""
 
     context: Context
     labels: Tensor
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -65,11 +66,21 @@ class Labelled:
 
     def select(self, rows: list[int]) -> Labelled:
         """Return some of the examples."""
-        return Labelled(self.context.select(rows), self.labels[rows])
+        return Labelled(self.context.select(rows), self.labels[rows], self.weights_of(rows))
+
+    def weights_of(self, rows: list[int]) -> Tensor | None:
+        """Return the weights of some of the examples; None where all count alike."""
+        return None if self.weights is None else self.weights[rows]
 
     def joined(self, other: Labelled) -> Labelled:
         """Return these examples and then others of the same task."""
-        return Labelled(self.context.joined(other.context), torch.cat([self.labels, other.labels]))
+        weights = None
+        if self.weights is not None or other.weights is not None:
+            own = [
+                torch.ones(len(d), device=d.labels.device) if d.weights is None else d.weights for d in (self, other)
+            ]
+            weights = torch.cat(own)
+        return Labelled(self.context.joined(other.context), torch.cat([self.labels, other.labels]), weights)
 
     def chunks(self, size: int) -> Iterator[Labelled]:
         """Yield the examples in order, `size` at a time."""
@@ -127,9 +138,13 @@ class Problem:
 
 
 def label_context(backbone: AnyBackbone, task: Task, examples: list[Example]) -> Labelled:
-    """Read examples and keep their class numbers beside the context."""
+    """Read examples and keep their class numbers and weights with the context."""
     labels = torch.tensor([-1 if example.label is None else example.label for example in examples])
-    return Labelled(backbone.context(examples, task), labels.to(backbone.device))
+    weights = None
+    if any(example.weight is not None for example in examples):
+        weights = torch.tensor([1.0 if example.weight is None else example.weight for example in examples])
+        weights = weights.to(backbone.device)
+    return Labelled(backbone.context(examples, task), labels.to(backbone.device), weights)
 
 
 class Reader(Protocol):
@@ -210,16 +225,20 @@ class Score:
     accuracy: float
 
     @classmethod
-    def of(cls, logits: Tensor, labels: Tensor) -> Score:
-        """Score logits `[B, C]` against class numbers `[B]`."""
-        hits = (logits.argmax(-1) == labels).double().mean()
-        return cls(float(functional.cross_entropy(logits.double(), labels)), float(hits))
+    def of(cls, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Score:
+        """Score logits `[B, C]` against class numbers `[B]`, by the examples' weights `[B]` where there are some."""
+        hits = (logits.argmax(-1) == labels).double()
+        if weights is None:
+            return cls(float(functional.cross_entropy(logits.double(), labels)), float(hits.mean()))
+        shares = weights.double() / weights.double().sum()
+        losses = functional.cross_entropy(logits.double(), labels, reduction="none")
+        return cls(float((shares * losses).sum()), float((shares * hits).sum()))
 
 
 @torch.no_grad()
 def score(backbone: AnyBackbone, candidate: Candidate, data: Labelled) -> Score:
     """Score a candidate on labelled examples."""
-    return Score.of(candidate.logits(backbone, data.context), data.labels)
+    return Score.of(candidate.logits(backbone, data.context), data.labels, data.weights)
 
 
 @torch.no_grad()
@@ -310,6 +329,10 @@ class Method(Options, ABC):
     """A way to find a prompt; its options are the model's fields."""
 
     name: ClassVar[str]
+    #: Whether it answers by a class head of its own, whatever the backbone's; then label words tell nothing.
+    has_own_head: ClassVar[bool] = False
+    #: Whether weights of examples enter what it minimises.
+    weighs_examples: ClassVar[bool] = False
 
     def reading_limit(self) -> ReadingLimit | None:
         """Return how much it wants to read; None for everything."""
@@ -431,17 +454,20 @@ def calibration_of(problem: Problem, prompt: AnyPrompt, kind: CalibrationKind, l
         return Calibration.none(problem.task.verbalizer.num_classes)
     if kind is CalibrationKind.BATCH:
         return calibration.batch(logits)
-    return calibration.fitted(logits, problem.train.labels)
+    return calibration.fitted(logits, problem.train.labels, weights=problem.train.weights)
 
 
 def fit_head(problem: Problem, prompt: AnyPrompt) -> ClassHead:
     """Fit a class head to the prompt's frozen features of the training texts."""
     with torch.no_grad():
         features = problem.backbone.features(problem.train.context, prompt)
-    return fitted_head(features, problem.train.labels, problem.task.verbalizer.num_classes)
+    classes = problem.task.verbalizer.num_classes
+    return fitted_head(features, problem.train.labels, classes, weights=problem.train.weights)
 
 
-def fitted_head(features: Tensor, labels: Tensor, classes: int, inverse_penalty: float = 1.0) -> ClassHead:
+def fitted_head(
+    features: Tensor, labels: Tensor, classes: int, inverse_penalty: float = 1.0, weights: Tensor | None = None
+) -> ClassHead:
     """Fit a class head by logistic regression (scikit-learn, L2).
 
     Args:
@@ -449,6 +475,7 @@ def fitted_head(features: Tensor, labels: Tensor, classes: int, inverse_penalty:
         labels: `[B]` class numbers.
         classes: C.
         inverse_penalty: scikit-learn's C: the smaller, the stronger the penalty.
+        weights: `[B]` of the examples; None for equal ones.
 
     Raises:
         MethodError: a class has no example.
@@ -458,7 +485,9 @@ def fitted_head(features: Tensor, labels: Tensor, classes: int, inverse_penalty:
     truth = labels.cpu().numpy()
     if len(set(truth.tolist())) < classes:
         raise MethodError("a class has no training example, so its row of the class head cannot be fitted")
-    model = LogisticRegression(C=inverse_penalty, max_iter=1000).fit(features.double().cpu().numpy(), truth)
+    shares = None if weights is None else weights.double().cpu().numpy()
+    model = LogisticRegression(C=inverse_penalty, max_iter=1000)
+    model.fit(features.double().cpu().numpy(), truth, sample_weight=shares)
     weight, bias = torch.tensor(model.coef_), torch.tensor(model.intercept_)
     if classes == 2:  # scikit-learn keeps one row for two classes
         weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2

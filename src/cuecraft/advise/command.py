@@ -35,7 +35,7 @@ def run_advise(request: AdviseRequest, started: Callable[[str], Callable[[Event]
     endpoint = _endpoint(request)
     if request.labelled_out is not None:
         _check_target(request.labelled_out)
-    records = read_partly_labelled(request.data, request.text_columns, request.label_column or "label")
+    records = read_partly_labelled(request.data, request.text_columns, request.label_column or "label", request.reading)
     if request.label_column is not None and all(record.label is None for record in records):
         raise DataError(f"{request.data}: no row has a label in column {request.label_column!r}; check its name")
     found = survey(records, request.classes)

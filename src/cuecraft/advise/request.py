@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cuecraft.data.readers import AS_USUAL, Reading
+
 
 @dataclass(frozen=True)
 class AdviseRequest:
@@ -29,3 +31,4 @@ class AdviseRequest:
     endpoint_model: str | None = None
     endpoint_key_env: str | None = None
     labelled_out: Path | None = None
+    reading: Reading = AS_USUAL

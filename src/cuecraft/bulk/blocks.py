@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import csv
-import sys
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO
+from typing import Any
 
 from cuecraft.bulk.lines import Bad, Cutter, Piece, read_range
-from cuecraft.bulk.sources import STDIN, Format, Packing, Source
-from cuecraft.errors import BulkError
+from cuecraft.bulk.sources import Source
+from cuecraft.data.formats import Format, Packing, Stream
+from cuecraft.data.records import check_names
+from cuecraft.errors import BulkError, DataError
 
-#: Packed bytes that are unpacked at once. Gzip makes a thousand times as many of them at most, zstd thirty thousand.
-_PACKED = {Packing.GZIP: 1 << 14, Packing.ZSTD: 1 << 10}
-_PLAIN = 1 << 20
-DELIMITERS = {Format.CSV: ",", Format.TSV: "\t"}
+_LOOKED_INTO = 32  # files whose names of columns are checked before a job begins
+_HEADER = 1 << 16  # bytes of a file that are looked at for that, about
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ def blocks_of(source: Source, size: int, longest: int, columns: Sequence[str]) -
         columns: what is wanted of a Parquet file.
 
     Raises:
-        BulkError: a package for this kind of input is not installed, or two columns have a name that is wanted.
+        BulkError: a package for this kind of input is not installed, or two columns have one name.
     """
     if source.is_split:
         for number, start in enumerate(range(0, source.size, size)):
@@ -82,12 +80,27 @@ def blocks_of(source: Source, size: int, longest: int, columns: Sequence[str]) -
         pieces = _stream_pieces(source, size, longest)
     header: tuple[str, ...] = ()
     for number, piece in enumerate(pieces):
-        if source.format in DELIMITERS and number == 0:
-            header, piece = _headed(piece, DELIMITERS[source.format])
-            twice = [name for name in columns if header.count(name) > 1]
-            if twice:
-                raise BulkError(f"{source.path}: two columns are called {twice[0]!r}; rename one")
+        if source.cells is not None and number == 0:
+            header, piece = _headed(piece, source.cells)
+            _check_names(source, header)
         yield Block(source, number, piece=piece, header=header)
+
+
+def check_headers(sources: Sequence[Source], columns: Sequence[str]) -> None:
+    """Raise BulkError where two columns of an input have one name, before anything is written.
+
+    Looks into the first few files alone; a later one is looked at when its turn comes.
+    """
+    for source in sources[:_LOOKED_INTO]:
+        if not source.is_stream and (source.cells is not None or source.format is Format.PARQUET):
+            next(blocks_of(source, _HEADER, _HEADER, columns), None)
+
+
+def _check_names(source: Source, names: Sequence[str]) -> None:
+    try:
+        check_names(source.path, names)
+    except DataError as error:
+        raise BulkError(str(error)) from None
 
 
 def _headed(piece: Piece, delimiter: str) -> tuple[tuple[str, ...], Piece]:
@@ -113,65 +126,10 @@ def blocks_expected(sources: Sequence[Source], size: int) -> int:
     return max(1, sum(-(-source.size * factor[source.packing] // size) for source in sources))
 
 
-class _Reading:
-    """Reads a stream, and remembers what broke it off."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self.trouble: str | None = None
-
-    def chunks(self) -> Iterator[tuple[bytes, int]]:
-        """Yield unpacked bytes, each with the bytes of the file that they come from."""
-        try:
-            if self._source.path == STDIN:
-                yield from _plain(sys.stdin.buffer)
-                return
-            with open(self._source.path, "rb") as handle:
-                yield from _plain(handle) if self._source.packing is Packing.NONE else self._unpacked(handle)
-        except OSError as error:
-            self.trouble = f"unreadable ({error.strerror or error})"
-
-    def _unpacked(self, handle: BinaryIO) -> Iterator[tuple[bytes, int]]:
-        kind = self._source.packing
-        new, errors = _unpacker(self._source)
-        unpacker, is_begun = new(), False
-        while packed := handle.read(_PACKED[kind]):
-            read = len(packed)
-            while packed:
-                try:
-                    content = unpacker.decompress(packed)
-                except errors:
-                    self.trouble = f"damaged {kind}"
-                    return
-                yield content, read
-                read, is_begun, packed = 0, True, b""
-                if unpacker.eof:  # files may be joined, and padded with zeros
-                    packed = unpacker.unused_data.lstrip(b"\0")
-                    unpacker, is_begun = new(), bool(packed)
-        if is_begun:
-            self.trouble = f"truncated {kind}"
-
-
-def _unpacker(source: Source) -> tuple[Callable[[], Any], type[Exception]]:
-    """Return what makes an unpacker, and what it raises where bytes are damaged."""
-    if source.packing is Packing.GZIP:
-        return lambda: zlib.decompressobj(wbits=31), zlib.error
-    try:
-        import zstandard
-    except ImportError:
-        raise BulkError(f"{source.path}: zstd needs a further package: pip install 'cuecraft[bulk]'") from None
-    return lambda: zstandard.ZstdDecompressor().decompressobj(), zstandard.ZstdError
-
-
-def _plain(handle: BinaryIO) -> Iterator[tuple[bytes, int]]:
-    while chunk := handle.read(_PLAIN):
-        yield chunk, len(chunk)
-
-
 def _stream_pieces(source: Source, size: int, longest: int) -> Iterator[Piece]:
     """Yield pieces of a stream; where it breaks off, what stands there is one bad row."""
-    reading = _Reading(source)
-    cutter = Cutter(size, longest, DELIMITERS.get(source.format))
+    reading = Stream(source.path, source.packing)
+    cutter = Cutter(size, longest, source.cells)
     last: Piece | None = None
     for piece in cutter.pieces(reading.chunks()):
         if last is not None:
@@ -198,6 +156,7 @@ def _parquet_pieces(source: Source, size: int, columns: Sequence[str]) -> Iterat
     try:
         with parquet.ParquetFile(source.path) as file:
             total = max(1, file.metadata.num_rows)
+            _check_names(source, file.schema_arrow.names)
             own = [name for name in dict.fromkeys(columns) if name in file.schema_arrow.names]
             own = own or file.schema_arrow.names[:1]  # of a file without them, the rows have still to be counted
             for batch in file.iter_batches(batch_size=max(1, size // _bytes_of_row(file.metadata, own)), columns=own):

@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from cuecraft.bulk.blocks import blocks_expected
-from cuecraft.bulk.sources import Format, Source, find_sources
+from cuecraft.bulk.blocks import blocks_expected, check_headers
+from cuecraft.bulk.sources import Source, find_sources
 from cuecraft.bulk.texts import Wanted, kept_columns, parsed_template
+from cuecraft.data.formats import Format, check_delimiter
 from cuecraft.errors import BulkError
 from cuecraft.options import Options
 from cuecraft.signals import Stop
@@ -48,6 +49,7 @@ class ClassifyCommand(Options):
     template: str | None = Field(None, description="a text put together of several fields")
     keep: tuple[str, ...] = Field((), description="fields that are written beside the answers")
     format: Format | None = Field(None, description="of the inputs; by default by their endings")
+    delimiter: str | None = Field(None, description="between the cells of CSV and TSV; by default comma and tab")
     output: Literal["jsonl", "parquet"] = Field("jsonl", description="of the answers")
     dedupe: Dedupe = Field(Dedupe.EXACT, description="which texts are answered once")
     cascade: bool = Field(False, description="let a student answer what it is sure of")
@@ -113,6 +115,8 @@ class Job:
         names = "fields template keep output dedupe cascade agreement backend block_mb window longest_row cache_answers"
         options = command.model_dump(mode="json", include={*names.split(), "audit", "sample", "dtype"})
         options["device"] = command.device.partition(":")[0]
+        if command.delimiter is not None:
+            options["delimiter"] = command.delimiter
         if command.backend == "ray":
             options["wave"] = command.actors.wave
         return {
@@ -141,6 +145,7 @@ def make_job(
 
     Raises:
         BulkError: no input, a template that does not parse, fields asked of what has none, or two of one name.
+        DataError: an input is an address, or the delimiter cannot be used.
     """
     if command.fields and command.template:
         raise BulkError("--field and --template were both given; a template names its fields itself")
@@ -150,8 +155,15 @@ def make_job(
     columns = command.fields or tuple(dict.fromkeys(name for own in prompt_fields for name in own))
     if command.template is not None:
         columns, pieces = parsed_template(command.template)
+    # A field that no template names may be anything; but where one is named by none, another may stand for it.
+    used = {name for own in prompt_fields for name in own}
+    if not pieces and used <= set(columns):
+        columns = tuple(name for name in columns if name in used) or columns
     if sources is None:
-        sources = find_sources(command.inputs, command.format, bool(columns_asked or command.keep), command.out)
+        is_structured = bool(columns_asked or command.keep)
+        delimiter = check_delimiter(command.delimiter)
+        sources = find_sources(command.inputs, command.format, is_structured, command.out, delimiter)
+        check_headers(sources, (*columns, *command.keep))
     for source in sources:
         if source.format is Format.TEXT and (columns_asked or len(columns) > 1 or command.keep):
             what = "were asked for" if columns_asked or command.keep else "are what the prompt takes"

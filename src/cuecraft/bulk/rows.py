@@ -8,14 +8,16 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cuecraft.bulk.blocks import DELIMITERS, Block
+from cuecraft.bulk.blocks import Block
 from cuecraft.bulk.lines import TOO_LONG, Bad, Piece, quoted_cells
-from cuecraft.bulk.sources import Format
 from cuecraft.bulk.texts import NOT_UNICODE, NUL, UnusableError, Wanted, check_text
+from cuecraft.data.formats import Format, text_of, without_mark
+from cuecraft.data.records import names_twice
 
 BROKEN, NOT_OBJECT, COLUMNS = "broken JSON", "not an object", "wrong number of columns"
-OUT_OF_RANGE = "value out of range"
+OUT_OF_RANGE, TWICE = "value out of range", "two fields of the name"
 _SHOWN = 200  # bytes of a bad row that are shown
+_SHOWN_NAME = 40  # characters of a name in a reason
 _FIELD = 2**31 - 1  # characters of a cell; rows that are too long are told before they get there
 
 
@@ -50,7 +52,8 @@ def rows_of(block: Block, wanted: Wanted) -> Rows:
         case Format.PARQUET:
             _parquet_rows(piece, wanted, found)
         case Format.CSV | Format.TSV:
-            _csv_rows(block, piece, DELIMITERS[block.source.format], wanted, found)
+            assert block.source.cells is not None
+            _csv_rows(block, piece, block.source.cells, wanted, found)
     return found
 
 
@@ -72,9 +75,12 @@ def _json_rows(piece: Piece, wanted: Wanted, found: Rows) -> None:
         try:
             if size > longest:
                 raise UnusableError(TOO_LONG)
-            row = loads(line if begin else line.removeprefix(b"\xef\xbb\xbf"))
+            row = loads(line if begin else without_mark(line))
             if row.__class__ is not dict:
                 raise UnusableError(NOT_OBJECT)
+            # As many keys as names, none with a blank behind it: then no name is there twice.
+            if line.count(b'":') != len(row) or b'" ' in line or b'"\t' in line or b'"\r' in line:
+                _check_keys(line, row)
             put_text(take(row))
         except (JSONDecodeError, UnusableError) as error:
             reason = str(error) if isinstance(error, UnusableError) else _why_broken(line)
@@ -83,6 +89,18 @@ def _json_rows(piece: Piece, wanted: Wanted, found: Rows) -> None:
         put_offset(begin)
         if keep:
             found.kept.append(tuple([row.get(name) for name in keep]))
+
+
+def _check_keys(line: bytes, row: Mapping[str, Any]) -> None:
+    """Raise UnusableError where an object of JSON names a field twice; `row` has each of its names once."""
+    if b"\\" not in line and all(line.count(f'"{name}"'.encode()) == 1 for name in row):
+        return  # a name cannot be written in two ways then
+    try:
+        twice = names_twice(line)
+    except (ValueError, RecursionError):  # deeper, or a number longer, than this reader of JSON takes
+        return
+    if twice:
+        raise UnusableError(f"{TWICE} {twice[0][:_SHOWN_NAME]!r}")
 
 
 def _why_broken(line: bytes) -> str:
@@ -108,7 +126,7 @@ def _text_rows(piece: Piece, wanted: Wanted, found: Rows) -> None:
         try:
             if len(line) > wanted.longest:
                 raise UnusableError(TOO_LONG)
-            text = line.decode("utf-8-sig" if begin == 0 else "utf-8").removesuffix("\r")
+            text = text_of(line, is_first=begin == 0)
             check_text(text)
         except (UnicodeDecodeError, UnusableError) as error:
             reason = str(error) if isinstance(error, UnusableError) else NOT_UNICODE

@@ -6,44 +6,11 @@ import glob
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cuecraft.data.formats import DELIMITERS, FORMATS, STDIN, Format, Packing, check_is_path, kind_of
 from cuecraft.errors import BulkError
-
-STDIN = "-"
-
-
-class Format(StrEnum):
-    """How rows lie in a file."""
-
-    JSONL = "jsonl"
-    CSV = "csv"
-    TSV = "tsv"
-    PARQUET = "parquet"
-    TEXT = "text"
-
-
-class Packing(StrEnum):
-    """How a file is packed."""
-
-    NONE = "none"
-    GZIP = "gzip"
-    ZSTD = "zstd"
-
-
-_FORMATS = {
-    ".jsonl": Format.JSONL,
-    ".ndjson": Format.JSONL,
-    ".json": Format.JSONL,
-    ".csv": Format.CSV,
-    ".tsv": Format.TSV,
-    ".parquet": Format.PARQUET,
-    ".txt": Format.TEXT,
-    ".log": Format.TEXT,
-}
-_PACKINGS = {".gz": Packing.GZIP, ".zst": Packing.ZSTD}
 
 
 @dataclass(frozen=True)
@@ -58,6 +25,7 @@ class Source:
         size: its bytes; 0 for what is no file.
         changed: when it was last written, in nanoseconds; with the path and the size this tells whether it is the same.
         is_stream: whether it can be read once only: stdin, or a pipe.
+        delimiter: between the cells of a row of CSV or TSV, where it is not the usual one.
     """
 
     number: int
@@ -67,6 +35,12 @@ class Source:
     size: int
     changed: int
     is_stream: bool = False
+    delimiter: str | None = None
+
+    @property
+    def cells(self) -> str | None:
+        """What stands between the cells of a row; None for a format without."""
+        return (self.delimiter or DELIMITERS[self.format]) if self.format in DELIMITERS else None
 
     @property
     def is_split(self) -> bool:
@@ -89,7 +63,9 @@ class Source:
         return {"path": self.path, "format": self.format.value, "size": self.size, "changed": self.changed}
 
 
-def find_sources(words: Sequence[str], forced: Format | None, is_structured: bool, out: Path) -> list[Source]:
+def find_sources(
+    words: Sequence[str], forced: Format | None, is_structured: bool, out: Path, delimiter: str | None = None
+) -> list[Source]:
     """Return the inputs that are named: a file, a folder (its files of known endings), a glob, a pipe or ``-``.
 
     Args:
@@ -97,8 +73,10 @@ def find_sources(words: Sequence[str], forced: Format | None, is_structured: boo
         forced: the format of all of them; None to tell it by the ending, other endings being text.
         is_structured: whether fields were asked for; what would be text is then taken for JSONL.
         out: the folder of the job, whose files are no inputs of folders and globs.
+        delimiter: between the cells of a row of CSV or TSV; None for the usual one.
 
     Raises:
+        DataError: a name is an address.
         BulkError: nothing is named, a name is nothing or cannot be looked at, or a folder holds nothing that can be
             read.
     """
@@ -107,9 +85,10 @@ def find_sources(words: Sequence[str], forced: Format | None, is_structured: boo
     unnamed = Format.JSONL if is_structured else Format.TEXT
     found: dict[str, Source] = {}
     for word in words:
+        check_is_path(word)
         try:
             for path in _files(word, os.path.realpath(out)):
-                source = _source(len(found), path, forced, unnamed)
+                source = replace(_source(len(found), path, forced, unnamed), delimiter=delimiter)
                 found.setdefault(path if source.is_stream else os.path.realpath(path), source)
         except OSError as error:
             raise BulkError(
@@ -130,8 +109,8 @@ def _files(word: str, out: str) -> Iterator[str]:
         yield word
         return
     if path.is_dir():
-        names = [str(file) for file in path.rglob("*") if _kind(file)[0] is not None]
-        lacking = f"{word}: no file here has a known ending ({', '.join(_FORMATS)}); name the files"
+        names = [str(file) for file in path.rglob("*") if kind_of(file)[0] is not None]
+        lacking = f"{word}: no file here has a known ending ({', '.join(FORMATS)}); name the files"
     else:
         names = glob.glob(word, recursive=True)
         lacking = f"{word}: no such file or folder, and no glob that matches any; check the path"
@@ -145,16 +124,10 @@ def _is_within(name: str, folder: str) -> bool:
     return os.path.realpath(name).startswith(os.path.join(folder, ""))
 
 
-def _kind(path: Path) -> tuple[Format | None, Packing]:
-    packing = _PACKINGS.get(path.suffix.lower(), Packing.NONE)
-    name = path.with_suffix("") if packing is not Packing.NONE else path
-    return _FORMATS.get(name.suffix.lower()), packing
-
-
 def _source(number: int, path: str, forced: Format | None, unnamed: Format) -> Source:
     if path == STDIN:
         return Source(number, path, forced or unnamed, Packing.NONE, 0, 0, is_stream=True)
-    told, packing = _kind(Path(path))
+    told, packing = kind_of(Path(path))
     form = forced or (unnamed if told is None or told is Format.TEXT else told)
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):

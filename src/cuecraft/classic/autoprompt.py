@@ -7,7 +7,8 @@ from typing import Any
 
 from cuecraft.backbone import AnyBackbone, load_backbone
 from cuecraft.classic.dataset import Rows, texts_and_labels
-from cuecraft.data.texts import as_records, class_names
+from cuecraft.data.labels import class_names, words_by_name
+from cuecraft.data.texts import as_records
 from cuecraft.errors import BackboneError
 from cuecraft.method import Outcome
 from cuecraft.prompts import Artifact, HardPrompt
@@ -85,7 +86,7 @@ class AutoPrompt:
         texts, labels = texts_and_labels(self.train_dataset)
         records, classes = as_records(texts, labels), class_names(labels)
         backbone = self._backbone()
-        words = self.label_words and {str(name): word for name, word in self.label_words.items()}
+        words = words_by_name(self.label_words)
         task = make_task(backbone, records, self.template, words, None, list(classes), method.longest_prompt())
         problem = make_problem(backbone, task, records, seed=self.seed)
         outcome = method.fit(problem)

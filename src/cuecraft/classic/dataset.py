@@ -25,6 +25,7 @@ def texts_and_labels(rows: Rows) -> tuple[list[Any], list[Any]]:
         if len(texts) != len(labels):
             raise DataError(f"{len(texts)} texts but {len(labels)} labels; give one label for each text")
     else:
+        rows = list(rows)
         for number, row in enumerate(rows, start=1):
             if not isinstance(row, Mapping) or not {"text", "label"} <= set(row):
                 raise DataError(f"row {number} is not a mapping with 'text' and 'label'")

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from cuecraft.backbone import HeadKind, Pieces, load_backbone
 from cuecraft.classic.dataset import Rows, texts_and_labels
-from cuecraft.data.texts import as_records, class_names
+from cuecraft.data.labels import class_names, label_name, words_by_name
+from cuecraft.data.texts import as_records
 from cuecraft.errors import BackboneError, DataError
 from cuecraft.method import Candidate, Labelled, Selection
 from cuecraft.options import make_options
@@ -52,7 +53,7 @@ def train_language_model(
     backbone = load_backbone((module.model, tokenizer or _tokenizer(module.model)))
     ending = "." if backbone.head_kind is HeadKind.MASKED else ""
     template = f"{{prompt}}{{text}}{DEFAULT_CUE}{{mask}}{ending}"
-    words = label_words and {str(name): word for name, word in label_words.items()}
+    words = words_by_name(label_words)
     options = {"encoder": EncoderKind.MLP if module.prefix_projection else None, "epochs": epochs}
     method = make_options(
         PrefixMethod, options | {"prefix_length": module.num_virtual_tokens, "batch_size": batch_size}
@@ -141,7 +142,7 @@ def _class_numbers(config: Any, labels: Sequence[Any]) -> list[int]:
     wrong = [name for name in names if not 0 <= known[name] < config.num_labels]
     if wrong:
         raise DataError(f"label {wrong[0]!r} has no place in the model's head, which has {config.num_labels} classes")
-    return [known[str(label)] for label in labels]
+    return [known[label_name(f"row {row}", label)] for row, label in enumerate(labels, start=1)]
 
 
 def _tokenizer(model: Any) -> Any:

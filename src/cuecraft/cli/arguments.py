@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cuecraft.errors import BulkError, DataError, ExportError, LabelWordError, MethodError, ServeError
+
+if TYPE_CHECKING:
+    from cuecraft.data import Reading
 
 
 def pairs_of(values: list[str]) -> dict[str, Any]:
@@ -56,6 +58,18 @@ def made_folder(folder: Path) -> Path:
     return artifact_of(folder)
 
 
+def reading_of(delimiter: str | None, skip_bad_rows: bool = False) -> Reading:
+    """Return how files are read.
+
+    Raises:
+        DataError: the delimiter cannot be used.
+    """
+    from cuecraft.data import BadRows, Reading
+    from cuecraft.data.formats import check_delimiter
+
+    return Reading(check_delimiter(delimiter), BadRows() if skip_bad_rows else None)
+
+
 def lines_of(texts: list[str] | None, file: Path | None) -> list[str]:
     """Return texts given as arguments, or else the lines of stdin that are not blank; none where there is a file.
 
@@ -66,7 +80,9 @@ def lines_of(texts: list[str] | None, file: Path | None) -> list[str]:
         raise DataError("texts were given both as arguments and in --file; give one of them")
     if texts or file:
         return texts or []
-    return [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    from cuecraft.data.texts import stdin_texts
+
+    return stdin_texts()
 
 
 def names_of(value: str | None) -> tuple[str, ...] | None:

@@ -10,10 +10,10 @@ import typer
 
 from cuecraft import display
 from cuecraft.bulk.job import ClassifyCommand, Dedupe
-from cuecraft.bulk.sources import Format
 from cuecraft.cli.app import app
 from cuecraft.cli.arguments import made_folder, name_and_folder, named_folders, pairs_of, share_of, unescaped
-from cuecraft.cli.options import BackboneNow, Backend, Device, Dtype, Json, Offline
+from cuecraft.cli.options import BackboneNow, Backend, Delimiter, Device, Dtype, Json, Offline
+from cuecraft.data.formats import Format
 from cuecraft.errors import BulkError, StoppedError
 from cuecraft.options import make_options
 
@@ -42,6 +42,7 @@ def classify(
     template: Annotated[str | None, typer.Option(help="A text made of several fields: '{level} {message}'.")] = None,
     keep: Annotated[list[str] | None, typer.Option(help="Field that is written beside the answer; repeat it.")] = None,
     format_: Annotated[Format | None, typer.Option("--format", help="Of the input; by default by its ending.")] = None,
+    delimiter: Delimiter = None,
     output: Annotated[str, typer.Option(help="Of the answers: jsonl or parquet.")] = "jsonl",
     dedupe: Annotated[
         Dedupe, typer.Option(help="Answer once: the same text, the same but for numbers, ids, paths and times, or off.")
@@ -71,6 +72,7 @@ def classify(
         "template": unescaped(template),
         "keep": tuple(keep or ()),
         "format": format_,
+        "delimiter": delimiter,
         "output": output,
         "dedupe": dedupe,
         "cascade": cascade,

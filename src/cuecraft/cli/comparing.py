@@ -11,7 +11,18 @@ import typer
 from cuecraft import display
 from cuecraft.cli.app import app
 from cuecraft.cli.arguments import unescaped, words_of
-from cuecraft.cli.options import Head, Json, LabelWords, MaxTokens, Offline, Seed, TemplateText, TextColumn
+from cuecraft.cli.options import (
+    Delimiter,
+    Head,
+    Json,
+    LabelWords,
+    MaxTokens,
+    Offline,
+    Seed,
+    SkipBadRows,
+    TemplateText,
+    TextColumn,
+)
 
 
 @app.command()
@@ -52,6 +63,8 @@ def compare(
     test_size: Annotated[int | None, typer.Option(help="Test rows to draw, the same for all. [default: all]")] = None,
     text_column: TextColumn = None,
     label_column: Annotated[str | None, typer.Option(help="Column of class names. [default: label]")] = None,
+    delimiter: Delimiter = None,
+    skip_bad_rows: SkipBadRows = False,
     template: TemplateText = None,
     label_words: LabelWords = None,
     head: Head = None,
@@ -80,6 +93,7 @@ def compare(
     }
     flags |= {"text_columns": text_column, "label_column": label_column, "template": unescaped(template)}
     flags |= {"label_words": words_of(label_words or []), "head": head, "max_tokens": max_tokens, "device": device}
+    flags |= {"delimiter": delimiter, "skip_bad_rows": skip_bad_rows or None}
     flags |= {"dtype": dtype, "local_files_only": local_files_only or None, "out": out and str(out)}
     try:
         with display.progress() as started:

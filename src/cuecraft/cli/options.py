@@ -38,6 +38,14 @@ TestSize = Annotated[
     int | None, typer.Option(min=1, help="Test rows to draw: from --test, or from what --shots leaves of TRAIN.")
 ]
 TextColumn = Annotated[list[str] | None, typer.Option(help="Column of text; repeat for several fields.")]
+Delimiter = Annotated[
+    str | None,
+    typer.Option(help=r"Between the cells of CSV and TSV, such as ';' or '\t'. [default: comma, and tab for .tsv]"),
+]
+SkipBadRows = Annotated[
+    bool,
+    typer.Option("--skip-bad-rows", help="Leave out rows that cannot be used (empty text, no label); each is named."),
+]
 LabelColumn = Annotated[str, typer.Option(help="Column of class names.")]
 MethodName = Annotated[
     str | None,

@@ -9,11 +9,12 @@ import typer
 
 from cuecraft import display
 from cuecraft.cli.app import app
-from cuecraft.cli.arguments import names_of, numbers_of, pairs_of, unescaped, words_of
+from cuecraft.cli.arguments import names_of, numbers_of, pairs_of, reading_of, unescaped, words_of
 from cuecraft.cli.options import (
     BackboneNow,
     CheckpointFolder,
     Classes,
+    Delimiter,
     Dev,
     Device,
     Dtype,
@@ -33,6 +34,7 @@ from cuecraft.cli.options import (
     Seed,
     Seeds,
     Shots,
+    SkipBadRows,
     TemplateText,
     Test,
     TestSize,
@@ -54,6 +56,8 @@ def tune(
     test_size: TestSize = None,
     text_column: TextColumn = None,
     label_column: LabelColumn = "label",
+    delimiter: Delimiter = None,
+    skip_bad_rows: SkipBadRows = False,
     model: Model = "demo:smollm2-135m",
     method: MethodName = None,
     preset: PresetName = None,
@@ -85,12 +89,9 @@ def tune(
     where: dict[str, Any] = {"device": device, "dtype": dtype, "local_files_only": local_files_only, "seed": seed}
     asked: dict[str, Any] = {"unlabeled": unlabeled, "classes": names_of(classes), "prior": tuple(prior or [])}
     asked |= {"shots": shots, "first": first, "max_tokens": max_tokens, "time_limit": time_limit, "head": head}
+    asked |= {"train": train, "dev": dev, "test": test, "test_size": test_size}
     asked["method"], asked["out"] = _method_and_folder(method, unlabeled, out, seeds or str(seed))
     request = TuneRequest(
-        train=train,
-        dev=dev,
-        test=test,
-        test_size=test_size,
         text_columns=tuple(text_column or ["text"]),
         label_column=label_column,
         model=model,
@@ -100,6 +101,7 @@ def tune(
         label_words="auto" if label_words == ["auto"] else words_of(label_words or []),
         seeds=numbers_of(seeds),
         checkpoints=Keeping(checkpoints) if checkpoints else None,
+        reading=reading_of(delimiter, skip_bad_rows),
         **where,
         **asked,
     )
@@ -125,6 +127,7 @@ def words(
     candidates: Annotated[int, typer.Option(help="Words that compete: the likeliest at the answer slot.")] = 200,
     text_column: TextColumn = None,
     label_column: LabelColumn = "label",
+    delimiter: Delimiter = None,
     model: Model = "demo:smollm2-135m",
     template: TemplateText = None,
     label_words: Annotated[
@@ -144,8 +147,8 @@ def words(
     options = {"way": way, "words": most, "candidates": candidates}
     where: dict[str, Any] = {"device": device, "dtype": dtype, "local_files_only": local_files_only}
     columns = (tuple(text_column or ["text"]), label_column)
-    begin = words_of(label_words or [])
-    request = WordsRequest(train, dev, *columns, model, options, unescaped(template), begin, shots, head, seed, where)
+    begin, reading, wanted = words_of(label_words or []), reading_of(delimiter), unescaped(template)
+    request = WordsRequest(train, dev, *columns, model, options, wanted, begin, shots, head, seed, where, reading)
     with display.progress() as started:
         document = run_words(request, started("label words"))
     display.print_json(document) if json else display.print_words(document)
@@ -157,6 +160,7 @@ def advise(
     model: Model = "demo:smollm2-135m",
     text_column: TextColumn = None,
     label_column: Annotated[str | None, typer.Option(help="Column of class names, if any. [default: label]")] = None,
+    delimiter: Delimiter = None,
     classes: Annotated[str | None, typer.Option(help="Classes with commas between; needed without labels.")] = None,
     template: TemplateText = None,
     label_words: LabelWords = None,
@@ -200,6 +204,7 @@ def advise(
         endpoint_model=endpoint_model,
         endpoint_key_env=endpoint_key_env,
         labelled_out=labelled_out,
+        reading=reading_of(delimiter),
     )
     with display.progress() as started:
         document = run_advise(request, started)

@@ -9,8 +9,8 @@ import typer
 
 from cuecraft import display
 from cuecraft.cli.app import app
-from cuecraft.cli.arguments import lines_of, made_folder, named_folders, names_of, unescaped, words_of
-from cuecraft.cli.options import BackboneNow, Device, Dtype, Json, LabelWords, Model, Offline
+from cuecraft.cli.arguments import lines_of, made_folder, named_folders, names_of, reading_of, unescaped, words_of
+from cuecraft.cli.options import BackboneNow, Delimiter, Device, Dtype, Json, LabelWords, Model, Offline, SkipBadRows
 
 
 @app.command()
@@ -23,6 +23,8 @@ def predict(
     text_column: Annotated[
         list[str] | None, typer.Option(help="Column of text in --file; by default the template's fields.")
     ] = None,
+    delimiter: Delimiter = None,
+    skip_bad_rows: SkipBadRows = False,
     prompt: Annotated[str | None, typer.Option(help="Which of an export's prompts, where it holds several.")] = None,
     model: BackboneNow = None,
     device: Device = "auto",
@@ -33,12 +35,13 @@ def predict(
     """Classify texts with a tuned prompt."""
     from cuecraft.runs import predict_records, read_texts
 
+    reading = reading_of(delimiter, skip_bad_rows)
     lines = lines_of(texts, file)
     artifact = made_folder(artifact)
     with display.progress() as started:
-        records = read_texts(artifact, lines, file, text_column)
+        records = read_texts(artifact, lines, file, text_column, reading)
         where = (model, device, local_files_only, dtype)
-        document = predict_records(artifact, records, prompt, *where, started("predicting"))
+        document = predict_records(artifact, records, prompt, *where, started("predicting")) | reading.document()
     display.print_json(document) if json else display.print_predictions(document["predictions"])
 
 

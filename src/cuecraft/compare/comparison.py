@@ -270,6 +270,7 @@ class _Run:
             rows=make_rows(self.asked, self.cells, self.refused, truth, task.verbalizer.num_classes),
             cells=[cell for found in self.cells.values() for cell in found],
             kept_cells=self.kept,
+            skipped_rows=self.splits.bad and self.splits.bad.document(),
             machine=_machine(backbone),
         )
 

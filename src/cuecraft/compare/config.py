@@ -56,6 +56,8 @@ class CompareConfig(BaseModel):
     test_size: int | None = Field(None, ge=1, description="test rows to draw, the same for all; by default all")
     text_columns: list[str] = Field(["text"], min_length=1, description="columns of text")
     label_column: str = Field("label", description="column of class names")
+    delimiter: str | None = Field(None, description="between the cells of CSV and TSV; by default comma and tab")
+    skip_bad_rows: bool = Field(False, description="leave out rows that cannot be used; each is named")
     template: str | None = Field(
         None, description="such as '{text}{prompt:\\nSentiment:}{mask}'; by default a general one"
     )

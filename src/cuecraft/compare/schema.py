@@ -193,4 +193,5 @@ class Comparison(_Part):
     rows: list[Row]
     cells: list[Cell]
     kept_cells: int = Field(description="cells that an earlier run had finished")
+    skipped_rows: dict[str, Any] | None = Field(None, description="rows that were left out, each with its reason")
     machine: MachineEntry

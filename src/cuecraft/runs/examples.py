@@ -18,7 +18,7 @@ def train_and_dev(
         request: what was asked for.
         first: learn from so many rows of the training file, in its order, alone; the later ones are left over.
     """
-    columns = (request.text_columns, request.label_column)
+    columns = (request.text_columns, request.label_column, request.reading)
     train = read_records(request.train, *columns)
     dev = read_records(request.dev, *columns) if request.dev else None
     later: list[Record] = []
@@ -54,7 +54,7 @@ def read_splits(request: TuneRequest) -> tuple[list[Record], list[Record] | None
 
 def read_test(request: TuneRequest, source: str) -> list[Record]:
     """Return the rows of a test file that were asked for."""
-    test = read_records(source, request.text_columns, request.label_column)
+    test = read_records(source, request.text_columns, request.label_column, request.reading)
     return _test_rows(request, test)
 
 
@@ -70,8 +70,8 @@ def check_labels(source: str, train: Sequence[Record], others: Mapping[str, Sequ
         for row, record in enumerate(records, start=1):
             if record.label not in known:
                 raise DataError(
-                    f"{name} row {row}: label {record.label!r} is not one of the training classes "
-                    f"({', '.join(sorted(map(str, known)))}); mend the label or add the class to {source}"
+                    f"{name} row {record.row or row}: label {record.label!r} is not one of the training classes "
+                    f"({', '.join(sorted(map(str, known)))}); fix the label or add the class to {source}"
                 )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cuecraft.data import Record
+from cuecraft.data.readers import AS_USUAL, Reading
 from cuecraft.data.texts import unlabelled
 from cuecraft.errors import ExportError
 from cuecraft.runtime import ExportedClassifier, RuntimeOptions, is_export
@@ -19,7 +20,13 @@ if TYPE_CHECKING:
     from cuecraft.method import Event
 
 
-def read_texts(artifact: Path, lines: Sequence[str], file: Path | None, columns: Sequence[str] | None) -> list[Record]:
+def read_texts(
+    artifact: Path,
+    lines: Sequence[str],
+    file: Path | None,
+    columns: Sequence[str] | None,
+    reading: Reading = AS_USUAL,
+) -> list[Record]:
     """Return unlabelled records of texts given as lines or in a file, for an artifact or an exported folder.
 
     Raises:
@@ -31,7 +38,7 @@ def read_texts(artifact: Path, lines: Sequence[str], file: Path | None, columns:
         from cuecraft.prompts import load_artifact, member_folders
 
         task = load_artifact(next(iter(member_folders(artifact)), artifact)).task
-    return unlabelled(task.template.field_names, lines, file, columns)
+    return unlabelled(task.template.field_names, lines, file, columns, reading)
 
 
 def predict_records(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cuecraft.checkpoints import Keeping
+from cuecraft.data.readers import AS_USUAL, Reading
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class TuneRequest:
     classes: tuple[str, ...] | None
     prior: tuple[str, ...]
     stop: Callable[[], bool] = lambda: False  # whether to stop, of what has no checkpoints
+    reading: Reading = AS_USUAL
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class WordsRequest:
     head: str | None
     seed: int
     where: Mapping[str, Any]
+    reading: Reading = AS_USUAL
 
 
 @dataclass(frozen=True)

@@ -19,5 +19,7 @@ def run_tune(request: TuneRequest, started: Callable[[str], Callable[[Event], No
         CuecraftError: anything that the user can mend; nothing is written then.
     """
     if request.unlabeled:
-        return run_label_free(request, started)
-    return tune_once(request, started) if request.seeds is None else run_seeds(request, started)
+        document = run_label_free(request, started)
+    else:
+        document = tune_once(request, started) if request.seeds is None else run_seeds(request, started)
+    return document | request.reading.document()

@@ -16,6 +16,7 @@ from cuecraft.prompts import check_target
 from cuecraft.runs.examples import check_labels, read_splits, unzip
 from cuecraft.runs.requests import TuneRequest
 from cuecraft.task import Verbalizer
+from cuecraft.task.verbalizer import distinct_words
 from cuecraft.tune.prepare import data_entry
 from cuecraft.tune.registry import METHODS, make_method
 
@@ -49,7 +50,9 @@ def checked_splits(request: TuneRequest) -> tuple[list[Record], list[Record] | N
     others = {request.dev or f"dev rows of {request.train}": dev or [], request.test or request.train: test}
     check_labels(request.train, train, others)
     if request.label_words != "auto":
-        Verbalizer.from_labels(sorted({str(record.label) for record in train}), request.label_words)
+        labels = sorted({str(record.label) for record in train})
+        # Whether names do as words depends on the model, which may have a class head.
+        Verbalizer.from_labels(labels, request.label_words or distinct_words(labels))
     return train, dev, test
 
 

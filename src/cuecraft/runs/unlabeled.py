@@ -43,7 +43,7 @@ def run_label_free(request: TuneRequest, started: Callable[[str], Callable[[Even
 
 def read_unlabelled(request: TuneRequest) -> list[Record]:
     """Return the texts to choose by; labels are not read."""
-    records = read_partly_labelled(request.train, request.text_columns, request.label_column)
+    records = read_partly_labelled(request.train, request.text_columns, request.label_column, request.reading)
     if any(record.label is not None for record in records):
         warnings.warn(
             f"{request.train}: the labels in column {request.label_column!r} are not used (--unlabeled)",

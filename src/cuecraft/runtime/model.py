@@ -217,7 +217,8 @@ class ExportedClassifier:
             TemplateError: a text lacks a field.
             ExportError: the graph gives no numbers.
         """
-        examples = self.task_.examples(as_records(texts))
+        records = as_records(texts, fields=self.task_.template.field_names)
+        examples = self.task_.examples(records)
         ready, step = self._ready, 1024
         parts: list[np.ndarray] = []
         cut = 0

@@ -108,6 +108,7 @@ class AutoPrompt(Method):
     """Discrete search for the words of the prompt."""
 
     name: ClassVar[str] = "autoprompt"
+    weighs_examples: ClassVar[bool] = True
 
     steps: int = Field(24, ge=1, description="search steps; each tries `candidates` swaps")
     candidates: int = Field(24, ge=1, description="swaps tried in full at each step")

@@ -65,13 +65,14 @@ def best_swap(
         penalties: what is added to each candidate's mean loss before they are compared, where there is something.
     """
     alive = sorted(swaps)
-    labels = torch.cat([data.labels[rows] for rows in rounds])
+    seen = [row for rows in rounds for row in rows]
+    labels, weights = data.labels[seen], data.weights_of(seen)
     logits = torch.empty(len(alive), 0, 0)
     for number, rows in enumerate(rounds):
         found = backbone.score_swaps(data.context.select(rows), current.prompt, alive)
         found = current.calibration.apply(found)
         logits = torch.cat([logits, found], dim=1) if logits.numel() else found
-        losses = _losses(logits, labels)
+        losses = _losses(logits, labels, weights)
         if penalties:
             losses = losses + torch.tensor(
                 [penalties[swap] for swap in alive], dtype=losses.dtype, device=losses.device
@@ -81,11 +82,14 @@ def best_swap(
         best = sorted(losses.sort(stable=True).indices[:keep].tolist())
         alive, logits, losses = [alive[n] for n in best], logits[best], losses[best]
     first = int(losses.argmin())
-    return alive[first], Score.of(logits[first], labels)
+    return alive[first], Score.of(logits[first], labels, weights)
 
 
-def _losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return each candidate's mean loss `[K]` of logits `[K, b, C]` over the first b labels."""
+def _losses(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    """Return each candidate's mean loss `[K]` of logits `[K, b, C]` over the first b labels, by their weights."""
     count = logits.shape[1]
     flat = functional.cross_entropy(logits.double().flatten(0, 1), labels[:count].repeat(len(logits)), reduction="none")
-    return flat.view(-1, count).mean(1)
+    if weights is None:
+        return flat.view(-1, count).mean(1)
+    shares = weights[:count].to(flat.dtype)
+    return flat.view(-1, count) @ (shares / shares.sum())

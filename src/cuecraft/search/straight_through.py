@@ -39,6 +39,7 @@ class StraightThrough(Method):
     """Gradient descent on continuous copies of the prompt's words."""
 
     name: ClassVar[str] = "straight-through"
+    weighs_examples: ClassVar[bool] = True
 
     steps: int = Field(60, ge=1, description="gradient steps over all training examples")
     learning_rate: float = Field(0.2, gt=0, description="AdamW step, in units of the embeddings' RMS")

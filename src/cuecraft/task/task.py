@@ -13,10 +13,11 @@ from cuecraft.task.verbalizer import Verbalizer
 
 @dataclass(frozen=True)
 class Example:
-    """One text to classify: its fields and, where known, the number of its class."""
+    """One text to classify: its fields and, where known, the number of its class and its weight in a training."""
 
     fields: Mapping[str, str]
     label: int | None = None
+    weight: float | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,6 @@ class Task:
         if record.label is None:
             return Example(fields)
         try:
-            return Example(fields, self.verbalizer.index(record.label))
+            return Example(fields, self.verbalizer.index(record.label), record.weight)
         except DataError as error:
             raise DataError(f"row {row}: {error}") from None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count, product
+from string import ascii_lowercase
 
 from cuecraft.errors import DataError, LabelWordError
 
@@ -77,13 +79,26 @@ class Verbalizer:
         except ValueError:
             raise DataError(
                 f"label {label!r} is not one of the task's classes ({', '.join(self.labels)}); "
-                "mend the label or add the class to the training data"
+                "fix the label or add the class to the training data"
             ) from None
 
 
 def default_word(label: str) -> str:
     """Return a class's name as a person would write it in a sentence: ``"Sci_Fi"`` gives ``"sci fi"``."""
     return " ".join(label.replace("_", " ").split()).lower()
+
+
+def distinct_words(labels: Sequence[str]) -> WordChoice | None:
+    """Return a letter or more for each class where default words do not tell the classes apart; None where they do.
+
+    What answers by a class head reads no words, but a task has some for each class, and a tokenizer that knows no
+    capitals has to tell them apart.
+    """
+    words = [default_word(label) for label in labels]
+    if all(words) and len(set(words)) == len(words):
+        return None
+    width = next(n for n in count(1) if len(ascii_lowercase) ** n >= len(labels))
+    return {label: "".join(own) for label, own in zip(labels, product(ascii_lowercase, repeat=width), strict=False)}
 
 
 def _as_words(value: str | Sequence[str]) -> tuple[str, ...]:

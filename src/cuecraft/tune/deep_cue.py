@@ -31,6 +31,7 @@ class OffsetTraining(TensorTraining):
     """Training of offsets on every layer, from a given prompt on."""
 
     name: ClassVar[str] = "deep-cue"
+    weighs_examples: ClassVar[bool] = True
 
     learning_rate: float = Field(0.1, gt=0, description="AdamW step, in units of the embeddings' RMS")
 

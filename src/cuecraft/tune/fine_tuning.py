@@ -72,6 +72,8 @@ class TrainedWeights:
 class WeightTraining(TrainingOptions, Method):
     """Training of a twin's weights from the untuned prompt on."""
 
+    weighs_examples: ClassVar[bool] = True
+
     learning_rate: float = Field(gt=0, description="AdamW step of the weights")
     head_learning_rate: float = Field(0.01, gt=0, description="AdamW step of a class head")
     calibration: Calibrated = CalibrationKind.FITTED

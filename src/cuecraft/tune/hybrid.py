@@ -17,6 +17,7 @@ class Hybrid(Method):
     """Discrete search, whose result warm-starts training: step 0 of training has the hard prompt's logits."""
 
     name: ClassVar[str] = "hybrid"
+    weighs_examples: ClassVar[bool] = True
 
     search: AutoPrompt = Field(default_factory=AutoPrompt, description="options of the discrete search")
     ending: Literal["tune", "deep"] = Field("tune", description="what refines the words: `tune` or `deep`")

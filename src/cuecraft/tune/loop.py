@@ -206,8 +206,10 @@ class _Training:
         taken = list(zip(chain(*self._steps), chain(*self._found), strict=True))
         for number, part in enumerate(self._parts):
             own = [(rows, logits) for (n, rows), logits in taken if n == number]
-            labels = part.problem.train.labels[[row for rows, _ in own for row in rows]]
-            self._see(number, part.trainable.snapshot(), Score.of(torch.cat([logits for _, logits in own]), labels))
+            seen, logits_seen = [row for rows, _ in own for row in rows], torch.cat([logits for _, logits in own])
+            data = part.problem.train
+            found = Score.of(logits_seen, data.labels[seen], data.weights_of(seen))
+            self._see(number, part.trainable.snapshot(), found)
         self._judge()
         self._steps, self._found = [], []
         self._save_if_due()

@@ -49,6 +49,7 @@ class PrefixTuning(TensorOptions, Method):
     """Prefix-tuning as a method."""
 
     name: ClassVar[str] = "prefix-tuning"
+    weighs_examples: ClassVar[bool] = True
 
     learning_rate: float = Field(0.02, gt=0, description="AdamW step, in units of the first states' RMS in each layer")
     prefix_length: int = Field(8, ge=1, description="tokens that the prefix stands for")

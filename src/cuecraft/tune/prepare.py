@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from cuecraft.prompts.manifest import DataEntry
 from cuecraft.storage import digest
 from cuecraft.task import Task, Template, Verbalizer
 from cuecraft.task.template import FIELD_NAME
-from cuecraft.task.verbalizer import WordChoice
+from cuecraft.task.verbalizer import WordChoice, distinct_words
 from cuecraft.tune.loop import TrainingOptions
 from cuecraft.tune.reading import read_within
 
@@ -87,8 +88,10 @@ def label_free_task(
 ) -> Task:
     """Return the task of records whose classes are named apart; arguments and errors as for `make_task`."""
     written = Template(template) if template else default_template(backbone.head_kind, tuple(records[0].fields))
-    verbalizer = Verbalizer.from_labels(labels, label_words)
-    if label_words is None and backbone.head_kind is not HeadKind.SEQUENCE and all(w.isdigit() for w in labels):
+    has_words = backbone.head_kind is not HeadKind.SEQUENCE
+    given = label_words if label_words is not None or has_words else distinct_words(labels)
+    verbalizer = Verbalizer.from_labels(labels, given)
+    if label_words is None and has_words and all(map(_is_number, labels)):
         warnings.warn(
             f"the classes are named {', '.join(labels)}, and a language model does not know what these mean; "
             "give it words (--label-words, label_words=)",
@@ -96,6 +99,13 @@ def label_free_task(
             stacklevel=2,
         )
     return Task(written, verbalizer, max_tokens, max(Task.reserve, prompt_length))
+
+
+def _is_number(name: str) -> bool:
+    try:
+        return math.isfinite(float(name))
+    except ValueError:
+        return False
 
 
 def label_free_problem(

@@ -42,6 +42,8 @@ class LinearProbe(Method):
     """
 
     name: ClassVar[str] = "linear-probe"
+    has_own_head: ClassVar[bool] = True
+    weighs_examples: ClassVar[bool] = True
 
     inverse_penalties: tuple[float, ...] = Field(
         _STRENGTHS, min_length=1, description="values of scikit-learn's C; dev loss chooses"
@@ -116,13 +118,13 @@ def fit_probe(problem: Problem, prompt: HardPrompt, reader: SentenceEncoder | No
     for step, strength in enumerate(options.inverse_penalties):
         if step and problem.out_of_time():
             break
-        head = fitted_head(train / unit, problem.train.labels, classes, strength)
+        head = fitted_head(train / unit, problem.train.labels, classes, strength, problem.train.weights)
         head = ClassHead(head.weight / unit, head.bias)
         candidate = Candidate(with_head(prompt, head), Calibration.none(classes), reader)
-        seen = Score.of(class_scores(train, head), problem.train.labels)
+        seen = Score.of(class_scores(train, head), problem.train.labels, problem.train.weights)
         held_out = None
         if problem.dev is not None and dev is not None:
-            held_out = Score.of(class_scores(dev, head), problem.dev.labels)
+            held_out = Score.of(class_scores(dev, head), problem.dev.labels, problem.dev.weights)
         selection.see(candidate, seen, held_out, phase=options.name, step=step, total=len(options.inverse_penalties))
     # A probe answers without the untuned prompt, which is shown beside it but does not compete.
     return selection.outcome(starting_point(problem, problem.initial_ids, CalibrationKind.NONE))

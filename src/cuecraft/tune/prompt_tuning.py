@@ -31,6 +31,7 @@ class EmbeddingTraining(TensorTraining):
     """Training of the prompt's input embeddings, from a given prompt on."""
 
     name: ClassVar[str] = "prompt-tuning"
+    weighs_examples: ClassVar[bool] = True
 
     def trainable(self, problem: Problem, start: Candidate) -> PromptTensor:
         """Return the embeddings of a given prompt, hard or soft, to be trained; step 0 has exactly its logits."""

@@ -41,6 +41,7 @@ class Soup(Method):
     """Several trainings from one start, and the greedy average of what they found."""
 
     name: ClassVar[str] = "soup"
+    weighs_examples: ClassVar[bool] = True
 
     members: int = Field(3, ge=2, description="trainings, each with an order of examples of its own")
     of: Literal["tune", "deep"] = Field("deep", description="what is trained and averaged: `tune` or `deep`")

@@ -13,6 +13,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from cuecraft.data.labels import label_name
 from cuecraft.errors import DataError
 from cuecraft.method import Candidate, Event, Method, Outcome, Problem, require_language_head
 from cuecraft.prompts import HardPrompt
@@ -101,7 +102,7 @@ class LabelFreeSearch(Method):
     def _shares(cls, prior: tuple[float, ...] | None) -> tuple[float, ...] | None:
         if prior is not None and not (min(prior, default=0) > 0 and math.isclose(sum(prior), 1, abs_tol=1e-6)):
             raise DataError(
-                f"the classes' shares {', '.join(map(str, prior))} must each be above 0 and sum to 1; mend the prior"
+                f"the classes' shares {', '.join(map(str, prior))} must each be above 0 and sum to 1; fix the prior"
             )
         return prior
 
@@ -190,10 +191,10 @@ def class_shares(prior: Mapping[Any, float] | Sequence[float], classes: Sequence
     """
     if not isinstance(prior, Mapping):
         return tuple(float(share) for share in prior)
-    by_name = {str(name): float(share) for name, share in prior.items()}
+    by_name = {label_name("the prior", name): float(share) for name, share in prior.items()}
     for name in by_name:
         if name not in classes:
-            raise DataError(f"the prior names class {name!r}, but the classes are {', '.join(classes)}; mend the name")
+            raise DataError(f"the prior names class {name!r}, but the classes are {', '.join(classes)}; fix the name")
     for name in classes:
         if name not in by_name:
             raise DataError(f"the prior has no share for class {name!r}; give one for each class")

@@ -1,0 +1,226 @@
+"""Files of rows: their formats and packings by ending, and their bytes, unpacked, whatever wants them."""
+
+from __future__ import annotations
+
+import re
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from cuecraft.errors import DataError
+
+STDIN = "-"
+_BOM = b"\xef\xbb\xbf"
+#: Packed bytes that are unpacked at once. Gzip makes a thousand times as many of them at most, zstd thirty thousand.
+_CHUNKS = {"gzip": 1 << 14, "zstd": 1 << 10}
+_PLAIN = 1 << 20
+
+
+class Format(StrEnum):
+    """How rows lie in a file."""
+
+    JSONL = "jsonl"
+    CSV = "csv"
+    TSV = "tsv"
+    PARQUET = "parquet"
+    TEXT = "text"
+
+
+class Packing(StrEnum):
+    """How a file is packed."""
+
+    NONE = "none"
+    GZIP = "gzip"
+    ZSTD = "zstd"
+
+
+FORMATS = {
+    ".jsonl": Format.JSONL,
+    ".ndjson": Format.JSONL,
+    ".json": Format.JSONL,
+    ".csv": Format.CSV,
+    ".tsv": Format.TSV,
+    ".parquet": Format.PARQUET,
+    ".txt": Format.TEXT,
+    ".log": Format.TEXT,
+}
+PACKINGS = {".gz": Packing.GZIP, ".zst": Packing.ZSTD}
+DELIMITERS = {Format.CSV: ",", Format.TSV: "\t"}
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # a drive of Windows has one letter
+#: How files begin that are no text in UTF-8: what they are, and what to do.
+_FOREIGN = {
+    b"\xff\xfe": ("UTF-16", "save it as UTF-8"),
+    b"\xfe\xff": ("UTF-16", "save it as UTF-8"),
+    b"\x1f\x8b": ("packed by gzip", "let its name end in .gz"),
+    b"\x28\xb5\x2f\xfd": ("packed by zstd", "let its name end in .zst"),
+    b"PK\x03\x04": ("a ZIP archive or a spreadsheet", "unpack it, or save it as CSV in UTF-8"),
+    b"BZh91AY": ("packed by bzip2", "unpack it, or pack it by gzip"),
+    b"\xfd7zXZ": ("packed by xz", "unpack it, or pack it by gzip"),
+    b"PAR1\x15": ("Parquet", "let its name end in .parquet"),
+}
+
+
+def kind_of(path: Path) -> tuple[Format | None, Packing]:
+    """Return the format and the packing that a file's ending tells, in capitals or not; no format for other endings."""
+    packing = PACKINGS.get(path.suffix.lower(), Packing.NONE)
+    name = path.with_suffix("") if packing is not Packing.NONE else path
+    return FORMATS.get(name.suffix.lower()), packing
+
+
+def content_name(path: str) -> str:
+    """Return what a file's ending says that is in it, for errors."""
+    form, _ = kind_of(Path(path))
+    return "text" if form in (None, Format.TEXT) else str(form).upper()
+
+
+def check_delimiter(delimiter: str | None) -> str | None:
+    r"""Return what stands between the cells of a row; `\t` may be written for a tab.
+
+    Raises:
+        DataError: it is no single character, or one that CSV needs itself.
+    """
+    found = "\t" if delimiter == "\\t" else delimiter
+    if found is not None and (len(found) != 1 or found in '"\r\n' or not found.isascii()):
+        raise DataError(f"the delimiter {delimiter!r} cannot be used; give one character, such as ';' or '\\t'")
+    return found
+
+
+def check_is_path(name: str) -> None:
+    """Raise DataError where a name is an address of the web, or of a cloud's storage."""
+    if _ADDRESS.match(name):
+        raise DataError(f"{name}: is an address, and nothing is downloaded; download the file and give its path")
+
+
+def without_mark(first: bytes) -> bytes:
+    """Return the first bytes of a text without the byte-order mark of UTF-8."""
+    return first.removeprefix(_BOM)
+
+
+def text_of(line: bytes, is_first: bool) -> str:
+    """Return a line of text without its ending, and the first of a file without a byte-order mark.
+
+    Raises:
+        UnicodeDecodeError: it is no UTF-8.
+    """
+    return (without_mark(line) if is_first else line).removesuffix(b"\n").removesuffix(b"\r").decode()
+
+
+class Stream:
+    """The unpacked bytes of a file or of stdin, and what broke them off.
+
+    Args:
+        path: of the file; ``-`` for stdin.
+        packing: how it is packed.
+    """
+
+    def __init__(self, path: str, packing: Packing) -> None:
+        self._path, self._packing = path, packing
+        self.trouble: str | None = None
+
+    def chunks(self) -> Iterator[tuple[bytes, int]]:
+        """Yield unpacked bytes, each with the number of bytes of the file that they come from.
+
+        Raises:
+            DataError: a package for the packing is not installed.
+        """
+        try:
+            if self._path == STDIN:
+                yield from _stdin()
+                return
+            with open(self._path, "rb") as handle:
+                yield from _plain(handle) if self._packing is Packing.NONE else self._unpacked(handle)
+        except OSError as error:
+            self.trouble = f"unreadable ({error.strerror or error})"
+
+    def lines(self) -> Iterator[bytes]:
+        """Yield lines with their endings, the first without a byte-order mark.
+
+        Raises:
+            DataError: the bytes cannot be read, unpacked, or are no text in UTF-8.
+        """
+        held, is_first = b"", True
+        for chunk, _ in self.chunks():
+            *whole, held = (held + chunk).split(b"\n")
+            for line in whole:
+                yield self._opened(line) + b"\n" if is_first else line + b"\n"
+                is_first = False
+        if self.trouble is not None:
+            name = "stdin" if self._path == STDIN else self._path
+            raise DataError(f"{name}: {self.trouble}; check that it is whole and can be read")
+        if held:
+            yield self._opened(held) if is_first else held
+
+    def _opened(self, first: bytes) -> bytes:
+        for begin, (kind, remedy) in _FOREIGN.items():
+            if first.startswith(begin):
+                name = "stdin" if self._path == STDIN else self._path
+                raise DataError(f"{name}: not readable as UTF-8 {content_name(self._path)}: it is {kind}; {remedy}")
+        return without_mark(first)
+
+    def _unpacked(self, handle: BinaryIO) -> Iterator[tuple[bytes, int]]:
+        new, errors = _unpacker(self._path, self._packing)
+        unpacker, is_begun = new(), False
+        while packed := handle.read(_CHUNKS[self._packing]):
+            read = len(packed)
+            while packed:
+                try:
+                    content = unpacker.decompress(packed)
+                except errors:
+                    self.trouble = f"damaged {self._packing}"
+                    return
+                yield content, read
+                read, is_begun, packed = 0, True, b""
+                if unpacker.eof:  # files may be joined, and padded with zeros
+                    packed = unpacker.unused_data.lstrip(b"\0")
+                    unpacker, is_begun = new(), bool(packed)
+        if is_begun:
+            self.trouble = f"truncated {self._packing}"
+
+
+def text_lines(path: str, packing: Packing) -> Iterator[str]:
+    """Yield the lines of a text file, or of stdin (``-``), that are not blank, without their endings.
+
+    Raises:
+        DataError: the bytes cannot be read, or a line is no UTF-8.
+    """
+    name = "stdin" if path == STDIN else path
+    for number, line in enumerate(Stream(path, packing).lines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            yield text_of(line, is_first=False)  # the mark of the first is gone already
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{name} line {number}: not readable as UTF-8 text ({error.reason}); save it as UTF-8"
+            ) from None
+
+
+def _unpacker(path: str, packing: Packing) -> tuple[Callable[[], Any], type[Exception]]:
+    """Return what makes an unpacker, and what it raises where bytes are damaged."""
+    if packing is Packing.GZIP:
+        return lambda: zlib.decompressobj(wbits=31), zlib.error
+    try:
+        import zstandard
+    except ImportError:
+        raise DataError(f"{path}: zstd needs a further package: pip install 'cuecraft[bulk]'") from None
+    return lambda: zstandard.ZstdDecompressor().decompressobj(), zstandard.ZstdError
+
+
+def _stdin() -> Iterator[tuple[bytes, int]]:
+    if sys.stdin is None or sys.stdin.closed:
+        raise OSError("stdin is closed")
+    binary = getattr(sys.stdin, "buffer", None)
+    if binary is None:  # a notebook or a test has put a stream of characters in its place
+        content = sys.stdin.read().encode("utf-8", "surrogateescape")
+        yield content, len(content)
+    else:
+        yield from _plain(binary)
+
+
+def _plain(handle: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    while chunk := handle.read(_PLAIN):
+        yield chunk, len(chunk)
