@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from conftest import TEXTS, make_examples, make_masked, make_task
+from conftest import LM_TEMPLATE, TEXTS, make_examples, make_masked, make_task
 from cuecraft.backbone import Budget, ClassHead, Pooling, load_backbone
 from cuecraft.errors import PromptError
-from cuecraft.prompts import HardPrompt, SoftPrompt
+from cuecraft.prompts import DeepCue, HardPrompt, PrefixPrompt, SoftPrompt
+from tiny_backbones import random_head, random_states
 
 TEMPLATES = ["{text}{prompt: it was}{mask}.", "{prompt: it was}{mask}: {text}", "{mask}{prompt} {text}"]
 
@@ -98,3 +99,35 @@ def test_gradients_reach_the_prompt_and_nothing_frozen(kind, request):
     backbone.class_logits(context, SoftPrompt(vectors, head))[:, 0].sum().backward()
     assert (vectors.grad.abs().sum(1) > 0).all()
     assert all(parameter.grad is None for parameter in backbone.model.parameters())
+
+
+@pytest.mark.parametrize("kind", ["masked", "sequence"])
+def test_prompts_over_texts_of_their_own_share_passes_and_give_what_each_gives_alone(kind, request, monkeypatch):
+    """Cues of several lengths, with offsets and without, heads of their own: logits and gradients of each alone."""
+    backbone = request.getfixturevalue(kind)
+    task = make_task("{prompt}{text}" if kind == "sequence" else LM_TEMPLATE)
+    context = backbone.context(make_examples(), task)
+    offsets = [torch.zeros(backbone.offsets_shape(size)).normal_().requires_grad_() for size in (3, 2)]
+    heads = [random_head(backbone, seed) if kind == "sequence" else None for seed in range(3)]
+    prompts = [
+        DeepCue(HardPrompt((20, 21, 22), heads[0]), offsets[0]),
+        DeepCue(HardPrompt((23, 24), heads[1]), offsets[1]),
+        HardPrompt((25,), heads[2]),
+    ]
+    parts = list(zip([context.select(rows) for rows in ([0, 1, 2], [3, 4], [5, 6, 7])], prompts, strict=True))
+    assert backbone.share_passes(parts)
+    passes = []
+    run_pass = type(backbone).run_pass
+    monkeypatch.setattr(type(backbone), "run_pass", lambda own, laid: passes.append(1) or run_pass(own, laid))
+    found = backbone.class_logits_each(parts)
+    assert len(passes) == 1
+    alone = [backbone.class_logits(own, prompt) for own, prompt in parts]
+    for one, other in zip(found, alone, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+    shared, apart = (
+        torch.autograd.grad(sum(own.square().sum() for own in logits), offsets) for logits in (found, alone)
+    )
+    for one, other in zip(shared, apart, strict=True):
+        assert torch.allclose(one, other, atol=1e-4)
+    prefix = PrefixPrompt(HardPrompt((25,), heads[2]), random_states(backbone, 2))
+    assert not backbone.share_passes([*parts, (context, prefix)])

@@ -64,8 +64,8 @@ def test_features_and_offsets_are_those_of_the_dense_kernel(causal):
     linear = linearised(problem, CUE)
     shape = causal.offsets_shape(len(CUE))
     gradients, logits = class_gradients(causal, problem.train.context, CUE, shape)
-    labels, rows = problem.train.labels, list(range(len(problem.train)))
-    found = linear.fitted(rows, labels, 0.3)
+    rows = list(range(len(problem.train)))
+    found = linear.fitted(rows, problem, 0.3)
     candidate = linear.candidate(found)
     centred = gradients - gradients.mean(1, keepdim=True)
     by_hand = logits + centred @ candidate.prompt.offsets.flatten()
@@ -97,7 +97,7 @@ def test_the_regression_is_the_dense_one_over_all_offsets(causal):
 
     options = {"maxiter": 2000, "gtol": 1e-9, "ftol": 1e-14}
     exact = minimize(objective, np.zeros(size + classes + 1), jac=True, method="L-BFGS-B", options=options)
-    found = linear.fitted(range(len(labels)), labels, penalty)
+    found = linear.fitted(range(len(labels)), problem, penalty)
     weights = linear.gradients.double().T @ torch.from_numpy(linear.back @ found.weights)
     own = np.concatenate([weights.numpy(), found.calibration.bias, [math.log(found.calibration.scale)]])
     assert objective(own)[0] == pytest.approx(exact.fun, rel=1e-6)
@@ -121,6 +121,17 @@ def test_without_known_logits_the_regression_is_scikit_learns():
     assert found.calibration.scale == pytest.approx(1)
 
 
+def test_an_example_that_counts_twice_is_a_copy_of_it():
+    generator = np.random.default_rng(1)
+    features, logits = generator.normal(size=(12, 3, 4)), generator.normal(size=(12, 3))
+    labels, counts = generator.integers(0, 3, 12), generator.integers(0, 4, 12)
+    rows = np.repeat(np.arange(12), counts)
+    weighed = logistic(features, logits, labels, 0.5, counts.astype(float))
+    copied = logistic(features[rows], logits[rows], labels[rows], 0.5)
+    assert np.allclose(weighed.weights, copied.weights, atol=1e-5)
+    assert np.allclose(weighed.calibration.bias, copied.calibration.bias, atol=1e-5)
+
+
 def test_held_out_answers_are_those_of_prompts_fitted_without_the_fold(causal):
     problem = whole_of(tiny_problem(causal))
     linear = linearised(problem, CUE)
@@ -128,7 +139,7 @@ def test_held_out_answers_are_those_of_prompts_fitted_without_the_fold(causal):
     folds = stratified_folds(labels, 4, 1, texts_of(problem.train.context.examples))
     by_linear, by_model = linear.held_out(problem, folds, 0.3)
     for fold in folds:
-        found = linear.fitted(fold.train, labels, 0.3)
+        found = linear.fitted(fold.train, problem, 0.3)
         own = linear.candidate(found)
         with torch.no_grad():
             alone = own.logits(causal, problem.train.context.select(fold.held_out))

@@ -19,8 +19,9 @@ from cuecraft.backbone import load_backbone
 from cuecraft.data import Record
 from cuecraft.errors import LabelWordError, MethodError
 from cuecraft.evidence import Evidence
-from cuecraft.method import CalibrationKind, fitted_head, label_context, score, starting_point
+from cuecraft.method import CalibrationKind, label_context, score, starting_point
 from cuecraft.prompts import HardPrompt
+from cuecraft.prompts.calibration import fitted_head
 from cuecraft.search.answer_words import read_words
 from cuecraft.search.label_words import LabelWordSearch, with_label_words
 from cuecraft.search.word_choice import WordTable, best_combination, choices, choose, contrast, shortlist

@@ -224,7 +224,7 @@ def first_order(problem, start):
     """Yield what the first-order method fits to all examples with each penalty, before held-out answers decide."""
     linear, rows = linearised(problem, start.prompt), range(len(problem.train))
     for penalty in METHODS["first-order"]().penalties:
-        yield linear.candidate(linear.fitted(rows, problem.train.labels, penalty))
+        yield linear.candidate(linear.fitted(rows, problem, penalty))
 
 
 def check_twin(backbone, reader, idle):

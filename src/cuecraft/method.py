@@ -462,36 +462,7 @@ def fit_head(problem: Problem, prompt: AnyPrompt) -> ClassHead:
     with torch.no_grad():
         features = problem.backbone.features(problem.train.context, prompt)
     classes = problem.task.verbalizer.num_classes
-    return fitted_head(features, problem.train.labels, classes, weights=problem.train.weights)
-
-
-def fitted_head(
-    features: Tensor, labels: Tensor, classes: int, inverse_penalty: float = 1.0, weights: Tensor | None = None
-) -> ClassHead:
-    """Fit a class head by logistic regression (scikit-learn, L2).
-
-    Args:
-        features: `[B, d]`.
-        labels: `[B]` class numbers.
-        classes: C.
-        inverse_penalty: scikit-learn's C: the smaller, the stronger the penalty.
-        weights: `[B]` of the examples; None for equal ones.
-
-    Raises:
-        MethodError: a class has no example.
-    """
-    from sklearn.linear_model import LogisticRegression
-
-    truth = labels.cpu().numpy()
-    if len(set(truth.tolist())) < classes:
-        raise MethodError("a class has no training example, so its row of the class head cannot be fitted")
-    shares = None if weights is None else weights.double().cpu().numpy()
-    model = LogisticRegression(C=inverse_penalty, max_iter=1000)
-    model.fit(features.double().cpu().numpy(), truth, sample_weight=shares)
-    weight, bias = torch.tensor(model.coef_), torch.tensor(model.intercept_)
-    if classes == 2:  # scikit-learn keeps one row for two classes
-        weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
-    return ClassHead(weight.float().to(features.device), bias.float().to(features.device))
+    return calibration.fitted_head(features, problem.train.labels, classes, weights=problem.train.weights)
 
 
 def require_language_head(problem: Problem, name: str) -> None:

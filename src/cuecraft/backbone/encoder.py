@@ -10,10 +10,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from cuecraft.backbone.attention import attending_again, attending_to, keeping
 from cuecraft.backbone.base import ClassHead, Context, Prompt, ReadyPrompt, Row, Swap
 from cuecraft.backbone.batches import padding_share, token_batches
 from cuecraft.backbone.batching import ONE_PASS_AT_A_TIME, Budget, restore_order
+from cuecraft.backbone.encoder_rows import Cues, LaidOut, RowCues, mask_slots
 from cuecraft.backbone.frozen import FrozenModel, agree
 from cuecraft.backbone.layers import adding, entering, recomputed
 from cuecraft.backbone.past import VectorTable
@@ -49,59 +50,6 @@ class Pooling(StrEnum):
     LAST = "last"  # the last token: decoders
 
 
-@dataclass(frozen=True, eq=False)
-class _Cues:
-    """What stands in the prompt slot of each input of a run.
-
-    Args:
-        vectors: `[K, S, d]` K prompts.
-        offsets: `[n_layers, S, d]` added to the hidden states entering each layer, for all K; None for nothing.
-        states: `[n_layers, 2, n_kv_heads, P, head_dim]` keys and values that all tokens attend to; None for nothing.
-    """
-
-    vectors: Tensor
-    offsets: Tensor | None = None
-    states: Tensor | None = None
-
-    @property
-    def length(self) -> int:
-        """Positions that a cue is charged for, its prefix included."""
-        return self.vectors.shape[1] + (0 if self.states is None else self.states.shape[3])
-
-    def rows(self, chosen: Sequence[int]) -> _RowCues:
-        """Return the cues of a batch, given which of the K each row has."""
-        count, size = len(chosen), self.vectors.shape[1]
-        offsets = None if self.offsets is None else self.offsets.repeat(1, count, 1)
-        states = None if self.states is None else self.states[:, :, None].expand(-1, -1, count, -1, -1, -1)
-        return _RowCues([size] * count, self.vectors[list(chosen)].flatten(0, 1), offsets, states)
-
-
-@dataclass(frozen=True, eq=False)
-class _RowCues:
-    """What stands in the prompt slot of each row of one batch.
-
-    Args:
-        sizes: `[b]` tokens of each row's cue; M in all.
-        vectors: `[M, d]` one row's after another's.
-        offsets: `[n_layers, M, d]` added to the hidden states entering each layer; None for nothing.
-        states: `[n_layers, 2, b, n_kv_heads, P, head_dim]` keys and values that a row's tokens attend to; None for
-            nothing.
-    """
-
-    sizes: Sequence[int]
-    vectors: Tensor
-    offsets: Tensor | None = None
-    states: Tensor | None = None
-
-    @classmethod
-    def of(cls, prompts: Sequence[ReadyPrompt]) -> Self:
-        """Return the cues of prompts with prefixes of one length, or without any."""
-        table = VectorTable.of([prompt.vectors for prompt in prompts], [prompt.offsets for prompt in prompts])
-        known = [prompt.states for prompt in prompts if prompt.states is not None]
-        states = torch.stack(known, dim=2) if known else None
-        return cls([len(prompt.vectors) for prompt in prompts], table.vectors, table.offsets, states)
-
-
 class EncoderBackbone(FrozenModel):
     """What the encoders share; a subclass says what is read off the output."""
 
@@ -110,7 +58,7 @@ class EncoderBackbone(FrozenModel):
         """Raise BackboneError where what is read of a text depends on the padding beside it, or is not the model's."""
         ids = self._sample_ids(5)
         pieces = [Pieces(tuple(ids), ()), Pieces(tuple(ids[1:3]), ())]
-        no_cue = _RowCues([0] * len(pieces), self.embed(torch.zeros(0, dtype=torch.long)))
+        no_cue = RowCues([0] * len(pieces), self.embed(torch.zeros(0, dtype=torch.long)))
         with ONE_PASS_AT_A_TIME:  # another backbone over the same model may have a pass under way
             found = self._probe(self._lay_out(pieces, no_cue), pieces).float()
             plain = torch.cat([self._plain(piece) for piece in pieces])
@@ -145,6 +93,48 @@ class EncoderBackbone(FrozenModel):
     def class_logits_many(self, context: Context, prompts: Sequence[Prompt]) -> Tensor:
         """Return class logits `[T, B, C]` of several prompts over the same examples."""
         return torch.stack([self.class_logits(context, prompt) for prompt in prompts])
+
+    def share_passes(self, parts: Sequence[tuple[Context, Prompt]]) -> bool:
+        """Tell whether `class_logits_each` reads these together: prompts of one task without prefixes.
+
+        Either all of them have a class head or none.
+        """
+        first = parts[0][0].renderer
+        return len({prompt.head is None for _, prompt in parts}) == 1 and all(
+            context.renderer is first and prompt.states is None for context, prompt in parts
+        )
+
+    def class_logits_each(self, parts: Sequence[tuple[Context, Prompt]]) -> list[Tensor]:
+        """Return class logits `[B, C]` of several prompts, each over examples of its own; differentiable."""
+        if not self.share_passes(parts):
+            return super().class_logits_each(parts)
+        cues = [self._cues(prompt) for _, prompt in parts]
+        texts = [piece for context, _ in parts for piece in context.pieces]
+        owners = [number for number, (context, _) in enumerate(parts) for _ in range(len(context))]
+        for own, (context, _) in zip(cues, parts, strict=True):
+            context.renderer.check_length(context.pieces, own.length)
+        lengths = [len(piece) + cues[number].length for piece, number in zip(texts, owners, strict=True)]
+        has_heads = parts[0][1].head is not None
+        read = self._reading(parts[0][0].renderer, has_heads)
+
+        def run(budget: Budget) -> Tensor:
+            shares = [budget.charge(length, self._pass_bytes(0, length)) for length in lengths]
+            batches = list(token_batches(lengths, budget, shares))
+            found = []
+            for batch in batches:
+                pieces, own = [texts[n] for n in batch], [cues[owners[n]] for n in batch]
+                table = VectorTable.of([cue.vectors[0] for cue in own], [cue.offsets for cue in own])
+                rows = RowCues([cue.vectors.shape[1] for cue in own], table.vectors, table.offsets)
+                found.append(read(self._lay_out(pieces, rows), pieces))
+            return restore_order(found, batches, dim=0)
+
+        scores = self._score_within_memory(run).split([len(context) for context, _ in parts])
+        heads = [prompt.head for _, prompt in parts]
+        return [own if head is None else class_scores(own, head) for own, head in zip(scores, heads, strict=True)]
+
+    @abstractmethod
+    def _reading(self, renderer: Renderer, has_heads: bool) -> Callable[[LaidOut, Sequence[Pieces]], Tensor]:
+        """Return what reads class logits of one batch `[b, C]`; for class heads the features `[b, d]`."""
 
     @abstractmethod
     def features(self, context: Context, prompt: Prompt) -> Tensor:
@@ -213,7 +203,7 @@ class EncoderBackbone(FrozenModel):
                 for batch in token_batches(lengths, budget, shares):
                     own = [group[n] for n in batch]
                     chosen = [rows[n] for n in own]
-                    cues = _RowCues.of([prompt for prompt, _ in chosen])
+                    cues = RowCues.of([prompt for prompt, _ in chosen])
                     laid_out = self._lay_out([piece for _, piece in chosen], cues)
                     found |= zip(own, self._read_rows(laid_out, chosen), strict=True)
             return [found[n][: prompt.num_classes] for n, (prompt, _) in enumerate(rows)]
@@ -228,18 +218,18 @@ class EncoderBackbone(FrozenModel):
     def _ready_reads(self, renderer: Renderer, head: ClassHead | None) -> Readout | None:
         """Return what reads a prompt's answers at its mask; None where features are pooled."""
 
-    def _cues(self, prompt: Prompt) -> _Cues:
+    def _cues(self, prompt: Prompt) -> Cues:
         vectors = self._vectors(prompt)
-        return _Cues(vectors[None], self._offsets(prompt, len(vectors)), self._states(prompt))
+        return Cues(vectors[None], self._offsets(prompt, len(vectors)), self._states(prompt))
 
     @abstractmethod
-    def _scores(self, context: Context, cues: _Cues, head: ClassHead | None) -> Tensor:
+    def _scores(self, context: Context, cues: Cues, head: ClassHead | None) -> Tensor:
         """Return class logits `[K, B, C]` of K cues with B examples each."""
 
     def _run(
         self,
         context: Context,
-        cues: _Cues,
+        cues: Cues,
         read: Callable[[LaidOut, Sequence[Pieces]], Tensor],
         slot_bytes: int = 0,
     ) -> Tensor:
@@ -259,7 +249,7 @@ class EncoderBackbone(FrozenModel):
     def _run_texts(
         self,
         texts: Sequence[Pieces],
-        cues: _Cues,
+        cues: Cues,
         read: Callable[[LaidOut, Sequence[Pieces]], Tensor],
         slot_bytes: int,
     ) -> Tensor:
@@ -292,7 +282,7 @@ class EncoderBackbone(FrozenModel):
         with ONE_PASS_AT_A_TIME, entering(layers, laid_out.change), attending, recomputing:
             return self.model(**laid_out.inputs)
 
-    def _lay_out(self, pieces: Sequence[Pieces], cues: _RowCues) -> LaidOut:
+    def _lay_out(self, pieces: Sequence[Pieces], cues: RowCues) -> LaidOut:
         """Lay out one batch with a cue for each row, right-padded: the only place that places tokens and masks.
 
         A prefix takes no position: in a bidirectional model it stands nowhere in particular.
@@ -318,25 +308,6 @@ class EncoderBackbone(FrozenModel):
             change = None if cues.offsets is None else adding(cues.offsets, *at)
         batch = {"inputs_embeds": inputs, "attention_mask": mask.to(self.device)}
         return LaidOut(batch, text.to(self.device), cues.sizes, change, cues.states)
-
-
-@dataclass(frozen=True, eq=False)
-class LaidOut:
-    """One batch, laid out.
-
-    Args:
-        inputs: what the model is called with.
-        text: `[b, L]` which positions hold text (neither padding nor cue).
-        sizes: `[b]` tokens of each row's cue.
-        change: what happens to the hidden states entering each layer; None for nothing.
-        states: `[n_layers, 2, b, n_kv_heads, P, head_dim]` keys and values that all tokens attend to; None for nothing.
-    """
-
-    inputs: dict[str, Tensor]
-    text: Tensor
-    sizes: Sequence[int]
-    change: Callable[[int, Tensor], Tensor] | None
-    states: Tensor | None
 
 
 class MaskedBackbone(EncoderBackbone):
@@ -369,23 +340,27 @@ class MaskedBackbone(EncoderBackbone):
             found = self._read(laid_out, [piece.answer for piece in pieces], reads)
             return found.gather(1, torch.tensor([[wanted[id(piece)]] for piece in pieces], device=found.device))
 
-        no_cue = _Cues(self.embed(torch.zeros(1, 0, dtype=torch.long)))
+        no_cue = Cues(self.embed(torch.zeros(1, 0, dtype=torch.long)))
         return self._run_texts(blanks, no_cue, read, reads.slot_bytes)[0, :, 0]
 
-    def _scores(self, context: Context, cues: _Cues, head: ClassHead | None) -> Tensor:
+    def _scores(self, context: Context, cues: Cues, head: ClassHead | None) -> Tensor:
         return self._at_masks(context, cues, readout(self.model, context.renderer.label_ids, head))
 
-    def _at_masks(self, context: Context, cues: _Cues, reads: Readout) -> Tensor:
+    def _at_masks(self, context: Context, cues: Cues, reads: Readout) -> Tensor:
         """Return what is read at the mask of each input `[K, B, X]`."""
+        return self._run(context, cues, partial(self._read_masks, reads), reads.slot_bytes)
 
-        def read(laid_out: LaidOut, pieces: Sequence[Pieces]) -> Tensor:
-            return self._read(laid_out, _mask_slots(laid_out, pieces), reads)
+    def _reading(self, renderer: Renderer, has_heads: bool) -> Callable[[LaidOut, Sequence[Pieces]], Tensor]:
+        reads = FeatureReadout(self.model) if has_heads else LabelReadout(self.model, renderer.label_ids)
+        return partial(self._read_masks, reads)
 
-        return self._run(context, cues, read, reads.slot_bytes)
+    def _read_masks(self, reads: Readout, laid_out: LaidOut, pieces: Sequence[Pieces]) -> Tensor:
+        """Run one batch; return what is read at the mask of each row `[b, X]`."""
+        return self._read(laid_out, mask_slots(laid_out, pieces), reads)
 
     def _read_rows(self, laid_out: LaidOut, rows: Sequence[Row]) -> Sequence[Tensor]:
         reads = MixedReadout(self.model, [prompt.reads for prompt, _ in rows])
-        return list(self._read(laid_out, _mask_slots(laid_out, [piece for _, piece in rows]), reads))
+        return list(self._read_masks(reads, laid_out, [piece for _, piece in rows]))
 
     def _ready_reads(self, renderer: Renderer, head: ClassHead | None) -> Readout:
         return readout(self.model, renderer.label_ids, head)
@@ -395,12 +370,6 @@ class MaskedBackbone(EncoderBackbone):
         with reads.reading(torch.tensor(slots)[:, None]) as scores:
             logits = self.run_pass(laid_out).logits
         return scores(logits)[0]
-
-
-def _mask_slots(laid_out: LaidOut, pieces: Sequence[Pieces]) -> list[int]:
-    """Return where each row's mask stands."""
-    sizes = zip(pieces, laid_out.sizes, strict=True)
-    return [piece.answer + (size if piece.answer >= len(piece.before) else 0) for piece, size in sizes]
 
 
 class SequenceBackbone(EncoderBackbone):
@@ -424,8 +393,13 @@ class SequenceBackbone(EncoderBackbone):
         """Return pooled features `[B, d]`, differentiable with respect to the prompt's tensors."""
         return self._run(context, self._cues(prompt), self._pooled)[0]
 
-    def _scores(self, context: Context, cues: _Cues, head: ClassHead | None) -> Tensor:
+    def _scores(self, context: Context, cues: Cues, head: ClassHead | None) -> Tensor:
         return class_scores(self._run(context, cues, self._pooled), self._required(head))
+
+    def _reading(self, renderer: Renderer, has_heads: bool) -> Callable[[LaidOut, Sequence[Pieces]], Tensor]:
+        if not has_heads:
+            self._required(None)
+        return self._pooled
 
     def _required(self, head: ClassHead | None) -> ClassHead:
         if head is None:

@@ -22,7 +22,7 @@ from cuecraft.backbone import (
     SequenceBackbone,
 )
 from cuecraft.backbone.base import ClassHead
-from cuecraft.backbone.encoder import LaidOut
+from cuecraft.backbone.encoder_rows import LaidOut
 from cuecraft.backbone.layers import entering
 from cuecraft.backbone.readout import LabelReadout, Readout, class_scores, readout
 from cuecraft.backbone.rendering import LabelIds

@@ -1,6 +1,7 @@
-"""Calibration: taking a language model's liking for some label words out of its answers.
+"""What is fitted on top of a frozen model's outputs: calibrations of its answers, and class heads of its features.
 
-Every kind ends as one affine map of the class logits, ``scale * logits + bias``.
+A calibration takes a language model's preference for some label words out of its answers. Every kind ends as one affine
+map of the class logits, ``scale * logits + bias``.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+
+from cuecraft.backbone import ClassHead
+from cuecraft.errors import MethodError
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,35 @@ def tempered(logits: Tensor, labels: Tensor, strength: float = 1.0) -> Calibrati
 
     found = minimize_scalar(objective, bounds=(-5.0, 5.0), method="bounded", options={"xatol": 1e-6}).x
     return Calibration((0.0,) * x.shape[1], float(np.exp(found)))
+
+
+def fitted_head(
+    features: Tensor, labels: Tensor, classes: int, inverse_penalty: float = 1.0, weights: Tensor | None = None
+) -> ClassHead:
+    """Fit a class head by logistic regression (scikit-learn, L2).
+
+    Args:
+        features: `[B, d]`.
+        labels: `[B]` class numbers.
+        classes: C.
+        inverse_penalty: scikit-learn's C: the smaller, the stronger the penalty.
+        weights: `[B]` of the examples; None for equal ones.
+
+    Raises:
+        MethodError: a class has no example.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    truth = labels.cpu().numpy()
+    if len(set(truth.tolist())) < classes:
+        raise MethodError("a class has no training example, so its row of the class head cannot be fitted")
+    shares = None if weights is None else weights.double().cpu().numpy()
+    model = LogisticRegression(C=inverse_penalty, max_iter=1000)
+    model.fit(features.double().cpu().numpy(), truth, sample_weight=shares)
+    weight, bias = torch.tensor(model.coef_), torch.tensor(model.intercept_)
+    if classes == 2:  # scikit-learn keeps one row for two classes
+        weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
+    return ClassHead(weight.float().to(features.device), bias.float().to(features.device))
 
 
 def dividing_offsets(logits: Tensor, prior: Tensor | None = None) -> Tensor:

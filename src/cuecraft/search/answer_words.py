@@ -15,8 +15,9 @@ from torch import Tensor
 from cuecraft.backbone import AnyBackbone, Renderer
 from cuecraft.backbone.readout import class_scores
 from cuecraft.backbone.words import next_word_log_probabilities, word_log_probabilities
-from cuecraft.method import Labelled, Problem, finite, fitted_head
+from cuecraft.method import Labelled, Problem, finite
 from cuecraft.prompts import HardPrompt
+from cuecraft.prompts.calibration import fitted_head
 from cuecraft.search.tokens import Tokens
 from cuecraft.search.word_choice import WordScores, WordTable, contrast
 

@@ -59,6 +59,7 @@ class FirstOrder(Method):
     """The first-order deep cue: no training loop, a few seconds, and a penalty that folds choose."""
 
     name: ClassVar[str] = "first-order"
+    weighs_examples: ClassVar[bool] = True
 
     prompt_length: int | None = Field(None, ge=1, description="tuned positions; by default the template's own words")
     penalties: tuple[float, ...] = Field(
@@ -96,17 +97,18 @@ def _chosen(
     whole: Problem, untuned: Candidate, linear: Linearised, folds: Sequence[Fold], penalties: Sequence[float]
 ) -> Outcome:
     """Return the penalty of least held-out loss on all examples; the untuned prompt competes on the same folds."""
-    labels, rows = whole.train.labels.cpu(), range(len(whole.train))
+    labels, weights, rows = whole.train.labels.cpu(), whole.train.weights, range(len(whole.train))
+    weights = None if weights is None else weights.cpu()
     trace: list[Event] = []
     best: tuple[float, Score | None] = (math.inf, None)  # an infinite penalty: the start alone, calibrated
     for step, penalty in enumerate((math.inf, *penalties)):
         if step and whole.out_of_time():
             break
         linear_answers, answers = linear.held_out(whole, folds, penalty)
-        found, expected = Score.of(answers, labels), Score.of(linear_answers, labels)
+        found, expected = (Score.of(own, labels, weights) for own in (answers, linear_answers))
         is_best = math.isfinite(found.loss) and (best[1] is None or found.loss < best[1].loss)
         best = (penalty, found) if is_best else best
-        learnt = Score.of(linear.answers(linear.fitted(rows, labels, penalty), rows), labels)
+        learnt = Score.of(linear.answers(linear.fitted(rows, whole, penalty), rows), labels, weights)
         event = {
             "phase": FirstOrder.name,
             "step": step,
@@ -123,7 +125,7 @@ def _chosen(
     penalty, held_out = best
     if not math.isfinite(penalty):
         return Outcome(untuned, untuned, trace, held_out=held_out)
-    candidate = linear.candidate(linear.fitted(rows, labels, penalty))
+    candidate = linear.candidate(linear.fitted(rows, whole, penalty))
     with torch.no_grad():
         finite(candidate.logits(whole.backbone, whole.train.context), whole.backbone)
     return Outcome(untuned, candidate, trace, held_out=held_out)
@@ -167,10 +169,12 @@ class Linearised:
     features: np.ndarray
     back: np.ndarray
 
-    def fitted(self, rows: Sequence[int], labels: Tensor, penalty: float) -> Solution:
-        """Fit the regression to some rows, given the class numbers `[N]` of all."""
-        own = list(rows)
-        return logistic(self.features[own], self.logits[own], labels[own].numpy(), penalty)
+    def fitted(self, rows: Sequence[int], problem: Problem, penalty: float) -> Solution:
+        """Fit the regression to some rows of the training examples of a problem."""
+        own, weights = list(rows), problem.train.weights_of(list(rows))
+        counts = None if weights is None else weights.double().cpu().numpy()
+        labels = problem.train.labels[own].cpu().numpy()
+        return logistic(self.features[own], self.logits[own], labels, penalty, counts)
 
     def answers(self, found: Solution, rows: Sequence[int]) -> Tensor:
         """Return the logits `[n, C]` that a solution has by the linear model, float64."""
@@ -187,8 +191,7 @@ class Linearised:
 
     def held_out(self, problem: Problem, folds: Sequence[Fold], penalty: float) -> tuple[Tensor, Tensor]:
         """Return what is answered to held-out rows `[N, C]`: by the linear model, and by the model itself."""
-        labels = problem.train.labels.cpu()
-        solutions = [self.fitted(fold.train, labels, penalty) for fold in folds]
+        solutions = [self.fitted(fold.train, problem, penalty) for fold in folds]
         linear = torch.zeros(self.logits.shape, dtype=torch.float64)
         for fold, found in zip(folds, solutions, strict=True):
             linear[fold.held_out] = self.answers(found, fold.held_out)
@@ -287,22 +290,26 @@ def _whitened(prompt: HardPrompt, gradients: Tensor, logits: np.ndarray, shape: 
     return Linearised(prompt, logits, scaled, unit, features, vectors / np.sqrt(values))
 
 
-def logistic(features: np.ndarray, logits: np.ndarray, labels: np.ndarray, penalty: float) -> Solution:
+def logistic(
+    features: np.ndarray, logits: np.ndarray, labels: np.ndarray, penalty: float, counts: np.ndarray | None = None
+) -> Solution:
     """Fit a penalised multinomial logistic regression on top of known logits.
 
-    Minimises ``sum_n CE(t f_n + F_n w + b, y_n) + penalty / 2 |w|^2 + |b|^2 / 2 + log(t)^2 / 2``.
+    Minimises ``sum_n c_n CE(t f_n + F_n w + b, y_n) + penalty / 2 |w|^2 + |b|^2 / 2 + log(t)^2 / 2``.
 
     Args:
         features: `[N, C, R]` F.
         logits: `[N, C]` f.
         labels: `[N]` class numbers y.
         penalty: of the weights; infinite for weights of zero.
+        counts: `[N]` how much each example counts, c; None for 1.
     """
     from scipy.optimize import minimize
 
     count, classes, rank = features.shape
     size = rank if math.isfinite(penalty) else 0
     flat = features.reshape(count * classes, rank)[:, :size]
+    each = np.ones(count) if counts is None else counts
     strength = np.concatenate([np.full(size, penalty if size else 0.0), np.ones(classes + 1)])
 
     def objective(parameters: np.ndarray) -> tuple[float, np.ndarray]:
@@ -312,8 +319,9 @@ def logistic(features: np.ndarray, logits: np.ndarray, labels: np.ndarray, penal
         log_p = z - np.log(np.exp(z).sum(1, keepdims=True))
         residual = np.exp(log_p)
         residual[np.arange(count), labels] -= 1
+        residual *= each[:, None]
         own = np.concatenate([flat.T @ residual.ravel(), residual.sum(0), [scale * (residual * logits).sum()]])
-        loss = -log_p[np.arange(count), labels].sum() + (strength * parameters**2).sum() / 2
+        loss = -(each * log_p[np.arange(count), labels]).sum() + (strength * parameters**2).sum() / 2
         return float(loss), own + strength * parameters
 
     options: dict[str, Any] = {"maxiter": 500, "gtol": 1e-7, "ftol": 1e-12, "maxcor": 20}

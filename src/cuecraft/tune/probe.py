@@ -23,11 +23,11 @@ from cuecraft.method import (
     Problem,
     Score,
     Selection,
-    fitted_head,
     lent,
     starting_point,
 )
 from cuecraft.prompts import Calibration, HardPrompt, with_head
+from cuecraft.prompts.calibration import fitted_head
 from cuecraft.task import Task, Template
 from cuecraft.tune.prepare import default_template
 
