@@ -49,6 +49,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "calibrated": ("zero-shot", {"calibration": "fitted"}),
     "linear-probe": ("linear-probe", {}),
     "deep-cue": ("deep-cue", {}),
+    "first-order": ("first-order", {}),
     "lora": ("lora", {}),
     "full": ("full", {}),
 }
