@@ -250,6 +250,14 @@ def _snapshot(name: str) -> Path:
     return Path(transformers.utils.cached_file(name, "config.json", local_files_only=True)).parent
 
 
+def checkpoint_hash(name: str) -> str | None:
+    """Return the hash that a checkpoint's files would have as a backbone; None where they are not on this machine."""
+    try:
+        return _hash_files(name)
+    except (OSError, ValueError):  # no such folder, not in the Hub's cache, or no name at all
+        return None
+
+
 def _hash_files(name: str) -> str:
     """Return the hash of a checkpoint's files."""
     files = assets.identity_files(name) if assets.is_asset(name) else assets.checkpoint_files(_snapshot(name))
