@@ -22,6 +22,7 @@ from cuecraft.backbone.base import Backbone
 from cuecraft.backbone.causal import CausalBackbone
 from cuecraft.backbone.encoder import MaskedBackbone, Pooling, SequenceBackbone
 from cuecraft.backbone.rendering import HeadKind
+from cuecraft.backbone.vocabulary import within_vocabulary
 from cuecraft.errors import BackboneError, CuecraftWarning
 from cuecraft.storage import file_sha256
 
@@ -199,6 +200,7 @@ def _from_memory(model: Any, tokenizer: Any, head: HeadKind | None) -> AnyBackbo
 def _wrap(
     model: Any, tokenizer: Any, name: str, kind: HeadKind, fingerprint: Callable[[], str], pooling: Pooling
 ) -> AnyBackbone:
+    tokenizer = within_vocabulary(tokenizer, model, name)
     if kind is HeadKind.CAUSAL:
         return CausalBackbone(model, tokenizer, name, fingerprint)
     if kind is HeadKind.MASKED:

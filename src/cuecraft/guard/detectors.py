@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from cuecraft.errors import GuardError
+from cuecraft.errors import BackboneError, GuardError
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -122,6 +122,7 @@ class HubDetector:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         from cuecraft.backbone.load import device_named
+        from cuecraft.backbone.vocabulary import within_vocabulary
 
         self.name = model
         self._device = device_named(device)
@@ -133,6 +134,11 @@ class HubDetector:
         except Exception as error:  # transformers raises many unrelated types for what cannot be found or read
             why = next(iter(str(error).splitlines()), type(error).__name__)
             raise GuardError(f"detector {model}: cannot be loaded ({why}); check the name or the folder") from error
+        try:
+            padding = (self._tokenizer.pad_token_id,)
+            self._tokenizer = within_vocabulary(self._tokenizer, loaded, f"detector {model}", padding)
+        except BackboneError as error:
+            raise GuardError(str(error)) from error
         if self._tokenizer.pad_token is None:
             raise GuardError(f"detector {model}: its tokenizer has no padding token; give it one and save it again")
         loaded.config.pad_token_id = self._tokenizer.pad_token_id  # causal models find a text's last token by it
