@@ -28,6 +28,7 @@ from cuecraft.data.texts import Texts, as_records, class_names
 from cuecraft.errors import ArtifactError, MethodError
 from cuecraft.method import Event, Problem
 from cuecraft.prompts import Artifact, Sharing, check_writable, load_artifact, shared_file
+from cuecraft.prompts.pickled import as_folder, folder_files, loading_of
 from cuecraft.storage import write_folder
 from cuecraft.tune.finish import make_artifact
 from cuecraft.tune.multitask import MultitaskTuning, TaskOutcome
@@ -235,6 +236,32 @@ class PromptFamily:
         for artifact in family.artifacts.values():
             artifact.check_backbone(family.backbone)
         return family
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a pickle holds: the family's files, if it was trained, and the name of the backbone.
+
+        Raises:
+            ArtifactError: the model was given in memory, and has no name.
+        """
+        loading = loading_of(self.backbone) | {"head": self.backbone.head_kind}
+        files = folder_files(self.save) if self._shared is not None else None
+        return {"options": self.options.model_dump(), "seed": self.seed, "loading": loading, "files": files}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        """Take over a pickled state; the backbone is loaded by its name, and raises as `load`."""
+        loading = dict(state["loading"])
+        if state["files"] is None:
+            self.__init__(options=MultitaskTuning(**state["options"]), seed=state["seed"], **loading)  # type: ignore[misc]
+            return
+        del loading["head"]  # the files have it
+        with as_folder(state["files"]) as folder:
+            vars(self).update(vars(PromptFamily.load(folder, **loading)))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return a copy over the same model, to which tasks can be added apart."""
+        twin = type(self).__new__(type(self))
+        vars(twin).update(vars(self) | {"artifacts": dict(self.artifacts)})
+        return twin
 
     def _problem(
         self,

@@ -73,7 +73,12 @@ def load_backbone(
     where = device_named(device)
     if dtype == NF4:
         _require_nf4(where)
-    return _load(str(model), kind, where, local_files_only, _dtype("auto" if dtype == NF4 else dtype, where), dtype)
+    kept = (local_files_only, _dtype("auto" if dtype == NF4 else dtype, where), dtype)
+    loaded = _load(str(model), kind, where, *kept)
+    if loaded.source is None:
+        own = {"head": head, "device": device, "local_files_only": local_files_only, "dtype": dtype}
+        loaded.source = {"model": str(model), **own}
+    return loaded
 
 
 def _head_kind(head: str | None) -> HeadKind | None:

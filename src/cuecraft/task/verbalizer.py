@@ -56,7 +56,11 @@ class Verbalizer:
         unknown = [name for name in label_words if name not in labels]
         missing = [label for label in labels if label not in label_words]
         if unknown:
-            raise LabelWordError(f"label words for {unknown[0]!r}, but the classes are {', '.join(labels)}")
+            are_numbered = list(labels) == [str(number) for number in range(len(labels))]
+            remedy = "; where scikit-learn has numbered the classes, give a list of words in the classes' order"
+            raise LabelWordError(
+                f"label words for {unknown[0]!r}, but the classes are {', '.join(labels)}{remedy * are_numbered}"
+            )
         if missing:
             raise LabelWordError(f"no label words for class {missing[0]!r}; give it at least one")
         return cls(tuple(labels), tuple(_as_words(label_words[label]) for label in labels))
@@ -84,6 +88,19 @@ class Verbalizer:
 def default_word(label: str) -> str:
     """Return a class's name as a person would write it in a sentence: ``"Sci_Fi"`` gives ``"sci fi"``."""
     return " ".join(label.replace("_", " ").split()).lower()
+
+
+def words_in_order(words: Sequence[str | Sequence[str]], labels: Sequence[str]) -> WordChoice:
+    """Return each class's words, given in the order of the classes.
+
+    Raises:
+        LabelWordError: there are not as many as classes, or what is given has no order.
+    """
+    if not isinstance(words, Sequence):
+        raise LabelWordError(f"label_words is a {type(words).__name__}; give {{class: word}}, or a list in order")
+    if len(words) != len(labels):
+        raise LabelWordError(f"words for {len(words)} classes, but there are {len(labels)}: {', '.join(labels)}")
+    return dict(zip(labels, words, strict=True))
 
 
 def _as_words(value: str | Sequence[str]) -> tuple[str, ...]:
