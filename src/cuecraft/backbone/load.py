@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 from cuecraft import assets
 from cuecraft.backbone.base import Backbone
 from cuecraft.backbone.causal import CausalBackbone
+from cuecraft.backbone.checkpoint import check_checkpoint, checked_pair, explained
 from cuecraft.backbone.encoder import MaskedBackbone, Pooling, SequenceBackbone
 from cuecraft.backbone.rendering import HeadKind
 from cuecraft.backbone.vocabulary import within_vocabulary
@@ -68,8 +69,9 @@ def load_backbone(
     if isinstance(model, _MEET_THE_CONTRACT):
         return model
     kind = _head_kind(head)
-    if isinstance(model, tuple):
-        return _from_memory(*model, kind)
+    if not isinstance(model, str | Path):
+        return _from_memory(*checked_pair(model), kind)
+    device, dtype = str(device), str(dtype).removeprefix("torch.")
     where = device_named(device)
     if dtype == NF4:
         _require_nf4(where)
@@ -156,6 +158,8 @@ def _load(
     name: str, head: HeadKind | None, device: str, local_files_only: bool, dtype: torch.dtype, asked: str
 ) -> AnyBackbone:
     folder = str(assets.model_folder(name)) if assets.is_asset(name) else name
+    if not assets.is_asset(name):  # of those, the files are checked by their hashes
+        check_checkpoint(name)
     where = {"pretrained_model_name_or_path": folder, "local_files_only": local_files_only}
     with _quiet(), _readable_errors(name):
         config = AutoConfig.from_pretrained(**where, trust_remote_code=False)
@@ -170,8 +174,14 @@ def _load(
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that these are named, and refused, below
             # Weights of 4 bits are made on the GPU while they are read, and cannot be moved afterwards.
             **({"quantization_config": _quantization(dtype), "device_map": device} if asked == NF4 else {}),
+        )
+    for key, found, wanted in info["mismatched_keys"]:
+        raise BackboneError(
+            f"{name}: its weights {key!r} are {list(found)}, but config.json makes them {list(wanted)}; they are of "
+            "two models, so download both again"
         )
     missing = [key for key in info["missing_keys"] if not (kind is HeadKind.SEQUENCE and "pooler" in key)]
     if missing:
@@ -287,8 +297,7 @@ def _readable_errors(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # loaders raise whatever they like for a file that is damaged or not theirs
-        reason = " ".join(str(error).split())
-        raise BackboneError(f"{name}: cannot load this model ({reason[:300]})") from error
+        raise BackboneError(f"{name}: {explained(error)}") from error
 
 
 @contextmanager

@@ -121,6 +121,7 @@ class HubDetector:
     ) -> None:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+        from cuecraft.backbone.checkpoint import explained
         from cuecraft.backbone.load import device_named
         from cuecraft.backbone.vocabulary import within_vocabulary
 
@@ -132,8 +133,7 @@ class HubDetector:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(model, **options)
             loaded: Any = AutoModelForSequenceClassification.from_pretrained(model, use_safetensors=True, **options)
         except Exception as error:  # transformers raises many unrelated types for what cannot be found or read
-            why = next(iter(str(error).splitlines()), type(error).__name__)
-            raise GuardError(f"detector {model}: cannot be loaded ({why}); check the name or the folder") from error
+            raise GuardError(f"detector {model}: {explained(error)}") from error
         try:
             padding = (self._tokenizer.pad_token_id,)
             self._tokenizer = within_vocabulary(self._tokenizer, loaded, f"detector {model}", padding)
