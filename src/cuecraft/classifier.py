@@ -14,6 +14,7 @@ from sklearn.exceptions import NotFittedError
 
 from cuecraft.backbone import AnyBackbone, load_backbone
 from cuecraft.backbone.frozen import FrozenModel
+from cuecraft.backbone.gradient_mode import training
 from cuecraft.checkpoints import Keeping
 from cuecraft.data import subsample
 from cuecraft.data.texts import Texts, as_records, class_names, label_value, python_value
@@ -96,6 +97,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.local_files_only = local_files_only
         self.dtype = dtype
 
+    @training()
     def fit(
         self,
         texts: Texts,
@@ -147,6 +149,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         outcome = method.fit(problem)
         return self._keep(problem, outcome, make_artifact(problem, outcome, method, classes))
 
+    @training()
     def fit_unlabeled(
         self,
         texts: Texts,
@@ -335,6 +338,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         found._answer_with(artifact, backbone)
         return found
 
+    @training()
     def _answer_with(self, artifact: Artifact, backbone: AnyBackbone) -> None:
         artifact.check_backbone(backbone)
         self.backbone_ = backbone

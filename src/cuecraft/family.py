@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cuecraft.backbone import AnyBackbone, load_backbone
+from cuecraft.backbone.gradient_mode import training
 from cuecraft.checkpoints import Keeping
 from cuecraft.classifier import PromptClassifier
 from cuecraft.data.texts import Texts, as_records, class_names
@@ -88,6 +89,7 @@ class PromptFamily:
         self._sha256 = ""
         self.artifacts: dict[str, Artifact] = {}
 
+    @training()
     def fit(
         self,
         tasks: Mapping[str, LabelledTexts],
@@ -132,6 +134,7 @@ class PromptFamily:
         }
         return self
 
+    @training()
     def add(
         self,
         name: str,
@@ -205,6 +208,7 @@ class PromptFamily:
             raise ArtifactError(f"{target}: cannot write the prompts ({error}); choose another folder") from error
 
     @classmethod
+    @training()
     def load(
         cls,
         folder: str | Path,

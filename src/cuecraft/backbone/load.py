@@ -22,6 +22,7 @@ from cuecraft.backbone.base import Backbone
 from cuecraft.backbone.causal import CausalBackbone
 from cuecraft.backbone.checkpoint import check_checkpoint, checked_pair, explained
 from cuecraft.backbone.encoder import MaskedBackbone, Pooling, SequenceBackbone
+from cuecraft.backbone.gradient_mode import ordinary_tensors
 from cuecraft.backbone.rendering import HeadKind
 from cuecraft.backbone.vocabulary import within_vocabulary
 from cuecraft.errors import BackboneError, CuecraftWarning
@@ -154,6 +155,7 @@ def _has_fast_half_precision() -> bool:
 
 
 @lru_cache(maxsize=4)
+@ordinary_tensors()
 def _load(
     name: str, head: HeadKind | None, device: str, local_files_only: bool, dtype: torch.dtype, asked: str
 ) -> AnyBackbone:
@@ -201,8 +203,14 @@ def _load(
     return loaded
 
 
+@ordinary_tensors()
 def _from_memory(model: Any, tokenizer: Any, head: HeadKind | None) -> AnyBackbone:
     _refuse_encoder_decoder(model.config)
+    if any(weight.is_inference() for weight in model.parameters()):
+        raise BackboneError(
+            f"{type(model).__name__} was made in torch.inference_mode(), and no gradient can pass through it; load it "
+            "outside"
+        )
     kind = head or _saved_head(model.config, type(model).__name__)
     if kind is HeadKind.SEQUENCE:
         model = model.base_model
