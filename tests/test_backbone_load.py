@@ -2,14 +2,17 @@
 
 import json
 import re
+import threading
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, MistralConfig, MistralForCausalLM
 
-from conftest import make_causal, make_examples, make_task
+from conftest import make_causal, make_examples, make_masked, make_task
+from cuecraft import PromptClassifier
 from cuecraft.backbone import load_backbone
 from cuecraft.backbone.checkpoint import explained
 from cuecraft.backbone.load import _load
@@ -97,7 +100,7 @@ OWN_CODE = {"auto_map": {"AutoConfig": "own.Config"}}
         (written("config.json", "{}"), "has no model_type"),
         (written("config.json", '{"a":'), "config.json: cannot be read as JSON"),
         (written("config.json", "[]"), "holds no JSON object"),
-        (changed_config(intermediate_size=48), r"are \[64, 32\], but config.json makes them \[48, 32\]"),
+        (changed_config(intermediate_size=48), r"down_proj.* are \[32, 64\], but config.json makes them \[32, 48\]"),
         (
             only(adapter_config_json='{"base_model_name_or_path": "org/base"}'),
             r"adapter of PEFT.*base model \(org/base",
@@ -173,7 +176,42 @@ def test_what_is_no_model_is_refused_in_one_line(byte_tokenizer):
             load_backbone(given)
         assert len(str(caught.value)) < 120
         assert "\n" not in str(caught.value)
-    assert load_backbone([model, byte_tokenizer]).model is model
+    assert load_backbone([model, byte_tokenizer]).name == "LlamaForCausalLM in memory"
+
+
+@pytest.mark.parametrize("kind", ["causal", "masked", "sequence"])
+def test_a_model_in_memory_keeps_its_modes_and_answers_without_dropout(kind, byte_tokenizer, word_tokenizer):
+    if kind == "causal":
+        tokenizer, model = byte_tokenizer, make_causal(byte_tokenizer, "gpt2")  # with dropout
+    else:
+        tokenizer, model = word_tokenizer, make_masked(word_tokenizer)
+    model.train()
+    frozen = next(model.parameters()).requires_grad_(False)
+    texts, labels = ["a joy", "a bore", "great", "awful"], ["good", "bad", "good", "bad"]
+    head = None if kind != "sequence" else kind
+    method = "linear-probe" if kind == "sequence" else "prompt-tuning"
+    options = {} if kind == "sequence" else {"epochs": 1}
+    fitted = PromptClassifier((model, tokenizer), method, head=head, method_options=options).fit(texts, labels)
+    before = fitted.predict_proba(texts)
+    assert all(module.training for module in model.modules())
+    assert [p for p in model.parameters() if not p.requires_grad] == [frozen]
+    model.train()
+    assert np.array_equal(fitted.predict_proba(texts), before)
+    twin = PromptClassifier((model.eval(), tokenizer), method, head=head, method_options=options).fit(texts, labels)
+    assert np.array_equal(twin.predict_proba(texts), before)
+    # The weights are there once.
+    own = {p.data_ptr() for p in model.parameters()}
+    assert {p.data_ptr() for p in fitted.backbone_.model.parameters()} <= own
+    assert not any(p.requires_grad for p in fitted.backbone_.model.parameters())
+
+
+def test_a_model_whose_modules_cannot_be_copied_is_frozen_with_a_warning(byte_tokenizer):
+    model = make_causal(byte_tokenizer)
+    model.lock = threading.Lock()
+    with pytest.warns(CuecraftWarning, match=r"put into evaluation mode .* call train\(\)"):
+        backbone = load_backbone((model, byte_tokenizer))
+    assert backbone.model is model
+    load_backbone((model, byte_tokenizer))  # nothing of it changes any more
 
 
 def test_the_hash_follows_weights_configuration_and_tokenizer(folder):

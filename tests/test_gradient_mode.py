@@ -110,5 +110,5 @@ def test_every_method_takes_gradients_for_itself(causal):
 def test_a_model_made_in_inference_mode_is_refused(byte_tokenizer):
     with torch.inference_mode():
         model = make_causal(byte_tokenizer)
-    with pytest.raises(BackboneError, match="was made in torch.inference_mode"):
+    with pytest.raises(BackboneError, match=r"was made in torch\.inference_mode"):
         load_backbone((model, byte_tokenizer))

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 
 from cuecraft import assets
 from cuecraft.backbone.base import Backbone
+from cuecraft.backbone.borrowed import borrowed
 from cuecraft.backbone.causal import CausalBackbone
 from cuecraft.backbone.checkpoint import check_checkpoint, checked_pair, explained
 from cuecraft.backbone.encoder import MaskedBackbone, Pooling, SequenceBackbone
@@ -49,8 +50,8 @@ def load_backbone(
     """Return a frozen backbone.
 
     Args:
-        model: ``demo:smollm2-135m`` and kin, a local folder, a Hub name, a `(model, tokenizer)` pair, or a backbone
-            (returned as it is).
+        model: ``demo:smollm2-135m`` and kin, a local folder, a Hub name, a `(model, tokenizer)` pair, whose model
+            stays as it is and shares its weights, or a backbone (returned as it is).
         head: ``causal``, ``masked`` or ``sequence``; by default what the checkpoint was saved as, and ``sequence``
             for one without a language head.
         device: a torch device, or ``auto``: a GPU if there is one.
@@ -180,7 +181,7 @@ def _load(
             # Weights of 4 bits are made on the GPU while they are read, and cannot be moved afterwards.
             **({"quantization_config": _quantization(dtype), "device_map": device} if asked == NF4 else {}),
         )
-    for key, found, wanted in info["mismatched_keys"]:
+    for key, found, wanted in sorted(info["mismatched_keys"]):
         raise BackboneError(
             f"{name}: its weights {key!r} are {list(found)}, but config.json makes them {list(wanted)}; they are of "
             "two models, so download both again"
@@ -217,6 +218,7 @@ def _from_memory(model: Any, tokenizer: Any, head: HeadKind | None) -> AnyBackbo
     elif model.get_output_embeddings() is None:
         raise BackboneError(f"{type(model).__name__} has no output embedding, so it is no {kind} language model")
     name = f"{type(model).__name__} in memory"
+    model = borrowed(model)
     return _wrap(model, tokenizer, name, kind, lambda: _hash_state(model, tokenizer), _pooling(None, model.config))
 
 
