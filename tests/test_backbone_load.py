@@ -1,13 +1,20 @@
 """Loading: what is refused, what decides the hash, where inputs end."""
 
 import json
+import re
+import threading
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, MistralConfig, MistralForCausalLM
 
-from conftest import make_causal, make_examples, make_task
+from conftest import make_causal, make_examples, make_masked, make_task
+from cuecraft import PromptClassifier
 from cuecraft.backbone import load_backbone
+from cuecraft.backbone.checkpoint import explained
 from cuecraft.backbone.load import _load
 from cuecraft.errors import BackboneError, CuecraftWarning
 from cuecraft.prompts import HardPrompt
@@ -32,14 +39,179 @@ def folder(causal_folder, tmp_path):
     return shutil.copytree(causal_folder, tmp_path / "model")
 
 
-def test_pickled_weights_are_refused(folder):
-    from safetensors.torch import load_file
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
 
+
+def changed_config(**values):
+    def change(folder):
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    return change
+
+
+def written(name, content):
+    return lambda folder: (folder / name).write_bytes(content.encode())
+
+
+def only(**files):
+    def change(folder):
+        for path in folder.iterdir():
+            path.unlink()
+        for name, content in files.items():
+            (folder / name.replace("_json", ".json").replace("_gguf", ".gguf")).write_text(content)
+
+    return change
+
+
+def pickled(folder):
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(BackboneError, match="cannot load this model") as caught:
+
+
+def without_tokenizer(folder):
+    for path in folder.glob("*token*"):
+        path.unlink()
+
+
+def missing_shard(folder):
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def cut_short(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+OWN_CODE = {"auto_map": {"AutoConfig": "own.Config"}}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (pickled, "weights in pytorch_model.bin; only safetensors are read"),
+        (written("model.safetensors", POINTER), "model.safetensors: is a pointer of Git LFS"),
+        (written("tokenizer.json", POINTER), "tokenizer.json: is a pointer of Git LFS"),
+        (written("config.json", POINTER), "config.json: is a pointer of Git LFS"),
+        (changed_config(model_type="own", **OWN_CODE), "needs code of its own repository, which is never run here"),
+        (changed_config(model_type="own"), "names the kind 'own', which transformers does not know"),
+        (written("config.json", "{}"), "has no model_type"),
+        (written("config.json", '{"a":'), "config.json: cannot be read as JSON"),
+        (written("config.json", "[]"), "holds no JSON object"),
+        (changed_config(intermediate_size=48), r"down_proj.* are \[32, 64\], but config.json makes them \[32, 48\]"),
+        (
+            only(adapter_config_json='{"base_model_name_or_path": "org/base"}'),
+            r"adapter of PEFT.*base model \(org/base",
+        ),
+        (only(manifest_json="{}"), "was written by cuecraft, and is no model"),
+        (only(tiny_gguf="GGUF"), "holds a GGUF file"),
+        (only(), "config.json is missing"),
+        (without_tokenizer, "holds no tokenizer; save one there"),
+        (cut_short, "model.safetensors: is damaged or cut short"),
+        (written("model.safetensors", ""), "model.safetensors: is damaged or cut short"),
+        (missing_shard, "model-00001-of-00002.safetensors is missing"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
+        (written("tokenizer.json", '{"x": 1}'), "tokenizer.json: is no tokenizer"),
+    ],
+)
+def test_a_folder_that_holds_no_model_is_refused_with_what_is_wrong(spoil, says, folder):
+    spoil(folder)
+    with pytest.raises(BackboneError, match=says) as caught:
         load_backbone(str(folder))
     assert "\n" not in str(caught.value)
+    assert "trust_remote_code" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("{folder}/tiny.gguf", "there is no such file; give a folder"),
+        ("{folder}/config.json", "is a file; give the folder"),
+        ("{folder}/nowhere", "there is no such folder"),
+        ("~/nowhere", "there is no such folder"),
+        ("", "the name of the model is empty"),
+    ],
+)
+def test_a_name_that_leads_nowhere_is_refused_without_asking_the_hub(name, says, causal_folder):
+    with pytest.raises(BackboneError, match=says):
+        load_backbone(name.format(folder=causal_folder))
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("Please pass the argument `trust_remote_code=True`", "needs code of its own repository"),
+        ("Error no file named model.safetensors found", "has no safetensors weights"),
+        ("We couldn't connect to 'https://huggingface.co'", "the Hub cannot be reached"),
+        ("401 Client Error. Cannot access gated repo", "is not open to everyone"),
+        ("x is not a valid model identifier listed on", "no such model on the Hub"),
+        ("something\nnew", r"cannot load this model \(something new\)"),
+    ],
+)
+def test_what_transformers_says_of_a_model_of_the_hub_is_said_in_our_words(said, meant):
+    assert re.match(f".*{meant}", explained(OSError(said)))
+
+
+def test_what_is_no_model_is_refused_in_one_line(byte_tokenizer):
+    model = make_causal(byte_tokenizer)
+    pipe = SimpleNamespace(model=model, tokenizer=byte_tokenizer)
+    for given, says in (
+        ((byte_tokenizer, model), "are swapped"),
+        ((model,), "1 were given"),
+        ((model, byte_tokenizer, 3), "3 were given"),
+        ((model, None), "the second of the pair is None"),
+        ((model, "gpt2"), "the second of the pair is of type str"),
+        (("gpt2", "gpt2"), "the first of the pair is of type str"),
+        (model, "comes with its tokenizer"),
+        (byte_tokenizer, "a tokenizer alone"),
+        (pipe, "is a pipeline"),
+        (model.config, "of type LlamaConfig"),
+        (type(model), "is the class LlamaForCausalLM"),
+        (3, "of type int"),
+        (None, "model is None"),
+    ):
+        with pytest.raises(BackboneError, match=says) as caught:
+            load_backbone(given)
+        assert len(str(caught.value)) < 120
+        assert "\n" not in str(caught.value)
+    assert load_backbone([model, byte_tokenizer]).name == "LlamaForCausalLM in memory"
+
+
+@pytest.mark.parametrize("kind", ["causal", "masked", "sequence"])
+def test_a_model_in_memory_keeps_its_modes_and_answers_without_dropout(kind, byte_tokenizer, word_tokenizer):
+    if kind == "causal":
+        tokenizer, model = byte_tokenizer, make_causal(byte_tokenizer, "gpt2")  # with dropout
+    else:
+        tokenizer, model = word_tokenizer, make_masked(word_tokenizer)
+    model.train()
+    frozen = next(model.parameters()).requires_grad_(False)
+    texts, labels = ["a joy", "a bore", "great", "awful"], ["good", "bad", "good", "bad"]
+    head = None if kind != "sequence" else kind
+    method = "linear-probe" if kind == "sequence" else "prompt-tuning"
+    options = {} if kind == "sequence" else {"epochs": 1}
+    fitted = PromptClassifier((model, tokenizer), method, head=head, method_options=options).fit(texts, labels)
+    before = fitted.predict_proba(texts)
+    assert all(module.training for module in model.modules())
+    assert [p for p in model.parameters() if not p.requires_grad] == [frozen]
+    model.train()
+    assert np.array_equal(fitted.predict_proba(texts), before)
+    twin = PromptClassifier((model.eval(), tokenizer), method, head=head, method_options=options).fit(texts, labels)
+    assert np.array_equal(twin.predict_proba(texts), before)
+    # The weights are there once.
+    own = {p.data_ptr() for p in model.parameters()}
+    assert {p.data_ptr() for p in fitted.backbone_.model.parameters()} <= own
+    assert not any(p.requires_grad for p in fitted.backbone_.model.parameters())
+
+
+def test_a_model_whose_modules_cannot_be_copied_is_frozen_with_a_warning(byte_tokenizer):
+    model = make_causal(byte_tokenizer)
+    model.lock = threading.Lock()
+    with pytest.warns(CuecraftWarning, match=r"put into evaluation mode .* call train\(\)"):
+        backbone = load_backbone((model, byte_tokenizer))
+    assert backbone.model is model
+    load_backbone((model, byte_tokenizer))  # nothing of it changes any more
 
 
 def test_the_hash_follows_weights_configuration_and_tokenizer(folder):

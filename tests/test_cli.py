@@ -223,7 +223,7 @@ BAD = {
         "of 128 tokens and 500",
     ),
     "unknown demo model": (["tune", "train.jsonl", "--model", "demo:gpt5"], "no such demo asset"),
-    "unknown model": (["tune", "train.jsonl", "--model", "./nowhere"], "cannot load this model"),
+    "unknown model": (["tune", "train.jsonl", "--model", "./nowhere"], "there is no such folder"),
     "unknown head": (["tune", "train.jsonl", "--head", "giant"], "head 'giant' is unknown"),
     "colliding words": (
         ["tune", "train.jsonl", "--label-words", "negative=ok", "--label-words", "positive=ok"],

@@ -211,7 +211,7 @@ def test_an_attack_anywhere_in_a_window_changes_what_a_classifier_says(folder, p
 
 
 def test_what_cannot_be_a_detector_is_told(word_tokenizer, folder, tmp_path):
-    with pytest.raises(GuardError, match=r"nowhere: cannot be loaded \(.*\); check the name or the folder"):
+    with pytest.raises(GuardError, match="nowhere: there is no such folder"):
         HubDetector(str(tmp_path / "nowhere"), local_files_only=True)
     with pytest.raises(GuardError, match=r"no class 'EVIL'; the classes are SAFE, INJECTION, JAILBREAK"):
         HubDetector(str(folder), ["EVIL"])

@@ -52,6 +52,18 @@ def test_import_takes_template_and_words(run, artifact, causal_folder, tmp_path)
     assert code == 0
     assert set(json.loads(out)["predictions"][0]["probabilities"]) == {"cold", "warm"}
 
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "someone/else"}))
+    other = (*begin, *template, *words, "--out", "other")
+    code, _, err = run(*other)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "was trained on someone/else" in err
+    assert not (tmp_path / "other").exists()
+    code, _, err = run(*other, "--any-base")
+    assert code == 0
+    assert "its answers mean nothing" in err
+    assert "Warning: the adapter was trained on someone/else" in (tmp_path / "other" / "README.md").read_text()
+
 
 def test_mistakes_end_with_code_2_and_write_nothing(run, artifact, causal_folder, tmp_path):
     code, out, err = run("export", artifact, "--format", "tflite", "--out", "adapter")

@@ -1,8 +1,9 @@
 """PEFT folders, out and in; the oracle is PEFT itself: the same logits, and the same bits after a round trip."""
 
 import json
+import re
+import shutil
 import sys
-import warnings
 from dataclasses import replace
 
 import pytest
@@ -144,6 +145,7 @@ def adapter(kind, byte_tokenizer, family, folder, **options):
         for parameter in model.prompt_encoder.parameters():
             parameter.copy_(torch.randn(parameter.shape) * 0.3)
     model.save_pretrained(folder)
+    spoilt(folder, base_model_name_or_path=f"{type(model.base_model).__name__} in memory")
     return model.eval()
 
 
@@ -306,15 +308,84 @@ def test_a_prefix_for_heads_that_do_not_share_is_refused(causal, byte_tokenizer,
         import_peft(tmp_path, causal, make_task(FIRST))
 
 
-def test_another_base_model_is_only_warned_of(causal, byte_tokenizer, tmp_path):
+@pytest.mark.parametrize(
+    ("base", "fits"),
+    [
+        ("someone/else", False),
+        ("{folder}-of-another", False),
+        ("demo:smollm2-135m", False),
+        ("{name}", True),
+        ("{folder}", True),
+        ("{folder}/", True),
+        ("{parent}/./{name}", True),
+        ("{copy}", True),  # the same files in another place
+    ],
+)
+def test_an_adapter_is_taken_for_the_base_model_that_it_names(
+    base, fits, causal_folder, byte_tokenizer, tmp_path, monkeypatch
+):
+    adapter("prompt-tuning", byte_tokenizer, "llama", tmp_path / "peft")
+    shutil.copytree(causal_folder, tmp_path / "copy")
+    places = {"folder": causal_folder, "parent": causal_folder.parent, "name": causal_folder.name}
+    named = base.format(**places, copy=tmp_path / "copy")
+    spoilt(tmp_path / "peft", base_model_name_or_path=named)
+    monkeypatch.chdir(causal_folder.parent)
+    backbone = load_backbone(str(causal_folder))
+    if fits:
+        artifact = import_peft(tmp_path / "peft", backbone, make_task(FIRST))
+        artifact.save(tmp_path / "artifact")
+        assert "Warning" not in (tmp_path / "artifact" / "README.md").read_text()
+        return
+    with pytest.raises(ArtifactError, match=rf"was trained on {re.escape(named)}, and not .*--any-base, any_base=True"):
+        import_peft(tmp_path / "peft", backbone, make_task(FIRST))
+    with pytest.warns(CuecraftWarning, match="its answers mean nothing"):
+        artifact = import_peft(tmp_path / "peft", backbone, make_task(FIRST), any_base=True)
+    artifact.save(tmp_path / "artifact")
+    load_artifact(tmp_path / "artifact").save(tmp_path / "again")
+    for folder in ("artifact", "again"):
+        assert f"Warning: the adapter was trained on {named}, and not" in (tmp_path / folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("base", [None, "", " "])
+def test_an_adapter_without_the_name_of_a_base_model_is_taken_with_a_warning(base, causal, byte_tokenizer, tmp_path):
     adapter("prompt-tuning", byte_tokenizer, "llama", tmp_path)
-    spoilt(tmp_path, base_model_name_or_path="someone/else")
-    with pytest.warns(CuecraftWarning, match="was trained on someone/else"):
+    spoilt(tmp_path, base_model_name_or_path=base)
+    with pytest.warns(CuecraftWarning, match="names no base model"):
         import_peft(tmp_path, causal, make_task(FIRST))
-    spoilt(tmp_path, base_model_name_or_path=causal.name)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    spoilt(tmp_path, base_model_name_or_path=7)
+    with pytest.raises(ArtifactError, match=r"adapter_config.json: the name of its base model is no text"):
         import_peft(tmp_path, causal, make_task(FIRST))
+
+
+def test_a_model_of_the_hub_has_its_name_its_place_and_its_revision(byte_tokenizer, tmp_path):
+    adapter("prompt-tuning", byte_tokenizer, "llama", tmp_path)
+    model = make_causal(byte_tokenizer)
+    model.config.name_or_path = "Org/Tiny"
+    model.config._commit_hash = "0123456789abcdef"
+    backbone = load_backbone((model, byte_tokenizer))
+    cached = "/else/hub/models--Org--Tiny/snapshots/0123456789abcdef"
+    for base, revision in (
+        ("Org/Tiny", None),
+        ("org/tiny/", "main"),
+        (cached, None),
+        ("Org/Tiny", "0123456789abcdef"),
+    ):
+        spoilt(tmp_path, base_model_name_or_path=base, revision=revision)
+        import_peft(tmp_path, backbone, make_task(FIRST))
+    for base, revision in (("Org/Tiny", "v1.1"), ("Org/Tiny", "fedcba9876543210"), ("Other/Tiny", None)):
+        spoilt(tmp_path, base_model_name_or_path=base, revision=revision)
+        with pytest.raises(ArtifactError, match="give the model that it was trained on"):
+            import_peft(tmp_path, backbone, make_task(FIRST))
+
+
+def test_an_export_with_other_words_still_has_to_be_of_the_same_weights(causal, byte_tokenizer, tmp_path):
+    export_peft(make_artifact(causal, random_prompt(causal, "soft")), causal, tmp_path / "peft")
+    model = make_causal(byte_tokenizer)
+    model.model.norm.weight.data[0] += 1
+    other = load_backbone((model, byte_tokenizer))
+    assert other.name == causal.name
+    with pytest.raises(ArtifactError, match="of other weights than"):
+        import_peft(tmp_path / "peft", other, make_task(FIRST))
 
 
 @pytest.fixture(scope="module")

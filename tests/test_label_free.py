@@ -308,6 +308,9 @@ def test_own_cues_are_tried_beside_the_shipped_ones(causal, tmp_path):
     plain = LabelFreeSearch(variants=0).fit(problem_of(causal)).leaderboard
     found = search.fit(problem_of(causal)).leaderboard
     assert {row.cue for row in found} - {row.cue for row in plain} == {" was it good or bad"}
+    (tmp_path / "cues.txt").write_text("Ġit Ġwas\n")
+    with pytest.raises(DataError, match=r"cue 'Ġit Ġwas' is tokens .* write 'it was'"):
+        search.fit(problem_of(causal))
 
 
 @pytest.mark.parametrize("selector", ["mutual-information", "consensus"])

@@ -87,7 +87,7 @@ def dies(name):
         elif name == "while the state is put in place":
             Path.replace = lambda self, target: os.kill(os.getpid(), signal.SIGKILL)
         elif name == "while the artifact is written":
-            cuecraft.prompts.artifact.model_card = lambda manifest: os.kill(os.getpid(), signal.SIGKILL)
+            cuecraft.prompts.artifact.model_card = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         elif name == "before the last record":
             plain = RunFolder.write
 

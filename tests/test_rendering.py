@@ -1,6 +1,7 @@
 """From examples to token ids, against layouts written by hand and a token-at-a-time truncation."""
 
 import copy
+import re
 import warnings
 
 import pytest
@@ -297,3 +298,48 @@ def test_a_tokenizer_that_writes_its_own_space_gets_no_second_one():
     made = renderer(tokenizer, "it is {text}{prompt} is{mask}", CAUSAL, {"negative": "bad", "positive": "good"})
     assert made.label_ids == (((1,),), ((0,),))
     assert made.render([Example({"text": "a"})])[0].before == (2, 3, 4)
+
+
+@pytest.mark.parametrize("head", [CAUSAL, MASKED])
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("Ġgreat", "great"),
+        ("▁great", "great"),
+        ("##ing", "ing"),
+        ("great</w>", "great"),
+        ("Ġnever Ġgood", "never good"),
+        ("▁never▁good", "never good"),
+        ("po ##sitive", "positive"),
+        ("po@@ sitive", "positive"),
+        ("ĠÃ©tÃ©", "été"),  # bytes, as a byte-level vocabulary prints them
+        ("Ġgroß", "groß"),
+    ],
+)
+def test_a_label_word_or_prompt_written_as_a_list_of_tokens_is_refused_with_what_to_write(
+    tokenizers, head, written, meant
+):
+    words = {"negative": "bad", "positive": ["good", written]}
+    with pytest.raises(LabelWordError, match=re.escape(f"{written!r} is a token")) as caught:
+        renderer(tokenizers[head], "{text}{prompt}{mask}", head, words)
+    assert str(caught.value).endswith(f"write {meant!r}")
+    with pytest.raises(TemplateError) as caught:
+        renderer(tokenizers[head], f"{{text}}{{prompt: {written}}}{{mask}}", head)
+    assert str(caught.value).endswith(f"write {meant!r}")
+
+
+@pytest.mark.parametrize("word", ["C##", "##", "#tag", "Ġorġ", "Ħaż-Żebbuġ", "a_b", "x@@y"])
+def test_words_that_only_look_like_printed_tokens_are_taken(byte_tokenizer, word):
+    made = renderer(byte_tokenizer, "## Text: {text}{prompt: it}{mask}", CAUSAL, {"negative": "bad", "positive": word})
+    assert made.label_ids[1] == (tuple(byte_tokenizer(f" {word}")["input_ids"]),)
+
+
+def test_a_word_that_the_tokenizer_itself_writes_with_a_mark_is_taken():
+    words = ["▁good", "▁bad", "▁Ġganti", "▁it", "▁a", "▁", "<unk>"]
+    raw = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>")
+    own = {"negative": "Ġganti", "positive": "▁good"}  # a word of the vocabulary; and read as `good` is
+    made = renderer(tokenizer, "{text}{prompt:▁it}{mask}", CAUSAL, own)
+    assert made.label_ids == (((2,),), ((0,),))
+    assert made.prompt_ids == (3,)

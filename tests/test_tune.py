@@ -238,6 +238,8 @@ def test_init_text_needs_words(causal):
     problem = make_problem(causal, make_task("{text}{prompt}\nSentiment:{mask}"), records(TEXTS), records(TEXTS))
     with pytest.raises(MethodError, match="words to start from"):
         make_method("prompt-tuning", {"init": "text"}).fit(problem)
+    with pytest.raises(MethodError, match=r"init_text '▁it▁was' is tokens .* write 'it was'"):
+        make_method("prompt-tuning", {"init_text": "▁it▁was"}).fit(problem)
 
 
 def test_options_that_nothing_would_read_are_refused():

@@ -92,6 +92,17 @@ def model_folder(name: str) -> Path:
     return _dequantised(path, asset) if path.suffix == ".gguf" else path
 
 
+def model_place(name: str) -> Path:
+    """Return the folder of `model_folder`, which may not be there yet: nothing is converted.
+
+    Raises:
+        AssetError: the name is unknown or its package is not installed.
+    """
+    asset = _lookup(name, MODELS)
+    path = _installed(name, asset)
+    return _converted_place(asset) if path.suffix == ".gguf" else path
+
+
 def identity_files(name: str) -> list[Path]:
     """Return the files that a model's hash is taken over: of a converted model its source, which never changes."""
     path = _installed(name, _lookup(name, MODELS))
@@ -132,9 +143,13 @@ def cache_folder() -> Path:
 CHECKSUMS = "checksums.json"
 
 
+def _converted_place(asset: ModelAsset) -> Path:
+    return cache_folder() / f"{asset.package}-{asset.version}"
+
+
 def _dequantised(gguf: Path, asset: ModelAsset) -> Path:
     """Return the float32 safetensors copy of a GGUF file, made on first use (about 20 s)."""
-    target = cache_folder() / f"{asset.package}-{asset.version}"
+    target = _converted_place(asset)
     if not target.is_dir():
         try:
             write_folder(target, lambda folder: _convert_gguf(gguf, folder))

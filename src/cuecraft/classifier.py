@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,6 +13,8 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import NotFittedError
 
 from cuecraft.backbone import AnyBackbone, load_backbone
+from cuecraft.backbone.frozen import FrozenModel
+from cuecraft.backbone.gradient_mode import training
 from cuecraft.checkpoints import Keeping
 from cuecraft.data import Record, subsample
 from cuecraft.data.labels import class_names, label_name, python_value, words_by_name
@@ -20,10 +23,11 @@ from cuecraft.errors import DataError, LabelWordError, MethodError
 from cuecraft.method import Candidate, Event, Method, Outcome, Problem, fresh_logits
 from cuecraft.options import make_options
 from cuecraft.prompts import AnyPrompt, Artifact, Calibration, load_artifact
+from cuecraft.prompts.pickled import as_folder, folder_files, loading_of
 from cuecraft.search.label_free import LabelFreeSearch, class_shares
 from cuecraft.search.label_words import LabelWordSearch, with_label_words
 from cuecraft.task import Template
-from cuecraft.task.verbalizer import WordChoice, default_word, distinct_words
+from cuecraft.task.verbalizer import WordChoice, default_word, distinct_words, words_in_order
 from cuecraft.tune import make_method
 from cuecraft.tune.auto import Auto
 from cuecraft.tune.finish import make_artifact, stored_candidate
@@ -48,7 +52,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             ``first-order``, ``hybrid``, ``soup``; ``linear-probe``, ``embedding-probe``, ``lora``, ``lora-prompt``,
             ``full``.
         template: for instance ``"Review: {text}{prompt:\nSentiment:}{mask}"``; None for a general one.
-        label_words: class -> word or words; None for the classes' own names; ``"auto"`` to search them first
+        label_words: class -> word or words, or a list of these in the order of ``classes_``, for estimators that
+            number the classes (`StackingClassifier`); None for the classes' own names; ``"auto"`` to search them first
             (`cuecraft.search.label_words.LabelWordSearch`), which keeps the names where nothing is clearly better.
         method_options: values for the method's options, ``{"epochs": 10}``.
         validation_fraction: part of the training examples held out to choose by, where `fit` gets no dev set.
@@ -70,7 +75,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         method: str = "hybrid",
         *,
         template: str | None = None,
-        label_words: Mapping[Any, str | Sequence[str]] | Literal["auto"] | None = None,
+        label_words: Mapping[Any, str | Sequence[str]] | Sequence[str | Sequence[str]] | Literal["auto"] | None = None,
         method_options: Mapping[str, Any] | None = None,
         validation_fraction: float = 0.25,
         max_tokens: int | None = None,
@@ -95,6 +100,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.local_files_only = local_files_only
         self.dtype = dtype
 
+    @training()
     def fit(
         self,
         texts: Texts,
@@ -127,7 +133,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         held_out = held_out_records(dev, self._fields())
         backbone = load_backbone(self.model, self.head, self.device, self.local_files_only, self.dtype)
         searches_words = self.label_words == "auto"
-        words = {name: default_word(name) for name in classes} if searches_words else self._given_words()
+        words = {name: default_word(name) for name in classes} if searches_words else self._given_words(list(classes))
         if words is None and method.has_own_head:
             words = distinct_words(list(classes))
         longest = method.longest_prompt()
@@ -152,6 +158,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         outcome = method.fit(problem)
         return self._keep(problem, outcome, make_artifact(problem, outcome, method, classes))
 
+    @training()
     def fit_unlabeled(
         self,
         texts: Texts,
@@ -177,7 +184,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         if self.label_words == "auto":
             raise MethodError("label words are searched with labels; without any, give label_words={class: word}")
-        given = list(self.label_words or ()) if classes is None else as_labels(classes, "classes")
+        words_given = self.label_words if isinstance(self.label_words, Mapping) else ()
+        given = list(words_given) if classes is None else as_labels(classes, "classes")
         names = [label_name(f"class {number}", name) for number, name in enumerate(given, start=1)]
         options = dict(self.method_options or {})
         if prior is not None:
@@ -185,7 +193,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         search = make_options(LabelFreeSearch, options)
         records = subsample(as_records(texts, fields=self._fields()), search.max_texts, self.seed)
         backbone = load_backbone(self.model, self.head, self.device, self.local_files_only, self.dtype)
-        words = self._given_words()
+        words = self._given_words(names)
         task = label_free_task(backbone, records, names, self.template, words, self.max_tokens)
         longest = max(map(len, search.pool(task, backbone.tokenizer, self.seed)))
         task = replace(task, reserve=max(task.reserve, longest))
@@ -209,9 +217,11 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise MethodError("label_words='auto' searches words without sample_weight; give words or no weights")
         return classes, records
 
-    def _given_words(self) -> WordChoice | None:
+    def _given_words(self, names: Sequence[str]) -> WordChoice | None:
         if isinstance(self.label_words, str):
             raise LabelWordError(f"label_words is {self.label_words!r}; give {{class: word}}, or 'auto'")
+        if isinstance(self.label_words, Sequence):
+            return words_in_order(self.label_words, names)
         return words_by_name(self.label_words)
 
     def _fields(self) -> tuple[str, ...] | None:
@@ -370,13 +380,52 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             seed=manifest.seed,
             head=manifest.backbone.head,
         )
-        artifact.check_backbone(backbone)
-        found.backbone_ = backbone
-        found._candidate = stored_candidate(artifact, backbone)
-        found.artifact_ = artifact
-        found.task_ = artifact.task
-        found.classes_ = np.array(artifact.classes)
+        found._answer_with(artifact, backbone)
         return found
+
+    @training()
+    def _answer_with(self, artifact: Artifact, backbone: AnyBackbone) -> None:
+        artifact.check_backbone(backbone)
+        self.backbone_ = backbone
+        self._candidate = stored_candidate(artifact, backbone)
+        self.artifact_ = artifact
+        self.task_ = artifact.task
+        self.classes_ = np.array(artifact.classes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a pickle holds: the parameters, the artifact's files, and the name of the backbone.
+
+        Raises:
+            ArtifactError: the model was given in memory, and has no name.
+        """
+        parameters = self.get_params(deep=False)
+        if not isinstance(self.model, str | Path):
+            parameters |= loading_of(self.model if isinstance(self.model, FrozenModel) else None)
+        artifact = self.artifact_.whole() if hasattr(self, "artifact_") else None
+        return {"parameters": parameters, "files": folder_files(artifact.save) if artifact else None}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        """Take over a pickled state; the backbone is loaded by its name.
+
+        Raises:
+            BackboneError: there is no such model now.
+            ArtifactError: the state is damaged, or the model is another one.
+        """
+        self.__init__(**state["parameters"])  # type: ignore[misc]
+        if state["files"] is not None:
+            with as_folder(state["files"]) as folder:
+                artifact = load_artifact(folder)
+            # As `fit` has loaded it, so that a process that has the model shares it.
+            backbone = load_backbone(self.model, self.head, self.device, self.local_files_only, self.dtype)
+            self._answer_with(artifact, backbone)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return a copy over the same model; what `fit` found is never changed in place, and shared."""
+        parameters = self.get_params(deep=False)
+        copied = {name: own if name == "model" else copy.deepcopy(own, memo) for name, own in parameters.items()}
+        twin = type(self)(**copied)
+        twin.__dict__.update({name: own for name, own in vars(self).items() if name not in parameters})
+        return twin
 
     def _fitted(self) -> Artifact:
         if not hasattr(self, "artifact_"):

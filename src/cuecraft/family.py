@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cuecraft.backbone import AnyBackbone, load_backbone
+from cuecraft.backbone.gradient_mode import training
 from cuecraft.checkpoints import Keeping
 from cuecraft.classifier import PromptClassifier
 from cuecraft.data.labels import class_names, words_by_name
@@ -29,6 +30,7 @@ from cuecraft.data.texts import Labels, Texts, as_labels, as_records, held_out_r
 from cuecraft.errors import ArtifactError, MethodError
 from cuecraft.method import Event, Problem
 from cuecraft.prompts import Artifact, Sharing, check_writable, load_artifact, shared_file
+from cuecraft.prompts.pickled import as_folder, folder_files, loading_of
 from cuecraft.storage import write_folder
 from cuecraft.task import Template
 from cuecraft.tune.finish import make_artifact
@@ -89,6 +91,7 @@ class PromptFamily:
         self._sha256 = ""
         self.artifacts: dict[str, Artifact] = {}
 
+    @training()
     def fit(
         self,
         tasks: Mapping[str, LabelledTexts],
@@ -133,6 +136,7 @@ class PromptFamily:
         }
         return self
 
+    @training()
     def add(
         self,
         name: str,
@@ -206,6 +210,7 @@ class PromptFamily:
             raise ArtifactError(f"{target}: cannot write the prompts ({error}); choose another folder") from error
 
     @classmethod
+    @training()
     def load(
         cls,
         folder: str | Path,
@@ -237,6 +242,32 @@ class PromptFamily:
         for artifact in family.artifacts.values():
             artifact.check_backbone(family.backbone)
         return family
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a pickle holds: the family's files, if it was trained, and the name of the backbone.
+
+        Raises:
+            ArtifactError: the model was given in memory, and has no name.
+        """
+        loading = loading_of(self.backbone) | {"head": self.backbone.head_kind}
+        files = folder_files(self.save) if self._shared is not None else None
+        return {"options": self.options.model_dump(), "seed": self.seed, "loading": loading, "files": files}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        """Take over a pickled state; the backbone is loaded by its name, and raises as `load`."""
+        loading = dict(state["loading"])
+        if state["files"] is None:
+            self.__init__(options=MultitaskTuning(**state["options"]), seed=state["seed"], **loading)  # type: ignore[misc]
+            return
+        del loading["head"]  # the files have it
+        with as_folder(state["files"]) as folder:
+            vars(self).update(vars(PromptFamily.load(folder, **loading)))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return a copy over the same model, to which tasks can be added apart."""
+        twin = type(self).__new__(type(self))
+        vars(twin).update(vars(self) | {"artifacts": dict(self.artifacts)})
+        return twin
 
     def _problem(
         self,

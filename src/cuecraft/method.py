@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cuecraft.backbone import AnyBackbone, ClassHead, Context, HeadKind, SequenceBackbone
+from cuecraft.backbone.gradient_mode import ordinary_tensors, training
 from cuecraft.checkpoints import Checkpoints, NoSlot, Slot
 from cuecraft.errors import BackboneError, MethodError
 from cuecraft.evidence import Tried, Verdict
@@ -137,6 +138,7 @@ class Problem:
         return self.train.context.renderer.prompt_ids
 
 
+@ordinary_tensors()
 def label_context(backbone: AnyBackbone, task: Task, examples: list[Example]) -> Labelled:
     """Read examples and keep their class numbers and weights with the context."""
     labels = torch.tensor([-1 if example.label is None else example.label for example in examples])
@@ -333,6 +335,12 @@ class Method(Options, ABC):
     has_own_head: ClassVar[bool] = False
     #: Whether weights of examples enter what it minimises.
     weighs_examples: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Let each method take gradients in its `fit`, also where a caller has switched them off."""
+        super().__init_subclass__(**options)
+        if "fit" in vars(cls):
+            cls.fit = training()(vars(cls)["fit"])  # type: ignore[method-assign]
 
     def reading_limit(self) -> ReadingLimit | None:
         """Return how much it wants to read; None for everything."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Self
 
@@ -47,6 +47,8 @@ class FrozenModel(ABC):
         self._hash: str | None = None
         #: Whether further models may be asked of the Hub on this one's behalf.
         self.local_files_only = False
+        #: The arguments by which `load_backbone` gives it again; None for a model in memory.
+        self.source: Mapping[str, Any] | None = None
         self._states_shape: tuple[int, ...] | None = None
 
     def __deepcopy__(self, memo: object) -> Self:

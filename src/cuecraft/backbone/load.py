@@ -19,9 +19,13 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 
 from cuecraft import assets
 from cuecraft.backbone.base import Backbone
+from cuecraft.backbone.borrowed import borrowed
 from cuecraft.backbone.causal import CausalBackbone
+from cuecraft.backbone.checkpoint import check_checkpoint, checked_pair, explained
 from cuecraft.backbone.encoder import MaskedBackbone, Pooling, SequenceBackbone
+from cuecraft.backbone.gradient_mode import ordinary_tensors
 from cuecraft.backbone.rendering import HeadKind
+from cuecraft.backbone.vocabulary import within_vocabulary
 from cuecraft.errors import BackboneError, CuecraftWarning
 from cuecraft.storage import file_sha256
 
@@ -46,8 +50,8 @@ def load_backbone(
     """Return a frozen backbone.
 
     Args:
-        model: ``demo:smollm2-135m`` and kin, a local folder, a Hub name, a `(model, tokenizer)` pair, or a backbone
-            (returned as it is).
+        model: ``demo:smollm2-135m`` and kin, a local folder, a Hub name, a `(model, tokenizer)` pair, whose model
+            stays as it is and shares its weights, or a backbone (returned as it is).
         head: ``causal``, ``masked`` or ``sequence``; by default what the checkpoint was saved as, and ``sequence``
             for one without a language head.
         device: a torch device, or ``auto``: a GPU if there is one.
@@ -67,12 +71,18 @@ def load_backbone(
     if isinstance(model, _MEET_THE_CONTRACT):
         return model
     kind = _head_kind(head)
-    if isinstance(model, tuple):
-        return _from_memory(*model, kind)
+    if not isinstance(model, str | Path):
+        return _from_memory(*checked_pair(model), kind)
+    device, dtype = str(device), str(dtype).removeprefix("torch.")
     where = device_named(device)
     if dtype == NF4:
         _require_nf4(where)
-    return _load(str(model), kind, where, local_files_only, _dtype("auto" if dtype == NF4 else dtype, where), dtype)
+    kept = (local_files_only, _dtype("auto" if dtype == NF4 else dtype, where), dtype)
+    loaded = _load(str(model), kind, where, *kept)
+    if loaded.source is None:
+        own = {"head": head, "device": device, "local_files_only": local_files_only, "dtype": dtype}
+        loaded.source = {"model": str(model), **own}
+    return loaded
 
 
 def _head_kind(head: str | None) -> HeadKind | None:
@@ -146,10 +156,13 @@ def _has_fast_half_precision() -> bool:
 
 
 @lru_cache(maxsize=4)
+@ordinary_tensors()
 def _load(
     name: str, head: HeadKind | None, device: str, local_files_only: bool, dtype: torch.dtype, asked: str
 ) -> AnyBackbone:
     folder = str(assets.model_folder(name)) if assets.is_asset(name) else name
+    if not assets.is_asset(name):  # of those, the files are checked by their hashes
+        check_checkpoint(name)
     where = {"pretrained_model_name_or_path": folder, "local_files_only": local_files_only}
     with _quiet(), _readable_errors(name):
         config = AutoConfig.from_pretrained(**where, trust_remote_code=False)
@@ -164,8 +177,14 @@ def _load(
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that these are named, and refused, below
             # Weights of 4 bits are made on the GPU while they are read, and cannot be moved afterwards.
             **({"quantization_config": _quantization(dtype), "device_map": device} if asked == NF4 else {}),
+        )
+    for key, found, wanted in sorted(info["mismatched_keys"]):
+        raise BackboneError(
+            f"{name}: its weights {key!r} are {list(found)}, but config.json makes them {list(wanted)}; they are of "
+            "two models, so download both again"
         )
     missing = [key for key in info["missing_keys"] if not (kind is HeadKind.SEQUENCE and "pooler" in key)]
     if missing:
@@ -185,20 +204,28 @@ def _load(
     return loaded
 
 
+@ordinary_tensors()
 def _from_memory(model: Any, tokenizer: Any, head: HeadKind | None) -> AnyBackbone:
     _refuse_encoder_decoder(model.config)
+    if any(weight.is_inference() for weight in model.parameters()):
+        raise BackboneError(
+            f"{type(model).__name__} was made in torch.inference_mode(), and no gradient can pass through it; load it "
+            "outside"
+        )
     kind = head or _saved_head(model.config, type(model).__name__)
     if kind is HeadKind.SEQUENCE:
         model = model.base_model
     elif model.get_output_embeddings() is None:
         raise BackboneError(f"{type(model).__name__} has no output embedding, so it is no {kind} language model")
     name = f"{type(model).__name__} in memory"
+    model = borrowed(model)
     return _wrap(model, tokenizer, name, kind, lambda: _hash_state(model, tokenizer), _pooling(None, model.config))
 
 
 def _wrap(
     model: Any, tokenizer: Any, name: str, kind: HeadKind, fingerprint: Callable[[], str], pooling: Pooling
 ) -> AnyBackbone:
+    tokenizer = within_vocabulary(tokenizer, model, name)
     if kind is HeadKind.CAUSAL:
         return CausalBackbone(model, tokenizer, name, fingerprint)
     if kind is HeadKind.MASKED:
@@ -250,6 +277,14 @@ def _snapshot(name: str) -> Path:
     return Path(transformers.utils.cached_file(name, "config.json", local_files_only=True)).parent
 
 
+def checkpoint_hash(name: str) -> str | None:
+    """Return the hash that a checkpoint's files would have as a backbone; None where they are not on this machine."""
+    try:
+        return _hash_files(name)
+    except (OSError, ValueError):  # no such folder, not in the Hub's cache, or no name at all
+        return None
+
+
 def _hash_files(name: str) -> str:
     """Return the hash of a checkpoint's files."""
     files = assets.identity_files(name) if assets.is_asset(name) else assets.checkpoint_files(_snapshot(name))
@@ -272,8 +307,7 @@ def _readable_errors(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # loaders raise whatever they like for a file that is damaged or not theirs
-        reason = " ".join(str(error).split())
-        raise BackboneError(f"{name}: cannot load this model ({reason[:300]})") from error
+        raise BackboneError(f"{name}: {explained(error)}") from error
 
 
 @contextmanager

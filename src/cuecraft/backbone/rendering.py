@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from cuecraft.backbone.marks import BYTE_SPACE, PIECE_SPACE, meant_by, text_of_printed_tokens
 from cuecraft.errors import CuecraftWarning, DataError, LabelWordError, PromptError, TemplateError
 from cuecraft.task import Example, Field, Literal, MaskSlot, PromptSlot, Task
 
@@ -98,6 +99,7 @@ class Renderer:
         self._writes_own_space = tokenizer.tokenize("a")[0].startswith("▁")
         self.label_ids: LabelIds = () if head is HeadKind.SEQUENCE else self._label_ids()
         slots = self._slots()
+        self._check_template(slots)
         at = next(i for i, piece in enumerate(slots) if isinstance(piece, PromptSlot))
         start, end = special_ids(tokenizer)
         self._start, self._end = start, () if head is HeadKind.CAUSAL else end
@@ -267,6 +269,20 @@ class Renderer:
             )
         return pieces[:mask]
 
+    def _check_template(self, slots: Sequence[Literal | Field | PromptSlot | MaskSlot]) -> None:
+        """Raise TemplateError where words are written as a tokenizer's list prints them."""
+        for piece in slots:
+            if isinstance(piece, Field | MaskSlot):
+                continue
+            # Around the prompt, ## may begin a heading.
+            may_have = isinstance(piece, PromptSlot) or BYTE_SPACE in piece.text or PIECE_SPACE in piece.text
+            meant = meant_by(self.tokenizer, piece.text) if may_have else None
+            if meant is not None:
+                raise TemplateError(
+                    f"template {self.task.template.source!r} has {piece.text.strip()!r}, tokens as a tokenizer's list "
+                    f"prints them; write {meant!r}"
+                )
+
     def answer_ids(self, words: Sequence[str]) -> list[tuple[int, ...]]:
         """Return the ids of each word as it is written in the answer slot."""
         texts = [self.answer_prefix + word for word in words]
@@ -300,6 +316,14 @@ class Renderer:
     def _checked(self, word: str, ids: tuple[int, ...]) -> tuple[int, ...]:
         """Return a label word's ids, or say why it cannot be scored."""
         unknown = getattr(self.tokenizer, "unk_token_id", None)
+        meant = (text_of_printed_tokens(word) or "").strip()
+        # A word that this tokenizer knows as one token, or writes as it writes the word that is meant, is a word.
+        is_own = unknown not in ids and (len(ids) == 1 or self.answer_ids([meant]) == [ids])
+        if meant and not is_own:
+            raise LabelWordError(
+                f"label word {word!r} is a token as a tokenizer's list prints it, with the mark of a space or of a "
+                f"word's part; write {meant!r}"
+            )
         if not ids or unknown in ids:
             raise LabelWordError(f"label word {word!r} is not in this tokenizer's vocabulary; use another")
         if self.head is HeadKind.MASKED and len(ids) > 1:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cuecraft.backbone import AnyBackbone, load_backbone
+from cuecraft.backbone.gradient_mode import training
 from cuecraft.classic.dataset import Rows, texts_and_labels
 from cuecraft.data.labels import class_names, words_by_name
 from cuecraft.data.texts import as_records
@@ -72,6 +73,7 @@ class AutoPrompt:
         assert isinstance(prompt, HardPrompt)
         return prompt
 
+    @training()
     def search(self) -> str:
         """Return the best prompt as text.
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cuecraft.backbone import HeadKind, Pieces, load_backbone
+from cuecraft.backbone.vocabulary import within_vocabulary
 from cuecraft.classic.dataset import Rows, texts_and_labels
 from cuecraft.data.labels import class_names, label_name, words_by_name
 from cuecraft.data.texts import as_records
@@ -101,7 +102,7 @@ def train_class_head(
     if "labels" not in inspect.signature(model.forward).parameters:
         raise BackboneError(f"{type(model).__name__} has no head to train for; load it with a language or class head")
     texts, labels = texts_and_labels(dataset)
-    tokenizer = tokenizer or _tokenizer(model)
+    tokenizer = within_vocabulary(tokenizer or _tokenizer(model), model, type(model).__name__)
     truth = torch.tensor(_class_numbers(model.config, labels), device=model.device)
     texts = [record.fields["text"] for record in as_records(texts)]
     rate = 1e-3 if module.prefix_projection else 0.02 * float(module.start.square().mean().sqrt())

@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from cuecraft.backbone.gradient_mode import training
 from cuecraft.classic.dataset import Rows
 from cuecraft.classic.fewshot import train_class_head, train_language_model
 from cuecraft.classic.host import PrefixHost
@@ -51,6 +52,7 @@ class PrefixTuning(nn.Module):
     start: Tensor
     prefix: nn.Parameter
 
+    @training()
     def __init__(
         self, model: Any, num_virtual_tokens: int = 20, prefix_projection: bool = True, *, seed: int = 0
     ) -> None:
@@ -150,6 +152,7 @@ class PrefixTuning(nn.Module):
         """Return ``{"states": [n_layers, 2, n_kv_heads, P, head_dim]}``; the projection is not needed any more."""
         return {STATES: self.prefix_states.detach().clone()}
 
+    @training()
     def load_prefix_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take over a prefix; a projection starts again at it. Another length makes new parameters.
 
@@ -171,6 +174,7 @@ class PrefixTuning(nn.Module):
         self.model.eval()
         return self
 
+    @training()
     def train_fewshot(
         self,
         dataset: Rows,

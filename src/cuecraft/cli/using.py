@@ -124,13 +124,16 @@ def import_(
     device: Device = "auto",
     dtype: Dtype = "auto",
     local_files_only: Offline = False,
+    any_base: Annotated[
+        bool, typer.Option("--any-base", help="Take an adapter that names another base model, with a warning.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Make an artifact of a PEFT adapter; one that `export` wrote needs no template and no words."""
     from cuecraft.interop.commands import run_import
 
     names = names_of(classes)
-    document = run_import(
-        folder, model, unescaped(template), words_of(label_words or []), names, out, device, dtype, local_files_only
-    )
+    words = words_of(label_words or [])
+    where = (device, dtype, local_files_only)
+    document = run_import(folder, model, unescaped(template), words, names, out, *where, any_base)
     display.print_json(document) if json else display.page.print(f"{document['artifact']} written", markup=False)

@@ -26,6 +26,7 @@ from cuecraft.backbone.encoder_rows import LaidOut
 from cuecraft.backbone.layers import entering
 from cuecraft.backbone.readout import LabelReadout, Readout, class_scores, readout
 from cuecraft.backbone.rendering import LabelIds
+from cuecraft.backbone.vocabulary import known_ids
 from cuecraft.prompts import Calibration
 
 
@@ -44,10 +45,11 @@ class Folded(torch.nn.Module):
         super().__init__()
         self.model = backbone.model  # so that its weights are the graph's
         self._calibration = calibration
+        self._tokenizer = backbone.tokenizer
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return class probabilities `[B, C]`."""
-        logits = self.logits(input_ids, attention_mask.to(torch.bool))
+        logits = self.logits(known_ids(self._tokenizer, input_ids), attention_mask.to(torch.bool))
         return self._calibration.apply(logits.to(torch.float32)).softmax(-1)
 
     def logits(self, input_ids: Tensor, valid: Tensor) -> Tensor:

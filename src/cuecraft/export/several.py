@@ -17,6 +17,7 @@ from cuecraft.backbone import AnyBackbone, CausalBackbone, ReadyPrompt
 from cuecraft.backbone.layers import entering
 from cuecraft.backbone.readout import Readout
 from cuecraft.backbone.rendering import LabelIds
+from cuecraft.backbone.vocabulary import known_ids
 from cuecraft.errors import ExportError
 from cuecraft.export.folding import Sides, placed
 from cuecraft.prompts import Calibration
@@ -105,7 +106,8 @@ class FoldedSeveral(torch.nn.Module):
         """Return class probabilities `[B, K, C]`."""
         rows, device = input_ids.shape[0], input_ids.device
         behind = self._behind[prompts].flatten(0, 1)[None].expand(rows, -1, -1)
-        inputs = torch.cat([self._opening.expand(rows, -1, -1), self._backbone.embed(input_ids), behind], dim=1)
+        text = self._backbone.embed(known_ids(self._backbone.tokenizer, input_ids))
+        inputs = torch.cat([self._opening.expand(rows, -1, -1), text, behind], dim=1)
         start, count = self._opening.shape[1] + input_ids.shape[1], inputs.shape[1]
         opened = torch.ones(rows, self._opening.shape[1], dtype=torch.bool, device=device)
         closed = self._real[prompts].flatten()[None].expand(rows, -1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from cuecraft.errors import GuardError
+from cuecraft.errors import BackboneError, GuardError
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -121,7 +121,9 @@ class HubDetector:
     ) -> None:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+        from cuecraft.backbone.checkpoint import explained
         from cuecraft.backbone.load import device_named
+        from cuecraft.backbone.vocabulary import within_vocabulary
 
         self.name = model
         self._device = device_named(device)
@@ -131,8 +133,12 @@ class HubDetector:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(model, **options)
             loaded: Any = AutoModelForSequenceClassification.from_pretrained(model, use_safetensors=True, **options)
         except Exception as error:  # transformers raises many unrelated types for what cannot be found or read
-            why = next(iter(str(error).splitlines()), type(error).__name__)
-            raise GuardError(f"detector {model}: cannot be loaded ({why}); check the name or the folder") from error
+            raise GuardError(f"detector {model}: {explained(error)}") from error
+        try:
+            padding = (self._tokenizer.pad_token_id,)
+            self._tokenizer = within_vocabulary(self._tokenizer, loaded, f"detector {model}", padding)
+        except BackboneError as error:
+            raise GuardError(str(error)) from error
         if self._tokenizer.pad_token is None:
             raise GuardError(f"detector {model}: its tokenizer has no padding token; give it one and save it again")
         loaded.config.pad_token_id = self._tokenizer.pad_token_id  # causal models find a text's last token by it

@@ -120,6 +120,7 @@ def run_import(
     device: str,
     dtype: str,
     local_files_only: bool,
+    any_base: bool,
 ) -> dict[str, Any]:
     """Import a PEFT folder as an artifact; return the document of `cuecraft import --json`.
 
@@ -128,7 +129,9 @@ def run_import(
     """
     check_target(out)
     backbone = load_backbone(model, "causal", device, local_files_only, dtype)
-    artifact = import_peft(folder, backbone, template=template, label_words=label_words, classes=classes)
+    artifact = import_peft(
+        folder, backbone, template=template, label_words=label_words, classes=classes, any_base=any_base
+    )
     sha256 = artifact.save(out)
     manifest = artifact.manifest
     return {

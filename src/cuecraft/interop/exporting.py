@@ -121,13 +121,12 @@ def _adapter(artifact: Artifact, backbone: AnyBackbone, peft: Any) -> tuple[Tens
 
 
 def _beside(artifact: Artifact, sha256: str) -> Beside:
-    prompt, manifest = artifact.prompt, artifact.manifest
+    prompt = artifact.prompt
     base = prompt.base if isinstance(prompt, PrefixPrompt) else prompt
-    # The adapter holds the whole prompt, also of what was trained as one of several tasks.
-    entry = manifest.prompt.model_copy(update={"shared_sha256": None})
     return Beside(
         adapter_sha256=sha256,
         token_ids=list(base.token_ids) if isinstance(base, HardPrompt) else None,
-        manifest=manifest.model_copy(update={"prompt": entry}),
+        # The adapter holds the whole prompt, also of what was trained as one of several tasks.
+        manifest=artifact.whole().manifest,
         trace=[dict(event) for event in artifact.trace],
     )

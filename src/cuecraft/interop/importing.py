@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cuecraft.backbone import AnyBackbone, HeadKind
 from cuecraft.errors import ArtifactError, BackboneError, CuecraftWarning
+from cuecraft.interop.base_model import check_base
 from cuecraft.interop.folder import (
     CONFIG,
     PICKLED,
@@ -27,6 +28,7 @@ from cuecraft.interop.folder import (
     unflatten_states,
 )
 from cuecraft.prompts import AnyPrompt, Artifact, Calibration, HardPrompt, PrefixPrompt, SoftPrompt
+from cuecraft.prompts.card import CAVEAT
 from cuecraft.storage import file_sha256
 from cuecraft.task import Task, Template, Verbalizer
 
@@ -62,6 +64,7 @@ def import_peft(
     template: str | None = None,
     label_words: Mapping[Any, str | Sequence[str]] | None = None,
     classes: Sequence[Any] | None = None,
+    any_base: bool = False,
 ) -> Artifact:
     """Read a prompt-tuning, P-tuning or prefix-tuning adapter of PEFT.
 
@@ -75,15 +78,18 @@ def import_peft(
         template: begins with `{prompt}`, because PEFT trained the prompt first.
         label_words: class -> word or words, in the order of the classes.
         classes: the classes in their order; needed where `label_words` are not given.
+        any_base: take an adapter that names another base model; the warning then stands in the artifact's card too.
 
     Returns:
         An artifact with a `SoftPrompt`, or for a prefix a `PrefixPrompt` without words behind it.
 
     Raises:
-        ArtifactError: the folder holds no such adapter, is damaged, or does not fit the backbone or the template.
+        ArtifactError: the folder holds no such adapter, is damaged, does not fit the backbone or the template, or
+            names another base model.
 
     Warns:
-        CuecraftWarning: the adapter names another base model, or was changed after it was exported.
+        CuecraftWarning: the adapter names no base model, or another one that was allowed, or was changed after it was
+            exported.
     """
     source = Path(folder)
     adapter = _read_adapter(source)
@@ -107,13 +113,25 @@ def import_peft(
             CuecraftWarning,
             stacklevel=2,
         )
-    _check_base(adapter, backbone)
-    return _new(adapter, prompt, wanted, names, backbone)
+    note = check_base(source, adapter.config, beside, backbone, any_base)
+    return _new(adapter, prompt, wanted, names, backbone, note)
 
 
-def _new(adapter: _Adapter, prompt: AnyPrompt, task: Task, classes: Sequence[Any], backbone: AnyBackbone) -> Artifact:
-    """Return an artifact of an adapter that PEFT has trained."""
-    sha256 = file_sha256(adapter.folder / WEIGHTS)
+def _new(
+    adapter: _Adapter,
+    prompt: AnyPrompt,
+    task: Task,
+    classes: Sequence[Any],
+    backbone: AnyBackbone,
+    note: str | None,
+) -> Artifact:
+    """Return an artifact of an adapter that PEFT has trained; `note` is what its card warns of."""
+    event = {
+        "phase": "import",
+        "step": 0,
+        "peft_type": adapter.kind,
+        "adapter_sha256": file_sha256(adapter.folder / WEIGHTS),
+    }
     return Artifact.create(
         prompt,
         Calibration.none(task.verbalizer.num_classes),
@@ -125,7 +143,7 @@ def _new(adapter: _Adapter, prompt: AnyPrompt, task: Task, classes: Sequence[Any
         metrics={},
         data={},
         classes=classes,
-        trace=[{"phase": "import", "step": 0, "peft_type": adapter.kind, "adapter_sha256": sha256}],
+        trace=[event if note is None else event | {CAVEAT: note}],
     )
 
 
@@ -232,19 +250,6 @@ def _prompt(adapter: _Adapter, backbone: AnyBackbone) -> AnyPrompt:
             f"{backbone.name} has {(layers, heads, heads * width)}; it was trained on another model"
         )
     return PrefixPrompt(HardPrompt(()), unflatten_states(tensor, shape))
-
-
-def _check_base(adapter: _Adapter, backbone: AnyBackbone) -> None:
-    """Warn where an adapter names another base model; whether it is another one cannot be known."""
-    base = adapter.config.get("base_model_name_or_path")
-    own = {backbone.name, str(getattr(backbone.model.config, "name_or_path", ""))}
-    if base and base not in own and Path(base).resolve() not in {Path(name).resolve() for name in own if name}:
-        warnings.warn(
-            f"{adapter.folder}: was trained on {base}, and is taken for {backbone.name}; where these are different "
-            "models its answers mean nothing",
-            CuecraftWarning,
-            stacklevel=3,
-        )
 
 
 def _restored(beside: Beside, prompt: AnyPrompt, task: Task, backbone: AnyBackbone) -> Artifact:

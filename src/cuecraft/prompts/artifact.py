@@ -184,7 +184,12 @@ class Artifact:
         manifest = self.manifest.model_copy(update=own)
         manifest = manifest.model_copy(update={"artifact_sha256": digest(manifest.model_dump(mode="json"))})
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        (folder / CARD).write_text(model_card(manifest), encoding="utf-8")
+        (folder / CARD).write_text(model_card(manifest, self.trace), encoding="utf-8")
+
+    def whole(self) -> Artifact:
+        """Return the artifact by itself: with all of a prompt that shares a part with other tasks."""
+        entry = self.manifest.prompt.model_copy(update={"shared_sha256": None})
+        return replace(self, sharing=None, manifest=self.manifest.model_copy(update={"prompt": entry}))
 
     def require_single(self, what: str) -> None:
         """Raise ArtifactError where several prompts answer together and `what` holds one."""

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from cuecraft.prompts.manifest import Manifest
 
+#: Key of an event of the trace: what users of the prompt have to know.
+CAVEAT = "caveat"
 
-def model_card(manifest: Manifest) -> str:
-    """Return the artifact's README in Markdown."""
+
+def model_card(manifest: Manifest, trace: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Return the artifact's README in Markdown, with the caveats of its trace first."""
+    caveats = "".join(f"\n**Warning: {event[CAVEAT]}.**\n" for event in trace if CAVEAT in event)
     task, backbone, prompt = manifest.task, manifest.backbone, manifest.prompt
     words = [f"| {label} | {', '.join(words)} |" for label, words in zip(task.labels, task.label_words, strict=True)]
     metrics = [f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in manifest.metrics.items()]
@@ -16,7 +23,7 @@ def model_card(manifest: Manifest) -> str:
     together = count if prompt.count > 1 else ""
     measured = ["| measured | |", "| --- | --- |", *metrics, ""] if metrics else []
     return f"""# A tuned prompt for {backbone.name}
-
+{caveats}
 Made by cuecraft with `{manifest.method}`, seed {manifest.seed}. The backbone
 stays as it is; this folder holds a prompt of {prompt.length} tokens.
 {together}

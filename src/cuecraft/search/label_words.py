@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from cuecraft.backbone import AnyBackbone, Context, HeadKind
+from cuecraft.backbone.gradient_mode import training
 from cuecraft.errors import MethodError
 from cuecraft.evidence import Evidence, compare_paired, strength_of
 from cuecraft.method import Labelled, Problem
@@ -119,6 +120,7 @@ class LabelWordSearch(Options):
     candidates: int = Field(200, ge=1, description="words that compete: the likeliest at the answer slot")
     examples: int = Field(256, ge=2, description="labelled examples that are read, at most, classes in turn")
 
+    @training()
     def search(self, problem: Problem, token_ids: tuple[int, ...] | None = None) -> FoundWords:
         """Find label words; the current ones stay where the found ones are not clearly better.
 

@@ -58,7 +58,11 @@ class Verbalizer:
         unknown = [name for name in label_words if name not in labels]
         missing = [label for label in labels if label not in label_words]
         if unknown:
-            raise LabelWordError(f"label words for {unknown[0]!r}, but the classes are {', '.join(labels)}")
+            are_numbered = list(labels) == [str(number) for number in range(len(labels))]
+            remedy = "; where scikit-learn has numbered the classes, give a list of words in the classes' order"
+            raise LabelWordError(
+                f"label words for {unknown[0]!r}, but the classes are {', '.join(labels)}{remedy * are_numbered}"
+            )
         if missing:
             raise LabelWordError(f"no label words for class {missing[0]!r}; give it at least one")
         return cls(tuple(labels), tuple(_as_words(label_words[label]) for label in labels))
@@ -99,6 +103,19 @@ def distinct_words(labels: Sequence[str]) -> WordChoice | None:
         return None
     width = next(n for n in count(1) if len(ascii_lowercase) ** n >= len(labels))
     return {label: "".join(own) for label, own in zip(labels, product(ascii_lowercase, repeat=width), strict=False)}
+
+
+def words_in_order(words: Sequence[str | Sequence[str]], labels: Sequence[str]) -> WordChoice:
+    """Return each class's words, given in the order of the classes.
+
+    Raises:
+        LabelWordError: there are not as many as classes, or what is given has no order.
+    """
+    if not isinstance(words, Sequence):
+        raise LabelWordError(f"label_words is a {type(words).__name__}; give {{class: word}}, or a list in order")
+    if len(words) != len(labels):
+        raise LabelWordError(f"words for {len(words)} classes, but there are {len(labels)}: {', '.join(labels)}")
+    return dict(zip(labels, words, strict=True))
 
 
 def _as_words(value: str | Sequence[str]) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
+from cuecraft.backbone.marks import meant_by
 from cuecraft.errors import MethodError
 from cuecraft.method import Problem
 from cuecraft.seeding import torch_generator
@@ -40,7 +41,7 @@ def initial_vectors(problem: Problem, init: Init, length: int | None, text: str 
     Vectors that a text does not fill are sampled from the vocabulary and stand in front of it.
 
     Raises:
-        MethodError: `Init.TEXT` with neither words in the template nor `text`.
+        MethodError: `Init.TEXT` with neither words in the template nor `text`, or a `text` of printed tokens.
     """
     backbone = problem.backbone
     words: tuple[int, ...] = ()
@@ -69,7 +70,11 @@ def text_ids(problem: Problem, length: int, text: str | None) -> list[int]:
 def _words(problem: Problem, text: str | None) -> tuple[int, ...]:
     if not text:
         return problem.initial_ids
-    return tuple(problem.backbone.tokenizer(text, add_special_tokens=False)["input_ids"])
+    tokenizer = problem.backbone.tokenizer
+    meant = meant_by(tokenizer, text)
+    if meant is not None:
+        raise MethodError(f"init_text {text!r} is tokens as a tokenizer's list prints them; write {meant!r}")
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _filled(problem: Problem, words: tuple[int, ...], length: int) -> list[int]:

@@ -16,6 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from cuecraft.backbone.gradient_mode import training
 from cuecraft.errors import MethodError
 from cuecraft.gradients import trained_copy
 from cuecraft.method import Calibrated, CalibrationKind, Candidate, Outcome, Problem, Selection, score, starting_point
@@ -74,6 +75,7 @@ class MultitaskTuning(TrainingOptions):
     head_learning_rate: float = Field(0.01, gt=0, description="AdamW step of a class head")
     calibration: Calibrated = CalibrationKind.FITTED
 
+    @training()
     def fit_tasks(self, problems: Mapping[str, Problem]) -> MultitaskOutcome:
         """Train all tasks jointly; what is kept is the epoch of least mean dev loss over the tasks.
 
@@ -93,6 +95,7 @@ class MultitaskTuning(TrainingOptions):
         begun = {name: self._begin(problem, shared) for name, problem in problems.items()}
         return self._train(problems, begun, shared, [shared])
 
+    @training()
     def add_task(self, problem: Problem, shared: Tensor) -> TaskOutcome:
         """Train one more task's own part over the shared tensor, which stays as it is.
 

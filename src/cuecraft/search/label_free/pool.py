@@ -17,6 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from cuecraft.backbone.marks import meant_by
 from cuecraft.errors import DataError
 from cuecraft.seeding import numpy_generator
 from cuecraft.task import Verbalizer
@@ -119,8 +120,15 @@ def read_cues(path: Path) -> list[str]:
 
 
 def tokenised(tokenizer: Any, cues: Sequence[str]) -> dict[tuple[int, ...], str]:
-    """Return the cues by their token ids, in order; of cues that a tokenizer writes alike, the first."""
+    """Return the cues by their token ids, in order; of cues that a tokenizer writes alike, the first.
+
+    Raises:
+        DataError: a cue is written as a tokenizer's list prints tokens.
+    """
     found: dict[tuple[int, ...], str] = {}
     for cue in cues:
+        meant = meant_by(tokenizer, cue)
+        if meant is not None:
+            raise DataError(f"cue {cue.strip()!r} is tokens as a tokenizer's list prints them; write {meant!r}")
         found.setdefault(tuple(tokenizer(cue, add_special_tokens=False)["input_ids"]), cue)
     return found
