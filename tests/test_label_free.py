@@ -16,7 +16,7 @@ from conftest import LABELS, LM_TEMPLATE, TEXTS, records, tiny_problem
 from cuecraft import PromptClassifier
 from cuecraft.backbone.rendering import Renderer
 from cuecraft.data import Record
-from cuecraft.errors import DataError, MethodError
+from cuecraft.errors import DataError, LabelWordError, MethodError
 from cuecraft.method import CONTENT_FREE, label_context
 from cuecraft.prompts import HardPrompt, calibration
 from cuecraft.prompts.calibration import dividing_offsets, matching_offsets
@@ -373,6 +373,8 @@ def test_shares_by_class_or_in_order():
 
 
 def test_the_classifier_without_labels(causal, tmp_path):
+    with pytest.raises(LabelWordError, match="label word '##ing' is a token"):
+        PromptClassifier(causal, label_words={1: "##ing", 0: "bad"}).fit_unlabeled(TEXT_ONLY)
     classifier = PromptClassifier(causal, label_words={1: "good", 0: "bad"}, template=LM_TEMPLATE, seed=3)
     classifier.set_params(method_options={"max_texts": 6, "calibration": "matched"})
     found = classifier.fit_unlabeled(TEXT_ONLY, prior={0: 0.25, 1: 0.75})

@@ -119,16 +119,17 @@ def read_cues(path: Path) -> list[str]:
     return [cue if cue[:1].isspace() else f" {cue}" for cue in cues]
 
 
-def tokenised(tokenizer: Any, cues: Sequence[str]) -> dict[tuple[int, ...], str]:
-    """Return the cues by their token ids, in order; of cues that a tokenizer writes alike, the first.
-
-    Raises:
-        DataError: a cue is written as a tokenizer's list prints tokens.
-    """
-    found: dict[tuple[int, ...], str] = {}
+def refuse_printed_tokens(tokenizer: Any, cues: Sequence[str]) -> None:
+    """Raise DataError where a user's cue is written as a tokenizer's list prints tokens."""
     for cue in cues:
         meant = meant_by(tokenizer, cue)
         if meant is not None:
             raise DataError(f"cue {cue.strip()!r} is tokens as a tokenizer's list prints them; write {meant!r}")
+
+
+def tokenised(tokenizer: Any, cues: Sequence[str]) -> dict[tuple[int, ...], str]:
+    """Return the cues by their token ids, in order; of cues that a tokenizer writes alike, the first."""
+    found: dict[tuple[int, ...], str] = {}
+    for cue in cues:
         found.setdefault(tuple(tokenizer(cue, add_special_tokens=False)["input_ids"]), cue)
     return found

@@ -18,7 +18,14 @@ from cuecraft.errors import DataError
 from cuecraft.method import Candidate, Event, Method, Outcome, Problem, require_language_head
 from cuecraft.prompts import HardPrompt
 from cuecraft.search.label_free.answers import Answers, Ids, LabelFreeCalibration, Panel
-from cuecraft.search.label_free.pool import TaskType, guess_task_type, read_cues, shipped_cues, tokenised
+from cuecraft.search.label_free.pool import (
+    TaskType,
+    guess_task_type,
+    read_cues,
+    refuse_printed_tokens,
+    shipped_cues,
+    tokenised,
+)
 from cuecraft.search.label_free.selectors import (
     consensus,
     global_entropy,
@@ -110,9 +117,10 @@ class LabelFreeSearch(Method):
         """Return the cues to try by their token ids: the template's own words, the user's, and the shipped ones.
 
         Raises:
-            DataError: the user's file of cues cannot be read.
+            DataError: the user's file of cues cannot be read, or one of them is written as printed tokens.
         """
         own = read_cues(self.pool_file) if self.pool_file else []
+        refuse_printed_tokens(tokenizer, own)
         shipped = shipped_cues(self.resolved_type(task), task.verbalizer, self.variants, seed)
         return tokenised(tokenizer, [task.template.prompt_text, *own, *shipped])
 
