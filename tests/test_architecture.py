@@ -12,7 +12,7 @@ SOURCE = Path(cuecraft.__file__).parent
 ROOMS = (
     "__main__ cli display recipe runs family classic ensemble classifier interop export advise compare bulk "
     "serve guard tune search gradients method runtime prompts backbone task data checkpoints assets manifests storage "
-    "options settings evidence determinism machine signals seeding lazy errors"
+    "options settings evidence deadline determinism machine signals seeding lazy errors"
 ).split()
 
 

@@ -346,7 +346,7 @@ def test_no_mutation_is_kept_whose_text_gives_other_tokens(causal, monkeypatch):
 def test_the_search_stops_in_time_with_the_texts_read_so_far(causal):
     texts = [f"{a} {b}" for a, b in itertools.product(TEXT_ONLY, repeat=2)] + TEXT_ONLY * 3
     heard = []
-    problem = problem_of(causal, texts, time_limit=0.0, report=heard.append)
+    problem = replace(problem_of(causal, texts, report=heard.append), out_of_time=lambda reserve=0.0: True)
     outcome = LabelFreeSearch(variants=0, mutations=3).fit(problem)
     assert outcome.texts == 64 < len(texts)
     assert [(event["step"], event["total"]) for event in heard] == [(64, len(texts))]

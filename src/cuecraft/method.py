@@ -18,7 +18,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from cuecraft.backbone import AnyBackbone, ClassHead, Context, HeadKind, SequenceBackbone
+from cuecraft.backbone.readout import class_scores
 from cuecraft.checkpoints import Checkpoints, NoSlot, Slot
+from cuecraft.deadline import Clock, WhileTimeLasts
 from cuecraft.errors import BackboneError, MethodError
 from cuecraft.evidence import Tried, Verdict
 from cuecraft.options import Options
@@ -76,14 +78,6 @@ class Labelled:
             yield self.select(list(range(start, min(start + size, len(self)))))
 
 
-class Clock(Protocol):
-    """Tells whether fewer seconds are left than are needed."""
-
-    def __call__(self, reserve: float = 0.0) -> bool:
-        """Return whether fewer than `reserve` seconds are left."""
-        ...
-
-
 @dataclass(frozen=True)
 class Problem:
     """What a method is given.
@@ -95,7 +89,9 @@ class Problem:
         dev: examples to choose and stop by; None to choose by the training loss.
         seed: of everything random.
         data: row count and hash of each split.
-        out_of_time: tells a method to stop with the best so far: whether fewer than `reserve` seconds are left.
+        out_of_time: tells a method to stop with the best so far: whether fewer than `reserve` seconds are left. Asked
+            between steps, and may raise StoppedError.
+        is_over: whether the time limit is over; asked within passes too, which end there (`in_time`). Raises nothing.
         report: is told of each step; never affects the result.
         checkpoints: where trainings keep their state, to go on from after a crash; None to keep none.
     """
@@ -107,12 +103,17 @@ class Problem:
     seed: int = 0
     data: Mapping[str, DataEntry] = field(default_factory=dict)
     out_of_time: Clock = lambda reserve=0.0: False
+    is_over: Callable[[], bool] = lambda: False
     report: Callable[[Event], None] = lambda event: None
     checkpoints: Checkpoints | None = None
 
     def slot(self, name: str) -> Slot | NoSlot:
         """Return the place for the state of the next training or search."""
         return self.checkpoints.slot(name) if self.checkpoints else NoSlot()
+
+    def in_time(self) -> WhileTimeLasts:
+        """Return a context in which passes end with the time limit; what was kept until then stays."""
+        return WhileTimeLasts(self.is_over)
 
     @property
     def pool(self) -> Labelled:
@@ -162,12 +163,14 @@ class Candidate:
         others: further prompts, whose probabilities are averaged with its own (prompt ensembling, Lester et al., EMNLP
             2021, section 6). A text is read once for all of them where the backbone can: a causal model, with the
             prompts behind the text and neither prefixes nor class heads of their own.
+        is_cut: whether the time limit ended before it was calibrated, or its class head fitted to all examples.
     """
 
     prompt: AnyPrompt
     calibration: Calibration
     reader: Reader | None = None
     others: tuple[AnyPrompt, ...] = ()
+    is_cut: bool = False
 
     @property
     def prompts(self) -> tuple[AnyPrompt, ...]:
@@ -254,6 +257,7 @@ class Outcome:
         held_out: the score on held-out examples, of a method that learns from the dev set too.
         verdict: why this prompt ships and not the other, of a method that compares them on held-out examples.
         tried: what such a method tried, the best first.
+        dev: the score on the dev set, of a method that chooses by it, where there was time for one.
     """
 
     start: Candidate
@@ -263,6 +267,7 @@ class Outcome:
     held_out: Score | None = None
     verdict: Verdict | None = None
     tried: tuple[Tried, ...] = ()
+    dev: Score | None = None
 
     @property
     def is_tuned(self) -> bool:
@@ -369,27 +374,54 @@ class Selection:
         self.best = best or self.best
 
     def outcome(self, start: Candidate) -> Outcome:
-        """Return what was found."""
-        assert self.best is not None
-        return Outcome(start, self.best, self.trace)
+        """Return what was found; the untuned prompt `start` where the time ended before anything was scored."""
+        rated = self.best_score if self.problem.dev else None
+        return Outcome(start, self.best or start, self.trace, dev=rated)
 
 
 def starting_point(problem: Problem, token_ids: tuple[int, ...], kind: CalibrationKind) -> Candidate:
     """Return the hard prompt that a method starts from, calibrated, with a class head where one is needed."""
-    prompt = HardPrompt(token_ids)
-    if isinstance(problem.backbone, SequenceBackbone):
-        prompt = replace(prompt, head=fit_head(problem, prompt))
+    return _scored_start(problem, token_ids, kind)[0]
+
+
+@torch.no_grad()
+def _scored_start(problem: Problem, token_ids: tuple[int, ...], kind: CalibrationKind) -> tuple[Candidate, Score]:
+    """Return the same with its score on the training examples; their texts are read once."""
+    prompt, backbone = HardPrompt(token_ids), problem.backbone
+    if isinstance(backbone, SequenceBackbone):
+        features = backbone.features(problem.train.context, prompt)
+        head = fitted_head(features, problem.train.labels, problem.task.verbalizer.num_classes)
+        candidate = calibrated(problem, replace(prompt, head=head), kind)
+        logits = class_scores(features, head)
     else:
-        with torch.no_grad():
-            finite(problem.backbone.class_logits(problem.train.context, prompt), problem.backbone)
-    return calibrated(problem, prompt, kind)
+        logits = finite(backbone.class_logits(problem.train.context, prompt), backbone)
+        candidate = Candidate(prompt, calibration_of(problem, prompt, kind, logits))
+    return candidate, Score.of(candidate.joined(logits[None]), problem.train.labels)
 
 
-def begin(problem: Problem, kind: CalibrationKind) -> tuple[Candidate, Selection]:
-    """Return the untuned prompt, calibrated, and a selection that has seen it: it competes with all that is found."""
-    untuned = starting_point(problem, problem.initial_ids, kind)
+def untuned_prompt(problem: Problem, kind: CalibrationKind) -> tuple[Candidate, Score | None]:
+    """Return the template's own words as `starting_point` does, and their score on the training examples.
+
+    Where the time ends first they stay uncalibrated and unscored; a class head is fitted to an example of each class.
+
+    Raises:
+        BackboneError: the model answers with NaN or infinity.
+    """
+    with problem.in_time():
+        return _scored_start(problem, problem.initial_ids, kind)
+    labels = problem.train.labels.tolist()
+    few = replace(problem, train=problem.train.select([labels.index(label) for label in sorted(set(labels))]))
+    found = starting_point(few, problem.initial_ids, CalibrationKind.NONE)
+    return replace(found, is_cut=True), None
+
+
+def begin(problem: Problem, kind: CalibrationKind, phase: str = "untuned") -> tuple[Candidate, Selection]:
+    """Return the untuned prompt, calibrated, and a selection that has seen it, unless the time ended before."""
+    untuned, found = untuned_prompt(problem, kind)
     selection = Selection(problem)
-    selection.see(untuned, score(problem.backbone, untuned, problem.train), phase="untuned", step=0)
+    if found is not None:
+        with problem.in_time():
+            selection.see(untuned, found, phase=phase, step=0)
     return untuned, selection
 
 

@@ -60,6 +60,7 @@ class DeepCueTuning(OffsetTraining, Method):
     def fit(self, problem: Problem) -> Outcome:
         """Train from the template's own words; the best prompt on dev wins, the untuned one included."""
         untuned, selection = begin(problem, self.calibration)
-        start = filled_start(problem, untuned, self.prompt_length, self.calibration)
-        self.refine(problem, start, selection)
+        with problem.in_time():
+            start = filled_start(problem, untuned, self.prompt_length, self.calibration)
+            self.refine(problem, start, selection)
         return selection.outcome(untuned)

@@ -80,7 +80,8 @@ class WeightTraining(TrainingOptions, Method):
         """Train from the untuned prompt on; the best on dev wins, the untuned prompt included."""
         untuned, selection = begin(problem, self.calibration)
         twin = Twin(problem.backbone, self._spec(), problem.seed)
-        train(self, problem, self._trainable(problem, untuned, twin), selection)
+        with problem.in_time():
+            train(self, problem, self._trainable(problem, untuned, twin), selection)
         return selection.outcome(untuned)
 
     @abstractmethod

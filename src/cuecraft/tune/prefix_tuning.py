@@ -77,8 +77,10 @@ class PrefixTuning(TensorOptions, Method):
     def fit(self, problem: Problem) -> Outcome:
         """Train from the initial prefix; the best prompt on dev wins, the untuned one included."""
         untuned, selection = begin(problem, self.calibration)
-        first = self.starting_at(problem, self.initial_states(problem))
-        train(self, problem, self.trainable(problem, first), selection)
+        states = self.initial_states(problem)
+        with problem.in_time():
+            first = self.starting_at(problem, states)
+            train(self, problem, self.trainable(problem, first), selection)
         return selection.outcome(untuned)
 
     def trainable(self, problem: Problem, start: Candidate) -> PromptTensor:

@@ -52,8 +52,9 @@ class PromptTuning(EmbeddingTraining, Method):
         untuned, selection = begin(problem, self.calibration)
         init = self.init or (Init.TEXT if problem.initial_ids or self.init_text else Init.VOCABULARY)
         vectors = initial_vectors(problem, init, self.prompt_length, self.init_text)
-        head = fit_head(problem, SoftPrompt(vectors)) if problem.backbone.head_kind is HeadKind.SEQUENCE else None
-        self.refine(problem, calibrated(problem, SoftPrompt(vectors, head), self.calibration), selection)
+        with problem.in_time():
+            head = fit_head(problem, SoftPrompt(vectors)) if problem.backbone.head_kind is HeadKind.SEQUENCE else None
+            self.refine(problem, calibrated(problem, SoftPrompt(vectors, head), self.calibration), selection)
         return selection.outcome(untuned)
 
 

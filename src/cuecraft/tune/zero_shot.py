@@ -10,10 +10,8 @@ from cuecraft.method import (
     Method,
     Outcome,
     Problem,
-    Selection,
+    begin,
     require_language_head,
-    score,
-    starting_point,
 )
 
 
@@ -27,7 +25,5 @@ class ZeroShot(Method):
     def fit(self, problem: Problem) -> Outcome:
         """Return the template's own words."""
         require_language_head(problem, self.name)
-        start = starting_point(problem, problem.initial_ids, self.calibration)
-        selection = Selection(problem)
-        selection.see(start, score(problem.backbone, start, problem.train), phase=self.name, step=0)
+        start, selection = begin(problem, self.calibration, phase=self.name)
         return selection.outcome(start)
