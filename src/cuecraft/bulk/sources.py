@@ -52,7 +52,7 @@ class Source:
 
     Args:
         number: its place among the inputs.
-        path: as ids show it; ``-`` for stdin.
+        path: of the file; ``-`` for stdin.
         format: how rows lie in it.
         packing: how it is packed.
         size: its bytes; 0 for what is no file.
@@ -67,6 +67,20 @@ class Source:
     size: int
     changed: int
     is_stream: bool = False
+
+    @property
+    def shown(self) -> str:
+        r"""The path as ids and reports show it: no two paths alike, and always text.
+
+        Names of files are bytes, and those that are no UTF-8 are shown as `\xff`. Where that might be meant, or stands
+        there by itself, a backslash is shown as two.
+        """
+        raw = os.fsencode(self.path)
+        try:
+            text = raw.decode("utf-8")
+        except UnicodeDecodeError:
+            return raw.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
+        return text.replace("\\", "\\\\") if "\\x" in text else text
 
     @property
     def is_split(self) -> bool:
