@@ -187,7 +187,7 @@ def sandbox(place, monkeypatch, tmp_path):
     monkeypatch.setattr(server, "run", stop)
     monkeypatch.setattr(serving, "run_cluster", lambda *ignored: None)
     monkeypatch.setenv("PYTHONHASHSEED", "0")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("COLUMNS", "80")
     return tmp_path
 
