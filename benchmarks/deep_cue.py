@@ -27,10 +27,11 @@ from cuecraft.backbone import CausalBackbone, load_backbone
 from cuecraft.backbone.batches import TokenBudget, token_batches
 from cuecraft.compare import wilson_interval
 from cuecraft.data import read_records, subsample
-from cuecraft.method import CalibrationKind, Problem, label_context, score, starting_point
+from cuecraft.method import CalibrationKind, Problem, label_context, score
 from cuecraft.seeding import torch_generator
 from cuecraft.tune import make_method
 from cuecraft.tune.prepare import make_problem, make_task
+from cuecraft.untuned import starting_point
 
 MODEL = "demo:smollm2-135m"
 SEED = 13

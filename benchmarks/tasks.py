@@ -9,11 +9,7 @@ from common import DATA
 
 from cuecraft.backbone import CausalBackbone, load_backbone
 from cuecraft.data import read_records, subsample
-from cuecraft.method import (
-    Candidate,
-    Labelled,
-    label_context,
-)
+from cuecraft.method import Candidate, Labelled, label_context
 from cuecraft.prompts import AnyPrompt, Calibration, SoftPrompt
 from cuecraft.task import Example, Task
 from cuecraft.tune.prepare import make_task

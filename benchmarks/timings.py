@@ -19,14 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cuecraft.backbone import load_backbone
 from cuecraft.data import read_records
-from cuecraft.method import (
-    CalibrationKind,
-    Problem,
-    Score,
-    fresh_logits,
-    label_context,
-    starting_point,
-)
+from cuecraft.method import CalibrationKind, Problem, Score, fresh_logits, label_context
 from cuecraft.prompts import HardPrompt
 from cuecraft.search.elimination import best_swap, halving_rounds
 from cuecraft.search.start import filled_ids
@@ -34,6 +27,7 @@ from cuecraft.seeding import numpy_generator
 from cuecraft.task import Example
 from cuecraft.tune import make_method
 from cuecraft.tune.prepare import make_task
+from cuecraft.untuned import starting_point
 
 
 @torch.no_grad()

@@ -26,8 +26,8 @@ class Server:
             parts["kept"] = Kept(shelf, parts["kept"])
         self.app = create_app(Service(self.engine, self.metrics, **parts))
 
-    def ask(self, method, path, body=None, token=None, **more):
-        return self.all([(method, path, body)], token, **more)[0]
+    def ask(self, method, path, body=None, token=None, extra=None):
+        return self.all([(method, path, body)], token, **({"headers": extra} if extra else {}))[0]
 
     def all(self, requests, token=None, **more):
         """Send several requests at once."""

@@ -11,7 +11,7 @@ from torch.nn import functional
 from conftest import LABELS, TEXTS, make_task, records, tiny_problem
 from cuecraft import PromptClassifier
 from cuecraft.evidence import Evidence, Tried
-from cuecraft.method import CalibrationKind, Candidate, Outcome, starting_point
+from cuecraft.method import CalibrationKind, Candidate, Outcome
 from cuecraft.prompts import Calibration, HardPrompt, load_artifact
 from cuecraft.search import AutoPrompt
 from cuecraft.search.folds import stratified_folds
@@ -29,6 +29,7 @@ from cuecraft.tune.auto.untrained import Untrained
 from cuecraft.tune.finish import make_artifact
 from cuecraft.tune.prepare import make_problem
 from cuecraft.tune.soup import average
+from cuecraft.untuned import starting_point
 
 plain = LabelWordSearch.search
 TINY = Plan(

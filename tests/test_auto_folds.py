@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import tiny_problem
-from cuecraft.method import CalibrationKind, starting_point
+from cuecraft.method import CalibrationKind
 from cuecraft.prompts import Calibration, HardPrompt, calibration
 from cuecraft.search.folds import stratified_folds
 from cuecraft.tune.auto.folds import HeldOut, fold_problem, untuned_answers
+from cuecraft.untuned import starting_point
 
 
 @settings(deadline=None)

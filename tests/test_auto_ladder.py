@@ -10,7 +10,7 @@ import torch
 from conftest import tiny_problem
 from cuecraft.checkpoints import Checkpoints, Keeping
 from cuecraft.errors import MethodError
-from cuecraft.method import CalibrationKind, Labelled, Selection, starting_point
+from cuecraft.method import CalibrationKind, Labelled, Selection
 from cuecraft.search.folds import Fold, stratified_folds
 from cuecraft.seeding import derived_seed
 from cuecraft.tune.auto import folds as folds_module
@@ -22,6 +22,7 @@ from cuecraft.tune.auto.starts import GivenWords, SearchedPrompt, Words
 from cuecraft.tune.deep_cue import OffsetTraining
 from cuecraft.tune.prompt_tuning import EmbeddingTraining
 from cuecraft.tune.soup import part_of_the_way
+from cuecraft.untuned import starting_point
 
 
 def ladder_of(backbone, folds=2, **options):

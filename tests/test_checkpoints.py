@@ -17,11 +17,12 @@ from conftest import LABELS, TEXTS, tiny_problem
 from cuecraft import PromptClassifier
 from cuecraft.checkpoints import Checkpoints, Keeping
 from cuecraft.errors import MethodError, StoppedError
-from cuecraft.method import CalibrationKind, Selection, starting_point
+from cuecraft.method import CalibrationKind, Selection
 from cuecraft.tune import make_method
 from cuecraft.tune.deep_cue import OffsetTraining
 from cuecraft.tune.finish import make_artifact
 from cuecraft.tune.prepare import with_checkpoints
+from cuecraft.untuned import starting_point
 
 RESUMED = {
     "autoprompt": {"steps": 6, "candidates": 8, "prompt_length": 4},

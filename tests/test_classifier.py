@@ -134,7 +134,9 @@ def test_bad_data_is_told_in_one_line(causal, texts, labels, what):
 
 
 def test_a_time_limit_ends_the_work(causal):
-    classifier = PromptClassifier(causal, "prompt-tuning", time_limit=0, method_options={"epochs": 100}).fit(X, Y)
+    classifier = PromptClassifier(causal, "prompt-tuning", time_limit=0, method_options={"epochs": 100})
+    with pytest.warns(CuecraftWarning, match="time.limit"):
+        classifier.fit(X, Y)
     assert len([e for e in classifier.trace_ if e["phase"] == "prompt-tuning"]) <= 2
 
 

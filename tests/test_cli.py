@@ -4,6 +4,7 @@ import gzip
 import json
 import shutil
 import warnings
+from importlib.metadata import version
 
 import pytest
 
@@ -24,6 +25,11 @@ def artifact(run, data, causal_folder):
     code, _, _ = run("tune", data, "--model", causal_folder, "--method", "prompt-tuning", "--option", "epochs=2")
     assert code == 0
     return "runs/prompt-tuning-0"
+
+
+def test_the_version_is_shown(run):
+    assert run("--version") == (0, f"cuecraft {version('cuecraft')}\n", "")
+    assert "Automated prompt tuning" in run("--help")[1]
 
 
 def test_tune_prints_one_document(run, data, causal_folder, tmp_path):

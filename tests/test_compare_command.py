@@ -21,8 +21,9 @@ from cuecraft.compare.splits import read_splits
 from cuecraft.compare.store import Folder, cell_key
 from cuecraft.compare.trial import repeat_trial, run_trial
 from cuecraft.errors import CompareError, CuecraftWarning, MethodError
-from cuecraft.method import CalibrationKind, Method, Selection, label_context, score, starting_point
+from cuecraft.method import CalibrationKind, Method, Selection, label_context, score
 from cuecraft.tune import METHODS, make_method
+from cuecraft.untuned import starting_point
 
 ROWS = [{"text": text, "label": LABELS[label]} for text, label in TEXTS]
 QUICK = [

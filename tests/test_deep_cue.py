@@ -9,10 +9,11 @@ from transformers import AlbertConfig, AlbertForMaskedLM
 from conftest import LM_TEMPLATE, make_causal, make_examples, make_masked, make_task, tiny_problem
 from cuecraft.backbone import ClassHead, load_backbone
 from cuecraft.errors import BackboneError, PromptError
-from cuecraft.method import CalibrationKind, Selection, score, starting_point
+from cuecraft.method import CalibrationKind, Selection, score
 from cuecraft.prompts import DeepCue, HardPrompt, SoftPrompt, load_artifact
 from cuecraft.tune import make_method
 from cuecraft.tune.finish import make_artifact
+from cuecraft.untuned import starting_point
 from oracles import own_layers, plain_class_logits
 
 CUE = (300, 301, 302)

@@ -12,10 +12,11 @@ from cuecraft import PromptClassifier
 from cuecraft.backbone import Pooling, load_backbone
 from cuecraft.backbone.load import _dtype
 from cuecraft.errors import BackboneError, CuecraftWarning
-from cuecraft.method import CalibrationKind, Selection, starting_point
+from cuecraft.method import CalibrationKind, Selection
 from cuecraft.prompts import HardPrompt, load_artifact
 from cuecraft.storage import digest
 from cuecraft.tune import make_method
+from cuecraft.untuned import starting_point
 from test_tune import FAST, LEARN
 
 X, Y = [text for text, _ in TEXTS], [LABELS[label] for _, label in TEXTS]

@@ -7,11 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import tiny_problem
-from cuecraft.method import CalibrationKind, Candidate, Labelled, score, starting_point
+from cuecraft.method import CalibrationKind, Candidate, Labelled, score
 from cuecraft.prompts import Calibration, HardPrompt
 from cuecraft.search import AutoPrompt
 from cuecraft.search.elimination import best_swap, halving_rounds
 from cuecraft.search.vocabulary import allowed_tokens
+from cuecraft.untuned import starting_point
 from oracles import plain_class_logits
 
 

@@ -8,8 +8,9 @@ from torch.nn import functional
 
 from conftest import tiny_problem
 from cuecraft.gradients import accumulate_gradients
-from cuecraft.method import CalibrationKind, starting_point
+from cuecraft.method import CalibrationKind
 from cuecraft.prompts import DeepCue
+from cuecraft.untuned import starting_point
 
 ROWS = ([0, 1, 2, 3, 4], [5], [2, 6, 7])
 

@@ -17,7 +17,7 @@ from cuecraft import PromptClassifier
 from cuecraft.backbone.rendering import Renderer
 from cuecraft.data import Record
 from cuecraft.errors import DataError, LabelWordError, MethodError
-from cuecraft.method import CONTENT_FREE, label_context
+from cuecraft.method import label_context
 from cuecraft.prompts import HardPrompt, calibration
 from cuecraft.prompts.calibration import dividing_offsets, matching_offsets
 from cuecraft.search.label_free import LabelFreeSearch, Selector, TaskType, class_shares
@@ -34,6 +34,7 @@ from cuecraft.search.label_free.selectors import (
 from cuecraft.search.vocabulary import allowed_tokens
 from cuecraft.task import Example, Verbalizer
 from cuecraft.tune.prepare import label_free_problem, label_free_task
+from cuecraft.untuned import CONTENT_FREE
 
 WORDS = {"negative": "bad", "positive": "good"}
 TEXT_ONLY = [text for text, _ in TEXTS]
@@ -349,7 +350,7 @@ def test_no_mutation_is_kept_whose_text_gives_other_tokens(causal, monkeypatch):
 def test_the_search_stops_in_time_with_the_texts_read_so_far(causal):
     texts = [f"{a} {b}" for a, b in itertools.product(TEXT_ONLY, repeat=2)] + TEXT_ONLY * 3
     heard = []
-    problem = problem_of(causal, texts, time_limit=0.0, report=heard.append)
+    problem = replace(problem_of(causal, texts, report=heard.append), out_of_time=lambda reserve=0.0: True)
     outcome = LabelFreeSearch(variants=0, mutations=3).fit(problem)
     assert outcome.texts == 64 < len(texts)
     assert [(event["step"], event["total"]) for event in heard] == [(64, len(texts))]

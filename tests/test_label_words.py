@@ -19,7 +19,7 @@ from cuecraft.backbone import load_backbone
 from cuecraft.data import Record
 from cuecraft.errors import LabelWordError, MethodError
 from cuecraft.evidence import Evidence
-from cuecraft.method import CalibrationKind, label_context, score, starting_point
+from cuecraft.method import CalibrationKind, label_context, score
 from cuecraft.prompts import HardPrompt
 from cuecraft.prompts.calibration import fitted_head
 from cuecraft.search.answer_words import read_words
@@ -27,6 +27,7 @@ from cuecraft.search.label_words import LabelWordSearch, with_label_words
 from cuecraft.search.word_choice import WordTable, best_combination, choices, choose, contrast, shortlist
 from cuecraft.seeding import numpy_generator
 from cuecraft.tune.prepare import make_problem
+from cuecraft.untuned import starting_point
 
 FILLER = "the film is a from start to finish it was in one word this plot actors and then again story of".split()
 MARKS = {0: "awful", 1: "joy"}

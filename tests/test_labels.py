@@ -164,7 +164,7 @@ def test_dev_and_label_words_of_the_wrong_kind_cost_one_line(causal):
     for dev in ((X,), (X, Y, Y), "ab", X):
         with pytest.raises(DataError, match="give a pair"):
             PromptClassifier(causal, "zero-shot").fit(X, Y, dev=dev)
-    for words in (["bad", "good"], {0: "bad", "0 ": "worse", 1: "good"}, {None: "bad"}):
+    for words in ({"bad", "good"}, 7, {0: "bad", "0 ": "worse", 1: "good"}, {None: "bad"}):
         with pytest.raises(CuecraftError, match="label_words"):
             PromptClassifier(causal, "zero-shot", label_words=words).fit(X, NUMBERS)
 

@@ -130,5 +130,5 @@ def test_estimators_that_number_the_classes_take_words_in_order(causal):
         make(WORDS).fit(X, numbers)
     with pytest.raises(LabelWordError, match="words for 3 classes, but there are 2: negative, positive"):
         make(["bad", "good", "fine"]).fit(X, Y)
-    with pytest.raises(LabelWordError, match="is a set"):
+    with pytest.raises(LabelWordError, match="label_words is"):
         make({"bad", "good"}).fit(X, Y)

@@ -12,7 +12,7 @@ from conftest import tiny_problem
 from cuecraft.backbone.words import cue_log_likelihood
 from cuecraft.errors import MethodError, TemplateError
 from cuecraft.gradients import loss_gradient
-from cuecraft.method import CalibrationKind, Candidate, Labelled, score, starting_point
+from cuecraft.method import CalibrationKind, Candidate, Labelled, score
 from cuecraft.prompts import Calibration, HardPrompt
 from cuecraft.search import AutoPrompt, autoprompt
 from cuecraft.search.autoprompt import _turn
@@ -24,6 +24,7 @@ from cuecraft.search.vocabulary import VocabularyOptions, make_vocabulary
 from cuecraft.seeding import numpy_generator
 from cuecraft.task import Template
 from cuecraft.tune import make_method
+from cuecraft.untuned import starting_point
 from test_elimination import Rows, Table
 
 # Text that gives back its tokens.

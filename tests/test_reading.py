@@ -53,18 +53,23 @@ def test_what_is_read_in_parts_is_what_is_read_at_once(causal, recwarn):
 
 
 def test_it_stops_when_its_share_of_the_time_is_over(causal, monkeypatch):
-    clock = itertools.count(step=3.0)  # three seconds pass with every look
-    monkeypatch.setattr(reading.time, "monotonic", lambda: next(clock))
-    read = []
-    plain = reading.label_context
-    monkeypatch.setattr(reading, "label_context", lambda *args: read.append(len(args[2])) or plain(*args))
+    seconds, read, plain = [0.0], [], reading.label_context
+
+    def label_context(*args):
+        read.append(len(args[2]))
+        found = plain(*args)
+        seconds[0] += 1 + len(args[2]) / 32
+        return found
+
+    monkeypatch.setattr(reading.time, "monotonic", lambda: seconds[0])
+    monkeypatch.setattr(reading, "label_context", label_context)
     with pytest.warns(CuecraftWarning, match="of 800 labelled examples"):
         _, (train, dev) = reading.read_within(
             causal, make_task(), (many(600), many(200)), 0, ReadingLimit(1000, 0.25), 40.0
         )
-    # Of 10 s, 7.5 are for the training examples: two parts are over after them. 2.5 are for dev: one part.
-    assert read == [64, 64, 64, 64]
-    assert (len(train), len(dev)) == (192, 64)
+    # Of 10 s, 7.5 are for the training examples and 2.5 for dev: parts grow until 64, and none begins afterwards.
+    assert read == [4, 4, 8, 16, 32, 64, 4, 4, 8]
+    assert (len(train), len(dev)) == (128, 16)
 
 
 def test_small_parts_keep_two_of_each_class(causal):

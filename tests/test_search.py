@@ -8,13 +8,14 @@ import torch
 from conftest import make_causal, make_examples, make_task, tiny_problem
 from cuecraft.backbone import load_backbone
 from cuecraft.gradients import loss_gradient
-from cuecraft.method import CalibrationKind, Candidate, Labelled, Problem, label_context, score, starting_point
+from cuecraft.method import CalibrationKind, Candidate, Labelled, Problem, label_context, score
 from cuecraft.prompts import HardPrompt, SoftPrompt
 from cuecraft.prompts.kinds import nearest_tokens
 from cuecraft.search import AutoPrompt, StraightThrough
 from cuecraft.search.hotflip import best_swaps, best_tokens, first_order_change
 from cuecraft.search.start import filled_ids
 from cuecraft.search.vocabulary import allowed_tokens
+from cuecraft.untuned import starting_point
 
 
 def test_first_order_change_is_the_directional_derivative_of_the_loss(byte_tokenizer):

@@ -1,10 +1,13 @@
 """The server: answers over HTTP are the classifiers' own; who may ask, how much, and what is told of mistakes."""
 
 import asyncio
+import codecs
+import gzip
 import json
 import logging
 import re
 import threading
+import zlib
 
 import httpx
 import jsonschema
@@ -15,7 +18,9 @@ from hypothesis import strategies as st
 
 from cuecraft.errors import GuardError, ServeError, UnknownPromptError
 from cuecraft.guard import Guard, GuardMode
+from cuecraft.options import make_options
 from cuecraft.serve import EngineOptions
+from cuecraft.serve.command import ServeCommand
 from cuecraft.serve.guarding import GuardSettings, Screener
 from cuecraft.serve.http.access import RateLimit, Role, Tokens
 from cuecraft.serve.http.middleware import LOG
@@ -88,7 +93,6 @@ def test_top_k_counts_the_likeliest(serve):
         ({"inputs": "a" * 101, "prompts": "hard"}, "input 1 has 101 characters, and 100 may be sent"),
         ({"inputs": "a", "prompts": "hard", "top_k": 0}, "at 'top_k'"),
         (b'{"inputs": "\\ud800", "prompts": "hard"}', "invalid json"),
-        (b"\xff\xfe", "invalid json"),
         (b'{"inputs": NaN}', "at 'inputs': input should be a valid string"),
         (b"[" * 5000, "recursion limit"),
         ({"inputs": "a", "prompts": "hard", "top_k": True}, "at 'top_k'"),
@@ -104,10 +108,116 @@ def test_a_mistake_is_told_in_one_line(serve, body, told):
     assert "\n" not in error
 
 
-def test_fields_that_are_not_the_prompt_s(serve):
-    response = serve().ask(*classify([{"title": "a", "body": "b"}], "hard"))
+WRONG_FIELDS = [{"title": "a", "body": "b"}, {"body": "b"}, {"Text": "b"}, {"": "b"}]
+
+
+@pytest.mark.parametrize("fields", WRONG_FIELDS)
+@pytest.mark.parametrize("more", [{}, {"guard": "block"}, {"guard": "flag"}, {"top_k": 1}])
+def test_fields_that_are_not_the_prompt_s(serve, fields, more):
+    server = serve()
+    for inputs in (fields, [fields], ["a", {"text": "b"}, fields]):
+        for prompts in ("hard", ["soft", "hard"]):
+            response = server.ask(*classify(inputs, prompts, **more))
+            assert response.status_code == 409
+            assert "names field 'text'" in response.json()["error"]
+    response = server.ask("POST", "/v1/explain", {"input": fields, "prompt": "hard"})
     assert response.status_code == 409
-    assert "names field 'text'" in response.json()["error"]
+    assert server.ask(*classify([{"text": "a", "more": "b"}, "a"], "hard")).status_code == 200
+
+
+def packed(body, encoding):
+    return gzip.compress(body) if encoding == "gzip" else zlib.compress(body)
+
+
+@pytest.mark.parametrize("path", ["/v1/classify", "/v1/explain", "/v1/prompts/new"])
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "gzip, gzip", "GZIP"])
+def test_a_packed_body_is_refused_with_what_to_do(serve, path, encoding):
+    body = packed(json.dumps({"inputs": "a", "prompts": "hard"}).encode(), encoding)
+    server = serve(tokens=Tokens({"own": (ADMIN, Role.ADMIN)}))
+    method = "PUT" if "prompts" in path else "POST"
+    response = server.ask(method, path, body, ADMIN, extra={"content-encoding": encoding})
+    assert response.status_code == 415
+    assert response.json()["error"] == f"the body is packed ({encoding.lower()}); send it as it is"
+    assert response.headers["accept-encoding"] == "identity"
+
+
+@pytest.mark.parametrize("codec", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize("path", ["/v1/classify", "/v1/explain"])
+def test_a_body_in_another_encoding_is_refused(serve, codec, path):
+    body = json.dumps({"inputs": "é", "prompts": "hard"}, ensure_ascii=False).encode(codec)
+    response = serve().ask("POST", path, body)
+    assert (response.status_code, "UTF-8" in response.json()["error"]) == (415, True)
+
+
+@pytest.mark.parametrize(
+    ("charset", "text", "expected"),
+    [
+        ("utf-8", "é", 200),
+        ('"UTF-8"', "é", 200),
+        ("iso-8859-1", "é", 415),
+        ("iso-8859-1", "e", 200),
+        ("utf-16", "é", 415),
+    ],
+)
+def test_the_charset_of_a_body_is_heeded(serve, charset, text, expected):
+    codec = "latin-1" if charset == "iso-8859-1" else "utf-8"
+    body = json.dumps({"inputs": text, "prompts": "hard"}, ensure_ascii=False).encode(codec)
+    headers = {"content-type": f"application/json; charset={charset}"}
+    assert serve().ask("POST", "/v1/classify", body, extra=headers).status_code == expected
+
+
+def test_a_byte_order_mark_is_skipped(serve):
+    server, body = serve(), json.dumps({"inputs": X[0], "prompts": "hard"}).encode()
+    marked = server.ask("POST", "/v1/classify", codecs.BOM_UTF8 + body)
+    assert marked.json() == server.ask("POST", "/v1/classify", body).json()
+    assert marked.status_code == 200
+
+
+def preflight(server, origin, method="POST", header="authorization"):
+    asked = {"origin": origin, "access-control-request-method": method, "access-control-request-headers": header}
+    return server.ask("OPTIONS", "/v1/classify", extra=asked)
+
+
+def test_other_origins_may_not_ask_unless_named(serve):
+    assert "access-control-allow-origin" not in preflight(serve(), "https://a.example").headers
+    plain = serve().ask(*classify("a", "hard"), extra={"origin": "https://a.example"})
+    assert "access-control-allow-origin" not in plain.headers
+    server = serve(origins=("https://a.example", "http://localhost:3000"), limits=Limits(body_bytes=100))
+    for origin in server.app.state.service.origins:
+        found = preflight(server, origin, "DELETE", "authorization, content-type")
+        assert (found.status_code, found.headers["access-control-allow-origin"]) == (200, origin)
+        assert found.headers["access-control-allow-credentials"] == "true"
+        for request in (classify("a", "hard"), classify("a", "none"), classify("a" * 200, "hard")):
+            answer = server.ask(*request, extra={"origin": origin})
+            assert answer.headers["access-control-allow-origin"] == origin
+            assert "retry-after" in answer.headers["access-control-expose-headers"].lower()
+    refused = preflight(server, "https://b.example")
+    assert (refused.status_code, refused.headers.get("access-control-allow-origin")) == (400, None)
+    assert "access-control-allow-origin" not in server.ask(*classify("a"), extra={"origin": "null"}).headers
+
+
+def test_all_origins_may_ask_without_credentials(serve):
+    server = serve(origins=("*",))
+    for response in (preflight(server, "null"), server.ask(*classify("a", "hard"), extra={"origin": "https://b"})):
+        assert (response.status_code, response.headers["access-control-allow-origin"]) == (200, "*")
+        assert "access-control-allow-credentials" not in response.headers
+
+
+@pytest.mark.parametrize(
+    "origin", ["a.example", "https://a.example/", "https://a/x", "*.example", "", "null", "ftp://a"]
+)
+def test_what_is_no_origin_is_refused(origin):
+    with pytest.raises(ServeError, match="is no origin") as refused:
+        make_options(ServeCommand, {"cors_origins": (origin,)})
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+def test_health_may_be_asked_for_without_a_body(serve, path):
+    server = serve()
+    assert server.ask("HEAD", path).status_code == server.ask("GET", path).status_code == 200
+    server.engine.close()
+    assert server.ask("HEAD", path).status_code == server.ask("GET", path).status_code
 
 
 def test_no_such_prompt_and_no_such_path(serve):

@@ -5,9 +5,10 @@ from dataclasses import replace
 import torch
 
 from conftest import tiny_problem
-from cuecraft.method import CalibrationKind, starting_point
+from cuecraft.method import CalibrationKind
 from cuecraft.prompts import DeepCue
 from cuecraft.tune.soup import is_barrier_free
+from cuecraft.untuned import starting_point
 
 
 def test_a_barrier_is_more_loss_at_the_mean_than_on_average(causal):

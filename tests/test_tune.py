@@ -9,11 +9,12 @@ from sklearn.linear_model import LogisticRegression
 
 from conftest import TEXTS, make_task, records, tiny_problem
 from cuecraft.errors import MethodError
-from cuecraft.method import CalibrationKind, Candidate, Selection, calibrate, fit_head, score, starting_point
+from cuecraft.method import CalibrationKind, Candidate, Selection, score
 from cuecraft.prompts import Calibration, HardPrompt, SoftPrompt, calibration
 from cuecraft.tune import METHODS, make_method
 from cuecraft.tune.initial import Init, initial_vectors
 from cuecraft.tune.prepare import make_problem
+from cuecraft.untuned import calibrate, fit_head, starting_point
 
 FAST = {
     "zero-shot": {},

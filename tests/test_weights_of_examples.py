@@ -15,10 +15,11 @@ from cuecraft import PromptClassifier
 from cuecraft.data.texts import weighed
 from cuecraft.errors import DataError, MethodError
 from cuecraft.gradients import accumulate_gradients
-from cuecraft.method import CalibrationKind, Score, fit_head, score, starting_point
+from cuecraft.method import CalibrationKind, Score, score
 from cuecraft.prompts import HardPrompt, SoftPrompt, calibration
 from cuecraft.search.elimination import _losses
 from cuecraft.tune import METHODS
+from cuecraft.untuned import fit_head, starting_point
 
 X = [text for text, _ in TEXTS]
 Y = [LABELS[label] for _, label in TEXTS]

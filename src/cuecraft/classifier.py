@@ -19,6 +19,7 @@ from cuecraft.checkpoints import Keeping
 from cuecraft.data import Record, subsample
 from cuecraft.data.labels import class_names, label_name, python_value, words_by_name
 from cuecraft.data.texts import Labels, Texts, as_labels, as_records, held_out_records, repeated, weighed
+from cuecraft.deadline import Deadline, WhileTimeLasts
 from cuecraft.errors import DataError, LabelWordError, MethodError
 from cuecraft.method import Candidate, Event, Method, Outcome, Problem, fresh_logits
 from cuecraft.options import make_options
@@ -41,6 +42,8 @@ from cuecraft.tune.prepare import (
     with_checkpoints,
 )
 
+_TOGETHER = 16  # texts that are read between two looks at the clock
+
 
 class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     r"""Text classifier over a frozen language model, tuned through its prompt alone.
@@ -58,7 +61,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         method_options: values for the method's options, ``{"epochs": 10}``.
         validation_fraction: part of the training examples held out to choose by, where `fit` gets no dev set.
         max_tokens: tokens of one input at most; None for what the model has positions for.
-        time_limit: seconds of search and training; None for no limit. A run that hits it depends on the machine.
+        time_limit: seconds of `fit`, without loading the model; None for no limit. A run that hits it depends on the
+            machine.
         seed: of everything random.
         head: ``causal``, ``masked`` or ``sequence``; None for what the checkpoint has.
         device: a torch device, or ``auto``.
@@ -109,6 +113,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         report: Callable[[Event], None] = lambda event: None,
         checkpoints: str | Path | Keeping | None = None,
         sample_weight: Any = None,
+        then: int = 0,
     ) -> Self:
         """Find the prompt.
 
@@ -123,6 +128,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             sample_weight: `[N]` weight of each text in the training loss, 0 or more; only their ratios count, and
                 texts of weight 0 are left out. Methods that train on no loss (`zero-shot`, `auto`) take whole numbers,
                 as so many copies of a row.
+            then: texts that `scores` is to answer afterwards within the same time limit, which leaves time for them.
 
         Raises:
             CuecraftError: anything about data, template, label words, method or model that cannot be used.
@@ -138,6 +144,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             words = distinct_words(list(classes))
         longest = method.longest_prompt()
         task = make_task(backbone, train, self.template, words, self.max_tokens, list(classes), longest)
+        deadline = Deadline(self.time_limit)  # reading counts
         problem = make_problem(
             backbone,
             task,
@@ -145,18 +152,21 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             held_out,
             seed=self.seed,
             validation_fraction=self.validation_fraction,
-            time_limit=self.time_limit,
+            deadline=deadline,
+            then=then,
             report=report,
             reading=method.reading_limit(),
         )
         if searches_words and isinstance(method, Auto):  # it searches them in each fold, by its training part
             method = method.model_copy(update={"label_words": method.label_words or "search"})
         elif searches_words:
-            problem = with_label_words(problem, LabelWordSearch().search(problem).words)
+            with problem.in_time():  # else the current words stay
+                problem = with_label_words(problem, LabelWordSearch().search(problem).words)
         if checkpoints is not None:
             problem = with_checkpoints(problem, Keeping.of(checkpoints), run_key(problem, method))
         outcome = method.fit(problem)
-        return self._keep(problem, outcome, make_artifact(problem, outcome, method, classes))
+        deadline.keep_back(0.0)
+        return self._keep(problem, outcome, make_artifact(problem, outcome, method, classes), deadline)
 
     @training()
     def fit_unlabeled(
@@ -166,6 +176,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         prior: Mapping[Any, float] | Sequence[float] | None = None,
         report: Callable[[Event], None] = lambda event: None,
         stop: Callable[[], bool] = lambda: False,
+        then: int = 0,
     ) -> Self:
         """Choose a prompt by texts without labels, among cues that come with the package.
 
@@ -177,6 +188,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             prior: each class's share, by class or in their order; None for equal shares.
             report: is told of each step; never affects the result.
             stop: whether to stop, by StoppedError.
+            then: texts that `scores` is to answer afterwards within the same time limit, which leaves time for them.
 
         Raises:
             CuecraftError: anything about texts, classes, shares, template, label words, options or model that cannot be
@@ -197,11 +209,15 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         task = label_free_task(backbone, records, names, self.template, words, self.max_tokens)
         longest = max(map(len, search.pool(task, backbone.tokenizer, self.seed)))
         task = replace(task, reserve=max(task.reserve, longest))
-        problem = label_free_problem(backbone, task, records, seed=self.seed, time_limit=self.time_limit, report=report)
+        deadline = Deadline(self.time_limit)
+        problem = label_free_problem(
+            backbone, task, records, seed=self.seed, deadline=deadline, then=then, report=report
+        )
         outcome = search.fit(heeding(problem, stop))
+        deadline.keep_back(0.0)
         values = (python_value(value) for value in given)
         own = {name: name if isinstance(value, str) else value for name, value in zip(names, values, strict=True)}
-        return self._keep(problem, outcome, make_artifact(problem, outcome, search, own))
+        return self._keep(problem, outcome, make_artifact(problem, outcome, search, own), deadline)
 
     def _examples(
         self, texts: Texts, labels: Labels, sample_weight: Any, method: Method
@@ -228,11 +244,11 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Return the fields that the template names; None where every column of the texts is one."""
         return Template(self.template).field_names if self.template else None
 
-    def _keep(self, problem: Problem, outcome: Outcome, artifact: Artifact) -> Self:
+    def _keep(self, problem: Problem, outcome: Outcome, artifact: Artifact, deadline: Deadline) -> Self:
         # All at once and last, so that a fit that is interrupted leaves the classifier as it was.
         self.artifact_ = artifact
         self.backbone_, self.task_, self.outcome_ = problem.backbone, problem.task, outcome
-        self._candidate = outcome.best
+        self._candidate, self._deadline = outcome.best, deadline
         self.padding_ = problem.train.context.padding
         self.classes_ = np.array(list(artifact.classes))
         return self
@@ -299,19 +315,51 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             ``accuracy`` and ``macro_f1`` of each of: ``tuned``; ``untuned``, the template as written (with a class
             head: the head fitted without tuning the prompt); ``calibrated``, the same with the method's calibration.
         """
-        from cuecraft.compare.statistics import macro_f1
+        return self._scored(self._probabilities(texts, self._compared(), report).argmax(2), labels)
 
+    def scores_in_time(
+        self, texts: Texts, labels: Sequence[Any], report: Callable[[Event], None] = lambda event: None
+    ) -> tuple[dict[str, dict[str, float]], int]:
+        """Return the `scores` on as many texts, in their order, as the time limit of `fit` leaves time for.
+
+        Returns:
+            The scores, empty where there was time for none; and how many texts were answered.
+        """
+        given = as_records(texts, fields=self.task_.template.field_names)
+        if self._deadline.limit is None:
+            return self.scores(texts, labels, report), len(given)
+        compared, found = self._compared(), []
+        for first in range(0, len(given), _TOGETHER):
+            part = [dict(record.fields) for record in given[first : first + _TOGETHER]]
+
+            def listen(event: Event, first: int = first) -> None:
+                report(event | {"step": first + event["step"], "total": len(given)})
+
+            with WhileTimeLasts(self._deadline.is_over):
+                found.append(self._probabilities(part, compared, listen).argmax(2))
+                continue
+            break
+        if not found:
+            return {}, 0
+        joined = np.concatenate(found, axis=1)
+        return self._scored(joined, labels[: joined.shape[1]]), joined.shape[1]
+
+    def _compared(self) -> list[Candidate]:
+        """Return the tuned prompt, the untuned one, and that one calibrated."""
         if not hasattr(self, "outcome_"):
             raise NotFittedError("the untuned prompt is not kept in an artifact; call fit, or score for the tuned one")
         start = self.outcome_.start
-        plain = Candidate(start.prompt, Calibration.none(len(self.classes_)))
-        names = ("tuned", "untuned", "calibrated")
-        found = self._probabilities(texts, [self.outcome_.best, plain, start], report).argmax(2)
-        names_of = [label_name(f"row {row}", label) for row, label in enumerate(as_labels(labels), start=1)]
-        truth = np.asarray([self.task_.verbalizer.index(name) for name in names_of])
+        return [self.outcome_.best, Candidate(start.prompt, Calibration.none(len(self.classes_))), start]
+
+    def _scored(self, found: np.ndarray, labels: Labels) -> dict[str, dict[str, float]]:
+        """Return the scores of class numbers `[3, N]` of the prompts that are compared."""
+        from cuecraft.compare.statistics import macro_f1
+
+        names = [label_name(f"row {row}", label) for row, label in enumerate(as_labels(labels), start=1)]
+        truth = np.asarray([self.task_.verbalizer.index(name) for name in names])
         return {
             name: {"accuracy": float((own == truth).mean()), "macro_f1": macro_f1(truth, own, len(self.classes_))}
-            for name, own in zip(names, found, strict=True)
+            for name, own in zip(("tuned", "untuned", "calibrated"), found, strict=True)
         }
 
     def accuracies(

@@ -9,7 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Protocol
 
@@ -18,13 +18,14 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from cuecraft.backbone import AnyBackbone, ClassHead, Context, HeadKind, SequenceBackbone
+from cuecraft.backbone import AnyBackbone, Context, HeadKind
 from cuecraft.backbone.gradient_mode import ordinary_tensors, training
 from cuecraft.checkpoints import Checkpoints, NoSlot, Slot
+from cuecraft.deadline import Clock, WhileTimeLasts
 from cuecraft.errors import BackboneError, MethodError
 from cuecraft.evidence import Tried, Verdict
 from cuecraft.options import Options
-from cuecraft.prompts import AnyPrompt, Calibration, HardPrompt, calibration
+from cuecraft.prompts import AnyPrompt, Calibration, HardPrompt
 from cuecraft.prompts.manifest import DataEntry
 from cuecraft.task import Example, Task
 
@@ -89,14 +90,6 @@ class Labelled:
             yield self.select(list(range(start, min(start + size, len(self)))))
 
 
-class Clock(Protocol):
-    """Tells whether fewer seconds are left than are needed."""
-
-    def __call__(self, reserve: float = 0.0) -> bool:
-        """Return whether fewer than `reserve` seconds are left."""
-        ...
-
-
 @dataclass(frozen=True)
 class Problem:
     """What a method is given.
@@ -108,7 +101,9 @@ class Problem:
         dev: examples to choose and stop by; None to choose by the training loss.
         seed: of everything random.
         data: row count and hash of each split.
-        out_of_time: tells a method to stop with the best so far: whether fewer than `reserve` seconds are left.
+        out_of_time: tells a method to stop with the best so far: whether fewer than `reserve` seconds are left. Asked
+            between steps, and may raise StoppedError.
+        is_over: whether the time limit is over; asked within passes too, which end there (`in_time`). Raises nothing.
         report: is told of each step; never affects the result.
         checkpoints: where trainings keep their state, to go on from after a crash; None to keep none.
     """
@@ -120,12 +115,17 @@ class Problem:
     seed: int = 0
     data: Mapping[str, DataEntry] = field(default_factory=dict)
     out_of_time: Clock = lambda reserve=0.0: False
+    is_over: Callable[[], bool] = lambda: False
     report: Callable[[Event], None] = lambda event: None
     checkpoints: Checkpoints | None = None
 
     def slot(self, name: str) -> Slot | NoSlot:
         """Return the place for the state of the next training or search."""
         return self.checkpoints.slot(name) if self.checkpoints else NoSlot()
+
+    def in_time(self) -> WhileTimeLasts:
+        """Return a context in which passes end with the time limit; what was kept until then stays."""
+        return WhileTimeLasts(self.is_over)
 
     @property
     def pool(self) -> Labelled:
@@ -187,12 +187,14 @@ class Candidate:
         others: further prompts, whose probabilities are averaged with its own (prompt ensembling, Lester et al., EMNLP
             2021, section 6). A text is read once for all of them where the backbone can: a causal model, with the
             prompts behind the text and neither prefixes nor class heads of their own.
+        is_cut: whether the time limit ended before it was calibrated, or its class head fitted to all examples.
     """
 
     prompt: AnyPrompt
     calibration: Calibration
     reader: Reader | None = None
     others: tuple[AnyPrompt, ...] = ()
+    is_cut: bool = False
 
     @property
     def prompts(self) -> tuple[AnyPrompt, ...]:
@@ -283,6 +285,7 @@ class Outcome:
         held_out: the score on held-out examples, of a method that learns from the dev set too.
         verdict: why this prompt ships and not the other, of a method that compares them on held-out examples.
         tried: what such a method tried, the best first.
+        dev: the score on the dev set, of a method that chooses by it, where there was time for one.
     """
 
     start: Candidate
@@ -292,6 +295,7 @@ class Outcome:
     held_out: Score | None = None
     verdict: Verdict | None = None
     tried: tuple[Tried, ...] = ()
+    dev: Score | None = None
 
     @property
     def is_tuned(self) -> bool:
@@ -408,69 +412,9 @@ class Selection:
         self.best = best or self.best
 
     def outcome(self, start: Candidate) -> Outcome:
-        """Return what was found."""
-        assert self.best is not None
-        return Outcome(start, self.best, self.trace)
-
-
-def starting_point(problem: Problem, token_ids: tuple[int, ...], kind: CalibrationKind) -> Candidate:
-    """Return the hard prompt that a method starts from, calibrated, with a class head where one is needed."""
-    prompt = HardPrompt(token_ids)
-    if isinstance(problem.backbone, SequenceBackbone):
-        prompt = replace(prompt, head=fit_head(problem, prompt))
-    else:
-        with torch.no_grad():
-            finite(problem.backbone.class_logits(problem.train.context, prompt), problem.backbone)
-    return calibrated(problem, prompt, kind)
-
-
-def begin(problem: Problem, kind: CalibrationKind) -> tuple[Candidate, Selection]:
-    """Return the untuned prompt, calibrated, and a selection that has seen it: it competes with all that is found."""
-    untuned = starting_point(problem, problem.initial_ids, kind)
-    selection = Selection(problem)
-    selection.see(untuned, score(problem.backbone, untuned, problem.train), phase="untuned", step=0)
-    return untuned, selection
-
-
-def calibrated(problem: Problem, prompt: AnyPrompt, kind: CalibrationKind) -> Candidate:
-    """Return a prompt with the calibration of its own logits; a class head needs none."""
-    if prompt.head is not None:
-        return Candidate(prompt, Calibration.none(problem.task.verbalizer.num_classes))
-    return Candidate(prompt, calibrate(problem, prompt, kind))
-
-
-CONTENT_FREE = ("N/A", "[MASK]", "...")
-
-
-@torch.no_grad()
-def calibrate(problem: Problem, prompt: AnyPrompt, kind: CalibrationKind) -> Calibration:
-    """Calibrate a prompt on the problem's training texts (`batch`), labels (`fitted`) or on no texts at all."""
-    needs_texts = kind in (CalibrationKind.BATCH, CalibrationKind.FITTED)
-    logits = problem.backbone.class_logits(problem.train.context, prompt) if needs_texts else None
-    return calibration_of(problem, prompt, kind, logits)
-
-
-@torch.no_grad()
-def calibration_of(problem: Problem, prompt: AnyPrompt, kind: CalibrationKind, logits: Tensor | None) -> Calibration:
-    """Calibrate a prompt whose logits `[N, C]` on the training texts are known; None where its kind needs none."""
-    backbone = problem.backbone
-    if kind is CalibrationKind.CONTEXTUAL:
-        names = problem.task.template.field_names
-        empty = [Example(dict.fromkeys(names, text)) for text in CONTENT_FREE]
-        return calibration.contextual(backbone.class_logits(backbone.context(empty, problem.task), prompt))
-    if kind is CalibrationKind.NONE or logits is None:
-        return Calibration.none(problem.task.verbalizer.num_classes)
-    if kind is CalibrationKind.BATCH:
-        return calibration.batch(logits)
-    return calibration.fitted(logits, problem.train.labels, weights=problem.train.weights)
-
-
-def fit_head(problem: Problem, prompt: AnyPrompt) -> ClassHead:
-    """Fit a class head to the prompt's frozen features of the training texts."""
-    with torch.no_grad():
-        features = problem.backbone.features(problem.train.context, prompt)
-    classes = problem.task.verbalizer.num_classes
-    return calibration.fitted_head(features, problem.train.labels, classes, weights=problem.train.weights)
+        """Return what was found; the untuned prompt `start` where the time ended before anything was scored."""
+        rated = self.best_score if self.problem.dev else None
+        return Outcome(start, self.best or start, self.trace, dev=rated)
 
 
 def require_language_head(problem: Problem, name: str) -> None:

@@ -26,6 +26,7 @@ from cuecraft.backbone.layout import Layout, own_tokens
 from cuecraft.backbone.past import Cues, Past, Rows, VectorTable
 from cuecraft.backbone.readout import FeatureReadout, Readout, SequenceReadout, readout
 from cuecraft.backbone.tree import CueTree, tree_groups
+from cuecraft.deadline import check_time
 from cuecraft.errors import BackboneError, DataError, PromptError
 from cuecraft.task import Example, Task
 
@@ -94,6 +95,7 @@ class CausalBackbone(MixedCausal):
         kept: dict[tuple[int, ...], Tensor] = {}
         token_bytes = 0  # unknown until the first text was read
         for batch in token_batches([len(ids) for ids in texts], budget):
+            check_time()
             fitting = [texts[row] for row in batch if 0 < len(texts[row]) * max(token_bytes, 1) <= free]
             if not fitting:
                 continue
@@ -275,7 +277,11 @@ class CausalBackbone(MixedCausal):
             own = own_tokens(texts.pieces[start:stop], width, lead)
             rows = past.rows(start, stop)
             grown = [layout.for_rows(tree, texts.firsts[start:stop]) for tree in trees]
-            parts.append(torch.cat([self._tree_scores(rows, own, table, tree, reads) for tree in grown]))
+            scores = []
+            for tree in grown:
+                check_time()
+                scores.append(self._tree_scores(rows, own, table, tree, reads))
+            parts.append(torch.cat(scores))
             start = stop
         return parts
 

@@ -36,6 +36,7 @@ from cuecraft.backbone.readout import (
     readout,
 )
 from cuecraft.backbone.rendering import HeadKind, Pieces, Renderer
+from cuecraft.deadline import check_time
 from cuecraft.errors import BackboneError, PromptError
 from cuecraft.task import Example, Task
 
@@ -262,6 +263,7 @@ class EncoderBackbone(FrozenModel):
             batches = list(token_batches(lengths, budget, shares))
             parts = []
             for batch in batches:
+                check_time()
                 pieces = [texts[n % count] for n in batch]
                 laid_out = self._lay_out(pieces, cues.rows([n // count for n in batch]))
                 parts.append(read(laid_out, pieces))

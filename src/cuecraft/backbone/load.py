@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -218,7 +219,8 @@ def _from_memory(model: Any, tokenizer: Any, head: HeadKind | None) -> AnyBackbo
     elif model.get_output_embeddings() is None:
         raise BackboneError(f"{type(model).__name__} has no output embedding, so it is no {kind} language model")
     name = f"{type(model).__name__} in memory"
-    model = borrowed(model)
+    # Copies, so that nothing the caller does with model and tokenizer meanwhile changes an answer.
+    model, tokenizer = borrowed(model), copy.deepcopy(tokenizer)
     return _wrap(model, tokenizer, name, kind, lambda: _hash_state(model, tokenizer), _pooling(None, model.config))
 
 

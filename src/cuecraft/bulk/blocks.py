@@ -154,7 +154,7 @@ def _parquet_pieces(source: Source, size: int, columns: Sequence[str]) -> Iterat
         raise BulkError(f"{source.path}: Parquet needs a further package: pip install 'cuecraft[bulk]'") from None
     row = 0
     try:
-        with parquet.ParquetFile(source.path) as file:
+        with open(source.path, "rb") as handle, parquet.ParquetFile(handle) as file:
             total = max(1, file.metadata.num_rows)
             _check_names(source, file.schema_arrow.names)
             own = [name for name in dict.fromkeys(columns) if name in file.schema_arrow.names]

@@ -119,7 +119,7 @@ def _finished(job: Job, folder: JobFolder, progress: Progress, seconds: dict[str
         "classified": classified,
         "quarantined": quarantined,
         "reasons": dict(progress.reasons.most_common()),
-        "changed": [source.path for source in job.sources if source.has_changed()],
+        "changed": [source.shown for source in job.sources if source.has_changed()],
         "out": str(folder.path),
         "shards": shards,
         "distinct": keys,

@@ -125,7 +125,7 @@ class Maker:
         """
         begun = time.perf_counter()
         folder, read = self._folder, made.read
-        name, source = read.block.name, read.block.source.path
+        name, source = read.block.name, read.block.source.shown
         path = folder.answers(name)
         classified, without = self._writer.write(path, read, made.answers)
         bad = [*read.bad, *without]

@@ -19,7 +19,7 @@ class Source:
 
     Args:
         number: its place among the inputs.
-        path: as ids show it; ``-`` for stdin.
+        path: of the file; ``-`` for stdin.
         format: how rows lie in it.
         packing: how it is packed.
         size: its bytes; 0 for what is no file.
@@ -41,6 +41,20 @@ class Source:
     def cells(self) -> str | None:
         """What stands between the cells of a row; None for a format without."""
         return (self.delimiter or DELIMITERS[self.format]) if self.format in DELIMITERS else None
+
+    @property
+    def shown(self) -> str:
+        r"""The path as ids and reports show it: no two paths alike, and always text.
+
+        Names of files are bytes, and those that are no UTF-8 are shown as `\xff`. Where that might be meant, or stands
+        there by itself, a backslash is shown as two.
+        """
+        raw = os.fsencode(self.path)
+        try:
+            text = raw.decode("utf-8")
+        except UnicodeDecodeError:
+            return raw.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
+        return text.replace("\\", "\\\\") if "\\x" in text else text
 
     @property
     def is_split(self) -> bool:

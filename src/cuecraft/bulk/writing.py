@@ -54,7 +54,7 @@ class Writer:
         return len(rows), [Bad(int(offset), 0, NO_TOKENS) for offset in read.offsets[~has_answer]]
 
     def _fill_jsonl(self, path: Path, read: ReadBlock, answers: Answers, rows: NDArray[np.int64]) -> None:
-        head = b'{"id":' + json.dumps(f"{read.block.source.path}:", ensure_ascii=False).encode("utf-8", "replace")[:-1]
+        head = b'{"id":' + json.dumps(f"{read.block.source.shown}:", ensure_ascii=False).encode()[:-1]
         ends = [b'",' + own for own in self._answers_as_json(answers)]
         offsets, keys = read.offsets[rows].tolist(), read.key_of[rows].tolist()
         lines: Iterable[bytes]
@@ -92,7 +92,7 @@ class Writer:
         from pyarrow import parquet
 
         keys = read.key_of[rows]
-        source = read.block.source.path
+        source = read.block.source.shown
         columns: dict[str, Any] = {"id": [f"{source}:{offset}" for offset in read.offsets[rows].tolist()]}
         for number, (label, probability) in enumerate(self.columns):
             names = arrow.array([str(name) for name in self._classes[number]])
@@ -102,7 +102,8 @@ class Writer:
             )
         for place, name in enumerate(self._kept_names):
             columns[name] = arrow.array([_as_text(read.kept[row][place]) for row in rows.tolist()], arrow.string())
-        parquet.write_table(arrow.table(columns), path, compression="zstd")
+        with path.open("wb") as handle:  # pyarrow takes no path that is not UTF-8
+            parquet.write_table(arrow.table(columns), handle, compression="zstd")
 
 
 def _as_json(value: Any, dumps: Any) -> bytes:

@@ -7,7 +7,7 @@ import warnings
 from typing import Any
 
 from cuecraft import display
-from cuecraft.cli import classifying, comparing, guarding, running, serving, tuning, using
+from cuecraft.cli import classifying, comparing, guarding, running, serving, streams, tuning, using
 from cuecraft.cli.app import app
 from cuecraft.errors import CuecraftError, CuecraftWarning
 
@@ -26,10 +26,15 @@ def main() -> None:
             show_others(message, category, *rest, **more)
 
     warnings.showwarning = show_warning
+    streams.open_streams()
+    code: str | int | None = 0
     try:
         app()
-    except CuecraftError as error:
-        display.fail(str(error))
-        sys.exit(2)
+    except SystemExit as stopped:
+        code = stopped.code
     except BrokenPipeError:
-        sys.exit(1)
+        code = 1
+    except (CuecraftError, OSError, UnicodeError) as error:
+        display.fail(str(error) if isinstance(error, CuecraftError) else streams.shown(error))
+        code = 2
+    sys.exit(streams.end(code))

@@ -86,7 +86,9 @@ First = Annotated[
 ]
 Head = Annotated[str | None, typer.Option(help="causal, masked or sequence; by default what the checkpoint has.")]
 MaxTokens = Annotated[int | None, typer.Option(min=1, help="Tokens of one input at most.")]
-TimeLimit = Annotated[float | None, typer.Option(min=0, help="Seconds of search and training.")]
+TimeLimit = Annotated[
+    float | None, typer.Option(min=0, help="Seconds for reading, search, training and testing together.")
+]
 Offline = Annotated[bool, typer.Option("--local-files-only", help="Never ask the Hub for a model.")]
 CheckpointFolder = Annotated[
     Path | None, typer.Option(help="Keep the training's state here; the same command goes on from it after a crash.")

@@ -20,6 +20,10 @@ TokenFile = Annotated[
     Path | None, typer.Option(help="File of access tokens: 'client NAME TOKEN' or 'admin NAME TOKEN' a line.")
 ]
 KeepFolder = Annotated[Path | None, typer.Option(help="Folder for uploaded prompts, served again after a restart.")]
+CorsOrigins = Annotated[
+    list[str] | None,
+    typer.Option(help="Let web pages of this origin ask from a browser, https://app.example.com, or *; repeat it."),
+]
 ServeOption = Annotated[
     list[str] | None,
     typer.Option("--option", help="NAME=VALUE, such as batches.max_wait_ms=5; may be repeated. See docs/serving.md."),
@@ -35,6 +39,7 @@ def serve(
     replicas: Annotated[int, typer.Option(min=1, help="With --backend ray: so many at least.")] = 1,
     tokens: TokenFile = None,
     is_open: Annotated[bool, typer.Option("--open", help="Serve others than this machine without tokens.")] = False,
+    cors_origin: CorsOrigins = None,
     keep: KeepFolder = None,
     rate: Annotated[float | None, typer.Option(min=0.001, help="Answers a second for each token.")] = None,
     cache: Annotated[int, typer.Option(min=0, help="Answers kept for texts that come again.")] = 0,
@@ -67,6 +72,7 @@ def serve(
         "host": host,
         "port": port,
         "open": is_open,
+        "cors_origins": tuple(cors_origin or ()),
         "backend": backend.value,
         "scale.replicas": replicas,
         "scale.drain": drain,

@@ -20,7 +20,8 @@ page = Console(highlight=False)
 
 def print_json(document: Mapping[str, Any]) -> None:
     """Print one JSON document on stdout."""
-    sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=1) + "\n")
+    is_unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    sys.stdout.write(json.dumps(document, ensure_ascii=not is_unicode, indent=1) + "\n")
 
 
 def warn(message: str) -> None:

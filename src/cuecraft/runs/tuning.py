@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from cuecraft.classifier import PromptClassifier
 from cuecraft.data import Record
-from cuecraft.errors import MethodError
+from cuecraft.errors import CuecraftWarning, MethodError
 from cuecraft.method import Event
 from cuecraft.options import option_places
 from cuecraft.prompts import check_target
 from cuecraft.runs.examples import check_labels, read_splits, unzip
 from cuecraft.runs.requests import TuneRequest
+from cuecraft.seeding import numpy_generator
 from cuecraft.task import Verbalizer
 from cuecraft.task.verbalizer import distinct_words
 from cuecraft.tune.prepare import data_entry
@@ -33,7 +35,7 @@ def tune_once(request: TuneRequest, started: Callable[[str], Callable[[Event], N
     classifier = make_classifier(request, _method_options(request))
     listener = started(request.method)
     held_out = unzip(dev) if dev else None
-    classifier.fit(*unzip(train), dev=held_out, report=listener, checkpoints=request.checkpoints)
+    classifier.fit(*unzip(train), dev=held_out, report=listener, checkpoints=request.checkpoints, then=len(test))
     return finished(classifier, request, test, begun, started)
 
 
@@ -86,7 +88,8 @@ def finished(
     metrics.setdefault("dev_accuracy", None)
     tested: dict[str, float] = {}
     if test:
-        found = classifier.scores(*unzip(test), report=started("testing"))
+        found, test = _tested(classifier, request, test, started("testing"))
+    if test:
         tested = {
             "test_accuracy": found["tuned"]["accuracy"],
             "untuned_test_accuracy": found["untuned"]["accuracy"],
@@ -114,6 +117,29 @@ def finished(
         "verdict": outcome.verdict.document() if outcome.verdict else None,
         "leaderboard": [asdict(row) for row in outcome.tried],
     }
+
+
+def _tested(
+    classifier: PromptClassifier, request: TuneRequest, test: Sequence[Record], listener: Callable[[Event], None]
+) -> tuple[Mapping[str, Mapping[str, float]], Sequence[Record]]:
+    """Return the scores on the test rows, and those that were answered: all, unless the time limit ends before.
+
+    They are answered in random order then, so that those which were are a sample of all.
+    """
+    order: Sequence[int] = range(len(test))
+    if request.time_limit is not None:
+        order = numpy_generator(request.seed, "test rows in time").permutation(len(test)).tolist()
+    drawn = [test[row] for row in order]
+    found, count = classifier.scores_in_time(*unzip(drawn), report=listener)
+    if count == len(test):
+        return found, test
+    warnings.warn(
+        f"{count} of {len(test)} test rows were answered within the time limit, drawn at random; "
+        "give a longer --time-limit, or fewer rows with --test-size",
+        CuecraftWarning,
+        stacklevel=2,
+    )
+    return found, [test[row] for row in sorted(order[:count])]
 
 
 def _method_options(request: TuneRequest) -> dict[str, Any]:

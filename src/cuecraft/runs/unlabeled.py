@@ -33,7 +33,7 @@ def run_label_free(request: TuneRequest, started: Callable[[str], Callable[[Even
     classifier = make_classifier(request, request.method_options)
     prior = _shares(request.prior)
     listener = started(LabelFreeSearch.name)
-    classifier.fit_unlabeled(unzip(texts)[0], classes, prior, report=listener, stop=request.stop)
+    classifier.fit_unlabeled(unzip(texts)[0], classes, prior, report=listener, stop=request.stop, then=len(test))
     outcome = classifier.outcome_
     assert isinstance(outcome, LabelFreeOutcome)
     rows = [{"rank": row.rank, "cue": row.cue, "scores": dict(row.scores)} for row in outcome.leaderboard]

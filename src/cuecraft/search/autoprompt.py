@@ -32,7 +32,6 @@ from cuecraft.method import (
     Score,
     Selection,
     score,
-    starting_point,
 )
 from cuecraft.prompts import HardPrompt
 from cuecraft.search.elimination import best_swap, halving_rounds
@@ -41,6 +40,7 @@ from cuecraft.search.space import SearchSpace
 from cuecraft.search.start import filled_ids
 from cuecraft.search.vocabulary import VocabularyOptions
 from cuecraft.seeding import numpy_generator
+from cuecraft.untuned import starting_point, untuned_prompt
 
 PHASE = "search"
 
@@ -155,10 +155,23 @@ class AutoPrompt(Method):
                 "probability; give fluency=0 or another head"
             )
         space = SearchSpace.of(problem, self.vocabulary, self.round_trip)
-        untuned = starting_point(problem, problem.initial_ids, self.calibration)
+        untuned, _ = untuned_prompt(problem, self.calibration)
+        selection = Selection(problem)
+        with problem.in_time():
+            self._search(problem, space, untuned, token_ids, selection)
+        return selection.outcome(untuned)
+
+    def _search(
+        self,
+        problem: Problem,
+        space: SearchSpace,
+        untuned: Candidate,
+        token_ids: tuple[int, ...],
+        selection: Selection,
+    ) -> None:
+        """Search, from the state on disk where there is one."""
         ids = space.start(token_ids)
         current = untuned if ids == problem.initial_ids else starting_point(problem, ids, self.calibration)
-        selection = Selection(problem)
         data = _search_data(problem, self.search_examples)
         slot = problem.slot(self.name)
         state = slot.load()
@@ -177,7 +190,6 @@ class AutoPrompt(Method):
                 if slot.due():
                     slot.save(under_way.document(selection, untuned), {})
         slot.save(under_way.document(selection, untuned), {})
-        return selection.outcome(untuned)
 
     def _walk(
         self, problem: Problem, search: _UnderWay, data: Labelled, space: SearchSpace, selection: Selection

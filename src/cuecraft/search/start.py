@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cuecraft.method import CalibrationKind, Candidate, Problem, starting_point
+from cuecraft.method import CalibrationKind, Candidate, Problem
+from cuecraft.untuned import starting_point
 
 _FILLER = " it is"
 _DEFAULT_LENGTH = 5

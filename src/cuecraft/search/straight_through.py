@@ -15,22 +15,12 @@ from torch import Tensor
 
 from cuecraft.checkpoints import kept_when_stopped
 from cuecraft.gradients import loss_gradient, trained_copy
-from cuecraft.method import (
-    Calibrated,
-    CalibrationKind,
-    Candidate,
-    Event,
-    Method,
-    Outcome,
-    Problem,
-    Selection,
-    score,
-    starting_point,
-)
+from cuecraft.method import Calibrated, CalibrationKind, Candidate, Event, Method, Outcome, Problem, Selection, score
 from cuecraft.prompts import HardPrompt
 from cuecraft.search.space import SearchSpace
 from cuecraft.search.start import filled_ids
 from cuecraft.search.vocabulary import VocabularyOptions
+from cuecraft.untuned import starting_point, untuned_prompt
 
 PHASE = "straight-through"
 
@@ -59,32 +49,37 @@ class StraightThrough(Method):
         Raises:
             MethodError: too few tokens are allowed.
         """
-        backbone = problem.backbone
         space = SearchSpace.of(problem, self.vocabulary, self.round_trip)
-        untuned = starting_point(problem, problem.initial_ids, self.calibration)
+        untuned, _ = untuned_prompt(problem, self.calibration)
+        selection = Selection(problem)
+        with problem.in_time():
+            self._descend(problem, space, untuned, selection)
+        return selection.outcome(untuned)
+
+    def _descend(self, problem: Problem, space: SearchSpace, untuned: Candidate, selection: Selection) -> None:
+        """Descend, from the state on disk where there is one."""
         first = starting_point(problem, space.start(filled_ids(problem, self.prompt_length)), self.calibration)
-        descent = _Descent(problem, self, space, untuned, first)
+        descent = _Descent(selection, self, space, untuned, first)
         slot = problem.slot(self.name)
         state = slot.load()
         if state is not None:
             descent.restore(*state)
         else:
             begin: Event = {"phase": PHASE, "step": 0, "vocabulary": space.vocabulary.report()}
-            descent.selection.see(untuned, score(backbone, untuned, problem.train), **begin)
+            selection.see(untuned, score(problem.backbone, untuned, problem.train), **begin)
         with kept_when_stopped(lambda: slot.save(*descent.state())):
             while descent.done < self.steps and not problem.out_of_time():
                 descent.step()
                 if slot.due():
                     slot.save(*descent.state())
         slot.save(*descent.state())
-        return descent.selection.outcome(untuned)
 
 
 class _Descent:
     """A search under way: continuous copies of the words, their optimizer, and the words that were seen.
 
     Args:
-        problem: the problem.
+        selection: keeps the best words of its problem.
         options: of the search.
         space: the words that may be used.
         untuned: the untuned prompt.
@@ -92,17 +87,18 @@ class _Descent:
     """
 
     def __init__(
-        self, problem: Problem, options: StraightThrough, space: SearchSpace, untuned: Candidate, first: Candidate
+        self, selection: Selection, options: StraightThrough, space: SearchSpace, untuned: Candidate, first: Candidate
     ) -> None:
         assert isinstance(first.prompt, HardPrompt)
-        self._problem, self._space, self._total = problem, space, options.steps
+        problem = self._problem = selection.problem
+        self._space, self._total = space, options.steps
         self._untuned, self._first = untuned, first
         self._free = trained_copy(first.prompt.vectors(problem.backbone.embed))
         rate = options.learning_rate * float(space.words.square().mean().sqrt())
         self._optimizer = torch.optim.AdamW([self._free], lr=rate, weight_decay=0.0)
         self._ids = first.prompt.token_ids
         self._seen: set[tuple[int, ...]] = {problem.initial_ids}
-        self.selection = Selection(problem)
+        self.selection = selection
         self.done = 0
 
     def step(self) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from cuecraft.errors import ArtifactError, ServeError
 from cuecraft.options import Options
@@ -31,6 +32,16 @@ if TYPE_CHECKING:
     from cuecraft.serve.http.service import Service
     from cuecraft.serve.shelf import Listing, Shelf
 
+_ORIGIN = re.compile(r"https?://[^\s/?#@*]+")
+
+
+def _origin(value: str) -> str:
+    if value != "*" and not _ORIGIN.fullmatch(value):
+        raise ServeError(f"{value!r} is no origin; give its scheme, host and port, as https://app.example.com, or *")
+    return value
+
+
+Origin = Annotated[str, AfterValidator(_origin)]
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 
 
@@ -50,6 +61,9 @@ class ServeSettings(Options):
     open: bool = Field(False, description="serve others than this machine without tokens")
     guard: GuardSettings = Field(default_factory=GuardSettings, description="what screens the texts")
     log_texts: bool = Field(False, description="write the texts into the log, too")
+    cors_origins: tuple[Origin, ...] = Field(
+        (), description="web pages of which origins may ask from a browser: https://app.example.com, or *"
+    )
     trace: bool = Field(False, description="send traces by OpenTelemetry, as its OTEL_* variables say")
 
 
@@ -99,6 +113,7 @@ def service_of(settings: ServeSettings, engine: AnyEngine, metrics: Metrics) -> 
         kept,
         settings.log_texts,
         settings.trace,
+        settings.cors_origins,
     )
 
 

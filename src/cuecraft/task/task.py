@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from cuecraft.data import Record
@@ -56,18 +56,22 @@ class Task:
         """
         return [self._example(row, record) for row, record in enumerate(records, start=1)]
 
+    def check_fields(self, fields: Collection[str], where: str) -> None:
+        """Raise TemplateError where the template names a field that is not among some; `where` is what has these."""
+        missing = [name for name in self.template.field_names if name not in fields]
+        if missing:
+            raise TemplateError(
+                f"template {self.template.source!r} names field {missing[0]!r}, but {where} has "
+                f"{', '.join(map(repr, fields))}; change the template or the text columns"
+            )
+
     def _example(self, row: int, record: Record) -> Example:
         fields = record.fields
         names = self.template.field_names
         if len(names) == 1 and len(fields) == 1:
             # With one field on both sides there is no doubt what is meant, whatever the column is called.
             fields = {names[0]: next(iter(fields.values()))}
-        missing = [name for name in names if name not in fields]
-        if missing:
-            raise TemplateError(
-                f"template {self.template.source!r} names field {missing[0]!r}, but row {row} has "
-                f"{', '.join(map(repr, fields))}; change the template or the text columns"
-            )
+        self.check_fields(fields, f"row {row}")
         if record.label is None:
             return Example(fields)
         try:

@@ -109,10 +109,8 @@ def words_in_order(words: Sequence[str | Sequence[str]], labels: Sequence[str]) 
     """Return each class's words, given in the order of the classes.
 
     Raises:
-        LabelWordError: there are not as many as classes, or what is given has no order.
+        LabelWordError: there are not as many as classes.
     """
-    if not isinstance(words, Sequence):
-        raise LabelWordError(f"label_words is a {type(words).__name__}; give {{class: word}}, or a list in order")
     if len(words) != len(labels):
         raise LabelWordError(f"words for {len(words)} classes, but there are {len(labels)}: {', '.join(labels)}")
     return dict(zip(labels, words, strict=True))

@@ -13,18 +13,11 @@ import torch
 from pydantic import Field
 
 from cuecraft.errors import MethodError
-from cuecraft.method import (
-    Calibrated,
-    CalibrationKind,
-    Candidate,
-    Method,
-    Outcome,
-    Problem,
-    begin,
-)
+from cuecraft.method import Calibrated, CalibrationKind, Candidate, Method, Outcome, Problem
 from cuecraft.prompts import DeepCue, PrefixPrompt
 from cuecraft.search.start import filled_start
 from cuecraft.tune.trainable import PromptTensor, TensorTraining, embedding_scale
+from cuecraft.untuned import begin
 
 
 class OffsetTraining(TensorTraining):
@@ -61,6 +54,7 @@ class DeepCueTuning(OffsetTraining, Method):
     def fit(self, problem: Problem) -> Outcome:
         """Train from the template's own words; the best prompt on dev wins, the untuned one included."""
         untuned, selection = begin(problem, self.calibration)
-        start = filled_start(problem, untuned, self.prompt_length, self.calibration)
-        self.refine(problem, start, selection)
+        with problem.in_time():
+            start = filled_start(problem, untuned, self.prompt_length, self.calibration)
+            self.refine(problem, start, selection)
         return selection.outcome(untuned)

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from cuecraft.backbone.weights import FullSpec, LoraSpec, TunedWeights, Twin
 from cuecraft.gradients import trained_copy
-from cuecraft.method import Calibrated, CalibrationKind, Candidate, Method, Outcome, Problem, begin
+from cuecraft.method import Calibrated, CalibrationKind, Candidate, Method, Outcome, Problem
 from cuecraft.prompts import SoftPrompt
 from cuecraft.search.start import filled_start
 from cuecraft.tune.loop import TrainingOptions, train
 from cuecraft.tune.trainable import TrainedHead, embedding_scale
+from cuecraft.untuned import begin
 
 
 class TrainedWeights:
@@ -82,7 +83,8 @@ class WeightTraining(TrainingOptions, Method):
         """Train from the untuned prompt on; the best on dev wins, the untuned prompt included."""
         untuned, selection = begin(problem, self.calibration)
         twin = Twin(problem.backbone, self._spec(), problem.seed)
-        train(self, problem, self._trainable(problem, untuned, twin), selection)
+        with problem.in_time():
+            train(self, problem, self._trainable(problem, untuned, twin), selection)
         return selection.outcome(untuned)
 
     @abstractmethod

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from cuecraft.backbone import AnyBackbone
 from cuecraft.backbone.weights import TunedWeights
+from cuecraft.errors import CuecraftWarning
 from cuecraft.method import Candidate, Method, Outcome, Problem, score
 from cuecraft.prompts import Artifact, Sharing, StoredWeights
 from cuecraft.tune.auto.starts import OtherWords
 from cuecraft.tune.multitask import MultitaskTuning
 from cuecraft.tune.probe import SentenceEncoder
+
+_CUT = (
+    "the time limit ended before the untuned prompt was calibrated: it ships uncalibrated, or with a class head of one "
+    "example a class; give a longer --time-limit (time_limit=), fewer examples or a smaller model"
+)
 
 
 def make_artifact(
@@ -24,18 +31,23 @@ def make_artifact(
     """Gather an outcome into an artifact, with its accuracy on those of the problem's own splits that have labels.
 
     Where another model reads the texts, the artifact is that model's; with other label words, it has those. Of a method
-    that learns from the dev set too, accuracy on dev would say nothing: its held-out accuracy stands there.
+    that learns from the dev set too, accuracy on dev would say nothing: its held-out accuracy stands there. What the
+    time limit leaves no time to measure is left out.
     """
     reader = outcome.best.reader
     backbone, task = problem.backbone, problem.task
     if isinstance(reader, SentenceEncoder | OtherWords):
         backbone, task = reader.backbone, reader.task
     parts = {"train": problem.train} | ({"dev": problem.dev} if problem.dev and outcome.verdict is None else {})
-    metrics = {
-        f"{name}_accuracy": score(problem.backbone, outcome.best, part).accuracy
-        for name, part in parts.items()
-        if part.is_labelled
-    }
+    known = {"dev": outcome.dev}
+    metrics = {}
+    for name, part in parts.items():
+        with problem.in_time():
+            if part.is_labelled:
+                found = known.get(name) or score(problem.backbone, outcome.best, part)
+                metrics[f"{name}_accuracy"] = found.accuracy
+    if outcome.best.is_cut:
+        warnings.warn(_CUT, CuecraftWarning, stacklevel=2)
     if outcome.held_out is not None:
         metrics["held_out_accuracy"] = outcome.held_out.accuracy
     labels = problem.task.verbalizer.labels

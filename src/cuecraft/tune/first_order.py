@@ -34,21 +34,11 @@ from torch import Tensor
 from cuecraft.backbone import AnyBackbone, Context
 from cuecraft.backbone.batching import Budget, memory_of
 from cuecraft.errors import MethodError
-from cuecraft.method import (
-    Calibrated,
-    CalibrationKind,
-    Candidate,
-    Event,
-    Method,
-    Outcome,
-    Problem,
-    Score,
-    finite,
-    starting_point,
-)
+from cuecraft.method import Calibrated, CalibrationKind, Candidate, Event, Method, Outcome, Problem, Score, finite
 from cuecraft.prompts import Calibration, DeepCue, HardPrompt
 from cuecraft.search.folds import Fold, stratified_folds, texts_of
 from cuecraft.search.start import filled_start
+from cuecraft.untuned import starting_point
 
 _LARGEST_KERNEL = 8192  # rows: an eigendecomposition of so many takes about a minute on two cores
 _MEMORY = 4  # a quarter of the device's memory for the gradients

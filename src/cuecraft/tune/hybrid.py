@@ -27,9 +27,11 @@ class Hybrid(Method):
     def fit(self, problem: Problem) -> Outcome:
         """Search, then train; the best prompt of both on dev wins, the untuned one included."""
         searched = self.search.fit(problem)
-        selection = Selection(problem, trace=list(searched.trace))
         best = searched.best
-        selection.see(best, score(problem.backbone, best, problem.train), phase="handover", step=0)
-        ending = self.tune if self.ending == "tune" else self.deep
-        ending.refine(problem, best, selection)
-        return replace(selection.outcome(searched.start), words=best)
+        selection = Selection(problem, trace=list(searched.trace), best=best)
+        with problem.in_time():
+            selection.see(best, score(problem.backbone, best, problem.train), phase="handover", step=0)
+            ending = self.tune if self.ending == "tune" else self.deep
+            ending.refine(problem, best, selection)
+        found = selection.outcome(searched.start)
+        return replace(found, words=best, dev=found.dev or searched.dev)

@@ -165,11 +165,12 @@ class _Training:
 
     def run(self) -> None:
         """Train to the end, from the state on disk where there is one."""
-        self.begin()
-        while not self.is_over():
-            if not self.take_epoch():
-                return  # the time is over within an epoch
-        self.save()
+        with self._parts[0].problem.in_time():  # what the time ends within is not looked at, as an epoch cut short
+            self.begin()
+            while not self.is_over():
+                if not self.take_epoch():
+                    return
+            self.save()
 
     def begin(self) -> None:
         """See the candidates as they are before the first step, or go on from the state on disk."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from cuecraft.backbone.gradient_mode import training
 from cuecraft.errors import MethodError
 from cuecraft.gradients import trained_copy
-from cuecraft.method import Calibrated, CalibrationKind, Candidate, Outcome, Problem, Selection, score, starting_point
+from cuecraft.method import Calibrated, CalibrationKind, Candidate, Outcome, Problem, Selection, score
 from cuecraft.prompts import AnyPrompt, DeepCue, HardPrompt, PrefixPrompt, SoftPrompt, TaskPart
 from cuecraft.search.start import filled_ids, filled_start
 from cuecraft.seeding import torch_generator
@@ -27,6 +27,7 @@ from cuecraft.task import Task
 from cuecraft.tune.loop import Part, TrainingOptions, train_together
 from cuecraft.tune.prefix_tuning import PrefixTuning
 from cuecraft.tune.trainable import TrainedHead, embedding_scale
+from cuecraft.untuned import starting_point
 
 
 @dataclass(frozen=True)

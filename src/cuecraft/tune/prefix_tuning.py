@@ -18,17 +18,7 @@ from torch import Tensor
 
 from cuecraft.backbone import HeadKind
 from cuecraft.errors import MethodError
-from cuecraft.method import (
-    Calibrated,
-    CalibrationKind,
-    Candidate,
-    Method,
-    Outcome,
-    Problem,
-    begin,
-    calibrated,
-    fit_head,
-)
+from cuecraft.method import Calibrated, CalibrationKind, Candidate, Method, Outcome, Problem
 from cuecraft.prompts import HardPrompt, PrefixPrompt
 from cuecraft.seeding import torch_generator
 from cuecraft.task import Task
@@ -36,6 +26,7 @@ from cuecraft.tune.encoder import EncoderKind, PromptEncoder, require_read
 from cuecraft.tune.initial import text_ids
 from cuecraft.tune.loop import train
 from cuecraft.tune.trainable import PromptTensor, TensorOptions
+from cuecraft.untuned import begin, calibrated, fit_head
 
 
 class PrefixInit(StrEnum):
@@ -78,8 +69,10 @@ class PrefixTuning(TensorOptions, Method):
     def fit(self, problem: Problem) -> Outcome:
         """Train from the initial prefix; the best prompt on dev wins, the untuned one included."""
         untuned, selection = begin(problem, self.calibration)
-        first = self.starting_at(problem, self.initial_states(problem))
-        train(self, problem, self.trainable(problem, first), selection)
+        states = self.initial_states(problem)
+        with problem.in_time():
+            first = self.starting_at(problem, states)
+            train(self, problem, self.trainable(problem, first), selection)
         return selection.outcome(untuned)
 
     def trainable(self, problem: Problem, start: Candidate) -> PromptTensor:

@@ -8,20 +8,26 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import torch
+
 from cuecraft.backbone import AnyBackbone, HeadKind
 from cuecraft.checkpoints import Checkpoints, Keeping
 from cuecraft.data import Record, fingerprint, holdout
+from cuecraft.deadline import Deadline
 from cuecraft.errors import CuecraftWarning, DataError, StoppedError
 from cuecraft.machine import versions
-from cuecraft.method import Clock, Event, Method, Problem, ReadingLimit, label_context
+from cuecraft.method import Event, Method, Problem, ReadingLimit, label_context
+from cuecraft.prompts import HardPrompt
 from cuecraft.prompts.manifest import DataEntry
 from cuecraft.storage import digest
 from cuecraft.task import Task, Template, Verbalizer
 from cuecraft.task.template import FIELD_NAME
 from cuecraft.task.verbalizer import WordChoice, distinct_words
 from cuecraft.tune.loop import TrainingOptions
-from cuecraft.tune.reading import read_within
+from cuecraft.tune.reading import WITHIN_TIME, read_unlabelled_within, read_within
 
+_FEW = 8  # examples whose answers say how long an answer takes
+_SURPRISES = 1.5  # times what few answers make expect: what was not answered in time is lost
 #: Starting words that do well on texts of many kinds; tuning takes it from there.
 DEFAULT_CUE = "\nIn one word, this is"
 
@@ -114,22 +120,36 @@ def label_free_problem(
     records: Sequence[Record],
     *,
     seed: int = 0,
-    time_limit: float | None = None,
+    deadline: Deadline | None = None,
+    then: int = 0,
     report: Callable[[Event], None] = lambda event: None,
 ) -> Problem:
-    """Read texts without labels and return the problem that a label-free search solves; their labels are dropped."""
-    clock = _clock(time_limit)
+    """Read texts without labels and return the problem that a label-free search solves; their labels are dropped.
+
+    Arguments as for `make_problem`.
+    """
+    deadline = deadline or Deadline()
     texts = [Record(record.fields) for record in records]
-    return Problem(
+    begun = time.monotonic()
+    if deadline.limit is None:
+        read = label_context(backbone, task, task.examples(texts))
+    else:
+        until = begun + deadline.limit * WITHIN_TIME.share
+        read = read_unlabelled_within(backbone, task, texts, until)
+    texts = texts[: len(read)]
+    problem = Problem(
         backbone,
         task,
-        label_context(backbone, task, task.examples(texts)),
+        read,
         None,
         seed,
         {"unlabelled": data_entry(texts)},
-        out_of_time=clock,
+        out_of_time=deadline,
+        is_over=deadline,
         report=report,
     )
+    _keep_back(problem, deadline, begun, then)
+    return problem
 
 
 def run_key(problem: Problem, method: Method | TrainingOptions) -> str:
@@ -184,7 +204,8 @@ def make_problem(
     *,
     seed: int = 0,
     validation_fraction: float = 0.25,
-    time_limit: float | None = None,
+    deadline: Deadline | None = None,
+    then: int = 0,
     report: Callable[[Event], None] = lambda event: None,
     reading: ReadingLimit | None = None,
 ) -> Problem:
@@ -198,31 +219,59 @@ def make_problem(
             of a class there is nothing to hold out, and the training loss decides.
         seed: of the hold-out and of the method.
         validation_fraction: of `train`, used without `dev`.
-        time_limit: seconds from now after which a method stops with its best so far.
+        deadline: when a method stops with its best so far; None for no time limit. With one, a third of it is for
+            reading at most.
+        then: further texts that are answered afterwards within the same limit, such as test rows.
         report: is told of each step.
         reading: how much the method wants to read; None for everything. What goes beyond is left out, with a warning.
     """
-    clock = _clock(time_limit)  # reading counts
+    deadline = deadline or Deadline()
+    if reading is None and deadline.limit is not None:
+        reading = WITHIN_TIME
+    begun = time.monotonic()
     if dev is None:
         train, dev = holdout(train, validation_fraction, seed)
     if reading is None:
         contexts = [label_context(backbone, task, task.examples(part)) if part else None for part in (train, dev)]
     else:
-        contexts, (train, dev) = read_within(backbone, task, (train, dev), seed, reading, time_limit)
+        contexts, (train, dev) = read_within(backbone, task, (train, dev), seed, reading, deadline.limit)
     assert contexts[0] is not None
-    return Problem(
+    problem = Problem(
         backbone,
         task,
         contexts[0],
         contexts[1],
         seed,
         {name: data_entry(rows) for name, rows in (("train", train), ("dev", dev)) if rows},
-        out_of_time=clock,
+        out_of_time=deadline,
+        is_over=deadline,
         report=report,
     )
+    _keep_back(problem, deadline, begun, then)
+    return problem
 
 
-def _clock(time_limit: float | None) -> Clock:
-    """Return what tells, from now on, whether a limit in seconds is reached."""
-    deadline = None if time_limit is None else time.monotonic() + time_limit
-    return lambda reserve=0.0: deadline is not None and time.monotonic() + reserve >= deadline
+@torch.no_grad()
+def _keep_back(problem: Problem, deadline: Deadline, begun: float, then: int) -> None:
+    """Keep time back for answers to the problem's own examples and to others, by how long a few of them take now.
+
+    Args:
+        problem: its examples were just read.
+        deadline: of the run.
+        begun: when their reading began, on the monotonic clock (seconds).
+        then: the others: they are read, and three prompts answer (tuned, untuned, calibrated).
+    """
+    if deadline.limit is None:
+        return
+    own = len(problem.train) + len(problem.dev or ())
+    reading = (time.monotonic() - begun) / own
+    few = problem.train.select(list(range(min(_FEW, len(problem.train)))))
+    begun = time.monotonic()
+    prompt = HardPrompt(problem.initial_ids)
+    with problem.in_time():
+        if problem.backbone.head_kind is HeadKind.SEQUENCE:
+            problem.backbone.features(few.context, prompt)
+        else:
+            problem.backbone.class_logits(few.context, prompt)
+    answering = (time.monotonic() - begun) / len(few)
+    deadline.keep_back(_SURPRISES * (own * answering + then * (reading + 3 * answering)))

@@ -14,22 +14,12 @@ from torch import Tensor
 from cuecraft.backbone import AnyBackbone, ClassHead, Context, HeadKind, load_backbone
 from cuecraft.backbone.readout import class_scores
 from cuecraft.errors import MethodError
-from cuecraft.method import (
-    CalibrationKind,
-    Candidate,
-    Labelled,
-    Method,
-    Outcome,
-    Problem,
-    Score,
-    Selection,
-    lent,
-    starting_point,
-)
+from cuecraft.method import CalibrationKind, Candidate, Labelled, Method, Outcome, Problem, Score, Selection, lent
 from cuecraft.prompts import Calibration, HardPrompt, with_head
 from cuecraft.prompts.calibration import fitted_head
 from cuecraft.task import Task, Template
 from cuecraft.tune.prepare import default_template
+from cuecraft.untuned import untuned_prompt
 
 _STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
 
@@ -108,8 +98,18 @@ def fit_probe(problem: Problem, prompt: HardPrompt, reader: SentenceEncoder | No
         reader: what reads the texts; None for the problem's backbone.
         options: the penalties.
     """
-    classes = problem.task.verbalizer.num_classes
     selection = Selection(problem)
+    with problem.in_time():
+        _fit_heads(problem, prompt, reader, options, selection)
+    # A probe answers without the untuned prompt, which is shown next to it and ships only where the time ended first.
+    return selection.outcome(untuned_prompt(problem, CalibrationKind.NONE)[0])
+
+
+def _fit_heads(
+    problem: Problem, prompt: HardPrompt, reader: SentenceEncoder | None, options: LinearProbe, selection: Selection
+) -> None:
+    """Fit the heads, and let them be seen."""
+    classes = problem.task.verbalizer.num_classes
     train = _features(problem, prompt, reader, problem.train)
     dev = None if problem.dev is None else _features(problem, prompt, reader, problem.dev)
     unit = float(train.square().mean().sqrt())
@@ -126,8 +126,6 @@ def fit_probe(problem: Problem, prompt: HardPrompt, reader: SentenceEncoder | No
         if problem.dev is not None and dev is not None:
             held_out = Score.of(class_scores(dev, head), problem.dev.labels, problem.dev.weights)
         selection.see(candidate, seen, held_out, phase=options.name, step=step, total=len(options.inverse_penalties))
-    # A probe answers without the untuned prompt, which is shown beside it but does not compete.
-    return selection.outcome(starting_point(problem, problem.initial_ids, CalibrationKind.NONE))
 
 
 @torch.no_grad()

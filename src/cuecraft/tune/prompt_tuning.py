@@ -10,21 +10,12 @@ from typing import ClassVar, Self
 from pydantic import Field, model_validator
 
 from cuecraft.backbone import HeadKind
-from cuecraft.method import (
-    Calibrated,
-    CalibrationKind,
-    Candidate,
-    Method,
-    Outcome,
-    Problem,
-    begin,
-    calibrated,
-    fit_head,
-)
+from cuecraft.method import Calibrated, CalibrationKind, Candidate, Method, Outcome, Problem
 from cuecraft.prompts import SoftPrompt
 from cuecraft.tune.encoder import EncoderKind, PromptEncoder, require_read
 from cuecraft.tune.initial import Init, initial_vectors
 from cuecraft.tune.trainable import PromptTensor, TensorTraining, embedding_scale
+from cuecraft.untuned import begin, calibrated, fit_head
 
 
 class EmbeddingTraining(TensorTraining):
@@ -53,8 +44,9 @@ class PromptTuning(EmbeddingTraining, Method):
         untuned, selection = begin(problem, self.calibration)
         init = self.init or (Init.TEXT if problem.initial_ids or self.init_text else Init.VOCABULARY)
         vectors = initial_vectors(problem, init, self.prompt_length, self.init_text)
-        head = fit_head(problem, SoftPrompt(vectors)) if problem.backbone.head_kind is HeadKind.SEQUENCE else None
-        self.refine(problem, calibrated(problem, SoftPrompt(vectors, head), self.calibration), selection)
+        with problem.in_time():
+            head = fit_head(problem, SoftPrompt(vectors)) if problem.backbone.head_kind is HeadKind.SEQUENCE else None
+            self.refine(problem, calibrated(problem, SoftPrompt(vectors, head), self.calibration), selection)
         return selection.outcome(untuned)
 
 

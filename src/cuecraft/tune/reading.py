@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ import torch
 
 from cuecraft.backbone import AnyBackbone
 from cuecraft.data import Record
+from cuecraft.deadline import WhileTimeLasts
 from cuecraft.errors import CuecraftWarning
 from cuecraft.method import Labelled, ReadingLimit, label_context
 from cuecraft.prompts import HardPrompt
@@ -17,7 +19,9 @@ from cuecraft.search.elimination import halving_rounds
 from cuecraft.seeding import numpy_generator
 from cuecraft.task import Task
 
-_TOGETHER = 64  # examples that are read between two looks at the clock
+_TOGETHER = 64  # examples that are read together, at most
+#: Of a method that wants everything, where there is a time limit: a pass that answers takes as long again.
+WITHIN_TIME = ReadingLimit(sys.maxsize, 1 / 3)
 
 
 def read_within(
@@ -58,12 +62,23 @@ def read_within(
     read = sum(map(len, kept))
     if read < total:
         warnings.warn(
-            f"{read} of {total} labelled examples are used; a longer --time-limit or a greater preset uses more, and "
+            f"{read} of {total} labelled examples are used; a longer --time-limit{_or_preset(limit)} uses more, and "
             "LoRA or full fine-tuning may be better with so many",
             CuecraftWarning,
             stacklevel=2,
         )
     return contexts, kept
+
+
+def _or_preset(limit: ReadingLimit) -> str:
+    return "" if limit is WITHIN_TIME else " or a greater preset"
+
+
+def read_unlabelled_within(backbone: AnyBackbone, task: Task, records: Sequence[Record], until: float) -> Labelled:
+    """Read texts without labels in their order until a time (monotonic clock, seconds), a few at least."""
+    _, found = _read(backbone, task, records, range(len(records)), until)
+    assert found is not None
+    return found
 
 
 @torch.no_grad()
@@ -73,17 +88,21 @@ def _read(
     """Read records in an order until a time; return which were read, in their own order, and their context."""
     found: Labelled | None = None
     taken: list[int] = []
-    for start in range(0, len(order), _TOGETHER):
-        rows = list(order[start : start + _TOGETHER])
-        context = label_context(backbone, task, task.examples([records[n] for n in rows]))
-        found = context if found is None else found.joined(context)
-        taken += rows
-        if context.context.states[0] is None:
-            # Nothing is kept of such texts, so that reading costs nothing and every pass over them costs all.
-            backbone.features(context.context, HardPrompt(context.context.renderer.prompt_ids))
-        enough = len(taken) >= 2 * task.verbalizer.num_classes  # classes take turns
-        if until is not None and enough and time.monotonic() >= until:
-            break
+    enough = 2 * task.verbalizer.num_classes  # classes take turns
+
+    def is_over() -> bool:
+        return until is not None and len(taken) >= enough and time.monotonic() >= until
+
+    while len(taken) < len(order) and not is_over():
+        size = _TOGETHER if until is None else min(_TOGETHER, max(enough, len(taken)))
+        rows = list(order[len(taken) : len(taken) + size])
+        with WhileTimeLasts(is_over):
+            context = label_context(backbone, task, task.examples([records[n] for n in rows]))
+            if context.context.states[0] is None:
+                # Nothing is kept of such texts, so that reading costs nothing and every pass over them costs all.
+                backbone.features(context.context, HardPrompt(context.context.renderer.prompt_ids))
+            found = context if found is None else found.joined(context)
+            taken += rows
     if found is None:
         return [], None
     places = sorted(range(len(taken)), key=lambda place: taken[place])

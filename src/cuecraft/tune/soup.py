@@ -18,23 +18,13 @@ from torch import Tensor
 
 from cuecraft.backbone import AnyBackbone, ClassHead
 from cuecraft.errors import MethodError
-from cuecraft.method import (
-    Calibrated,
-    CalibrationKind,
-    Candidate,
-    Labelled,
-    Method,
-    Outcome,
-    Problem,
-    Selection,
-    begin,
-    score,
-)
+from cuecraft.method import Calibrated, CalibrationKind, Candidate, Labelled, Method, Outcome, Problem, Selection, score
 from cuecraft.prompts import AnyPrompt, DeepCue, SoftPrompt, with_head
 from cuecraft.search.start import filled_start
 from cuecraft.seeding import derived_seed
 from cuecraft.tune.deep_cue import OffsetTraining
 from cuecraft.tune.prompt_tuning import EmbeddingTraining
+from cuecraft.untuned import begin
 
 
 class Soup(Method):
@@ -52,7 +42,13 @@ class Soup(Method):
     def fit(self, problem: Problem) -> Outcome:
         """Train the members, then average greedily; the best on dev wins, members and untuned prompt included."""
         untuned, selection = begin(problem, self.calibration)
-        start = filled_start(problem, untuned, None, self.calibration)
+        with problem.in_time():
+            start = filled_start(problem, untuned, None, self.calibration)
+            self._stir(problem, self._members(problem, start, selection), selection)
+        return selection.outcome(untuned)
+
+    def _members(self, problem: Problem, start: Candidate, selection: Selection) -> list[tuple[float, int, Candidate]]:
+        """Train the members; return loss, number and candidate of each, the best first."""
         training = self.tune if self.of == "tune" else self.deep
         found = []
         for number in range(self.members):
@@ -61,18 +57,19 @@ class Soup(Method):
             own = replace(problem, seed=derived_seed(problem.seed, f"soup/{number}"))
             member = Selection(own)
             training.refine(own, start, member)
-            assert member.best is not None
-            assert member.best_score is not None
+            if member.best is None or member.best_score is None:  # the time ended before its first step was seen
+                break
             selection.trace += [event | {"member": number} for event in member.trace]
             found.append((member.best_score.loss, number, member.best))
             train = score(problem.backbone, member.best, problem.train)
             dev = member.best_score if problem.dev else None
             selection.see(member.best, train, dev, phase="member", step=number)
-        self._stir(problem, sorted(found, key=lambda entry: entry[:2]), selection)
-        return selection.outcome(untuned)
+        return sorted(found, key=lambda entry: entry[:2])
 
     def _stir(self, problem: Problem, members: Sequence[tuple[float, int, Candidate]], selection: Selection) -> None:
         """Add one member after the other, the best first, to the average, and keep those that make it better."""
+        if not members:
+            return
         loss, _, first = members[0]
         kept = [first]
         for step, (_, _, member) in enumerate(members[1:], start=1):

@@ -4,17 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from cuecraft.method import (
-    Calibrated,
-    CalibrationKind,
-    Method,
-    Outcome,
-    Problem,
-    Selection,
-    require_language_head,
-    score,
-    starting_point,
-)
+from cuecraft.method import Calibrated, CalibrationKind, Method, Outcome, Problem, require_language_head
+from cuecraft.untuned import begin
 
 
 class ZeroShot(Method):
@@ -27,7 +18,5 @@ class ZeroShot(Method):
     def fit(self, problem: Problem) -> Outcome:
         """Return the template's own words."""
         require_language_head(problem, self.name)
-        start = starting_point(problem, problem.initial_ids, self.calibration)
-        selection = Selection(problem)
-        selection.see(start, score(problem.backbone, start, problem.train), phase=self.name, step=0)
+        start, selection = begin(problem, self.calibration, phase=self.name)
         return selection.outcome(start)

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from cuecraft.backbone import Context
 from cuecraft.backbone.words import cue_log_likelihood
-from cuecraft.method import CONTENT_FREE, Candidate, Problem, finite
+from cuecraft.method import Candidate, Problem, finite
 from cuecraft.prompts import Calibration, HardPrompt
 from cuecraft.prompts.calibration import dividing_offsets, matching_offsets
 from cuecraft.search.label_free.selectors import recalibrated
 from cuecraft.task import Example
+from cuecraft.untuned import CONTENT_FREE
 
 Ids = tuple[int, ...]
 _TEXTS_AT_A_TIME = 64  # between two looks at the clock
@@ -104,15 +105,22 @@ class Panel:
 
     @torch.no_grad()
     def ask_in_time(self, prompts: Sequence[Ids]) -> tuple[Answers, Panel]:
-        """Return the same, and the panel of the texts that were read until the problem's time was up."""
+        """Return the same, and the panel of the texts that were read until the problem's time was up.
+
+        Where that was too little for the first texts, the first prompt alone answers to one text.
+        """
         parts: list[Tensor] = []
         done = 0
-        for part in self._parts(prompts):
-            parts.append(part)
-            done += part.shape[1]
-            self.problem.report({"phase": "label-free", "step": done, "total": len(self.context)})
-            if self.problem.out_of_time():
-                break
+        with self.problem.in_time():
+            for part in self._parts(prompts):
+                parts.append(part)
+                done += part.shape[1]
+                self.problem.report({"phase": "label-free", "step": done, "total": len(self.context)})
+                if self.problem.out_of_time():
+                    break
+        if not parts:
+            prompts, done = prompts[:1], 1
+            parts = [self._logits(self.context.select([0]), prompts)]
         read = Panel(self.problem, self.context.select(range(done)), self.calibration, self.prior)
         return read._answers(prompts, torch.cat(parts, dim=1)), read
 

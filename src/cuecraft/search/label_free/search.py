@@ -139,7 +139,9 @@ class LabelFreeSearch(Method):
         labels = pseudo_labels(answers.probabilities, prior)
         best = int(selector_scores(answers, prior, labels)[self.selector].argmax())
         trace: list[Event] = []
-        mutated = self._mutated(panel, answers.select([best]), labels, trace)
+        mutated = answers.select([best])
+        with problem.in_time():
+            mutated = self._mutated(panel, mutated, labels, trace)
         if mutated.prompts[0] not in pool:
             answers = answers.joined(mutated)
         rows = _leaderboard(answers, selector_scores(answers, prior, labels), self.selector, tokenizer)

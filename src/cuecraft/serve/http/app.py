@@ -16,14 +16,15 @@ from pydantic import BaseModel
 from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
 from cuecraft.errors import CuecraftError, ServeError
 from cuecraft.serve.explain import Occlusion
 from cuecraft.serve.http.access import Role
-from cuecraft.serve.http.middleware import BodyLimit, Observed
-from cuecraft.serve.http.service import ClientGoneError, RefusedError, Service, error_response, parsed
+from cuecraft.serve.http.middleware import BodyLimit, Observed, cross_origin
+from cuecraft.serve.http.service import ClientGoneError, D, RefusedError, Service, error_response, parsed
 from cuecraft.serve.http.tracing import add_tracing
 from cuecraft.serve.http.wire import (
     ClassifyRequest,
@@ -41,6 +42,7 @@ _PAGE = {
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
 }
+_LOOKS = ["GET", "HEAD"]
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorDocument, "description": text}
     for status, text in (
@@ -51,6 +53,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         (408, "The body did not come in time."),
         (409, "The text has not the fields that the prompt takes."),
         (413, "The body is too large."),
+        (415, "The body is packed, or in another encoding than UTF-8."),
         (429, "Too much was asked for; see Retry-After."),
         (503, "The queue is full, or the server is stopping; see Retry-After."),
         (504, "The answer was not there in time."),
@@ -76,6 +79,8 @@ def create_app(service: Service) -> FastAPI:
     limits = service.limits
     app.add_middleware(BodyLimit, most=lambda method: limits.upload_bytes if method == "PUT" else limits.body_bytes)
     app.add_middleware(Observed, metrics=service.metrics)
+    if service.origins:  # the outermost, so that a page is shown errors too
+        app.add_middleware(CORSMiddleware, **cross_origin(service.origins))
     if service.traces:
         add_tracing(app)
     _add_questions(app, service)
@@ -128,10 +133,11 @@ def _add_questions(app: FastAPI, service: Service) -> None:
     async def classify(request: Request) -> Response:
         """Classify texts: one or many, with one prompt or many."""
         caller = service.admit(request)
-        asked = parsed(ClassifyRequest, await service.body(request))
+        asked = await _asked(ClassifyRequest, service, request)
         texts = asked.texts
         check_texts(texts, service.limits)
         names = service.prompt_ids(asked.ids)
+        service.check_fields(asked.given, names)
         _note(request, service, texts, names)
         service.charge(caller, len(texts) * len(names))
         until = service.until(asked.timeout_ms)
@@ -148,10 +154,11 @@ def _add_questions(app: FastAPI, service: Service) -> None:
     async def explain(request: Request) -> Response:
         """Tell which words of a text count: how much less probable its label is without each of them."""
         caller = service.admit(request)
-        asked = parsed(ExplainRequest, await service.body(request))
+        asked = await _asked(ExplainRequest, service, request)
         fields = {"text": asked.input} if isinstance(asked.input, str) else asked.input
         check_texts([fields], service.limits)
         (name,) = service.prompt_ids(None if asked.prompt is None else [asked.prompt])
+        service.check_fields([asked.input], [name])
         variants = Occlusion.of(service.engine.shelf.get(name), fields)
         _note(request, service, variants.texts[:1], [name])
         service.charge(caller, len(variants.texts))
@@ -165,6 +172,10 @@ def _add_questions(app: FastAPI, service: Service) -> None:
         words = [{"word": word, "drop": drop} for word, drop in found.words]
         label = found.answer.label
         return _json({"prompt": name, "label": label, "probability": probability, "words": words})
+
+
+async def _asked(kind: type[D], service: Service, request: Request) -> D:
+    return parsed(kind, await service.body(request), request.headers.get("content-type", ""))
 
 
 def _note(request: Request, service: Service, texts: Sequence[Any], names: Sequence[str]) -> None:
@@ -245,13 +256,13 @@ def _put(service: Service, name: str, content: bytes) -> dict[str, Any]:
 
 
 def _add_state(app: FastAPI, service: Service) -> None:
-    @app.get("/healthz", include_in_schema=False)
+    @app.api_route("/healthz", methods=_LOOKS, include_in_schema=False)
     async def health() -> Response:
         if service.engine.is_alive:
             return _json({"status": "ok"})
         return JSONResponse({"status": "a thread of the engine has died; restart the server"}, 500)
 
-    @app.get("/readyz", include_in_schema=False)
+    @app.api_route("/readyz", methods=_LOOKS, include_in_schema=False)
     async def ready() -> Response:
         if service.engine.is_open:
             return _json({"status": "ready", "prompts": len(service.engine.shelf.all())})
@@ -267,7 +278,7 @@ def _add_page(app: FastAPI) -> None:
     folder = resources.files("cuecraft.serve.http") / "page"
     for path, (name, kind) in _PAGE.items():
         content = (folder / name).read_bytes()
-        app.add_api_route(path, _fixed(content, kind), include_in_schema=False)
+        app.add_api_route(path, _fixed(content, kind), methods=_LOOKS, include_in_schema=False)
 
 
 def _fixed(content: bytes, kind: str) -> Any:

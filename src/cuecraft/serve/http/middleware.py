@@ -8,7 +8,7 @@ import logging
 import sys
 import time
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -54,6 +54,21 @@ def log_to_stderr() -> None:
 
 
 _DROPPED_BYTES, _DROPPED_SECONDS = 64_000_000, 5.0  # of a body that is too large, before its sender is told so
+
+
+def cross_origin(origins: Sequence[str]) -> dict[str, Any]:
+    """Return what web pages of other origins may do from a browser, as Starlette's CORSMiddleware takes it.
+
+    Credentials that a browser sends by itself go with named origins only.
+    """
+    return {
+        "allow_origins": list(origins),
+        "allow_methods": ["GET", "HEAD", "POST", "PUT", "DELETE"],
+        "allow_headers": ["authorization", "content-type"],
+        "expose_headers": ["retry-after", "x-request-id"],
+        "allow_credentials": "*" not in origins,
+        "max_age": 600,
+    }
 
 
 class TooLargeError(Exception):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +34,8 @@ from cuecraft.serve.kept import Kept
 from cuecraft.serve.limits import Limits
 from cuecraft.serve.requests import TOO_LATE, Answer, AnyEngine
 
+_WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
+_CHARSET = re.compile(r";\s*charset\s*=\s*\"?([^\s;\"]+)", re.IGNORECASE)
 D = TypeVar("D", bound=BaseModel)
 _SCREENED_AT_ONCE = 4  # requests
 _PATIENCE = 0.05  # seconds after which it is looked whether the client is still there
@@ -79,6 +83,7 @@ class Service:
         kept: where uploaded prompts are kept, to be there after a restart; None to have them in memory alone.
         logs_texts: whether the log has the texts that were sent.
         traces: whether requests are told to OpenTelemetry.
+        origins: web pages of which origins may ask from a browser; ``*`` for all.
     """
 
     engine: AnyEngine
@@ -90,6 +95,7 @@ class Service:
     kept: Kept | None = None
     logs_texts: bool = False
     traces: bool = False
+    origins: Sequence[str] = ()
     _screening: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_SCREENED_AT_ONCE))
 
     def admit(self, request: Request, role: Role = Role.CLIENT) -> Caller:
@@ -128,8 +134,23 @@ class Service:
             raise ServeError(f"name each prompt once, and {self.limits.prompts} at most")
         return list(given)
 
+    def check_fields(self, given: Sequence[str | Mapping[str, str]], names: Sequence[str]) -> None:
+        """Raise TemplateError where a text that came as fields by name lacks one that a prompt reads.
+
+        A text that came as a string is the field of every prompt that reads one, whatever that is called.
+        """
+        tasks = [self.engine.shelf.get(name).task for name in names]
+        for number, text in enumerate(given, start=1):
+            for task in [] if isinstance(text, str) else tasks:
+                task.check_fields(text, f"input {number}")
+
     async def body(self, request: Request) -> bytes:
-        """Return a request's body, or raise RefusedError where it does not come in time."""
+        """Return a request's body, or raise RefusedError where it is packed, or does not come in time."""
+        packing = request.headers.get("content-encoding", "identity").strip().lower()
+        if packing not in ("", "identity"):
+            raise RefusedError(
+                415, f"the body is packed ({packing[:40]}); send it as it is", {"accept-encoding": "identity"}
+            )
         try:
             return await asyncio.wait_for(request.body(), self.limits.timeout_ms / 1000)
         except TimeoutError:
@@ -192,10 +213,25 @@ async def _hung_up(request: Request) -> None:
         pass
 
 
-def parsed(kind: type[D], body: bytes) -> D:
-    """Return a request's body, or raise DataError that says where it is wrong."""
+def parsed(kind: type[D], body: bytes, content_type: str = "") -> D:
+    """Return a request's body, which is JSON in UTF-8, with or without a byte order mark.
+
+    Raises:
+        DataError: it is not as asked; says where.
+        RefusedError: it is in another encoding.
+    """
+    charset = _CHARSET.search(content_type)
+    named = charset[1].lower() if charset else "utf-8"
+    # A document begins with a character of ASCII: with zero bytes around it, that is UTF-16 or UTF-32.
+    is_wide = b"\0" in body[:4] and body[:4].strip(b"\0")[:1] in (b"{", b"[", b" ", b"\n")
+    if (
+        is_wide
+        or body.startswith(_WIDE_MARKS)
+        or (named not in ("utf-8", "utf8", "us-ascii", "ascii") and not body.isascii())
+    ):
+        raise RefusedError(415, "the body is JSON in another encoding than UTF-8; send it as UTF-8")
     try:
-        return kind.model_validate_json(body)
+        return kind.model_validate_json(body.removeprefix(codecs.BOM_UTF8))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         # Of what may be one thing or another, pydantic names the kind beside the place.

@@ -54,10 +54,14 @@ class ClassifyRequest(_Document):
     )
 
     @property
+    def given(self) -> Sequence[str | dict[str, str]]:
+        """Each text as it came."""
+        return self.inputs if isinstance(self.inputs, list) else [self.inputs]
+
+    @property
     def texts(self) -> list[dict[str, str]]:
         """The fields of each text."""
-        inputs = self.inputs if isinstance(self.inputs, list) else [self.inputs]
-        return [{"text": text} if isinstance(text, str) else text for text in inputs]
+        return [{"text": text} if isinstance(text, str) else text for text in self.given]
 
     @property
     def ids(self) -> list[str] | None:

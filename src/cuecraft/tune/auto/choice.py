@@ -20,18 +20,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from cuecraft.evidence import Evidence, Tried, Verdict, judge
-from cuecraft.method import (
-    CalibrationKind,
-    Candidate,
-    Event,
-    Method,
-    Outcome,
-    Problem,
-    ReadingLimit,
-    Score,
-    score,
-    starting_point,
-)
+from cuecraft.method import CalibrationKind, Candidate, Event, Method, Outcome, Problem, ReadingLimit, Score, score
 from cuecraft.search.folds import stratified_folds, texts_of
 from cuecraft.seeding import derived_seed
 from cuecraft.task.verbalizer import default_word
@@ -39,6 +28,7 @@ from cuecraft.tune.auto.ladder import Ladder, Run, retasked
 from cuecraft.tune.auto.plans import PLANS, Preset, configurations
 from cuecraft.tune.auto.untrained import Untrained
 from cuecraft.tune.soup import average, is_barrier_free
+from cuecraft.untuned import untuned_prompt
 
 _READING = 0.25  # of the time limit
 
@@ -90,13 +80,17 @@ class _Choice:
     def made(self) -> Outcome:
         """Return the outcome."""
         if not self.folds:
-            untuned = starting_point(self.whole, self.problem.initial_ids, CalibrationKind.NONE)
+            plain, _ = untuned_prompt(self.whole, CalibrationKind.NONE)
             reason = "the labelled texts cannot be split so that each class is both learnt from and checked, so nothing"
             reason += " was tried; give at least two different texts of each class"
-            return self._untuned_ships(untuned, Verdict("untuned", reason), None)
+            return self._untuned_ships(plain, Verdict("untuned", reason), None)
         plan = replace(self.plan, searches_words=self._searches_words())
         untrained = Untrained(self.problem, self.pool, self.folds, plan)
         untuned = untrained.measure()
+        if untuned is None:
+            cut, _ = untuned_prompt(self.whole, CalibrationKind.NONE)
+            reason = "the time limit ended before the untuned prompt was measured, so nothing was tried"
+            return self._untuned_ships(cut, Verdict("untuned", reason), None)
         starts = untrained.starts()
         self.tried += untrained.tried
         ladder = Ladder(self.problem, self.pool, self.folds, untrained.best)
@@ -135,26 +129,28 @@ class _Choice:
         if verdict.ships == "untuned":
             before = Score(evidence.untuned_loss, evidence.untuned_accuracy)
             return self._untuned_ships(untuned, verdict, before)
-        candidate, words = self._shipped(ladder, run)
+        made: tuple[Candidate, Candidate | None] | None = None
+        with self.problem.in_time():
+            made = self._made_again(ladder, run)
+        # Where the time ended, what was found on a fold is there.
+        whole, words = made or (ladder.best_of_folds(run), None)
+        # As the answers were that it was chosen by, of one training or an average of some. Several prompts that answer
+        # together are less sure than they are on average, so theirs is cautious; nothing was held out from all of them.
+        calibration = whole.calibration.then(ladder.plain_answers(run).calibration())
+        candidate = replace(whole, calibration=calibration)
         return self._outcome(untuned, candidate, verdict, Score(evidence.loss, evidence.accuracy), words)
 
     def _evidence(self, untrained: Untrained, ladder: Ladder, run: Run) -> Evidence:
         found = ladder.answers(run)
         return found.beside(untrained.best.first(len(found.sizes)), self.problem.seed)
 
-    def _shipped(self, ladder: Ladder, run: Run) -> tuple[Candidate, Candidate]:
-        """Return the chosen configuration as it ships, and the words that it started from, both on all examples."""
+    def _made_again(self, ladder: Ladder, run: Run) -> tuple[Candidate, Candidate]:
+        """Return the chosen configuration made on all examples, and the words that it started from."""
         configuration = run.configuration
         own = configuration.start.label_words.chosen(self.whole)
         start = configuration.start.candidate(own)
-        if configuration.training is None:
-            found = retasked(start, own, self.problem)
-        else:
-            found = self._refit(ladder, run, own, start)
-        # As the answers were that it was chosen by, of one training or an average of some. Several prompts that answer
-        # together are less sure than they are on average, so theirs is cautious; nothing was held out from all of them.
-        calibration = found.calibration.then(ladder.plain_answers(run).calibration())
-        return replace(found, calibration=calibration), retasked(start, own, self.problem)
+        words = retasked(start, own, self.problem)
+        return (words if configuration.training is None else self._refit(ladder, run, own, start)), words
 
     def _refit(self, ladder: Ladder, run: Run, own: Problem, start: Candidate) -> Candidate:
         """Train from a start on all examples, several times in other orders, and average.

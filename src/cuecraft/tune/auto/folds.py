@@ -13,11 +13,12 @@ from torch import Tensor
 from cuecraft.backbone import SequenceBackbone
 from cuecraft.backbone.readout import class_scores
 from cuecraft.evidence import Evidence, compare_paired
-from cuecraft.method import CalibrationKind, Candidate, Labelled, Problem, Score, Selection, calibration_of
+from cuecraft.method import CalibrationKind, Candidate, Labelled, Problem, Score, Selection
 from cuecraft.prompts import Calibration, HardPrompt, calibration
 from cuecraft.prompts.calibration import fitted_head
 from cuecraft.search.folds import Fold, stratified_folds
 from cuecraft.seeding import derived_seed
+from cuecraft.untuned import calibration_of
 
 _RECALIBRATION_FOLDS = 16
 

@@ -302,6 +302,10 @@ class Ladder:
         numbers = range(len(run.answers))
         if run.configuration.training is None or not self._fits(run, (members - 1) * len(numbers)):
             return
+        with self._problem.in_time():  # where the time ends, what was found before stays
+            self._average_on_folds(run, members, numbers)
+
+    def _average_on_folds(self, run: Run, members: int, numbers: Sequence[int]) -> None:
         begun = time.perf_counter()
         owns = [self._fold(run, number) for number in numbers]
         starts = [replace(start, reader=None) for start in run.starts]
@@ -422,7 +426,9 @@ class Ladder:
         if not self._fits(run, len(numbers)):
             return False
         try:
-            return self._train(run, numbers)
+            with self._problem.in_time():
+                return self._train(run, numbers)
+            return False
         except (MethodError, BackboneError, PromptError) as error:
             self.refusal = f"{run.configuration.name}: {error}"
             return True

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from cuecraft.backbone import AnyBackbone, Context
-from cuecraft.method import CalibrationKind, Candidate, Problem, starting_point
+from cuecraft.method import CalibrationKind, Candidate, Problem
 from cuecraft.search import AutoPrompt
 from cuecraft.search.label_words import LabelWordSearch, with_label_words
 from cuecraft.storage import digest
 from cuecraft.task import Task
+from cuecraft.untuned import starting_point
 
 
 @dataclass

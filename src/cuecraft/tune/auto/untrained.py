@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from cuecraft.backbone import HeadKind
 from cuecraft.evidence import Tried
-from cuecraft.method import CalibrationKind, Candidate, Event, Labelled, Problem, starting_point
+from cuecraft.method import CalibrationKind, Candidate, Event, Labelled, Problem
 from cuecraft.prompts import HardPrompt
 from cuecraft.search.elimination import halving_rounds
 from cuecraft.search.folds import Fold, stratified_folds, texts_of
@@ -20,6 +20,7 @@ from cuecraft.task import MaskSlot, PromptSlot
 from cuecraft.tune.auto.folds import HeldOut, fold_problem, gather, log_probabilities, untuned_answers
 from cuecraft.tune.auto.plans import Plan
 from cuecraft.tune.auto.starts import GivenWords, SearchedWords, Start, Words
+from cuecraft.untuned import starting_point
 
 _LONGEST_CUE = 12  # tokens: a training costs as much as its prompt is long
 _SCREENED = 96  # examples that hand-written words are tried on
@@ -74,8 +75,16 @@ class Untrained:
         """Token ids that make a prompt longer."""
         return filler_ids(self._problem)
 
-    def measure(self) -> Candidate:
-        """Measure the untuned prompt; return it with its best calibration, fitted to all examples."""
+    def measure(self) -> Candidate | None:
+        """Measure the untuned prompt; return it with its best calibration, fitted to all examples.
+
+        None where the time ends before that.
+        """
+        with self._problem.in_time():
+            return self._measured()
+        return None
+
+    def _measured(self) -> Candidate:
         ids = self._problem.initial_ids
         begun = time.perf_counter()
         answers = untuned_answers(self._problem, self._pool, [HardPrompt(ids)], self._folds)
@@ -95,8 +104,14 @@ class Untrained:
         ids = filled_ids(self._problem, None)
         own = Words("own words", GivenWords(), ids, differs=False)
         starts = [own]
+        with self._problem.in_time():
+            starts = self._tried(starts)
+        return starts
+
+    def _tried(self, starts: list[Words]) -> list[Words]:
+        """Return the starting words, given the template's own, after trying others."""
         if self._takes_cues() and not self._problem.out_of_time():
-            starts = self._screened([own, *self._cues(own)])
+            starts = self._screened([*starts, *self._cues(starts[0])])
         if self._plan.searches_words and self._answers_in_words() and not self._problem.out_of_time():
             starts = self._with_label_words(starts)
         return starts
