@@ -11,6 +11,7 @@ from typing import Any, TextIO, cast
 
 from cuecraft import display
 
+_LONGEST = 200  # characters of a path that are shown
 #: What to do about an error of the operating system, by its number.
 _REMEDIES = {
     errno.EACCES: "change its permissions, or choose another path",
@@ -118,6 +119,7 @@ def shown(error: OSError | UnicodeError) -> str:
         return str(error) or type(error).__name__
     name = error.filename
     where = os.fsdecode(name) if isinstance(name, str | bytes) else _unnamed() if name is None else str(name)
+    where = where if len(where) <= _LONGEST else f"{where[:_LONGEST]}..."
     what = error.strerror or os.strerror(error.errno)
     remedy = _REMEDIES.get(error.errno, "check it, and try again")
     return f"{where}: {what[:1].lower()}{what[1:]}; {remedy}"
