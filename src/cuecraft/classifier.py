@@ -145,18 +145,9 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         longest = method.longest_prompt()
         task = make_task(backbone, train, self.template, words, self.max_tokens, list(classes), longest)
         deadline = Deadline(self.time_limit)  # reading counts
-        problem = make_problem(
-            backbone,
-            task,
-            train,
-            held_out,
-            seed=self.seed,
-            validation_fraction=self.validation_fraction,
-            deadline=deadline,
-            then=then,
-            report=report,
-            reading=method.reading_limit(),
-        )
+        asked: dict[str, Any] = {"seed": self.seed, "validation_fraction": self.validation_fraction}
+        asked |= {"deadline": deadline, "then": then, "report": report, "reading": method.reading_limit()}
+        problem = make_problem(backbone, task, train, held_out, **asked)
         if searches_words and isinstance(method, Auto):  # it searches them in each fold, by its training part
             method = method.model_copy(update={"label_words": method.label_words or "search"})
         elif searches_words:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import sys
 import zlib
@@ -211,14 +212,21 @@ def _unpacker(path: str, packing: Packing) -> tuple[Callable[[], Any], type[Exce
 
 
 def _stdin() -> Iterator[tuple[bytes, int]]:
-    if sys.stdin is None or sys.stdin.closed:
-        raise OSError("stdin is closed")
-    binary = getattr(sys.stdin, "buffer", None)
-    if binary is None:  # a notebook or a test has put a stream of characters in its place
-        content = sys.stdin.read().encode("utf-8", "surrogateescape")
-        yield content, len(content)
-    else:
-        yield from _plain(binary)
+    """Yield the bytes of stdin; raises DataError where the process has none."""
+    is_closed = sys.stdin is None or sys.stdin.closed
+    binary = None if is_closed else getattr(sys.stdin, "buffer", None)
+    try:
+        if not is_closed and binary is None:  # a notebook or a test has put a stream of characters in its place
+            content = sys.stdin.read().encode("utf-8", "surrogateescape")
+            yield content, len(content)
+        elif binary is not None:
+            yield from _plain(binary)
+    except OSError as error:
+        if error.errno != errno.EBADF:
+            raise
+        is_closed = True
+    if is_closed:
+        raise DataError("stdin: is closed; give texts as arguments or in a file")
 
 
 def _plain(handle: BinaryIO) -> Iterator[tuple[bytes, int]]:
