@@ -192,3 +192,12 @@ def test_where_the_time_ends_the_untuned_prompt_ships(causal):
     problem = replace(tiny_problem(causal), out_of_time=lambda reserve=0.0: True)
     outcome = make_method("first-order").fit(problem)
     assert outcome.best is outcome.start
+
+
+def test_what_was_checked_before_the_time_ended_competes(causal):
+    seen = []
+    problem = tiny_problem(causal, report=lambda event: seen.append(event.get("penalty", "gradients")))
+    problem = replace(problem, out_of_time=lambda reserve=0.0: 0.1 in seen, is_over=lambda: 0.1 in seen)
+    outcome = make_method("first-order").fit(problem)
+    assert [event["penalty"] for event in outcome.trace] == [None, 0.1]
+    assert outcome.is_tuned == (outcome.trace[1]["dev_loss"] < outcome.trace[0]["dev_loss"])

@@ -123,6 +123,7 @@ class EncoderBackbone(FrozenModel):
             batches = list(token_batches(lengths, budget, shares))
             found = []
             for batch in batches:
+                check_time()
                 pieces, own = [texts[n] for n in batch], [cues[owners[n]] for n in batch]
                 table = VectorTable.of([cue.vectors[0] for cue in own], [cue.offsets for cue in own])
                 rows = RowCues([cue.vectors.shape[1] for cue in own], table.vectors, table.offsets)

@@ -38,7 +38,7 @@ from cuecraft.method import Calibrated, CalibrationKind, Candidate, Event, Metho
 from cuecraft.prompts import Calibration, DeepCue, HardPrompt
 from cuecraft.search.folds import Fold, stratified_folds, texts_of
 from cuecraft.search.start import filled_start
-from cuecraft.untuned import starting_point
+from cuecraft.untuned import untuned_prompt
 
 _LARGEST_KERNEL = 8192  # rows: an eigendecomposition of so many takes about a minute on two cores
 _MEMORY = 4  # a quarter of the device's memory for the gradients
@@ -73,12 +73,14 @@ class FirstOrder(Method):
         """
         pool = problem.pool
         whole = replace(problem, train=pool, dev=None)
-        untuned = starting_point(whole, problem.initial_ids, self.calibration)
-        start = filled_start(whole, untuned, self.prompt_length, self.calibration)
+        untuned, _ = untuned_prompt(whole, self.calibration)
         folds = stratified_folds(pool.labels, self.folds, problem.seed, texts_of(pool.context.examples))
-        assert isinstance(start.prompt, HardPrompt)
-        linear = linearised(whole, start.prompt) if folds else None
-        if linear is None:  # nothing can be checked, or the time is over
+        linear: Linearised | None = None  # as it stays where nothing can be checked, or the time ends before
+        with whole.in_time():
+            start = filled_start(whole, untuned, self.prompt_length, self.calibration)
+            assert isinstance(start.prompt, HardPrompt)
+            linear = linearised(whole, start.prompt) if folds else None
+        if linear is None:
             return Outcome(untuned, untuned, [])
         return _chosen(whole, untuned, linear, folds, self.penalties)
 
@@ -94,8 +96,12 @@ def _chosen(
     for step, penalty in enumerate((math.inf, *penalties)):
         if step and whole.out_of_time():
             break
-        linear_answers, answers = linear.held_out(whole, folds, penalty)
-        found, expected = (Score.of(own, labels, weights) for own in (answers, linear_answers))
+        answers: tuple[Tensor, ...] = ()
+        with whole.in_time():
+            answers = linear.held_out(whole, folds, penalty)
+        if not answers:
+            break  # what was checked before competes
+        expected, found = (Score.of(own, labels, weights) for own in answers)
         is_best = math.isfinite(found.loss) and (best[1] is None or found.loss < best[1].loss)
         best = (penalty, found) if is_best else best
         learnt = Score.of(linear.answers(linear.fitted(rows, whole, penalty), rows), labels, weights)
@@ -116,8 +122,6 @@ def _chosen(
     if not math.isfinite(penalty):
         return Outcome(untuned, untuned, trace, held_out=held_out)
     candidate = linear.candidate(linear.fitted(rows, whole, penalty))
-    with torch.no_grad():
-        finite(candidate.logits(whole.backbone, whole.train.context), whole.backbone)
     return Outcome(untuned, candidate, trace, held_out=held_out)
 
 
