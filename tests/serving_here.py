@@ -15,10 +15,11 @@ from serving import classifiers
 class Server:
     """An application, and a client of it."""
 
-    def __init__(self, backbone, names=("hard", "soft"), **parts):
-        shelf = Shelf(backbone)
-        for name in names:
-            shelf.put(name, [classifiers(backbone)[name].artifact_])
+    def __init__(self, backbone, names=("hard", "soft"), shelf=None, **parts):
+        if shelf is None:
+            shelf = Shelf(backbone)
+            for name in names:
+                shelf.put(name, [classifiers(backbone)[name].artifact_])
         self.metrics = Metrics()
         self.engine = Engine(shelf, parts.pop("engine", None) or EngineOptions(max_wait_ms=0), self.metrics)
         self.metrics.follow(self.engine)

@@ -196,6 +196,20 @@ def test_an_engine_answers_with_exported_folders(soft):
     assert answers[0].version == read_export(folder).export_sha256
 
 
+def test_over_http_an_exported_folder_refuses_fields_that_it_does_not_take(soft):
+    pytest.importorskip("fastapi")
+    from serving_here import Server
+
+    server = Server(None, shelf=ExportShelf({"one": soft[1]}, RuntimeOptions()))
+    try:
+        wrong = server.ask("POST", "/v1/classify", {"inputs": {"body": "a joy"}, "prompts": "one"})
+        right = server.ask("POST", "/v1/classify", {"inputs": {"text": "a joy"}, "prompts": "one"})
+    finally:
+        server.engine.close()
+    assert (wrong.status_code, right.status_code) == (409, 200)
+    assert "names field 'text'" in wrong.json()["error"]
+
+
 NO_TORCH = """
 import sys
 class Block:
