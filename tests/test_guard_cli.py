@@ -62,7 +62,7 @@ WRONG = {
     "nothing": (["check"], "no text to screen; give texts as arguments"),
     "no file": (["check", "--file", "a.txt"], "a.txt: no such file"),
     "no rules": (["check", "x", "--rules", "a.yaml"], "a.yaml: no such file"),
-    "no detector": (["check", "x", "--detector", "./none", "--local-files-only"], "detector ./none: there is no such folder"),
+    "no detector": (["check", "x", "--detector", "./none", "--local-files-only"], "./none: there is no such folder"),
     "no artifact": (["check", "x", "--artifact", "none"], "none"),
     "no data": (["eval", "a.jsonl"], "a.jsonl: no such file"),
 }
