@@ -12,12 +12,14 @@ from torch.nn import functional
 
 from conftest import LM_TEMPLATE, make_causal, make_examples, make_task, tiny_problem
 from cuecraft.backbone import load_backbone
+from cuecraft.data import Record
 from cuecraft.errors import MethodError
-from cuecraft.method import Score, score
+from cuecraft.method import CalibrationKind, Problem, Score, label_context, score
 from cuecraft.prompts import DeepCue, HardPrompt
 from cuecraft.search.folds import stratified_folds, texts_of
 from cuecraft.tune import make_method
 from cuecraft.tune.first_order import class_gradients, linearised, logistic
+from cuecraft.untuned import starting_point
 
 CUE = HardPrompt((300, 301, 302))
 
@@ -137,27 +139,28 @@ def test_held_out_answers_are_those_of_prompts_fitted_without_the_fold(causal):
     linear = linearised(problem, CUE)
     labels = problem.train.labels
     folds = stratified_folds(labels, 4, 1, texts_of(problem.train.context.examples))
-    by_linear, by_model = linear.held_out(problem, folds, 0.3)
-    for fold in folds:
+    sizes = [len(fold.held_out) for fold in folds]
+    by_linear, by_model = (own.split(sizes) for own in linear.held_out(problem, folds, 0.3))
+    for number, fold in enumerate(folds):
         found = linear.fitted(fold.train, problem, 0.3)
         own = linear.candidate(found)
         with torch.no_grad():
             alone = own.logits(causal, problem.train.context.select(fold.held_out))
-        assert torch.allclose(by_model[fold.held_out], alone.double(), atol=1e-4)
-        assert torch.allclose(by_linear[fold.held_out], linear.answers(found, fold.held_out))
-    for penalty, tolerance in ((1e4, 1e-4), (math.inf, 0)):  # near the start the model is linear
-        by_linear, by_model = linear.held_out(problem, folds, penalty)
-        assert torch.allclose(by_linear, by_model, atol=tolerance)
+        assert torch.allclose(by_model[number], alone.double(), atol=1e-4)
+        assert torch.allclose(by_linear[number], linear.answers(found, fold.held_out))
+    by_linear, by_model = linear.held_out(problem, folds, 1e4)  # near the start the model is linear
+    assert torch.allclose(by_linear, by_model, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["causal", "masked", "sequence"])
+@pytest.mark.parametrize("kind", ["causal", "masked"])
 def test_it_learns_and_its_held_out_score_is_of_the_penalty_that_ships(kind, request):
     backbone = request.getfixturevalue(kind)
     problem = tiny_problem(backbone)
     outcome = make_method("first-order").fit(problem)
     steps = [event for event in outcome.trace if event["phase"] == "first-order"]
     assert [event["penalty"] for event in steps] == [None, 0.1, 0.3, 1.0, 3.0, 10.0]
-    least = min(steps, key=lambda event: event["dev_loss"])
+    allowed = [event for event in steps if event["dev_accuracy"] >= steps[0]["dev_accuracy"]]
+    least = min(allowed, key=lambda event: event["dev_loss"])
     assert outcome.held_out == Score(least["dev_loss"], least["dev_accuracy"])
     if least["penalty"] is None:
         assert not outcome.is_tuned
@@ -177,6 +180,51 @@ def test_where_tuning_does_not_help_held_out_answers_the_untuned_prompt_ships(ca
     outcome = make_method("first-order", {"penalties": [0.01]}).fit(chance)
     assert outcome.trace[0]["dev_loss"] < outcome.trace[1]["dev_loss"]
     assert outcome.best is outcome.start
+
+
+@pytest.mark.parametrize("kind", ["causal", "masked"])
+@pytest.mark.parametrize("calibration", ["none", "fitted"])
+def test_what_competes_is_the_untuned_prompt_itself(kind, calibration, request):
+    """Its held-out score is that of the template as written with the calibration that would ship, folds apart."""
+    backbone = request.getfixturevalue(kind)
+    problem = whole_of(tiny_problem(backbone, "{text}{prompt}{mask}"))  # no words: tuned positions need filler
+    outcome = make_method("first-order", {"calibration": calibration, "folds": 4}).fit(problem)
+    data = problem.train
+    folds = stratified_folds(data.labels, 4, problem.seed, texts_of(data.context.examples))
+    losses = []
+    for fold in folds:
+        own = replace(problem, train=data.select(fold.train))
+        untuned = starting_point(own, problem.initial_ids, CalibrationKind(calibration))
+        held = data.select(fold.held_out)
+        losses.append(score(backbone, untuned, held).loss * len(held))
+    assert outcome.trace[0]["penalty"] is None
+    assert outcome.trace[0]["dev_loss"] == pytest.approx(sum(losses) / len(data), abs=1e-4)
+    if not outcome.is_tuned:
+        assert outcome.held_out.loss == outcome.trace[0]["dev_loss"]
+
+
+def test_labels_that_the_untuned_prompt_knows_by_itself_are_not_unlearnt(causal):
+    """Texts labelled by the untuned prompt: what ships answers others no worse than it does."""
+    texts = [f"{before} {word} {after}" for before in "the a it story plot".split() for word in "joy bore film".split()
+             for after in "good bad never great".split()]  # fmt: skip
+    task = make_task("{text}{prompt}{mask}")
+    records = [Record({"text": text}, "negative") for text in texts]
+    labelled = label_context(causal, task, task.examples(records))
+    with torch.no_grad():
+        logits = causal.class_logits(labelled.context, HardPrompt(()))
+    truth = (logits - logits.mean(0)).argmax(1)
+    data = replace(labelled, labels=truth)
+    for seed in range(3):
+        rows = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
+        problem = Problem(causal, task, data.select(rows[:32]), None, seed=seed)
+        outcome = make_method("first-order").fit(problem)
+        rest = data.select(rows[32:])
+        assert score(causal, outcome.best, rest).accuracy >= score(causal, outcome.start, rest).accuracy - 0.05
+
+
+def test_a_class_head_is_refused(sequence):
+    with pytest.raises(MethodError, match="needs a causal or masked language model"):
+        make_method("first-order").fit(tiny_problem(sequence))
 
 
 def test_what_does_not_fit_is_refused_before_it_is_computed(causal, monkeypatch):

@@ -92,6 +92,8 @@ def fitted(backbone, method, limit, **options):
 @pytest.mark.parametrize("kind", ["causal", "masked", "sequence"])
 @pytest.mark.parametrize("method", METHODS)
 def test_no_method_goes_on_after_its_time(method, kind, clocked):
+    if (method, kind) == ("first-order", "sequence"):
+        pytest.skip("it refuses class heads")
     if (method, kind) == ("zero-shot", "sequence"):
         pytest.skip("needs a language model")
     backbone, clock = clocked(kind), clocked.clock

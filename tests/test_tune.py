@@ -61,6 +61,8 @@ def test_every_method_has_a_fast_setting_here():
 @pytest.mark.parametrize("kind", ["causal", "masked", "sequence"])
 @pytest.mark.parametrize("name", list(LEARN))
 def test_training_learns_and_never_ships_worse_than_the_start(name, kind, request):
+    if (name, kind) == ("first-order", "sequence"):
+        pytest.skip("it refuses class heads")
     backbone = request.getfixturevalue(kind)
     before = {key: tensor.clone() for key, tensor in backbone.model.state_dict().items()}
     problem = tiny_problem(backbone, "{prompt: it was}{text}" if kind == "sequence" else None)

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -33,14 +33,27 @@ from torch import Tensor
 
 from cuecraft.backbone import AnyBackbone, Context
 from cuecraft.backbone.batching import Budget, memory_of
+from cuecraft.deadline import check_time
 from cuecraft.errors import MethodError
-from cuecraft.method import Calibrated, CalibrationKind, Candidate, Event, Method, Outcome, Problem, Score, finite
+from cuecraft.method import (
+    CalibrationKind,
+    Candidate,
+    Event,
+    Method,
+    Outcome,
+    Problem,
+    Score,
+    finite,
+    require_language_head,
+)
 from cuecraft.prompts import Calibration, DeepCue, HardPrompt
 from cuecraft.search.folds import Fold, stratified_folds, texts_of
 from cuecraft.search.start import filled_start
+from cuecraft.tune.auto.folds import untuned_answers
 from cuecraft.untuned import untuned_prompt
 
 _LARGEST_KERNEL = 8192  # rows: an eigendecomposition of so many takes about a minute on two cores
+_SECONDS = 2e-10  # of an eigendecomposition, for each row of the kernel to the third power: measured on one core
 _MEMORY = 4  # a quarter of the device's memory for the gradients
 _RANK = 1e-7  # of the greatest eigenvalue: directions below are rounding errors of float32 gradients
 
@@ -56,7 +69,11 @@ class FirstOrder(Method):
         (0.1, 0.3, 1.0, 3.0, 10.0), min_length=1, description="of the logistic regression; folds choose one"
     )
     folds: int = Field(8, ge=2, description="folds of the labelled examples, at most")
-    calibration: Calibrated = CalibrationKind.FITTED
+    calibration: CalibrationKind = Field(
+        CalibrationKind.FITTED,
+        description="correction of the untuned prompt that competes: none, contextual, batch or fitted; the regression "
+        "fits scale and bias by itself",
+    )
 
     @field_validator("penalties")
     @classmethod
@@ -69,60 +86,103 @@ class FirstOrder(Method):
         """Fit offsets to the training and dev examples together; ship them where held-out answers are better.
 
         Raises:
-            MethodError: the gradients of so many examples, classes and positions do not fit into memory.
+            MethodError: the backbone answers by a class head, which would have to be fitted anew for each fold; or the
+                gradients of so many examples, classes and positions do not fit into memory.
         """
-        pool = problem.pool
-        whole = replace(problem, train=pool, dev=None)
-        untuned, _ = untuned_prompt(whole, self.calibration)
-        folds = stratified_folds(pool.labels, self.folds, problem.seed, texts_of(pool.context.examples))
-        linear: Linearised | None = None  # as it stays where nothing can be checked, or the time ends before
-        with whole.in_time():
-            start = filled_start(whole, untuned, self.prompt_length, self.calibration)
-            assert isinstance(start.prompt, HardPrompt)
-            linear = linearised(whole, start.prompt) if folds else None
-        if linear is None:
+        require_language_head(problem, self.name)
+        whole = replace(problem, train=problem.pool, dev=None)
+        untuned, learnt = untuned_prompt(whole, self.calibration)
+        folds = stratified_folds(whole.train.labels, self.folds, problem.seed, texts_of(whole.train.context.examples))
+        if learnt is None or not folds:  # the time is over, or nothing can be checked
             return Outcome(untuned, untuned, [])
-        return _chosen(whole, untuned, linear, folds, self.penalties)
+        return _Choice(whole, self, untuned, learnt, folds).made()
 
 
-def _chosen(
-    whole: Problem, untuned: Candidate, linear: Linearised, folds: Sequence[Fold], penalties: Sequence[float]
-) -> Outcome:
-    """Return the penalty of least held-out loss on all examples; the untuned prompt competes on the same folds."""
-    labels, weights, rows = whole.train.labels.cpu(), whole.train.weights, range(len(whole.train))
-    weights = None if weights is None else weights.cpu()
-    trace: list[Event] = []
-    best: tuple[float, Score | None] = (math.inf, None)  # an infinite penalty: the start alone, calibrated
-    for step, penalty in enumerate((math.inf, *penalties)):
-        if step and whole.out_of_time():
-            break
-        answers: tuple[Tensor, ...] = ()
-        with whole.in_time():
-            answers = linear.held_out(whole, folds, penalty)
-        if not answers:
-            break  # what was checked before competes
-        expected, found = (Score.of(own, labels, weights) for own in answers)
-        is_best = math.isfinite(found.loss) and (best[1] is None or found.loss < best[1].loss)
-        best = (penalty, found) if is_best else best
-        learnt = Score.of(linear.answers(linear.fitted(rows, whole, penalty), rows), labels, weights)
+@dataclass
+class _Choice:
+    """A choice among penalties, and the untuned prompt, by answers to held-out examples.
+
+    Args:
+        whole: the problem, with all labelled examples to learn from.
+        options: of the method.
+        untuned: the template's own words, calibrated.
+        learnt: their score on all examples.
+        folds: which examples are held out in turn.
+    """
+
+    whole: Problem
+    options: FirstOrder
+    untuned: Candidate
+    learnt: Score
+    folds: Sequence[Fold]
+    trace: list[Event] = field(default_factory=list)
+    least_accuracy: float = 0.0  # of what is to take the untuned prompt's place
+    best: tuple[float, Score] | None = None  # the penalty, infinite for the untuned prompt, and its held-out score
+
+    def made(self) -> Outcome:
+        """Return the outcome: the penalty of least held-out loss, fitted to all examples, or the untuned prompt.
+
+        What ships in its place has less held-out loss and no less accuracy.
+        """
+        linear: Linearised | None = None
+        with self.whole.in_time():
+            self._see_untuned()
+            start = filled_start(self.whole, self.untuned, self.options.prompt_length, self.options.calibration)
+            assert isinstance(start.prompt, HardPrompt)
+            linear = linearised(self.whole, start.prompt)
+        for penalty in () if linear is None else self.options.penalties:
+            assert linear is not None
+            if self.whole.out_of_time():
+                break
+            with self.whole.in_time():  # what was checked before the time ended competes
+                self._see(linear, penalty)
+        penalty, held_out = self.best or (math.inf, None)
+        if linear is None or not math.isfinite(penalty):
+            return Outcome(self.untuned, self.untuned, self.trace, held_out=held_out)
+        candidate = linear.candidate(linear.fitted(range(len(self.whole.train)), self.whole, penalty))
+        return Outcome(self.untuned, candidate, self.trace, held_out=held_out)
+
+    def _see_untuned(self) -> None:
+        prompt = self.untuned.prompt
+        assert isinstance(prompt, HardPrompt)
+        answers = untuned_answers(self.whole, self.whole.train, [prompt], self.folds)
+        found = answers(0, self.options.calibration).log_probs
+        self._rate(math.inf, self.learnt, found, found)
+
+    def _see(self, linear: Linearised, penalty: float) -> None:
+        rows = range(len(self.whole.train))
+        expected, found = linear.held_out(self.whole, self.folds, penalty)
+        learnt = linear.answers(linear.fitted(rows, self.whole, penalty), rows)
+        self._rate(penalty, self._score(learnt, rows), expected, found)
+
+    def _score(self, logits: Tensor, rows: Sequence[int]) -> Score:
+        some = self.whole.train.select(list(rows))
+        return Score.of(logits, some.labels.cpu(), None if some.weights is None else some.weights.cpu())
+
+    def _rate(self, penalty: float, learnt: Score, expected: Tensor, found: Tensor) -> None:
+        """Note answers to the held-out rows of one fold after another `[N, C]`, of the linear model and the model."""
+        held_out = [row for fold in self.folds for row in fold.held_out]
+        own = self._score(found, held_out)
+        is_best = math.isfinite(own.loss) and (
+            self.best is None or (own.loss < self.best[1].loss and own.accuracy >= self.least_accuracy)
+        )
+        if is_best:
+            self.best = (penalty, own)
+        if math.isinf(penalty):
+            self.least_accuracy = own.accuracy
         event = {
             "phase": FirstOrder.name,
-            "step": step,
-            "total": len(penalties),
+            "step": len(self.trace),
+            "total": len(self.options.penalties),
             "penalty": _shown(penalty),
             "train_loss": learnt.loss,
-            "linear_loss": expected.loss,
-            "dev_loss": found.loss,
-            "dev_accuracy": found.accuracy,
+            "linear_loss": self._score(expected, held_out).loss,
+            "dev_loss": own.loss,
+            "dev_accuracy": own.accuracy,
             "best": is_best,
         }
-        trace.append(event)
-        whole.report(event)
-    penalty, held_out = best
-    if not math.isfinite(penalty):
-        return Outcome(untuned, untuned, trace, held_out=held_out)
-    candidate = linear.candidate(linear.fitted(rows, whole, penalty))
-    return Outcome(untuned, candidate, trace, held_out=held_out)
+        self.trace.append(event)
+        self.whole.report(event)
 
 
 def _shown(penalty: float) -> float | None:
@@ -184,22 +244,16 @@ class Linearised:
         return Candidate(DeepCue(self.base, own.view(self.unit.shape) * self.unit), found.calibration)
 
     def held_out(self, problem: Problem, folds: Sequence[Fold], penalty: float) -> tuple[Tensor, Tensor]:
-        """Return what is answered to held-out rows `[N, C]`: by the linear model, and by the model itself."""
+        """Return answers to the held-out rows of each fold in turn `[N, C]`: the linear model's, and the model's."""
         solutions = [self.fitted(fold.train, problem, penalty) for fold in folds]
-        linear = torch.zeros(self.logits.shape, dtype=torch.float64)
-        for fold, found in zip(folds, solutions, strict=True):
-            linear[fold.held_out] = self.answers(found, fold.held_out)
-        if not math.isfinite(penalty):
-            return linear, linear  # offsets of zero: the linear model is the model
+        linear = [self.answers(found, fold.held_out) for fold, found in zip(folds, solutions, strict=True)]
         candidates = [self.candidate(found) for found in solutions]
         contexts = [problem.train.context.select(fold.held_out) for fold in folds]
         with torch.no_grad():
             parts = [(context, own.prompt) for context, own in zip(contexts, candidates, strict=True)]
             logits = problem.backbone.class_logits_each(parts)
-        answers = torch.zeros_like(linear)
-        for fold, own, part in zip(folds, candidates, logits, strict=True):
-            answers[fold.held_out] = own.calibration.apply(part.double().cpu())
-        return linear, answers
+        pairs = zip(candidates, logits, strict=True)
+        return torch.cat(linear), torch.cat([own.calibration.apply(part.double().cpu()) for own, part in pairs])
 
 
 def linearised(problem: Problem, prompt: HardPrompt) -> Linearised | None:
@@ -226,6 +280,8 @@ def linearised(problem: Problem, prompt: HardPrompt) -> Linearised | None:
         some = context.select(range(first, min(first + step, len(context))))
         parts.append(class_gradients(backbone, some, prompt, shape))
         problem.report({"phase": "gradients", "step": first + len(some), "total": len(context)})
+    if problem.out_of_time(rows**3 * _SECONDS):
+        return None
     gradients, logits = (torch.cat(own) for own in zip(*parts, strict=True))
     gradients = gradients - gradients.mean(1, keepdim=True)
     return _whitened(prompt, gradients, finite(logits, backbone).double().cpu().numpy(), shape)
@@ -307,6 +363,7 @@ def logistic(
     strength = np.concatenate([np.full(size, penalty if size else 0.0), np.ones(classes + 1)])
 
     def objective(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        check_time()
         weights, bias, scale = parameters[:size], parameters[size:-1], np.exp(parameters[-1])
         z = scale * logits + (flat @ weights).reshape(count, classes) + bias
         z -= z.max(1, keepdims=True)
