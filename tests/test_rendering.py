@@ -1,8 +1,10 @@
 """From examples to token ids, against layouts written by hand and a token-at-a-time truncation."""
 
 import copy
+import itertools
 import re
 import warnings
+from contextlib import nullcontext
 
 import pytest
 from hypothesis import assume, given, settings
@@ -343,3 +345,18 @@ def test_a_word_that_the_tokenizer_itself_writes_with_a_mark_is_taken():
     made = renderer(tokenizer, "{text}{prompt:▁it}{mask}", CAUSAL, own)
     assert made.label_ids == (((2,),), ((0,),))
     assert made.prompt_ids == (3,)
+
+
+def test_many_label_words_are_told_apart_as_pairs_would_be(byte_tokenizer):
+    """Against all pairs: words that are alike, or of which one begins as another, in any order of the classes."""
+    words = ["good", "goodness", "bad", "badly", "war", "love"]
+    names = [f"class {n}" for n in range(4)]
+    for order in itertools.permutations(words, 4):
+        task = Task(
+            Template("{text}{prompt: it is}{mask}"),
+            Verbalizer.from_labels(names, dict(zip(names, order, strict=True))),
+        )
+        ids = [byte_tokenizer(" " + word, add_special_tokens=False)["input_ids"] for word in order]
+        clash = any(a != b and b[: len(a)] == a for a, b in itertools.product(ids, ids))
+        with pytest.raises(LabelWordError, match="beginning of the other") if clash else nullcontext():
+            Renderer(byte_tokenizer, task, HeadKind.CAUSAL, None)

@@ -161,3 +161,16 @@ def test_a_limit_that_is_not_reached_changes_nothing(clocked):
     free, bound = (fitted(backbone, "prompt-tuning", limit)[0] for limit in (None, 10_000))
     assert free.artifact_.manifest.metrics == bound.artifact_.manifest.metrics
     assert free.predict_proba(rows(8)[0]) == pytest.approx(bound.predict_proba(rows(8)[0]), abs=1e-6)
+
+
+def test_many_classes_of_several_words_cost_no_pass_after_the_limit(clocked):
+    """Where the time ends before the untuned prompt is calibrated, nothing is read for it afterwards."""
+    backbone, clock = clocked("causal"), clocked.clock
+    names = [f"class number {n} of some words" for n in range(40)]
+    texts, labels = zip(*[(f"{TEXTS[n % 8][0]} {n}", names[n % 40]) for n in range(120)], strict=True)
+    begun = clock.now
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CuecraftWarning)
+        found = PromptClassifier(backbone, "zero-shot", time_limit=150).fit(texts, labels)
+    assert found.outcome_.best.is_cut  # so it was not calibrated
+    assert clock.now - begun <= 150 + 2

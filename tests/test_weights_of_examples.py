@@ -12,7 +12,8 @@ from sklearn.ensemble import BaggingClassifier
 
 from conftest import LABELS, TEXTS, records, tiny_problem
 from cuecraft import PromptClassifier
-from cuecraft.data.texts import weighed
+from cuecraft.data import Record
+from cuecraft.data.texts import repeated, weighed
 from cuecraft.errors import DataError, MethodError
 from cuecraft.gradients import accumulate_gradients
 from cuecraft.method import CalibrationKind, Score, score
@@ -127,6 +128,8 @@ def test_what_trains_on_no_loss_takes_weights_as_copies_or_refuses(causal):
         ([1, None, *[1] * 6], "row 2: the weight 'None'"),
         (["1"] * 8, "row 1: the weight '1'"),
         ([0] * 8, "all weights in sample_weight are 0"),
+        ([10**400, *[1] * 7], "row 1: the weight '1000000"),
+        ([0.0 if label == Y[0] else 1.0 for label in Y], f"class '{Y[0]}' has weight 0"),
         (0, "all weights"),
         (np.ones((8, 2)), r"the weights have the shape \(8, 2\)"),
         ("1" * 8, "the weights are a str"),
@@ -154,3 +157,19 @@ def test_a_bag_of_classifiers_draws_rows_by_their_weights(causal, method):
     assert "sample_weight" in inspect.signature(PromptClassifier.fit).parameters
     bag = BaggingClassifier(PromptClassifier(causal, method), n_estimators=2, random_state=0)
     assert bag.fit(np.array(X * 2)[:, None], Y * 2).predict(np.array(X)[:, None]).shape == (8,)
+
+
+@pytest.mark.parametrize("weights", [[1] * 7, [-1, *[1] * 7], [0] * 8, ["1"] * 8, [float("nan"), *[1] * 7]])
+def test_score_checks_weights_as_fit_does(causal, weights):
+    classifier = PromptClassifier(causal, "zero-shot").fit(X, Y)
+    with pytest.raises(DataError, match="weight"):
+        classifier.score(X, Y, sample_weight=weights)
+    assert classifier.score(X, Y, sample_weight=iter([1] * 8)) == classifier.score(X, Y)
+
+
+def test_weights_whose_sum_overflows_keep_their_ratios():
+    rows = [Record({"text": text}, label) for text, label in zip(X, Y, strict=True)]
+    great = [own.weight for own in weighed(rows, [1e308, *[5e307] * 7])]
+    assert great == pytest.approx([own.weight for own in weighed(rows, [2, *[1] * 7])])
+    with pytest.raises(MethodError, match="in all at most"):
+        repeated(rows, [1e300, *[1] * 7], "auto")

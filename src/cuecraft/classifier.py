@@ -18,7 +18,16 @@ from cuecraft.backbone.gradient_mode import training
 from cuecraft.checkpoints import Keeping
 from cuecraft.data import Record, subsample
 from cuecraft.data.labels import class_names, label_name, python_value, words_by_name
-from cuecraft.data.texts import Labels, Texts, as_labels, as_records, held_out_records, repeated, weighed
+from cuecraft.data.texts import (
+    Labels,
+    Texts,
+    as_labels,
+    as_records,
+    example_weights,
+    held_out_records,
+    repeated,
+    weighed,
+)
 from cuecraft.deadline import Deadline, WhileTimeLasts
 from cuecraft.errors import DataError, LabelWordError, MethodError
 from cuecraft.method import Candidate, Event, Method, Outcome, Problem, fresh_logits
@@ -295,7 +304,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise DataError(f"{len(found)} texts but {len(names)} labels; give one label for each text")
         own = [label_name("a class", value) for value in self.classes_.tolist()]
         hits = [own[row] == name for row, name in zip(found, names, strict=True)]
-        return float(np.average(hits, weights=sample_weight))
+        return float(np.average(hits, weights=example_weights(sample_weight, len(hits))))
 
     def scores(
         self, texts: Texts, labels: Labels, report: Callable[[Event], None] = lambda event: None

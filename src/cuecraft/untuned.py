@@ -37,13 +37,17 @@ def _scored_start(problem: Problem, token_ids: tuple[int, ...], kind: Calibratio
 def untuned_prompt(problem: Problem, kind: CalibrationKind) -> tuple[Candidate, Score | None]:
     """Return the template's own words as `starting_point` does, and their score on the training examples.
 
-    Where the time ends first they stay uncalibrated and unscored; a class head is fitted to an example of each class.
+    Where the time ends first they stay uncalibrated and unscored. A class head, which has to be there, is then fitted
+    to one example of each class, outside of the limit.
 
     Raises:
         BackboneError: the model answers with NaN or infinity.
     """
     with problem.in_time():
         return _scored_start(problem, problem.initial_ids, kind)
+    if not isinstance(problem.backbone, SequenceBackbone):
+        plain = Calibration.none(problem.task.verbalizer.num_classes)
+        return Candidate(HardPrompt(problem.initial_ids), plain, is_cut=True), None
     labels = problem.train.labels.tolist()
     few = replace(problem, train=problem.train.select([labels.index(label) for label in sorted(set(labels))]))
     found = starting_point(few, problem.initial_ids, CalibrationKind.NONE)

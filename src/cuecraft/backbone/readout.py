@@ -163,10 +163,9 @@ class LabelReadout(Readout):
         columns = sorted({token for ids in words for token in ids})
         device = self._head.weight.device
         self._rows = torch.tensor(columns, device=device)
-        self._words = [
-            [(self.beginnings.index(ids[:n]) + 1 if n else 0, columns.index(token)) for n, token in enumerate(ids)]
-            for ids in words
-        ]
+        reads = {ids: number for number, ids in enumerate([(), *self.beginnings])}
+        places = {token: number for number, token in enumerate(columns)}
+        self._words = [[(reads[ids[:n]], places[token]) for n, token in enumerate(ids)] for ids in words]
         sizes = [len(class_words) for class_words in label_ids]
         self._class_words = torch.split(torch.arange(len(words)), sizes)
 

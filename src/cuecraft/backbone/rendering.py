@@ -303,15 +303,23 @@ class Renderer:
             )
             for words in verbalizer.words
         )
-        owners = [(ids, c) for c, words in enumerate(classes) for ids in words]
-        for ids, c in owners:
-            for other, d in owners:
-                if c < d and (ids[: len(other)] == other or other[: len(ids)] == ids):
-                    raise LabelWordError(
-                        f"classes {verbalizer.labels[c]!r} and {verbalizer.labels[d]!r} have label words that this "
-                        "tokenizer writes alike or one as the beginning of the other; give other label words"
-                    )
+        owners: dict[tuple[int, ...], int] = {}
+        for number, words in enumerate(classes):
+            for ids in words:
+                self._check_apart(owners.setdefault(ids, number), number)
+        for ids, number in owners.items():
+            for size in range(1, len(ids)):
+                self._check_apart(owners.get(ids[:size], number), number)
         return classes
+
+    def _check_apart(self, one: int, other: int) -> None:
+        """Raise LabelWordError unless two class numbers, of words of which one begins as the other, are the same."""
+        if one != other:
+            names = [repr(self.task.verbalizer.labels[number]) for number in sorted((one, other))]
+            raise LabelWordError(
+                f"classes {' and '.join(names)} have label words that this tokenizer writes alike or one as the "
+                "beginning of the other; give other label words"
+            )
 
     def _checked(self, word: str, ids: tuple[int, ...]) -> tuple[int, ...]:
         """Return a label word's ids, or say why it cannot be scored."""

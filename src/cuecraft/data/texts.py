@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from cuecraft.data.records import BadRow, Record, check_names
 from cuecraft.errors import DataError, MethodError
 
 #: Strings or mappings from field to string, one after another; an array; a pandas DataFrame; or an Arrow table.
+_MOST_COPIES = 1_000_000  # rows that weights may stand for
 Texts = Any
 #: Classes, one after another: a list, a generator, an array, a Series, a DataFrame of one column, or an Arrow array.
 Labels = Any
@@ -162,11 +164,13 @@ def weighed(records: Sequence[Record], sample_weight: Any) -> list[Record]:
         sample_weight: `[N]` numbers of 0 or more, or one for all; None, like equal ones, for none.
 
     Raises:
-        DataError: there are not as many, one is negative or no number, or all are 0.
+        DataError: there are not as many, one is negative or no number, or all of a class are 0.
     """
-    weights = _weights(sample_weight, len(records))
+    weights = example_weights(sample_weight, len(records))
     if weights is None:
         return list(records)
+    _check_classes(records, weights)
+    weights = weights / weights.max()  # their sum could overflow
     weights = weights * (np.count_nonzero(weights) / weights.sum())
     return [replace(record, weight=float(own)) for record, own in zip(records, weights, strict=True) if own > 0]
 
@@ -183,9 +187,14 @@ def repeated(records: Sequence[Record], sample_weight: Any, method: str) -> list
         DataError: as `weighed`.
         MethodError: a weight is not a whole number.
     """
-    weights = _weights(sample_weight, len(records))
+    weights = example_weights(sample_weight, len(records))
     if weights is None:
         return list(records)
+    _check_classes(records, weights)
+    if (weights / _MOST_COPIES).sum() > 1:
+        raise MethodError(
+            f"{method} takes weights as copies of rows; give whole numbers, {_MOST_COPIES:,} in all at most"
+        )
     if (weights % 1).any():
         raise MethodError(
             f"{method} trains on no loss that sample_weight could weigh; give whole numbers, which repeat rows, or "
@@ -194,8 +203,26 @@ def repeated(records: Sequence[Record], sample_weight: Any, method: str) -> list
     return [record for record, count in zip(records, weights.astype(int), strict=True) for _ in range(count)]
 
 
-def _weights(sample_weight: Any, count: int) -> np.ndarray | None:
-    """Return the weights of examples `[N]`; None where all are alike."""
+def _check_classes(records: Sequence[Record], weights: np.ndarray) -> None:
+    """Raise DataError where a class has no example of a weight above 0."""
+    counted = {record.label for record, weight in zip(records, weights, strict=True) if weight > 0}
+    lost = next((record.label for record in records if record.label not in counted), None)
+    if lost is not None:
+        raise DataError(
+            f"class {lost!r} has weight 0 in all of sample_weight; weigh an example, or leave the class out"
+        )
+
+
+def example_weights(sample_weight: Any, count: int) -> np.ndarray | None:
+    """Return the weights of examples `[N]`, float64; None where all are alike.
+
+    Args:
+        sample_weight: `[N]` numbers of 0 or more, or one for all; None for none.
+        count: N.
+
+    Raises:
+        DataError: there are not as many, one is negative or no number, or all are 0.
+    """
     if sample_weight is None:
         return None
     if isinstance(python_value(sample_weight), int | float):
@@ -204,7 +231,7 @@ def _weights(sample_weight: Any, count: int) -> np.ndarray | None:
     if len(values) != count:
         raise DataError(f"{count} texts but {len(values)} weights in sample_weight; give one for each text")
     for row, value in enumerate(values, start=1):
-        if is_missing(value) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        if is_missing(value) or not isinstance(value, int | float) or not 0 <= value <= sys.float_info.max:
             raise DataError(
                 f"row {row}: the weight {str(value)[:40]!r} in sample_weight is no number of 0 or more; fix it"
             )
