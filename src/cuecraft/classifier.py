@@ -31,7 +31,7 @@ from cuecraft.task import Template
 from cuecraft.task.verbalizer import WordChoice, default_word, distinct_words, words_in_order
 from cuecraft.tune import make_method
 from cuecraft.tune.auto import Auto
-from cuecraft.tune.finish import make_artifact, stored_candidate
+from cuecraft.tune.finish import answering_model, make_artifact, stored_candidate
 from cuecraft.tune.prepare import (
     heeding,
     label_free_problem,
@@ -440,8 +440,14 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         parameters = self.get_params(deep=False)
         if not isinstance(self.model, str | Path):
             parameters |= loading_of(self.model if isinstance(self.model, FrozenModel) else None)
-        artifact = self.artifact_.whole() if hasattr(self, "artifact_") else None
-        return {"parameters": parameters, "files": folder_files(artifact.save) if artifact else None}
+        state: dict[str, Any] = {"parameters": parameters, "files": None}
+        if hasattr(self, "artifact_"):
+            answering = loading_of(answering_model(self.backbone_, self._candidate))
+            # Where it runs is the classifier's choice; another use of the model in this process may have had its own.
+            answering |= {name: parameters[name] for name in ("device", "local_files_only")}
+            state |= {"files": folder_files(self.artifact_.whole().save), "answering": answering}
+            state |= {"padding": getattr(self, "padding_", None)}
+        return state
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         """Take over a pickled state; the backbone is loaded by its name.
@@ -454,9 +460,9 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if state["files"] is not None:
             with as_folder(state["files"]) as folder:
                 artifact = load_artifact(folder)
-            # As `fit` has loaded it, so that a process that has the model shares it.
-            backbone = load_backbone(self.model, self.head, self.device, self.local_files_only, self.dtype)
-            self._answer_with(artifact, backbone)
+            self._answer_with(artifact, load_backbone(**state["answering"]))
+            if state["padding"] is not None:
+                self.padding_ = state["padding"]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Return a copy over the same model; what `fit` found is never changed in place, and shared."""
