@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -11,6 +12,7 @@ from sklearn.preprocessing import FunctionTransformer
 
 from conftest import LABELS, TEXTS
 from cuecraft import CuecraftError, CuecraftWarning, PromptClassifier
+from cuecraft.errors import LabelWordError, MethodError
 
 X = [text for text, _ in TEXTS] * 2
 Y = [LABELS[label] for _, label in TEXTS] * 2
@@ -130,6 +132,91 @@ def test_accuracies_are_those_of_the_prompts_alone(classifier):
 def test_bad_data_is_told_in_one_line(causal, texts, labels, what):
     with pytest.raises(CuecraftError, match=what) as caught:
         PromptClassifier(causal, "zero-shot").fit(texts, labels)
+    assert "\n" not in str(caught.value)
+
+
+NO_ARGUMENTS = [
+    *[("seed", bad) for bad in ("a", 1.5, None, True, [1])],
+    *[("max_tokens", bad) for bad in ("5", 0, -1, 5.0, True, np.array([1, 2]))],
+    *[("time_limit", bad) for bad in ("5", -1, float("nan"), [5], True)],
+    *[("validation_fraction", bad) for bad in ("x", 0, 1, 2.0, float("nan"), None)],
+    *[("template", bad) for bad in (3, b"{text}{mask}", ["{text}"])],
+    *[("method_options", bad) for bad in ([1], "epochs=1", {1: 2})],
+    *[("local_files_only", bad) for bad in ("no", None, 1)],
+    *[("method", bad) for bad in (3, None, ["zero-shot"])],
+    ("head", 3),
+]
+
+
+@pytest.mark.parametrize(("name", "bad"), NO_ARGUMENTS, ids=[f"{name}-{bad!r}" for name, bad in NO_ARGUMENTS])
+def test_arguments_of_the_wrong_kind_are_refused_before_the_model_is_loaded(name, bad):
+    one = clone(PromptClassifier("nowhere/at-all", "zero-shot")).set_params(**{name: bad})
+    for call in (lambda: one.fit(X, Y), lambda: one.fit_unlabeled(X, LABELS)):
+        with pytest.raises(MethodError, match=f"^{name} is .*; give ") as caught:
+            call()
+        assert "\n" not in str(caught.value)
+
+
+def test_numbers_of_numpy_are_arguments_too(causal):
+    own = {"seed": np.int64(3), "max_tokens": np.int32(90), "time_limit": np.float32(60), "local_files_only": np.False_}
+    plain = {name: value.item() for name, value in own.items()}
+    found, expected = (
+        PromptClassifier(causal, "zero-shot", validation_fraction=np.float64(0.25), **given).fit(X, Y)
+        for given in (own, plain)
+    )
+    assert np.array_equal(found.predict_proba(X), expected.predict_proba(X))
+    assert found.artifact_.manifest == expected.artifact_.manifest
+
+
+IN_ORDER = [
+    ["bad", ("good", "great")],
+    np.array(["bad", "good"]),
+    np.array(["bad", "good"], dtype=object)[:, None],
+    np.array([["bad", "awful"], ["good", "great"]]),
+    pd.Series(["bad", "good"], dtype="string"),
+    pd.Series({"positive": "good", "negative": "bad"}),
+    pd.DataFrame({"word": ["bad", "good"]}),
+    pd.DataFrame({"word": ["good", "bad"]}, index=["positive", "negative"]),
+    pa.array(["bad", "good"]),
+    {"negative": np.array(["bad"]), "positive": pd.Series(["good"])},
+]
+
+
+@pytest.mark.parametrize("words", IN_ORDER, ids=lambda words: type(words).__name__)
+def test_label_words_may_be_held_by_anything_with_an_order(causal, words):
+    one = PromptClassifier(causal, "zero-shot", label_words=words).fit(X, Y)
+    assert [own[0] for own in one.task_.verbalizer.words] == ["bad", "good"]
+    unlabeled = PromptClassifier(causal, label_words=words, method_options={"max_texts": 2, "variants": 0})
+    assert unlabeled.fit_unlabeled(X, LABELS).task_.verbalizer == one.task_.verbalizer
+
+
+NO_WORDS = [
+    [1, 2],
+    np.array([1, 2]),
+    {"positive": 1, "negative": "bad"},
+    {"positive": None, "negative": "bad"},
+    [None, "good"],
+    {"positive": b"good", "negative": "bad"},
+    [["bad", ["x"]], "good"],
+    {"negative": ["bad", 3], "positive": "good"},
+    {"negative": {"bad": 1}, "positive": "good"},
+    {"negative": {"bad"}, "positive": "good"},
+    {"negative": "bad", "positive": "\ud800"},
+    pd.Series(["bad", None]),
+    pd.Series(["bad", "good"], index=["negative", "negative"]),
+    pd.DataFrame({"negative": ["bad"], "positive": ["good"]}),
+    np.array("bad"),
+    np.array([[["bad"], ["good"]]]),
+    b"bad",
+    3,
+    pd.Series(["bad", "good", "fine"]),
+]
+
+
+@pytest.mark.parametrize("words", NO_WORDS, ids=repr)
+def test_label_words_that_are_none_are_refused_before_the_model_is_loaded(words):
+    with pytest.raises(LabelWordError) as caught:
+        PromptClassifier("nowhere/at-all", "zero-shot", label_words=words).fit(X, Y)
     assert "\n" not in str(caught.value)
 
 

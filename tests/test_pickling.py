@@ -40,6 +40,7 @@ def test_a_fitted_classifier_answers_alike_out_of_a_pickle(fitted, tmp_path):
         assert np.array_equal(again.predict_proba(X), fitted.predict_proba(X))
         assert again.get_params() == fitted.get_params()
         assert again.classes_.tolist() == fitted.classes_.tolist()
+        assert again.padding_ == fitted.padding_
         assert again.save(tmp_path / "again") == fitted.save(tmp_path / "first")
         assert again.backbone_ is fitted.backbone_  # loaded once in a process, and nothing of it in the pickle
     assert len(pickle.dumps(fitted)) < 50_000
@@ -50,6 +51,31 @@ def test_heads_and_tuned_weights_are_in_the_pickle(method, causal_folder):
     options = {"epochs": 1} if method == "lora" else {}
     one = PromptClassifier(str(causal_folder), method, label_words=WORDS, method_options=options).fit(X, Y)
     assert np.array_equal(pickle.loads(pickle.dumps(one)).predict_proba(X), one.predict_proba(X))
+
+
+@pytest.fixture(scope="module")
+def encoder_folder(sequence, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("encoder")
+    sequence.model.save_pretrained(folder)
+    sequence.tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["fitted", "loaded"])
+def test_what_answers_by_another_model_is_unpickled_with_that_one(again, causal_folder, encoder_folder, tmp_path):
+    options = {"encoder": encoder_folder}
+    one = PromptClassifier(str(causal_folder), "embedding-probe", label_words=WORDS, method_options=options).fit(X, Y)
+    if again:
+        one.save(tmp_path / "probe")
+        one = PromptClassifier.load(tmp_path / "probe")
+    twin = pickle.loads(pickle.dumps(one))
+    for found in (twin, pickle.loads(pickle.dumps(twin)), copy.deepcopy(twin)):
+        assert np.array_equal(found.predict_proba(X), one.predict_proba(X))
+        assert found.get_params() == one.get_params()
+        assert getattr(found, "padding_", None) == getattr(one, "padding_", None)
+        assert found.backbone_.name == encoder_folder
+    if not again:
+        assert np.array_equal(clone(twin).fit(X, Y).predict_proba(X), one.predict_proba(X))
 
 
 def test_an_unfitted_one_keeps_its_parameters(causal_folder, tmp_path):
@@ -83,7 +109,7 @@ def test_a_pickle_is_checked_as_a_folder_is(fitted, causal_folder, tmp_path):
     for change, error in (
         ({"files": state["files"] | {"prompt.safetensors": b""}}, "prompt.safetensors is damaged"),
         ({"files": {"../out.txt": b"x"}}, "'../out.txt'"),
-        ({"parameters": state["parameters"] | {"model": str(tmp_path / "nowhere")}}, "nowhere"),
+        ({"answering": state["answering"] | {"model": str(tmp_path / "nowhere")}}, "nowhere"),
     ):
         with pytest.raises((ArtifactError, BackboneError), match=error):
             PromptClassifier.__new__(PromptClassifier).__setstate__(state | change)

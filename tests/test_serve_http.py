@@ -83,8 +83,15 @@ def test_top_k_counts_the_likeliest(serve):
     [
         (b"{", "invalid json"),
         ({"inputs": 5}, "at 'inputs': input should be a valid string"),
-        ({"inputs": []}, "inputs is empty"),
-        ({"inputs": [" "]}, "input 1: 'text' is empty"),
+        ({"inputs": [], "prompts": "hard"}, "inputs is empty"),
+        ({"inputs": [" "], "prompts": "hard"}, "input 1: 'text' is empty"),
+        ({"inputs": ["a", {"text": 5}], "prompts": "hard"}, "input 2: 'text' is int, not text"),
+        ({"inputs": {"text": None}, "prompts": "hard"}, "input 1: 'text' is missing"),
+        ({"inputs": {"text": ["a"]}, "prompts": "hard"}, "input 1: 'text' is list, not text"),
+        (b'{"inputs": "a", "prompts": "hard", "inputs": "b"}', "the request's body has 'inputs' more than once"),
+        (b'{"inputs": "a", "prompts": "hard", "prompts": "hard"}', "the request's body has 'prompts' more than once"),
+        (b'{"inputs": {"text": "a", "t\\u0065xt": "b"}, "prompts": "hard"}', "input 1 has 'text' more than once"),
+        (b'{"inputs": ["a", {"text": "a", "text": "a"}], "prompts": "hard"}', "input 2 has 'text' more than once"),
         ({"inputs": "a", "prompt": "hard"}, "at 'prompt': extra inputs are not permitted"),
         ({"inputs": "a"}, "name one of the prompts: hard, soft"),
         ({"inputs": "a", "prompts": ["hard", "hard"]}, "name each prompt once"),
@@ -106,6 +113,25 @@ def test_a_mistake_is_told_in_one_line(serve, body, told):
     error = response.json()["error"]
     assert told in error
     assert "\n" not in error
+
+
+UNREAD = ["", None, 5, 1.5, True, [], {}, ["a"], {"a": {"a": []}}, "a" * 200]
+
+
+def test_fields_that_no_prompt_reads_are_not_looked_at(serve):
+    server = serve(limits=Limits(characters=100), logs_texts=True)
+    expected = server.ask(*classify("a", ["hard", "soft"])).json()
+    for value in UNREAD:
+        fields = {"more": value, "text": "a", " ": value}
+        assert server.ask(*classify([fields], ["hard", "soft"])).json() == expected
+        assert server.ask("POST", "/v1/explain", {"input": fields, "prompt": "hard"}).status_code == 200
+    for value in (b'{"a": 1, "a": 2}', b"9" * 4000):
+        body = b'{"inputs": {"text": "a", "more": ' + value + b'}, "prompts": ["hard", "soft"]}'
+        assert server.ask("POST", "/v1/classify", body).json() == expected
+    twice = server.ask("POST", "/v1/explain", b'{"input": {"text": "a", "text": "b"}, "prompt": "hard"}')
+    assert (twice.status_code, "input 1 has 'text'" in twice.json()["error"]) == (400, True)
+    none = server.ask(*classify([{}], "hard"))
+    assert (none.status_code, "input 1 has no fields;" in none.json()["error"]) == (409, True)
 
 
 WRONG_FIELDS = [{"title": "a", "body": "b"}, {"body": "b"}, {"Text": "b"}, {"": "b"}]
@@ -144,9 +170,28 @@ def test_a_packed_body_is_refused_with_what_to_do(serve, path, encoding):
 @pytest.mark.parametrize("codec", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
 @pytest.mark.parametrize("path", ["/v1/classify", "/v1/explain"])
 def test_a_body_in_another_encoding_is_refused(serve, codec, path):
-    body = json.dumps({"inputs": "é", "prompts": "hard"}, ensure_ascii=False).encode(codec)
-    response = serve().ask("POST", path, body)
-    assert (response.status_code, "UTF-8" in response.json()["error"]) == (415, True)
+    server = serve()
+    for begin in ("", " ", "\t", "\r\n", "\n"):
+        body = (begin + json.dumps({"inputs": "é", "prompts": "hard"}, ensure_ascii=False)).encode(codec)
+        response = server.ask("POST", path, body)
+        assert (response.status_code, "UTF-8" in response.json()["error"]) == (415, True)
+
+
+@pytest.mark.parametrize(
+    ("lines", "code"),
+    [
+        (["identity", "gzip"], 415),
+        (["gzip", "identity"], 415),
+        (["identity, br"], 415),
+        (["", "identity"], 200),
+        (["Identity , identity"], 200),
+    ],
+)
+def test_every_content_encoding_is_looked_at(serve, lines, code):
+    server, body = serve(("hard",)), b'{"inputs": "a"}'
+    assert (
+        server.ask("POST", "/v1/classify", body, extra=[("content-encoding", own) for own in lines]).status_code == code
+    )
 
 
 @pytest.mark.parametrize(
@@ -210,6 +255,46 @@ def test_what_is_no_origin_is_refused(origin):
     with pytest.raises(ServeError, match="is no origin") as refused:
         make_options(ServeCommand, {"cors_origins": (origin,)})
     assert "\n" not in str(refused.value)
+
+
+NEVER_SENT = {
+    "https://a.com:443": "https://a.com",
+    "http://a.com:80": "http://a.com",
+    "https://a.com:0444": "https://a.com:444",
+    "https://a.com:": "https://a.com",
+    "https://A.com": "https://a.com",
+    "HTTPS://a.com": "https://a.com",
+    "https://a.com/": "https://a.com",
+    "https://bücher.example": "https://xn--bcher-kva.example",
+    "http://[0:0::1]:80": "http://[::1]",
+    "https://a.com:abc": None,
+    "https://a.com:99999": None,
+    "https://a.com:0": None,
+    "https://a.com:-1": None,
+    "https://a..com": None,
+    "https://straße.example": None,
+    "https://a%41.com": None,
+    "https://me@a.com": None,
+    "https://[::1": None,
+    "http://1.2.3.400": None,
+}
+
+
+@pytest.mark.parametrize("origin", NEVER_SENT)
+def test_an_origin_that_no_browser_sends_is_refused_with_the_one_to_write(origin):
+    with pytest.raises(ServeError, match="is no origin") as refused:
+        make_options(ServeCommand, {"cors_origins": (origin,)})
+    remedy = NEVER_SENT[origin]
+    assert str(refused.value).endswith(f"; write {remedy}" if remedy else "https://app.example.com, or *")
+    if remedy:
+        make_options(ServeCommand, {"cors_origins": (remedy,)})
+
+
+@pytest.mark.parametrize(
+    "origin", ["*", "http://localhost:3000", "http://127.0.0.1", "https://a_b.example:8443", "http://[::1]:8000"]
+)
+def test_an_origin_that_a_browser_sends_is_taken(origin):
+    assert make_options(ServeCommand, {"cors_origins": (origin,)}).cors_origins == (origin,)
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz"])

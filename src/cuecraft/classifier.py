@@ -17,7 +17,7 @@ from cuecraft.backbone.frozen import FrozenModel
 from cuecraft.backbone.gradient_mode import training
 from cuecraft.checkpoints import Keeping
 from cuecraft.data import Record, subsample
-from cuecraft.data.labels import class_names, label_name, python_value, words_by_name
+from cuecraft.data.labels import class_names, label_name, python_value
 from cuecraft.data.texts import (
     Labels,
     Texts,
@@ -29,19 +29,20 @@ from cuecraft.data.texts import (
     weighed,
 )
 from cuecraft.deadline import Deadline, WhileTimeLasts
-from cuecraft.errors import DataError, LabelWordError, MethodError
+from cuecraft.errors import DataError, MethodError
 from cuecraft.method import Candidate, Event, Method, Outcome, Problem, fresh_logits
-from cuecraft.options import make_options
+from cuecraft.options import check_arguments, make_options
 from cuecraft.prompts import AnyPrompt, Artifact, Calibration, load_artifact
 from cuecraft.prompts.pickled import as_folder, folder_files, loading_of
 from cuecraft.search.label_free import LabelFreeSearch, class_shares
 from cuecraft.search.label_words import LabelWordSearch, with_label_words
 from cuecraft.task import Template
-from cuecraft.task.verbalizer import WordChoice, default_word, distinct_words, words_in_order
+from cuecraft.task.verbalizer import WordChoice, default_word, distinct_words
 from cuecraft.tune import make_method
 from cuecraft.tune.auto import Auto
-from cuecraft.tune.finish import make_artifact, stored_candidate
+from cuecraft.tune.finish import answering_model, make_artifact, stored_candidate
 from cuecraft.tune.prepare import (
+    given_words,
     heeding,
     label_free_problem,
     label_free_task,
@@ -64,9 +65,9 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             ``first-order``, ``hybrid``, ``soup``; ``linear-probe``, ``embedding-probe``, ``lora``, ``lora-prompt``,
             ``full``.
         template: for instance ``"Review: {text}{prompt:\nSentiment:}{mask}"``; None for a general one.
-        label_words: class -> word or words, or a list of these in the order of ``classes_``, for estimators that
-            number the classes (`StackingClassifier`); None for the classes' own names; ``"auto"`` to search them first
-            (`cuecraft.search.label_words.LabelWordSearch`), which keeps the names where nothing is clearly better.
+        label_words: class -> word or words, or a list, array or Series of these in the order of ``classes_``, for
+            estimators that number the classes (`StackingClassifier`); None for the classes' own names; ``"auto"`` to
+            search them first (`cuecraft.search.label_words.LabelWordSearch`); where nothing is better, names stay.
         method_options: values for the method's options, ``{"epochs": 10}``.
         validation_fraction: part of the training examples held out to choose by, where `fit` gets no dev set.
         max_tokens: tokens of one input at most; None for what the model has positions for.
@@ -143,12 +144,12 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             CuecraftError: anything about data, template, label words, method or model that cannot be used.
             StoppedError: `Keeping.stop` asked for it; the state is kept.
         """
+        check_arguments(self.get_params(deep=False))
         method = make_method(self.method, self.method_options)
         classes, train = self._examples(texts, labels, sample_weight, method)
         held_out = held_out_records(dev, self._fields())
+        words = self._given_words(list(classes))
         backbone = load_backbone(self.model, self.head, self.device, self.local_files_only, self.dtype)
-        searches_words = self.label_words == "auto"
-        words = {name: default_word(name) for name in classes} if searches_words else self._given_words(list(classes))
         if words is None and method.has_own_head:
             words = distinct_words(list(classes))
         longest = method.longest_prompt()
@@ -157,9 +158,9 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         asked: dict[str, Any] = {"seed": self.seed, "validation_fraction": self.validation_fraction}
         asked |= {"deadline": deadline, "then": then, "report": report, "reading": method.reading_limit()}
         problem = make_problem(backbone, task, train, held_out, **asked)
-        if searches_words and isinstance(method, Auto):  # it searches them in each fold, by its training part
+        if self._searches_words and isinstance(method, Auto):  # it searches them in each fold, by its training part
             method = method.model_copy(update={"label_words": method.label_words or "search"})
-        elif searches_words:
+        elif self._searches_words:
             with problem.in_time():  # else the current words stay
                 problem = with_label_words(problem, LabelWordSearch().search(problem).words)
         if checkpoints is not None:
@@ -194,7 +195,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             CuecraftError: anything about texts, classes, shares, template, label words, options or model that cannot be
                 used.
         """
-        if self.label_words == "auto":
+        check_arguments(self.get_params(deep=False))
+        if self._searches_words:
             raise MethodError("label words are searched with labels; without any, give label_words={class: word}")
         words_given = self.label_words if isinstance(self.label_words, Mapping) else ()
         given = list(words_given) if classes is None else as_labels(classes, "classes")
@@ -204,8 +206,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             options["prior"] = class_shares(prior, names)
         search = make_options(LabelFreeSearch, options)
         records = subsample(as_records(texts, fields=self._fields()), search.max_texts, self.seed)
-        backbone = load_backbone(self.model, self.head, self.device, self.local_files_only, self.dtype)
         words = self._given_words(names)
+        backbone = load_backbone(self.model, self.head, self.device, self.local_files_only, self.dtype)
         task = label_free_task(backbone, records, names, self.template, words, self.max_tokens)
         longest = max(map(len, search.pool(task, backbone.tokenizer, self.seed)))
         task = replace(task, reserve=max(task.reserve, longest))
@@ -229,16 +231,18 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if not method.weighs_examples:
             return classes, repeated(records, sample_weight, method.name)
         records = weighed(records, sample_weight)
-        if self.label_words == "auto" and any(record.weight is not None for record in records):
+        if self._searches_words and any(record.weight is not None for record in records):
             raise MethodError("label_words='auto' searches words without sample_weight; give words or no weights")
         return classes, records
 
+    @property
+    def _searches_words(self) -> bool:
+        return isinstance(self.label_words, str) and self.label_words == "auto"
+
     def _given_words(self, names: Sequence[str]) -> WordChoice | None:
-        if isinstance(self.label_words, str):
-            raise LabelWordError(f"label_words is {self.label_words!r}; give {{class: word}}, or 'auto'")
-        if isinstance(self.label_words, Sequence):
-            return words_in_order(self.label_words, names)
-        return words_by_name(self.label_words)
+        if self._searches_words:
+            return {name: default_word(name) for name in names}
+        return given_words(self.label_words, names)
 
     def _fields(self) -> tuple[str, ...] | None:
         """Return the fields that the template names; None where every column of the texts is one."""
@@ -449,8 +453,14 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         parameters = self.get_params(deep=False)
         if not isinstance(self.model, str | Path):
             parameters |= loading_of(self.model if isinstance(self.model, FrozenModel) else None)
-        artifact = self.artifact_.whole() if hasattr(self, "artifact_") else None
-        return {"parameters": parameters, "files": folder_files(artifact.save) if artifact else None}
+        state: dict[str, Any] = {"parameters": parameters, "files": None}
+        if hasattr(self, "artifact_"):
+            answering = loading_of(answering_model(self.backbone_, self._candidate))
+            # Where it runs is the classifier's choice; another use of the model in this process may have had its own.
+            answering |= {name: parameters[name] for name in ("device", "local_files_only")}
+            state |= {"files": folder_files(self.artifact_.whole().save), "answering": answering}
+            state |= {"padding": getattr(self, "padding_", None)}
+        return state
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         """Take over a pickled state; the backbone is loaded by its name.
@@ -463,9 +473,9 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if state["files"] is not None:
             with as_folder(state["files"]) as folder:
                 artifact = load_artifact(folder)
-            # As `fit` has loaded it, so that a process that has the model shares it.
-            backbone = load_backbone(self.model, self.head, self.device, self.local_files_only, self.dtype)
-            self._answer_with(artifact, backbone)
+            self._answer_with(artifact, load_backbone(**state["answering"]))
+            if state["padding"] is not None:
+                self.padding_ = state["padding"]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Return a copy over the same model; what `fit` found is never changed in place, and shared."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from numbers import Integral, Real
 from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -66,6 +67,49 @@ def make_options(kind: type[Chosen], options: Mapping[str, Any] | None = None) -
             known = ", ".join(_option_names(kind))
             raise MethodError(f"{name} has no option {where!r}; it has {known}") from None
         raise MethodError(f"{name}, option {where!r}: {first['msg'].lower()} (got {first['input']!r})") from None
+
+
+def check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Check an estimator's arguments, which scikit-learn lets anybody set, before they are used.
+
+    Args:
+        arguments: by name; those that are not known here are checked where they are used.
+
+    Raises:
+        MethodError: one is of the wrong kind or out of range.
+    """
+    for name, (is_usable, remedy) in _ARGUMENTS.items():
+        if name in arguments and not is_usable(arguments[name]):
+            shown = " ".join(repr(arguments[name]).split())
+            raise MethodError(f"{name} is {shown if len(shown) <= 60 else shown[:60] + '...'}; give {remedy}")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+#: What an estimator's argument has to be, and what to give in place of something else.
+_ARGUMENTS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "method": (lambda value: isinstance(value, str), "a method's name"),
+    "template": (lambda value: value is None or isinstance(value, str), "a string such as '{text}{mask}', or None"),
+    "method_options": (
+        lambda value: value is None or (isinstance(value, Mapping) and all(isinstance(name, str) for name in value)),
+        "{option: value}, or None",
+    ),
+    "validation_fraction": (
+        lambda value: _is_number(value) and 0 < value < 1,
+        "a number between 0 and 1, ends excluded",
+    ),
+    "max_tokens": (lambda value: value is None or (_is_whole(value) and value > 0), "a whole number from 1, or None"),
+    "time_limit": (lambda value: value is None or (_is_number(value) and value >= 0), "seconds from 0, or None"),
+    "seed": (_is_whole, "a whole number"),
+    "head": (lambda value: value is None or isinstance(value, str), "'causal', 'masked', 'sequence', or None"),
+    "local_files_only": (lambda value: type(value).__name__ in ("bool", "bool_"), "True or False"),  # also NumPy's
+}
 
 
 def option_places(kind: type[Options], ending: str) -> list[str]:

@@ -93,7 +93,8 @@ def words_by_name(label_words: Any) -> dict[str, Any] | None:
     if label_words is None:
         return None
     if not isinstance(label_words, Mapping):
-        raise LabelWordError(f"label_words is {str(label_words)[:_SHOWN]!r}; give {{class: word}}, or 'auto'")
+        shown = " ".join(str(label_words).split())[:_SHOWN]
+        raise LabelWordError(f"label_words is {shown!r}; give {{class: word}}, a list in the classes' order, or 'auto'")
     found: dict[str, Any] = {}
     for label, words in label_words.items():
         name = label_name("label_words", label)

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from cuecraft.data.formats import STDIN, Format, Packing, kind_of, text_lines
-from cuecraft.data.labels import is_missing, label_name, python_value
+from cuecraft.data.labels import is_missing, label_name, python_value, words_by_name
 from cuecraft.data.readers import AS_USUAL, Reading, read_records, stream_texts, text_value
 from cuecraft.data.records import BadRow, Record, check_names
-from cuecraft.errors import DataError, MethodError
+from cuecraft.errors import DataError, LabelWordError, MethodError
 
 #: Strings or mappings from field to string, one after another; an array; a pandas DataFrame; or an Arrow table.
 _MOST_COPIES = 1_000_000  # rows that weights may stand for
@@ -110,6 +110,42 @@ def as_labels(labels: Labels, what: str = "labels") -> list[Any]:
             )
         labels = labels.reshape(-1)
     return _items(labels, what)
+
+
+def as_label_words(label_words: Any, names: Sequence[str]) -> dict[str, Any] | None:
+    """Return label words by the name of their class; None for none.
+
+    Args:
+        label_words: a mapping from class to word or words; or a list, an array or a column of these in the order of the
+            classes. A Series whose index is not just the row numbers is a mapping from its index.
+        names: the classes in their order.
+
+    Raises:
+        LabelWordError: they are none of these, or there are not as many as classes.
+        DataError: a class is none.
+    """
+    words = label_words
+    if hasattr(words, "iloc") and getattr(words, "ndim", 0) == 2 and words.shape[1] == 1:
+        words = words.iloc[:, 0]
+    index = getattr(words, "index", None)
+    if hasattr(words, "iloc") and words.ndim == 1 and type(index).__name__ != "RangeIndex":
+        pairs = list(zip(words.index, words, strict=True))
+        if len(dict(pairs)) < len(pairs):
+            raise LabelWordError("label_words is a Series whose index has a class twice; give each class one row")
+        return words_by_name(dict(pairs))
+    if words is None or isinstance(words, Mapping | str | bytes | set | frozenset):
+        return words_by_name(words)
+    try:
+        several = isinstance(words, np.ndarray) and words.ndim == 2 and words.shape[1] > 1  # words of each class
+        listed = list(words) if several else as_labels(words, "label_words")
+    except DataError:
+        raise LabelWordError(
+            f"label_words is {_article(words)} that is no list of words; give {{class: word}}, or a list in the "
+            "classes' order"
+        ) from None
+    if len(listed) != len(names):
+        raise LabelWordError(f"words for {len(listed)} classes, but there are {len(names)}: {', '.join(names)}")
+    return dict(zip(names, listed, strict=True))
 
 
 def as_records(texts: Texts, labels: Labels = None, fields: Sequence[str] | None = None) -> list[Record]:

@@ -6,8 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
@@ -32,13 +34,39 @@ if TYPE_CHECKING:
     from cuecraft.serve.http.service import Service
     from cuecraft.serve.shelf import Listing, Shelf
 
-_ORIGIN = re.compile(r"https?://[^\s/?#@*]+")
+_HOST = re.compile(r"(?:[a-z0-9_-]+\.)*[a-z0-9_-]+\.?")
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_READ_DIFFERENTLY = re.compile("[ßς\u200c\u200d]")  # by browsers and by Python's table of international names
 
 
 def _origin(value: str) -> str:
-    if value != "*" and not _ORIGIN.fullmatch(value):
+    meant = value if value == "*" else _as_sent(value)
+    if meant is None:
         raise ServeError(f"{value!r} is no origin; give its scheme, host and port, as https://app.example.com, or *")
+    if meant != value:
+        raise ServeError(f"{value!r} is no origin as a browser sends it; write {meant}")
     return value
+
+
+def _as_sent(value: str) -> str | None:
+    """Return an origin as a browser writes it: in small ASCII letters, without a default port; None for no origin."""
+    try:
+        parts = urlsplit(value)
+        port, host = parts.port, parts.hostname or ""
+        if ":" in host:
+            host = f"[{IPv6Address(host).compressed}]"
+        elif not _READ_DIFFERENTLY.search(host):
+            host = host.encode("idna").decode() if not host.isascii() else host
+            if host.rstrip(".").rpartition(".")[2].isdigit():
+                host = str(IPv4Address(host))
+    except ValueError:
+        return None
+    is_host = _HOST.fullmatch(host) or (host.startswith("[") and "%" not in host)
+    more = parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc
+    if parts.scheme not in _DEFAULT_PORTS or not is_host or more or port == 0:
+        return None
+    shown = "" if port in (None, _DEFAULT_PORTS[parts.scheme]) else f":{port}"
+    return f"{parts.scheme}://{host}{shown}"
 
 
 Origin = Annotated[str, AfterValidator(_origin)]

@@ -62,7 +62,7 @@ class Task:
         if missing:
             raise TemplateError(
                 f"template {self.template.source!r} names field {missing[0]!r}, but {where} has "
-                f"{', '.join(map(repr, fields))}; change the template or the text columns"
+                f"{', '.join(map(repr, fields)) or 'no fields'}; change the template or the text columns"
             )
 
     def _example(self, row: int, record: Record) -> Example:

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, product
 from string import ascii_lowercase
+from typing import Any
 
+from cuecraft.data.labels import python_value
 from cuecraft.errors import DataError, LabelWordError
 
 WordChoice = Mapping[str, str | Sequence[str]]
@@ -51,7 +53,7 @@ class Verbalizer:
         """Build a verbalizer for classes, each with its given words or, by default, its own name.
 
         Raises:
-            LabelWordError: `label_words` names a class that is not there, or leaves one out.
+            LabelWordError: `label_words` names a class that is not there, or leaves one out; or a word is no string.
         """
         if label_words is None:
             return cls(tuple(labels), tuple((default_word(label),) for label in labels))
@@ -65,7 +67,7 @@ class Verbalizer:
             )
         if missing:
             raise LabelWordError(f"no label words for class {missing[0]!r}; give it at least one")
-        return cls(tuple(labels), tuple(_as_words(label_words[label]) for label in labels))
+        return cls(tuple(labels), tuple(_as_words(label, label_words[label]) for label in labels))
 
     @property
     def num_classes(self) -> int:
@@ -105,17 +107,21 @@ def distinct_words(labels: Sequence[str]) -> WordChoice | None:
     return {label: "".join(own) for label, own in zip(labels, product(ascii_lowercase, repeat=width), strict=False)}
 
 
-def words_in_order(words: Sequence[str | Sequence[str]], labels: Sequence[str]) -> WordChoice:
-    """Return each class's words, given in the order of the classes.
-
-    Raises:
-        LabelWordError: there are not as many as classes.
-    """
-    if len(words) != len(labels):
-        raise LabelWordError(f"words for {len(words)} classes, but there are {len(labels)}: {', '.join(labels)}")
-    return dict(zip(labels, words, strict=True))
-
-
-def _as_words(value: str | Sequence[str]) -> tuple[str, ...]:
-    words = (value,) if isinstance(value, str) else tuple(value)
-    return tuple(dict.fromkeys(word.strip() for word in words))
+def _as_words(label: str, value: Any) -> tuple[str, ...]:
+    """Return the words of a class, given as one or as several in a list or an array, without outer spaces."""
+    value = python_value(value)
+    several = isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray)
+    given = list(value) if several or getattr(value, "ndim", 0) == 1 else [value]
+    words = [python_value(word) for word in given]
+    for word in words:
+        if not isinstance(word, str):
+            shown = " ".join(repr(word).split())[:60]
+            raise LabelWordError(
+                f"a label word of class {label!r} is a {type(word).__name__} ({shown}); give a string, or a list of "
+                "strings"
+            )
+        if any("\ud800" <= character <= "\udfff" for character in word):
+            raise LabelWordError(
+                f"label word {word!r} of class {label!r} holds half a character (a lone surrogate); fix it"
+            )
+    return tuple(dict.fromkeys(str.__str__(word).strip() for word in words))

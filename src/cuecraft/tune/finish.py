@@ -70,6 +70,11 @@ def make_artifact(
     )
 
 
+def answering_model(backbone: AnyBackbone, best: Candidate) -> AnyBackbone:
+    """Return the model that reads the texts in the end: a probe's sentence encoder, or the backbone."""
+    return best.reader.backbone if isinstance(best.reader, SentenceEncoder) else backbone
+
+
 def stored_candidate(artifact: Artifact, backbone: AnyBackbone) -> Candidate:
     """Return the candidate that an artifact holds, over the backbone that it was made for.
 

@@ -7,12 +7,14 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from cuecraft.backbone import AnyBackbone, HeadKind
 from cuecraft.checkpoints import Checkpoints, Keeping
 from cuecraft.data import Record, fingerprint, holdout
+from cuecraft.data.texts import as_label_words
 from cuecraft.deadline import Deadline
 from cuecraft.errors import CuecraftWarning, DataError, StoppedError
 from cuecraft.machine import versions
@@ -48,6 +50,22 @@ def default_template(head: HeadKind, fields: Sequence[str]) -> Template:
         return Template("{prompt}" + text)
     ending = "." if head is HeadKind.MASKED else ""
     return Template(f"{text}{{prompt:{DEFAULT_CUE}}}{{mask}}{ending}")
+
+
+def given_words(label_words: Any, names: Sequence[str]) -> WordChoice | None:
+    """Return label words by class, checked before a model is loaded; None for none.
+
+    Args:
+        label_words: as `as_label_words` takes them.
+        names: the classes in their order.
+
+    Raises:
+        LabelWordError: they cannot be read, or do not fit the classes.
+    """
+    words = as_label_words(label_words, names)
+    if words is not None:
+        Verbalizer.from_labels(names, words)
+    return words
 
 
 def make_task(

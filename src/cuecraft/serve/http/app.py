@@ -32,7 +32,6 @@ from cuecraft.serve.http.wire import (
     ErrorDocument,
     ExplainRequest,
     ExplainResponse,
-    check_texts,
     result_document,
 )
 from cuecraft.serve.registry import check_id
@@ -134,10 +133,8 @@ def _add_questions(app: FastAPI, service: Service) -> None:
         """Classify texts: one or many, with one prompt or many."""
         caller = service.admit(request)
         asked = await _asked(ClassifyRequest, service, request)
-        texts = asked.texts
-        check_texts(texts, service.limits)
         names = service.prompt_ids(asked.ids)
-        service.check_fields(asked.given, names)
+        texts = service.texts(asked.given, names)
         _note(request, service, texts, names)
         service.charge(caller, len(texts) * len(names))
         until = service.until(asked.timeout_ms)
@@ -155,10 +152,8 @@ def _add_questions(app: FastAPI, service: Service) -> None:
         """Tell which words of a text count: how much less probable its label is without each of them."""
         caller = service.admit(request)
         asked = await _asked(ExplainRequest, service, request)
-        fields = {"text": asked.input} if isinstance(asked.input, str) else asked.input
-        check_texts([fields], service.limits)
         (name,) = service.prompt_ids(None if asked.prompt is None else [asked.prompt])
-        service.check_fields([asked.input], [name])
+        (fields,) = service.texts([asked.input], [name])
         variants = Occlusion.of(service.engine.shelf.get(name), fields)
         _note(request, service, variants.texts[:1], [name])
         service.charge(caller, len(variants.texts))

@@ -30,11 +30,13 @@ from cuecraft.guard import Guard, GuardMode, Screening, Verdict
 from cuecraft.serve.guarding import Screener
 from cuecraft.serve.http.access import Caller, RateLimit, Role, Tokens, retry_after
 from cuecraft.serve.http.metrics import Metrics
+from cuecraft.serve.http.wire import check_names_once, checked_texts
 from cuecraft.serve.kept import Kept
 from cuecraft.serve.limits import Limits
 from cuecraft.serve.requests import TOO_LATE, Answer, AnyEngine
 
 _WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
+_BEGINS = b'{["-0123456789tfn \t\r\n'  # with these, JSON
 _CHARSET = re.compile(r";\s*charset\s*=\s*\"?([^\s;\"]+)", re.IGNORECASE)
 D = TypeVar("D", bound=BaseModel)
 _SCREENED_AT_ONCE = 4  # requests
@@ -134,20 +136,15 @@ class Service:
             raise ServeError(f"name each prompt once, and {self.limits.prompts} at most")
         return list(given)
 
-    def check_fields(self, given: Sequence[str | Mapping[str, str]], names: Sequence[str]) -> None:
-        """Raise TemplateError where a text that came as fields by name lacks one that a prompt reads.
-
-        A text that came as a string is the field of every prompt that reads one, whatever that is called.
-        """
-        tasks = [self.engine.shelf.get(name).task for name in names]
-        for number, text in enumerate(given, start=1):
-            for task in [] if isinstance(text, str) else tasks:
-                task.check_fields(text, f"input {number}")
+    def texts(self, given: Sequence[str | Mapping[str, Any]], names: Sequence[str]) -> list[dict[str, str]]:
+        """Return the fields of each text that the prompts read; raises as `checked_texts`."""
+        return checked_texts(given, [self.engine.shelf.get(name).task for name in names], self.limits)
 
     async def body(self, request: Request) -> bytes:
         """Return a request's body, or raise RefusedError where it is packed, or does not come in time."""
-        packing = request.headers.get("content-encoding", "identity").strip().lower()
-        if packing not in ("", "identity"):
+        given = ",".join(request.headers.getlist("content-encoding")).lower().split(",")
+        packing = ", ".join(own.strip() for own in given if own.strip() not in ("", "identity"))
+        if packing:
             raise RefusedError(
                 415, f"the body is packed ({packing[:40]}); send it as it is", {"accept-encoding": "identity"}
             )
@@ -217,27 +214,31 @@ def parsed(kind: type[D], body: bytes, content_type: str = "") -> D:
     """Return a request's body, which is JSON in UTF-8, with or without a byte order mark.
 
     Raises:
-        DataError: it is not as asked; says where.
+        DataError: it is not as asked, or has a name twice; says where.
         RefusedError: it is in another encoding.
     """
     charset = _CHARSET.search(content_type)
     named = charset[1].lower() if charset else "utf-8"
     # A document begins with a character of ASCII: with zero bytes around it, that is UTF-16 or UTF-32.
-    is_wide = b"\0" in body[:4] and body[:4].strip(b"\0")[:1] in (b"{", b"[", b" ", b"\n")
+    begin = body[:4].strip(b"\0")[:1]
+    is_wide = b"\0" in body[:4] and begin != b"" and begin in _BEGINS
     if (
         is_wide
         or body.startswith(_WIDE_MARKS)
         or (named not in ("utf-8", "utf8", "us-ascii", "ascii") and not body.isascii())
     ):
         raise RefusedError(415, "the body is JSON in another encoding than UTF-8; send it as UTF-8")
+    plain = body.removeprefix(codecs.BOM_UTF8)
     try:
-        return kind.model_validate_json(body.removeprefix(codecs.BOM_UTF8))
+        found = kind.model_validate_json(plain)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         # Of what may be one thing or another, pydantic names the kind beside the place.
         place = ".".join(str(part) for part in first["loc"] if not (part == "str" or "[" in str(part)))
         where = f"at {place!r}: " if place else ""
         raise DataError(f"the request's body is not as asked: {where}{first['msg'].lower()}") from None
+    check_names_once(plain)
+    return found
 
 
 def error_response(error: Exception) -> JSONResponse:

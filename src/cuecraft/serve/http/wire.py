@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -12,12 +14,13 @@ from cuecraft.errors import DataError
 from cuecraft.guard import GuardMode, Screening, Verdict
 from cuecraft.serve.limits import Limits
 from cuecraft.serve.requests import Answer
+from cuecraft.task import Task
 
-# What a text may be is told by the schema and checked by `check_texts`, which says better what is wrong.
+# What a text may be is told by the schema and checked by `checked_texts`, which says better what is wrong.
 _SOMETHING = {"type": "string", "minLength": 1, "pattern": r"\S"}
 _String = Annotated[str, WithJsonSchema(_SOMETHING)]
-_OBJECT = {"type": "object", "minProperties": 1, "additionalProperties": _SOMETHING}
-_Fields = Annotated[dict[str, str], WithJsonSchema(_OBJECT)]
+_OBJECT = {"type": "object", "minProperties": 1}  # what no prompt reads may be anything
+_Fields = Annotated[dict[str, Any], WithJsonSchema(_OBJECT)]
 Text = _String | _Fields
 _IDS = {"type": "array", "minItems": 1, "uniqueItems": True, "items": {"type": "string"}}
 _SEVERAL = {"type": "array", "minItems": 1, "items": {"anyOf": [_SOMETHING, _OBJECT]}}
@@ -54,14 +57,9 @@ class ClassifyRequest(_Document):
     )
 
     @property
-    def given(self) -> Sequence[str | dict[str, str]]:
+    def given(self) -> Sequence[str | dict[str, Any]]:
         """Each text as it came."""
         return self.inputs if isinstance(self.inputs, list) else [self.inputs]
-
-    @property
-    def texts(self) -> list[dict[str, str]]:
-        """The fields of each text."""
-        return [{"text": text} if isinstance(text, str) else text for text in self.given]
 
     @property
     def ids(self) -> list[str] | None:
@@ -131,18 +129,66 @@ class ErrorDocument(_Document):
     error: str
 
 
-def check_texts(texts: Sequence[Mapping[str, str]], limits: Limits) -> None:
-    """Raise DataError where texts are too many, too long, empty or no Unicode."""
-    if not texts:
+def checked_texts(
+    given: Sequence[str | Mapping[str, Any]], tasks: Sequence[Task], limits: Limits
+) -> list[dict[str, str]]:
+    """Return the fields of each text that some task reads; what none reads is not looked at.
+
+    A text that came as a string is the field of every task that reads one, whatever that is called.
+
+    Args:
+        given: each text as it came.
+        tasks: of the prompts that are asked.
+        limits: what one request may hold.
+
+    Raises:
+        DataError: texts are too many, or one is too long, empty, no string or no Unicode.
+        TemplateError: a text lacks a field that a task reads.
+    """
+    if not given:
         raise DataError("inputs is empty; give at least one text")
-    if len(texts) > limits.inputs:
-        raise DataError(f"{len(texts)} inputs, and a request may have {limits.inputs}; send several requests")
-    for number, fields in enumerate(texts, start=1):
-        for name, value in fields.items():
-            text_value(f"input {number}", name, value)
+    if len(given) > limits.inputs:
+        raise DataError(f"{len(given)} inputs, and a request may have {limits.inputs}; send several requests")
+    read = dict.fromkeys(name for task in tasks for name in task.template.field_names)
+    texts = []
+    for number, text in enumerate(given, start=1):
+        where = f"input {number}"
+        for task in [] if isinstance(text, str) else tasks:
+            task.check_fields(text, where)
+        own = {"text": text} if isinstance(text, str) else {name: text[name] for name in read}
+        fields = {name: text_value(where, name, value) for name, value in own.items()}
         size = sum(map(len, fields.values()))
         if size > limits.characters:
-            raise DataError(f"input {number} has {size} characters, and {limits.characters} may be sent; cut it")
+            raise DataError(f"{where} has {size} characters, and {limits.characters} may be sent; cut it")
+        texts.append(fields)
+    return texts
+
+
+def check_names_once(body: bytes) -> None:
+    """Raise DataError where a body, or a text in it, has a name twice: of two values, none is the one that is meant.
+
+    Args:
+        body: JSON that was read before.
+    """
+    # Numbers stay as they are written: they may have more digits than Python reads.
+    document = json.loads(body, object_pairs_hook=_Pairs, parse_int=str, parse_float=str)
+    _check_once("the request's body", document)
+    for name, value in document:
+        if name in ("input", "inputs"):
+            texts = [value] if isinstance(value, _Pairs) else value if isinstance(value, list) else ()
+            for number, text in enumerate(texts, start=1):
+                if isinstance(text, _Pairs):
+                    _check_once(f"input {number}", text)
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """An object of JSON as it is written."""
+
+
+def _check_once(where: str, pairs: _Pairs) -> None:
+    twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+    if twice:
+        raise DataError(f"{where} has {twice[0]!r} more than once; send it once")
 
 
 def answer_document(answer: Answer, top_k: int | None) -> dict[str, Any]:
