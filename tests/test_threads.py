@@ -11,6 +11,7 @@ import torch
 from conftest import make_causal, make_masked
 from cuecraft import PromptClassifier
 from cuecraft.backbone import HeadKind, load_backbone
+from cuecraft.backbone.layers import entering
 from cuecraft.backbone.readout import FeatureReadout, LabelReadout
 from cuecraft.backbone.rendering import special_ids
 from cuecraft.backbone.words import next_word_log_probabilities
@@ -177,6 +178,21 @@ def test_two_passes_under_way_keep_what_they_read_apart(causal):
         with features.reading(slots[:, :1]) as scores:
             kept.append((scores, causal.model.lm_head(hidden)))
     assert [float(scores(logits).mean()) for scores, logits in kept] == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("kind", ["causal", "masked", "sequence"])
+def test_a_model_that_has_a_pass_under_way_is_copied_after_it(kind, request):
+    backbone = request.getfixturevalue(kind)
+    loaded = []
+    loading = threading.Thread(
+        target=lambda: loaded.append(load_backbone((backbone.model, backbone.tokenizer), backbone.head_kind))
+    )
+    with entering(backbone.layers, lambda layer, hidden: hidden):
+        loading.start()
+        loading.join(0.2)  # long enough for a copy that does not wait
+        assert not loaded
+    loading.join()
+    assert not any(module._forward_pre_hooks for module in loaded[0].model.modules())
 
 
 def test_texts_are_read_by_a_tokenizer_whose_state_no_other_call_changes(causal):
