@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, MistralConfig, MistralForCausalLM
 
 from conftest import make_causal, make_examples, make_masked, make_task
@@ -85,6 +85,15 @@ def cut_short(folder):
     path.write_bytes(path.read_bytes()[:-100])
 
 
+def changed_weights(change):
+    def spoil(folder):
+        path = folder / "model.safetensors"
+        save_file(change(load_file(path)), path, {"format": "pt"})
+
+    return spoil
+
+
+Q_PROJ = "model.layers.0.self_attn.q_proj"
 OWN_CODE = {"auto_map": {"AutoConfig": "own.Config"}}
 
 
@@ -101,6 +110,14 @@ OWN_CODE = {"auto_map": {"AutoConfig": "own.Config"}}
         (written("config.json", '{"a":'), "config.json: cannot be read as JSON"),
         (written("config.json", "[]"), "holds no JSON object"),
         (changed_config(intermediate_size=48), r"down_proj.* are \[32, 64\], but config.json makes them \[32, 48\]"),
+        (changed_config(num_hidden_layers=1), r"has weights '.*layers\.1\..*' \(9 such\), for which its config.json"),
+        (changed_weights(lambda own: own | {f"{Q_PROJ}.bias": torch.ones(32)}), r"has weights '.*q_proj\.bias' \(1"),
+        (changed_config(num_hidden_layers=3), r"'.*layers\.2\..*' \(9 missing\), which its config.json asks for"),
+        (changed_config(model_type="gpt2"), "missing\\), which its config.json asks for; they are of two models"),
+        (changed_weights(lambda own: {f"module.{key}": value for key, value in own.items()}), "begin with 'module.'"),
+        (changed_weights(lambda own: own | {f"{Q_PROJ}.weight": own[f"{Q_PROJ}.weight"].char()}), r"integers \(I8\)"),
+        (changed_config(quantization_config={"quant_method": "zz"}), "names no kind .*'zz'"),
+        (changed_config(quantization_config={"bits": 4}), "names no kind .*None"),
         (
             only(adapter_config_json='{"base_model_name_or_path": "org/base"}'),
             r"adapter of PEFT.*base model \(org/base",
@@ -122,6 +139,36 @@ def test_a_folder_that_holds_no_model_is_refused_with_what_is_wrong(spoil, says,
         load_backbone(str(folder))
     assert "\n" not in str(caught.value)
     assert "trust_remote_code" not in str(caught.value)
+
+
+@pytest.mark.parametrize("head", ["causal", "sequence"])
+def test_layers_that_a_configuration_leaves_out_are_missed_with_every_head(head, folder):
+    changed_config(num_hidden_layers=1)(folder)
+    with pytest.raises(BackboneError, match=r"layers\.1\."):
+        load_backbone(folder, head)
+
+
+def test_weights_that_no_head_needs_and_buffers_of_older_versions_are_passed_over(folder):
+    spare = {
+        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4),
+        "model.layers.0.self_attn.masked_bias": torch.ones(1),
+        "model.position_ids": torch.arange(4)[None],
+        "classifier.weight": torch.ones(2, 32),
+        "vision.layers.7.q_proj.weight": torch.ones(2, 2),
+    }
+    changed_weights(lambda own: own | spare)(folder)
+    for head in ("causal", "sequence"):
+        assert load_backbone(folder, head).head_kind == head
+
+
+def test_a_checkpoint_without_the_head_asked_for_is_refused_by_that(word_tokenizer, tmp_path):
+    model = make_masked(word_tokenizer)
+    model.bert.save_pretrained(tmp_path)
+    word_tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(BackboneError, match="so it has no masked head"):
+        load_backbone(tmp_path, "masked")
+    model.save_pretrained(tmp_path)
+    assert load_backbone(tmp_path, "sequence").hidden_size == 32
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,18 @@
-"""What a checkpoint lacks, said before transformers tries to read it, and what transformers says, in our words."""
+"""What a checkpoint lacks: before transformers reads it, by what was read, and in what transformers says."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from transformers import CONFIG_MAPPING
+from transformers.quantizers import AutoHfQuantizer
 
+from cuecraft.backbone.rendering import HeadKind
 from cuecraft.errors import BackboneError
 
 CONFIG, ADAPTER, INDEX = "config.json", "adapter_config.json", "model.safetensors.index.json"
@@ -80,7 +84,7 @@ def _check_folder(folder: Path) -> None:
             raise BackboneError(f"{folder}: {_NO_CODE}")
         known = f"names the kind {kind!r}, which transformers does not know" if kind else "has no model_type"
         raise BackboneError(f"{folder / CONFIG}: {known}; restore it, or choose another model")
-    _check_weights(folder)
+    _check_weights(folder, is_quantised=config.get("quantization_config") is not None)
     if not any(path.is_file() for pattern in _TOKENIZERS for path in folder.glob(pattern)):
         raise BackboneError(f"{folder}: holds no tokenizer; save one there (tokenizer.save_pretrained)")
     tokenizer = folder / "tokenizer.json"
@@ -103,7 +107,7 @@ def _what_it_is(folder: Path) -> str:
     return f"holds no model ({CONFIG} is missing); check the path"
 
 
-def _check_weights(folder: Path) -> None:
+def _check_weights(folder: Path, is_quantised: bool) -> None:
     files = [path for path in (folder / "model.safetensors",) if path.is_file()]
     if (folder / INDEX).is_file() and not files:
         shards = _json_object(folder / INDEX).get("weight_map")
@@ -122,10 +126,90 @@ def _check_weights(folder: Path) -> None:
             raise BackboneError(f"{folder}: {path.name} is missing; download the model again")
         _refuse_pointer(path)
         try:
-            with safe_open(path, "pt"):
-                pass
+            with safe_open(path, "pt") as weights:
+                kinds = {key: weights.get_slice(key).get_dtype() for key in weights.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise BackboneError(f"{path}: is damaged or cut short ({error}); download it again") from error
+        integers = [key for key, kind in sorted(kinds.items()) if kind[0] in "IU" and key.endswith(".weight")]
+        if integers and not is_quantised:
+            raise BackboneError(
+                f"{path}: its weights {integers[0]!r} are integers ({kinds[integers[0]]}), but {CONFIG} has no "
+                "quantization_config that says how they are meant; restore it, or give weights of floats"
+            )
+
+
+def check_quantisation(name: str, config: Any) -> None:
+    """Raise BackboneError where a configuration names a kind of quantisation that transformers would pass over."""
+    for own in (config, config.get_text_config()):
+        found = getattr(own, "quantization_config", None)
+        found = found.to_dict() if hasattr(found, "to_dict") else found
+        try:
+            is_known = found is None or AutoHfQuantizer.supports_quant_method(found)
+        except (ValueError, TypeError, AttributeError):  # no quant_method, or no object at all
+            is_known = False
+        if not is_known:
+            method = found.get("quant_method") if isinstance(found, dict) else found
+            raise BackboneError(
+                f"{name}: quantization_config of its {CONFIG} names no kind that transformers knows (quant_method "
+                f"{method!r}); restore it, or give weights that are not quantised"
+            )
+
+
+def check_read(name: str, model: Any, info: Mapping[str, Any], kind: HeadKind) -> None:
+    """Raise BackboneError where the weights of a checkpoint are not those that its configuration asks for.
+
+    Args:
+        name: of the checkpoint.
+        model: made by its configuration.
+        info: what transformers says of the weights that it read.
+        kind: the head that the model has.
+    """
+    for key, found, wanted in sorted(info["mismatched_keys"]):
+        raise BackboneError(
+            f"{name}: its weights {key!r} are {list(found)}, but {CONFIG} makes them {list(wanted)}; they are of "
+            "two models, so download both again"
+        )
+    missing = sorted(key for key in info["missing_keys"] if not (kind is HeadKind.SEQUENCE and "pooler" in key))
+    unexpected = sorted(info["unexpected_keys"])
+    for key in unexpected:
+        prefix = next((key.removesuffix(own) for own in missing if key.endswith(f".{own}")), None)
+        if prefix:
+            raise BackboneError(
+                f"{name}: the names of its weights begin with {prefix!r}, as those of a wrapped model do; save the "
+                "model inside the wrapper (save_pretrained of its module)"
+            )
+    body = model.base_model
+    start = "" if body is model else f"{model.base_model_prefix}."
+    of_body = {f"{start}{key}" for key in body.state_dict()} & set(missing)
+    if of_body:
+        raise BackboneError(
+            f"{name}: the checkpoint has no weights for {min(of_body)!r} ({len(of_body)} missing), which its {CONFIG} "
+            "asks for; they are of two models, so download both again"
+        )
+    if missing:
+        raise BackboneError(
+            f"{name}: the checkpoint has no weights for {missing[0]!r} ({len(missing)} missing), so it has no "
+            f"{kind} head; choose another with head=/--head"
+        )
+    left_out = [key for key in unexpected if _is_of_layers(key, body, model.base_model_prefix)]
+    if left_out:
+        raise BackboneError(
+            f"{name}: the checkpoint has weights {left_out[0]!r} ({len(left_out)} such), for which its {CONFIG} makes "
+            "no place, and the model would go without them; they are of two models, so download both again"
+        )
+
+
+def _is_of_layers(key: str, body: Any, prefix: str) -> bool:
+    """Tell whether weights that a model has no place for are of its own layers: of one more, or a bias of one.
+
+    Heads that are not used, buffers of older versions, and parts that the architecture leaves out are neither.
+    """
+    module, parts = body, key.removeprefix(f"{prefix}.").split(".")
+    for part in parts[:-1]:
+        if isinstance(module, torch.nn.ModuleList) and part.isdigit() and int(part) >= len(module):
+            return True
+        module = getattr(module, part, None)
+    return isinstance(module, torch.nn.Module) and parts[-1] in module._parameters
 
 
 def _refuse_pointer(path: Path) -> None:

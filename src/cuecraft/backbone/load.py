@@ -22,7 +22,7 @@ from cuecraft import assets
 from cuecraft.backbone.base import Backbone
 from cuecraft.backbone.borrowed import borrowed
 from cuecraft.backbone.causal import CausalBackbone
-from cuecraft.backbone.checkpoint import check_checkpoint, checked_pair, explained
+from cuecraft.backbone.checkpoint import check_checkpoint, check_quantisation, check_read, checked_pair, explained
 from cuecraft.backbone.encoder import MaskedBackbone, Pooling, SequenceBackbone
 from cuecraft.backbone.gradient_mode import ordinary_tensors
 from cuecraft.backbone.rendering import HeadKind
@@ -168,6 +168,7 @@ def _load(
     with _quiet(), _readable_errors(name):
         config = AutoConfig.from_pretrained(**where, trust_remote_code=False)
     _refuse_encoder_decoder(config)
+    check_quantisation(name, config)
     kind = head or _saved_head(config)
     with _quiet(), _readable_errors(name):
         tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
@@ -182,17 +183,7 @@ def _load(
             # Weights of 4 bits are made on the GPU while they are read, and cannot be moved afterwards.
             **({"quantization_config": _quantization(dtype), "device_map": device} if asked == NF4 else {}),
         )
-    for key, found, wanted in sorted(info["mismatched_keys"]):
-        raise BackboneError(
-            f"{name}: its weights {key!r} are {list(found)}, but config.json makes them {list(wanted)}; they are of "
-            "two models, so download both again"
-        )
-    missing = [key for key in info["missing_keys"] if not (kind is HeadKind.SEQUENCE and "pooler" in key)]
-    if missing:
-        raise BackboneError(
-            f"{name}: the checkpoint has no weights for {missing[0]!r} ({len(missing)} missing), so it has no "
-            f"{kind} head; choose another with head=/--head"
-        )
+    check_read(name, model, info, kind)
     loaded = _wrap(
         model if asked == NF4 else model.to(device),
         tokenizer,
