@@ -1,5 +1,6 @@
 """Loading: what is refused, what decides the hash, where inputs end."""
 
+import copy
 import json
 import re
 import threading
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers.pre_tokenizers import PreTokenizer
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, MistralConfig, MistralForCausalLM
 
 from conftest import make_causal, make_examples, make_masked, make_task
@@ -50,6 +52,14 @@ def changed_config(**values):
     return change
 
 
+def changed_weights(change):
+    def spoil(folder):
+        path = folder / "model.safetensors"
+        save_file(change(load_file(path)), path, {"format": "pt"})
+
+    return spoil
+
+
 def written(name, content):
     return lambda folder: (folder / name).write_bytes(content.encode())
 
@@ -74,23 +84,30 @@ def without_tokenizer(folder):
         path.unlink()
 
 
-def missing_shard(folder):
-    (folder / "model.safetensors").unlink()
-    index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+def indexed(**index):
+    def spoil(folder):
+        (folder / "model.safetensors").rename(folder.parent / "outside.safetensors")
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    return spoil
+
+
+def pooled(content):
+    def spoil(folder):
+        changed_config(architectures=None)(folder)
+        (folder / "1_Pooling").mkdir()
+        (folder / "1_Pooling" / "config.json").write_text(content)
+
+    return spoil
+
+
+def nan_in(key):
+    return changed_weights(lambda own: own | {key: torch.full_like(own[key], torch.nan)})
 
 
 def cut_short(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-
-
-def changed_weights(change):
-    def spoil(folder):
-        path = folder / "model.safetensors"
-        save_file(change(load_file(path)), path, {"format": "pt"})
-
-    return spoil
 
 
 Q_PROJ = "model.layers.0.self_attn.q_proj"
@@ -110,6 +127,22 @@ OWN_CODE = {"auto_map": {"AutoConfig": "own.Config"}}
         (written("config.json", '{"a":'), "config.json: cannot be read as JSON"),
         (written("config.json", "[]"), "holds no JSON object"),
         (changed_config(intermediate_size=48), r"down_proj.* are \[32, 64\], but config.json makes them \[32, 48\]"),
+        (
+            indexed(weight_map={"a": "../outside.safetensors"}, metadata={}),
+            "'a' is in '../outside.* no file of the folder",
+        ),
+        (indexed(weight_map={"a": "/outside.safetensors"}, metadata={}), "which is no file of the folder"),
+        (indexed(weight_map={"a": ["x"]}, metadata={}), "which is no file of the folder"),
+        (indexed(weight_map={}, metadata={}), "index.json: names no weights"),
+        (indexed(weight_map={"a": "model-1.safetensors"}), "index.json: names no weights, or has no metadata"),
+        (pooled("junk"), "1_Pooling/config.json: cannot be read as JSON"),
+        (pooled("[]"), "1_Pooling/config.json: holds no JSON object"),
+        (changed_config(architectures=3), "architectures of its config.json is 3"),
+        (changed_config(architectures=[3]), r"architectures of its config.json is \[3\]"),
+        (changed_config(architectures="LlamaForCausalLM"), "and no list of names"),
+        (changed_config(model_type=["a"]), "config.json: model_type is .* and no name"),
+        (changed_config(model_type={}), "config.json: model_type is .* and no name"),
+        (nan_in("model.layers.1.mlp.down_proj.weight"), "answers with NaN"),
         (changed_config(num_hidden_layers=1), r"has weights '.*layers\.1\..*' \(9 such\), for which its config.json"),
         (changed_weights(lambda own: own | {f"{Q_PROJ}.bias": torch.ones(32)}), r"has weights '.*q_proj\.bias' \(1"),
         (changed_config(num_hidden_layers=3), r"'.*layers\.2\..*' \(9 missing\), which its config.json asks for"),
@@ -128,7 +161,10 @@ OWN_CODE = {"auto_map": {"AutoConfig": "own.Config"}}
         (without_tokenizer, "holds no tokenizer; save one there"),
         (cut_short, "model.safetensors: is damaged or cut short"),
         (written("model.safetensors", ""), "model.safetensors: is damaged or cut short"),
-        (missing_shard, "model-00001-of-00002.safetensors is missing"),
+        (
+            indexed(weight_map={"a": "model-00001-of-00002.safetensors"}, metadata={}),
+            "model-00001-of-00002.safetensors is missing",
+        ),
         (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
         (written("tokenizer.json", '{"x": 1}'), "tokenizer.json: is no tokenizer"),
     ],
@@ -179,6 +215,7 @@ def test_a_checkpoint_without_the_head_asked_for_is_refused_by_that(word_tokeniz
         ("{folder}/nowhere", "there is no such folder"),
         ("~/nowhere", "there is no such folder"),
         ("", "the name of the model is empty"),
+        ("a" * 5000, "a{80}: cannot be looked up .File name too long"),
     ],
 )
 def test_a_name_that_leads_nowhere_is_refused_without_asking_the_hub(name, says, causal_folder):
@@ -250,6 +287,30 @@ def test_a_model_in_memory_keeps_its_modes_and_answers_without_dropout(kind, byt
     own = {p.data_ptr() for p in model.parameters()}
     assert {p.data_ptr() for p in fitted.backbone_.model.parameters()} <= own
     assert not any(p.requires_grad for p in fitted.backbone_.model.parameters())
+
+
+@pytest.mark.parametrize("head", ["causal", "sequence"])
+def test_a_model_in_memory_that_answers_with_nan_is_refused(head, byte_tokenizer):
+    model = make_causal(byte_tokenizer)
+    model.get_input_embeddings().weight.data.fill_(torch.nan)
+    with pytest.raises(BackboneError, match=r"Llama\w+ in memory answers with NaN"):
+        load_backbone((model, byte_tokenizer), head)
+
+
+class Words:
+    def pre_tokenize(self, text):
+        text.split(lambda number, part: [part])
+
+
+@pytest.mark.parametrize("hold", ["lock", "python"])
+def test_a_tokenizer_that_cannot_be_copied_is_refused(hold, byte_tokenizer):
+    tokenizer = copy.deepcopy(byte_tokenizer)
+    if hold == "lock":
+        tokenizer.lock = threading.Lock()
+    else:
+        tokenizer.backend_tokenizer.pre_tokenizer = PreTokenizer.custom(Words())
+    with pytest.raises(BackboneError, match="in memory cannot be copied, which reading texts needs"):
+        load_backbone((make_causal(byte_tokenizer), tokenizer))
 
 
 def test_a_model_whose_modules_cannot_be_copied_is_frozen_with_a_warning(byte_tokenizer):

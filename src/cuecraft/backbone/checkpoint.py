@@ -61,6 +61,12 @@ def check_checkpoint(name: str) -> None:
     folder = Path(name)
     if not name.strip():
         raise BackboneError("the name of the model is empty; give a Hub name or a folder")
+    try:
+        folder.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        pass  # said below, or a name of the Hub
+    except OSError as error:  # too long, not to be looked into, links in a circle
+        raise BackboneError(f"{name[:80]}: cannot be looked up ({error.strerror or error}); check the path") from error
     if folder.is_dir():
         _check_folder(folder)
     elif folder.suffix.lower() == ".gguf":
@@ -77,8 +83,10 @@ def _check_folder(folder: Path) -> None:
         raise BackboneError(f"{folder}: {_what_it_is(folder)}")
     for path in sorted({path for pattern in _READ for path in folder.glob(pattern)}):
         _refuse_pointer(path)
-    config = _json_object(folder / CONFIG)
+    config = json_object(folder / CONFIG)
     kind = config.get("model_type")
+    if not isinstance(kind, str | None):
+        raise BackboneError(f"{folder / CONFIG}: model_type is {kind!r} and no name; restore it")
     if kind not in CONFIG_MAPPING:
         if config.get("auto_map"):
             raise BackboneError(f"{folder}: {_NO_CODE}")
@@ -88,14 +96,14 @@ def _check_folder(folder: Path) -> None:
     if not any(path.is_file() for pattern in _TOKENIZERS for path in folder.glob(pattern)):
         raise BackboneError(f"{folder}: holds no tokenizer; save one there (tokenizer.save_pretrained)")
     tokenizer = folder / "tokenizer.json"
-    if tokenizer.is_file() and not {"model", "added_tokens"} <= set(_json_object(tokenizer)):
+    if tokenizer.is_file() and not {"model", "added_tokens"} <= set(json_object(tokenizer)):
         raise BackboneError(f"{tokenizer}: is no tokenizer; restore it")
 
 
 def _what_it_is(folder: Path) -> str:
     """Return what a folder without a model is, and what to give in its place."""
     if (folder / ADAPTER).is_file():
-        base = _json_object(folder / ADAPTER).get("base_model_name_or_path")
+        base = json_object(folder / ADAPTER).get("base_model_name_or_path")
         return (
             f"is an adapter of PEFT, and no model; give its base model{f' ({base})' if base else ''}, merge it there "
             "(merge_and_unload), or import a prompt (cuecraft import)"
@@ -110,11 +118,16 @@ def _what_it_is(folder: Path) -> str:
 def _check_weights(folder: Path, is_quantised: bool) -> None:
     files = [path for path in (folder / "model.safetensors",) if path.is_file()]
     if (folder / INDEX).is_file() and not files:
-        shards = _json_object(folder / INDEX).get("weight_map")
-        names = sorted(set(shards.values())) if isinstance(shards, dict) else []
-        files = [folder / str(name) for name in names]
-        if not files:
-            raise BackboneError(f"{folder / INDEX}: names no weights; restore it")
+        index = json_object(folder / INDEX)
+        shards = index.get("weight_map")
+        if not isinstance(shards, dict) or not shards or not isinstance(index.get("metadata"), dict):
+            raise BackboneError(f"{folder / INDEX}: names no weights, or has no metadata; restore it")
+        for key, name in shards.items():
+            if not isinstance(name, str) or not name or Path(name).is_absolute() or ".." in Path(name).parts:
+                raise BackboneError(
+                    f"{folder / INDEX}: {key!r} is in {name!r}, which is no file of the folder; restore it"
+                )
+        files = [folder / name for name in sorted(set(shards.values()))]
     if not files:
         pickled = next((path.name for pattern in _PICKLED for path in folder.glob(pattern)), None)
         held = (
@@ -138,10 +151,24 @@ def _check_weights(folder: Path, is_quantised: bool) -> None:
             )
 
 
+def architectures(config: Any) -> list[str]:
+    """Return the classes that a configuration says it was saved from.
+
+    Raises:
+        BackboneError: it names them in no list.
+    """
+    found = getattr(config, "architectures", None) or []
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise BackboneError(
+            f"{config.name_or_path}: architectures of its {CONFIG} is {found!r}, and no list of names; restore it"
+        )
+    return found
+
+
 def check_quantisation(name: str, config: Any) -> None:
     """Raise BackboneError where a configuration names a kind of quantisation that transformers would pass over."""
     for own in (config, config.get_text_config()):
-        found = getattr(own, "quantization_config", None)
+        found: Any = getattr(own, "quantization_config", None)
         found = found.to_dict() if hasattr(found, "to_dict") else found
         try:
             is_known = found is None or AutoHfQuantizer.supports_quant_method(found)
@@ -225,10 +252,15 @@ def _refuse_pointer(path: Path) -> None:
         )
 
 
-def _json_object(path: Path) -> dict[str, Any]:
+def json_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object that a file holds.
+
+    Raises:
+        BackboneError: it holds none.
+    """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BackboneError(f"{path}: cannot be read as JSON ({error}); restore it") from error
     if not isinstance(found, dict):
         raise BackboneError(f"{path}: holds no JSON object; restore it")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import os
@@ -22,12 +21,20 @@ from cuecraft import assets
 from cuecraft.backbone.base import Backbone
 from cuecraft.backbone.borrowed import borrowed
 from cuecraft.backbone.causal import CausalBackbone
-from cuecraft.backbone.checkpoint import check_checkpoint, check_quantisation, check_read, checked_pair, explained
+from cuecraft.backbone.checkpoint import (
+    architectures,
+    check_checkpoint,
+    check_quantisation,
+    check_read,
+    checked_pair,
+    explained,
+    json_object,
+)
 from cuecraft.backbone.encoder import MaskedBackbone, Pooling, SequenceBackbone
 from cuecraft.backbone.gradient_mode import ordinary_tensors
-from cuecraft.backbone.rendering import HeadKind
+from cuecraft.backbone.rendering import HeadKind, copied_tokenizer
 from cuecraft.backbone.vocabulary import within_vocabulary
-from cuecraft.errors import BackboneError, CuecraftWarning
+from cuecraft.errors import BackboneError, CuecraftError, CuecraftWarning
 from cuecraft.storage import file_sha256
 
 AnyBackbone = CausalBackbone | MaskedBackbone | SequenceBackbone
@@ -184,14 +191,10 @@ def _load(
             **({"quantization_config": _quantization(dtype), "device_map": device} if asked == NF4 else {}),
         )
     check_read(name, model, info, kind)
-    loaded = _wrap(
-        model if asked == NF4 else model.to(device),
-        tokenizer,
-        name,
-        kind,
-        lambda: _hash_files(name),
-        _pooling(_snapshot(folder), config),
-    )
+    pooling = _pooling(_snapshot(folder), config)
+    with _readable_errors(name):
+        model = model if asked == NF4 else model.to(device)
+        loaded = _wrap(model, tokenizer, name, kind, lambda: _hash_files(name), pooling)
     loaded.local_files_only = local_files_only
     return loaded
 
@@ -211,8 +214,9 @@ def _from_memory(model: Any, tokenizer: Any, head: HeadKind | None) -> AnyBackbo
         raise BackboneError(f"{type(model).__name__} has no output embedding, so it is no {kind} language model")
     name = f"{type(model).__name__} in memory"
     # Copies, so that nothing the caller does with model and tokenizer meanwhile changes an answer.
-    model, tokenizer = borrowed(model), copy.deepcopy(tokenizer)
-    return _wrap(model, tokenizer, name, kind, lambda: _hash_state(model, tokenizer), _pooling(None, model.config))
+    model, tokenizer = borrowed(model), copied_tokenizer(tokenizer)
+    with _readable_errors(name):
+        return _wrap(model, tokenizer, name, kind, lambda: _hash_state(model, tokenizer), _pooling(None, model.config))
 
 
 def _wrap(
@@ -239,7 +243,7 @@ def _refuse_encoder_decoder(config: Any) -> None:
 
 def _saved_head(config: Any, class_name: str | None = None) -> HeadKind:
     """Tell what a checkpoint was saved as."""
-    saved = class_name or next(iter(getattr(config, "architectures", None) or ()), "")
+    saved = class_name or next(iter(architectures(config)), "")
     if saved.endswith(("ForMaskedLM", "ForPreTraining")):
         return HeadKind.MASKED
     if saved.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
@@ -251,7 +255,7 @@ def _pooling(folder: Path | None, config: Any) -> Pooling:
     """Follow a sentence-transformers folder's own pooling; else mean for encoders, last token for decoders."""
     declared = folder / "1_Pooling" / "config.json" if folder else None
     if declared is not None and declared.is_file():
-        options = json.loads(declared.read_text(encoding="utf-8"))
+        options = json_object(declared)
         modes = {name.removeprefix("pooling_mode_") for name, value in options.items() if value is True}
         known = {"cls_token": Pooling.CLS, "mean_tokens": Pooling.MEAN, "lasttoken": Pooling.LAST}
         if chosen := [known[mode] for mode in modes & set(known)]:
@@ -299,6 +303,8 @@ def _hash_state(model: Any, tokenizer: Any) -> str:
 def _readable_errors(name: str) -> Iterator[None]:
     try:
         yield
+    except CuecraftError:
+        raise
     except Exception as error:  # loaders raise whatever they like for a file that is damaged or not theirs
         raise BackboneError(f"{name}: {explained(error)}") from error
 
