@@ -101,6 +101,15 @@ def pooled(content):
     return spoil
 
 
+def renamed(*names):
+    def spoil(folder):
+        for name in names:
+            (folder / name).write_bytes((folder / "model.safetensors").read_bytes())
+        (folder / "model.safetensors").unlink()
+
+    return spoil
+
+
 def nan_in(key):
     return changed_weights(lambda own: own | {key: torch.full_like(own[key], torch.nan)})
 
@@ -143,6 +152,17 @@ OWN_CODE = {"auto_map": {"AutoConfig": "own.Config"}}
         (changed_config(model_type=["a"]), "config.json: model_type is .* and no name"),
         (changed_config(model_type={}), "config.json: model_type is .* and no name"),
         (nan_in("model.layers.1.mlp.down_proj.weight"), "answers with NaN"),
+        (changed_config(hidden_act="nope"), r"by the values in its config.json \(KeyError: 'nope'\)"),
+        (changed_config(num_attention_heads=0), r"by the values in its config.json \(ZeroDivisionError"),
+        (changed_config(num_hidden_layers="two"), "values in its config.json"),
+        (written("tokenizer_config.json", "[1]"), "tokenizer_config.json: holds no JSON object"),
+        (written("tokenizer_config.json", ""), "tokenizer_config.json: cannot be read as JSON"),
+        (written("tokenizer_config.json", '{"tokenizer_class": 3}'), "by the values in its tokenizer's files"),
+        (written("adapter_config.json", '{"peft_type": "LORA"}'), "adapter_config.json, but not the adapter's weights"),
+        (renamed("model.fp16.safetensors"), "weights in model.fp16.safetensors, but model.safetensors is read"),
+        (renamed("weights.safetensors"), "weights in weights.safetensors, but model.safetensors is read; rename"),
+        (renamed("model-00001-of-00002.safetensors"), "in several files .*, but no model.safetensors.index.json"),
+        (renamed("tiny.gguf"), "has its weights in tiny.gguf, but GGUF is read for the demo model only"),
         (changed_config(num_hidden_layers=1), r"has weights '.*layers\.1\..*' \(9 such\), for which its config.json"),
         (changed_weights(lambda own: own | {f"{Q_PROJ}.bias": torch.ones(32)}), r"has weights '.*q_proj\.bias' \(1"),
         (changed_config(num_hidden_layers=3), r"'.*layers\.2\..*' \(9 missing\), which its config.json asks for"),
@@ -295,6 +315,24 @@ def test_a_model_in_memory_that_answers_with_nan_is_refused(head, byte_tokenizer
     model.get_input_embeddings().weight.data.fill_(torch.nan)
     with pytest.raises(BackboneError, match=r"Llama\w+ in memory answers with NaN"):
         load_backbone((model, byte_tokenizer), head)
+
+
+def test_a_model_in_memory_without_values_or_with_a_prompt_is_refused(byte_tokenizer):
+    from peft import PromptTuningConfig, get_peft_model
+
+    model = make_causal(byte_tokenizer)
+    with pytest.raises(BackboneError, match="LlamaForCausalLM has weights without values"):
+        load_backbone((copy.deepcopy(model).to("meta"), byte_tokenizer))
+    prompted = get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    with pytest.raises(BackboneError, match=r"holds a prompt of PEFT around its model; give .*get_base_model\(\)"):
+        load_backbone((prompted, byte_tokenizer))
+
+
+def test_a_compiled_model_is_the_model_that_was_compiled(byte_tokenizer):
+    model = make_causal(byte_tokenizer)
+    backbone = load_backbone((torch.compile(model), byte_tokenizer))
+    assert backbone.name == "LlamaForCausalLM in memory"
+    assert backbone.fingerprint() == load_backbone((model, byte_tokenizer)).fingerprint()
 
 
 class Words:

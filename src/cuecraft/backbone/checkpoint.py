@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import CONFIG_MAPPING
 from transformers.quantizers import AutoHfQuantizer
 
+from cuecraft.backbone.batching import is_out_of_memory
 from cuecraft.backbone.rendering import HeadKind
 from cuecraft.errors import BackboneError
 
@@ -19,6 +20,8 @@ CONFIG, ADAPTER, INDEX = "config.json", "adapter_config.json", "model.safetensor
 _POINTER = b"version https://git-lfs"
 _READ = ("*.json", "*.txt", "*.model")  # kinds of file that loading reads, over the weights
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "*.model", "vocab.txt", "vocab.json")
+_TOKENIZER_VALUES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 _NO_CODE = "needs code of its own repository, which is never run here; choose a model that transformers has itself"
 _SAFETENSORS = "; only safetensors are read, as a pickle can run code: save it with save_pretrained"
@@ -47,12 +50,21 @@ _MEANINGS = (
 )
 
 
-def explained(error: Exception) -> str:
-    """Return what an error of loading means, in one line."""
+def explained(error: Exception, reading: str | None = None) -> str:
+    """Return what an error of loading means, in one line.
+
+    Args:
+        error: what transformers raised.
+        reading: the file whose values were being used.
+    """
     reason = " ".join(str(error).split()) or type(error).__name__
     for signs, meaning in _MEANINGS:
         if any(sign in reason.lower() for sign in signs):
             return meaning
+    if is_out_of_memory(error):
+        return "does not fit into memory; choose a smaller model, or a narrower dtype"
+    if reading and not isinstance(error, OSError | ImportError):  # a package may be missing
+        return f"cannot be loaded by the values in its {reading} ({type(error).__name__}: {reason[:300]}); restore it"
     return f"cannot load this model ({reason[:300]}); check the name or the folder"
 
 
@@ -81,6 +93,11 @@ def check_checkpoint(name: str) -> None:
 def _check_folder(folder: Path) -> None:
     if not (folder / CONFIG).is_file() or ((folder / ADAPTER).is_file() and not any(folder.glob("model*.safetensors"))):
         raise BackboneError(f"{folder}: {_what_it_is(folder)}")
+    if (folder / ADAPTER).is_file() and not any((folder / name).is_file() for name in _ADAPTER_WEIGHTS):
+        raise BackboneError(
+            f"{folder}: holds a model and {ADAPTER}, but not the adapter's weights ({_ADAPTER_WEIGHTS[0]}); remove "
+            f"{ADAPTER}, or add the weights"
+        )
     for path in sorted({path for pattern in _READ for path in folder.glob(pattern)}):
         _refuse_pointer(path)
     config = json_object(folder / CONFIG)
@@ -95,6 +112,9 @@ def _check_folder(folder: Path) -> None:
     _check_weights(folder, is_quantised=config.get("quantization_config") is not None)
     if not any(path.is_file() for pattern in _TOKENIZERS for path in folder.glob(pattern)):
         raise BackboneError(f"{folder}: holds no tokenizer; save one there (tokenizer.save_pretrained)")
+    for path in (folder / name for name in _TOKENIZER_VALUES):
+        if path.is_file():
+            json_object(path)
     tokenizer = folder / "tokenizer.json"
     if tokenizer.is_file() and not {"model", "added_tokens"} <= set(json_object(tokenizer)):
         raise BackboneError(f"{tokenizer}: is no tokenizer; restore it")
@@ -129,11 +149,7 @@ def _check_weights(folder: Path, is_quantised: bool) -> None:
                 )
         files = [folder / name for name in sorted(set(shards.values()))]
     if not files:
-        pickled = next((path.name for pattern in _PICKLED for path in folder.glob(pattern)), None)
-        held = (
-            f"has its weights in {pickled}{_SAFETENSORS}" if pickled else "has no model.safetensors; download it again"
-        )
-        raise BackboneError(f"{folder}: {held}")
+        raise BackboneError(f"{folder}: {_what_weights(folder)}")
     for path in files:
         if not path.is_file():
             raise BackboneError(f"{folder}: {path.name} is missing; download the model again")
@@ -163,6 +179,20 @@ def architectures(config: Any) -> list[str]:
             f"{config.name_or_path}: architectures of its {CONFIG} is {found!r}, and no list of names; restore it"
         )
     return found
+
+
+def _what_weights(folder: Path) -> str:
+    """Return what a folder holds in the place of weights under the name that is read, and what to do."""
+    others = sorted(path.name for path in folder.glob("*.safetensors") if path.name not in _ADAPTER_WEIGHTS)
+    if len(others) == 1 and "-of-" not in others[0]:
+        return f"has its weights in {others[0]}, but model.safetensors is read; rename it"
+    if others:
+        return f"has its weights in several files ({', '.join(others[:3])}), but no {INDEX}; download it again"
+    if pickled := next((path.name for pattern in _PICKLED for path in sorted(folder.glob(pattern))), None):
+        return f"has its weights in {pickled}{_SAFETENSORS}"
+    if gguf := next(iter(sorted(folder.glob("*.gguf"))), None):
+        return f"has its weights in {gguf.name}, but GGUF is read for the demo model only; give model.safetensors"
+    return "has no model.safetensors; download it again"
 
 
 def check_quantisation(name: str, config: Any) -> None:
@@ -277,13 +307,14 @@ def checked_pair(given: Any) -> tuple[Any, Any]:
     if isinstance(given, tuple | list):
         if len(given) != 2:
             raise BackboneError(f"a model in memory is a pair (model, tokenizer), but {len(given)} were given")
-        model, tokenizer = given
+        model, tokenizer = getattr(given[0], "_orig_mod", given[0]), given[1]  # what torch.compile wraps
         if _is_tokenizer(model) and _is_model(tokenizer):
             raise BackboneError("model and tokenizer are swapped; give (model, tokenizer)")
         if not _is_model(model):
             raise BackboneError(f"the first of the pair is {_kind(model)} and no transformers model; {wanted}")
         if not _is_tokenizer(tokenizer):
             raise BackboneError(f"the second of the pair is {_kind(tokenizer)} and no tokenizer; {wanted}")
+        _check_in_memory(model)
         return model, tokenizer
     if isinstance(given, type):
         raise BackboneError(f"model is the class {given.__name__}, not a model; {wanted}")
@@ -294,6 +325,24 @@ def checked_pair(given: Any) -> tuple[Any, Any]:
     if _is_model(getattr(given, "model", None)) and _is_tokenizer(getattr(given, "tokenizer", None)):
         raise BackboneError(f"model is a pipeline ({_kind(given)}); give (pipeline.model, pipeline.tokenizer)")
     raise BackboneError(f"model is {_kind(given)}; {wanted}")
+
+
+def _check_in_memory(model: Any) -> None:
+    """Raise BackboneError where a model's weights have no values or no gradient, or a prompt of PEFT wraps it."""
+    kind = type(model).__name__
+    weights = list(model.parameters())
+    is_placed = any(hasattr(module, "_hf_hook") for module in model.modules())  # layers get their values for a pass
+    if any(weight.is_meta for weight in weights) and not is_placed:
+        raise BackboneError(f"{kind} has weights without values (on the device meta); load them with from_pretrained")
+    if any(weight.is_inference() for weight in weights):
+        raise BackboneError(
+            f"{kind} was made in torch.inference_mode(), and no gradient can pass through it; load it outside"
+        )
+    if any(getattr(own, "is_prompt_learning", False) for own in (getattr(model, "peft_config", None) or {}).values()):
+        raise BackboneError(
+            f"{kind} holds a prompt of PEFT around its model; give the base model (get_base_model()), and import the "
+            "prompt (cuecraft import)"
+        )
 
 
 def _is_model(given: Any) -> bool:

@@ -22,6 +22,7 @@ from cuecraft.backbone.base import Backbone
 from cuecraft.backbone.borrowed import borrowed
 from cuecraft.backbone.causal import CausalBackbone
 from cuecraft.backbone.checkpoint import (
+    CONFIG,
     architectures,
     check_checkpoint,
     check_quantisation,
@@ -172,13 +173,14 @@ def _load(
     if not assets.is_asset(name):  # of those, the files are checked by their hashes
         check_checkpoint(name)
     where = {"pretrained_model_name_or_path": folder, "local_files_only": local_files_only}
-    with _quiet(), _readable_errors(name):
+    with _quiet(), _readable_errors(name, CONFIG):
         config = AutoConfig.from_pretrained(**where, trust_remote_code=False)
     _refuse_encoder_decoder(config)
     check_quantisation(name, config)
     kind = head or _saved_head(config)
-    with _quiet(), _readable_errors(name):
+    with _quiet(), _readable_errors(name, "tokenizer's files"):
         tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
+    with _quiet(), _readable_errors(name, CONFIG):
         model, info = _AUTO_CLASS[kind].from_pretrained(
             **where,
             config=config,
@@ -202,11 +204,6 @@ def _load(
 @ordinary_tensors()
 def _from_memory(model: Any, tokenizer: Any, head: HeadKind | None) -> AnyBackbone:
     _refuse_encoder_decoder(model.config)
-    if any(weight.is_inference() for weight in model.parameters()):
-        raise BackboneError(
-            f"{type(model).__name__} was made in torch.inference_mode(), and no gradient can pass through it; load it "
-            "outside"
-        )
     kind = head or _saved_head(model.config, type(model).__name__)
     if kind is HeadKind.SEQUENCE:
         model = model.base_model
@@ -300,13 +297,13 @@ def _hash_state(model: Any, tokenizer: Any) -> str:
 
 
 @contextmanager
-def _readable_errors(name: str) -> Iterator[None]:
+def _readable_errors(name: str, reading: str | None = None) -> Iterator[None]:
     try:
         yield
     except CuecraftError:
         raise
     except Exception as error:  # loaders raise whatever they like for a file that is damaged or not theirs
-        raise BackboneError(f"{name}: {explained(error)}") from error
+        raise BackboneError(f"{name}: {explained(error, reading)}") from error
 
 
 @contextmanager
