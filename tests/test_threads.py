@@ -7,11 +7,14 @@ import threading
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
+from transformers.utils import logging
 
 from conftest import make_causal, make_masked
 from cuecraft import PromptClassifier
 from cuecraft.backbone import HeadKind, load_backbone
 from cuecraft.backbone.layers import entering
+from cuecraft.backbone.load import _load
 from cuecraft.backbone.readout import FeatureReadout, LabelReadout
 from cuecraft.backbone.rendering import special_ids
 from cuecraft.backbone.words import next_word_log_probabilities
@@ -193,6 +196,38 @@ def test_a_model_that_has_a_pass_under_way_is_copied_after_it(kind, request):
         assert not loaded
     loading.join()
     assert not any(module._forward_pre_hooks for module in loaded[0].model.modules())
+
+
+def test_loads_at_once_leave_the_notices_of_transformers_as_they_were(causal_folder, monkeypatch):
+    """The first load ends while the second one is under way, which then must not keep what the first had set."""
+    second_began, first_ended = threading.Event(), threading.Event()
+    numbers = itertools.count()
+    read = AutoTokenizer.from_pretrained
+
+    def reading(*args, **kwargs):
+        if next(numbers):
+            second_began.set()
+            first_ended.wait(0.3)  # does not end before where the second one holds the lock
+        else:
+            second_began.wait(0.2)  # never comes where loads wait for each other
+        return read(*args, **kwargs)
+
+    def first():
+        load_backbone(causal_folder)
+        first_ended.set()
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", reading)
+    _load.cache_clear()
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_warning()
+    logging.enable_progress_bar()
+    try:
+        together(first, lambda: load_backbone(causal_folder, "sequence"))
+        assert logging.get_verbosity() == logging.WARNING
+        assert logging.is_progress_bar_enabled()
+    finally:
+        logging.set_verbosity(verbosity)
+        (logging.enable_progress_bar if bars else logging.disable_progress_bar)()
 
 
 def test_texts_are_read_by_a_tokenizer_whose_state_no_other_call_changes(causal):
