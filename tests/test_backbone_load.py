@@ -1,5 +1,6 @@
 """Loading: what is refused, what decides the hash, where inputs end."""
 
+import copy
 import json
 import re
 import threading
@@ -8,7 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from tokenizers.pre_tokenizers import PreTokenizer
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, MistralConfig, MistralForCausalLM
 
 from conftest import make_causal, make_examples, make_masked, make_task
@@ -50,6 +52,14 @@ def changed_config(**values):
     return change
 
 
+def changed_weights(change):
+    def spoil(folder):
+        path = folder / "model.safetensors"
+        save_file(change(load_file(path)), path, {"format": "pt"})
+
+    return spoil
+
+
 def written(name, content):
     return lambda folder: (folder / name).write_bytes(content.encode())
 
@@ -74,10 +84,34 @@ def without_tokenizer(folder):
         path.unlink()
 
 
-def missing_shard(folder):
-    (folder / "model.safetensors").unlink()
-    index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+def indexed(**index):
+    def spoil(folder):
+        (folder / "model.safetensors").rename(folder.parent / "outside.safetensors")
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    return spoil
+
+
+def pooled(content):
+    def spoil(folder):
+        changed_config(architectures=None)(folder)
+        (folder / "1_Pooling").mkdir()
+        (folder / "1_Pooling" / "config.json").write_text(content)
+
+    return spoil
+
+
+def renamed(*names):
+    def spoil(folder):
+        for name in names:
+            (folder / name).write_bytes((folder / "model.safetensors").read_bytes())
+        (folder / "model.safetensors").unlink()
+
+    return spoil
+
+
+def nan_in(key):
+    return changed_weights(lambda own: own | {key: torch.full_like(own[key], torch.nan)})
 
 
 def cut_short(folder):
@@ -85,6 +119,7 @@ def cut_short(folder):
     path.write_bytes(path.read_bytes()[:-100])
 
 
+Q_PROJ = "model.layers.0.self_attn.q_proj"
 OWN_CODE = {"auto_map": {"AutoConfig": "own.Config"}}
 
 
@@ -102,6 +137,41 @@ OWN_CODE = {"auto_map": {"AutoConfig": "own.Config"}}
         (written("config.json", "[]"), "holds no JSON object"),
         (changed_config(intermediate_size=48), r"down_proj.* are \[32, 64\], but config.json makes them \[32, 48\]"),
         (
+            indexed(weight_map={"a": "../outside.safetensors"}, metadata={}),
+            "'a' is in '../outside.* no file of the folder",
+        ),
+        (indexed(weight_map={"a": "/outside.safetensors"}, metadata={}), "which is no file of the folder"),
+        (indexed(weight_map={"a": ["x"]}, metadata={}), "which is no file of the folder"),
+        (indexed(weight_map={}, metadata={}), "index.json: names no weights"),
+        (indexed(weight_map={"a": "model-1.safetensors"}), "index.json: names no weights, or has no metadata"),
+        (pooled("junk"), "1_Pooling/config.json: cannot be read as JSON"),
+        (pooled("[]"), "1_Pooling/config.json: holds no JSON object"),
+        (changed_config(architectures=3), "architectures of its config.json is 3"),
+        (changed_config(architectures=[3]), r"architectures of its config.json is \[3\]"),
+        (changed_config(architectures="LlamaForCausalLM"), "and no list of names"),
+        (changed_config(model_type=["a"]), "config.json: model_type is .* and no name"),
+        (changed_config(model_type={}), "config.json: model_type is .* and no name"),
+        (nan_in("model.layers.1.mlp.down_proj.weight"), "answers with NaN"),
+        (changed_config(hidden_act="nope"), r"by the values in its config.json \(KeyError: 'nope'\)"),
+        (changed_config(num_attention_heads=0), r"by the values in its config.json \(ZeroDivisionError"),
+        (changed_config(num_hidden_layers="two"), "values in its config.json"),
+        (written("tokenizer_config.json", "[1]"), "tokenizer_config.json: holds no JSON object"),
+        (written("tokenizer_config.json", ""), "tokenizer_config.json: cannot be read as JSON"),
+        (written("tokenizer_config.json", '{"tokenizer_class": 3}'), "by the values in its tokenizer's files"),
+        (written("adapter_config.json", '{"peft_type": "LORA"}'), "adapter_config.json, but not the adapter's weights"),
+        (renamed("model.fp16.safetensors"), "weights in model.fp16.safetensors, but model.safetensors is read"),
+        (renamed("weights.safetensors"), "weights in weights.safetensors, but model.safetensors is read; rename"),
+        (renamed("model-00001-of-00002.safetensors"), "in several files .*, but no model.safetensors.index.json"),
+        (renamed("tiny.gguf"), "has its weights in tiny.gguf, but GGUF is read for the demo model only"),
+        (changed_config(num_hidden_layers=1), r"has weights '.*layers\.1\..*' \(9 such\), for which its config.json"),
+        (changed_weights(lambda own: own | {f"{Q_PROJ}.bias": torch.ones(32)}), r"has weights '.*q_proj\.bias' \(1"),
+        (changed_config(num_hidden_layers=3), r"'.*layers\.2\..*' \(9 missing\), which its config.json asks for"),
+        (changed_config(model_type="gpt2"), "missing\\), which its config.json asks for; they are of two models"),
+        (changed_weights(lambda own: {f"module.{key}": value for key, value in own.items()}), "begin with 'module.'"),
+        (changed_weights(lambda own: own | {f"{Q_PROJ}.weight": own[f"{Q_PROJ}.weight"].char()}), r"integers \(I8\)"),
+        (changed_config(quantization_config={"quant_method": "zz"}), "names no kind .*'zz'"),
+        (changed_config(quantization_config={"bits": 4}), "names no kind .*None"),
+        (
             only(adapter_config_json='{"base_model_name_or_path": "org/base"}'),
             r"adapter of PEFT.*base model \(org/base",
         ),
@@ -111,7 +181,10 @@ OWN_CODE = {"auto_map": {"AutoConfig": "own.Config"}}
         (without_tokenizer, "holds no tokenizer; save one there"),
         (cut_short, "model.safetensors: is damaged or cut short"),
         (written("model.safetensors", ""), "model.safetensors: is damaged or cut short"),
-        (missing_shard, "model-00001-of-00002.safetensors is missing"),
+        (
+            indexed(weight_map={"a": "model-00001-of-00002.safetensors"}, metadata={}),
+            "model-00001-of-00002.safetensors is missing",
+        ),
         (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
         (written("tokenizer.json", '{"x": 1}'), "tokenizer.json: is no tokenizer"),
     ],
@@ -124,6 +197,36 @@ def test_a_folder_that_holds_no_model_is_refused_with_what_is_wrong(spoil, says,
     assert "trust_remote_code" not in str(caught.value)
 
 
+@pytest.mark.parametrize("head", ["causal", "sequence"])
+def test_layers_that_a_configuration_leaves_out_are_missed_with_every_head(head, folder):
+    changed_config(num_hidden_layers=1)(folder)
+    with pytest.raises(BackboneError, match=r"layers\.1\."):
+        load_backbone(folder, head)
+
+
+def test_weights_that_no_head_needs_and_buffers_of_older_versions_are_passed_over(folder):
+    spare = {
+        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4),
+        "model.layers.0.self_attn.masked_bias": torch.ones(1),
+        "model.position_ids": torch.arange(4)[None],
+        "classifier.weight": torch.ones(2, 32),
+        "vision.layers.7.q_proj.weight": torch.ones(2, 2),
+    }
+    changed_weights(lambda own: own | spare)(folder)
+    for head in ("causal", "sequence"):
+        assert load_backbone(folder, head).head_kind == head
+
+
+def test_a_checkpoint_without_the_head_asked_for_is_refused_by_that(word_tokenizer, tmp_path):
+    model = make_masked(word_tokenizer)
+    model.bert.save_pretrained(tmp_path)
+    word_tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(BackboneError, match="so it has no masked head"):
+        load_backbone(tmp_path, "masked")
+    model.save_pretrained(tmp_path)
+    assert load_backbone(tmp_path, "sequence").hidden_size == 32
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [
@@ -132,6 +235,7 @@ def test_a_folder_that_holds_no_model_is_refused_with_what_is_wrong(spoil, says,
         ("{folder}/nowhere", "there is no such folder"),
         ("~/nowhere", "there is no such folder"),
         ("", "the name of the model is empty"),
+        ("a" * 5000, "a{80}: cannot be looked up .File name too long"),
     ],
 )
 def test_a_name_that_leads_nowhere_is_refused_without_asking_the_hub(name, says, causal_folder):
@@ -203,6 +307,48 @@ def test_a_model_in_memory_keeps_its_modes_and_answers_without_dropout(kind, byt
     own = {p.data_ptr() for p in model.parameters()}
     assert {p.data_ptr() for p in fitted.backbone_.model.parameters()} <= own
     assert not any(p.requires_grad for p in fitted.backbone_.model.parameters())
+
+
+@pytest.mark.parametrize("head", ["causal", "sequence"])
+def test_a_model_in_memory_that_answers_with_nan_is_refused(head, byte_tokenizer):
+    model = make_causal(byte_tokenizer)
+    model.get_input_embeddings().weight.data.fill_(torch.nan)
+    with pytest.raises(BackboneError, match=r"Llama\w+ in memory answers with NaN"):
+        load_backbone((model, byte_tokenizer), head)
+
+
+def test_a_model_in_memory_without_values_or_with_a_prompt_is_refused(byte_tokenizer):
+    from peft import PromptTuningConfig, get_peft_model
+
+    model = make_causal(byte_tokenizer)
+    with pytest.raises(BackboneError, match="LlamaForCausalLM has weights without values"):
+        load_backbone((copy.deepcopy(model).to("meta"), byte_tokenizer))
+    prompted = get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    with pytest.raises(BackboneError, match=r"holds a prompt of PEFT around its model; give .*get_base_model\(\)"):
+        load_backbone((prompted, byte_tokenizer))
+
+
+def test_a_compiled_model_is_the_model_that_was_compiled(byte_tokenizer):
+    model = make_causal(byte_tokenizer)
+    backbone = load_backbone((torch.compile(model), byte_tokenizer))
+    assert backbone.name == "LlamaForCausalLM in memory"
+    assert backbone.fingerprint() == load_backbone((model, byte_tokenizer)).fingerprint()
+
+
+class Words:
+    def pre_tokenize(self, text):
+        text.split(lambda number, part: [part])
+
+
+@pytest.mark.parametrize("hold", ["lock", "python"])
+def test_a_tokenizer_that_cannot_be_copied_is_refused(hold, byte_tokenizer):
+    tokenizer = copy.deepcopy(byte_tokenizer)
+    if hold == "lock":
+        tokenizer.lock = threading.Lock()
+    else:
+        tokenizer.backend_tokenizer.pre_tokenizer = PreTokenizer.custom(Words())
+    with pytest.raises(BackboneError, match="in memory cannot be copied, which reading texts needs"):
+        load_backbone((make_causal(byte_tokenizer), tokenizer))
 
 
 def test_a_model_whose_modules_cannot_be_copied_is_frozen_with_a_warning(byte_tokenizer):

@@ -7,10 +7,14 @@ import threading
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
+from transformers.utils import logging
 
 from conftest import make_causal, make_masked
 from cuecraft import PromptClassifier
 from cuecraft.backbone import HeadKind, load_backbone
+from cuecraft.backbone.layers import entering
+from cuecraft.backbone.load import _load
 from cuecraft.backbone.readout import FeatureReadout, LabelReadout
 from cuecraft.backbone.rendering import special_ids
 from cuecraft.backbone.words import next_word_log_probabilities
@@ -177,6 +181,53 @@ def test_two_passes_under_way_keep_what_they_read_apart(causal):
         with features.reading(slots[:, :1]) as scores:
             kept.append((scores, causal.model.lm_head(hidden)))
     assert [float(scores(logits).mean()) for scores, logits in kept] == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("kind", ["causal", "masked", "sequence"])
+def test_a_model_that_has_a_pass_under_way_is_copied_after_it(kind, request):
+    backbone = request.getfixturevalue(kind)
+    loaded = []
+    loading = threading.Thread(
+        target=lambda: loaded.append(load_backbone((backbone.model, backbone.tokenizer), backbone.head_kind))
+    )
+    with entering(backbone.layers, lambda layer, hidden: hidden):
+        loading.start()
+        loading.join(0.2)  # long enough for a copy that does not wait
+        assert not loaded
+    loading.join()
+    assert not any(module._forward_pre_hooks for module in loaded[0].model.modules())
+
+
+def test_loads_at_once_leave_the_notices_of_transformers_as_they_were(causal_folder, monkeypatch):
+    """The first load ends while the second one is under way, which then must not keep what the first had set."""
+    second_began, first_ended = threading.Event(), threading.Event()
+    numbers = itertools.count()
+    read = AutoTokenizer.from_pretrained
+
+    def reading(*args, **kwargs):
+        if next(numbers):
+            second_began.set()
+            first_ended.wait(0.3)  # does not end before where the second one holds the lock
+        else:
+            second_began.wait(0.2)  # never comes where loads wait for each other
+        return read(*args, **kwargs)
+
+    def first():
+        load_backbone(causal_folder)
+        first_ended.set()
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", reading)
+    _load.cache_clear()
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_warning()
+    logging.enable_progress_bar()
+    try:
+        together(first, lambda: load_backbone(causal_folder, "sequence"))
+        assert logging.get_verbosity() == logging.WARNING
+        assert logging.is_progress_bar_enabled()
+    finally:
+        logging.set_verbosity(verbosity)
+        (logging.enable_progress_bar if bars else logging.disable_progress_bar)()
 
 
 def test_texts_are_read_by_a_tokenizer_whose_state_no_other_call_changes(causal):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cuecraft.backbone.batching import ONE_PASS_AT_A_TIME
 from cuecraft.errors import CuecraftWarning
 
 
@@ -31,7 +32,8 @@ def borrowed(model: Any) -> Any:
         weights = {id(own): torch.nn.Parameter(own.detach(), requires_grad=False) for own in model.parameters()}
         gradients = {id(own.grad): None for own in model.parameters() if own.grad is not None}
         try:
-            return copy.deepcopy(model, {**{id(own): own for own in model.buffers()}, **gradients, **weights})
+            with ONE_PASS_AT_A_TIME:  # what a pass in another thread lends to the modules is not theirs
+                return copy.deepcopy(model, {**{id(own): own for own in model.buffers()}, **gradients, **weights})
         except Exception:  # modules hold whatever their makers like, such as locks and open files
             pass
     if model.training or any(own.requires_grad for own in model.parameters()):

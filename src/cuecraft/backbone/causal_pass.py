@@ -98,7 +98,7 @@ class CausalModel(FrozenModel):
             found = self._forward(inputs, tree.ancestors, valid, past).logits[:, list(tree.ends)].float()
         except Exception:  # architectures without an ordinary cache or attention fail in ways of their own
             return False
-        return agree(found, torch.stack([torch.stack(row) for row in plain]))
+        return agree(found, torch.stack([torch.stack(row) for row in plain]), self.name)
 
     def _plain_logits(self, ids: Sequence[int]) -> Tensor:
         """Return logits `[V]` after a text, as the model gives them by itself."""

@@ -63,7 +63,7 @@ class EncoderBackbone(FrozenModel):
         with ONE_PASS_AT_A_TIME:  # another backbone over the same model may have a pass under way
             found = self._probe(self._lay_out(pieces, no_cue), pieces).float()
             plain = torch.cat([self._plain(piece) for piece in pieces])
-        if not agree(found, plain):
+        if not agree(found, plain, self.name):
             raise BackboneError(
                 f"{self.name} ({self.model.config.model_type}) cannot be used as a {self.head_kind} backbone: "
                 "it does not answer alike with and without padding; use another model or head"

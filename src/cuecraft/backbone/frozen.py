@@ -289,9 +289,19 @@ def position_limit(config: Any) -> int | None:
     return limit if limit and limit > 0 else None
 
 
-def agree(found: Tensor, expected: Tensor) -> bool:
-    """Tell whether a new backbone's answers are the model's own: to within what bfloat16 rounds."""
-    return torch.allclose(found, expected, atol=_TOLERANCE * float(expected.abs().max()))
+def agree(found: Tensor, expected: Tensor, name: str) -> bool:
+    """Tell whether a new backbone's answers are the model's own: to within what bfloat16 rounds.
+
+    Raises:
+        BackboneError: the model's own answers are no numbers.
+    """
+    finite = expected[expected.isfinite()]  # -inf says of a token that it never comes
+    if expected.isnan().any() or not finite.numel():
+        raise BackboneError(
+            f"{name} answers with NaN or infinity: its weights hold such, or its number type is too narrow; check the "
+            "weights, or give dtype float32"
+        )
+    return torch.allclose(found, expected, atol=_TOLERANCE * float(finite.abs().max()))
 
 
 _TOLERANCE = 0.02  # of the greatest number: wide enough for bfloat16, far from a wrong mask or position

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,12 +22,21 @@ from cuecraft import assets
 from cuecraft.backbone.base import Backbone
 from cuecraft.backbone.borrowed import borrowed
 from cuecraft.backbone.causal import CausalBackbone
-from cuecraft.backbone.checkpoint import check_checkpoint, checked_pair, explained
+from cuecraft.backbone.checkpoint import (
+    CONFIG,
+    architectures,
+    check_checkpoint,
+    check_quantisation,
+    check_read,
+    checked_pair,
+    explained,
+    json_object,
+)
 from cuecraft.backbone.encoder import MaskedBackbone, Pooling, SequenceBackbone
 from cuecraft.backbone.gradient_mode import ordinary_tensors
-from cuecraft.backbone.rendering import HeadKind
+from cuecraft.backbone.rendering import HeadKind, copied_tokenizer
 from cuecraft.backbone.vocabulary import within_vocabulary
-from cuecraft.errors import BackboneError, CuecraftWarning
+from cuecraft.errors import BackboneError, CuecraftError, CuecraftWarning
 from cuecraft.storage import file_sha256
 
 AnyBackbone = CausalBackbone | MaskedBackbone | SequenceBackbone
@@ -165,12 +174,14 @@ def _load(
     if not assets.is_asset(name):  # of those, the files are checked by their hashes
         check_checkpoint(name)
     where = {"pretrained_model_name_or_path": folder, "local_files_only": local_files_only}
-    with _quiet(), _readable_errors(name):
+    with _quiet(), _readable_errors(name, CONFIG):
         config = AutoConfig.from_pretrained(**where, trust_remote_code=False)
     _refuse_encoder_decoder(config)
+    check_quantisation(name, config)
     kind = head or _saved_head(config)
-    with _quiet(), _readable_errors(name):
+    with _quiet(), _readable_errors(name, "tokenizer's files"):
         tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
+    with _quiet(), _readable_errors(name, CONFIG):
         model, info = _AUTO_CLASS[kind].from_pretrained(
             **where,
             config=config,
@@ -182,25 +193,11 @@ def _load(
             # Weights of 4 bits are made on the GPU while they are read, and cannot be moved afterwards.
             **({"quantization_config": _quantization(dtype), "device_map": device} if asked == NF4 else {}),
         )
-    for key, found, wanted in sorted(info["mismatched_keys"]):
-        raise BackboneError(
-            f"{name}: its weights {key!r} are {list(found)}, but config.json makes them {list(wanted)}; they are of "
-            "two models, so download both again"
-        )
-    missing = [key for key in info["missing_keys"] if not (kind is HeadKind.SEQUENCE and "pooler" in key)]
-    if missing:
-        raise BackboneError(
-            f"{name}: the checkpoint has no weights for {missing[0]!r} ({len(missing)} missing), so it has no "
-            f"{kind} head; choose another with head=/--head"
-        )
-    loaded = _wrap(
-        model if asked == NF4 else model.to(device),
-        tokenizer,
-        name,
-        kind,
-        lambda: _hash_files(name),
-        _pooling(_snapshot(folder), config),
-    )
+    check_read(name, model, info, kind)
+    pooling = _pooling(_snapshot(folder), config)
+    with _readable_errors(name):
+        model = model if asked == NF4 else model.to(device)
+        loaded = _wrap(model, tokenizer, name, kind, lambda: _hash_files(name), pooling)
     loaded.local_files_only = local_files_only
     return loaded
 
@@ -208,11 +205,6 @@ def _load(
 @ordinary_tensors()
 def _from_memory(model: Any, tokenizer: Any, head: HeadKind | None) -> AnyBackbone:
     _refuse_encoder_decoder(model.config)
-    if any(weight.is_inference() for weight in model.parameters()):
-        raise BackboneError(
-            f"{type(model).__name__} was made in torch.inference_mode(), and no gradient can pass through it; load it "
-            "outside"
-        )
     kind = head or _saved_head(model.config, type(model).__name__)
     if kind is HeadKind.SEQUENCE:
         model = model.base_model
@@ -220,8 +212,9 @@ def _from_memory(model: Any, tokenizer: Any, head: HeadKind | None) -> AnyBackbo
         raise BackboneError(f"{type(model).__name__} has no output embedding, so it is no {kind} language model")
     name = f"{type(model).__name__} in memory"
     # Copies, so that nothing the caller does with model and tokenizer meanwhile changes an answer.
-    model, tokenizer = borrowed(model), copy.deepcopy(tokenizer)
-    return _wrap(model, tokenizer, name, kind, lambda: _hash_state(model, tokenizer), _pooling(None, model.config))
+    model, tokenizer = borrowed(model), copied_tokenizer(tokenizer)
+    with _readable_errors(name):
+        return _wrap(model, tokenizer, name, kind, lambda: _hash_state(model, tokenizer), _pooling(None, model.config))
 
 
 def _wrap(
@@ -248,7 +241,7 @@ def _refuse_encoder_decoder(config: Any) -> None:
 
 def _saved_head(config: Any, class_name: str | None = None) -> HeadKind:
     """Tell what a checkpoint was saved as."""
-    saved = class_name or next(iter(getattr(config, "architectures", None) or ()), "")
+    saved = class_name or next(iter(architectures(config)), "")
     if saved.endswith(("ForMaskedLM", "ForPreTraining")):
         return HeadKind.MASKED
     if saved.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
@@ -260,7 +253,7 @@ def _pooling(folder: Path | None, config: Any) -> Pooling:
     """Follow a sentence-transformers folder's own pooling; else mean for encoders, last token for decoders."""
     declared = folder / "1_Pooling" / "config.json" if folder else None
     if declared is not None and declared.is_file():
-        options = json.loads(declared.read_text(encoding="utf-8"))
+        options = json_object(declared)
         modes = {name.removeprefix("pooling_mode_") for name, value in options.items() if value is True}
         known = {"cls_token": Pooling.CLS, "mean_tokens": Pooling.MEAN, "lasttoken": Pooling.LAST}
         if chosen := [known[mode] for mode in modes & set(known)]:
@@ -305,23 +298,32 @@ def _hash_state(model: Any, tokenizer: Any) -> str:
 
 
 @contextmanager
-def _readable_errors(name: str) -> Iterator[None]:
+def _readable_errors(name: str, reading: str | None = None) -> Iterator[None]:
     try:
         yield
+    except CuecraftError:
+        raise
     except Exception as error:  # loaders raise whatever they like for a file that is damaged or not theirs
-        raise BackboneError(f"{name}: {explained(error)}") from error
+        raise BackboneError(f"{name}: {explained(error, reading)}") from error
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep transformers' progress bars and notices off the terminal while loading."""
+    """Keep transformers' progress bars and notices off the terminal while loading, for one load at a time.
+
+    Both are settings of the process: a load that began within another one would put back what that one had set.
+    """
     logging = transformers.utils.logging
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
+    with _ONE_LOAD_AT_A_TIME:
+        verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(verbosity)
+            if bars:
+                logging.enable_progress_bar()
+
+
+_ONE_LOAD_AT_A_TIME = threading.RLock()

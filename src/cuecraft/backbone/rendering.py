@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from cuecraft.backbone.marks import BYTE_SPACE, PIECE_SPACE, meant_by, text_of_printed_tokens
-from cuecraft.errors import CuecraftWarning, DataError, LabelWordError, PromptError, TemplateError
+from cuecraft.errors import BackboneError, CuecraftWarning, DataError, LabelWordError, PromptError, TemplateError
 from cuecraft.task import Example, Field, Literal, MaskSlot, PromptSlot, Task
 
 
@@ -403,9 +403,25 @@ def reading_texts(tokenizer: Any) -> Any:
     Threads that share a tokenizer would set it for each other. So the literals of a template and the texts have one
     each.
     """
-    own = copy.deepcopy(tokenizer)
+    own = copied_tokenizer(tokenizer)
     text_ids(own, ["a"])  # sets the state before a second thread can call
     return own
+
+
+def copied_tokenizer(tokenizer: Any) -> Any:
+    """Return a copy of a tokenizer, which no call to the other changes.
+
+    Raises:
+        BackboneError: it holds what cannot be copied.
+    """
+    try:
+        return copy.deepcopy(tokenizer)
+    except Exception as error:  # parts written in Python, locks and open files each refuse in their own way
+        reason = " ".join(str(error).split())[:200]
+        raise BackboneError(
+            f"{type(tokenizer).__name__} in memory cannot be copied, which reading texts needs ({reason}); give one "
+            "without parts written in Python, locks or open files"
+        ) from error
 
 
 def text_ids(tokenizer: Any, texts: Sequence[str]) -> list[tuple[int, ...]]:

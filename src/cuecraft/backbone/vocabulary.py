@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cuecraft.backbone.rendering import special_ids
+from cuecraft.backbone.rendering import copied_tokenizer, special_ids
 from cuecraft.errors import BackboneError, CuecraftWarning
 
 _REMEDY = "resize the model to its tokenizer (resize_token_embeddings) and train it so, or give its first tokenizer"
@@ -88,7 +87,7 @@ def within_vocabulary(tokenizer: Any, model: Any, name: str, needed: Collection[
             CuecraftWarning,
             stacklevel=2,
         )
-    bounded = copy.deepcopy(tokenizer)  # the caller's own stays as it is
+    bounded = copied_tokenizer(tokenizer)  # the caller's own stays as it is
     bounded.__class__ = type(type(tokenizer).__name__, (Bounded, type(tokenizer)), {})
     bounded.rows, bounded.unknown = rows, unknown
     return bounded

@@ -165,7 +165,7 @@ class PrefixHost:
             self.is_causal = "position_ids" in inspect.signature(self.model.forward).parameters
             rest, expected = ids[3:], plain[:, 3:]
         inputs = {"input_ids": torch.tensor([rest], device=self.model.device)}
-        return agree(self.run(states, inputs, body=True).last_hidden_state, expected)
+        return agree(self.run(states, inputs, body=True).last_hidden_state, expected, self._name)
 
     @torch.no_grad()
     def _hidden(self, token_ids: Sequence[int]) -> Tensor:
