@@ -316,6 +316,19 @@ def test_a_tokenizer_that_writes_its_own_space_gets_no_second_one():
         ("po@@ sitive", "positive"),
         ("ĠÃ©tÃ©", "été"),  # bytes, as a byte-level vocabulary prints them
         ("Ġgroß", "groß"),
+        ("Ċgreat", "great"),
+        ("ĊĊgreat", "great"),
+        ("ĊĠgreat", "great"),
+        ("ĉgreat", "great"),
+        ("greatĊ", "great"),
+        ("greatĠ", "great"),
+        ("great▁", "great"),
+        ("great Ġ", "great"),
+        ("Ġ good", "good"),
+        ("▁ good", "good"),
+        ("C##", "C"),
+        ("<0x67>ood", "good"),
+        ("d<0xC3><0xA9>but", "début"),
     ],
 )
 def test_a_label_word_or_prompt_written_as_a_list_of_tokens_is_refused_with_what_to_write(
@@ -330,7 +343,51 @@ def test_a_label_word_or_prompt_written_as_a_list_of_tokens_is_refused_with_what
     assert str(caught.value).endswith(f"write {meant!r}")
 
 
-@pytest.mark.parametrize("word", ["C##", "##", "#tag", "Ġorġ", "Ħaż-Żebbuġ", "a_b", "x@@y"])
+@pytest.mark.parametrize("head", [CAUSAL, MASKED])
+@pytest.mark.parametrize("word", ["Ġ", "▁", "##", "Ċ", "ĉ", "ĊĊ", "Ġ Ġ", "▁▁", "<0x0A>", "<0x20>"])
+def test_a_mark_alone_is_no_label_word(tokenizers, head, word):
+    with pytest.raises(LabelWordError, match=r"is a token .* so give a word$"):
+        renderer(tokenizers[head], "{text}{prompt}{mask}", head, {"negative": "bad", "positive": word})
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("Ã©tÃ©", "été"),
+        ("voilÃł", "voilà"),
+        ("Äłgreat", "great"),
+        ("un Ã©tÃ©", "un été"),
+        ("æĹ¥æľ¬", "日本"),
+        ("Ċpositive", "positive"),
+    ],
+)
+def test_bytes_as_a_byte_level_vocabulary_prints_them_are_refused(byte_tokenizer, written, meant):
+    with pytest.raises(LabelWordError, match=f"is a token .* write '{meant}'$"):
+        renderer(byte_tokenizer, "{text}{prompt}{mask}", CAUSAL, {"negative": "bad", "positive": written})
+    with pytest.raises(TemplateError, match=f"write '{meant}'$"):
+        renderer(byte_tokenizer, f"{{text}}{{prompt: {written}}}{{mask}}", CAUSAL)
+
+
+LETTERS = [
+    "Ċavetta",
+    "ĉevalo",
+    "Ĉiu",
+    "feliĉ",
+    "Ç\u0131kar",
+    "été",
+    "Größe",
+    "naïve",
+    "Łódź",
+    "ñandú",
+    "Ça",
+    "日本",
+    "Привет",
+]
+
+
+@pytest.mark.parametrize(
+    "word", ["C#", "F#", "#", "#tag", "Ġorġ", "Ħaż-Żebbuġ", "a_b", "x@@y", "0x0A", "<br>", *LETTERS]
+)
 def test_words_that_only_look_like_printed_tokens_are_taken(byte_tokenizer, word):
     made = renderer(byte_tokenizer, "## Text: {text}{prompt: it}{mask}", CAUSAL, {"negative": "bad", "positive": word})
     assert made.label_ids[1] == (tuple(byte_tokenizer(f" {word}")["input_ids"]),)

@@ -8,22 +8,42 @@ from typing import Any
 
 #: What stands for a space in front of a word: of byte-level tokenizers, and of SentencePiece.
 BYTE_SPACE, PIECE_SPACE = "Ġ", "▁"
-_SPACE = re.compile(r"(?:^|(?<=\s)|(?<=[a-z0-9.,:;!?'\"-]))Ġ(?=\S)|▁(?=\S)")
-#: What tells that a token goes on with the word before it (WordPiece), or that the next one does (fastBPE).
-_CONTINUES = re.compile(r"(?:^|\s+)##(?=[^\s#])|(?<=\w)@@(?:\s+|$)")
+#: What tells in WordPiece that a token goes on with the word before it.
+CONTINUATION = "##"
+# Of byte-level tokenizers, Ċ is a line's end and ĉ a tab; but they are letters too: Maltese words begin with Ċ and a
+# vowel or one of klmpr, Esperanto's with ĉ and a vowel, and a word in small letters has no capital within.
+_BYTE_MARK = re.compile(
+    r"(?<=[a-z0-9.,:;!?'\"-])[ĠĊ]|(?:^|(?<=\s))(?:Ġ|Ċ(?=[b-df-hjnqs-tv-zĊĠ\s]|$)|ĉ(?=[b-df-hj-np-tv-zĉĊĠ\s]|$))"
+)
+_CONTINUES = re.compile(r"(?:^|\s+)##(?=[^\s#])|(?<=\w)(?:@@|##)(?:\s+|$)")
 _WORD_END = re.compile(r"(?<=\S)</w>(?=\s|$)")
-#: Maltese has Ġ as a letter, and hardly a word of it is without another letter of its own.
-_MALTESE = re.compile("[ċġħżĊĦŻ]")
+_PIECE_BYTES = re.compile(r"(?:<0x[0-9A-Fa-f]{2}>)+")
+#: Maltese has Ġ and Ċ as letters, and hardly a word of it is without another letter of its own.
+_MALTESE = re.compile("[ċġħżĦŻ]|Ċ(?=[aeiouklmpr])")
+_TURKISH = re.compile("[ÇÖÜ]\u0131")  # two letters, and the two bytes of one
+_LETTER_OR_MARK = re.compile("[Ċĉ]([a-z]{4,})")
 
 
-def text_of_printed_tokens(text: str) -> str | None:
-    """Return the text that printed tokens stand for: ``"Ġgreat"`` gives ``"great"``; None where they have no marks."""
+def text_of_printed_tokens(tokenizer: Any, text: str) -> str | None:
+    """Return the text that printed tokens stand for: ``"Ġgreat"`` gives ``"great"``; None where they have no marks.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer, which decides where marks may be letters.
+        text: words. Of marks alone, the text is white space or empty.
+    """
     found = text
-    if _SPACE.search(text) and not (BYTE_SPACE in text and _MALTESE.search(text)):
-        plain = _of_bytes(text) if BYTE_SPACE in text else None
-        found = re.sub(f" ?[{BYTE_SPACE}{PIECE_SPACE}]", " ", text) if plain is None else plain
+    if _BYTE_MARK.search(text) and not _MALTESE.search(text):
+        plain = _of_bytes(text)
+        found = re.sub(" ?[ĠĊĉ]", " ", text) if plain is None else plain
+    elif (plain := _of_bytes(text)) not in (None, text) and _is_printed(tokenizer, text):
+        found = str(plain)
+    found = re.sub(f" ?{PIECE_SPACE}", " ", found)
+    found = _PIECE_BYTES.sub(_of_piece_bytes, found)
     found = _WORD_END.sub(" ", _CONTINUES.sub("", found))
-    return None if found == text else found
+    if found == text:
+        return None
+    # What was printed once more as text ("Äł" for "Ġ") still has its marks.
+    return text_of_printed_tokens(tokenizer, found) or found
 
 
 def meant_by(tokenizer: Any, text: str) -> str | None:
@@ -33,12 +53,27 @@ def meant_by(tokenizer: Any, text: str) -> str | None:
         tokenizer: a Hugging Face tokenizer.
         text: words of a prompt.
     """
-    meant = text_of_printed_tokens(text)
+    meant = text_of_printed_tokens(tokenizer, text)
     if meant is None:
         return None
     written, plain = (tokenizer(own, add_special_tokens=False)["input_ids"] for own in (text, meant))
     is_read_alike = written == plain and getattr(tokenizer, "unk_token_id", None) not in written
     return None if is_read_alike else meant.strip()
+
+
+def _is_printed(tokenizer: Any, text: str) -> bool:
+    """Return whether characters that stand for bytes in a byte-level vocabulary are not letters here."""
+    word = _LETTER_OR_MARK.fullmatch(text.strip())
+    if word:  # a letter, unless the tokenizer knows the rest as a word
+        return len(tokenizer.tokenize(f" {word[1]}")) == 1 < len(tokenizer.tokenize(f" {text.strip()}"))
+    is_byte_level = "Ã" in "".join(tokenizer.tokenize("é"))
+    has_bytes = any(character >= "\x80" for character in _of_bytes(text) or "")
+    return is_byte_level and has_bytes and not _TURKISH.search(text) and not _MALTESE.search(text)
+
+
+def _of_piece_bytes(found: re.Match[str]) -> str:
+    """Return what SentencePiece's tokens of single bytes stand for (``"<0xC3><0xA9>"`` for ``"é"``)."""
+    return bytes.fromhex(found[0].replace("<0x", "").replace(">", "")).decode(errors="replace")
 
 
 def _of_bytes(text: str) -> str | None:
@@ -56,4 +91,5 @@ def _byte_table() -> dict[str, int]:
     """Return the byte that each character of a byte-level vocabulary stands for (Radford et al., 2019)."""
     shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(0x100) if byte not in shown]
-    return {chr(byte): byte for byte in shown} | {chr(0x100 + n): byte for n, byte in enumerate(hidden)}
+    spaces = {space: ord(space) for space in " \t\r\n"}  # of the text around
+    return spaces | {chr(byte): byte for byte in shown} | {chr(0x100 + n): byte for n, byte in enumerate(hidden)}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from cuecraft.backbone.marks import BYTE_SPACE, PIECE_SPACE, meant_by, text_of_printed_tokens
+from cuecraft.backbone.marks import BYTE_SPACE, CONTINUATION, PIECE_SPACE, meant_by, text_of_printed_tokens
 from cuecraft.errors import BackboneError, CuecraftWarning, DataError, LabelWordError, PromptError, TemplateError
 from cuecraft.task import Example, Field, Literal, MaskSlot, PromptSlot, Task
 
@@ -324,13 +324,16 @@ class Renderer:
     def _checked(self, word: str, ids: tuple[int, ...]) -> tuple[int, ...]:
         """Return a label word's ids, or say why it cannot be scored."""
         unknown = getattr(self.tokenizer, "unk_token_id", None)
-        meant = (text_of_printed_tokens(word) or "").strip()
+        printed = "" if word == CONTINUATION else text_of_printed_tokens(self.tokenizer, word)
+        meant = None if printed is None else printed.strip()
         # A word that this tokenizer knows as one token, or writes as it writes the word that is meant, is a word.
-        is_own = unknown not in ids and (len(ids) == 1 or self.answer_ids([meant]) == [ids])
-        if meant and not is_own:
+        is_known = unknown not in ids and len(ids) == 1 and (meant != "" or word == CONTINUATION)
+        is_own = is_known or (meant and unknown not in ids and self.answer_ids([meant]) == [ids])
+        if meant is not None and not is_own:
+            remedy = f"write {meant!r}" if meant else "it is no word by itself, so give a word"
             raise LabelWordError(
                 f"label word {word!r} is a token as a tokenizer's list prints it, with the mark of a space or of a "
-                f"word's part; write {meant!r}"
+                f"word's part; {remedy}"
             )
         if not ids or unknown in ids:
             raise LabelWordError(f"label word {word!r} is not in this tokenizer's vocabulary; use another")
