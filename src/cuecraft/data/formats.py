@@ -54,6 +54,8 @@ DELIMITERS = {Format.CSV: ",", Format.TSV: "\t"}
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # a drive of Windows has one letter
 #: How files begin that are no text in UTF-8: what they are, and what to do.
 _FOREIGN = {
+    b"\xff\xfe\0\0": ("UTF-32", "save it as UTF-8"),  # before UTF-16, whose mark it begins with
+    b"\0\0\xfe\xff": ("UTF-32", "save it as UTF-8"),
     b"\xff\xfe": ("UTF-16", "save it as UTF-8"),
     b"\xfe\xff": ("UTF-16", "save it as UTF-8"),
     b"\x1f\x8b": ("packed by gzip", "let its name end in .gz"),
@@ -180,24 +182,6 @@ class Stream:
                     unpacker, is_begun = new(), bool(packed)
         if is_begun:
             self.trouble = f"truncated {self._packing}"
-
-
-def text_lines(path: str, packing: Packing) -> Iterator[str]:
-    """Yield the lines of a text file, or of stdin (``-``), that are not blank, without their endings.
-
-    Raises:
-        DataError: the bytes cannot be read, or a line is no UTF-8.
-    """
-    name = "stdin" if path == STDIN else path
-    for number, line in enumerate(Stream(path, packing).lines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            yield text_of(line, is_first=False)  # the mark of the first is gone already
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{name} line {number}: not readable as UTF-8 text ({error.reason}); save it as UTF-8"
-            ) from None
 
 
 def _unpacker(path: str, packing: Packing) -> tuple[Callable[[], Any], type[Exception]]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from cuecraft.data.records import check_nul
 from cuecraft.errors import DataError, LabelWordError
 
 _SHOWN = 60  # characters of a value in an error
@@ -114,4 +115,5 @@ def _unicode(where: str, name: str) -> str:
         name.encode()
     except UnicodeEncodeError:
         raise DataError(f"{where}: the label holds half a character (a lone surrogate); fix it") from None
+    check_nul(where, "the label", name)
     return name
