@@ -90,6 +90,27 @@ def test_a_quotation_mark_that_is_never_closed_costs_its_line_alone(tmp_path, mo
     assert all(reason.startswith("broken CSV") for _, reason in bad)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("a.csv", b"PK\x03\x04" + bytes(40), "ZIP"),
+        ("a.jsonl", '{"message": "x"}\n'.encode("utf-16"), "UTF-16"),
+        ("a.txt", "x\n".encode("utf-32"), "UTF-32"),
+        ("a.csv", gzip.compress(b"message\nx\n"), "packed by gzip"),
+        ("a.tsv", b"BZh91AY&SY", "packed by bzip2"),
+        ("a.jsonl", b"PAR1\x15\x04", "Parquet"),
+        ("a.csv.gz", gzip.compress("message\nx\n".encode("utf-16")), "UTF-16"),
+        ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer; .*git lfs pull"),
+        ("a.parquet", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer; .*git lfs pull"),
+    ],
+)
+def test_a_file_that_is_none_of_its_kind_is_refused_before_anything_is_written(prompt, tmp_path, name, content, kind):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BulkError, match=rf"{name}: not .*it is .*{kind}"):
+        classify(prompt, tmp_path / name, tmp_path / "out", fields=() if name == "a.txt" else ("message",))
+    assert not (tmp_path / "out").exists()
+
+
 def test_names_of_columns_that_are_broken_are_refused(tmp_path):
     path = tmp_path / "a.csv"
     for names in ('"message,n', '"message"x,n', "mess\0age,n"):

@@ -276,9 +276,9 @@ def test_a_text_or_a_label_with_nul_is_a_bad_row_in_files_and_refused_in_python(
         bad = BadRows()
         with pytest.warns(CuecraftWarning, match="2 bad rows left out .row 1, 2.*'text' holds NUL"):
             assert read_records(put(name, rows), reading=Reading(bad=bad)) == [Record({"text": "x"}, "c")]
-    for given in (["a\0b"], [{"text": "a\0b"}]):
+    for own in (["a\0b"], [{"text": "a\0b"}]):
         with pytest.raises(DataError, match="row 1: 'text' holds NUL"):
-            as_records(given)
+            as_records(own)
 
 
 TWICE = {
@@ -342,7 +342,8 @@ def test_a_delimiter_is_taken_from_the_reading_and_missed_by_name(put):
         ("a.csv", 'text,label\nx,c\n"never closed,c\ny,c\n', "line 3: broken CSV (a quotation mark that opens here"),
         ("a.csv", gzip.compress(b"text,label\nx,c\n"), "it is packed by gzip; let its name end in .gz"),
         ("a.jsonl", b"PK\x03\x04", "it is a ZIP archive or a spreadsheet; unpack it"),
-        ("a.csv.gz", "text,label\nx,c\n", "damaged gzip"),
+        ("a.csv.gz", "text,label\nx,c\n", "not packed by gzip"),
+        ("a.jsonl", "version https://git-lfs.github.com/spec/v1\n", "it is a Git LFS pointer; fetch the file"),
         ("a.csv.gz", gzip.compress(b"text,label\nx,c\n" * 999)[:-9], "truncated gzip"),
         ("a.json", '[\n {"text": "x", "label": "c"}\n]', "line 1: not valid JSON"),
     ],
@@ -420,7 +421,7 @@ def test_bad_rows_are_left_out_where_that_is_asked_for_and_named(put, name):
 def swallowed(mark, others):
     """Return CSV with a row whose quotation mark is never closed, and the good texts before and after it."""
     rows = [f"{mark}row {n}{mark},c" for n in range(3)]
-    broken = rows[:1] + ['"oops,c'] + rows[1:] + others
+    broken = [*rows[:1], '"oops,c', *rows[1:], *others]
     return "text,label\n" + "\n".join(broken) + "\n", ["row 0", "row 1", "row 2"]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from cuecraft.bulk.lines import Bad, Cutter, Piece, read_range
 from cuecraft.bulk.sources import Source
 from cuecraft.data.cells import csv_rows
-from cuecraft.data.formats import Format, Packing, Stream, without_mark
+from cuecraft.data.formats import Format, Packing, Stream, check_beginning, without_mark
 from cuecraft.data.records import check_names
 from cuecraft.errors import BulkError, DataError
 
@@ -86,13 +86,37 @@ def blocks_of(source: Source, size: int, longest: int, columns: Sequence[str]) -
 
 
 def check_headers(sources: Sequence[Source], columns: Sequence[str]) -> None:
-    """Raise BulkError where two columns of an input have one name, before anything is written.
+    """Raise BulkError where two columns of an input have one name, or one is no such file, before anything is written.
 
-    Looks into the first few files alone; a later one is looked at when its turn comes.
+    Looks into the first few files alone for names of columns; a later one is looked at when its turn comes.
     """
+    for source in sources:
+        if not source.is_stream:
+            _check_beginning(source, _beginning(source))
     for source in sources[:_LOOKED_INTO]:
         if not source.is_stream and (source.cells is not None or source.format is Format.PARQUET):
             next(blocks_of(source, _HEADER, _HEADER, columns), None)
+
+
+def _beginning(source: Source) -> bytes:
+    """Return the first bytes of a file, unpacked; those that cannot be read are a bad row later."""
+    try:
+        if source.packing is Packing.NONE:
+            with open(source.path, "rb") as handle:
+                return handle.read(32)
+        return next((content for content, _ in Stream(source.path, source.packing).chunks() if content), b"")
+    except OSError:
+        return b""
+
+
+def _check_beginning(source: Source, first: bytes) -> None:
+    if source.format is not Format.PARQUET:
+        try:
+            check_beginning(source.path, first)
+        except DataError as error:
+            raise BulkError(str(error)) from None
+    elif first.startswith(b"version https://git-lfs"):
+        raise BulkError(f"{source.path}: not Parquet: it is a Git LFS pointer; fetch the file with: git lfs pull")
 
 
 def _check_names(source: Source, names: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ STDIN = "-"
 _BOM = b"\xef\xbb\xbf"
 #: Packed bytes that are unpacked at once. Gzip makes a thousand times as many of them at most, zstd thirty thousand.
 _CHUNKS = {"gzip": 1 << 14, "zstd": 1 << 10}
+_MAGIC = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
 _PLAIN = 1 << 20
 
 
@@ -64,6 +65,7 @@ _FOREIGN = {
     b"BZh91AY": ("packed by bzip2", "unpack it, or pack it by gzip"),
     b"\xfd7zXZ": ("packed by xz", "unpack it, or pack it by gzip"),
     b"PAR1\x15": ("Parquet", "let its name end in .parquet"),
+    b"version https://git-lfs": ("a Git LFS pointer", "fetch the file itself with: git lfs pull"),
 }
 
 
@@ -96,6 +98,14 @@ def check_is_path(name: str) -> None:
     """Raise DataError where a name is an address of the web, or of a cloud's storage."""
     if _ADDRESS.match(name):
         raise DataError(f"{name}: is an address, and nothing is downloaded; download the file and give its path")
+
+
+def check_beginning(path: str, first: bytes) -> None:
+    """Raise DataError where the first bytes, unpacked, tell that a file is no text in UTF-8."""
+    for begin, (kind, remedy) in _FOREIGN.items():
+        if first.startswith(begin):
+            name = "stdin" if path == STDIN else path
+            raise DataError(f"{name}: not readable as UTF-8 {content_name(path)}: it is {kind}; {remedy}")
 
 
 def without_mark(first: bytes) -> bytes:
@@ -158,10 +168,7 @@ class Stream:
             yield self._opened(held) if is_first else held
 
     def _opened(self, first: bytes) -> bytes:
-        for begin, (kind, remedy) in _FOREIGN.items():
-            if first.startswith(begin):
-                name = "stdin" if self._path == STDIN else self._path
-                raise DataError(f"{name}: not readable as UTF-8 {content_name(self._path)}: it is {kind}; {remedy}")
+        check_beginning(self._path, first)
         return without_mark(first)
 
     def _unpacked(self, handle: BinaryIO) -> Iterator[tuple[bytes, int]]:
@@ -173,7 +180,10 @@ class Stream:
                 try:
                     content = unpacker.decompress(packed)
                 except errors:
-                    self.trouble = f"damaged {self._packing}"
+                    begins = packed.startswith(_MAGIC[self._packing])
+                    self.trouble = (
+                        f"damaged {self._packing}" if is_begun or begins else f"not packed by {self._packing}"
+                    )
                     return
                 yield content, read
                 read, is_begun, packed = 0, True, b""

@@ -12,9 +12,9 @@ from cuecraft import assets
 from cuecraft.data.cells import csv_rows
 from cuecraft.data.formats import (
     DELIMITERS,
+    STDIN,
     Format,
     Packing,
-    STDIN,
     Stream,
     check_delimiter,
     check_is_path,
@@ -22,11 +22,11 @@ from cuecraft.data.formats import (
     kind_of,
     text_of,
 )
-from cuecraft.data.labels import is_missing, label_name
+from cuecraft.data.labels import check_kinds, is_missing, kind_of_label, label_name
 from cuecraft.data.records import BadRow, BadRows, Record, check_names, check_nul
 from cuecraft.errors import DataError
 
-#: Where a row stands (for error messages); and its columns, what is wrong with it, or None for a blank line that counts.
+#: Where a row stands (for error messages); and its columns, what is wrong with it, or None: a blank line.
 Row = tuple[str, dict[str, Any] | DataError | None]
 
 
@@ -159,6 +159,7 @@ def _records(
     """
     records: list[Record] = []
     bad: list[BadRow] = []
+    kinds: dict[str, Any] = {}
     name = "stdin" if str(source) == STDIN else str(source)
     for number, (where, row) in enumerate(rows, start=1):
         if row is None:
@@ -166,7 +167,10 @@ def _records(
         try:
             if isinstance(row, DataError):
                 raise row
-            records.append(replace(_record(where, row, text_columns, label_of(row)), row=number))
+            label_column = label_of(row)
+            records.append(replace(_record(where, row, text_columns, label_column), row=number))
+            if label_column is not None:
+                kinds.setdefault(*kind_of_label(row[label_column]))
         except DataError as error:
             if reading.bad is None:
                 raise
@@ -177,6 +181,7 @@ def _records(
         raise DataError("no text to classify; give texts as arguments, on stdin or in a --file")
     if not records:
         raise DataError(f"{name}: no rows; give a file with at least one example")
+    check_kinds(f"{name}: ", kinds)
     if reading.bad is not None:
         reading.bad.put(bad)
     return records

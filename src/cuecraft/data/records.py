@@ -81,9 +81,7 @@ class BadRows:
 def check_nul(where: str, what: str, text: str) -> None:
     """Raise DataError where a text holds NUL characters, as each text of UTF-16 does that is taken for UTF-8."""
     if "\0" in text:
-        raise DataError(
-            f"{where}: {what} holds NUL characters; if the file is UTF-16, save it as UTF-8, else remove them"
-        )
+        raise DataError(f"{where}: {what} holds NUL characters; if the file is UTF-16, save it as UTF-8")
 
 
 def check_names(where: str, names: Sequence[str]) -> None:
