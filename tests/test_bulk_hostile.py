@@ -24,6 +24,7 @@ from cuecraft.bulk.rows import rows_of as rows_in
 from cuecraft.bulk.sources import Format, find_sources
 from cuecraft.bulk.student import fit_student
 from cuecraft.bulk.table import Answers
+from cuecraft.data import formats
 from cuecraft.errors import BulkError, DataError
 from test_bulk_reading import NOWHERE, read, wanted
 
@@ -72,6 +73,50 @@ def test_a_csv_row_that_is_too_long_is_one_bad_row_whatever_is_in_it(tmp_path, s
         assert bad == [(data.index(rows[n]), "too long") for n in (1, 3, 4)]
     places = [place for place, _ in texts + bad]
     assert len(places) == len(set(places))
+
+
+@pytest.mark.parametrize("packing", ["", ".gz"])
+@pytest.mark.parametrize("size", [40, 300, 1 << 20])
+@pytest.mark.parametrize("mark", ["", '"'])
+def test_a_quotation_mark_that_is_never_closed_costs_its_line_alone(tmp_path, monkeypatch, mark, size, packing):
+    monkeypatch.setattr(formats, "_PLAIN", 50)  # so that a block has to be cut while the mark is open
+    rows = [f"{mark}row {n}{mark},c" for n in range(200)]
+    data = "message,n\n" + "\n".join([*rows[:4], '"oops,c', *rows[4:], '"a\nb",c', '"a "b"",c', "x,c"]) + "\n"
+    path = tmp_path / f"a.csv{packing}"
+    path.write_bytes(gzip.compress(data.encode()) if packing else data.encode())
+    texts, bad = read(path, wanted(longest=100), size)
+    assert [text for _, text in texts] == [f"row {n}" for n in range(200)] + ["a\nb", "x"]
+    assert [place for place, _ in bad] == [data.index('"oops'), data.index('"a "b"')]
+    assert all(reason.startswith("broken CSV") for _, reason in bad)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("a.csv", b"PK\x03\x04" + bytes(40), "ZIP"),
+        ("a.jsonl", '{"message": "x"}\n'.encode("utf-16"), "UTF-16"),
+        ("a.txt", "x\n".encode("utf-32"), "UTF-32"),
+        ("a.csv", gzip.compress(b"message\nx\n"), "packed by gzip"),
+        ("a.tsv", b"BZh91AY&SY", "packed by bzip2"),
+        ("a.jsonl", b"PAR1\x15\x04", "Parquet"),
+        ("a.csv.gz", gzip.compress("message\nx\n".encode("utf-16")), "UTF-16"),
+        ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer; .*git lfs pull"),
+        ("a.parquet", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer; .*git lfs pull"),
+    ],
+)
+def test_a_file_that_is_none_of_its_kind_is_refused_before_anything_is_written(prompt, tmp_path, name, content, kind):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BulkError, match=rf"{name}: not .*it is .*{kind}"):
+        classify(prompt, tmp_path / name, tmp_path / "out", fields=() if name == "a.txt" else ("message",))
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_of_columns_that_are_broken_are_refused(tmp_path):
+    path = tmp_path / "a.csv"
+    for names in ('"message,n', '"message"x,n', "mess\0age,n"):
+        path.write_text(f"{names}\na,1\nb,2\n")
+        with pytest.raises(BulkError, match=r"a\.csv.*(broken CSV|NUL)"):
+            read(path, wanted())
 
 
 def test_columns_of_one_name_are_refused(tmp_path):

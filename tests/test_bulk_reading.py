@@ -98,7 +98,7 @@ def test_every_kind_of_bad_line_is_told_with_its_place_in_blocks_of_any_size(tmp
     st.integers(20, 3000),
 )
 def test_of_any_bytes_each_row_is_read_or_bad_once(tmp_path_factory, lines, size, kind, packing, longest):
-    data = b"\n".join(lines)
+    data = b"\n".join([b"message,n"[: 9 * (kind == ".csv")] or b"message", *lines])
     path = tmp_path_factory.mktemp("soup") / f"a{kind}{packing}"
     path.write_bytes(PACK[packing](data))
     asked = wanted(() if kind == ".txt" else ("message",), longest=longest)

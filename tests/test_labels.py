@@ -63,6 +63,22 @@ def test_what_is_no_label_is_refused_by_files_and_by_python_alike(tmp_path, valu
         of_jsonl(value, tmp_path)
 
 
+@pytest.mark.parametrize("mixed", [[True, 1, False], [True, "True"], [1, "1"], [1.0, "a", False]], ids=repr)
+def test_labels_of_several_kinds_are_refused_by_files_as_by_python(tmp_path, mixed):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": "a", "label": value}) + "\n" for value in mixed))
+    for read in (lambda: read_records(path), lambda: class_names(mixed)):
+        with pytest.raises(DataError, match=r"the labels mix .*; use one kind"):
+            read()
+
+
+@pytest.mark.parametrize("unit", ["ns", "us", "D"])
+def test_times_and_endless_numbers_are_no_labels(unit):
+    for value in (np.datetime64("2020-01-01", unit), np.timedelta64(3, unit), 10**5000):
+        with pytest.raises(DataError, match="row 1: the label is a "):
+            class_names([value, value])
+
+
 @pytest.mark.parametrize("value", PARQUET_BAD, ids=repr)
 def test_what_parquet_has_and_is_no_label_is_refused(tmp_path, value):
     for read, where in ((of_python, "row 1: "), (lambda value: of_parquet(value, tmp_path), r"a\.parquet row 1: ")):

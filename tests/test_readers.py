@@ -6,8 +6,10 @@ import importlib.util
 import io
 import json
 import math
+import os
 import sys
 from collections import Counter
+from pathlib import Path
 
 import pyarrow
 import pytest
@@ -17,7 +19,8 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from cuecraft.data import BadRows, Reading, Record, fingerprint, read_partly_labelled, read_records, stream_texts
-from cuecraft.data.texts import stdin_texts
+from cuecraft.data.cells import csv_rows
+from cuecraft.data.texts import as_records, stdin_texts, unlabelled
 from cuecraft.errors import AssetError, CuecraftWarning, DataError
 
 SUFFIXES = ("csv", "tsv", "jsonl", "parquet")
@@ -73,7 +76,7 @@ def refusal(path, *parts, kind=DataError, **options):
     return message
 
 
-texts = st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip)
+texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1).filter(str.strip)
 labels = st.sampled_from(["good", "bad", "so, so", 'the "best"', "schön"])
 
 
@@ -219,7 +222,9 @@ def test_parquet_without_rows_is_refused(put, tmp_path):
 def test_missing_file_is_refused(tmp_path, suffix):
     refusal(tmp_path / f"none.{suffix}", "no such file")
     (tmp_path / f"folder.{suffix}").mkdir()
-    refusal(tmp_path / f"folder.{suffix}", "no such file")
+    refusal(tmp_path / f"folder.{suffix}", "is a folder, not a file")
+    os.mkfifo(tmp_path / f"pipe.{suffix}")
+    refusal(tmp_path / f"pipe.{suffix}", "is a pipe or a device, not a file")
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a", "a.parquet.gz", "a.csv.bz2", "a.log"])
@@ -233,13 +238,47 @@ def test_missing_file_of_unknown_suffix_is_taken_for_a_hub_name(monkeypatch, tmp
 
 
 @pytest.mark.parametrize(
-    ("encoding", "where"), [("latin-1", " line 2: "), ("utf-16", "it is UTF-16; save it as UTF-8")]
+    ("encoding", "where"),
+    [
+        ("latin-1", " line 2: "),
+        ("utf-16", "it is UTF-16; save it as UTF-8"),
+        ("utf-32", "it is UTF-32; save it as UTF-8"),
+    ],
 )
 def test_not_utf8_is_refused(put, encoding, where):
     refusal(put("a.csv", "text,label\nété,c\n".encode(encoding)), "not readable as UTF-8 CSV", where)
     refusal(put("a.tsv", "text\tlabel\nété\tc\n".encode(encoding)), "not readable as UTF-8 TSV", where)
     with pytest.raises(DataError, match="not readable as UTF-8 text"):
         list(stream_texts(put("a.txt", "été\n".encode(encoding))))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "text,label\nx,c\n"),
+        ("a.tsv", "text\tlabel\nx\tc\n"),
+        ("a.jsonl", '{"text": "x", "label": "c"}\n'),
+        ("a.txt", "x\n"),
+    ],
+)
+def test_an_encoding_without_a_mark_is_known_by_its_nul_characters(put, name, content, encoding):
+    path = put(name, content.encode(encoding))
+    with pytest.raises(DataError, match="holds NUL characters; if the file is UTF-16, save it as UTF-8"):
+        read_partly_labelled(path)
+    with pytest.raises(DataError, match="holds NUL characters"):
+        list(stream_texts(path))
+
+
+def test_a_text_or_a_label_with_nul_is_a_bad_row_in_files_and_refused_in_python(put):
+    rows = [{"text": "a\0b", "label": "c"}, {"text": "x", "label": "c\0"}, {"text": "x", "label": "c"}]
+    for name in ("a.csv", "a.jsonl", "a.parquet"):
+        bad = BadRows()
+        with pytest.warns(CuecraftWarning, match="2 bad rows left out .row 1, 2.*'text' holds NUL"):
+            assert read_records(put(name, rows), reading=Reading(bad=bad)) == [Record({"text": "x"}, "c")]
+    for own in (["a\0b"], [{"text": "a\0b"}]):
+        with pytest.raises(DataError, match="row 1: 'text' holds NUL"):
+            as_records(own)
 
 
 TWICE = {
@@ -303,7 +342,8 @@ def test_a_delimiter_is_taken_from_the_reading_and_missed_by_name(put):
         ("a.csv", 'text,label\nx,c\n"never closed,c\ny,c\n', "line 3: broken CSV (a quotation mark that opens here"),
         ("a.csv", gzip.compress(b"text,label\nx,c\n"), "it is packed by gzip; let its name end in .gz"),
         ("a.jsonl", b"PK\x03\x04", "it is a ZIP archive or a spreadsheet; unpack it"),
-        ("a.csv.gz", "text,label\nx,c\n", "damaged gzip"),
+        ("a.csv.gz", "text,label\nx,c\n", "not packed by gzip"),
+        ("a.jsonl", "version https://git-lfs.github.com/spec/v1\n", "it is a Git LFS pointer; fetch the file"),
         ("a.csv.gz", gzip.compress(b"text,label\nx,c\n" * 999)[:-9], "truncated gzip"),
         ("a.json", '[\n {"text": "x", "label": "c"}\n]', "line 1: not valid JSON"),
     ],
@@ -376,6 +416,42 @@ def test_bad_rows_are_left_out_where_that_is_asked_for_and_named(put, name):
     assert all(row["source"] == str(path) and str(path) in row["reason"] for row in document["rows"])
     assert read_records(path, reading=Reading(bad=bad)) == records  # once more, as each seed does: nothing new to say
     assert bad.document() == document
+
+
+def swallowed(mark, others):
+    """Return CSV with a row whose quotation mark is never closed, and the good texts before and after it."""
+    rows = [f"{mark}row {n}{mark},c" for n in range(3)]
+    broken = [*rows[:1], '"oops,c', *rows[1:], *others]
+    return "text,label\n" + "\n".join(broken) + "\n", ["row 0", "row 1", "row 2"]
+
+
+@pytest.mark.parametrize("mark", ["", '"'])
+@pytest.mark.parametrize("others", [[], ['"oops, too,c'], ['"a', 'two",c'], ['"a "b"",c', '""x,c']])
+def test_a_broken_row_of_csv_is_one_line_and_the_lines_after_it_are_rows(put, mark, others):
+    content, good = swallowed(mark, others)
+    bad = BadRows()
+    with pytest.warns(CuecraftWarning, match="line 3: broken CSV"):
+        records = read_records(put("a.csv", content), reading=Reading(bad=bad))
+    whole = ["a\ntwo"] if len(others) == 2 and others[1] == 'two",c' else []
+    assert [record.fields["text"] for record in records] == good + whole
+    assert bad.document()["count"] == 1 + len(others) - 2 * len(whole)
+
+
+def test_a_file_of_open_quotation_marks_is_read_in_time_that_grows_with_its_length(put):
+    lines = [b'a","x\n'] * 4000  # each line opens a mark, and the next one closes it and opens another
+    rows = list(csv_rows(lines, ","))
+    assert [row.first for row in rows] == list(range(1, 4001))
+    assert all("unexpected end" in row.fault and row.size == 6 for row in rows)
+
+
+def test_bad_lines_of_a_text_are_left_out_by_the_number_of_their_line(put, monkeypatch):
+    content = b"one\n\n\xff\n a\0b\nlast\n"
+    for source in (put("a.txt", content), put("a.txt.gz", gzip.compress(content)), "-"):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+        bad = BadRows()
+        with pytest.warns(CuecraftWarning, match=r"2 bad rows left out .row 3, 4.*line 3: not readable as UTF-8"):
+            records = unlabelled(["text"], [], Path(source), None, Reading(bad=bad))
+        assert [(record.fields["text"], record.row) for record in records] == [("one", 1), ("last", 5)]
 
 
 def test_a_file_of_bad_rows_alone_is_refused_whatever_was_asked_for(put):

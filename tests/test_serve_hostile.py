@@ -99,10 +99,10 @@ def test_what_is_too_much_or_nonsense_is_refused(server, body, code, told):
     assert len(document["error"]) < 500
 
 
-def test_a_text_with_nul_is_a_text(server):
+def test_a_text_with_nul_is_refused_as_in_files(server):
     code, document = asked(server[0], {"inputs": "a\u0000b"})
-    assert code == 200
-    assert len(document["results"]) == 1
+    assert code == 400
+    assert "holds NUL characters" in document["error"]
 
 
 def test_a_wrong_token_opens_nothing(server):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from cuecraft.bulk.lines import Bad, Cutter, Piece, read_range
 from cuecraft.bulk.sources import Source
-from cuecraft.data.formats import Format, Packing, Stream
+from cuecraft.data.cells import csv_rows
+from cuecraft.data.formats import Format, Packing, Stream, check_beginning, without_mark
 from cuecraft.data.records import check_names
 from cuecraft.errors import BulkError, DataError
 
@@ -81,19 +81,42 @@ def blocks_of(source: Source, size: int, longest: int, columns: Sequence[str]) -
     header: tuple[str, ...] = ()
     for number, piece in enumerate(pieces):
         if source.cells is not None and number == 0:
-            header, piece = _headed(piece, source.cells)
-            _check_names(source, header)
+            header, piece = _headed(source, piece, source.cells)
         yield Block(source, number, piece=piece, header=header)
 
 
 def check_headers(sources: Sequence[Source], columns: Sequence[str]) -> None:
-    """Raise BulkError where two columns of an input have one name, before anything is written.
+    """Raise BulkError where two columns of an input have one name, or one is no such file, before anything is written.
 
-    Looks into the first few files alone; a later one is looked at when its turn comes.
+    Looks into the first few files alone for names of columns; a later one is looked at when its turn comes.
     """
+    for source in sources:
+        if not source.is_stream:
+            _check_beginning(source, _beginning(source))
     for source in sources[:_LOOKED_INTO]:
         if not source.is_stream and (source.cells is not None or source.format is Format.PARQUET):
             next(blocks_of(source, _HEADER, _HEADER, columns), None)
+
+
+def _beginning(source: Source) -> bytes:
+    """Return the first bytes of a file, unpacked; those that cannot be read are a bad row later."""
+    try:
+        if source.packing is Packing.NONE:
+            with open(source.path, "rb") as handle:
+                return handle.read(32)
+        return next((content for content, _ in Stream(source.path, source.packing).chunks() if content), b"")
+    except OSError:
+        return b""
+
+
+def _check_beginning(source: Source, first: bytes) -> None:
+    if source.format is not Format.PARQUET:
+        try:
+            check_beginning(source.path, first)
+        except DataError as error:
+            raise BulkError(str(error)) from None
+    elif first.startswith(b"version https://git-lfs"):
+        raise BulkError(f"{source.path}: not Parquet: it is a Git LFS pointer; fetch the file with: git lfs pull")
 
 
 def _check_names(source: Source, names: Sequence[str]) -> None:
@@ -103,20 +126,22 @@ def _check_names(source: Source, names: Sequence[str]) -> None:
         raise BulkError(str(error)) from None
 
 
-def _headed(piece: Piece, delimiter: str) -> tuple[tuple[str, ...], Piece]:
-    """Return the names of a CSV file's columns, and its first piece without them and blank lines before them."""
-    used: list[int] = []
+def _headed(source: Source, piece: Piece, delimiter: str) -> tuple[tuple[str, ...], Piece]:
+    """Return the names of a CSV file's columns, and its first piece without them and blank lines before them.
 
-    def lines() -> Iterator[str]:
-        for line in piece.content.splitlines(keepends=True):
-            used.append(len(line))
-            yield line.decode("utf-8-sig" if len(used) == 1 else "utf-8", "replace")
-
-    try:
-        header = tuple(next((row for row in csv.reader(lines(), delimiter=delimiter) if row), ()))
-    except csv.Error:
-        header = ()  # then no row has as many columns
-    size = sum(used)
+    Raises:
+        BulkError: the row of names is broken, or two have one name.
+    """
+    content = without_mark(piece.content)
+    size, header = len(piece.content) - len(content), ()
+    for row in csv_rows([content], delimiter):
+        size += row.size
+        if row.fault:
+            raise BulkError(f"{source.path} line {row.first}: broken CSV ({row.fault}); fix the names of the columns")
+        if row.cells:
+            header = tuple(row.cells)
+            break
+    _check_names(source, header)
     return header, replace(piece, start=piece.start + size, content=piece.content[size:])
 
 

@@ -91,8 +91,12 @@ def _to_newline(handle: BinaryIO, most: int | None) -> int | None:
 
 
 def quoted_cells(delimiter: str) -> re.Pattern[bytes]:
-    """Return what finds cells in quotation marks, which open at a cell's beginning only; one may be open to the end."""
-    return re.compile(rb"(?:\A|[\n" + re.escape(delimiter.encode()) + rb'])"[^"]*+(?:""[^"]*+)*+(?:"|\Z)')
+    """Return what finds cells in quotation marks, which open at a cell's beginning only; one may be open to the end.
+
+    What follows the closing mark ends a cell; elsewhere it closes none, and the row is broken: it has one line only.
+    """
+    mark = re.escape(delimiter.encode())
+    return re.compile(rb"(?:\A|[\r\n" + mark + rb'])"[^"]*+(?:""[^"]*+)*+(?:"(?=[\r\n' + mark + rb"]|\Z)|\Z)")
 
 
 class Cutter:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from cuecraft.bulk.blocks import Block
-from cuecraft.bulk.lines import TOO_LONG, Bad, Piece, quoted_cells
+from cuecraft.bulk.lines import TOO_LONG, Bad, Piece
 from cuecraft.bulk.texts import NOT_UNICODE, NUL, UnusableError, Wanted, check_text
+from cuecraft.data.cells import csv_rows
 from cuecraft.data.formats import Format, text_of, without_mark
 from cuecraft.data.records import names_twice
 
@@ -18,7 +18,6 @@ BROKEN, NOT_OBJECT, COLUMNS = "broken JSON", "not an object", "wrong number of c
 OUT_OF_RANGE, TWICE = "value out of range", "two fields of the name"
 _SHOWN = 200  # bytes of a bad row that are shown
 _SHOWN_NAME = 40  # characters of a name in a reason
-_FIELD = 2**31 - 1  # characters of a cell; rows that are too long are told before they get there
 
 
 @dataclass
@@ -180,81 +179,27 @@ def _parquet_rows(piece: Piece, wanted: Wanted, found: Rows) -> None:
                 _put(row, piece.start + number, 0, take, wanted, found)
 
 
-class _Lines:
-    """The lines of a piece as text, for the CSV reader, which may take several for one row; knows where it is.
-
-    Of a row that gets too long only the quotation marks are handed on that let it end where it would.
-    """
-
-    def __init__(self, piece: Piece, delimiter: str, longest: int) -> None:
-        self.offset = piece.start
-        self.begun: int | None = None  # where the row begins that is being read
-        self.is_too_long = False
-        self._piece, self._longest, self._quoted = piece, longest, quoted_cells(delimiter)
-
-    def start_row(self) -> None:
-        """Forget the row before."""
-        self.begun, self.is_too_long = None, False
-
-    def __iter__(self) -> Iterator[str]:
-        for line in self._piece.content.splitlines(keepends=True):
-            was_open = self.begun is not None  # a row goes on in another line within quotation marks only
-            if self.begun is None:
-                self.begun = self.offset
-            self.offset += len(line)
-            self.is_too_long = self.is_too_long or self.offset - self.begun > self._longest
-            if not self.is_too_long:
-                yield line.decode("utf-8", "surrogateescape")
-            elif self._is_open(line, was_open) is was_open:
-                yield "\n"
-            else:
-                yield '"\n'
-
-    def _is_open(self, line: bytes, was_open: bool) -> bool:
-        """Return whether a line ends within quotation marks."""
-        line = b'"' + line if was_open else line
-        end = 0
-        for cell in self._quoted.finditer(line):
-            end = cell.end()
-        return end == len(line)
-
-
 def _csv_rows(block: Block, piece: Piece, delimiter: str, wanted: Wanted, found: Rows) -> None:
     """Take the rows of a CSV piece; the names of the columns are those of the file's first row."""
     header = block.header
     take = wanted.taker()
-    csv.field_size_limit(_FIELD)
-    lines = _Lines(piece, delimiter, wanted.longest)
-    reader = csv.reader(iter(lines), delimiter=delimiter, strict=True)
-    while True:
-        lines.start_row()
-        trouble, cells = "", []
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            trouble = f"broken CSV ({error})"
-        begin = piece.start if lines.begun is None else lines.begun
-        if lines.is_too_long:
-            trouble = TOO_LONG
-        elif not cells and not trouble:
+    end = piece.start
+    for row in csv_rows([piece.content], delimiter):
+        begin, end = end, end + row.size
+        if not row.cells and not row.fault:
             continue
         found.read += 1
-        if not trouble and len(cells) != len(header):
+        trouble = ""
+        if row.size > wanted.longest:
+            trouble = TOO_LONG
+        elif row.fault:
+            trouble = f"broken CSV ({row.fault})"
+        elif len(row.cells) != len(header):
             trouble = COLUMNS
-        elif not trouble and not all(map(_is_unicode, cells)):
+        elif not row.is_unicode:
             trouble = NOT_UNICODE
         if trouble:
-            shown = piece.content[begin - piece.start : min(begin + _SHOWN, lines.offset) - piece.start]
-            found.bad.append(Bad(begin, lines.offset - begin, trouble, shown))
+            shown = piece.content[begin - piece.start : min(begin + _SHOWN, end) - piece.start]
+            found.bad.append(Bad(begin, row.size, trouble, shown))
         else:
-            _put(dict(zip(header, cells, strict=True)), begin, lines.offset - begin, take, wanted, found)
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+            _put(dict(zip(header, row.cells, strict=True)), begin, row.size, take, wanted, found)

@@ -9,8 +9,10 @@ import typer
 
 from cuecraft import display
 from cuecraft.cli.app import app
-from cuecraft.cli.arguments import lines_of, made_folder, named_folders, names_of, reading_of, unescaped, words_of
+from cuecraft.cli.arguments import made_folder, named_folders, names_of, reading_of, unescaped, words_of
 from cuecraft.cli.options import BackboneNow, Delimiter, Device, Dtype, Json, LabelWords, Model, Offline, SkipBadRows
+from cuecraft.data.formats import STDIN
+from cuecraft.errors import DataError
 
 
 @app.command()
@@ -36,10 +38,12 @@ def predict(
     from cuecraft.runs import predict_records, read_texts
 
     reading = reading_of(delimiter, skip_bad_rows)
-    lines = lines_of(texts, file)
+    if texts and file:
+        raise DataError("texts were given both as arguments and in --file; give one of them")
+    file = file if texts or file else Path(STDIN)
     artifact = made_folder(artifact)
     with display.progress() as started:
-        records = read_texts(artifact, lines, file, text_column, reading)
+        records = read_texts(artifact, texts or [], file, text_column, reading)
         where = (model, device, local_files_only, dtype)
         document = predict_records(artifact, records, prompt, *where, started("predicting")) | reading.document()
     display.print_json(document) if json else display.print_predictions(document["predictions"])

@@ -17,6 +17,7 @@ STDIN = "-"
 _BOM = b"\xef\xbb\xbf"
 #: Packed bytes that are unpacked at once. Gzip makes a thousand times as many of them at most, zstd thirty thousand.
 _CHUNKS = {"gzip": 1 << 14, "zstd": 1 << 10}
+_MAGIC = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
 _PLAIN = 1 << 20
 
 
@@ -54,6 +55,8 @@ DELIMITERS = {Format.CSV: ",", Format.TSV: "\t"}
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # a drive of Windows has one letter
 #: How files begin that are no text in UTF-8: what they are, and what to do.
 _FOREIGN = {
+    b"\xff\xfe\0\0": ("UTF-32", "save it as UTF-8"),  # before UTF-16, whose mark it begins with
+    b"\0\0\xfe\xff": ("UTF-32", "save it as UTF-8"),
     b"\xff\xfe": ("UTF-16", "save it as UTF-8"),
     b"\xfe\xff": ("UTF-16", "save it as UTF-8"),
     b"\x1f\x8b": ("packed by gzip", "let its name end in .gz"),
@@ -62,6 +65,7 @@ _FOREIGN = {
     b"BZh91AY": ("packed by bzip2", "unpack it, or pack it by gzip"),
     b"\xfd7zXZ": ("packed by xz", "unpack it, or pack it by gzip"),
     b"PAR1\x15": ("Parquet", "let its name end in .parquet"),
+    b"version https://git-lfs": ("a Git LFS pointer", "fetch the file itself with: git lfs pull"),
 }
 
 
@@ -94,6 +98,14 @@ def check_is_path(name: str) -> None:
     """Raise DataError where a name is an address of the web, or of a cloud's storage."""
     if _ADDRESS.match(name):
         raise DataError(f"{name}: is an address, and nothing is downloaded; download the file and give its path")
+
+
+def check_beginning(path: str, first: bytes) -> None:
+    """Raise DataError where the first bytes, unpacked, tell that a file is no text in UTF-8."""
+    for begin, (kind, remedy) in _FOREIGN.items():
+        if first.startswith(begin):
+            name = "stdin" if path == STDIN else path
+            raise DataError(f"{name}: not readable as UTF-8 {content_name(path)}: it is {kind}; {remedy}")
 
 
 def without_mark(first: bytes) -> bytes:
@@ -156,10 +168,7 @@ class Stream:
             yield self._opened(held) if is_first else held
 
     def _opened(self, first: bytes) -> bytes:
-        for begin, (kind, remedy) in _FOREIGN.items():
-            if first.startswith(begin):
-                name = "stdin" if self._path == STDIN else self._path
-                raise DataError(f"{name}: not readable as UTF-8 {content_name(self._path)}: it is {kind}; {remedy}")
+        check_beginning(self._path, first)
         return without_mark(first)
 
     def _unpacked(self, handle: BinaryIO) -> Iterator[tuple[bytes, int]]:
@@ -171,7 +180,10 @@ class Stream:
                 try:
                     content = unpacker.decompress(packed)
                 except errors:
-                    self.trouble = f"damaged {self._packing}"
+                    begins = packed.startswith(_MAGIC[self._packing])
+                    self.trouble = (
+                        f"damaged {self._packing}" if is_begun or begins else f"not packed by {self._packing}"
+                    )
                     return
                 yield content, read
                 read, is_begun, packed = 0, True, b""
@@ -180,24 +192,6 @@ class Stream:
                     unpacker, is_begun = new(), bool(packed)
         if is_begun:
             self.trouble = f"truncated {self._packing}"
-
-
-def text_lines(path: str, packing: Packing) -> Iterator[str]:
-    """Yield the lines of a text file, or of stdin (``-``), that are not blank, without their endings.
-
-    Raises:
-        DataError: the bytes cannot be read, or a line is no UTF-8.
-    """
-    name = "stdin" if path == STDIN else path
-    for number, line in enumerate(Stream(path, packing).lines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            yield text_of(line, is_first=False)  # the mark of the first is gone already
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{name} line {number}: not readable as UTF-8 text ({error.reason}); save it as UTF-8"
-            ) from None
 
 
 def _unpacker(path: str, packing: Packing) -> tuple[Callable[[], Any], type[Exception]]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from cuecraft.data.records import check_nul
 from cuecraft.errors import DataError, LabelWordError
 
 _SHOWN = 60  # characters of a value in an error
@@ -17,6 +18,8 @@ def python_value(value: Any) -> Any:
         return None
     if hasattr(value, "as_py"):
         return value.as_py()
+    if getattr(getattr(value, "dtype", None), "kind", "") in ("M", "m"):  # times of NumPy; some would give a number
+        return value
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
@@ -48,7 +51,7 @@ def label_name(where: str, value: Any, missing: str = "the label is missing") ->
     if isinstance(found, bool):
         return str(found)
     if isinstance(found, int) or (isinstance(found, float) and found.is_integer()):
-        return str(int(found))
+        return _digits(where, int(found))
     shown = repr(found).replace("\n", " ")
     shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
     if isinstance(found, float):
@@ -77,10 +80,21 @@ def class_names(labels: Iterable[Any]) -> dict[str, Any]:
         name, value = label_name(f"row {row}", label), python_value(label)
         found.setdefault(name, name if isinstance(value, str) else value)
         kinds.setdefault(_kind(value), value)
+    check_kinds("", kinds)
+    return dict(sorted(found.items(), key=lambda item: item[1]))
+
+
+def kind_of_label(label: Any) -> tuple[str, Any]:
+    """Return what a label is that `label_name` takes: strings, numbers or truth values; and its value for Python."""
+    value = python_value(label)
+    return _kind(value), value
+
+
+def check_kinds(where: str, kinds: Mapping[str, Any]) -> None:
+    """Raise DataError where labels are of several kinds; each has an example."""
     if len(kinds) > 1:
         named = ", ".join(map(repr, kinds.values()))
-        raise DataError(f"the labels mix {' and '.join(kinds)} ({named}); use one kind for all of them")
-    return dict(sorted(found.items(), key=lambda item: item[1]))
+        raise DataError(f"{where}the labels mix {' and '.join(kinds)} ({named}); use one kind for all of them")
 
 
 def words_by_name(label_words: Any) -> dict[str, Any] | None:
@@ -104,6 +118,15 @@ def words_by_name(label_words: Any) -> dict[str, Any] | None:
     return found
 
 
+def _digits(where: str, number: int) -> str:
+    try:
+        return str(number)
+    except ValueError:  # Python writes no more than some thousands
+        raise DataError(
+            f"{where}: the label is a number of too many digits; give a shorter number, or a string"
+        ) from None
+
+
 def _kind(value: Any) -> str:
     if isinstance(value, str):
         return "strings"
@@ -115,4 +138,5 @@ def _unicode(where: str, name: str) -> str:
         name.encode()
     except UnicodeEncodeError:
         raise DataError(f"{where}: the label holds half a character (a lone surrogate); fix it") from None
+    check_nul(where, "the label", name)
     return name

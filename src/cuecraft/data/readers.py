@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from cuecraft import assets
+from cuecraft.data.cells import csv_rows
 from cuecraft.data.formats import (
     DELIMITERS,
+    STDIN,
     Format,
     Packing,
     Stream,
@@ -19,14 +20,14 @@ from cuecraft.data.formats import (
     check_is_path,
     content_name,
     kind_of,
-    text_lines,
+    text_of,
 )
-from cuecraft.data.labels import is_missing, label_name
-from cuecraft.data.records import BadRow, BadRows, Record, check_names
+from cuecraft.data.labels import check_kinds, is_missing, kind_of_label, label_name
+from cuecraft.data.records import BadRow, BadRows, Record, check_names, check_nul
 from cuecraft.errors import DataError
 
-#: Where a row stands (for error messages); and its columns, or what is wrong with it.
-Row = tuple[str, dict[str, Any] | DataError]
+#: Where a row stands (for error messages); and its columns, what is wrong with it, or None: a blank line.
+Row = tuple[str, dict[str, Any] | DataError | None]
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,7 @@ def read_partly_labelled(
         DataError: as `read_records`, but for labels.
     """
     if kind_of(Path(source))[0] is Format.TEXT:
-        records = [Record({"text": line}) for line in stream_texts(source)]
-        if not records:
-            raise _no_rows(source)
-        return records
+        return read_lines(source, "text", reading)
 
     def labelled(row: Mapping[str, Any]) -> str | None:
         label = row.get(label_column)
@@ -105,28 +103,39 @@ def read_partly_labelled(
     return _records(source, _rows(source, text_columns, label_column, reading), text_columns, labelled, reading)
 
 
+def read_lines(source: str | Path, field: str, reading: Reading = AS_USUAL) -> list[Record]:
+    """Return the lines of a text file, or of stdin (``-``), that are not blank, each with the number of its line.
+
+    Args:
+        source: a .txt or .log file, or ``-``.
+        field: that each line is.
+        reading: what becomes of bad rows.
+
+    Raises:
+        DataError: the file is missing or unreadable, has no line, or one that is no UTF-8 or holds NUL. Of bad rows
+            alone: none can be used.
+    """
+    return _records(source, _line_rows(source, field), (field,), lambda row: None, reading)
+
+
 def stream_texts(source: str | Path, column: str = "text", reading: Reading = AS_USUAL) -> Iterator[str]:
     """Yield unlabelled texts one after another, the whole of them never in memory; empty ones are left out.
 
     Args:
-        source: as for `read_partly_labelled`. A file is read piece by piece.
+        source: as for `read_partly_labelled`, or ``-`` for the lines of stdin. It is read piece by piece.
         column: of text; a file of lines has none.
         reading: the delimiter; bad rows are refused whatever it says.
 
     Raises:
         DataError: the file is missing or unreadable, the column is missing or there twice, or a value is no text.
     """
-    path = Path(source)
-    form, packing = kind_of(path)
-    if form is Format.TEXT:
-        check_is_path(str(source))
-        if not path.is_file():
-            raise DataError(f"{path}: no such file; check the path")
-        yield from text_lines(str(path), packing)
-        return
-    for where, row in _rows(source, [column], None, reading):
+    is_lines = str(source) == STDIN or kind_of(Path(source))[0] is Format.TEXT
+    rows = _line_rows(source, column) if is_lines else _rows(source, [column], None, reading)
+    for where, row in rows:
         if isinstance(row, DataError):
             raise row
+        if row is None:
+            continue
         value = _column(where, row, column)
         if not (is_missing(value) or (isinstance(value, str) and not value.strip())):
             yield text_value(where, column, value)
@@ -150,26 +159,59 @@ def _records(
     """
     records: list[Record] = []
     bad: list[BadRow] = []
+    kinds: dict[str, Any] = {}
+    name = "stdin" if str(source) == STDIN else str(source)
     for number, (where, row) in enumerate(rows, start=1):
+        if row is None:
+            continue
         try:
             if isinstance(row, DataError):
                 raise row
-            records.append(replace(_record(where, row, text_columns, label_of(row)), row=number))
+            label_column = label_of(row)
+            records.append(replace(_record(where, row, text_columns, label_column), row=number))
+            if label_column is not None:
+                kinds.setdefault(*kind_of_label(row[label_column]))
         except DataError as error:
             if reading.bad is None:
                 raise
-            bad.append(BadRow(str(source), number, str(error)))
+            bad.append(BadRow(name, number, str(error)))
     if not records and bad:
         raise DataError(f"{bad[0].reason} (so it is with all {len(bad)} rows: none can be used)")
+    if not records and name == "stdin":
+        raise DataError("no text to classify; give texts as arguments, on stdin or in a --file")
     if not records:
-        raise _no_rows(source)
+        raise DataError(f"{name}: no rows; give a file with at least one example")
+    check_kinds(f"{name}: ", kinds)
     if reading.bad is not None:
         reading.bad.put(bad)
     return records
 
 
-def _no_rows(source: str | Path) -> DataError:
-    return DataError(f"{source}: no rows; give a file with at least one example")
+def _line_rows(source: str | Path, field: str) -> Iterator[Row]:
+    """Yield the lines of a text file or of stdin; blank ones are none, but count."""
+    name, packing = str(source), kind_of(Path(source))[1]
+    if name != STDIN:
+        _check_file(name)
+    shown = "stdin" if name == STDIN else name
+    for number, line in enumerate(Stream(name, packing).lines(), start=1):
+        where = f"{shown} line {number}"
+        try:
+            # The mark of the first is gone already.
+            yield where, {field: text_of(line, is_first=False)} if line.strip() else None
+        except UnicodeDecodeError as error:
+            yield where, DataError(f"{where}: not readable as UTF-8 text ({error.reason}); save it as UTF-8")
+
+
+def _check_file(name: str) -> None:
+    """Raise DataError where a name is an address, nothing, or no file."""
+    check_is_path(name)
+    path = Path(name)
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder, not a file; give the path of a file in it")
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: is a pipe or a device, not a file; write it to a file first")
+    if not path.exists():
+        raise DataError(f"{path}: no such file; check the path")
 
 
 def _rows(
@@ -189,8 +231,7 @@ def _rows(
                 "*.ndjson, *.json with an object a line; all but Parquet also packed, with .gz or .zst)"
             )
         return _hub_rows(name)
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; check the path")
+    _check_file(name)
     if form is Format.PARQUET:
         return _parquet_rows(path, wanted)
     if form is Format.JSONL:
@@ -201,7 +242,7 @@ def _rows(
 def _asset_rows(name: str, label_column: str | None) -> Iterator[Row]:
     asset, path = assets.data_asset(name)
     for where, row in _csv_rows(path, Packing.NONE, ","):
-        if isinstance(row, DataError):
+        if not isinstance(row, dict):
             yield where, row
         elif all(row[column] == value for column, value in asset.only.items()):
             if label_column in row:
@@ -209,73 +250,33 @@ def _asset_rows(name: str, label_column: str | None) -> Iterator[Row]:
             yield where, row
 
 
-class _CsvLines:
-    """The lines of a CSV file as text for the CSV reader, which may take several for one row.
-
-    Args:
-        lines: as they lie in the file.
-    """
-
-    def __init__(self, lines: Iterator[bytes]) -> None:
-        self._lines = lines
-        self.begun = 0  # lines that were taken before the row at hand
-        self.taken = 0
-        self.is_unicode = True
-
-    def start_row(self) -> None:
-        """Forget the row before."""
-        self.begun, self.is_unicode = self.taken, True
-
-    def __iter__(self) -> Iterator[str]:
-        for line in self._lines:
-            for part in line.splitlines(keepends=True):  # a carriage return alone ends a row, too
-                self.taken += 1
-                try:
-                    text = part.decode()
-                except UnicodeDecodeError:
-                    self.is_unicode, text = False, part.decode("utf-8", "replace")
-                yield text
-
-
 def _csv_rows(path: Path, packing: Packing, delimiter: str) -> Iterator[Row]:
-    csv.field_size_limit(2**31 - 1)
-    lines = _CsvLines(Stream(str(path), packing).lines())
-    reader = csv.reader(iter(lines), delimiter=delimiter, strict=True)
     header: list[str] | None = None
-    while True:
-        lines.start_row()
-        where = f"{path} line {lines.begun + 1}"
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            fault = DataError(f"{where}: broken CSV ({_csv_fault(error)})")
-            if header is None:
-                raise fault from None
-            yield where, fault
+    for row in csv_rows(Stream(str(path), packing).lines(), delimiter):
+        where = f"{path} line {row.last}"
+        fault = None
+        if row.fault:
+            fault = DataError(f"{where}: broken CSV ({_csv_fault(row.fault, delimiter)})")
+        elif not row.cells:
             continue
-        if not cells:
-            continue
-        where = f"{path} line {lines.taken}"
-        if not lines.is_unicode:
+        elif not row.is_unicode:
             fault = DataError(f"{where}: not readable as UTF-8 {content_name(str(path))}; save the file as UTF-8")
-            if header is None:
+        if header is None:
+            if fault is not None:
                 raise fault
-            yield where, fault
-        elif header is None:
-            header = cells
+            header = row.cells
             check_names(str(path), header)
-        elif len(cells) > len(header):
-            yield where, DataError(f"{where}: more values than columns; put quotation marks around text with commas")
-        else:
-            yield where, dict(zip(header, [*cells, *[None] * (len(header) - len(cells))], strict=True))
+            continue
+        lacking = len(header) - len(row.cells)
+        if fault is None and lacking < 0:
+            fault = DataError(f"{where}: more values than columns; put quotation marks around text with commas")
+        yield where, fault or dict(zip(header, [*row.cells, *[None] * lacking], strict=True))
 
 
-def _csv_fault(error: csv.Error) -> str:
-    if "unexpected end of data" in str(error):
+def _csv_fault(fault: str, delimiter: str) -> str:
+    if "unexpected end of data" in fault:
         return "a quotation mark that opens here is never closed; close it, or write two for one that is meant"
-    return f"{error}; write two quotation marks for one within a quoted text"
+    return f"{fault}; write two quotation marks for one within a quoted text"
 
 
 def _jsonl_rows(path: Path, packing: Packing) -> Iterator[Row]:
@@ -293,7 +294,9 @@ def _json_row(where: str, line: bytes) -> dict[str, Any] | DataError:
         return dict(pairs)
 
     try:
-        row = json.loads(line, object_pairs_hook=made)
+        text = line.decode()  # of bytes, the reader of JSON would guess the encoding
+        check_nul(where, "the line", text)
+        row = json.loads(text, object_pairs_hook=made)
         if isinstance(row, dict):
             check_names(where, [name for name, _ in objects[-1]])  # the outermost is made last
             return row
@@ -366,7 +369,7 @@ def _column(where: str, row: Mapping[str, Any], column: str) -> Any:
 
 
 def text_value(where: str, column: str, value: Any) -> str:
-    """Return a text as it is, or raise DataError where it is missing, NaN, empty, not text or not Unicode."""
+    """Return a text as it is, or raise DataError: missing, NaN, empty, not text, not Unicode, or with NUL in it."""
     if is_missing(value):
         raise DataError(f"{where}: {column!r} is missing (NaN); fill it in or remove the row")
     if not isinstance(value, str):
@@ -377,4 +380,5 @@ def text_value(where: str, column: str, value: Any) -> str:
         raise DataError(f"{where}: {column!r} holds half a character (a lone surrogate); fix the text") from None
     if not value.strip():
         raise DataError(f"{where}: {column!r} is empty; fill it in or remove the row")
+    check_nul(where, repr(column), value)
     return value

@@ -78,8 +78,15 @@ class BadRows:
         return {"count": len(rows), "rows": rows}
 
 
+def check_nul(where: str, what: str, text: str) -> None:
+    """Raise DataError where a text holds NUL characters, as each text of UTF-16 does that is taken for UTF-8."""
+    if "\0" in text:
+        raise DataError(f"{where}: {what} holds NUL characters; if the file is UTF-16, save it as UTF-8")
+
+
 def check_names(where: str, names: Sequence[str]) -> None:
-    """Raise DataError where two columns have one name; a name that is empty is none."""
+    """Raise DataError where two columns have one name, or a name holds NUL; a name that is empty is none."""
+    check_nul(where, "the name of a column", "".join(names))
     twice = [name for name, count in Counter(names).items() if count > 1 and name]
     if twice:
         what = "two columns are called" if len(twice) == 1 else "columns share the names"

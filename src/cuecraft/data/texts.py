@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from cuecraft.data.formats import STDIN, Format, Packing, kind_of, text_lines
+from cuecraft.data.formats import STDIN, Format, kind_of
 from cuecraft.data.labels import is_missing, label_name, python_value, words_by_name
-from cuecraft.data.readers import AS_USUAL, Reading, read_records, stream_texts, text_value
+from cuecraft.data.readers import AS_USUAL, Reading, read_lines, read_records, stream_texts, text_value
 from cuecraft.data.records import BadRow, Record, check_names
 from cuecraft.errors import DataError, LabelWordError, MethodError
 
@@ -29,7 +29,7 @@ def stdin_texts() -> list[str]:
     Raises:
         DataError: stdin is closed, or a line is no UTF-8.
     """
-    return list(text_lines(STDIN, Packing.NONE))
+    return list(stream_texts(STDIN))
 
 
 def unlabelled(
@@ -44,7 +44,7 @@ def unlabelled(
     Args:
         fields: of the template.
         lines: texts; not looked at where there is a file.
-        file: with columns, or .txt or .log with a text a line.
+        file: with columns, or .txt or .log with a text a line; ``-`` for the lines of stdin.
         columns: of text in the file, those that the template does not name left unread; None for those named as the
             fields.
         reading: the delimiter, and what becomes of bad rows.
@@ -52,17 +52,18 @@ def unlabelled(
     Raises:
         DataError: no texts, or lines for a template of several fields.
     """
-    if file is not None and kind_of(file)[0] is not Format.TEXT:
+    is_lines = file is not None and (str(file) == STDIN or kind_of(file)[0] is Format.TEXT)
+    if file is not None and not is_lines:
         used = fields if columns is None or set(fields) <= set(columns) else columns
         return read_records(file, used, label_column=None, reading=reading)
-    if file is not None:
-        lines = list(stream_texts(file))
     if len(fields) > 1:
         raise DataError(f"the prompt takes the fields {', '.join(fields)}; give them as columns of a --file")
+    if file is not None:
+        return read_lines(file, fields[0], reading)
     if not lines:
         raise DataError("no text to classify; give texts as arguments, on stdin or in a --file")
     records = [Record({fields[0]: line}, row=number) for number, line in enumerate(lines, start=1)]
-    return records if reading.bad is None else _usable(records, str(file or "texts"), reading)
+    return records if reading.bad is None else _usable(records, "texts", reading)
 
 
 def _usable(records: Sequence[Record], source: str, reading: Reading) -> list[Record]:
