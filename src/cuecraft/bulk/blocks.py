@@ -133,7 +133,8 @@ def _headed(source: Source, piece: Piece, delimiter: str) -> tuple[tuple[str, ..
         BulkError: the row of names is broken, or two have one name.
     """
     content = without_mark(piece.content)
-    size, header = len(piece.content) - len(content), ()
+    size = len(piece.content) - len(content)
+    header: tuple[str, ...] = ()
     for row in csv_rows([content], delimiter):
         size += row.size
         if row.fault:
