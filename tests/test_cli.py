@@ -207,6 +207,13 @@ def write(path, rows):
 
 
 BAD = {
+    "address to write": (["tune", "train.jsonl", "--out", "s3://bucket/x"], "is an address"),
+    "address to answer": (["predict", "https://huggingface.co/gpt2", "a"], "is an address"),
+    "address to show": (["show", "https://huggingface.co/gpt2"], "is an address"),
+    "address to export": (["export", "x=https://huggingface.co/gpt2", "--out", "x"], "is an address"),
+    "address to import": (["import", "https://huggingface.co/gpt2", "--out", "x"], "is an address"),
+    "address to classify": (["classify", "https://huggingface.co/gpt2", "train.jsonl", "--out", "x"], "is an address"),
+    "address of a job": (["classify", "taken", "train.jsonl", "--out", "s3://bucket/x"], "is an address"),
     "no such file": (["tune", "nowhere.jsonl"], "no such file"),
     "empty": (["tune", "empty.jsonl"], "no rows"),
     "one class": (["tune", "one.jsonl"], "only one class"),

@@ -111,8 +111,9 @@ def test_unlabelled_data(put, suffix):
 
 
 def test_labels_lose_outer_spaces_and_become_text(put):
-    path = put("a.jsonl", '{"text": "x", "label": " c "}\n\n{"text": "x", "label": 1}\r\n{"text": "x", "label": false}')
-    assert [record.label for record in read_records(path)] == ["c", "1", "False"]
+    for labels, names in (('" c "', ["c"]), ("1 1.0", ["1", "1"]), ("false true", ["False", "True"])):
+        rows = [f'{{"text": "x", "label": {label}}}' for label in ([labels] if '"' in labels else labels.split())]
+        assert [record.label for record in read_records(put("a.jsonl", "\n\r\n".join(rows)))] == names
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])

@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from importlib.metadata import version
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(
+from cuecraft.data.formats import check_is_path
+
+
+class CommandApp(typer.Typer):
+    """Commands whose files and folders are paths: an address of the web or of a cloud's storage is refused."""
+
+    def command(self, *args: Any, **options: Any) -> Callable[[Any], Any]:
+        """Add a command; it raises DataError where a path is an address."""
+        added = super().command(*args, **options)
+
+        def decorated(function: Callable[..., None]) -> Callable[..., None]:
+            @wraps(function)
+            def checked(**values: Any) -> None:
+                for value in values.values():
+                    for path in value if isinstance(value, list) else [value]:
+                        if isinstance(path, Path):
+                            check_is_path(str(path))
+                function(**values)
+
+            added(checked)
+            return function
+
+        return decorated
+
+
+app = CommandApp(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

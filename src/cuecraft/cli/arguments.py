@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cuecraft.data.formats import check_is_path
 from cuecraft.errors import BulkError, DataError, ExportError, LabelWordError, MethodError, ServeError
 
 if TYPE_CHECKING:
@@ -130,8 +131,14 @@ def named_folders(arguments: list[str]) -> dict[str, Path]:
 
 
 def name_and_folder(argument: str) -> tuple[str | None, Path]:
-    """Return both parts of NAME=FOLDER; no name where the argument as a whole is a path that is there."""
+    """Return both parts of NAME=FOLDER; no name where the argument as a whole is a path that is there.
+
+    Raises:
+        DataError: the folder is an address.
+    """
     name, equals, folder = argument.partition("=")
+    check_is_path(argument)
+    check_is_path(folder)
     try:
         is_named = bool(equals) and not Path(argument).exists()
     except OSError:  # too long for a name, so maybe a text

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cuecraft import display
-from cuecraft.cli.app import app
+from cuecraft.cli.app import CommandApp, app
 from cuecraft.cli.arguments import lines_of
 from cuecraft.cli.options import Device, Dtype, Json, LabelColumn, Offline
 
 if TYPE_CHECKING:
     from cuecraft.runs.guarding import GuardRequest
 
-guard_app = typer.Typer(no_args_is_help=True, help="Screen texts for prompt injection: check, eval, data.")
+guard_app = CommandApp(no_args_is_help=True, help="Screen texts for prompt injection: check, eval, data.")
 app.add_typer(guard_app, name="guard")
 
 RuleFiles = Annotated[list[Path] | None, typer.Option(help="YAML file of further rules; may be repeated.")]

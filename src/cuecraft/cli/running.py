@@ -9,12 +9,12 @@ from typing import Annotated
 import typer
 
 from cuecraft import display
-from cuecraft.cli.app import app
+from cuecraft.cli.app import CommandApp, app
 from cuecraft.cli.options import Json
 from cuecraft.errors import StoppedError
 
-recipe_app = typer.Typer(no_args_is_help=True, help="Recipes: list, show, copy, check, schema.")
-runs_app = typer.Typer(no_args_is_help=True, help="Runs of recipes: list, compare.")
+recipe_app = CommandApp(no_args_is_help=True, help="Recipes: list, show, copy, check, schema.")
+runs_app = CommandApp(no_args_is_help=True, help="Runs of recipes: list, compare.")
 app.add_typer(recipe_app, name="recipe")
 app.add_typer(runs_app, name="runs")
 

@@ -180,10 +180,8 @@ class Stream:
                 try:
                     content = unpacker.decompress(packed)
                 except errors:
-                    begins = packed.startswith(_MAGIC[self._packing])
-                    self.trouble = (
-                        f"damaged {self._packing}" if is_begun or begins else f"not packed by {self._packing}"
-                    )
+                    is_packed = is_begun or packed.startswith(_MAGIC[self._packing])
+                    self.trouble = f"{'damaged' if is_packed else 'not packed by'} {self._packing}"
                     return
                 yield content, read
                 read, is_begun, packed = 0, True, b""

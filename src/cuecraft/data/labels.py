@@ -122,9 +122,7 @@ def _digits(where: str, number: int) -> str:
     try:
         return str(number)
     except ValueError:  # Python writes no more than some thousands
-        raise DataError(
-            f"{where}: the label is a number of too many digits; give a shorter number, or a string"
-        ) from None
+        raise DataError(f"{where}: the label is a number of too many digits; give a string") from None
 
 
 def _kind(value: Any) -> str:
