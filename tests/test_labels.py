@@ -234,3 +234,17 @@ def test_score_counts_an_unknown_class_as_a_mistake_and_takes_weights(causal):
     found = fitted.predict(X)
     assert fitted.score(X, ["mixed", *found[1:]]) == pytest.approx(7 / 8)
     assert fitted.score(X, ["mixed", *found[1:]], sample_weight=[0.0] + [1.0] * 7) == 1.0
+
+
+def test_score_refuses_truth_values_for_numbers_and_the_other_way_round(causal):
+    words = {0: "bad", 1: "good"}
+    numbers = PromptClassifier(causal, "zero-shot", label_words=words).fit(X, [n % 2 for n in range(len(X))])
+    truths = PromptClassifier(causal, "zero-shot", label_words={False: "bad", True: "good"})
+    truths.fit(X, [bool(n % 2) for n in range(len(X))])
+    for classifier, labels in (
+        (numbers, [bool(n % 2) for n in range(len(X))]),
+        (truths, [n % 2 for n in range(len(X))]),
+    ):
+        with pytest.raises(DataError, match="the labels mix"):
+            classifier.score(X, labels)
+    assert numbers.score(X, [str(n % 2) for n in range(len(X))]) == numbers.score(X, [n % 2 for n in range(len(X))])

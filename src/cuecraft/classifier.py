@@ -17,7 +17,7 @@ from cuecraft.backbone.frozen import FrozenModel
 from cuecraft.backbone.gradient_mode import training
 from cuecraft.checkpoints import Keeping
 from cuecraft.data import Record, subsample
-from cuecraft.data.labels import class_names, label_name, python_value
+from cuecraft.data.labels import class_names, label_name, names_to_compare, python_value
 from cuecraft.data.texts import (
     Labels,
     Texts,
@@ -302,8 +302,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             labels: `[N]` classes; one that `fit` has not seen counts as a mistake.
             sample_weight: `[N]` weight of each text; None for equal ones.
         """
+        names = names_to_compare(self.classes_.tolist(), as_labels(labels))
         found = self.predict_proba(texts).argmax(1)
-        names = [label_name(f"row {row}", label) for row, label in enumerate(as_labels(labels), start=1)]
         if len(names) != len(found):
             raise DataError(f"{len(found)} texts but {len(names)} labels; give one label for each text")
         own = [label_name("a class", value) for value in self.classes_.tolist()]
@@ -359,7 +359,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Return the scores of class numbers `[3, N]` of the prompts that are compared."""
         from cuecraft.compare.statistics import macro_f1
 
-        names = [label_name(f"row {row}", label) for row, label in enumerate(as_labels(labels), start=1)]
+        names = names_to_compare(self.classes_.tolist(), as_labels(labels))
         truth = np.asarray([self.task_.verbalizer.index(name) for name in names])
         return {
             name: {"accuracy": float((own == truth).mean()), "macro_f1": macro_f1(truth, own, len(self.classes_))}

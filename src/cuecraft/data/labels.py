@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cuecraft.data.records import check_nul
@@ -88,6 +88,17 @@ def kind_of_label(label: Any) -> tuple[str, Any]:
     """Return what a label is that `label_name` takes: strings, numbers or truth values; and its value for Python."""
     value = python_value(label)
     return _kind(value), value
+
+
+def names_to_compare(classes: Iterable[Any], labels: Sequence[Any]) -> list[str]:
+    """Return the names of labels that are compared with classes, which may be strings of the same names.
+
+    Raises:
+        DataError: a label cannot be used, or truth values are compared with numbers.
+    """
+    kinds = dict(kind_of_label(value) for value in (*classes, *labels))
+    check_kinds("", {kind: value for kind, value in kinds.items() if not isinstance(value, str)})
+    return [label_name(f"row {row}", label) for row, label in enumerate(labels, start=1)]
 
 
 def check_kinds(where: str, kinds: Mapping[str, Any]) -> None:
