@@ -10,7 +10,7 @@ from typing import Any
 
 from cuecraft.bulk.blocks import Block
 from cuecraft.bulk.lines import TOO_LONG, Bad, Piece, quoted_cells
-from cuecraft.bulk.texts import NOT_UNICODE, NUL, UnusableError, Wanted, check_text
+from cuecraft.bulk.texts import NOT_UNICODE, NUL, UnusableError, Wanted, check_text, is_unicode
 from cuecraft.data.formats import Format, text_of, without_mark
 from cuecraft.data.records import names_twice
 
@@ -243,18 +243,10 @@ def _csv_rows(block: Block, piece: Piece, delimiter: str, wanted: Wanted, found:
         found.read += 1
         if not trouble and len(cells) != len(header):
             trouble = COLUMNS
-        elif not trouble and not all(map(_is_unicode, cells)):
+        elif not trouble and not all(map(is_unicode, cells)):
             trouble = NOT_UNICODE
         if trouble:
             shown = piece.content[begin - piece.start : min(begin + _SHOWN, lines.offset) - piece.start]
             found.bad.append(Bad(begin, lines.offset - begin, trouble, shown))
         else:
             _put(dict(zip(header, cells, strict=True)), begin, lines.offset - begin, take, wanted, found)
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
