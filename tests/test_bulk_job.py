@@ -329,6 +329,7 @@ def test_mistakes_are_told_in_one_line_and_nothing_is_written(run, prompt, byte_
         "-: what can be read once stands alone": [folder, source, "-"],
         "two columns would be called 'a'": [folder, source, "--keep", "a", "--keep", "a"],
         "two columns would be called 'input.id'": [folder, source, "--keep", "id", "--keep", "input.id"],
+        "is not UTF-8, and the answers are": [folder, source, "--keep", "caf\udce9"],
         "cannot be read (File name too long)": [folder, "a long text, not a file " * 20],
         "option 'agreement'": [folder, source, "--agreement", "2"],
         "has no option 'nonsense'": [folder, source, "--option", "nonsense=1"],

@@ -71,8 +71,11 @@ def kept_columns(prompts: Sequence[str], keep: Sequence[str]) -> list[str]:
     """Return what fields that are kept are called in the answers; one that an answer has already is ``input.NAME``.
 
     Raises:
-        BulkError: two columns would have one name.
+        BulkError: two columns would have one name, or a name is not UTF-8.
     """
+    for name in keep:
+        if not is_unicode(name):
+            raise BulkError(f"--keep: {name!r} is not UTF-8, and the answers are; leave it out")
     taken = {"id", *(name for pair in answer_columns(prompts) for name in pair)}
     names = [f"input.{name}" if name in taken else name for name in keep]
     twice = [name for name in names if names.count(name) > 1 or name in taken]
@@ -105,6 +108,15 @@ def parsed_template(source: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if len(pieces) < 2:
         raise BulkError(f"template {source!r} has no field; write for instance '{{level}} {{message}}'")
     return tuple(dict.fromkeys(pieces[1::2])), tuple(pieces)
+
+
+def is_unicode(text: str) -> bool:
+    """Return whether a text can be written as UTF-8; one with half a character cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def check_text(text: str) -> None:

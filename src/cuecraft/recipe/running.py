@@ -211,6 +211,8 @@ class _Session:
         try:
             record = self._folder.record()
             if record.status == "running":
+                if error is not None:  # it may name a path that is not UTF-8, and the record is
+                    error = error.encode("utf-8", "backslashreplace").decode()
                 update = {"status": status, "error": error, "seconds": self._seconds(record)}
                 self._folder.write(record.model_copy(update=update))
         except RunError:
