@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import CONFIG_MAPPING
 
 from cuecraft.errors import BackboneError
+from cuecraft.storage import parse_json
 
 CONFIG, ADAPTER, INDEX = "config.json", "adapter_config.json", "model.safetensors.index.json"
 _POINTER = b"version https://git-lfs"
@@ -73,7 +73,7 @@ def _check_folder(folder: Path) -> None:
         raise BackboneError(f"{folder}: {_what_it_is(folder)}")
     for path in sorted({path for pattern in _READ for path in folder.glob(pattern)}):
         _refuse_pointer(path)
-    config = _json_object(folder / CONFIG)
+    config = json_object(folder / CONFIG)
     kind = config.get("model_type")
     if kind not in CONFIG_MAPPING:
         if config.get("auto_map"):
@@ -84,14 +84,14 @@ def _check_folder(folder: Path) -> None:
     if not any(path.is_file() for pattern in _TOKENIZERS for path in folder.glob(pattern)):
         raise BackboneError(f"{folder}: holds no tokenizer; save one there (tokenizer.save_pretrained)")
     tokenizer = folder / "tokenizer.json"
-    if tokenizer.is_file() and not {"model", "added_tokens"} <= set(_json_object(tokenizer)):
+    if tokenizer.is_file() and not {"model", "added_tokens"} <= set(json_object(tokenizer)):
         raise BackboneError(f"{tokenizer}: is no tokenizer; restore it")
 
 
 def _what_it_is(folder: Path) -> str:
     """Return what a folder without a model is, and what to give in its place."""
     if (folder / ADAPTER).is_file():
-        base = _json_object(folder / ADAPTER).get("base_model_name_or_path")
+        base = json_object(folder / ADAPTER).get("base_model_name_or_path")
         return (
             f"is an adapter of PEFT, and no model; give its base model{f' ({base})' if base else ''}, merge it there "
             "(merge_and_unload), or import a prompt (cuecraft import)"
@@ -106,7 +106,7 @@ def _what_it_is(folder: Path) -> str:
 def _check_weights(folder: Path) -> None:
     files = [path for path in (folder / "model.safetensors",) if path.is_file()]
     if (folder / INDEX).is_file() and not files:
-        shards = _json_object(folder / INDEX).get("weight_map")
+        shards = json_object(folder / INDEX).get("weight_map")
         names = sorted(set(shards.values())) if isinstance(shards, dict) else []
         files = [folder / str(name) for name in names]
         if not files:
@@ -141,9 +141,10 @@ def _refuse_pointer(path: Path) -> None:
         )
 
 
-def _json_object(path: Path) -> dict[str, Any]:
+def json_object(path: Path) -> dict[str, Any]:
+    """Return the object that a file of a checkpoint holds; raises BackboneError where it holds none."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BackboneError(f"{path}: cannot be read as JSON ({error}); restore it") from error
     if not isinstance(found, dict):

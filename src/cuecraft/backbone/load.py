@@ -22,7 +22,7 @@ from cuecraft import assets
 from cuecraft.backbone.base import Backbone
 from cuecraft.backbone.borrowed import borrowed
 from cuecraft.backbone.causal import CausalBackbone
-from cuecraft.backbone.checkpoint import check_checkpoint, checked_pair, explained
+from cuecraft.backbone.checkpoint import check_checkpoint, checked_pair, explained, json_object
 from cuecraft.backbone.encoder import MaskedBackbone, Pooling, SequenceBackbone
 from cuecraft.backbone.gradient_mode import ordinary_tensors
 from cuecraft.backbone.rendering import HeadKind
@@ -260,7 +260,7 @@ def _pooling(folder: Path | None, config: Any) -> Pooling:
     """Follow a sentence-transformers folder's own pooling; else mean for encoders, last token for decoders."""
     declared = folder / "1_Pooling" / "config.json" if folder else None
     if declared is not None and declared.is_file():
-        options = json.loads(declared.read_text(encoding="utf-8"))
+        options = json_object(declared)
         modes = {name.removeprefix("pooling_mode_") for name, value in options.items() if value is True}
         known = {"cls_token": Pooling.CLS, "mean_tokens": Pooling.MEAN, "lasttoken": Pooling.LAST}
         if chosen := [known[mode] for mode in modes & set(known)]:
