@@ -417,6 +417,13 @@ def test_a_slow_command_does_what_it_is_meant_to_do(name, line, place, sandbox):
     runs_as_it_is(name, line, place, sandbox)
 
 
+@pytest.mark.parametrize("line", ["RECIPE tune.calibration=none --out \udcff", "RECIPE --out \udcff/x"])
+def test_a_run_in_a_folder_that_is_not_utf8_ends_without_a_traceback(line, place, sandbox):
+    code, err = run_main(filled("run", line, place[0]), b"", sandbox)
+    assert code in (0, 2), err
+    assert code == 0 or err.strip().splitlines()[-1].startswith("error: "), err
+
+
 @pytest.mark.parametrize(
     ("line", "folder"),
     [
