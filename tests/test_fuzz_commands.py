@@ -417,6 +417,41 @@ def test_a_slow_command_does_what_it_is_meant_to_do(name, line, place, sandbox):
     runs_as_it_is(name, line, place, sandbox)
 
 
+@pytest.mark.parametrize("line", ["RECIPE tune.calibration=none --out \udcff", "RECIPE --out \udcff/x"])
+def test_a_run_in_a_folder_that_is_not_utf8_ends_without_a_traceback(line, place, sandbox):
+    code, err = run_main(filled("run", line, place[0]), b"", sandbox)
+    assert code in (0, 2), err
+    assert code == 0 or err.strip().splitlines()[-1].startswith("error: "), err
+
+
+@pytest.mark.parametrize(
+    ("line", "folder"),
+    [
+        ("show TUNED", "TUNED"),
+        ("predict SOFT text", "SOFT"),
+        ("predict TUNED text --model MODEL", "MODEL"),
+        ("classify TUNED TXT --out made --option readers=0", "TUNED"),
+        ("mix LORA OTHER --weights 1,1 --out made", "OTHER"),
+        ("import PEFT --model MODEL --out made", "PEFT"),
+        ("verify RUN", "RUN"),
+        ("runs ls RUNS", "RUNS"),
+        ("runs diff RUN AGAIN", "AGAIN"),
+        ("serve x=TUNED --port 0", "TUNED"),
+    ],
+)
+def test_json_that_is_no_such_document_ends_without_a_traceback(line, folder, place, sandbox):
+    good, _ = place
+    for content in (b"[" * 100_000, b'{"a":' * 100_000, b"[]", b"1", b"{}", b"\xff"):
+        copy = shutil.copytree(good[folder], sandbox / "copy")
+        for file in sorted(copy.rglob("*.json")):
+            kept = file.read_bytes()
+            file.write_bytes(content)
+            code, err = run_main(filled("", line, good | {folder: str(copy)}), b"", sandbox)
+            assert code in (0, 1, 2), (file.name, content[:9], err)
+            file.write_bytes(kept)
+        shutil.rmtree(copy)
+
+
 @pytest.mark.parametrize("name", list(COMMANDS))
 def test_no_command_ends_with_a_traceback(name, place, sandbox):
     for seed in range(FEW):

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from cuecraft.errors import AssetError
-from cuecraft.storage import file_sha256, write_folder
+from cuecraft.storage import file_sha256, parse_json, write_folder
 
 PREFIX = "demo:"
 
@@ -158,7 +158,7 @@ def _dequantised(gguf: Path, asset: ModelAsset) -> Path:
                 f"{target}: cannot be written ({error}); set CUECRAFT_CACHE to a folder that can"
             ) from error
     try:
-        recorded = json.loads((target / CHECKSUMS).read_text(encoding="utf-8"))
+        recorded = parse_json((target / CHECKSUMS).read_text(encoding="utf-8"))
         damaged = [name for name, sha in recorded.items() if file_sha256(target / name) != sha]
     except (OSError, ValueError, AttributeError) as error:
         raise AssetError(f"{target}: the converted model is damaged ({error}); delete the folder") from error

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cuecraft.errors import MethodError, StoppedError
-from cuecraft.storage import SCRATCH, write_file
+from cuecraft.storage import SCRATCH, parse_json, write_file
 
 _DOCUMENT, _ENDING = "document", ".safetensors"
 _SHARE = 20  # times as long as a state took to write, at least, until the next one
@@ -151,7 +151,7 @@ class Slot:
             return None
         try:
             with safe_open(self._path, "pt") as file:
-                document = json.loads(file.metadata()[_DOCUMENT])
+                document = parse_json(file.metadata()[_DOCUMENT])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             key = document["key"]
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from cuecraft.errors import CuecraftError
-from cuecraft.storage import digest, file_sha256
+from cuecraft.storage import digest, file_sha256, parse_json
 
 MANIFEST = "manifest.json"
 #: The key that tells each kind by its version, and what a folder of it is.
@@ -25,7 +24,7 @@ M = TypeVar("M", bound=BaseModel)
 def manifest_document(folder: Path) -> dict[str, Any]:
     """Return what a folder's manifest holds, whatever it is; nothing where there is none that is an object."""
     try:
-        raw = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        raw = parse_json((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return raw if isinstance(raw, dict) else {}
@@ -65,7 +64,7 @@ class ManifestKind(Generic[M]):
         if not path.is_file():
             raise self.error(f"{folder}: no {self.folder} here ({MANIFEST} is missing); check the path")
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
+            raw = parse_json(path.read_text(encoding="utf-8"))
             others = [what for key, what in _VERSIONS.items() if key in raw and self.version not in raw]
             if others:
                 raise self.error(f"{folder}: is no {self.folder}, but {others[0]}")

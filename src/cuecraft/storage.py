@@ -27,6 +27,18 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def parse_json(text: str) -> Any:
+    """Return what JSON text holds.
+
+    Raises:
+        ValueError: it is not valid, or nested deeper than Python's reader takes.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def digest(document: Mapping[str, Any], own: str = "artifact_sha256") -> str:
     """Return the SHA-256 (hex) of a whole folder: of its manifest as JSON, which holds the files' hashes.
 

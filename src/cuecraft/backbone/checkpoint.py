@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from transformers.quantizers import AutoHfQuantizer
 from cuecraft.backbone.batching import is_out_of_memory
 from cuecraft.backbone.rendering import HeadKind
 from cuecraft.errors import BackboneError
+from cuecraft.storage import parse_json
 
 CONFIG, ADAPTER, INDEX = "config.json", "adapter_config.json", "model.safetensors.index.json"
 _POINTER = b"version https://git-lfs"
@@ -289,8 +289,8 @@ def json_object(path: Path) -> dict[str, Any]:
         BackboneError: it holds none.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        found = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise BackboneError(f"{path}: cannot be read as JSON ({error}); restore it") from error
     if not isinstance(found, dict):
         raise BackboneError(f"{path}: holds no JSON object; restore it")

@@ -21,7 +21,7 @@ from typing import Any
 from cuecraft.bulk.agreement import Sampled
 from cuecraft.bulk.blocks import Block
 from cuecraft.errors import BulkError
-from cuecraft.storage import LOCK, unwritable, write_text
+from cuecraft.storage import LOCK, parse_json, unwritable, write_text
 
 JOB, SUMMARY = "job.json", "summary.json"
 _FOLDERS = ("quarantine", "shards", "state")
@@ -77,7 +77,7 @@ class Shard:
     def read_from(cls, path: Path) -> Shard:
         """Return a manifest that was written; raises BulkError where it is damaged."""
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = parse_json(path.read_text(encoding="utf-8"))
             return cls(**found | {"template": tuple(found["template"]), "student": tuple(found["student"])})
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise BulkError(f"{path}: is damaged ({error}); remove it and go on with --resume") from None
@@ -134,7 +134,7 @@ class JobFolder:
     def _job(self) -> dict[str, Any]:
         path = self.path / JOB
         try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            found: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise BulkError(f"{path}: is damaged ({error}); choose another --out") from None
         return found

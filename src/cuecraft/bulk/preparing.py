@@ -17,7 +17,7 @@ from cuecraft.bulk.reading import read_block
 from cuecraft.bulk.sources import Source
 from cuecraft.bulk.student import Student, fit_student
 from cuecraft.bulk.table import Answers, undamaged
-from cuecraft.storage import write_file, write_text
+from cuecraft.storage import parse_json, write_file, write_text
 
 BASE = "base"
 _STUDENT, _TOLD = "student.safetensors", "student.json"
@@ -68,7 +68,7 @@ def prepared(folder: JobFolder) -> tuple[Student | None, dict[str, Any] | None]:
     if not told.is_file():
         return None, None
     with undamaged(told):
-        document: dict[str, Any] = json.loads(told.read_text(encoding="utf-8"))
+        document: dict[str, Any] = parse_json(told.read_text(encoding="utf-8"))
     return Student.load(path) if path.is_file() else None, document
 
 

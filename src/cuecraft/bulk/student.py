@@ -17,6 +17,7 @@ from cuecraft.bulk.agreement import lower_bound, needed
 from cuecraft.bulk.masking import masked
 from cuecraft.bulk.reading import text_number
 from cuecraft.bulk.table import STUDENT, Answers, undamaged
+from cuecraft.storage import parse_json
 
 _FEATURES = 2**17
 _HELD_OUT = 2, 5  # two in five texts of the sample calibrate
@@ -90,7 +91,7 @@ class Student:
     def load(cls, path: Path) -> Student:
         """Read it; raises BulkError where it is damaged."""
         with undamaged(path), safe_open(path, "np") as file:
-            document = json.loads(file.metadata()["student"])
+            document = parse_json(file.metadata()["student"])
             heads = [
                 _Head(**{name: file.get_tensor(f"{number}.{name}") for name in _ARRAYS}, threshold=threshold)
                 for number, threshold in enumerate(document["thresholds"])

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from cuecraft.compare.schema import Cell
 from cuecraft.errors import CompareError, CuecraftWarning
-from cuecraft.storage import LOCK, SCRATCH, FolderInUseError, locked, unwritable, write_text
+from cuecraft.storage import LOCK, SCRATCH, FolderInUseError, locked, parse_json, unwritable, write_text
 
 DOCUMENT, REPORT = "compare.json", "report.html"
 _CELLS = "cells"
@@ -74,7 +74,7 @@ class Folder:
         except (OSError, UnicodeDecodeError):
             text = ""
         try:
-            raw = json.loads(text)
+            raw = parse_json(text)
             # The key first: a cell of another schema is out of date, not damaged.
             if raw["key"] != key:
                 return None

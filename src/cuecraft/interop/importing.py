@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from cuecraft.interop.folder import (
 )
 from cuecraft.prompts import AnyPrompt, Artifact, Calibration, HardPrompt, PrefixPrompt, SoftPrompt
 from cuecraft.prompts.card import CAVEAT
-from cuecraft.storage import file_sha256
+from cuecraft.storage import file_sha256, parse_json
 from cuecraft.task import Task, Template, Verbalizer
 
 #: PEFT's kinds of adapter that hold one prompt, and the method of the same name here.
@@ -152,7 +151,7 @@ def _read_adapter(source: Path) -> _Adapter:
     if not path.is_file():
         raise ArtifactError(f"{source}: no PEFT adapter here ({CONFIG} is missing); check the path")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path}: is damaged ({error}); restore it") from error
     if not isinstance(config, dict):

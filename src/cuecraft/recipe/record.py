@@ -12,7 +12,6 @@ artifact/         what was found; family/ or comparison/ of the other jobs
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -29,7 +28,7 @@ from cuecraft.machine import describe, git_commit
 from cuecraft.prompts.manifest import BackboneEntry, DataEntry
 from cuecraft.recipe.reading import load_recipe, shown_keys, to_yaml
 from cuecraft.recipe.schema import Recipe
-from cuecraft.storage import LOCK, SCRATCH, FolderInUseError, locked, unwritable, write_text
+from cuecraft.storage import LOCK, SCRATCH, FolderInUseError, locked, parse_json, unwritable, write_text
 
 SCHEMA_VERSION = 1
 RECIPE, ENVIRONMENT, RECORD, EVENTS, STATE = "recipe.yaml", "environment.json", "run.json", "events.jsonl", "state"
@@ -110,7 +109,7 @@ class RunFolder:
         if not path.is_file():
             raise RunError(f"{self.path}: no run here ({RECORD} is missing); check the path")
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = parse_json(path.read_text(encoding="utf-8"))
             if found["schema_version"] > SCHEMA_VERSION:
                 raise RunError(f"{path}: was written by a newer cuecraft; upgrade cuecraft")
             return RunRecord.model_validate(found)
