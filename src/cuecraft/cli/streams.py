@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import sys
+import traceback
 from contextlib import suppress
 from typing import Any, TextIO, cast
 
@@ -89,8 +90,11 @@ def end(code: str | int | None) -> str | int | None:
     return code
 
 
-def _unnamed() -> str:
-    """Return where an error happened that does not say so: in what has a name to Python but for stdout, in general."""
+def _unnamed(error: OSError) -> str:
+    """Return where an error happened that does not say so: in stdout where results were shown, else in a file."""
+    frames = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
+    if any(name.startswith("cuecraft.display") for name in frames):
+        return "stdout"
     try:
         sys.stdout.flush()
     except OSError:
@@ -118,7 +122,7 @@ def shown(error: OSError | UnicodeError) -> str:
     if error.errno is None:
         return str(error) or type(error).__name__
     name = error.filename
-    where = os.fsdecode(name) if isinstance(name, str | bytes) else _unnamed() if name is None else str(name)
+    where = os.fsdecode(name) if isinstance(name, str | bytes) else _unnamed(error) if name is None else str(name)
     where = where if len(where) <= _LONGEST else f"{where[:_LONGEST]}..."
     what = error.strerror or os.strerror(error.errno)
     remedy = _REMEDIES.get(error.errno, "check it, and try again")
