@@ -30,6 +30,7 @@ from torch.nn import functional
 from cuecraft.backbone import CausalBackbone, load_backbone
 from cuecraft.compare.trial import run_trial
 from cuecraft.data import Record, read_records, subsample
+from cuecraft.deadline import Deadline
 from cuecraft.method import Labelled, Problem, label_context, score
 from cuecraft.seeding import torch_generator
 from cuecraft.task import Example, Task
@@ -83,7 +84,7 @@ class Cell:
         task = make_task(frozen(), train, template)
         test = tested(self, task)
         begun = time.perf_counter()
-        problem = make_problem(frozen(), task, train, dev, seed=self.seed, time_limit=limit)
+        problem = make_problem(frozen(), task, train, dev, seed=self.seed, deadline=Deadline(limit))
         return problem, test, time.perf_counter() - begun
 
 

@@ -15,6 +15,7 @@ from common import DATA, require_data
 
 from cuecraft.backbone import load_backbone
 from cuecraft.data import k_shot_split, read_records
+from cuecraft.deadline import Deadline
 from cuecraft.method import label_context, score
 from cuecraft.tune import make_method
 from cuecraft.tune.prepare import make_problem, make_task
@@ -36,7 +37,7 @@ def main() -> None:
     test = label_context(backbone, task, task.examples(others))
     for number in map(int, options.splits.split(",")):
         split = k_shot_split(rows, SHOTS, number)
-        problem = make_problem(backbone, task, split.train, split.dev, seed=1, time_limit=options.limit)
+        problem = make_problem(backbone, task, split.train, split.dev, seed=1, deadline=Deadline(options.limit))
         begun = time.perf_counter()
         outcome = make_method("auto", {"preset": options.preset}).fit(problem)
         print(f"split {number}: {time.perf_counter() - begun:.0f} s", flush=True)

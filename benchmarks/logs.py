@@ -37,6 +37,7 @@ from sklearn.pipeline import make_pipeline
 
 from cuecraft.backbone import AnyBackbone, load_backbone
 from cuecraft.data import Record, fingerprint, k_shot_split
+from cuecraft.deadline import Deadline
 from cuecraft.method import Labelled, label_context
 from cuecraft.storage import digest
 from cuecraft.task import Task
@@ -171,7 +172,7 @@ def tuned_scores(row: Row, log: Log, text: str, seed: int) -> tuple[NDArray[np.f
     backbone = log.backbone
     task = make_task(backbone, train, labels=LABELS)
     limit = AUTO_SECONDS if row.method == "auto" else None
-    problem = make_problem(backbone, task, train, dev, seed=seed, time_limit=limit)
+    problem = make_problem(backbone, task, train, dev, seed=seed, deadline=Deadline(limit))
     outcome = make_method(row.method, row.options).fit(problem)
     with torch.no_grad():
         logits = outcome.best.logits(backbone, log.read_test(text, task).context)

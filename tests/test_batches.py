@@ -51,9 +51,11 @@ def test_a_batch_ends_where_padding_costs_more_than_a_pass(pass_tokens, sizes):
     assert [len(batch) for batch in token_batches(lengths, TokenBudget(1536, pass_tokens))] == sizes
 
 
-def test_every_benchmark_can_be_imported():
-    """They run seldom, so that what they import must not vanish unseen."""
+def test_every_benchmark_can_be_imported_and_calls_what_there_is():
+    """They run seldom, so that what they import, and the arguments that they give, must not vanish unseen."""
     folder = Path(__file__).parents[1] / "benchmarks"
     names = sorted(path.stem for path in folder.glob("*.py"))
-    code = f"import importlib\nfor name in {names!r}:\n    importlib.import_module(name)"
-    subprocess.run([sys.executable, "-c", code], cwd=folder, check=True, env={"PYTHONPATH": f"{folder.parent}/src"})
+    command = [sys.executable, str(Path(__file__).with_name("benchmark_calls.py")), *names]
+    places = {"PYTHONPATH": f"{folder.parent}/src:{folder}"}
+    done = subprocess.run(command, cwd=folder, check=True, env=places, capture_output=True, text=True)
+    assert done.stdout == ""

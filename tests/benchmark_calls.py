@@ -1,0 +1,28 @@
+"""Write, for the scripts of the folder it runs in, each keyword that a function of cuecraft does not take."""
+
+import ast
+import importlib
+import inspect
+import sys
+
+
+def unknown_keywords(name):
+    module = importlib.import_module(name)
+    for node in ast.walk(ast.parse(inspect.getsource(module))):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+            continue
+        called = getattr(module, node.func.id, None)
+        if not callable(called) or not (getattr(called, "__module__", None) or "").startswith("cuecraft"):
+            continue
+        taken = inspect.signature(called).parameters
+        if any(own.kind is inspect.Parameter.VAR_KEYWORD for own in taken.values()):
+            continue
+        for keyword in node.keywords:
+            if keyword.arg is not None and keyword.arg not in taken:
+                yield f"{name}: {node.func.id}({keyword.arg}=)"
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        for line in unknown_keywords(name):
+            sys.stdout.write(f"{line}\n")
