@@ -177,7 +177,7 @@ SLOW_LINES = {"export": ["TUNED --format onnx --texts TXT --min-agreement 0 --ou
 WRITTEN = ("out", "keep", "labelled_out", "checkpoints", "target")
 TARGETS = ["made/too", ".", "\udcff", "x" * 300, "", "/dev/null/x", "here.txt"]
 #: Hostile lines for each command in the default suite, about half a second each; and under `slow`.
-FEW, MANY = 5, 150
+FEW, MANY = 3, 150
 
 
 def commands():
