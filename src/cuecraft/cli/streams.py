@@ -33,7 +33,7 @@ _REMEDIES = {
 
 
 class _Closed(io.TextIOBase):
-    """Stands for a stream that the process was started without: whoever uses it learns so."""
+    """Stands for a stream that the process was started without: each use raises an error that says so."""
 
     def __init__(self, name: str) -> None:
         self._name = name

@@ -16,7 +16,7 @@ from cuecraft.serve.limits import Limits
 from cuecraft.serve.requests import Answer
 from cuecraft.task import Task
 
-# What a text may be is told by the schema and checked by `checked_texts`, which says better what is wrong.
+# The schema declares what a text may be; `checked_texts` checks it, with clearer errors.
 _SOMETHING = {"type": "string", "minLength": 1, "pattern": r"\S"}
 _String = Annotated[str, WithJsonSchema(_SOMETHING)]
 _OBJECT = {"type": "object", "minProperties": 1}  # what no prompt reads may be anything
