@@ -21,7 +21,7 @@ from cuecraft.tune import make_method
 from cuecraft.tune.auto import choice, plans
 from cuecraft.tune.auto import ladder as ladder_module
 from cuecraft.tune.auto import untrained as untrained_module
-from cuecraft.tune.auto.folds import HeldOut
+from cuecraft.tune.held_out import HeldOut
 from cuecraft.tune.auto.ladder import Ladder
 from cuecraft.tune.auto.plans import PLANS, Plan, Preset, Schedule, configurations
 from cuecraft.tune.auto.starts import GivenWords, OtherWords, SearchedPrompt, SearchedWords, Words

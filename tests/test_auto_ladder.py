@@ -13,9 +13,9 @@ from cuecraft.errors import MethodError
 from cuecraft.method import CalibrationKind, Labelled, Selection
 from cuecraft.search.folds import Fold, stratified_folds
 from cuecraft.seeding import derived_seed
-from cuecraft.tune.auto import folds as folds_module
+from cuecraft.tune import held_out as folds_module
 from cuecraft.tune.auto import ladder as ladder_module
-from cuecraft.tune.auto.folds import HeldOut, LastEpoch, fold_problem, log_probabilities
+from cuecraft.tune.held_out import HeldOut, LastEpoch, fold_problem, log_probabilities
 from cuecraft.tune.auto.ladder import Configuration, Ladder, Run
 from cuecraft.tune.auto.plans import PLANS, Preset, configurations
 from cuecraft.tune.auto.starts import GivenWords, SearchedPrompt, Words
@@ -180,7 +180,7 @@ def test_what_was_seen_on_few_examples_does_not_displace_what_was_seen_on_many()
 
 def test_a_configuration_that_the_backbone_refuses_is_passed_over(causal, monkeypatch):
     ladder, problem = ladder_of(causal)
-    refine = OffsetTraining.refine_beside
+    refine = OffsetTraining.refine_side_by_side
 
     asked = []
 
@@ -190,7 +190,7 @@ def test_a_configuration_that_the_backbone_refuses_is_passed_over(causal, monkey
             raise MethodError("not here")
         refine(self, *rest)
 
-    monkeypatch.setattr(OffsetTraining, "refine_beside", refusing)
+    monkeypatch.setattr(OffsetTraining, "refine_side_by_side", refusing)
     runs = ladder.climb([deep(problem, 0.5), deep(problem), deep(problem, 0.03)], (3,))
     assert sorted(run.configuration.training.learning_rate for run in runs) == [0.03, 0.1]
     assert all(len(run.answers) == 2 for run in runs)
@@ -223,7 +223,7 @@ def test_words_that_differ_are_tried_without_training_too():
 def test_what_is_refused_on_a_later_fold_is_dropped_with_its_answers(left, causal, monkeypatch):
     """Its answers to one fold must not be taken for those to another."""
     ladder, problem = ladder_of(causal, folds=4)
-    refine = OffsetTraining.refine_beside
+    refine = OffsetTraining.refine_side_by_side
     calls = []
 
     def refusing(self, parts):
@@ -233,7 +233,7 @@ def test_what_is_refused_on_a_later_fold_is_dropped_with_its_answers(left, causa
                 raise MethodError("not here")
         refine(self, parts)
 
-    monkeypatch.setattr(OffsetTraining, "refine_beside", refusing)
+    monkeypatch.setattr(OffsetTraining, "refine_side_by_side", refusing)
     monkeypatch.setattr(Ladder, "_seconds", lambda self, run, trainings: trainings)
     ladder = Ladder(replace(problem, out_of_time=lambda reserve=0.0: reserve > left), ladder._pool, ladder._folds)
     runs = ladder.climb([deep(problem, 0.5), deep(problem)], (2,))

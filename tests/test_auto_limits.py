@@ -47,7 +47,7 @@ def test_it_stops_cleanly_whenever_the_time_ends(looks, causal, tiny_plans):
 
 @pytest.mark.parametrize("done", [0, 1])
 def test_words_that_are_clearly_better_are_there_where_no_training_saw_all_folds(done, causal, tiny_plans, monkeypatch):
-    plain, begun = OffsetTraining.refine_beside, []
+    plain, begun = OffsetTraining.refine_side_by_side, []
 
     def refine(self, parts):
         begun.append(True)
@@ -56,7 +56,7 @@ def test_words_that_are_clearly_better_are_there_where_no_training_saw_all_folds
 
     monkeypatch.setattr(ladder_module, "_ENOUGH", 2)  # so that one fold could do
     monkeypatch.setattr(Untrained, "_is_clear", lambda self, found, own, among: found is not own)
-    monkeypatch.setattr(OffsetTraining, "refine_beside", refine)
+    monkeypatch.setattr(OffsetTraining, "refine_side_by_side", refine)
     outcome = auto().fit(tiny_problem(causal))
     evidence = outcome.verdict.evidence
     assert len(begun) > done
@@ -124,7 +124,7 @@ def test_searched_label_words_are_those_of_all_examples_found_before_the_time_en
     monkeypatch.setattr(LabelWordSearch, "search", search)
     monkeypatch.setattr(Untrained, "_is_clear", lambda self, found, own, among: among == 1)
     monkeypatch.setattr(Evidence, "is_better", True)
-    monkeypatch.setattr(OffsetTraining, "refine_beside", ended)
+    monkeypatch.setattr(OffsetTraining, "refine_side_by_side", ended)
     problem = replace(tiny_problem(causal), out_of_time=lambda reserve=0.0: bool(held))
     outcome = auto().fit(problem)
     assert held

@@ -8,9 +8,9 @@ import torch
 
 from conftest import tiny_problem
 from cuecraft.method import Labelled
-from cuecraft.tune.auto import folds as folds_module
+from cuecraft.tune import held_out as folds_module
 from cuecraft.tune.auto import ladder as ladder_module
-from cuecraft.tune.auto.folds import LastEpoch
+from cuecraft.tune.held_out import LastEpoch
 from cuecraft.tune.auto.ladder import Configuration, Ladder, Run
 from cuecraft.tune.auto.starts import GivenWords, Words
 from cuecraft.tune.prompt_tuning import EmbeddingTraining

@@ -242,7 +242,7 @@ def test_candidates_of_unequal_size_side_by_side_are_resumed_within_an_epoch(sto
             for rows, seed in sizes.items()
         ]
         selections = [Selection(part) for part in own]
-        options.refine_beside([(start, selection) for selection in selections])
+        options.refine_side_by_side([(start, selection) for selection in selections])
         return [(found.best.prompt.offsets, found.trace) for found in selections]
 
     whole = trained()

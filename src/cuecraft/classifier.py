@@ -86,7 +86,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def __init__(
         self,
         model: Any = "demo:smollm2-135m",
-        method: str = "hybrid",
+        method: str = "auto",
         *,
         template: str | None = None,
         label_words: Mapping[Any, str | Sequence[str]] | Sequence[str | Sequence[str]] | Literal["auto"] | None = None,

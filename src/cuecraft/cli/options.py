@@ -53,7 +53,7 @@ MethodName = Annotated[
         help="auto (chooses by itself), zero-shot, autoprompt, straight-through, prompt-tuning, p-tuning, "
         "prefix-tuning, p-tuning-v2, deep-cue, first-order, hybrid, soup, linear-probe, embedding-probe, lora, "
         "lora-prompt or full. "
-        "[default: hybrid]"
+        "[default: auto]"
     ),
 ]
 TemplateText = Annotated[str | None, typer.Option(help=r"Such as 'Review: {text}{prompt:\nSentiment:}{mask}'.")]

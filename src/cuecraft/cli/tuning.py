@@ -114,7 +114,7 @@ def _method_and_folder(method: str | None, unlabeled: bool, out: Path | None, se
     """Return the method, and the folder to write, named after it where none is given."""
     if unlabeled and method is not None:
         raise MethodError("--method has no meaning with --unlabeled; leave one of them out")
-    method = "hybrid" if method is None else method
+    method = "auto" if method is None else method
     return method, out or Path("runs", f"{'label-free' if unlabeled else method}-{seeds}")
 
 

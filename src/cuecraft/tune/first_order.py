@@ -49,7 +49,7 @@ from cuecraft.method import (
 from cuecraft.prompts import Calibration, DeepCue, HardPrompt
 from cuecraft.search.folds import Fold, stratified_folds, texts_of
 from cuecraft.search.start import filled_start
-from cuecraft.tune.auto.folds import untuned_answers
+from cuecraft.tune.held_out import untuned_answers
 from cuecraft.untuned import untuned_prompt
 
 _LARGEST_KERNEL = 8192  # rows: an eigendecomposition of so many takes about a minute on two cores

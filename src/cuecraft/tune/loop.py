@@ -85,10 +85,10 @@ def train(options: TrainingOptions, problem: Problem, trainable: Trainable, sele
 
     Each epoch takes all training examples in a random order that depends on the seed alone.
     """
-    train_beside(options, [Part(problem, trainable, selection)])
+    train_side_by_side(options, [Part(problem, trainable, selection)])
 
 
-def train_beside(options: TrainingOptions, parts: Sequence[Part]) -> None:
+def train_side_by_side(options: TrainingOptions, parts: Sequence[Part]) -> None:
     """Train several candidates of one backbone that share no tensor; a step takes a batch of each.
 
     Each is trained as `train` trains it alone, but for the last bits of what is computed: what all of a step's batches
@@ -96,7 +96,7 @@ def train_beside(options: TrainingOptions, parts: Sequence[Part]) -> None:
     one has more batches than another, the learning rates of both fall by its steps. The parts stop together. Time
     limit and state on disk follow the first part's problem.
     """
-    training = _Training(options, parts, [part.problem.seed for part in parts], _beside)
+    training = _Training(options, parts, [part.problem.seed for part in parts], _side_by_side)
     training.run()
 
 
@@ -112,7 +112,7 @@ def train_together(options: TrainingOptions, parts: Sequence[Part]) -> None:
     training.back_to_least()
 
 
-def _beside(parts: Sequence[Part], size: int, orders: Sequence[torch.Generator]) -> list[Step]:
+def _side_by_side(parts: Sequence[Part], size: int, orders: Sequence[torch.Generator]) -> list[Step]:
     """Return an epoch's steps: a batch of each part, in an order of its own."""
     batches = [_batches(n, part, size, order) for n, (part, order) in enumerate(zip(parts, orders, strict=True))]
     return [[batch for batch in step if batch is not None] for step in zip_longest(*batches)]

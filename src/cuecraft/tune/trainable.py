@@ -14,7 +14,7 @@ from cuecraft.backbone import ClassHead
 from cuecraft.gradients import trained_copy
 from cuecraft.method import Candidate, Problem, Selection
 from cuecraft.prompts import AnyPrompt, with_head
-from cuecraft.tune.loop import Part, TrainingOptions, train, train_beside
+from cuecraft.tune.loop import Part, TrainingOptions, train, train_side_by_side
 
 
 class TensorOptions(TrainingOptions):
@@ -36,9 +36,9 @@ class TensorTraining(TensorOptions, ABC):
         """Train from a given prompt."""
         train(self, problem, self.trainable(problem, start), selection)
 
-    def refine_beside(self, parts: Sequence[tuple[Candidate, Selection]]) -> None:
+    def refine_side_by_side(self, parts: Sequence[tuple[Candidate, Selection]]) -> None:
         """Train from several given prompts side by side, each on its selection's problem."""
-        train_beside(self, [Part(own.problem, self.trainable(own.problem, start), own) for start, own in parts])
+        train_side_by_side(self, [Part(own.problem, self.trainable(own.problem, start), own) for start, own in parts])
 
 
 class TrainedHead:

@@ -2,32 +2,34 @@
 
 1. The untuned prompt is read once over all labelled examples, and calibrated in several ways, on folds.
 2. Starting words written by hand, and other label words, are tried without training.
-3. Trainings from the best of them are tried on folds: the one that leads on all, then the others beside it by
-   successive halving.
-4. The best one is made again on all examples, several times, and averaged with what was trained on the folds, or
-   answers together with it where that has no average; both take the calibration of the answers to what was held out.
-5. It ships only if its held-out log-loss is less, and its accuracy not lower, than those of the calibrated untuned
-   prompt; otherwise that one ships, with the reason.
+3. A first-order deep cue is fitted: one gradient for each example, and everything else is algebra.
+4. Trainings are cross-fitted: one prompt without each fold, side by side, which ship together.
+5. Whatever has the least held-out log-loss ships, if that is less, and its accuracy not lower, than those of the
+   calibrated untuned prompt; otherwise that one ships, with the reason.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from cuecraft.evidence import Evidence, Tried, Verdict, judge
-from cuecraft.method import CalibrationKind, Candidate, Event, Method, Outcome, Problem, ReadingLimit, Score, score
+from cuecraft.errors import BackboneError, MethodError, PromptError
+from cuecraft.evidence import Tried, Verdict, is_better, judge
+from cuecraft.method import CalibrationKind, Candidate, Event, Method, Outcome, Problem, ReadingLimit, Score
+from cuecraft.prompts import HardPrompt
 from cuecraft.search.folds import stratified_folds, texts_of
-from cuecraft.seeding import derived_seed
 from cuecraft.task.verbalizer import default_word
-from cuecraft.tune.auto.ladder import Ladder, Run, retasked
+from cuecraft.tune.auto.contenders import Contender, FirstOrder, Together, WordsAlone
+from cuecraft.tune.auto.crossfit import Trainings
 from cuecraft.tune.auto.plans import PLANS, Preset, configurations
+from cuecraft.tune.auto.starts import Start, Words
 from cuecraft.tune.auto.untrained import Untrained
-from cuecraft.tune.soup import average, is_barrier_free
+from cuecraft.tune.first_order import linearised
+from cuecraft.tune.held_out import HeldOut, gather
 from cuecraft.untuned import untuned_prompt
 
 _READING = 0.25  # of the time limit
@@ -42,9 +44,7 @@ class Auto(Method):
     label_words: Literal["search", "keep"] | None = Field(
         None, description="`search` other label words, or `keep` these; by default those that the user gave are kept"
     )
-    prompts: int = Field(
-        8, ge=1, description="prompts that answer together, at most, where trainings cannot be averaged to one"
-    )
+    prompts: int = Field(8, ge=1, description="prompts that answer together, at most")
     margin: float = Field(0.01, ge=0, le=1, description="accuracy within which tuning is called hardly worth it")
 
     def reading_limit(self) -> ReadingLimit:
@@ -68,7 +68,8 @@ class _Choice:
     problem: Problem
     options: Auto
     trace: list[Event] = field(default_factory=list)
-    tried: list[Tried] = field(default_factory=list)
+    contenders: list[Contender] = field(default_factory=list)
+    refusal: str | None = None  # why something could not be tried
 
     def __post_init__(self) -> None:
         self.plan = PLANS[self.options.preset]
@@ -83,26 +84,21 @@ class _Choice:
             plain, _ = untuned_prompt(self.whole, CalibrationKind.NONE)
             reason = "the labelled texts cannot be split so that each class is both learnt from and checked, so nothing"
             reason += " was tried; give at least two different texts of each class"
-            return self._untuned_ships(plain, Verdict("untuned", reason), None)
+            return self._untuned_ships(plain, Verdict("untuned", reason), None, [])
         plan = replace(self.plan, searches_words=self._searches_words())
         untrained = Untrained(self.problem, self.pool, self.folds, plan)
         untuned = untrained.measure()
         if untuned is None:
             cut, _ = untuned_prompt(self.whole, CalibrationKind.NONE)
             reason = "the time limit ended before the untuned prompt was measured, so nothing was tried"
-            return self._untuned_ships(cut, Verdict("untuned", reason), None)
+            return self._untuned_ships(cut, Verdict("untuned", reason), None, [])
         starts = untrained.starts()
-        self.tried += untrained.tried
-        ladder = Ladder(self.problem, self.pool, self.folds, untrained.best)
-        runs: list[Run] = []
-        if starts:
-            runs = ladder.climb(configurations(self.plan, starts, untrained.filler), self.plan.keep, self.plan.checked)
         self.trace += untrained.trace
-        if not runs:
-            self.trace += ladder.trace
-            reason = ladder.refusal or "no training was finished within the time limit"
-            return self._untuned_ships(untuned, Verdict("untuned", reason), untrained.best.score)
-        return self._judged(untuned, untrained, ladder, runs)
+        self._try_all(untrained, starts)
+        if not self.contenders:
+            reason = self.refusal or "nothing was finished within the time limit"
+            return self._untuned_ships(untuned, Verdict("untuned", reason), untrained.best.score, untrained.tried)
+        return self._judged(untuned, untrained)
 
     def _searches_words(self) -> bool:
         """Tell whether other label words are tried: the user says so, or gave none and the preset does."""
@@ -112,86 +108,119 @@ class _Choice:
         are_defaults = verbalizer.words == tuple((default_word(label),) for label in verbalizer.labels)
         return are_defaults and self.plan.searches_words
 
-    def _judged(self, untuned: Candidate, untrained: Untrained, ladder: Ladder, runs: Sequence[Run]) -> Outcome:
-        """Compare the runs, the chosen one first, with the untuned prompt on the folds that they were tried on.
+    def _try_all(self, untrained: Untrained, starts: Sequence[Words]) -> None:
+        """Gather contenders, those that cost least first."""
+        best = starts[0]
+        if best.differs:
+            self._try(lambda: self._words_alone(untrained, best))
+        for start in starts[: self.plan.first_order]:
+            if start.has_own_task:
+                self._try(lambda start=start: self._first_order(start))  # type: ignore[misc]
+        trainings = Trainings(self.problem, self.pool, self.folds, untrained.pace, self.options.prompts)
+        for configuration in configurations(self.plan, starts, untrained.filler, bool(self.contenders)):
+            self._try(lambda one=configuration: trainings.cross_fit(one))  # type: ignore[misc]
+        self.trace += trainings.trace
+        self._join()
 
-        The first that is better ships, of those that were tried on as many folds as the chosen one.
-        """
-        most = len(runs[0].answers)
-        finalists = [run for run in runs if len(run.answers) >= most]
-        found = [(self._evidence(untrained, ladder, run), run) for run in finalists]
-        evidence, run = next((pair for pair in found if pair[0].is_better), found[0])
-        self.trace += ladder.trace
-        self.tried += [ladder.tried(run) for run in runs]
-        complete = [row.accuracy for row in self.tried if row.rows == len(self.pool)]
+    def _try(self, attempt: Callable[[], Contender | None]) -> None:
+        """Add a contender, unless the time ends before or the backbone refuses it."""
+        if self.problem.out_of_time():
+            return
+        found: Contender | None = None
+        try:
+            with self.problem.in_time():
+                found = attempt()
+        except (MethodError, BackboneError, PromptError) as error:
+            self.refusal = str(error)
+            self._note({"phase": "refused", "reason": str(error)})
+        if found is not None:
+            self.contenders.append(found)
+            row = found.tried(self.problem.seed)
+            self._note({"phase": "tried", "tried": row.name, "dev_loss": row.loss, "dev_accuracy": row.accuracy})
+
+    def _note(self, event: Event) -> None:
+        self.trace.append(event)
+        self.problem.report(event)
+
+    def _words_alone(self, untrained: Untrained, start: Words) -> Contender | None:
+        begun = time.perf_counter()
+        found = untrained.held_out(start)
+        if found is None:
+            return None
+        return WordsAlone(start.name, found, time.perf_counter() - begun, start, self.whole)
+
+    def _first_order(self, start: Start) -> Contender | None:
+        """Fit a first-order deep cue with the penalty of least held-out loss."""
+        begun = time.perf_counter()
+        linear = linearised(self.whole, HardPrompt(start.token_ids))
+        best: tuple[float, HeldOut] | None = None
+        for penalty in () if linear is None else self.plan.penalties:
+            if best is not None and self.problem.out_of_time():
+                break
+            assert linear is not None
+            _, logits = linear.held_out(self.whole, self.folds, penalty)
+            parts = logits.log_softmax(-1).split([len(fold.held_out) for fold in self.folds])
+            found = gather(parts, self.pool.labels, self.folds)
+            if best is None or found.score.loss < best[1].score.loss:
+                best = (penalty, found)
+        if linear is None or best is None:
+            return None
+        penalty, found = best
+        name = f"first-order {penalty:g}, {start.name}"
+        return FirstOrder(name, found, time.perf_counter() - begun, start, self.whole, linear, penalty)
+
+    def _join(self) -> None:
+        """Let the best two answer together, where their prompts can."""
+        joining = [one for one in self._ranked() if one.joins][:2]
+        if len(joining) == 2 and sum(one.members for one in joining) <= self.options.prompts:
+            self.contenders.append(Together.of(joining, self.problem.seed))
+
+    def _ranked(self) -> list[Contender]:
+        """Return the contenders by held-out loss, the least first."""
+        seed = self.problem.seed
+        return sorted(self.contenders, key=lambda one: one.held_out.recalibrated(seed).score.loss)
+
+    def _judged(self, untuned: Candidate, untrained: Untrained) -> Outcome:
+        """Compare the contender of least loss with the untuned prompt; the first that is better ships."""
+        seed, base = self.problem.seed, untrained.best
+        ranked = self._ranked()
+        scores = [one.held_out.recalibrated(seed).score for one in ranked]
+        before = (base.score.loss, base.score.accuracy)
+        better = [n for n, own in enumerate(scores) if is_better((own.loss, own.accuracy), before)]
+        chosen = ranked[better[0] if better else 0]
+        evidence = chosen.held_out.recalibrated(seed).compared_with(base, seed)
+        tried = untrained.tried + [one.tried(seed) for one in ranked]
+        complete = [row.accuracy for row in tried if row.rows == len(self.pool)]
         best = max([evidence.accuracy, *complete])
-        verdict = judge(evidence, untrained.accuracies, best, self.options.margin, len(runs))
+        verdict = judge(evidence, untrained.accuracies, best, self.options.margin, len(ranked))
         if verdict.ships == "untuned":
-            before = Score(evidence.untuned_loss, evidence.untuned_accuracy)
-            return self._untuned_ships(untuned, verdict, before)
+            return self._untuned_ships(untuned, verdict, Score(evidence.untuned_loss, evidence.untuned_accuracy), tried)
         made: tuple[Candidate, Candidate | None] | None = None
         with self.problem.in_time():
-            made = self._made_again(ladder, run)
-        # Where the time ended, what was found on a fold is there.
-        whole, words = made or (ladder.best_of_folds(run), None)
-        # As the answers were that it was chosen by, of one training or an average of some. Several prompts that answer
-        # together are less sure than they are on average, so theirs is cautious; nothing was held out from all of them.
-        calibration = whole.calibration.then(ladder.plain_answers(run).calibration())
-        candidate = replace(whole, calibration=calibration)
-        return self._outcome(untuned, candidate, verdict, Score(evidence.loss, evidence.accuracy), words)
+            made = (chosen.made(), chosen.words())
+        candidate, words = made or (chosen.fallback(), None)
+        if candidate is None:
+            reason = "the time limit ended before what was better was made on all examples, so the untuned prompt ships"
+            return self._untuned_ships(untuned, Verdict("untuned", reason, evidence), base.score, tried)
+        # The temperature of one prompt's held-out answers; several are less sure than one, so it is cautious.
+        candidate = candidate.then(chosen.held_out.calibration())
+        return self._outcome(untuned, candidate, verdict, Score(evidence.loss, evidence.accuracy), words, tried)
 
-    def _evidence(self, untrained: Untrained, ladder: Ladder, run: Run) -> Evidence:
-        found = ladder.answers(run)
-        return found.beside(untrained.best.first(len(found.sizes)), self.problem.seed)
-
-    def _made_again(self, ladder: Ladder, run: Run) -> tuple[Candidate, Candidate]:
-        """Return the chosen configuration made on all examples, and the words that it started from."""
-        configuration = run.configuration
-        own = configuration.start.label_words.chosen(self.whole)
-        start = configuration.start.candidate(own)
-        words = retasked(start, own, self.problem)
-        return (words if configuration.training is None else self._refit(ladder, run, own, start)), words
-
-    def _refit(self, ladder: Ladder, run: Run, own: Problem, start: Candidate) -> Candidate:
-        """Train from a start on all examples, several times in other orders, and average.
-
-        Between them the trainings on the folds have seen all examples too. They are part of the average, unless each
-        has words or a class head of its own to start from, and all of it where the time ends before any other. What
-        lies too far apart to be averaged answers together, as several prompts: the refits, then the folds' best ones.
-        """
-        seeds = [f"refit/{number}" for number in range(ladder.members_in_time(run, self.plan.members))]
-        found = run.configuration.trained([(replace(own, seed=derived_seed(own.seed, seed)), start) for seed in seeds])
-        for number, refit in enumerate(found):
-            self.trace += [event | {"refit": number} for event in refit.events]
-        refits = _rated(own, [refit.candidate for refit in found if refit.candidate is not None])
-        is_shared = run.configuration.start.is_fixed and start.prompt.head is None
-        best_first = [run.candidates[number] for number in ladder.by_held_out_loss(run)] if is_shared else []
-        folds = [replace(one, calibration=start.calibration) for one in best_first]
-        rated = refits + _rated(own, folds)
-        members, losses = [one for one, _ in rated], [loss for _, loss in rated]
-        for count in dict.fromkeys((len(members), len(refits))):
-            if count and is_barrier_free(own.backbone, members[:count], losses[:count], own.train):
-                mean = replace(average(members[:count]), calibration=start.calibration)
-                return retasked(ladder.moved(run, start, mean), own, self.problem)
-        if not members:
-            return ladder.best_of_folds(run)
-        first, *others = [ladder.moved(run, start, member) for member in members[: self.options.prompts]]
-        together = replace(first, others=tuple(other.prompt for other in others))
-        return retasked(together, own, self.problem)
-
-    def _untuned_ships(self, untuned: Candidate, verdict: Verdict, held_out: Score | None) -> Outcome:
-        return self._outcome(untuned, untuned, verdict, held_out, None)
+    def _untuned_ships(
+        self, untuned: Candidate, verdict: Verdict, held_out: Score | None, tried: Sequence[Tried]
+    ) -> Outcome:
+        return self._outcome(untuned, untuned, verdict, held_out, None, tried)
 
     def _outcome(
-        self, untuned: Candidate, best: Candidate, verdict: Verdict, held_out: Score | None, words: Candidate | None
+        self,
+        untuned: Candidate,
+        best: Candidate,
+        verdict: Verdict,
+        held_out: Score | None,
+        words: Candidate | None,
+        tried: Sequence[Tried],
     ) -> Outcome:
         event = {"phase": "verdict", **verdict.document()}
-        self.problem.report(event)
-        ranked = tuple(sorted(self.tried, key=lambda row: (-row.rows, row.loss)))
-        return Outcome(untuned, best, [*self.trace, event], words, held_out, verdict, ranked)
-
-
-def _rated(own: Problem, candidates: Sequence[Candidate]) -> list[tuple[Candidate, float]]:
-    """Return candidates with their log-loss on a problem's examples, but for those whose answers are no numbers."""
-    rated = [(candidate, score(own.backbone, candidate, own.train).loss) for candidate in candidates]
-    return [(candidate, loss) for candidate, loss in rated if math.isfinite(loss)]
+        self._note(event)
+        ranked = tuple(sorted(tried, key=lambda row: (-row.rows, row.loss)))
+        return Outcome(untuned, best, self.trace, words, held_out, verdict, ranked)

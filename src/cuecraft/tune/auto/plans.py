@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from cuecraft.search import AutoPrompt
-from cuecraft.tune.auto.ladder import Configuration
+from cuecraft.tune.auto.crossfit import Configuration
 from cuecraft.tune.auto.starts import SearchedPrompt, Start, Words
 from cuecraft.tune.deep_cue import OffsetTraining
 from cuecraft.tune.prompt_tuning import EmbeddingTraining
@@ -42,96 +42,90 @@ class Plan:
         folds: of the cross-validation.
         cues: hand-written cues that are tried as starting words.
         searches_words: whether other label words are tried.
+        penalties: of first-order deep cues.
+        first_order: starting words that a first-order deep cue is fitted over.
         deep: schedules of the deep cue, in the order in which they are tried.
-        farther: schedules of the deep cue whose steps add up to much more, tried later: few examples seldom need them.
         soft: schedules of prompt tuning.
         starts: how many starting words are trained from, with the first schedule.
         longer: tokens by which the starting words are made longer, tried with the first schedule; 0 for not at all.
         searches_prompts: whether a discrete search is tried, whose words are then trained.
-        keep: configurations that go on after each round; the first round takes enough folds to tell them apart, each
-            later one as many as all before it.
-        checked: trainings whose average answers to each held-out part, of the configuration that is chosen.
-        members: trainings on all examples that are averaged in the end.
+        otherwise: the schedule where nothing else was there to ship, as with a class head, which has no first-order cue.
         examples: labelled examples that are used, at most.
     """
 
     folds: int
     cues: int
     searches_words: bool
+    penalties: tuple[float, ...]
+    first_order: int
     deep: tuple[Schedule, ...]
-    farther: tuple[Schedule, ...]
     soft: tuple[Schedule, ...]
     starts: int
     longer: int
     searches_prompts: bool
-    keep: tuple[int, ...]
-    checked: int
-    members: int
+    otherwise: Schedule
     examples: int
 
 
 PLANS = {
     Preset.FAST: Plan(
-        folds=3,
-        cues=8,
+        folds=4,
+        cues=0,
         searches_words=False,
-        deep=(Schedule(0.1, 8), Schedule(0.03, 8)),
-        farther=(),
-        soft=(Schedule(0.02, 8),),
+        penalties=(0.1, 0.3, 1.0, 3.0, 10.0),
+        first_order=1,
+        deep=(),
+        soft=(),
         starts=1,
         longer=0,
         searches_prompts=False,
-        keep=(1,),
-        checked=1,
-        members=2,
+        otherwise=Schedule(0.1, 8),
         examples=192,
     ),
     Preset.GOOD: Plan(
         folds=4,
-        cues=24,
-        searches_words=True,
-        deep=(Schedule(0.03, 16), Schedule(0.1, 8)),
-        farther=(Schedule(0.1, 16),),
-        soft=(Schedule(0.02, 8),),
-        starts=2,
-        longer=4,
+        cues=12,
+        searches_words=False,
+        penalties=(0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
+        first_order=1,
+        deep=(Schedule(0.1, 12),),
+        soft=(),
+        starts=1,
+        longer=0,
         searches_prompts=False,
-        keep=(3, 2, 2),
-        checked=2,
-        members=4,
+        otherwise=Schedule(0.1, 12),
         examples=512,
     ),
     Preset.BEST: Plan(
         folds=5,
         cues=48,
         searches_words=True,
-        deep=(
-            Schedule(0.03, 16),
-            Schedule(0.1, 8),
-            Schedule(0.03, 32),
-        ),
-        farther=(Schedule(0.1, 16), Schedule(0.3, 8), Schedule(0.1, 32)),
-        soft=(Schedule(0.02, 8), Schedule(0.02, 16), Schedule(0.005, 16)),
-        starts=4,
+        penalties=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
+        first_order=4,
+        deep=(Schedule(0.1, 16), Schedule(0.03, 16), Schedule(0.3, 8)),
+        soft=(Schedule(0.02, 16),),
+        starts=3,
         longer=6,
         searches_prompts=True,
-        keep=(5, 3, 2),
-        checked=3,
-        members=5,
+        otherwise=Schedule(0.1, 16),
         examples=2048,
     ),
 }
 
 
-def configurations(plan: Plan, starts: Sequence[Words], filler: Sequence[int]) -> list[Configuration]:
-    """Return what is tried, the most promising first.
+def configurations(
+    plan: Plan, starts: Sequence[Words], filler: Sequence[int], has_other: bool
+) -> list[Configuration]:
+    """Return what is trained, the most promising first.
 
     Args:
         plan: the preset's.
         starts: starting words, the most promising first.
         filler: token ids to make starting words longer.
+        has_other: whether something else is there to ship.
     """
-    best, first = starts[0], plan.deep[0]
+    best = starts[0]
+    schedules = plan.deep or (() if has_other else (plan.otherwise,))
 
     def deep(start: Start, schedule: Schedule) -> Configuration:
         options = OffsetTraining(learning_rate=schedule.rate, epochs=schedule.epochs, schedule="linear")
@@ -141,16 +135,14 @@ def configurations(plan: Plan, starts: Sequence[Words], filler: Sequence[int]) -
         options = EmbeddingTraining(learning_rate=schedule.rate, epochs=schedule.epochs, schedule="linear")
         return Configuration(start, options)
 
-    found = [deep(best, schedule) for schedule in plan.deep] + [soft(best, schedule) for schedule in plan.soft]
-    found += [deep(start, first) for start in starts[1 : plan.starts]]
-    found += [deep(best, schedule) for schedule in plan.farther]
-    if plan.longer:
-        longer = tuple(filler[n % len(filler)] for n in range(plan.longer))
-        name = f"{best.name}, {plan.longer} tokens longer"
-        found.append(deep(Words(name, best.label_words, (*longer, *best.token_ids), differs=True), first))
-    if plan.searches_prompts:
-        name = f"search from {best.name}"
-        found.append(deep(SearchedPrompt(name, best.label_words, best.token_ids, AutoPrompt()), first))
-    if best.differs:
-        found.append(Configuration(best, None))
+    found = [deep(best, schedule) for schedule in schedules] + [soft(best, schedule) for schedule in plan.soft]
+    for first in schedules[:1]:
+        found += [deep(start, first) for start in starts[1 : plan.starts]]
+        if plan.longer:
+            longer = tuple(filler[n % len(filler)] for n in range(plan.longer))
+            name = f"{best.name}, {plan.longer} tokens longer"
+            found.append(deep(Words(name, best.label_words, (*longer, *best.token_ids), differs=True), first))
+        if plan.searches_prompts:
+            name = f"search from {best.name}"
+            found.append(deep(SearchedPrompt(name, best.label_words, best.token_ids, AutoPrompt()), first))
     return found

@@ -101,13 +101,18 @@ class Start(ABC):
     token_ids: tuple[int, ...]
 
     @property
-    @abstractmethod
-    def is_fixed(self) -> bool:
-        """Whether its words are the same for all examples, so that trainings on several parts can be averaged."""
+    def has_own_task(self) -> bool:
+        """Whether the label words are the task's own, so that prompts made from it can answer together with others."""
+        return isinstance(self.label_words, GivenWords)
 
     @abstractmethod
     def candidate(self, problem: Problem) -> Candidate:
         """Return the prompt, calibrated on the problem's training part; that problem has the label words already."""
+
+    def on(self, problem: Problem) -> Candidate:
+        """Return the prompt with its label words, as a candidate of a problem that has the task's own."""
+        own = self.label_words.chosen(problem)
+        return retasked(self.candidate(own), own, problem)
 
 
 @dataclass(frozen=True)
@@ -119,11 +124,6 @@ class Words(Start):
     """
 
     differs: bool
-
-    @property
-    def is_fixed(self) -> bool:
-        """Whether the label words are the task's own."""
-        return isinstance(self.label_words, GivenWords)
 
     def candidate(self, problem: Problem) -> Candidate:
         """Return the words, calibrated."""
@@ -140,11 +140,6 @@ class SearchedPrompt(Start):
 
     search: AutoPrompt
 
-    @property
-    def is_fixed(self) -> bool:
-        """Every part of the examples leads to words of its own."""
-        return False
-
     def candidate(self, problem: Problem) -> Candidate:
         """Search by the training part alone, and return what was found."""
         # A state on disk must not serve another search: with a time limit their order differs from run to run.
@@ -152,3 +147,10 @@ class SearchedPrompt(Start):
         kept = problem.checkpoints and problem.checkpoints.within(key[:16])
         quiet = replace(problem, dev=None, report=lambda event: None, checkpoints=kept)
         return self.search.from_words(quiet, self.token_ids).best
+
+
+def retasked(candidate: Candidate, own: Problem, problem: Problem) -> Candidate:
+    """Return a candidate of a problem with label words of its own as one of the problem at large."""
+    if own.task is problem.task:
+        return candidate
+    return replace(candidate, reader=OtherWords(problem.backbone, own.task))

@@ -17,9 +17,9 @@ from cuecraft.search.label_words import LabelWordSearch
 from cuecraft.search.start import filled_ids, filler_ids
 from cuecraft.seeding import numpy_generator
 from cuecraft.task import MaskSlot, PromptSlot
-from cuecraft.tune.auto.folds import HeldOut, fold_problem, gather, log_probabilities, untuned_answers
 from cuecraft.tune.auto.plans import Plan
 from cuecraft.tune.auto.starts import GivenWords, SearchedWords, Start, Words
+from cuecraft.tune.held_out import HeldOut, fold_problem, gather, log_probabilities, untuned_answers
 from cuecraft.untuned import starting_point
 
 _LONGEST_CUE = 12  # tokens: a training costs as much as its prompt is long
@@ -52,6 +52,7 @@ class Untrained:
         self._folds = folds
         self._plan = plan
         self._answers: dict[str, HeldOut] = {}
+        self.pace = 0.0  # seconds that a pass over all examples takes, for each token of the prompt
         self.tried: list[Tried] = []
         self.trace: list[Event] = []
 
@@ -88,6 +89,7 @@ class Untrained:
         ids = self._problem.initial_ids
         begun = time.perf_counter()
         answers = untuned_answers(self._problem, self._pool, [HardPrompt(ids)], self._folds)
+        self.pace = (time.perf_counter() - begun) / max(1, len(ids))
         if self._problem.backbone.head_kind is HeadKind.SEQUENCE:
             kinds = {"untuned, its class head fitted": CalibrationKind.NONE}
         else:
@@ -166,7 +168,7 @@ class Untrained:
         """
         if found.score.loss >= own.score.loss:
             return False
-        evidence = found.beside(own, self._problem.seed)
+        evidence = found.compared_with(own, self._problem.seed)
         return evidence.is_better and evidence.p_loss < _CLEAR / among
 
     def _with_label_words(self, starts: Sequence[Words]) -> list[Words]:
@@ -176,7 +178,7 @@ class Untrained:
         """
         searched = SearchedWords(LabelWordSearch(), starts[0].token_ids)
         begun = time.perf_counter()
-        given, found = self._held_out(starts[0]), self._held_out(replace(starts[0], label_words=searched))
+        given, found = self.held_out(starts[0]), self.held_out(replace(starts[0], label_words=searched))
         if given is None or found is None:  # the time is over
             return list(starts)
         self._note(f"label words searched, words {starts[0].name}", found, time.perf_counter() - begun)
@@ -186,7 +188,7 @@ class Untrained:
             ]
         return list(starts)
 
-    def _held_out(self, start: Start) -> HeldOut | None:
+    def held_out(self, start: Start) -> HeldOut | None:
         """Return what a start answers to the held-out parts; it learns of labels from the training parts alone.
 
         None where the time ended before.

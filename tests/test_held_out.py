@@ -13,7 +13,7 @@ from conftest import tiny_problem
 from cuecraft.method import CalibrationKind
 from cuecraft.prompts import Calibration, HardPrompt, calibration
 from cuecraft.search.folds import stratified_folds
-from cuecraft.tune.auto.folds import HeldOut, fold_problem, untuned_answers
+from cuecraft.tune.held_out import HeldOut, fold_problem, untuned_answers
 from cuecraft.untuned import starting_point
 
 

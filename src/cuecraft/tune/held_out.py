@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +11,7 @@ from torch import Tensor
 from cuecraft.backbone import SequenceBackbone
 from cuecraft.backbone.readout import class_scores
 from cuecraft.evidence import Evidence, compare_paired
-from cuecraft.method import CalibrationKind, Candidate, Labelled, Problem, Score, Selection
+from cuecraft.method import CalibrationKind, Candidate, Labelled, Problem, Score
 from cuecraft.prompts import Calibration, HardPrompt, calibration
 from cuecraft.prompts.calibration import fitted_head
 from cuecraft.search.folds import Fold, stratified_folds
@@ -32,34 +30,6 @@ def fold_problem(problem: Problem, pool: Labelled, folds: Sequence[Fold], number
         dev=pool.select(fold.held_out),
         seed=derived_seed(problem.seed, f"fold/{number}"),
     )
-
-
-@dataclass
-class LastEpoch(Selection):
-    """Keeps the candidate after the last epoch, for a training whose length is known; looks at no other."""
-
-    earlier: float = 0.0  # seconds that were spent on it by a run that was stopped
-
-    def __post_init__(self) -> None:
-        self._begun = time.perf_counter()
-
-    def state(self) -> dict[str, Any]:
-        """Return how far it has come, and the seconds spent on it."""
-        return super().state() | {"seconds": self.earlier + time.perf_counter() - self._begun}
-
-    def restore(self, state: Mapping[str, Any], best: Candidate | None) -> None:
-        """Go on from a state."""
-        super().restore(state, best)
-        self.earlier = state["seconds"]
-
-    def see(self, candidate: Candidate, train: Score, dev: Score | None = None, **details: Any) -> bool:
-        """Take note of an epoch; keep the candidate of the last one."""
-        self.last_score = train
-        is_last: bool = details["step"] == details["total"]
-        if is_last:
-            self.best, self.best_score = candidate, train
-        self.note({**details, "train_loss": train.loss, "train_accuracy": train.accuracy})
-        return is_last
 
 
 @torch.no_grad()
@@ -93,20 +63,15 @@ class HeldOut:
         """Log-losses `[n]` (nats)."""
         return -self.log_probs.gather(1, self.labels[:, None])[:, 0]
 
-    def beside(self, untuned: HeldOut, seed: int) -> Evidence:
+    def compared_with(self, untuned: HeldOut, seed: int) -> Evidence:
         """Compare these answers with the untuned prompt's to the same examples; `seed` is of the permutation test."""
         return compare_paired(self.log_probs.numpy(), untuned.log_probs.numpy(), self.labels.numpy(), seed)
-
-    def first(self, folds: int) -> HeldOut:
-        """Return the answers of the first folds."""
-        rows = sum(self.sizes[:folds])
-        return HeldOut(self.log_probs[:rows], self.labels[:rows], self.sizes[:folds])
 
     def recalibrated(self, seed: int) -> HeldOut:
         """Return the answers with another temperature, every few of them by all others.
 
-        What is trained on few examples is too sure of itself. That costs log-loss, and can be mended afterwards. By one
-        number only: more of them, fitted to a few dozen answers, cost more than they mend.
+        What is trained on few examples is too sure of itself. That costs log-loss, and a temperature takes it back. One
+        number only: more of them, fitted to a few dozen answers, cost more than they gain.
         """
         found = self.log_probs.clone()
         for learnt, held in stratified_folds(self.labels, _RECALIBRATION_FOLDS, seed):
@@ -130,6 +95,29 @@ def gather(parts: Sequence[Tensor], labels: Tensor, folds: Sequence[Fold]) -> He
     """Return the answers of some folds, one part `[n, C]` for each, as one."""
     rows = [row for fold in folds for row in fold.held_out]
     return HeldOut(torch.cat(list(parts)), labels.cpu()[rows], tuple(len(fold.held_out) for fold in folds))
+
+
+@torch.no_grad()
+def held_out_answers(problems: Sequence[Problem], candidates: Sequence[Candidate], folds: Sequence[Fold]) -> HeldOut:
+    """Return what the candidate of each fold answers to its held-out part.
+
+    Args:
+        problems: of the folds; the dev set of each is its held-out part.
+        candidates: one for each, which the problem's own backbone reads.
+        folds: in the same order.
+    """
+    parts = []
+    for own in problems:
+        assert own.dev is not None
+        parts.append(own.dev)
+    pairs = [(part.context, own.prompt) for part, own in zip(parts, candidates, strict=True)]
+    logits = problems[0].backbone.class_logits_each(pairs)
+    found = [
+        own.calibration.apply(part.double()).log_softmax(-1).cpu()
+        for own, part in zip(candidates, logits, strict=True)
+    ]
+    sizes = tuple(len(fold.held_out) for fold in folds)
+    return HeldOut(torch.cat(found), torch.cat([part.labels.cpu() for part in parts]), sizes)
 
 
 @torch.no_grad()

@@ -1,0 +1,160 @@
+"""What may ship, each with what it answers to examples that it did not learn from."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from cuecraft.evidence import Tried
+from cuecraft.method import Candidate, Problem
+from cuecraft.tune.auto.starts import Start
+from cuecraft.tune.first_order import Linearised
+from cuecraft.tune.held_out import HeldOut
+
+
+@dataclass(eq=False)
+class Contender(ABC):
+    """Something that may ship.
+
+    Args:
+        name: as shown.
+        held_out: what it answers to each held-out part, learnt without it.
+        seconds: spent on it.
+    """
+
+    name: str
+    held_out: HeldOut
+    seconds: float
+
+    @property
+    @abstractmethod
+    def members(self) -> int:
+        """How many prompts would ship."""
+
+    @property
+    @abstractmethod
+    def joins(self) -> bool:
+        """Whether its prompts can answer together with those of another: the backbone reads them, with one task."""
+
+    @abstractmethod
+    def made(self) -> Candidate:
+        """Return what ships, made of all examples."""
+
+    @abstractmethod
+    def words(self) -> Candidate:
+        """Return the words that it starts from, calibrated on all examples."""
+
+    def fallback(self) -> Candidate | None:
+        """Return what ships where the time ends while it is made; None where nothing is there."""
+        return None
+
+    def tried(self, seed: int) -> Tried:
+        """Return its line of the leaderboard; `seed` is that of the recalibration."""
+        answers = self.held_out.recalibrated(seed)
+        own = answers.score
+        return Tried(self.name, own.loss, own.accuracy, answers.sd, len(answers.sizes), len(answers.labels), self.seconds)
+
+
+@dataclass(eq=False)
+class WordsAlone(Contender):
+    """Starting words as they are, calibrated.
+
+    Args:
+        start: the words.
+        whole: the problem with all examples to learn from.
+    """
+
+    start: Start
+    whole: Problem
+
+    @property
+    def members(self) -> int:
+        """One."""
+        return 1
+
+    @property
+    def joins(self) -> bool:
+        """Whether the label words are the task's own."""
+        return self.start.has_own_task
+
+    def made(self) -> Candidate:
+        """Return the words, calibrated on all examples."""
+        return self.start.on(self.whole)
+
+    def words(self) -> Candidate:
+        """Return the same."""
+        return self.made()
+
+
+@dataclass(eq=False)
+class FirstOrder(Contender):
+    """A first-order deep cue, with the penalty of least held-out loss.
+
+    Args:
+        start: the words that its offsets are added to.
+        whole: the problem with all examples to learn from.
+        linear: the linear model over these examples.
+        penalty: the one that was chosen.
+    """
+
+    start: Start
+    whole: Problem
+    linear: Linearised
+    penalty: float
+
+    @property
+    def members(self) -> int:
+        """One."""
+        return 1
+
+    @property
+    def joins(self) -> bool:
+        """Always: it is made over the task's own label words only."""
+        return True
+
+    def made(self) -> Candidate:
+        """Return the fit to all examples."""
+        return self.linear.candidate(self.linear.fitted(range(len(self.whole.train)), self.whole, self.penalty))
+
+    def words(self) -> Candidate:
+        """Return the words, calibrated on all examples."""
+        return self.start.on(self.whole)
+
+
+@dataclass(eq=False)
+class Together(Contender):
+    """Prompts of several contenders, whose probabilities are averaged; each has its own temperature."""
+
+    parts: Sequence[Contender] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, parts: Sequence[Contender], seed: int) -> Together:
+        """Join contenders; every prompt that would ship counts alike."""
+        shares = torch.tensor([float(part.members) for part in parts], dtype=torch.float64).log()
+        answers = torch.stack([part.held_out.recalibrated(seed).log_probs for part in parts])
+        mean = (answers + shares[:, None, None]).logsumexp(0) - math.log(sum(part.members for part in parts))
+        name = "together: " + "; ".join(part.name for part in parts)
+        return cls(name, replace(parts[0].held_out, log_probs=mean), 0.0, parts)
+
+    @property
+    def members(self) -> int:
+        """As many as its parts have."""
+        return sum(part.members for part in self.parts)
+
+    @property
+    def joins(self) -> bool:
+        """Always."""
+        return True
+
+    def made(self) -> Candidate:
+        """Return the prompts of all parts."""
+        first, *others = [part.made().then(part.held_out.calibration()) for part in self.parts]
+        return first.joined_by(others)
+
+    def words(self) -> Candidate:
+        """Return the words that its first part starts from."""
+        return self.parts[0].words()
