@@ -21,6 +21,7 @@ from pydantic import Field
 
 from cuecraft.evidence import Evidence, Tried, Verdict, judge
 from cuecraft.method import CalibrationKind, Candidate, Event, Method, Outcome, Problem, ReadingLimit, Score, score
+from cuecraft.prompts import CalibratedPrompt
 from cuecraft.search.folds import stratified_folds, texts_of
 from cuecraft.seeding import derived_seed
 from cuecraft.task.verbalizer import default_word
@@ -136,8 +137,7 @@ class _Choice:
         whole, words = made or (ladder.best_of_folds(run), None)
         # As the answers were that it was chosen by, of one training or an average of some. Several prompts that answer
         # together are less sure than they are on average, so theirs is cautious; nothing was held out from all of them.
-        calibration = whole.calibration.then(ladder.plain_answers(run).calibration())
-        candidate = replace(whole, calibration=calibration)
+        candidate = whole.then(ladder.plain_answers(run).calibration())
         return self._outcome(untuned, candidate, verdict, Score(evidence.loss, evidence.accuracy), words)
 
     def _evidence(self, untrained: Untrained, ladder: Ladder, run: Run) -> Evidence:
@@ -176,7 +176,7 @@ class _Choice:
         if not members:
             return ladder.best_of_folds(run)
         first, *others = [ladder.moved(run, start, member) for member in members[: self.options.prompts]]
-        together = replace(first, others=tuple(other.prompt for other in others))
+        together = replace(first, others=tuple(CalibratedPrompt(other.prompt, first.calibration) for other in others))
         return retasked(together, own, self.problem)
 
     def _untuned_ships(self, untuned: Candidate, verdict: Verdict, held_out: Score | None) -> Outcome:
