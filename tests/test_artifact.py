@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from safetensors import SafetensorError
 from conftest import LABELS, TEXTS
 from cuecraft import PromptClassifier
 from cuecraft.errors import ArtifactError
-from cuecraft.prompts import load_artifact
+from cuecraft.prompts import Calibration, load_artifact
 from cuecraft.prompts.manifest import Manifest
 from test_tune import FAST
 
@@ -76,6 +77,14 @@ def test_what_is_loaded_is_what_was_saved(saved):
     assert list(artifact.trace) == classifier.trace_
     assert {name: split.rows for name, split in artifact.manifest.data.items()} == {"train": 6, "dev": 2}
     assert set(artifact.manifest.metrics) == {"train_accuracy", "dev_accuracy"}
+
+
+def test_a_calibration_that_was_replaced_is_the_one_that_is_saved(saved, tmp_path):
+    artifact = replace(saved[0].artifact_, calibration=Calibration((0.25, -1.0), 3.0))
+    artifact.save(tmp_path / "again")
+    again = load_artifact(tmp_path / "again")
+    assert again.calibration == artifact.calibration
+    assert again.manifest.other_calibrations == []
 
 
 def copied(folder, tmp_path):

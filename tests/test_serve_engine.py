@@ -22,7 +22,7 @@ from cuecraft.errors import (
     ServeError,
     TemplateError,
 )
-from cuecraft.prompts import Calibration
+from cuecraft.prompts import CalibratedPrompt, Calibration
 from cuecraft.serve.engine import Engine, EngineOptions
 from cuecraft.serve.requests import Watcher
 from cuecraft.serve.shelf import Shelf
@@ -308,9 +308,10 @@ def test_a_request_that_is_cancelled_gives_its_room_back(causal, gate):
 
 def test_an_artifact_whose_parts_do_not_fit_is_not_served(causal):
     artifact = classifiers(causal)["hard"].artifact_
-    broken = replace(artifact, calibration=Calibration((0.0, 0.0, 0.0)))
-    with pytest.raises(ArtifactError, match="different numbers of classes"):
-        Shelf(causal).put("broken", [broken])
+    other = CalibratedPrompt(artifact.prompt, Calibration((0.0, 0.0, 0.0)))
+    for part in ({"calibration": other.calibration}, {"others": (other,)}):
+        with pytest.raises(ArtifactError, match="different numbers of classes"):
+            Shelf(causal).put("broken", [replace(artifact, **part)])
 
 
 def test_kept_answers_are_given_again_until_the_prompt_is_another(causal):

@@ -1,4 +1,4 @@
-"""Several prompts of one artifact that answer together: the mean of what each would say alone."""
+"""Several prompts of one artifact that answer together: the mean of what each says alone, with its own calibration."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from cuecraft.export import GraphRequest, export_graph
 from cuecraft.interop import commands, export_peft
 from cuecraft.interop.tensors import export_tensors
 from cuecraft.method import Candidate
-from cuecraft.prompts import Artifact, Calibration, HardPrompt, load_artifact, stored_bytes
+from cuecraft.prompts import Artifact, CalibratedPrompt, Calibration, HardPrompt, load_artifact, stored_bytes
 from cuecraft.prompts.kinds import prompt_tensors
 from cuecraft.prompts.manifest import SCHEMA_VERSION
 from cuecraft.serve.registry import member_logits
@@ -25,6 +25,7 @@ from cuecraft.serve.shelf import ServedPrompt
 from cuecraft.storage import digest
 from cuecraft.task import Verbalizer
 from cuecraft.tune.auto.starts import OtherWords
+from cuecraft.tune.finish import stored_candidate
 
 X = [text for text, _ in TEXTS]
 Y = [LABELS[label] for _, label in TEXTS]
@@ -37,13 +38,39 @@ def fitted(backbone, seed, method="deep-cue"):
     return PromptClassifier(backbone, method, **options).fit(X, Y)
 
 
-def joined(classifiers, backbone):
-    """Return an artifact of the first classifier's calibration and the prompts of all."""
+CALIBRATIONS = [Calibration((0.4, -0.1), 1.5), Calibration((-0.7, 0.2), 0.6), Calibration((0.0, 0.9), 2.5)]
+
+
+def slowly(probabilities, calibrations):
+    """Return calibrated probabilities `[T, B, C]`, one number at a time, given those of no calibration.
+
+    These are the logits' but for a constant for each text, which a softmax takes out.
+    """
+    found = np.zeros(np.shape(probabilities))
+    for number, (own, calibration) in enumerate(zip(probabilities, calibrations, strict=True)):
+        for row, text in enumerate(own):
+            powers = [
+                np.exp(bias) * float(share) ** calibration.scale
+                for share, bias in zip(text, calibration.bias, strict=True)
+            ]
+            found[number, row] = [power / sum(powers) for power in powers]
+    return found
+
+
+def uncalibrated(classifier, backbone):
+    """Return the probabilities `[B, C]` of a classifier's prompt alone, without its calibration."""
+    artifact = replace(classifier.artifact_, calibration=Calibration.none(2))
+    return PromptClassifier.of(artifact, backbone).predict_proba(X)
+
+
+def joined(classifiers, backbone, calibrations=CALIBRATIONS):
+    """Return an artifact of the prompts of all, each with a calibration of its own."""
     first = classifiers[0].artifact_
     manifest = first.manifest
+    pairs = zip(classifiers[1:], calibrations[1:], strict=True)
     return Artifact.create(
         first.prompt,
-        first.calibration,
+        calibrations[0],
         first.task,
         backbone,
         method=manifest.method,
@@ -52,23 +79,23 @@ def joined(classifiers, backbone):
         metrics={},
         data={},
         classes=first.classes,
-        others=[one.artifact_.prompt for one in classifiers[1:]],
+        others=[CalibratedPrompt(one.artifact_.prompt, calibration) for one, calibration in pairs],
     )
 
 
 @pytest.fixture(scope="module", params=["causal", "masked", "sequence"])
 def case(request, tmp_path_factory):
-    """Return a backbone, the folder of three prompts that answer together, and what they would say alone."""
+    """Return a backbone, the folder of three prompts that answer together, and what they say alone, uncalibrated."""
     backbone = request.getfixturevalue(request.param)
     classifiers = [fitted(backbone, seed) for seed in range(3)]
     folder = tmp_path_factory.mktemp("together") / "three"
     joined(classifiers, backbone).save(folder)
-    first = classifiers[0].artifact_
-    alone = [
-        PromptClassifier.of(replace(one.artifact_, calibration=first.calibration), backbone).predict_proba(X)
-        for one in classifiers
-    ]
-    return backbone, folder, np.stack(alone)
+    return backbone, folder, np.stack([uncalibrated(one, backbone) for one in classifiers])
+
+
+def together(alone, calibrations=CALIBRATIONS):
+    """Return what three prompts say together `[B, C]`, given what they say alone, uncalibrated."""
+    return slowly(alone, calibrations).mean(0)
 
 
 def served(backbone, artifacts):
@@ -79,10 +106,15 @@ def served(backbone, artifacts):
 
 
 def test_they_are_read_back_and_answer_with_the_mean_of_their_probabilities(case):
+    """Each with its own calibration: with another's, or the first's for all, they would say something else."""
     backbone, folder, alone = case
     assert np.abs(alone[1:] - alone[0]).max() > 1e-3  # they differ
+    expected = together(alone)
+    assert np.abs(expected - together(alone, [CALIBRATIONS[n] for n in (0, 2, 1)])).max() > 1e-3
+    assert np.abs(expected - together(alone, CALIBRATIONS[:1] * 3)).max() > 1e-3
     again = PromptClassifier.load(folder, backbone)
-    assert np.allclose(again.predict_proba(X), alone.mean(0), atol=1e-5)
+    assert list(again.artifact_.calibrations) == CALIBRATIONS
+    assert np.allclose(again.predict_proba(X), expected, atol=1e-5)
     manifest = again.artifact_.manifest
     assert manifest.prompt.count == 3
     assert manifest.prompt.described.endswith("and 2 more that answer with it")
@@ -95,7 +127,20 @@ def test_they_are_served_as_they_predict(case):
     backbone, folder, alone = case
     prompt, found = served(backbone, [load_artifact(folder)])
     assert prompt.describe()["members"] == 3
-    assert np.allclose(found, alone.mean(0), atol=1e-5)
+    assert np.allclose(found, together(alone), atol=1e-5)
+
+
+def test_one_more_calibration_goes_on_after_each_own(case):
+    """As a temperature on all of them: on the candidate of several, and of one."""
+    backbone, folder, alone = case
+    context, more = tiny_problem(backbone).pool.context, Calibration((0.3, -0.2), 0.5)
+    several = stored_candidate(load_artifact(folder), backbone)
+    own = slowly(alone, CALIBRATIONS)
+    for candidate, count in ((several, 3), (replace(several, others=()), 1)):
+        found = candidate.logits(backbone, context).softmax(-1)
+        assert np.allclose(found, own[:count].mean(0), atol=1e-5)
+        found = candidate.then(more).logits(backbone, context).softmax(-1)
+        assert np.allclose(found, slowly(own[:count], [more] * count).mean(0), atol=1e-5)
 
 
 def test_an_ensemble_of_artifacts_gives_each_artifact_one_voice(case, tmp_path):
@@ -103,7 +148,7 @@ def test_an_ensemble_of_artifacts_gives_each_artifact_one_voice(case, tmp_path):
     backbone, folder, alone = case
     single = fitted(backbone, 7)
     single.save(tmp_path / "one")
-    expected = (alone.mean(0) + single.predict_proba(X)) / 2
+    expected = (together(alone) + single.predict_proba(X)) / 2
     ensemble = PromptEnsemble([PromptClassifier.load(folder, backbone), single])
     assert np.allclose(ensemble.predict_proba(X), expected, atol=1e-5)
     _, found = served(backbone, [load_artifact(folder), load_artifact(tmp_path / "one")])
@@ -113,14 +158,9 @@ def test_an_ensemble_of_artifacts_gives_each_artifact_one_voice(case, tmp_path):
 def test_with_prompts_of_unequal_length_and_kind_too(causal, tmp_path):
     """Prompts with prefixes share no pass; those in words and vectors do, whatever their lengths."""
     classifiers = [fitted(causal, 0, "prefix-tuning"), fitted(causal, 1, "prompt-tuning"), fitted(causal, 2)]
-    first = classifiers[0].artifact_
     joined(classifiers, causal).save(tmp_path / "kinds")
-    together = PromptClassifier.load(tmp_path / "kinds", causal)
-    alone = [
-        PromptClassifier.of(replace(one.artifact_, calibration=first.calibration), causal).predict_proba(X)
-        for one in classifiers
-    ]
-    assert np.allclose(together.predict_proba(X), np.mean(alone, axis=0), atol=1e-5)
+    found = PromptClassifier.load(tmp_path / "kinds", causal).predict_proba(X)
+    assert np.allclose(found, together([uncalibrated(one, causal) for one in classifiers]), atol=1e-5)
 
 
 def test_what_holds_one_prompt_refuses_several(case, tmp_path):
@@ -144,7 +184,8 @@ def test_what_is_written_again_is_counted_again(case, tmp_path):
     fewer = load_artifact(tmp_path / "fewer")
     assert fewer.manifest.prompt.described.endswith("and 1 more that answer with it")
     assert "2 such prompts answer together" in (tmp_path / "fewer" / "README.md").read_text(encoding="utf-8")
-    found, expected = (prompt_tensors(own.others[0]) for own in (fewer, artifact))
+    assert list(fewer.calibrations) == CALIBRATIONS[:2]
+    found, expected = (prompt_tensors(own.others[0].prompt) for own in (fewer, artifact))
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
@@ -174,11 +215,60 @@ def test_no_prompt_and_too_many_are_refused(count, case, tmp_path):
         load_artifact(renamed(folder, tmp_path / "changed", lambda manifest: manifest["prompt"].update(count=count)))
 
 
-def test_artifacts_of_the_version_before_are_read_and_written_as_this_one(causal, tmp_path):
+@pytest.mark.parametrize("entries", [[], CALIBRATIONS[:1], CALIBRATIONS])
+def test_more_or_fewer_calibrations_than_prompts_are_a_damaged_artifact(entries, case, tmp_path, run):
+    _, folder, _ = case
+    entries = [{"bias": list(own.bias), "scale": own.scale} for own in entries]
+    changed = renamed(folder, tmp_path / "changed", lambda manifest: manifest.update(other_calibrations=entries))
+    what = f"is damaged ('other_calibrations: {len(entries)} for 2 further prompts')"
+    with pytest.raises(ArtifactError) as caught:
+        load_artifact(changed)
+    assert what in str(caught.value)
+    code, _, error = run("show", changed)
+    assert code == 2
+    assert what in " ".join(error.split())
+    assert error.count("\n") == 1
+
+
+def test_the_calibration_of_each_is_shown(case, run):
+    _, folder, _ = case
+    code, out, _ = run("show", folder)
+    assert code == 0
+    shown = " ".join(out.replace("│", " ").split())
+    assert "scale 1.500, bias +0.400, -0.100; scale 0.600, bias -0.700, +0.200; scale 2.500, bias" in shown
+
+
+def as_version_4(manifest):
+    """Several prompts had one calibration, the first one's, and the manifest no list."""
+    manifest["schema_version"] = 4
+    del manifest["other_calibrations"]
+
+
+def test_several_prompts_of_version_4_have_the_calibration_of_the_first(case, tmp_path, run):
+    backbone, folder, alone = case
+    old = renamed(folder, tmp_path / "old", as_version_4)
+    first = CALIBRATIONS[:1] * 3
+    for _ in range(2):
+        found = load_artifact(old)
+        assert list(found.calibrations) == first
+        answers = PromptClassifier.of(found, backbone).predict_proba(X)
+        assert np.allclose(answers, together(alone, first), atol=1e-5)
+        code, out, _ = run("show", old)
+        assert code == 0
+        assert out.count("scale 1.500") == 1
+        old = tmp_path / "again"
+        found.save(old)
+    manifest = json.loads((old / "manifest.json").read_text())
+    assert manifest["schema_version"] == SCHEMA_VERSION
+    assert manifest["other_calibrations"] == [{"bias": [0.4, -0.1], "scale": 1.5}] * 2
+
+
+def test_artifacts_of_version_3_are_read_and_written_as_this_one(causal, tmp_path):
     """They had one prompt, and did not say so."""
     fitted(causal, 0).save(tmp_path / "new")
 
     def older(manifest):
+        as_version_4(manifest)
         manifest["schema_version"] = 3
         del manifest["prompt"]["count"]
 
@@ -195,13 +285,13 @@ def test_with_other_label_words_all_of_them_read_those(causal):
     words = Verbalizer(problem.task.verbalizer.labels, (("d",), ("c",)))
     task = replace(problem.task, verbalizer=words)
     prompts = [HardPrompt(problem.initial_ids), HardPrompt(problem.initial_ids[::-1])]
-    calibration = Calibration((0.5, 0.0), 1.5)
-    together = Candidate(prompts[0], calibration, OtherWords(causal, task), (prompts[1],))
+    second = CalibratedPrompt(prompts[1], CALIBRATIONS[1])
+    both = Candidate(prompts[0], CALIBRATIONS[0], OtherWords(causal, task), (second,))
     context = causal.context(problem.train.context.examples, task)
-    apart = [calibration.apply(causal.class_logits(context, prompt)).softmax(-1) for prompt in prompts]
-    found = together.logits(causal, problem.train.context).softmax(-1)
-    assert torch.allclose(found, torch.stack(apart).mean(0), atol=1e-5)
-    assert not torch.allclose(found, replace(together, reader=None).logits(causal, problem.train.context).softmax(-1))
+    apart = slowly([causal.class_logits(context, prompt).softmax(-1) for prompt in prompts], CALIBRATIONS[:2])
+    found = both.logits(causal, problem.train.context).softmax(-1)
+    assert np.allclose(found, apart.mean(0), atol=1e-5)
+    assert not torch.allclose(found, replace(both, reader=None).logits(causal, problem.train.context).softmax(-1))
 
 
 def renamed(folder, target, change):

@@ -17,7 +17,7 @@ from cuecraft.backbone.weights import FullSpec, LoraSpec, TunedWeights, Twin, lo
 from cuecraft.errors import ArtifactError, BackboneError, MethodError
 from cuecraft.gradients import accumulate_gradients
 from cuecraft.method import Candidate, Selection, fresh_logits, label_context, score
-from cuecraft.prompts import Calibration, DeepCue, HardPrompt, SoftPrompt, load_artifact
+from cuecraft.prompts import CalibratedPrompt, Calibration, DeepCue, HardPrompt, SoftPrompt, load_artifact
 from cuecraft.tune import make_method
 from cuecraft.tune.mix import mix_lora
 from cuecraft.tune.probe import SentenceEncoder
@@ -195,7 +195,7 @@ def test_what_cannot_be_mixed_is_refused(adapters, causal_folder, tmp_path):
     with pytest.raises(ArtifactError, match="another template"):
         mix_lora([one, other.artifact_], [0.5, 0.5], backbone)
     with pytest.raises(ArtifactError, match="artifact 2 holds several prompts"):
-        mix_lora([one, replace(one, others=(one.prompt,))], [0.5, 0.5], backbone)
+        mix_lora([one, replace(one, others=(CalibratedPrompt(one.prompt, one.calibration),))], [0.5, 0.5], backbone)
 
 
 @pytest.mark.parametrize("kind", ["causal", "masked", "sequence"])

@@ -9,7 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Protocol
 
@@ -25,7 +25,7 @@ from cuecraft.deadline import Clock, WhileTimeLasts
 from cuecraft.errors import BackboneError, MethodError
 from cuecraft.evidence import Tried, Verdict
 from cuecraft.options import Options
-from cuecraft.prompts import AnyPrompt, Calibration, HardPrompt
+from cuecraft.prompts import AnyPrompt, CalibratedPrompt, Calibration, HardPrompt
 from cuecraft.prompts.manifest import DataEntry
 from cuecraft.task import Example, Task
 
@@ -178,28 +178,43 @@ def lent(
 
 @dataclass(frozen=True)
 class Candidate:
-    """A prompt together with the calibration of its logits; or several prompts that answer together.
+    """A prompt together with the calibration of its logits; or several such that answer together.
 
     Args:
         prompt: the prompt.
-        calibration: of its logits, and of those of each other prompt.
+        calibration: of its logits.
         reader: what reads the texts in place of the problem's backbone; None for that backbone.
-        others: further prompts, whose probabilities are averaged with its own (prompt ensembling, Lester et al., EMNLP
-            2021, section 6). A text is read once for all of them where the backbone can: a causal model, with the
-            prompts behind the text and neither prefixes nor class heads of their own.
+        others: further prompts, each with its calibration, whose probabilities are averaged with its own (prompt
+            ensembling, Lester et al., EMNLP 2021, section 6). A text is read once for all of them where the backbone
+            can: a causal model, with the prompts behind the text and neither prefixes nor class heads of their own.
         is_cut: whether the time limit ended before it was calibrated, or its class head fitted to all examples.
     """
 
     prompt: AnyPrompt
     calibration: Calibration
     reader: Reader | None = None
-    others: tuple[AnyPrompt, ...] = ()
+    others: tuple[CalibratedPrompt, ...] = ()
     is_cut: bool = False
 
     @property
     def prompts(self) -> tuple[AnyPrompt, ...]:
         """All prompts that answer, one or several."""
-        return (self.prompt, *self.others)
+        return (self.prompt, *(other.prompt for other in self.others))
+
+    @property
+    def calibrations(self) -> tuple[Calibration, ...]:
+        """The calibration of each prompt, in the order of `prompts`."""
+        return (self.calibration, *(other.calibration for other in self.others))
+
+    def then(self, calibration: Calibration) -> Candidate:
+        """Return the candidate with one more calibration after each prompt's own."""
+        others = tuple(replace(other, calibration=other.calibration.then(calibration)) for other in self.others)
+        return replace(self, calibration=self.calibration.then(calibration), others=others)
+
+    def joined_by(self, others: Sequence[Candidate]) -> Candidate:
+        """Return the candidate whose prompts answer together with those of others, each with its own calibration."""
+        pairs = [pair for one in others for pair in zip(one.prompts, one.calibrations, strict=True)]
+        return replace(self, others=(*self.others, *(CalibratedPrompt(prompt, own) for prompt, own in pairs)))
 
     def logits(self, backbone: AnyBackbone, context: Context) -> Tensor:
         """Return calibrated class logits `[B, C]`; of several prompts, logarithms of their mean probabilities."""
@@ -208,7 +223,8 @@ class Candidate:
 
     def joined(self, logits: Tensor) -> Tensor:
         """Return calibrated class logits `[B, C]`, given the class logits `[T, B, C]` of its prompts."""
-        calibrated = torch.stack([self.calibration.apply(own) for own in logits])
+        pairs = zip(self.calibrations, logits, strict=True)
+        calibrated = torch.stack([calibration.apply(own) for calibration, own in pairs])
         if len(calibrated) == 1:
             return calibrated[0]
         return calibrated.log_softmax(-1).logsumexp(0) - math.log(len(calibrated))

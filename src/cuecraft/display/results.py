@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cuecraft.compare.demo import DemoResult
     from cuecraft.compare.formats import TextTable
     from cuecraft.compare.schema import Comparison
-    from cuecraft.prompts.manifest import Manifest
+    from cuecraft.prompts.manifest import CalibrationEntry, Manifest
 
 _SHOWN_CUES = 5
 
@@ -229,8 +229,7 @@ def print_manifest(manifest: Manifest, folder: str) -> None:
         "classes": "; ".join(
             f"{label} = {', '.join(words)}" for label, words in zip(task.labels, task.label_words, strict=True)
         ),
-        "calibration": f"scale {manifest.calibration.scale:.3f}, bias "
-        + ", ".join(f"{b:+.3f}" for b in manifest.calibration.bias),
+        "calibration": _calibrations(manifest.calibrations),
         "metrics": ", ".join(f"{name} {value:.3f}" for name, value in manifest.metrics.items()),
         "data": ", ".join(f"{name} {d.rows} rows ({d.sha256[:8]})" for name, d in manifest.data.items()),
         "hash": manifest.artifact_sha256,
@@ -239,6 +238,12 @@ def print_manifest(manifest: Manifest, folder: str) -> None:
         if value:
             table.add_row(name, Text(value))
     page.print(table)
+
+
+def _calibrations(entries: Sequence[CalibrationEntry]) -> str:
+    """Return the calibration of each prompt, or the one that all have."""
+    lines = [f"scale {entry.scale:.3f}, bias " + ", ".join(f"{b:+.3f}" for b in entry.bias) for entry in entries]
+    return "; ".join(lines if len(set(lines)) > 1 else lines[:1])
 
 
 def print_comparison(document: Comparison, tables: Sequence[TextTable], files: Sequence[Path]) -> None:

@@ -258,7 +258,7 @@ def _restored(beside: Beside, prompt: AnyPrompt, task: Task, backbone: AnyBackbo
         prompt = PrefixPrompt(SoftPrompt(torch.empty(0, backbone.hidden_size)), prompt.states)
     elif ids:
         prompt = HardPrompt(tuple(ids))
-    calibration = Calibration(tuple(manifest.calibration.bias), manifest.calibration.scale)
+    calibration = manifest.calibration.calibration()
     artifact = Artifact(prompt, calibration, task, tuple(manifest.task.classes), manifest, beside.trace)
     artifact.check_backbone(backbone)
     return artifact

@@ -9,7 +9,7 @@ from cuecraft.prompts.artifact import (
     member_folders,
     stored_bytes,
 )
-from cuecraft.prompts.calibration import Calibration
+from cuecraft.prompts.calibration import CalibratedPrompt, Calibration
 from cuecraft.prompts.kinds import (
     AnyPrompt,
     DeepCue,
@@ -24,6 +24,7 @@ from cuecraft.prompts.shared import Sharing, TaskPart, shared_file
 __all__ = [
     "AnyPrompt",
     "Artifact",
+    "CalibratedPrompt",
     "Calibration",
     "DeepCue",
     "HardPrompt",

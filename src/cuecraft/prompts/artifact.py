@@ -29,7 +29,7 @@ from cuecraft.backbone import AnyBackbone, ClassHead
 from cuecraft.backbone.weights import FullSpec, LoraSpec, TunedWeights, load_weights
 from cuecraft.errors import ArtifactError, CuecraftWarning
 from cuecraft.manifests import MANIFEST, ManifestKind, manifest_document
-from cuecraft.prompts.calibration import Calibration
+from cuecraft.prompts.calibration import CalibratedPrompt, Calibration
 from cuecraft.prompts.card import model_card
 from cuecraft.prompts.kinds import AnyPrompt, DeepCue, HardPrompt, PrefixPrompt, SoftPrompt, prompt_tensors
 from cuecraft.prompts.manifest import (
@@ -73,7 +73,7 @@ class Artifact:
         trace: one event for each step.
         weights: tuned weights that the prompt stands on; None for the backbone's own.
         sharing: how the prompt's tensor comes about from one that several tasks share; None where it does not.
-        others: further prompts, whose probabilities are averaged with the prompt's.
+        others: further prompts, each with its calibration, whose probabilities are averaged with the prompt's.
     """
 
     prompt: AnyPrompt
@@ -84,12 +84,17 @@ class Artifact:
     trace: Sequence[Mapping[str, Any]] = ()
     weights: StoredWeights | None = None
     sharing: Sharing | None = None
-    others: tuple[AnyPrompt, ...] = ()
+    others: tuple[CalibratedPrompt, ...] = ()
 
     @property
     def prompts(self) -> tuple[AnyPrompt, ...]:
         """All prompts that answer, one or several."""
-        return (self.prompt, *self.others)
+        return (self.prompt, *(other.prompt for other in self.others))
+
+    @property
+    def calibrations(self) -> tuple[Calibration, ...]:
+        """The calibration of each prompt, in the order of `prompts`."""
+        return (self.calibration, *(other.calibration for other in self.others))
 
     @classmethod
     def create(
@@ -109,7 +114,7 @@ class Artifact:
         trace: Sequence[Mapping[str, Any]] = (),
         weights: StoredWeights | None = None,
         sharing: Sharing | None = None,
-        others: Sequence[AnyPrompt] = (),
+        others: Sequence[CalibratedPrompt] = (),
     ) -> Artifact:
         """Gather a tuned prompt and what it depends on."""
         verbalizer = task.verbalizer
@@ -142,7 +147,8 @@ class Artifact:
             ),
             weights=weights.spec if weights else None,
             words=words,
-            calibration=CalibrationEntry(bias=list(calibration.bias), scale=calibration.scale),
+            calibration=CalibrationEntry.of(calibration),
+            other_calibrations=[CalibrationEntry.of(other.calibration) for other in others],
             metrics=dict(metrics),
             data=dict(data),
             versions={name: metadata.version(name) for name in _PACKAGES},
@@ -171,7 +177,7 @@ class Artifact:
 
     def _fill(self, folder: Path) -> None:
         names = [TENSORS, TRACE]
-        save_file(_tensors(self.prompt, self.sharing) | _others_tensors(self.others), folder / TENSORS)
+        save_file(_tensors(self.prompt, self.sharing) | _others_tensors(self.prompts[1:]), folder / TENSORS)
         if self.weights is not None:
             save_file(_plain(self.weights.values), folder / WEIGHTS)
             names.append(WEIGHTS)
@@ -179,8 +185,10 @@ class Artifact:
         (folder / TRACE).write_text(lines, encoding="utf-8")
         files = {name: file_sha256(folder / name) for name in names}
         prompt = self.manifest.prompt.model_copy(update={"count": len(self.prompts)})
+        first, *rest = [CalibrationEntry.of(own) for own in self.calibrations]
         # What was read from an older version is written as this one.
-        own = {"schema_version": SCHEMA_VERSION, "prompt": prompt, "files": files, "artifact_sha256": ""}
+        own = {"schema_version": SCHEMA_VERSION, "prompt": prompt, "calibration": first, "other_calibrations": rest}
+        own |= {"files": files, "artifact_sha256": ""}
         manifest = self.manifest.model_copy(update=own)
         manifest = manifest.model_copy(update={"artifact_sha256": digest(manifest.model_dump(mode="json"))})
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
@@ -278,13 +286,14 @@ def load_artifact(folder: str | Path) -> Artifact:
         tensors = load_file(source / TENSORS)
         sharing = _sharing(manifest, tensors, source) if manifest.prompt.shared_sha256 else None
         prompt = _prompt(manifest, tensors, sharing)
-        others = _others(manifest, tensors)
+        prompts = _other_prompts(manifest, tensors)
+        calibration, *rest = [entry.calibration() for entry in manifest.calibrations]
         weights = StoredWeights(manifest.weights, load_file(source / WEIGHTS)) if manifest.weights else None
         trace = [json.loads(line) for line in (source / TRACE).read_text(encoding="utf-8").split("\n") if line]
     except (SafetensorError, KeyError, OSError, json.JSONDecodeError) as error:
         raise ArtifactError(f"{source}: is damaged ({error}); restore the folder or tune again") from error
     task, classes = manifest.task.task(), tuple(manifest.task.classes)
-    calibration = Calibration(tuple(manifest.calibration.bias), manifest.calibration.scale)
+    others = tuple(CalibratedPrompt(own, calibrated) for own, calibrated in zip(prompts, rest, strict=True))
     return Artifact(prompt, calibration, task, classes, manifest, trace, weights, sharing, others)
 
 
@@ -325,7 +334,7 @@ def _others_tensors(others: Sequence[AnyPrompt]) -> dict[str, Tensor]:
     return _plain(dict(named))
 
 
-def _others(manifest: Manifest, tensors: Mapping[str, Tensor]) -> tuple[AnyPrompt, ...]:
+def _other_prompts(manifest: Manifest, tensors: Mapping[str, Tensor]) -> tuple[AnyPrompt, ...]:
     """Return the further prompts; KeyError where one is missing, or there are more than the manifest says."""
     found: dict[str, dict[str, Tensor]] = {str(number): {} for number in range(1, manifest.prompt.count)}
     for name, own in tensors.items():

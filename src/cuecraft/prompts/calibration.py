@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cuecraft.backbone import ClassHead
 from cuecraft.errors import MethodError
+from cuecraft.prompts.kinds import AnyPrompt
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,14 @@ class Calibration:
     def apply(self, logits: Tensor) -> Tensor:
         """Return calibrated logits `[..., C]`."""
         return logits * self.scale + torch.tensor(self.bias, dtype=logits.dtype, device=logits.device)
+
+
+@dataclass(frozen=True)
+class CalibratedPrompt:
+    """A prompt and the calibration of its class logits."""
+
+    prompt: AnyPrompt
+    calibration: Calibration
 
 
 def contextual(content_free_logits: Tensor) -> Calibration:

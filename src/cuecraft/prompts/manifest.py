@@ -7,10 +7,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from cuecraft.backbone.weights import WeightsSpec
+from cuecraft.prompts.calibration import Calibration
 from cuecraft.prompts.kinds import with_others
 from cuecraft.task.entry import TaskEntry
 
-SCHEMA_VERSION = 4  # 2: deep cues, dtype of the backbone; 3: prefixes, tuned weights, shared parts; 4: several prompts
+# 2: deep cues, dtype of the backbone; 3: prefixes, tuned weights, shared parts; 4: several prompts; 5: a calibration
+# of each of them.
+SCHEMA_VERSION = 5
 MOST_PROMPTS = 1024  # of one artifact; more is damage, or somebody's attempt to take all memory
 PromptKind = Literal["hard", "soft", "deep", "prefix"]
 
@@ -53,6 +56,15 @@ class CalibrationEntry(_Part):
     bias: list[float]
     scale: float
 
+    @classmethod
+    def of(cls, calibration: Calibration) -> CalibrationEntry:
+        """Return what stands for a calibration in the manifest."""
+        return cls(bias=list(calibration.bias), scale=calibration.scale)
+
+    def calibration(self) -> Calibration:
+        """Return the calibration that stands here."""
+        return Calibration(tuple(self.bias), self.scale)
+
 
 class DataEntry(_Part):
     """How many rows of a split were used, and their hash."""
@@ -62,7 +74,11 @@ class DataEntry(_Part):
 
 
 class Manifest(_Part):
-    """What `manifest.json` holds. It carries no times, so that the same run gives the same bytes."""
+    """What `manifest.json` holds. It carries no times, so that the same run gives the same bytes.
+
+    `calibration` is of the first prompt, `other_calibrations` of each prompt that answers with it, in order. Up to
+    version 4 there were no others: all prompts had the first one's.
+    """
 
     schema_version: int = SCHEMA_VERSION
     method: str
@@ -74,8 +90,19 @@ class Manifest(_Part):
     weights: WeightsSpec | None = None
     words: str | None
     calibration: CalibrationEntry
+    other_calibrations: list[CalibrationEntry] = []
     metrics: dict[str, float]
     data: dict[str, DataEntry]
     versions: dict[str, str]
     files: dict[str, str]
     artifact_sha256: str = ""
+
+    @property
+    def calibrations(self) -> list[CalibrationEntry]:
+        """The calibration of each prompt, in order; KeyError where there are more or fewer than prompts."""
+        count = self.prompt.count
+        if self.schema_version < 5 and not self.other_calibrations:
+            return [self.calibration] * count
+        if len(self.other_calibrations) != count - 1:
+            raise KeyError(f"other_calibrations: {len(self.other_calibrations)} for {count - 1} further prompts")
+        return [self.calibration, *self.other_calibrations]

@@ -26,7 +26,7 @@ def _check_sizes(name: str, artifact: Artifact) -> None:
     heads = [prompt.head for prompt in artifact.prompts if prompt.head is not None]
     sizes = {
         len(artifact.classes),
-        len(artifact.calibration.bias),
+        *(len(calibration.bias) for calibration in artifact.calibrations),
         *(len(part) for head in heads for part in (head.weight, head.bias)),
     }
     if sizes != {classes}:
@@ -136,8 +136,8 @@ class ServedPrompt(ListedPrompt):
             reader = artifact.reader(backbone)
             own = backbone if reader is None else reader.held()
             share = 1 / (len(artifacts) * len(artifact.prompts))
-            readies = [own.ready(prompt, artifact.task) for prompt in artifact.prompts]
-            members += [Member(own, ready, artifact.calibration, share) for ready in readies]
+            for prompt, calibration in zip(artifact.prompts, artifact.calibrations, strict=True):
+                members.append(Member(own, own.ready(prompt, artifact.task), calibration, share))
         return cls(**vars(listed), members=tuple(members))
 
     def probabilities(self, logits: Sequence[Tensor]) -> list[float]:
