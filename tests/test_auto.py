@@ -19,10 +19,10 @@ from cuecraft.search.label_words import LabelWordSearch
 from cuecraft.seeding import derived_seed
 from cuecraft.tune import make_method
 from cuecraft.tune.auto import choice, plans
-from cuecraft.tune.auto import ladder as ladder_module
+
 from cuecraft.tune.auto import untrained as untrained_module
 from cuecraft.tune.held_out import HeldOut
-from cuecraft.tune.auto.ladder import Ladder
+
 from cuecraft.tune.auto.plans import PLANS, Plan, Preset, Schedule, configurations
 from cuecraft.tune.auto.starts import GivenWords, OtherWords, SearchedPrompt, SearchedWords, Words
 from cuecraft.tune.auto.untrained import Untrained
@@ -36,15 +36,14 @@ TINY = Plan(
     folds=2,
     cues=2,
     searches_words=False,
-    deep=(Schedule(0.1, 4), Schedule(0.03, 4)),
-    farther=(),
+    penalties=(0.1, 1.0),
+    first_order=1,
+    deep=(Schedule(0.1, 4),),
     soft=(Schedule(0.02, 4),),
     starts=2,
     longer=2,
     searches_prompts=False,
-    keep=(2, 1),
-    checked=2,
-    members=2,
+    otherwise=Schedule(0.1, 4),
     examples=64,
 )
 

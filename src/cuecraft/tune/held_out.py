@@ -113,8 +113,7 @@ def held_out_answers(problems: Sequence[Problem], candidates: Sequence[Candidate
     pairs = [(part.context, own.prompt) for part, own in zip(parts, candidates, strict=True)]
     logits = problems[0].backbone.class_logits_each(pairs)
     found = [
-        own.calibration.apply(part.double()).log_softmax(-1).cpu()
-        for own, part in zip(candidates, logits, strict=True)
+        own.calibration.apply(part.double()).log_softmax(-1).cpu() for own, part in zip(candidates, logits, strict=True)
     ]
     sizes = tuple(len(fold.held_out) for fold in folds)
     return HeldOut(torch.cat(found), torch.cat([part.labels.cpu() for part in parts]), sizes)

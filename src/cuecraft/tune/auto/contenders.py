@@ -54,9 +54,9 @@ class Contender(ABC):
 
     def tried(self, seed: int) -> Tried:
         """Return its line of the leaderboard; `seed` is that of the recalibration."""
-        answers = self.held_out.recalibrated(seed)
-        own = answers.score
-        return Tried(self.name, own.loss, own.accuracy, answers.sd, len(answers.sizes), len(answers.labels), self.seconds)
+        found = self.held_out.recalibrated(seed)
+        own = found.score
+        return Tried(self.name, own.loss, own.accuracy, found.sd, len(found.sizes), len(found.labels), self.seconds)
 
 
 @dataclass(eq=False)

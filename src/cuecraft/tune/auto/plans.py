@@ -49,7 +49,7 @@ class Plan:
         starts: how many starting words are trained from, with the first schedule.
         longer: tokens by which the starting words are made longer, tried with the first schedule; 0 for not at all.
         searches_prompts: whether a discrete search is tried, whose words are then trained.
-        otherwise: the schedule where nothing else was there to ship, as with a class head, which has no first-order cue.
+        otherwise: the schedule where nothing else is there to ship, as with a class head, which has no first-order cue.
         examples: labelled examples that are used, at most.
     """
 
@@ -113,9 +113,7 @@ PLANS = {
 }
 
 
-def configurations(
-    plan: Plan, starts: Sequence[Words], filler: Sequence[int], has_other: bool
-) -> list[Configuration]:
+def configurations(plan: Plan, starts: Sequence[Words], filler: Sequence[int], has_other: bool) -> list[Configuration]:
     """Return what is trained, the most promising first.
 
     Args:
