@@ -116,10 +116,9 @@ class _Choice:
         for start in starts[: self.plan.first_order]:
             if start.has_own_task:
                 self._try(lambda start=start: self._first_order(start))  # type: ignore[misc]
-        trainings = Trainings(self.problem, self.pool, self.folds, untrained.pace, self.options.prompts)
+        trainings = Trainings(self.problem, self.pool, self.folds, untrained.pace, self.options.prompts, self.trace)
         for configuration in configurations(self.plan, starts, untrained.filler, bool(self.contenders)):
             self._try(lambda one=configuration: trainings.cross_fit(one))  # type: ignore[misc]
-        self.trace += trainings.trace
         self._join()
 
     def _try(self, attempt: Callable[[], Contender | None]) -> None:

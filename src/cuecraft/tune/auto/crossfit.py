@@ -151,16 +151,19 @@ class Trainings:
         folds: which of them are held out in turn.
         pace: seconds that one pass over all examples takes, for each token of the prompt.
         most: prompts that may ship, at most.
+        trace: takes the events of all trainings.
     """
 
-    def __init__(self, problem: Problem, pool: Labelled, folds: Sequence[Fold], pace: float, most: int) -> None:
+    def __init__(
+        self, problem: Problem, pool: Labelled, folds: Sequence[Fold], pace: float, most: int, trace: list[Event]
+    ) -> None:
         self._problem = problem
         self._pool = pool
         self._folds = folds
-        self._pace = pace
+        self._pace = pace * _SURPRISES
         self._most = most
+        self._trace = trace
         self.whole = replace(problem, train=pool, dev=None)
-        self.trace: list[Event] = []
 
     def cross_fit(self, configuration: Configuration) -> CrossFit | None:
         """Train on all folds, for as many epochs as there is time for; None where there is none.
@@ -169,34 +172,36 @@ class Trainings:
             CuecraftError: the backbone refuses the configuration, or the training diverged.
         """
         fitting = self._in_time(configuration)
-        found: CrossFit | None = None
-        if fitting is not None:
-            with self._problem.in_time():
-                found = self._cross_fitted(fitting)
-        return found
+        return None if fitting is None else self._cross_fitted(fitting)
 
     def _in_time(self, configuration: Configuration) -> Configuration | None:
         """Return a configuration with as many epochs as there is time for; None where that is not even one."""
-        length = configuration.length * self._pace * _SURPRISES
         learnt = len(self._folds) - 1
         ships = configuration.start.has_own_task and len(self._folds) <= self._most
-        each = length * _PASSES * (learnt if ships else learnt + 1)
-        after = length * len(SHARES)
-        epochs = range(configuration.training.epochs, 0, -1)
+        each = configuration.length * self._pace * _PASSES * (learnt if ships else learnt + 1)
+        after, epochs = self._afterwards(configuration), range(configuration.training.epochs, 0, -1)
         fitting = next((count for count in epochs if not self._problem.out_of_time(count * each + after)), None)
         return None if fitting is None else configuration.shortened(fitting)
+
+    def _afterwards(self, configuration: Configuration) -> float:
+        """Return the seconds that answers to the held-out parts take, once a configuration is trained."""
+        return configuration.length * self._pace * len(SHARES)
+
+    def _fold(self, configuration: Configuration, number: int) -> Problem:
+        """Return the problem of a fold, with the start's label words, and time kept for what comes after trainings."""
+        own = fold_problem(self._problem, self._pool, self._folds, number)
+        after = self._afterwards(configuration)
+        own = replace(own, out_of_time=lambda reserve=0.0: self._problem.out_of_time(reserve + after))
+        return configuration.start.label_words.chosen(own)
 
     def _cross_fitted(self, configuration: Configuration) -> CrossFit | None:
         begun = time.perf_counter()
         start = configuration.start
-        owns = [
-            start.label_words.chosen(fold_problem(self._problem, self._pool, self._folds, number))
-            for number in range(len(self._folds))
-        ]
+        owns = [self._fold(configuration, number) for number in range(len(self._folds))]
         starts = [start.candidate(own) for own in owns]
         found = configuration.trained(list(zip(owns, starts, strict=True)))
         for number, own in enumerate(found):
-            self.trace += [event | {"configuration": configuration.name, "fold": number} for event in own.trace]
+            self._trace += [event | {"configuration": configuration.name, "fold": number} for event in own.trace]
         last = [own.best for own in found if own.best is not None]
         if len(last) < len(found):
             return None  # the time ended before the first epoch
@@ -234,6 +239,6 @@ class Trainings:
         own = start.label_words.chosen(self.whole)
         first = start.candidate(own)
         (found,) = configuration.trained([(replace(own, seed=derived_seed(own.seed, "refit")), first)])
-        self.trace += [event | {"refit": 0} for event in found.trace]
+        self._trace += [event | {"refit": 0} for event in found.trace]
         last = found.best or first
         return retasked(part_of_the_way(first, last, share, own.backbone.embed), own, self._problem)
