@@ -7,7 +7,6 @@ only where the average with it has a smaller dev loss.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import ClassVar, Literal
@@ -16,9 +15,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from cuecraft.backbone import AnyBackbone, ClassHead
+from cuecraft.backbone import ClassHead
 from cuecraft.errors import MethodError
-from cuecraft.method import Calibrated, CalibrationKind, Candidate, Labelled, Method, Outcome, Problem, Selection, score
+from cuecraft.method import Calibrated, CalibrationKind, Candidate, Method, Outcome, Problem, Selection, score
 from cuecraft.prompts import AnyPrompt, DeepCue, SoftPrompt, with_head
 from cuecraft.search.start import filled_start
 from cuecraft.seeding import derived_seed
@@ -86,23 +85,6 @@ def average(candidates: Sequence[Candidate]) -> Candidate:
     first = candidates[0]
     prompts = [candidate.prompt for candidate in candidates]
     return replace(first, prompt=with_head(_mean_prompt(prompts), _mean_head([prompt.head for prompt in prompts])))
-
-
-def is_barrier_free(
-    backbone: AnyBackbone, candidates: Sequence[Candidate], losses: Sequence[float], data: Labelled
-) -> bool:
-    """Tell whether the average of candidates has no more loss on examples than they have on average.
-
-    Where it has more, there is a barrier between them (Frankle et al., ICML 2020, arXiv 1912.05671): what was trained
-    with large steps ends in places that do not belong together, and between them is nothing good.
-
-    Args:
-        backbone: reads the examples.
-        candidates: trained from one start.
-        losses: each one's own mean log-loss on the examples.
-        data: the examples.
-    """
-    return score(backbone, average(candidates), data).loss <= math.fsum(losses) / len(losses)
 
 
 def _mean_prompt(prompts: Sequence[AnyPrompt]) -> AnyPrompt:

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,17 @@ from pydantic import Field
 
 from cuecraft.errors import BackboneError, MethodError, PromptError
 from cuecraft.evidence import Tried, Verdict, is_better, judge
-from cuecraft.method import CalibrationKind, Candidate, Event, Method, Outcome, Problem, ReadingLimit, Score
+from cuecraft.method import (
+    CalibrationKind,
+    Candidate,
+    Event,
+    Method,
+    Outcome,
+    Problem,
+    ReadingLimit,
+    Score,
+    require_language_head,
+)
 from cuecraft.prompts import HardPrompt
 from cuecraft.search.folds import stratified_folds, texts_of
 from cuecraft.task.verbalizer import default_word
@@ -149,21 +160,32 @@ class _Choice:
         return WordsAlone(start.name, found, time.perf_counter() - begun, start, self.whole)
 
     def _first_order(self, start: Start) -> Contender | None:
-        """Fit a first-order deep cue with the penalty of least held-out loss."""
+        """Fit a first-order deep cue with the penalty of least held-out loss.
+
+        Raises:
+            MethodError: the backbone answers by a class head, the gradients do not fit into memory, or the answers at
+                every penalty are not finite.
+        """
         begun = time.perf_counter()
+        require_language_head(self.whole, "a first-order deep cue")
         linear = linearised(self.whole, HardPrompt(start.token_ids))
         best: tuple[float, HeldOut] | None = None
-        for penalty in () if linear is None else self.plan.penalties:
-            if best is not None and self.problem.out_of_time():
-                break
-            assert linear is not None
-            _, logits = linear.held_out(self.whole, self.folds, penalty)
-            parts = logits.log_softmax(-1).split([len(fold.held_out) for fold in self.folds])
-            found = gather(parts, self.pool.labels, self.folds)
-            if best is None or found.score.loss < best[1].score.loss:
-                best = (penalty, found)
-        if linear is None or best is None:
+        if linear is None:  # the time is over
             return None
+        for penalty in self.plan.penalties:
+            if self.problem.out_of_time():
+                break
+            with self.problem.in_time():  # what was checked before the time ended competes
+                _, logits = linear.held_out(self.whole, self.folds, penalty)
+                parts = logits.log_softmax(-1).split([len(fold.held_out) for fold in self.folds])
+                found = gather(parts, self.pool.labels, self.folds)
+                is_least = best is None or found.score.loss < best[1].score.loss
+                if is_least and math.isfinite(found.score.loss):
+                    best = (penalty, found)
+        if best is None:
+            if self.problem.out_of_time():
+                return None
+            raise MethodError(f"first-order, {start.name}: its answers are not finite")
         penalty, found = best
         name = f"first-order {penalty:g}, {start.name}"
         return FirstOrder(name, found, time.perf_counter() - begun, start, self.whole, linear, penalty)
