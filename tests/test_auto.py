@@ -19,14 +19,12 @@ from cuecraft.search.label_words import LabelWordSearch
 from cuecraft.seeding import derived_seed
 from cuecraft.tune import make_method
 from cuecraft.tune.auto import choice, plans
-
 from cuecraft.tune.auto import untrained as untrained_module
-from cuecraft.tune.held_out import HeldOut
-
 from cuecraft.tune.auto.plans import PLANS, Plan, Preset, Schedule, configurations
 from cuecraft.tune.auto.starts import GivenWords, OtherWords, SearchedPrompt, SearchedWords, Words
 from cuecraft.tune.auto.untrained import Untrained
 from cuecraft.tune.finish import make_artifact
+from cuecraft.tune.held_out import HeldOut
 from cuecraft.tune.prepare import make_problem
 from cuecraft.tune.soup import average
 from cuecraft.untuned import starting_point
@@ -36,6 +34,7 @@ TINY = Plan(
     folds=2,
     cues=2,
     searches_words=False,
+    heads=(0.1, 1.0),
     penalties=(0.1, 1.0),
     first_order=1,
     deep=(Schedule(0.1, 4),),

@@ -34,7 +34,7 @@ from cuecraft.method import (
 from cuecraft.prompts import HardPrompt
 from cuecraft.search.folds import stratified_folds, texts_of
 from cuecraft.task.verbalizer import default_word
-from cuecraft.tune.auto.contenders import Contender, FirstOrder, Together, WordsAlone
+from cuecraft.tune.auto.contenders import Contender, FirstOrder, Together, WordsAlone, probed
 from cuecraft.tune.auto.crossfit import Trainings
 from cuecraft.tune.auto.plans import PLANS, Preset, configurations
 from cuecraft.tune.auto.starts import Start, Words
@@ -126,9 +126,11 @@ class _Choice:
             self._try(lambda: self._words_alone(untrained, best))
         for start in starts[: self.plan.first_order]:
             if start.has_own_task:
+                self._try(lambda start=start: probed(self.whole, start, self.folds, self.plan.heads))  # type: ignore[misc]
                 self._try(lambda start=start: self._first_order(start))  # type: ignore[misc]
         trainings = Trainings(self.problem, self.pool, self.folds, untrained.pace, self.options.prompts, self.trace)
-        for configuration in configurations(self.plan, starts, untrained.filler, bool(self.contenders)):
+        has_linear = any(isinstance(one, FirstOrder) for one in self.contenders)
+        for configuration in configurations(self.plan, starts, untrained.filler, has_linear):
             self._try(lambda one=configuration: trainings.cross_fit(one))  # type: ignore[misc]
         self._join()
 
@@ -144,9 +146,12 @@ class _Choice:
             self.refusal = str(error)
             self._note({"phase": "refused", "reason": str(error)})
         if found is not None:
-            self.contenders.append(found)
-            row = found.tried(self.problem.seed)
-            self._note({"phase": "tried", "tried": row.name, "dev_loss": row.loss, "dev_accuracy": row.accuracy})
+            self._add(found)
+
+    def _add(self, contender: Contender) -> None:
+        self.contenders.append(contender)
+        row = contender.tried(self.problem.seed)
+        self._note({"phase": "tried", "tried": row.name, "dev_loss": row.loss, "dev_accuracy": row.accuracy})
 
     def _note(self, event: Event) -> None:
         self.trace.append(event)
@@ -191,15 +196,27 @@ class _Choice:
         return FirstOrder(name, found, time.perf_counter() - begun, start, self.whole, linear, penalty)
 
     def _join(self) -> None:
-        """Let the best two answer together, where their prompts can."""
-        joining = [one for one in self._ranked() if one.joins][:2]
-        if len(joining) == 2 and sum(one.members for one in joining) <= self.options.prompts:
-            self.contenders.append(Together.of(joining, self.problem.seed))
+        """Let contenders answer together, the best first, as long as each lessens the loss of the others' mean.
+
+        Greedy selection of an ensemble (Caruana et al., ICML 2004), each contender at most once.
+        """
+        parts: list[Contender] = []
+        best: Contender | None = None
+        for one in self._ranked():
+            if not one.joins or sum(part.members for part in (*parts, one)) > self.options.prompts:
+                continue
+            found = Together.of([*parts, one], self.problem.seed) if parts else one
+            if best is None or self._loss(found) < self._loss(best):
+                parts, best = [*parts, one], found
+        if best is not None and len(parts) > 1:
+            self._add(best)
 
     def _ranked(self) -> list[Contender]:
         """Return the contenders by held-out loss, the least first."""
-        seed = self.problem.seed
-        return sorted(self.contenders, key=lambda one: one.held_out.recalibrated(seed).score.loss)
+        return sorted(self.contenders, key=self._loss)
+
+    def _loss(self, contender: Contender) -> float:
+        return contender.held_out.recalibrated(self.problem.seed).score.loss
 
     def _judged(self, untuned: Candidate, untrained: Untrained) -> Outcome:
         """Compare the contender of least loss with the untuned prompt; the first that is better ships."""

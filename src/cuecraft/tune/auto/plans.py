@@ -42,20 +42,22 @@ class Plan:
         folds: of the cross-validation.
         cues: hand-written cues that are tried as starting words.
         searches_words: whether other label words are tried.
+        heads: inverse penalties of class heads on starting words (scikit-learn's C).
         penalties: of first-order deep cues.
-        first_order: starting words that a first-order deep cue is fitted over.
+        first_order: starting words that class heads and first-order deep cues are fitted over.
         deep: schedules of the deep cue, in the order in which they are tried.
         soft: schedules of prompt tuning.
         starts: how many starting words are trained from, with the first schedule.
         longer: tokens by which the starting words are made longer, tried with the first schedule; 0 for not at all.
         searches_prompts: whether a discrete search is tried, whose words are then trained.
-        otherwise: the schedule where nothing else is there to ship, as with a class head, which has no first-order cue.
+        otherwise: the schedule where no first-order deep cue could be fitted, as to a model that has a class head only.
         examples: labelled examples that are used, at most.
     """
 
     folds: int
     cues: int
     searches_words: bool
+    heads: tuple[float, ...]
     penalties: tuple[float, ...]
     first_order: int
     deep: tuple[Schedule, ...]
@@ -67,11 +69,14 @@ class Plan:
     examples: int
 
 
+_HEADS = (0.01, 0.1, 1.0, 10.0, 100.0)
+
 PLANS = {
     Preset.FAST: Plan(
         folds=4,
         cues=0,
         searches_words=False,
+        heads=_HEADS,
         penalties=(0.1, 0.3, 1.0, 3.0, 10.0),
         first_order=1,
         deep=(),
@@ -86,6 +91,7 @@ PLANS = {
         folds=4,
         cues=12,
         searches_words=False,
+        heads=_HEADS,
         penalties=(0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
         first_order=1,
         deep=(Schedule(0.1, 12),),
@@ -100,6 +106,7 @@ PLANS = {
         folds=5,
         cues=48,
         searches_words=True,
+        heads=_HEADS,
         penalties=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
         first_order=4,
         deep=(Schedule(0.1, 16), Schedule(0.03, 16), Schedule(0.3, 8)),
@@ -113,17 +120,17 @@ PLANS = {
 }
 
 
-def configurations(plan: Plan, starts: Sequence[Words], filler: Sequence[int], has_other: bool) -> list[Configuration]:
+def configurations(plan: Plan, starts: Sequence[Words], filler: Sequence[int], has_linear: bool) -> list[Configuration]:
     """Return what is trained, the most promising first.
 
     Args:
         plan: the preset's.
         starts: starting words, the most promising first.
         filler: token ids to make starting words longer.
-        has_other: whether something else is there to ship.
+        has_linear: whether a first-order deep cue is there to ship.
     """
     best = starts[0]
-    schedules = plan.deep or (() if has_other else (plan.otherwise,))
+    schedules = plan.deep or (() if has_linear else (plan.otherwise,))
 
     def deep(start: Start, schedule: Schedule) -> Configuration:
         options = OffsetTraining(learning_rate=schedule.rate, epochs=schedule.epochs, schedule="linear")
