@@ -39,9 +39,8 @@ TINY = Plan(
     first_order=1,
     deep=(Schedule(0.1, 4),),
     soft=(Schedule(0.02, 4),),
-    starts=2,
+    alone=False,
     longer=2,
-    searches_prompts=False,
     otherwise=Schedule(0.1, 4),
     examples=64,
 )

@@ -196,27 +196,30 @@ class _Choice:
         return FirstOrder(name, found, time.perf_counter() - begun, start, self.whole, linear, penalty)
 
     def _join(self) -> None:
-        """Let contenders answer together, the best first, as long as each lessens the loss of the others' mean.
+        """Let contenders that are as good as the best, as far as so few examples tell, answer together.
 
-        Greedy selection of an ensemble (Caruana et al., ICML 2004), each contender at most once.
+        A mean is steadier than a choice among them by the luck of the folds.
         """
+        ranked = [one for one in self._ranked() if one.joins]
         parts: list[Contender] = []
-        best: Contender | None = None
-        for one in self._ranked():
-            if not one.joins or sum(part.members for part in (*parts, one)) > self.options.prompts:
-                continue
-            found = Together.of([*parts, one], self.problem.seed) if parts else one
-            if best is None or self._loss(found) < self._loss(best):
-                parts, best = [*parts, one], found
-        if best is not None and len(parts) > 1:
-            self._add(best)
+        for one in ranked:
+            is_near = self._answers(one).is_near(self._answers(ranked[0]))
+            if is_near and sum(part.members for part in (*parts, one)) <= self.options.prompts:
+                parts.append(one)
+        if len(parts) > 1:
+            self._add(Together.of(parts, self.problem.seed))
 
     def _ranked(self) -> list[Contender]:
-        """Return the contenders by held-out loss, the least first."""
-        return sorted(self.contenders, key=self._loss)
+        """Return the contenders by held-out loss, the least first; before them those that answer together, if near."""
+        ranked = sorted(self.contenders, key=lambda one: self._answers(one).score.loss)
+        near = [
+            one for one in ranked if isinstance(one, Together) and self._answers(one).is_near(self._answers(ranked[0]))
+        ]
+        return near + [one for one in ranked if one not in near]
 
-    def _loss(self, contender: Contender) -> float:
-        return contender.held_out.recalibrated(self.problem.seed).score.loss
+    def _answers(self, contender: Contender) -> HeldOut:
+        """Return what a contender answers to held-out examples, after a temperature."""
+        return contender.held_out.recalibrated(self.problem.seed)
 
     def _judged(self, untuned: Candidate, untrained: Untrained) -> Outcome:
         """Compare the contender of least loss with the untuned prompt; the first that is better ships."""

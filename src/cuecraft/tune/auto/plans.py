@@ -47,9 +47,9 @@ class Plan:
         first_order: starting words that class heads and first-order deep cues are fitted over.
         deep: schedules of the deep cue, in the order in which they are tried.
         soft: schedules of prompt tuning.
-        starts: how many starting words are trained from, with the first schedule.
-        longer: tokens by which the starting words are made longer, tried with the first schedule; 0 for not at all.
-        searches_prompts: whether a discrete search is tried, whose words are then trained.
+        alone: whether the best starting words alone are trained from too, these with tokens in front of them, and words
+            that a discrete search finds.
+        longer: tokens that are put in front of them.
         otherwise: the schedule where no first-order deep cue could be fitted, as to a model that has a class head only.
         examples: labelled examples that are used, at most.
     """
@@ -62,9 +62,8 @@ class Plan:
     first_order: int
     deep: tuple[Schedule, ...]
     soft: tuple[Schedule, ...]
-    starts: int
+    alone: bool
     longer: int
-    searches_prompts: bool
     otherwise: Schedule
     examples: int
 
@@ -81,9 +80,8 @@ PLANS = {
         first_order=1,
         deep=(),
         soft=(),
-        starts=1,
+        alone=False,
         longer=0,
-        searches_prompts=False,
         otherwise=Schedule(0.1, 8),
         examples=192,
     ),
@@ -96,9 +94,8 @@ PLANS = {
         first_order=1,
         deep=(Schedule(0.1, 12),),
         soft=(),
-        starts=1,
+        alone=False,
         longer=0,
-        searches_prompts=False,
         otherwise=Schedule(0.1, 12),
         examples=512,
     ),
@@ -111,9 +108,8 @@ PLANS = {
         first_order=4,
         deep=(Schedule(0.1, 16), Schedule(0.03, 16), Schedule(0.3, 8)),
         soft=(Schedule(0.02, 16),),
-        starts=3,
+        alone=True,
         longer=6,
-        searches_prompts=True,
         otherwise=Schedule(0.1, 16),
         examples=2048,
     ),
@@ -129,25 +125,25 @@ def configurations(plan: Plan, starts: Sequence[Words], filler: Sequence[int], h
         filler: token ids to make starting words longer.
         has_linear: whether a first-order deep cue is there to ship.
     """
-    best = starts[0]
+    best, own_task = starts[0], starts[0].has_own_task
     schedules = plan.deep or (() if has_linear else (plan.otherwise,))
+    several = tuple(start for start in starts[: plan.folds] if start.has_own_task == own_task)
 
-    def deep(start: Start, schedule: Schedule) -> Configuration:
+    def deep(schedule: Schedule, *own: Start) -> Configuration:
         options = OffsetTraining(learning_rate=schedule.rate, epochs=schedule.epochs, schedule="linear")
-        return Configuration(start, options)
+        return Configuration(own, options)
 
-    def soft(start: Start, schedule: Schedule) -> Configuration:
+    def soft(schedule: Schedule, *own: Start) -> Configuration:
         options = EmbeddingTraining(learning_rate=schedule.rate, epochs=schedule.epochs, schedule="linear")
-        return Configuration(start, options)
+        return Configuration(own, options)
 
-    found = [deep(best, schedule) for schedule in schedules] + [soft(best, schedule) for schedule in plan.soft]
-    for first in schedules[:1]:
-        found += [deep(start, first) for start in starts[1 : plan.starts]]
-        if plan.longer:
-            longer = tuple(filler[n % len(filler)] for n in range(plan.longer))
-            name = f"{best.name}, {plan.longer} tokens longer"
-            found.append(deep(Words(name, best.label_words, (*longer, *best.token_ids), differs=True), first))
-        if plan.searches_prompts:
-            name = f"search from {best.name}"
-            found.append(deep(SearchedPrompt(name, best.label_words, best.token_ids, AutoPrompt()), first))
+    found = [deep(schedule, *several) for schedule in schedules] + [soft(schedule, *several) for schedule in plan.soft]
+    for first in schedules[:1] if plan.alone else ():
+        if len(several) > 1:
+            found.append(deep(first, best))
+        longer = tuple(filler[n % len(filler)] for n in range(plan.longer))
+        name = f"{best.name}, {plan.longer} tokens longer"
+        found.append(deep(first, Words(name, best.label_words, (*longer, *best.token_ids), differs=True)))
+        name = f"search from {best.name}"
+        found.append(deep(first, SearchedPrompt(name, best.label_words, best.token_ids, AutoPrompt())))
     return found
