@@ -44,6 +44,7 @@ from cuecraft.tune.held_out import HeldOut, gather
 from cuecraft.untuned import untuned_prompt
 
 _READING = 0.25  # of the time limit
+_ONE, _SEVERAL = 1.0, 2.0  # standard errors within which one prompt, or several, may be as good as the best
 
 
 class Auto(Method):
@@ -124,7 +125,8 @@ class _Choice:
         best = starts[0]
         if best.differs:
             self._try(lambda: self._words_alone(untrained, best))
-        for start in starts[: self.plan.first_order]:
+        own = [start for start in starts if not start.differs]  # whatever seems better on so few examples
+        for start in dict.fromkeys([*starts[: self.plan.first_order], *own]):
             if start.has_own_task:
                 self._try(lambda start=start: probed(self.whole, start, self.folds, self.plan.heads))  # type: ignore[misc]
                 self._try(lambda start=start: self._first_order(start))  # type: ignore[misc]
@@ -192,8 +194,9 @@ class _Choice:
                 return None
             raise MethodError(f"first-order, {start.name}: its answers are not finite")
         penalty, found = best
+        made = linear.candidate(linear.fitted(range(len(self.pool)), self.whole, penalty))
         name = f"first-order {penalty:g}, {start.name}"
-        return FirstOrder(name, found, time.perf_counter() - begun, start, self.whole, linear, penalty)
+        return FirstOrder(name, found, time.perf_counter() - begun, start, self.whole, made)
 
     def _join(self) -> None:
         """Let contenders that are as good as the best, as far as so few examples tell, answer together.
@@ -203,19 +206,25 @@ class _Choice:
         ranked = [one for one in self._ranked() if one.joins]
         parts: list[Contender] = []
         for one in ranked:
-            is_near = self._answers(one).is_near(self._answers(ranked[0]))
-            if is_near and sum(part.members for part in (*parts, one)) <= self.options.prompts:
+            fits = sum(part.members for part in (*parts, one)) <= self.options.prompts
+            if fits and self._is_near(one, ranked[0]):
                 parts.append(one)
         if len(parts) > 1:
             self._add(Together.of(parts, self.problem.seed))
 
+    def _is_near(self, one: Contender, best: Contender) -> bool:
+        """Tell whether a contender may be as good as the one of least held-out loss.
+
+        What was held out is answered by one prompt, or by one of each part. Where more of them ship, their mean is
+        better than that says, so it has to be clearer that they are worse: two standard errors in place of one.
+        """
+        return self._answers(one).is_near(self._answers(best), _SEVERAL if one.members > 1 else _ONE)
+
     def _ranked(self) -> list[Contender]:
         """Return the contenders by held-out loss, the least first; before them those that answer together, if near."""
         ranked = sorted(self.contenders, key=lambda one: self._answers(one).score.loss)
-        near = [
-            one for one in ranked if isinstance(one, Together) and self._answers(one).is_near(self._answers(ranked[0]))
-        ]
-        return near + [one for one in ranked if one not in near]
+        together = [one for one in ranked if isinstance(one, Together) and self._is_near(one, ranked[0])]
+        return together + [one for one in ranked if one not in together]
 
     def _answers(self, contender: Contender) -> HeldOut:
         """Return what a contender answers to held-out examples, after a temperature."""

@@ -17,7 +17,6 @@ from cuecraft.method import Candidate, Problem
 from cuecraft.prompts import Calibration, HardPrompt
 from cuecraft.search.folds import Fold
 from cuecraft.tune.auto.starts import Start
-from cuecraft.tune.first_order import Linearised
 from cuecraft.tune.held_out import HeldOut, gather
 from cuecraft.tune.probe import scaled_head
 
@@ -103,14 +102,12 @@ class FirstOrder(Contender):
     Args:
         start: the words that its offsets are added to.
         whole: the problem with all examples to learn from.
-        linear: the linear model over these examples.
-        penalty: the one that was chosen.
+        fitted: the fit to all examples.
     """
 
     start: Start
     whole: Problem
-    linear: Linearised
-    penalty: float
+    fitted: Candidate
 
     @property
     def members(self) -> int:
@@ -124,7 +121,7 @@ class FirstOrder(Contender):
 
     def made(self) -> Candidate:
         """Return the fit to all examples."""
-        return self.linear.candidate(self.linear.fitted(range(len(self.whole.train)), self.whole, self.penalty))
+        return self.fitted
 
     def words(self) -> Candidate:
         """Return the words, calibrated on all examples."""
