@@ -6,53 +6,31 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional
 
+from auto_parts import ONE, TINY, assert_same_prompt, auto, by_hand, crossfitted, planned, probabilities
 from conftest import LABELS, TEXTS, make_task, records, tiny_problem
 from cuecraft import PromptClassifier
 from cuecraft.evidence import Evidence, Tried
 from cuecraft.method import CalibrationKind, Candidate, Outcome
 from cuecraft.prompts import Calibration, HardPrompt, load_artifact
-from cuecraft.search import AutoPrompt
 from cuecraft.search.folds import stratified_folds
 from cuecraft.search.label_words import LabelWordSearch
-from cuecraft.seeding import derived_seed
-from cuecraft.tune import make_method
-from cuecraft.tune.auto import choice, plans
+from cuecraft.tune.auto import choice
 from cuecraft.tune.auto import untrained as untrained_module
-from cuecraft.tune.auto.plans import PLANS, Plan, Preset, Schedule, configurations
-from cuecraft.tune.auto.starts import GivenWords, OtherWords, SearchedPrompt, SearchedWords, Words
+from cuecraft.tune.auto.starts import OtherWords
 from cuecraft.tune.auto.untrained import Untrained
 from cuecraft.tune.finish import make_artifact
 from cuecraft.tune.held_out import HeldOut
 from cuecraft.tune.prepare import make_problem
-from cuecraft.tune.soup import average
 from cuecraft.untuned import starting_point
 
+FITTED = CalibrationKind.FITTED
 plain = LabelWordSearch.search
-TINY = Plan(
-    folds=2,
-    cues=2,
-    searches_words=False,
-    heads=(0.1, 1.0),
-    penalties=(0.1, 1.0),
-    first_order=1,
-    deep=(Schedule(0.1, 4),),
-    soft=(Schedule(0.02, 4),),
-    alone=False,
-    longer=2,
-    otherwise=Schedule(0.1, 4),
-    examples=64,
-)
 
 
 @pytest.fixture
 def tiny_plans(monkeypatch):
-    monkeypatch.setattr(choice, "PLANS", dict.fromkeys(Preset, TINY))
-
-
-def auto(**options):
-    return make_method("auto", options)
+    planned(monkeypatch, TINY)
 
 
 @pytest.mark.parametrize("kind", ["causal", "masked", "sequence"])
@@ -80,179 +58,57 @@ def test_without_signal_nothing_is_learnt_and_none_is_claimed(causal, tiny_plans
     assert "(good" not in outcome.verdict.reason
 
 
-def test_a_training_that_makes_things_worse_does_not_ship(causal, tiny_plans, monkeypatch):
-    """Whatever is trained is surely wrong: the guard must see it."""
-    answers = Ladder.answers
-
-    def wrong(self, run, folds=None):
-        found = answers(self, run, folds)
-        said = torch.full_like(found.log_probs, 0.99).scatter(1, found.labels[:, None], 0.01)
-        return replace(found, log_probs=said.log())
-
-    problem = tiny_problem(causal)
-    honest = auto().fit(problem)
-    assert honest.verdict.ships == "tuned"
-    monkeypatch.setattr(Ladder, "answers", wrong)
-    assert auto().fit(problem).verdict.ships == "untuned"
-
-
-def climbed(monkeypatch):
-    """Remember each ladder of the choice, and the runs that it returned."""
-    seen = []
-    climb = Ladder.climb
-
-    def climbing(self, *rest):
-        runs = climb(self, *rest)
-        seen.append((self, runs))
-        return runs
-
-    monkeypatch.setattr(Ladder, "climb", climbing)
-    return seen
-
-
-def chosen(ladder, runs, outcome):
-    """Return the run that the verdict speaks of."""
-    return next(run for run in runs if ladder.tried(run).loss == outcome.verdict.evidence.loss)
-
-
-def refitted(problem, run, start, members):
-    """Train from a start on all examples, as the choice does in the end."""
-    whole = replace(problem, train=problem.pool, dev=None)
-    seeds = [derived_seed(problem.seed, f"refit/{number}") for number in range(members)]
-    found = run.configuration.trained([(replace(whole, seed=seed), start) for seed in seeds])
-    return [one.candidate for one in found]
-
-
-def start_of(problem, run):
-    """Return a run's starting words, calibrated on all examples."""
-    whole = replace(problem, train=problem.pool, dev=None)
-    return starting_point(whole, run.configuration.start.token_ids, CalibrationKind.FITTED)
-
-
-@pytest.mark.parametrize("members", [0, 2])
-def test_what_ships_is_the_average_of_all_trainings_of_the_choice(members, causal, tiny_plans, monkeypatch):
-    """Those on the folds, and on all examples as many as there is time for."""
-    seen = climbed(monkeypatch)
-    monkeypatch.setattr(Ladder, "members_in_time", lambda self, run, most: members)
-    problem = tiny_problem(causal)
-    outcome = auto().fit(problem)
-    assert outcome.verdict.ships == "tuned"
-    ((ladder, runs),) = seen
-    run = chosen(ladder, runs, outcome)
-    assert len(run.candidates) == TINY.folds
-    start = start_of(problem, run)
-    found = [*refitted(problem, run, start, members), *run.candidates]
-    assert len(found) == TINY.folds + members
-    mean = torch.stack([candidate.prompt.offsets for candidate in found]).mean(0)
-    share = ladder_module.SHARES[ladder.share(run)]
-    assert torch.allclose(outcome.best.prompt.offsets, share * mean, atol=1e-6)
-    assert outcome.best.calibration == start.calibration.then(ladder.plain_answers(run).calibration())
-    assert {event["refit"] for event in outcome.trace if "refit" in event} == set(range(members))
-    assert outcome.words.prompt.token_ids == start.prompt.token_ids
-
-
-def test_trainings_from_words_of_each_folds_own_are_no_part_of_the_average(causal, tiny_plans, monkeypatch):
-    """Label words that each fold found for itself cannot be averaged."""
-    seen = climbed(monkeypatch)
-    monkeypatch.setattr(Words, "is_fixed", False)
-    problem = tiny_problem(causal)
-    outcome = auto().fit(problem)
-    assert outcome.verdict.ships == "tuned"
-    ((ladder, runs),) = seen
-    run = chosen(ladder, runs, outcome)
-    again = refitted(problem, run, start_of(problem, run), TINY.members)
-    mean = torch.stack([refit.prompt.offsets for refit in again]).mean(0)
-    share = ladder_module.SHARES[ladder.share(run)]
-    assert torch.allclose(outcome.best.prompt.offsets, share * mean, atol=1e-6)
-    monkeypatch.setattr(Ladder, "members_in_time", lambda self, run, most: 0)
-    outcome = auto().fit(problem)
-    ladder, runs = seen[1]
-    run = chosen(ladder, runs, outcome)
-    assert torch.equal(outcome.best.prompt.offsets, ladder.best_of_folds(run).prompt.offsets)
-
-
-def test_trainings_from_class_heads_of_each_folds_own_are_no_part_of_the_average(sequence, tiny_plans, monkeypatch):
+@pytest.mark.parametrize("kind", ["causal", "masked"])
+def test_what_ships_are_the_prompts_of_the_folds_with_one_temperature(kind, monkeypatch, request):
+    """Probabilities are the plain mean of what each prompt answers; the temperature is that of held-out answers."""
+    planned(monkeypatch, replace(ONE, folds=4))
     monkeypatch.setattr(Evidence, "is_better", True)  # whatever the folds say
-    seen = climbed(monkeypatch)
-    problem = tiny_problem(sequence)
+    monkeypatch.setattr(choice, "is_better", lambda *_: True)
+    contenders = crossfitted(monkeypatch)
+    problem = tiny_problem(request.getfixturevalue(kind))
     outcome = auto().fit(problem)
-    assert outcome.verdict.ships == "tuned"
-    ((ladder, runs),) = seen
-    run = runs[0]
-    whole = replace(problem, train=problem.pool, dev=None)
-    start = run.configuration.start.candidate(whole)
-    assert start.prompt.head is not None
-    expected = ladder.moved(run, start, average(refitted(problem, run, start, TINY.members))).prompt
-    assert torch.allclose(outcome.best.prompt.head.weight, expected.head.weight, atol=1e-6)
-
-
-def test_where_the_trainings_on_folds_are_too_far_apart_the_others_are_averaged(causal, tiny_plans, monkeypatch):
-    seen = climbed(monkeypatch)
-    monkeypatch.setattr(choice, "is_barrier_free", lambda backbone, members, *rest: len(members) <= TINY.members)
-    problem = tiny_problem(causal)
-    outcome = auto().fit(problem)
-    assert outcome.verdict.ships == "tuned"
-    ((ladder, runs),) = seen
-    run = chosen(ladder, runs, outcome)
-    start = start_of(problem, run)
-    expected = ladder.moved(run, start, average(refitted(problem, run, start, TINY.members)))
-    assert not outcome.best.others
-    assert torch.allclose(outcome.best.prompt.offsets, expected.prompt.offsets, atol=1e-6)
-
-
-@pytest.mark.parametrize(("most", "in_time"), [(8, True), (3, True), (1, True), (8, False), (1, False)])
-def test_what_cannot_be_averaged_answers_together(most, in_time, causal, tiny_plans, monkeypatch):
-    """Trainings on all examples first, then the folds' best ones; calibrated as one, probabilities averaged."""
-    seen = climbed(monkeypatch)
-    monkeypatch.setattr(choice, "is_barrier_free", lambda *rest: False)
-    members = TINY.members if in_time else 0
-    monkeypatch.setattr(Ladder, "members_in_time", lambda self, run, most: members)
-    problem = tiny_problem(causal)
-    outcome = auto(prompts=most).fit(problem)
-    assert outcome.verdict.ships == "tuned"
-    ((ladder, runs),) = seen
-    run = chosen(ladder, runs, outcome)
-    start = start_of(problem, run)
-    labels, share = problem.pool.labels, ladder.share(run)
+    ((contender,), best) = contenders, outcome.best
+    held = contender.held_out
+    scales = np.exp(np.linspace(-4, 4, 8001))
+    rows = torch.arange(len(held.labels))
     losses = [
-        float(functional.nll_loss(answers[share], labels[list(fold.held_out)]))
-        for answers, fold in zip(run.answers, ladder._folds, strict=True)
+        -float((scale * held.log_probs).log_softmax(-1)[rows, held.labels].mean()) + np.log(scale) ** 2 / 16
+        for scale in scales
     ]
-    assert len(set(losses)) == len(losses)
-    best_first = [run.candidates[number] for number in sorted(range(len(losses)), key=losses.__getitem__)]
-    parts = [*refitted(problem, run, start, members), *best_first][:most]
-    expected = [ladder.moved(run, start, part).prompt for part in parts]
-    assert len(outcome.best.prompts) == len(expected)
-    for found, own in zip(outcome.best.prompts, expected, strict=True):
-        assert torch.allclose(found.offsets, own.offsets, atol=1e-6)
-    context = problem.dev.context
-    apart = [outcome.best.calibration.apply(causal.class_logits(context, prompt)).softmax(-1) for prompt in expected]
-    answered = outcome.best.logits(causal, context).softmax(-1)
-    assert torch.allclose(answered, torch.stack(apart).mean(0), atol=1e-5)
+    temperature = scales[np.argmin(losses)]
+    assert [id(prompt) for prompt in best.prompts] == [id(one.prompt) for one in contender.candidates]
+    calibrations = []
+    for found, one in zip(best.calibrations, contender.candidates, strict=True):
+        own = one.calibration
+        calibrations.append(Calibration(tuple(temperature * bias for bias in own.bias), temperature * own.scale))
+        assert found.scale == pytest.approx(calibrations[-1].scale, rel=2e-3)
+        assert found.bias == pytest.approx(calibrations[-1].bias, rel=2e-3)
+    context = problem.pool.context
+    expected = probabilities(problem.backbone, context, best.prompts, calibrations)
+    with torch.no_grad():
+        answered = best.logits(problem.backbone, context).double().softmax(-1)
+    assert torch.allclose(answered, expected, atol=2e-3)
+    own = outcome.words
+    assert own.prompt.token_ids == problem.initial_ids
+    assert own.calibration == starting_point(contender.trainings.whole, own.prompt.token_ids, FITTED).calibration
 
 
-def test_a_training_on_all_examples_that_diverges_is_no_part_of_the_average(causal, tiny_plans, monkeypatch):
-    trained = ladder_module.Configuration.trained
-
-    def training(self, parts):
-        found = trained(self, parts)
-        if parts and len(parts[0][0].train) == len(TEXTS):
-            first = found[0].candidate
-            prompt = replace(first.prompt, offsets=first.prompt.offsets * torch.nan)
-            found = [found[0]._replace(candidate=replace(first, prompt=prompt)), *found[1:]]
-        return found
-
-    monkeypatch.setattr(ladder_module.Configuration, "trained", training)
-    outcome = auto().fit(tiny_problem(causal))
-    assert outcome.verdict.ships == "tuned"
-    assert outcome.best.prompt.offsets.isfinite().all()
-
-
-def test_starts_know_whether_they_are_the_same_for_all_examples():
-    search = SearchedWords(LabelWordSearch(), (1,))
-    assert Words("own", GivenWords(), (1,), differs=False).is_fixed
-    assert not Words("own", search, (1,), differs=True).is_fixed
-    assert not SearchedPrompt("search", GivenWords(), (1,), AutoPrompt()).is_fixed
+def test_only_one_prompt_ships_where_one_may(causal, monkeypatch):
+    """It is trained once, on all examples."""
+    planned(monkeypatch, ONE)
+    monkeypatch.setattr(Evidence, "is_better", True)
+    monkeypatch.setattr(choice, "is_better", lambda *_: True)
+    contenders = crossfitted(monkeypatch)
+    problem = tiny_problem(causal)
+    outcome = auto(prompts=1).fit(problem)
+    (contender,) = contenders
+    expected, _ = by_hand(contender.configuration, causal, problem.pool, contender.share)
+    assert outcome.best.others == ()
+    assert_same_prompt(outcome.best.prompt, expected)
+    refits = [event for event in outcome.trace if "refit" in event]
+    assert [event["step"] for event in refits] == list(range(5))
+    folds = [event["fold"] for event in outcome.trace if "fold" in event]
+    assert sorted(set(folds)) == [0, 1]
 
 
 def test_other_label_words_are_taken_only_where_they_are_clearly_better(causal, monkeypatch):
@@ -266,18 +122,18 @@ def test_other_label_words_are_taken_only_where_they_are_clearly_better(causal, 
         said[0] = torch.tensor([0.45, 0.55])  # where all differ by the same, there is nothing to judge by
         return replace(held, log_probs=said.log())
 
-    def fixed(*losses):
+    def own_task(*losses):
         answers = iter(losses)
-        monkeypatch.setattr(Untrained, "_held_out", lambda self, start: next(answers))
-        return [start.is_fixed for start in untrained.starts()]
+        monkeypatch.setattr(Untrained, "held_out", lambda self, start: next(answers))
+        return [start.has_own_task for start in untrained.starts()]
 
     other = {"negative": ("cold",), "positive": ("warm",)}
     monkeypatch.setattr(LabelWordSearch, "search", lambda self, own, *ids: replace(plain(self, own, *ids), words=other))
-    assert fixed(held, found(0.9)) == [False]
+    assert own_task(held, found(0.9)) == [False]
     lucky = found(0.9)
     lucky.log_probs[1:] = held.log_probs[1:] - 0.01  # one example makes all the difference
     assert lucky.score.loss < held.score.loss
-    assert fixed(held, lucky) == [True]
+    assert own_task(held, lucky) == [True]
 
 
 def test_one_example_of_a_class_is_too_few_to_check_on(causal, tiny_plans):
@@ -362,15 +218,8 @@ def test_hand_written_words_are_tried_only_where_they_lead_to_the_answer(causal)
     ):
         problem = tiny_problem(causal, template)
         pool = problem.pool
-        found = Untrained(problem, pool, stratified_folds(pool.labels, 2, 0), PLANS[Preset.FAST]).starts()
+        found = Untrained(problem, pool, stratified_folds(pool.labels, 2, 0), TINY).starts()
         assert (len(found) > 1) == leads
-
-
-def test_presets_try_more_and_more():
-    sizes = [len(configurations(PLANS[preset], [Words("a", GivenWords(), (1,), False)], (2,))) for preset in Preset]
-    assert sizes == sorted(sizes)
-    assert len(set(sizes)) == 3
-    assert plans.PLANS[Preset.FAST].members < plans.PLANS[Preset.GOOD].members < plans.PLANS[Preset.BEST].members
 
 
 def written(path):
@@ -408,7 +257,7 @@ def test_the_users_own_label_words_are_kept_unless_asked_otherwise(causal, monke
     monkeypatch.setattr(
         LabelWordSearch, "search", lambda self, own, *ids: searched.append(own) or plain(self, own, *ids)
     )
-    monkeypatch.setattr(choice, "PLANS", dict.fromkeys(Preset, replace(TINY, searches_words=True)))
+    planned(monkeypatch, replace(TINY, searches_words=True))
     words = {"negative": "bad", "positive": "good"}
     given_words = make_problem(causal, make_task(words=words), records(TEXTS[:5]), records(TEXTS[5:]))
     auto().fit(given_words)
@@ -428,7 +277,7 @@ def test_the_users_own_label_words_are_kept_unless_asked_otherwise(causal, monke
 @pytest.mark.parametrize("searches_words", [False, True])
 def test_label_words_auto_searches_without_the_held_out_labels_whatever_the_preset(causal, monkeypatch, searches_words):
     seen = []
-    monkeypatch.setattr(choice, "PLANS", dict.fromkeys(Preset, replace(TINY, searches_words=searches_words)))
+    planned(monkeypatch, replace(TINY, searches_words=searches_words))
     monkeypatch.setattr(LabelWordSearch, "search", lambda self, own, *ids: seen.append(own) or plain(self, own, *ids))
     texts, labels = [text for text, _ in TEXTS], [LABELS[label] for _, label in TEXTS]
     PromptClassifier(causal, "auto", template="{text}{prompt: it was}{mask}", label_words="auto").fit(texts, labels)

@@ -39,7 +39,7 @@ RESUMED = {
     "lora": {"epochs": 6, "learning_rate": 0.01},
     "lora-prompt": {"epochs": 6, "learning_rate": 0.01},
     "full": {"epochs": 6, "learning_rate": 0.001},
-    "auto": {"preset": "fast"},
+    "auto": {},
 }
 
 

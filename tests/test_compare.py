@@ -47,7 +47,7 @@ def small_demo(monkeypatch, causal_folder, tmp_path):
     monkeypatch.setattr(demo, "MODEL", str(causal_folder))
     monkeypatch.setattr(demo, "read_records", lambda name: sorted(rows, key=lambda row: str(row.label)))
     fast = {"autoprompt": {"steps": 1, "candidates": 3}, "prompt-tuning": {"epochs": 2}}
-    fast["hybrid"] = {"search.steps": 1, "search.candidates": 3, "tune.epochs": 2}
+    fast["auto"] = {"preset": "fast"}
     methods = tuple((name, kind, fast.get(name, options)) for name, kind, options in demo.METHODS)
     monkeypatch.setattr(demo, "METHODS", methods)
     monkeypatch.chdir(tmp_path)
@@ -70,7 +70,7 @@ def test_the_demo_leaves_a_leaderboard_and_a_prompt_that_predicts(small_demo, mo
     assert document["test_size"] == 20
     assert len(document["predictions"]) == 3
     assert {p["true_label"] for p in document["predictions"]} == set(LABELS)
-    assert "hybrid" in err
+    assert "auto" in err
     code, out, _ = command(monkeypatch, capsys, "predict", "runs/demo", "a joy from start to finish", "--json")
     assert code == 0
     assert json.loads(out)["predictions"][0]["label"] in LABELS

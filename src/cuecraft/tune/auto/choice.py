@@ -245,10 +245,12 @@ class _Choice:
         verdict = judge(evidence, untrained.accuracies, best, self.options.margin, len(ranked))
         if verdict.ships == "untuned":
             return self._untuned_ships(untuned, verdict, Score(evidence.untuned_loss, evidence.untuned_accuracy), tried)
-        made: tuple[Candidate, Candidate | None] | None = None
+        candidate: Candidate | None = chosen.fallback()
+        words: Candidate | None = None
         with self.problem.in_time():
-            made = (chosen.made(), chosen.words())
-        candidate, words = made or (chosen.fallback(), None)
+            candidate = chosen.made()
+        with self.problem.in_time():
+            words = chosen.words()
         if candidate is None:
             reason = "the time limit ended before what was better was made on all examples, so the untuned prompt ships"
             return self._untuned_ships(untuned, Verdict("untuned", reason, evidence), base.score, tried)

@@ -93,11 +93,18 @@ class Configuration:
 class Latest(Selection):
     """Keeps the candidate after the last whole epoch; how good it is, others find out."""
 
+    @property
+    def epochs(self) -> int:
+        """Whole epochs that were seen."""
+        return int(self.trace[-1]["step"]) if self.trace else 0
+
     def see(self, candidate: Candidate, train: Score, dev: Score | None = None, **details: Any) -> bool:
-        """Take note of an epoch; keep its candidate."""
-        self.last_score = self.best_score = train
-        self.best = candidate
+        """Take note of an epoch; keep its candidate, unless it is the start, before the first one."""
+        self.last_score = train
         self.note({**details, "train_loss": train.loss, "train_accuracy": train.accuracy})
+        if not self.epochs:
+            return False
+        self.best, self.best_score = candidate, train
         return True
 
 
@@ -134,11 +141,11 @@ class CrossFit(Contender):
         return self.configuration.first.has_own_task
 
     def made(self) -> Candidate:
-        """Return the prompts of the folds, or one that is trained on all examples now."""
+        """Return the prompts of the folds, or one that is trained on all examples now, as far as there is time."""
         if self._ship_as_they_are:
             first, *others = self.candidates
             return first.joined_by(others)
-        return self.trainings.on_all(self.configuration, self.share)
+        return self.trainings.on_all(self.configuration, self.share) or self.fallback()
 
     def fallback(self) -> Candidate:
         """Return the prompt that did not see the first fold."""
@@ -239,12 +246,13 @@ class Trainings:
         share = min(rated, key=lambda known: rated[known])
         return share, answers[share]
 
-    def on_all(self, configuration: Configuration, share: float) -> Candidate:
-        """Return what a training on all examples makes."""
+    def on_all(self, configuration: Configuration, share: float) -> Candidate | None:
+        """Return what a training on all examples makes; None where the time ended before its last epoch."""
         start = configuration.first
         own = start.label_words.chosen(self.whole)
         first = start.candidate(own)
         (found,) = configuration.trained([(replace(own, seed=derived_seed(own.seed, "refit")), first)])
         self._trace += [event | {"refit": 0} for event in found.trace]
-        last = found.best or first
-        return retasked(part_of_the_way(first, last, share, own.backbone.embed), own, self._problem)
+        if found.best is None or found.epochs < configuration.training.epochs:
+            return None  # how good it is, half trained, is not known
+        return retasked(part_of_the_way(first, found.best, share, own.backbone.embed), own, self._problem)
