@@ -34,7 +34,7 @@ from cuecraft.tune.deep_cue import OffsetTraining
 from cuecraft.tune.finish import make_artifact
 from cuecraft.tune.prepare import with_checkpoints
 
-EVERYTHING = replace(TINY, searches_prompts=True)
+EVERYTHING = replace(TINY, alone=True, longer=2)
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_passes_end_with_the_limit(limit, causal, everything, monkeypatch):
 
 def seconds(trainings, configuration, passes):
     """Return what trainings of so many epochs take in all, answers included, for a pace of a second a token."""
-    length, epochs = len(configuration.start.token_ids), configuration.training.epochs
+    length, epochs = len(configuration.first.token_ids), configuration.training.epochs
     return crossfit._SURPRISES * length * (crossfit._PASSES * passes * epochs + len(SHARES))
 
 

@@ -126,7 +126,7 @@ class _Choice:
         if best.differs:
             self._try(lambda: self._words_alone(untrained, best))
         own = [start for start in starts if not start.differs]  # whatever seems better on so few examples
-        for start in dict.fromkeys([*starts[: self.plan.first_order], *own]):
+        for start in dict.fromkeys([*starts[: self.plan.first_order], *own]) if self.plan.first_order else ():
             if start.has_own_task:
                 self._try(lambda start=start: probed(self.whole, start, self.folds, self.plan.heads))  # type: ignore[misc]
                 self._try(lambda start=start: self._first_order(start))  # type: ignore[misc]
@@ -196,7 +196,7 @@ class _Choice:
         penalty, found = best
         made = linear.candidate(linear.fitted(range(len(self.pool)), self.whole, penalty))
         name = f"first-order {penalty:g}, {start.name}"
-        return FirstOrder(name, found, time.perf_counter() - begun, start, self.whole, made)
+        return FirstOrder(name, found, time.perf_counter() - begun, start, self.whole, penalty, made)
 
     def _join(self) -> None:
         """Let contenders that are as good as the best, as far as so few examples tell, answer together.

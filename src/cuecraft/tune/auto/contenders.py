@@ -102,11 +102,13 @@ class FirstOrder(Contender):
     Args:
         start: the words that its offsets are added to.
         whole: the problem with all examples to learn from.
+        penalty: the one that was chosen.
         fitted: the fit to all examples.
     """
 
     start: Start
     whole: Problem
+    penalty: float
     fitted: Candidate
 
     @property
