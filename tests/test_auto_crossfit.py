@@ -395,7 +395,7 @@ def test_a_plan_trains_each_fold_from_words_of_its_own():
     assert [found[0].start_of(fold).name for fold in range(4)] == ["a", "b", "c", "a"]
     assert isinstance(found[-1].first, SearchedPrompt)
     assert all(one.training.schedule == "linear" for one in found)
-    assert [one.starts for one in configurations(plan, [own, *named], (8, 9), True)][0] == (own,)
+    assert next(one.starts for one in configurations(plan, [own, *named], (8, 9), True)) == (own,)
 
 
 @pytest.mark.parametrize("preset", list(Preset))

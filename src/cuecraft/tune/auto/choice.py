@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -124,16 +125,17 @@ class _Choice:
         """Gather contenders, those that cost least first."""
         best = starts[0]
         if best.differs:
-            self._try(lambda: self._words_alone(untrained, best))
+            self._try(partial(self._words_alone, untrained, best))
         own = [start for start in starts if not start.differs]  # whatever seems better on so few examples
         for start in dict.fromkeys([*starts[: self.plan.first_order], *own]) if self.plan.first_order else ():
             if start.has_own_task:
-                self._try(lambda start=start: probed(self.whole, start, self.folds, self.plan.heads))  # type: ignore[misc]
-                self._try(lambda start=start: self._first_order(start))  # type: ignore[misc]
+                if self.plan.heads:
+                    self._try(partial(probed, self.whole, start, self.folds, self.plan.heads))
+                self._try(partial(self._first_order, start))
         trainings = Trainings(self.problem, self.pool, self.folds, untrained.pace, self.options.prompts, self.trace)
         has_linear = any(isinstance(one, FirstOrder) for one in self.contenders)
         for configuration in configurations(self.plan, starts, untrained.filler, has_linear):
-            self._try(lambda one=configuration: trainings.cross_fit(one))  # type: ignore[misc]
+            self._try(partial(trainings.cross_fit, configuration))
         self._join()
 
     def _try(self, attempt: Callable[[], Contender | None]) -> None:
