@@ -44,7 +44,7 @@ class Plan:
         searches_words: whether other label words are tried.
         heads: inverse penalties of class heads on starting words (scikit-learn's C).
         penalties: of first-order deep cues.
-        first_order: starting words that class heads and first-order deep cues are fitted over, next to the untuned ones;
+        first_order: starting words that class heads and first-order cues are fitted over, next to the untuned ones;
             0 for none at all.
         deep: schedules of the deep cue, in the order in which they are tried.
         soft: schedules of prompt tuning.
