@@ -57,8 +57,9 @@ bench-busy: $(READY)  ## a training alone and next to one busy process, by how t
 bench-logs: $(READY)  ## anomalous log lines, few-shot by time order, beside rules and TF-IDF
 	$(BIN)/python benchmarks/logs.py
 
-bench-label-free: $(READY)  ## the cue chosen without labels beside the best of its pool
+bench-label-free: $(READY)  ## the cue chosen without labels beside the best of its pool, and whether it warns
 	$(BIN)/python benchmarks/label_free.py
+	$(BIN)/python benchmarks/label_free_trust.py
 
 bench-multitask: $(READY)  ## two tasks trained jointly beside each alone, and a third added
 	$(BIN)/python benchmarks/multitask.py
