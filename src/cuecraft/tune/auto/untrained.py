@@ -101,11 +101,14 @@ class Untrained:
         kind = next(kinds[name] for name, found in self._answers.items() if found is self.best)
         return starting_point(self._whole, ids, kind)
 
+    @property
+    def own(self) -> Words:
+        """The template's own words, with the task's own label words."""
+        return Words("own words", GivenWords(), filled_ids(self._problem, None), differs=False)
+
     def starts(self) -> list[Words]:
         """Return starting words, the most promising first: the template's own, unless others are clearly better."""
-        ids = filled_ids(self._problem, None)
-        own = Words("own words", GivenWords(), ids, differs=False)
-        starts = [own]
+        starts = [self.own]
         with self._problem.in_time():
             starts = self._tried(starts)
         return starts
