@@ -103,7 +103,7 @@ def starts(problem):
     given, ids = GivenWords(), problem.initial_ids
     return {
         "words": words(problem),
-        "searched prompt": SearchedPrompt("search", given, ids, AutoPrompt(steps=2, candidates=3)),
+        "searched prompt": SearchedPrompt("search", given, ids, AutoPrompt(steps=6, candidates=8)),
         "searched label words": words(problem, "label words", SearchedWords(LabelWordSearch(), ids)),
     }
 

@@ -220,7 +220,6 @@ class _Choice:
         words: Candidate | None = None
         with self.problem.in_time():
             candidate = chosen.made()
-        with self.problem.in_time():
             words = chosen.words()
         if candidate is None:
             reason = "the time limit ended before what was better was made on all examples, so the untuned prompt ships"
