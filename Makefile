@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := $(VENV)/.peers
+SETFIT := .venv-setfit
 # As `import cuecraft` sets it; benchmarks and tests import torch first.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-slow check lint format bench bench-accuracy bench-speed bench-deep-cue bench-busy bench-label-free bench-logs bench-multitask bench-serve bench-bulk bench-guard bench-label-flip bench-export bench-gpu prestudy support clean
+.PHONY: demo test test-slow check lint format bench bench-accuracy bench-setfit bench-curves bench-speed bench-deep-cue bench-busy bench-label-free bench-logs bench-multitask bench-serve bench-bulk bench-guard bench-label-flip bench-export bench-gpu prestudy support clean
 
 demo: $(READY)  ## find a prompt for film reviews, six ways, and keep the best
 	$(BIN)/cuecraft demo --out runs/demo
@@ -38,6 +39,12 @@ bench: $(READY)  ## tune on the benchmark data (CUECRAFT_DATA, default ../shared
 bench-accuracy: $(READY)  ## auto beside calibration, probes, PEFT, LoRA, full fine-tuning; cells are kept between starts
 	$(BIN)/python benchmarks/accuracy.py
 
+bench-setfit: $(SETFIT)/.ready  ## SetFit beside auto, in an environment of its own
+	HF_HUB_OFFLINE=1 $(SETFIT)/bin/python benchmarks/accuracy.py --methods setfit
+
+bench-curves: $(READY)  ## accuracy against seconds of trainings, auto and SetFit; runs are kept between starts
+	$(BIN)/python benchmarks/curves.py
+
 bench-speed: $(PEERS)  ## speed and memory beside plain AutoPrompt code and PEFT; the last line is one JSON object
 	$(BIN)/python benchmarks/speed.py
 
@@ -50,8 +57,9 @@ bench-busy: $(READY)  ## a training alone and next to one busy process, by how t
 bench-logs: $(READY)  ## anomalous log lines, few-shot by time order, beside rules and TF-IDF
 	$(BIN)/python benchmarks/logs.py
 
-bench-label-free: $(READY)  ## the cue chosen without labels beside the best of its pool
+bench-label-free: $(READY)  ## the cue chosen without labels beside the best of its pool, and whether it warns
 	$(BIN)/python benchmarks/label_free.py
+	$(BIN)/python benchmarks/label_free_trust.py
 
 bench-multitask: $(READY)  ## two tasks trained jointly beside each alone, and a third added
 	$(BIN)/python benchmarks/multitask.py
@@ -83,6 +91,13 @@ $(PEERS): $(READY)
 	$(BIN)/python -m pip install --quiet --no-deps nanogcg==0.3.0 || echo "nanogcg is left out of the comparison"
 	touch $@
 
+# It sees the packages of $(VENV) and adds its own, so that nothing there is replaced.
+$(SETFIT)/.ready: $(READY) benchmarks/setfit.txt
+	$(BIN)/python -m venv $(SETFIT)
+	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" > $$($(SETFIT)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/cuecraft.pth
+	$(SETFIT)/bin/python -m pip install --quiet --no-deps -r benchmarks/setfit.txt
+	touch $@
+
 $(READY): pyproject.toml constraints.txt assets.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
@@ -90,4 +105,4 @@ $(READY): pyproject.toml constraints.txt assets.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(SETFIT) runs .pytest_cache .mypy_cache .ruff_cache

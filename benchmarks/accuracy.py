@@ -5,10 +5,18 @@
 The field's 16-shot splits, SmolLM2-135M, the same 500 test rows for all. Every cell (task, seed, method) is a file of
 its own that is kept and reused, so that the whole can be gathered over several starts; a deleted file is made again.
 Nothing is chosen by a test row. The baselines train on `train` and stop on `dev`; `auto` decides by itself how it uses
-both. PEFT runs as its documentation has it: learning rates 0.03 (prompt tuning, from a text) and 0.01 (prefix-tuning),
-eight virtual tokens before the text, loss on the answer's tokens; and gets the words behind the text that all methods
-start from, early stopping on dev, and is read over label words only. Its loss and answers are computed from the
-positions of the answers alone (`AnswerOnlyLoop`), which changes its seconds and not its numbers.
+both. `auto-fast` is `auto` with the preset `fast`. No time limit is set, so that a cell can be made again bit for bit.
+
+PEFT runs as its documentation has it: learning rates 0.03 (prompt tuning, from a text) and 0.01 (prefix-tuning), eight
+virtual tokens before the text, loss on the answer's tokens; and gets the words behind the text that all methods start
+from, early stopping on dev, and is read over label words only. Its loss and answers are computed from the positions of
+the answers alone (`AnswerOnlyLoop`), which changes its seconds and not its numbers.
+
+`setfit` is SetFit (Tunstall et al., 2022, arXiv 2209.11055) on another model: the sentence encoder of `demo:minilm`. It
+learns from the examples of `train` and `dev` together, as `auto` does, and from the bare texts, without a template.
+Pairs of texts are drawn for ten iterations and trained on for one epoch; nothing is chosen by dev. Its seconds count
+drawing, training and the class head, not the loading of the model. It is left out where SetFit is not installed; `make
+bench-setfit` runs it in an environment of its own.
 """
 
 from __future__ import annotations
@@ -24,13 +32,24 @@ from typing import Any
 
 import torch
 from common import DATA, RESULTS, machine, require_data, write_result
-from peers import AnswerOnlyLoop, fresh_model, peft_prefix_tuning, peft_prompt_tuning, thrifty_peft_predict
+from peers import (
+    SETFIT_OPTIONS,
+    AnswerOnlyLoop,
+    fresh_model,
+    peft_prefix_tuning,
+    peft_prompt_tuning,
+    setfit_missing,
+    setfit_model,
+    setfit_probabilities,
+    setfit_train,
+    thrifty_peft_predict,
+)
 from torch.nn import functional
 
+from cuecraft.assets import model_folder
 from cuecraft.backbone import CausalBackbone, load_backbone
 from cuecraft.compare.trial import run_trial
 from cuecraft.data import Record, read_records, subsample
-from cuecraft.deadline import Deadline
 from cuecraft.method import Labelled, Problem, label_context, score
 from cuecraft.seeding import torch_generator
 from cuecraft.task import Example, Task
@@ -38,14 +57,15 @@ from cuecraft.tune import make_method
 from cuecraft.tune.prepare import make_problem, make_task
 
 MODEL = "demo:smollm2-135m"
+SENTENCE_MODEL = "demo:minilm"  # SetFit's
 TASKS, SEEDS = ("sst-2", "agnews", "trec"), (13, 21, 42)
 TEST_ROWS = 500
 EPOCHS, PATIENCE = 30, 8  # the defaults of cuecraft's own training loop
-LIMITS = {"sst-2": 600.0, "agnews": 1800.0, "trec": 1800.0}  # seconds that `auto` gets
 CELLS = RESULTS / "accuracy"
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "auto": ("auto", {"preset": "good"}),
+    "auto-fast": ("auto", {"preset": "fast"}),
     "untuned": ("zero-shot", {}),
     "calibrated": ("zero-shot", {"calibration": "fitted"}),
     "linear-probe": ("linear-probe", {}),
@@ -62,7 +82,7 @@ PEFT: dict[str, tuple[Callable[[Any, int], Any], float]] = {
 #: Nearest to what was published: no words of a person's to start from, every candidate scored in full, no calibration.
 #: It is our search all the same: candidates are compared with the incumbent on the same rows, and its start competes.
 PLAIN_AUTOPROMPT = {"scoring": "exact", "calibration": "none", "prompt_length": 5}
-ALL = (*METHODS, *PEFT, "plain-autoprompt")
+ALL = (*METHODS, *PEFT, "plain-autoprompt", "setfit")
 VIRTUAL_TOKENS = 8
 
 
@@ -73,18 +93,20 @@ class Cell:
     task: str
     seed: int
 
-    def records(self) -> tuple[list[Record], list[Record], list[Record]]:
-        folder = DATA / self.task
-        train, dev = (read_records(folder / f"seed-{self.seed}" / f"{part}.jsonl") for part in ("train", "dev"))
-        return train, dev, subsample(read_records(folder / "test.jsonl"), TEST_ROWS, 0)
+    def examples(self) -> tuple[list[Record], list[Record]]:
+        folder = DATA / self.task / f"seed-{self.seed}"
+        return read_records(folder / "train.jsonl"), read_records(folder / "dev.jsonl")
 
-    def prepare(self, template: str | None = None, limit: float | None = None) -> tuple[Problem, Labelled, float]:
+    def test(self) -> list[Record]:
+        return subsample(read_records(DATA / self.task / "test.jsonl"), TEST_ROWS, 0)
+
+    def prepare(self, template: str | None = None) -> tuple[Problem, Labelled, float]:
         """Return the problem, the test rows, read before any clock runs, and the seconds of reading the rest."""
-        train, dev, _ = self.records()
+        train, dev = self.examples()
         task = make_task(frozen(), train, template)
         test = tested(self, task)
         begun = time.perf_counter()
-        problem = make_problem(frozen(), task, train, dev, seed=self.seed, deadline=Deadline(limit))
+        problem = make_problem(frozen(), task, train, dev, seed=self.seed)
         return problem, test, time.perf_counter() - begun
 
 
@@ -103,7 +125,7 @@ def tested(cell: Cell, task: Task) -> Labelled:
     """Return the test rows, which are read once for all seeds of a task."""
     if (cell.task, task) not in _TESTED:
         _TESTED.clear()
-        _TESTED[cell.task, task] = label_context(frozen(), task, task.examples(cell.records()[2]))
+        _TESTED[cell.task, task] = label_context(frozen(), task, task.examples(cell.test()))
     return _TESTED[cell.task, task]
 
 
@@ -111,11 +133,13 @@ def run_cell(cell: Cell, method: str) -> dict[str, Any]:
     """Run one method on one cell."""
     if method in PEFT:
         return run_peft(cell, *PEFT[method])
+    if method == "setfit":
+        return run_setfit(cell)
     if method == "plain-autoprompt":
         name, options, template = "autoprompt", PLAIN_AUTOPROMPT, "{text}{prompt}{mask}"
     else:
         (name, options), template = METHODS[method], None
-    problem, test, reading = cell.prepare(template, LIMITS.get(cell.task) if method == "auto" else None)
+    problem, test, reading = cell.prepare(template)
     trial = run_trial(method, make_method(name, options), problem, test)
     return {
         "accuracy": trial.test.accuracy,
@@ -131,16 +155,39 @@ def run_cell(cell: Cell, method: str) -> dict[str, Any]:
     }
 
 
-def run_peft(cell: Cell, wrap: Callable[[Any, int], Any], rate: float) -> dict[str, Any]:
-    """Train a PEFT adapter with early stopping on dev."""
+@dataclass(frozen=True)
+class PeftRun:
+    """A PEFT adapter of one cell, ready to be trained.
+
+    Args:
+        loop: takes epochs.
+        predict: answers with class logits `[B, C]` as the adapter is now.
+        dev: examples to stop by.
+        seed: of the order of the examples.
+    """
+
+    loop: AnswerOnlyLoop
+    predict: Callable[[Sequence[Example]], torch.Tensor]
+    dev: Sequence[Example]
+    seed: int
+
+    @property
+    def trained(self) -> list[torch.Tensor]:
+        """The adapter's tensors."""
+        return [parameter for parameter in self.loop.model.parameters() if parameter.requires_grad]
+
+    @torch.no_grad()
+    def put(self, values: Sequence[torch.Tensor]) -> None:
+        """Give the adapter's tensors their values."""
+        for parameter, value in zip(self.trained, values, strict=True):
+            parameter.copy_(value)
+
+
+def peft_run(cell: Cell, task: Task, model: Any, rate: float) -> PeftRun:
+    """Return the training of a wrapped model on a cell."""
     backbone = frozen()
-    train, dev, test = cell.records()
-    task = make_task(backbone, train)
-    torch.manual_seed(cell.seed)
-    begun = time.perf_counter()
-    model = wrap(fresh_model(MODEL), VIRTUAL_TOKENS)
+    train, dev = cell.examples()
     words = backbone.renderer(task).prompt_ids
-    loop = AnswerOnlyLoop(model, backbone, task, task.examples(train), words, rate)
 
     def predict(examples: Sequence[Example]) -> torch.Tensor:
         model.eval()
@@ -148,41 +195,79 @@ def run_peft(cell: Cell, wrap: Callable[[Any, int], Any], rate: float) -> dict[s
         model.train()
         return found
 
-    loss, epoch = fit_peft(loop, predict, task.examples(dev), cell.seed)
+    loop = AnswerOnlyLoop(model, backbone, task, task.examples(train), words, rate)
+    return PeftRun(loop, predict, task.examples(dev), cell.seed)
+
+
+def run_peft(cell: Cell, wrap: Callable[[Any, int], Any], rate: float) -> dict[str, Any]:
+    """Train a PEFT adapter with early stopping on dev."""
+    test = cell.test()
+    task = make_task(frozen(), cell.examples()[0])
+    torch.manual_seed(cell.seed)
+    begun = time.perf_counter()
+    run = peft_run(cell, task, wrap(fresh_model(MODEL), VIRTUAL_TOKENS), rate)
+    loss, epoch = fit_peft(run)
     seconds = time.perf_counter() - begun
-    logits = predict(task.examples(test))
-    truth = torch.tensor([task.verbalizer.index(str(record.label)) for record in test])
-    return {
-        "accuracy": float((logits.argmax(-1) == truth).double().mean()),
-        "loss": float(functional.cross_entropy(logits, truth)),
+    logits = run.predict(task.examples(test))
+    return against_truth(logits, task.verbalizer.labels, test) | {
         "dev_loss": loss,
         "seconds": round(seconds, 1),
         "best_epoch": epoch,
         "options": {"learning_rate": rate, "virtual_tokens": VIRTUAL_TOKENS},
-        "predictions": logits.argmax(-1).tolist(),
     }
 
 
-def fit_peft(
-    loop: AnswerOnlyLoop, predict: Callable[[Sequence[Example]], torch.Tensor], dev: Sequence[Example], seed: int
-) -> tuple[float, int]:
-    """Train until dev loss has not fallen for `PATIENCE` epochs; go back to the best. Return its dev loss and epoch."""
-    truth = torch.tensor([example.label for example in dev])
-    trained = [parameter for parameter in loop.model.parameters() if parameter.requires_grad]
-    order = torch_generator(seed, "order")
-    best, best_epoch, kept = float("inf"), 0, [p.detach().clone() for p in trained]
+#: Takes the epoch, the least dev loss so far, and the adapter's tensors at that loss.
+Watch = Callable[[int, float, list[torch.Tensor]], None]
+
+
+def fit_peft(run: PeftRun, watch: Watch = lambda epoch, loss, kept: None) -> tuple[float, int]:
+    """Train until dev loss has not fallen for `PATIENCE` epochs; go back to the best. Return its dev loss and epoch.
+
+    `watch` is called after every epoch, and before the first one.
+    """
+    truth = torch.tensor([example.label for example in run.dev])
+    order = torch_generator(run.seed, "order")
+    best, best_epoch, kept = float("inf"), 0, [p.detach().clone() for p in run.trained]
     for epoch in range(EPOCHS + 1):
         if epoch:
-            loop.epoch(torch.randperm(len(loop.texts), generator=order).tolist())
-        loss = float(functional.cross_entropy(predict(dev), truth))
+            run.loop.epoch(torch.randperm(len(run.loop.texts), generator=order).tolist())
+        loss = float(functional.cross_entropy(run.predict(run.dev), truth))
         if loss < best:
-            best, best_epoch, kept = loss, epoch, [p.detach().clone() for p in trained]
+            best, best_epoch, kept = loss, epoch, [p.detach().clone() for p in run.trained]
+        watch(epoch, best, kept)
         if epoch - best_epoch >= PATIENCE:
             break
-    with torch.no_grad():
-        for parameter, value in zip(trained, kept, strict=True):
-            parameter.copy_(value)
+    run.put(kept)
     return best, best_epoch
+
+
+def run_setfit(cell: Cell) -> dict[str, Any]:
+    """Train SetFit on the examples of train and dev together."""
+    train, dev = cell.examples()
+    test, examples = cell.test(), [*train, *dev]
+    labels = sorted({str(record.label) for record in train})
+    model = setfit_model(model_folder(SENTENCE_MODEL))
+    begun = time.perf_counter()
+    numbers = [labels.index(str(record.label)) for record in examples]
+    setfit_train(model, [record.fields["text"] for record in examples], numbers, cell.seed)
+    seconds = time.perf_counter() - begun
+    probabilities = setfit_probabilities(model, [record.fields["text"] for record in test])
+    return against_truth(probabilities.log(), labels, test) | {
+        "dev_loss": None,
+        "seconds": round(seconds, 1),
+        "options": SETFIT_OPTIONS | {"model": SENTENCE_MODEL},
+    }
+
+
+def against_truth(logits: torch.Tensor, labels: Sequence[str], test: Sequence[Record]) -> dict[str, Any]:
+    """Return accuracy, loss and predictions of logits `[B, C]` on the test rows."""
+    truth = torch.tensor([labels.index(str(record.label)) for record in test])
+    return {
+        "accuracy": float((logits.argmax(-1) == truth).double().mean()),
+        "loss": float(functional.cross_entropy(logits, truth)),
+        "predictions": logits.argmax(-1).tolist(),
+    }
 
 
 def gather(cell: Cell, method: str, busy: bool) -> dict[str, Any]:
@@ -247,7 +332,6 @@ def asked(cells: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     return {
         "ahead_of": ahead,
         "least_to_own_untuned": min(to_untuned, default=None),
-        "limit_seconds": LIMITS,
         "longest_seconds": longest,
     }
 
@@ -260,8 +344,14 @@ def main() -> None:
     parser.add_argument("--busy", action="store_true", help="other work runs beside: its seconds are not to be used")
     options = parser.parse_args()
     require_data()
+    methods = options.methods.split(",")
+    if "setfit" in methods and (missing := setfit_missing()):
+        methods.remove("setfit")
+        if not methods:
+            raise SystemExit(missing)
+        print(missing, flush=True)
     for task in options.tasks.split(","):
-        for method in options.methods.split(","):
+        for method in methods:
             for seed in options.seeds.split(","):
                 gather(Cell(task, int(seed)), method, options.busy)
     cells = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(CELLS.glob("*.json"))]

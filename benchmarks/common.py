@@ -25,6 +25,8 @@ PACKAGES = (
     "transformers",
     "tokenizers",
     "peft",
+    "setfit",
+    "sentence-transformers",
     "numpy",
     "scikit-learn",
     "orjson",

@@ -1,8 +1,11 @@
-"""What people use today, as they use it: plain AutoPrompt scoring, PEFT's training loop and its prediction."""
+"""What people use today, as they use it: plain AutoPrompt scoring, PEFT's training and prediction, SetFit."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -228,3 +231,42 @@ def plain_encoder_logits(
         features = (output.last_hidden_state * weights).sum(1) / weights.sum(1)
         parts.append(functional.linear(features, prompt.head.weight, prompt.head.bias))
     return torch.cat(parts)
+
+
+#: One epoch over pairs of texts, drawn for ten iterations; all else is SetFit's default.
+SETFIT_OPTIONS = {"num_iterations": 10, "num_epochs": 1, "batch_size": 16}
+
+
+def setfit_missing() -> str | None:
+    """Return a line that says what to install where SetFit is not, or None where it is."""
+    if all(find_spec(name) for name in ("setfit", "sentence_transformers", "datasets")):
+        return None
+    return (
+        "setfit is left out: it is not installed; `make bench-setfit` installs benchmarks/setfit.txt in an environment "
+        "of its own and runs it there"
+    )
+
+
+def setfit_model(folder: Path) -> Any:
+    """Load a sentence encoder from a folder, with a class head that is not fitted yet."""
+    from setfit import SetFitModel
+
+    return SetFitModel.from_pretrained(str(folder))
+
+
+def setfit_train(model: Any, texts: Sequence[str], labels: Sequence[int], seed: int) -> None:
+    """Train the encoder on pairs of texts, and then its class head (a logistic regression on embeddings)."""
+    from datasets import Dataset
+    from setfit import Trainer, TrainingArguments
+
+    data = Dataset.from_dict({"text": list(texts), "label": list(labels)})
+    with TemporaryDirectory() as folder:
+        asked = {"output_dir": folder, "report_to": "none", "save_strategy": "no"}
+        arguments = TrainingArguments(**SETFIT_OPTIONS, **asked, seed=seed)
+        Trainer(model=model, args=arguments, train_dataset=data).train()
+
+
+def setfit_probabilities(model: Any, texts: Sequence[str]) -> torch.Tensor:
+    """Return class probabilities `[B, C]`."""
+    found: torch.Tensor = model.predict_proba(list(texts))
+    return found

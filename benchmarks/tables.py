@@ -55,6 +55,36 @@ def label_free_rows() -> list[str]:
     return rows
 
 
+#: Names of tasks in the result file, and on the page.
+TRUST = {
+    **TASKS,
+    "docstrings": "docstrings by subject",
+    "sst-2, a fifth positive, true shares": "SST-2, a fifth positive, shares given",
+    "sst-2, a fifth positive, equal shares": "SST-2, a fifth positive, shares not given",
+    "sst-5": "SST-5",
+    "cb": "CB",
+    "rte": "RTE",
+    "wic": "WiC",
+    "sst-2, terrible/great": "SST-2, words terrible, great *",
+    "banking77, five intents": "Banking77, five intents *",
+    "log lines": "log lines *",
+}
+
+
+def trust_rows() -> list[str]:
+    """Return a row for each task whose cues were asked how far they agree."""
+    found = read_result("label_free_trust.json")
+    rows = []
+    for task, own in (found["tasks"] | found["later"]).items():
+        agreements = sorted({share(value, 2) for value in (min(own["agreements"]), max(own["agreements"]))})
+        cells = [f"{own['texts']}", f"{own['classes']}", " to ".join(agreements), share(own["lowest"], 2)]
+        cells.append(f"{own['warns']} of {own['seeds']}")
+        cells += [share(own[name]) for name in ("own_words", "chosen", "best")] + [share(own["ratio"], 2)]
+        cells.append(share(own["test_ratio"], 2) if "test_ratio" in own else "-")
+        rows.append(f"| {TRUST[task]} | {' | '.join(cells)} |")
+    return rows
+
+
 def log_rows() -> list[str]:
     """Return a row for each method on log lines and each text that it was given."""
     rows = []
@@ -334,7 +364,7 @@ def export_rows() -> list[str]:
 
 PAGES: dict[str, tuple[Callable[[], list[str]], ...]] = {
     "README.md": (accuracy_rows, compare_rows, multitask_rows, serve_rows),
-    "docs/accuracy.md": (auto_rows, label_free_rows, log_rows),
+    "docs/accuracy.md": (auto_rows, label_free_rows, trust_rows, log_rows),
     "docs/capacity.md": (capacity_rows,),
     "docs/serving.md": (overload_rows,),
     "docs/bulk.md": (bulk_rows,),

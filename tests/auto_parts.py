@@ -22,18 +22,18 @@ TINY = Plan(
     folds=2,
     cues=2,
     searches_words=False,
+    heads=(0.1, 1.0),
     penalties=(0.1, 1.0),
     first_order=1,
     deep=(Schedule(0.1, 4),),
     soft=(Schedule(0.02, 4),),
-    starts=2,
-    longer=2,
-    searches_prompts=False,
+    alone=False,
+    longer=0,
     otherwise=Schedule(0.2, 3),
     examples=64,
 )
 #: Nothing but one training.
-ONE = replace(TINY, cues=0, first_order=0, soft=(), starts=1, longer=0)
+ONE = replace(TINY, cues=0, first_order=0, soft=())
 
 
 def planned(monkeypatch, plan):
@@ -63,12 +63,12 @@ def words(problem, name="own", label_words=None, differs=False):
 
 def deep(problem, rate=0.1, epochs=4, start=None):
     training = OffsetTraining(learning_rate=rate, epochs=epochs, schedule="linear")
-    return Configuration(start or words(problem), training)
+    return Configuration((start or words(problem),), training)
 
 
 def soft(problem, rate=0.02, epochs=4, start=None):
     training = EmbeddingTraining(learning_rate=rate, epochs=epochs, schedule="linear")
-    return Configuration(start or words(problem), training)
+    return Configuration((start or words(problem),), training)
 
 
 KINDS = {"deep": deep, "soft": soft}
@@ -109,7 +109,7 @@ def by_hand(configuration, backbone, data, share=1.0, epochs=None):
     Returns:
         The prompt and its calibration.
     """
-    options, base = configuration.training, HardPrompt(configuration.start.token_ids)
+    options, base = configuration.training, HardPrompt(configuration.first.token_ids)
     unit = float(backbone.embedding_matrix().square().mean().sqrt()) * options.learning_rate
     is_deep = isinstance(options, OffsetTraining)
     begun = torch.zeros(backbone.offsets_shape(len(base))) if is_deep else base.vectors(backbone.embed)

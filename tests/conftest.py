@@ -26,6 +26,7 @@ from transformers import (
 
 from cuecraft import cli
 from cuecraft.backbone import load_backbone
+from cuecraft.backbone.causal import CausalBackbone
 from cuecraft.method import label_context
 from cuecraft.task import Example, Task, Template, Verbalizer
 from cuecraft.tune.prepare import make_problem
@@ -202,6 +203,17 @@ def command(run, monkeypatch):
     """The `run` fixture, with the seed of hashes already fixed, so that no process is replaced."""
     monkeypatch.setenv("PYTHONHASHSEED", "0")
     return run
+
+
+@pytest.fixture
+def agreeing(monkeypatch):
+    """Let all prompts that causal models are asked about together answer as the first of them does."""
+    separately = CausalBackbone.class_logits_many
+
+    def alike(self, context, prompts):
+        return separately(self, context, prompts[:1]).expand(len(prompts), -1, -1)
+
+    monkeypatch.setattr(CausalBackbone, "class_logits_many", alike)
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from cuecraft.search.folds import stratified_folds, texts_of
 from cuecraft.search.label_words import LabelWordSearch
 from cuecraft.tune import make_method
 from cuecraft.tune.auto import choice, crossfit
+from cuecraft.tune.auto import contenders as contenders_module
 from cuecraft.tune.auto.choice import _Choice
 from cuecraft.tune.auto.contenders import Contender, Together, WordsAlone
 from cuecraft.tune.auto.starts import SearchedWords
@@ -353,11 +354,12 @@ def test_what_is_surely_wrong_on_held_out_examples_does_not_ship(causal, tiny_pl
     trained, gathered, held_out = crossfit.held_out_answers, choice.gather, Untrained.held_out
     monkeypatch.setattr(crossfit, "held_out_answers", lambda *asked: wrong(trained(*asked)))
     monkeypatch.setattr(choice, "gather", lambda *asked: wrong(gathered(*asked)))
+    monkeypatch.setattr(contenders_module, "gather", lambda *asked: wrong(gathered(*asked)))
     monkeypatch.setattr(Untrained, "held_out", lambda *asked: wrong(held_out(*asked)))
     monkeypatch.setattr(Untrained, "_is_clear", lambda self, found, own, among: found is not own)
     outcome = auto().fit(problem)
     kinds = {row.name.split()[0] for row in outcome.tried if row.loss > math.log(2)}
-    assert {"deep-cue", "prompt-tuning", "first-order", "together:"} <= kinds
+    assert {"deep-cue", "prompt-tuning", "first-order", "class", "together:"} <= kinds
     assert any(name.startswith("'") for name in kinds)
     assert outcome.verdict.ships == "untuned"
     assert outcome.best is outcome.start
@@ -367,11 +369,12 @@ ERRORS = [MethodError("not here"), BackboneError("not here"), PromptError("not h
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_a_training_that_is_refused_leaves_the_others(error, causal, tiny_plans, monkeypatch):
+def test_a_training_that_is_refused_leaves_the_others(error, causal, monkeypatch):
+    planned(monkeypatch, replace(TINY, alone=True, longer=2))
     plain = OffsetTraining.refine_side_by_side
 
     def refusing(self, parts):
-        if len(parts[0][0].prompt) > 2:
+        if any(len(start.prompt) > 2 for start, _ in parts):
             raise error
         plain(self, parts)
 
@@ -380,16 +383,16 @@ def test_a_training_that_is_refused_leaves_the_others(error, causal, tiny_plans,
     outcome = auto().fit(tiny_problem(causal))
     refused = [event for event in outcome.trace if event["phase"] == "refused"]
     assert {event["reason"] for event in refused} == {"not here"}
-    assert len(ran(outcome)) == len(ran(everything)) - len(refused) == 1
+    assert len(ran(outcome)) == len(ran(everything)) - len(refused) == 2
     assert outcome.verdict.evidence is not None
 
 
 def test_a_prompt_too_long_for_the_model_is_refused_and_others_ship(causal, monkeypatch):
-    planned(monkeypatch, replace(ONE, longer=500))
+    planned(monkeypatch, replace(ONE, alone=True, longer=500))
     outcome = auto().fit(tiny_problem(causal))
     (refused,) = [event for event in outcome.trace if event["phase"] == "refused"]
     assert "128" in refused["reason"]
-    assert len(ran(outcome)) == 1
+    assert len(ran(outcome)) == 2
 
 
 def test_where_everything_is_refused_the_reason_is_told(causal, monkeypatch):
@@ -418,7 +421,7 @@ def test_a_training_that_diverges_leaves_the_others(causal, tiny_plans, monkeypa
     monkeypatch.setattr(crossfit.Configuration, "trained", wild)
     outcome = auto().fit(tiny_problem(causal))
     refused = [event["reason"] for event in outcome.trace if event["phase"] == "refused"]
-    assert len(refused) == 3
+    assert len(refused) == 1
     assert all("diverged" in reason for reason in refused)
     assert ran(outcome) == []
     assert any(row.name.startswith("prompt-tuning") for row in outcome.tried)

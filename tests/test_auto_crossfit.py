@@ -167,7 +167,7 @@ def test_trainings_side_by_side_are_those_of_each_alone(causal, monkeypatch):
     for number, candidate in enumerate(found.candidates):
         own = replace(trainings._fold(configuration, number), dev=None)
         alone = Latest(own)
-        configuration.training.refine(own, configuration.start.candidate(own), alone)
+        configuration.training.refine(own, configuration.first.candidate(own), alone)
         assert_same_prompt(candidate.prompt, alone.best.prompt, 1e-6)
         assert candidate.prompt.offsets.abs().max() > 1e-3
         of_fold = [event["train_loss"] for event in trainings._trace if event["fold"] == number]
@@ -242,7 +242,7 @@ def test_the_prompts_of_the_folds_ship_together_each_with_its_own_calibration(ki
     with torch.no_grad():
         assert torch.allclose(made.logits(problem.backbone, context).double().softmax(-1), expected, atol=1e-5)
     assert found.fallback() is found.candidates[0]
-    assert found.words().prompt.token_ids == found.configuration.start.token_ids
+    assert found.words().prompt.token_ids == found.configuration.first.token_ids
 
 
 @pytest.mark.parametrize("share", [0.5, 1.0])
@@ -372,33 +372,36 @@ def test_of_the_shares_of_the_way_one_with_finite_answers_is_taken(causal, monke
     assert found.held_out is calls[1]
 
 
-def test_a_plan_tries_the_best_start_with_every_schedule_and_others_with_the_first():
+def test_a_plan_trains_each_fold_from_words_of_its_own():
     named = [Words(name, GivenWords(), ids, name != "a") for name, ids in (("a", (1, 2)), ("b", (3,)), ("c", (4,)))]
-    named.append(replace(named[-1], name="d"))
+    own = replace(named[-1], name="d", label_words=SearchedWords(LabelWordSearch(), (1,)))
     plan = replace(
-        PLANS[Preset.BEST], deep=(Schedule(0.1, 16), Schedule(0.3, 8)), soft=(Schedule(0.02, 5),), starts=3, longer=6
+        PLANS[Preset.BEST], deep=(Schedule(0.1, 16), Schedule(0.3, 8)), soft=(Schedule(0.02, 5),), alone=True, longer=6
     )
-    found = configurations(plan, named, (8, 9), True)
-    rows = [(one.training.name, one.training.learning_rate, one.training.epochs, one.start.name) for one in found]
-    assert rows == [
-        ("deep-cue", 0.1, 16, "a"),
-        ("deep-cue", 0.3, 8, "a"),
-        ("prompt-tuning", 0.02, 5, "a"),
-        ("deep-cue", 0.1, 16, "b"),
-        ("deep-cue", 0.1, 16, "c"),
-        ("deep-cue", 0.1, 16, "a, 6 tokens longer"),
-        ("deep-cue", 0.1, 16, "search from a"),
+    found = configurations(plan, [*named, own], (8, 9), True)
+    rows = [(one.training.name, one.training.learning_rate, one.training.epochs, one.starts) for one in found]
+    expected = [
+        ("deep-cue", 0.1, 16, ["a", "b", "c"]),
+        ("deep-cue", 0.3, 8, ["a", "b", "c"]),
+        ("prompt-tuning", 0.02, 5, ["a", "b", "c"]),
+        ("deep-cue", 0.1, 16, ["a"]),
+        ("deep-cue", 0.1, 16, ["a, 6 tokens longer"]),
+        ("deep-cue", 0.1, 16, ["search from a"]),
     ]
-    assert found[-2].start.token_ids == (8, 9, 8, 9, 8, 9, 1, 2)
+    assert [(*row[:3], [start.name for start in row[3]]) for row in rows] == expected
+    assert found[-2].first.token_ids == (8, 9, 8, 9, 8, 9, 1, 2)
     assert found[-2].length == 8
-    assert isinstance(found[-1].start, SearchedPrompt)
+    assert found[0].length == 4 / 3
+    assert [found[0].start_of(fold).name for fold in range(4)] == ["a", "b", "c", "a"]
+    assert isinstance(found[-1].first, SearchedPrompt)
     assert all(one.training.schedule == "linear" for one in found)
+    assert next(one.starts for one in configurations(plan, [own, *named], (8, 9), True)) == (own,)
 
 
 @pytest.mark.parametrize("preset", list(Preset))
 def test_where_nothing_else_is_there_a_plan_without_trainings_has_one(preset):
     start = Words("a", GivenWords(), (1,), differs=False)
-    plan = replace(PLANS[preset], deep=(), soft=(), longer=0, searches_prompts=False)
+    plan = replace(PLANS[preset], deep=(), soft=(), alone=False)
     assert configurations(plan, [start], (2,), True) == []
     (found,) = configurations(plan, [start], (2,), False)
     assert (found.training.learning_rate, found.training.epochs) == (plan.otherwise.rate, plan.otherwise.epochs)

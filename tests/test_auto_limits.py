@@ -34,7 +34,7 @@ from cuecraft.tune.deep_cue import OffsetTraining
 from cuecraft.tune.finish import make_artifact
 from cuecraft.tune.prepare import with_checkpoints
 
-EVERYTHING = replace(TINY, searches_prompts=True)
+EVERYTHING = replace(TINY, alone=True, longer=2)
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_passes_end_with_the_limit(limit, causal, everything, monkeypatch):
 
 def seconds(trainings, configuration, passes):
     """Return what trainings of so many epochs take in all, answers included, for a pace of a second a token."""
-    length, epochs = len(configuration.start.token_ids), configuration.training.epochs
+    length, epochs = len(configuration.first.token_ids), configuration.training.epochs
     return crossfit._SURPRISES * length * (crossfit._PASSES * passes * epochs + len(SHARES))
 
 
@@ -186,11 +186,11 @@ def test_where_there_is_no_time_for_an_epoch_nothing_is_begun(causal, monkeypatc
 
 def test_what_does_not_fit_is_passed_over_for_what_does(causal, monkeypatch):
     """The longer prompt takes more time than there is."""
-    planned(monkeypatch, replace(ONE, longer=40))
+    planned(monkeypatch, replace(ONE, alone=True, longer=40))
     problem = tiny_problem(causal)
     monkeypatch.setattr(Untrained, "pace", property(lambda self: 1.0, lambda self, value: None), raising=False)
     left = seconds(None, deep(problem, epochs=4), 1) + 0.1
-    for limit, count in ((left, 1), (1e9, 2)):
+    for limit, count in ((left, 2), (1e9, 3)):
         limited = replace(problem, out_of_time=lambda reserve=0.0, limit=limit: reserve > limit)
         assert sum(row.name.startswith("deep-cue") for row in auto().fit(limited).tried) == count
 
@@ -269,8 +269,8 @@ def test_a_training_on_all_examples_that_is_cut_gives_way_to_one_that_was_checke
 
 @pytest.mark.parametrize("contender", [CrossFit, FirstOrder])
 def test_where_the_time_ends_after_what_ships_is_made_it_ships(contender, causal, monkeypatch):
-    """Only the words that it began with, which are told beside it, were not calibrated any more."""
-    planned(monkeypatch, ONE if contender is CrossFit else replace(ONE, deep=(), first_order=1))
+    """Only the words that it began with were not calibrated any more."""
+    planned(monkeypatch, ONE if contender is CrossFit else replace(ONE, deep=(), first_order=1, heads=()))
     monkeypatch.setattr(Evidence, "is_better", True)
     monkeypatch.setattr("cuecraft.tune.auto.choice.is_better", lambda *_: True)
     problem = tiny_problem(causal)
@@ -292,7 +292,7 @@ def test_where_the_time_ends_after_what_ships_is_made_it_ships(contender, causal
 
 @pytest.mark.parametrize(("contender", "ships"), [(CrossFit, "tuned"), (FirstOrder, "untuned")])
 def test_where_the_time_ends_while_it_is_made_what_was_checked_ships(contender, ships, causal, monkeypatch):
-    planned(monkeypatch, ONE if contender is CrossFit else replace(ONE, deep=(), first_order=1))
+    planned(monkeypatch, ONE if contender is CrossFit else replace(ONE, deep=(), first_order=1, heads=()))
     monkeypatch.setattr(Evidence, "is_better", True)
     monkeypatch.setattr("cuecraft.tune.auto.choice.is_better", lambda *_: True)
 

@@ -1,8 +1,9 @@
-"""Choice without labels: selectors against slow loops, calibrations, the pool and the search."""
+"""Choice without labels: selectors and agreement against slow loops, calibrations, the pool and the search."""
 
 import itertools
 import json
 import math
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -11,16 +12,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import entropy
+from sklearn.metrics import cohen_kappa_score
 
 from conftest import LABELS, LM_TEMPLATE, TEXTS, records, tiny_problem
 from cuecraft import PromptClassifier
 from cuecraft.backbone.rendering import Renderer
 from cuecraft.data import Record
-from cuecraft.errors import DataError, LabelWordError, MethodError
+from cuecraft.errors import CuecraftWarning, DataError, LabelWordError, MethodError
 from cuecraft.method import label_context
 from cuecraft.prompts import HardPrompt, calibration
 from cuecraft.prompts.calibration import dividing_offsets, matching_offsets
 from cuecraft.search.label_free import LabelFreeSearch, Selector, TaskType, class_shares
+from cuecraft.search.label_free.agreement import Agreement, agreement_of, distrust, pairwise_kappa
 from cuecraft.search.label_free.pool import guess_task_type, read_cues, shipped_cues, tokenised
 from cuecraft.search.label_free.selectors import (
     consensus,
@@ -79,6 +82,42 @@ def test_selectors_are_their_formulas_in_slow_loops(found):
     order = sorted(range(len(p)), key=lambda t: (not half[t], -information[t]))
     assert consensus(p, prior, labels).argsort(descending=True, stable=True).tolist() == order
     assert consensus(p, prior, labels).numpy()[half] == pytest.approx(information[half])
+
+
+def slow_kappa(one, other, classes):
+    if len({*one, *other}) == 1:
+        return 0.0
+    return cohen_kappa_score(one, other, labels=list(range(classes)))
+
+
+@given(tensors())
+@settings(deadline=None, max_examples=60)
+def test_agreement_is_the_mean_of_cohens_kappa_over_pairs(found):
+    logits, prior = found
+    answers = logits.argmax(-1).tolist()
+    expected = np.array([[slow_kappa(one, other, len(prior)) for other in answers] for one in answers])
+    p = logits.softmax(-1)
+    assert pairwise_kappa(p).numpy() == pytest.approx(expected, abs=1e-9)
+
+
+@given(tensors())
+@settings(deadline=None, max_examples=60)
+def test_agreement_is_of_the_half_that_agrees_most_and_of_the_chosen_with_all(found):
+    logits, prior = found
+    if len(logits) < 2:
+        assert agreement_of(logits, prior, 0) is None
+        return
+    chosen, means, lowest = len(logits) - 1, [], []
+    for shares in (prior, torch.full_like(prior, 1 / len(prior))):
+        p = recalibrated(logits, matching_offsets(logits, shares))
+        answers, labels = p.argmax(-1).tolist(), pseudo_labels(p, shares).tolist()
+        right = [sum(a == b for a, b in zip(row, labels, strict=True)) for row in answers]
+        half = [row for row, count in zip(answers, right, strict=True) if count >= sorted(right)[(len(right) - 1) // 2]]
+        means.append(np.mean([slow_kappa(*pair, len(prior)) for pair in itertools.combinations(half, 2)]))
+        lowest += [slow_kappa(answers[chosen], row, len(prior)) for n, row in enumerate(answers) if n != chosen]
+    found = agreement_of(logits, prior, chosen)
+    assert found.mean == pytest.approx(max(means), abs=1e-9)
+    assert found.lowest == pytest.approx(min(lowest), abs=1e-9)
 
 
 @given(tensors(), st.randoms(use_true_random=False))
@@ -152,6 +191,54 @@ def test_with_the_true_shares_pseudo_labels_of_skewed_classes_are_better():
         p = recalibrated(logits, matching_offsets(logits, prior))
         right[name] = float((pseudo_labels(p, prior) == truth).double().mean())
     assert right["true"] > right["equal"] + 0.1
+
+
+@pytest.mark.parametrize("shares", [[0.5, 0.5], [0.9, 0.1], [1 / 6] * 6], ids=str)
+def test_agreement_is_zero_of_chance_and_one_of_copies_and_rises_with_what_prompts_know(shares):
+    # As many prompts that know nothing as there are others: they are not in the half that is looked at.
+    strengths = {"chance": [0.0] * 12, "a little": [1.0] * 12, "much": [6.0] * 12, "half": [6.0] * 7 + [0.0] * 6}
+    logits = {name: planted(len(shares), 1, own, shares)[0] for name, own in strengths.items()}
+    prior = torch.tensor(shares, dtype=torch.float64)
+    found = {name: agreement_of(own, prior, 0).mean for name, own in logits.items()}
+    assert found["chance"] == pytest.approx(0, abs=0.06)
+    assert 0.06 < found["a little"] < 0.4
+    assert found["half"] > 0.8
+    assert found["much"] > 0.8
+    copies = logits["chance"][:1].expand(5, -1, -1)
+    assert agreement_of(copies, prior, 2) == Agreement(pytest.approx(1), pytest.approx(1))
+    assert agreement_of(torch.zeros(3, 9, len(shares), dtype=torch.float64), prior, 0) == Agreement(0, 0)
+
+
+def test_one_prompt_with_swapped_classes_lowers_the_lowest_agreement_alone():
+    logits, _ = planted(2, 1, [6.0] * 12)
+    prior = torch.tensor([0.5, 0.5], dtype=torch.float64)
+    swapped = torch.cat([logits, logits[:1].flip(-1)])
+    found = agreement_of(swapped, prior, 3)
+    assert found.mean > 0.8
+    assert found.lowest < -0.8
+    assert "classes swapped" in distrust(found)
+    assert distrust(agreement_of(logits, prior, 3)) is None
+
+
+def test_unsure_prompts_agree_about_rare_classes_though_all_predict_the_common_one():
+    # A liking of a class that all texts have in common, and one noise for all prompts with little of their own.
+    generator = np.random.default_rng(3)
+    common = generator.normal(size=(1, 200, 2)) * 0.2
+    logits = torch.tensor(common + generator.normal(size=(10, 200, 2)) * 0.05)
+    prior = torch.tensor([0.95, 0.05], dtype=torch.float64)
+    assert recalibrated(logits, matching_offsets(logits, prior)).argmax(-1).unique().tolist() == [0]
+    assert agreement_of(logits, prior, 0).mean > 0.7
+
+
+def test_distrust_ends_above_half_and_begins_again_with_swapped_classes():
+    assert "mean kappa 0.50, not above 0.50" in distrust(Agreement(0.5, 0.5))
+    assert "mean kappa -0.10" in distrust(Agreement(-0.1, -0.9))
+    assert "classes swapped (kappa -0.50): do not trust this choice" in distrust(Agreement(0.9, -0.5))
+    assert "only one cue was read" in distrust(None)
+    for agreement in (None, Agreement(0.2, 0), Agreement(0.9, -1)):
+        assert "label 16 texts of each class or more" in distrust(agreement)
+        assert "--method auto" in distrust(agreement)
+    assert distrust(Agreement(0.501, -0.499)) is None
 
 
 def test_a_prompt_that_always_answers_alike_has_no_mutual_information_however_sure_it_is():
@@ -261,6 +348,34 @@ def test_the_leaderboard_holds_true_scores_and_its_first_cue_is_the_outcome(sear
     assert problem.initial_ids in [row.token_ids for row in rows]
     assert outcome.start.prompt.token_ids == problem.initial_ids
     assert json.loads(json.dumps(outcome.trace, allow_nan=False)) == outcome.trace
+
+
+def test_cues_of_a_model_that_knows_nothing_are_not_to_be_trusted(causal):
+    problem = problem_of(causal)
+    with pytest.warns(CuecraftWarning, match="agree little .* do not trust this choice; label 16 texts") as heard:
+        outcome = LabelFreeSearch().fit(problem)
+    assert len(heard) == 1
+    middle = sorted(row.scores["pseudo-labels"] for row in outcome.leaderboard)[(len(outcome.leaderboard) - 1) // 2]
+    half = [row.candidate for row in outcome.leaderboard if row.scores["pseudo-labels"] >= middle]
+    answers = [candidate.logits(causal, problem.train.context).argmax(-1).tolist() for candidate in half]
+    kappas = [slow_kappa(one, other, 2) for one, other in itertools.combinations(answers, 2)]
+    assert outcome.agreement.mean == pytest.approx(np.mean(kappas), abs=1e-9)
+    chosen, *others = [
+        row.candidate.logits(causal, problem.train.context).argmax(-1).tolist() for row in outcome.leaderboard
+    ]
+    assert outcome.agreement.lowest == pytest.approx(min(slow_kappa(chosen, row, 2) for row in others), abs=1e-9)
+    own = outcome.agreement
+    assert outcome.figures == {"cue_agreement": own.mean, "lowest_cue_agreement": own.lowest}
+    assert f"mean kappa {own.mean:.2f}" in str(heard[0].message)
+    other = LabelFreeSearch(calibration="none", mutations=1).fit(problem)
+    assert other.agreement.mean == outcome.agreement.mean
+
+
+def test_cues_that_agree_raise_no_warning(causal, agreeing):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CuecraftWarning)
+        outcome = LabelFreeSearch().fit(problem_of(causal))
+    assert outcome.agreement == Agreement(pytest.approx(1), pytest.approx(1))
 
 
 def test_labels_are_not_read(causal):
@@ -384,7 +499,8 @@ def test_the_classifier_without_labels(causal, tmp_path):
     assert classifier.outcome_.texts == 6
     manifest = classifier.artifact_.manifest
     assert manifest.method == "label-free"
-    assert manifest.metrics == {}
+    assert manifest.metrics == classifier.outcome_.figures
+    assert set(manifest.metrics) == {"cue_agreement", "lowest_cue_agreement"}
     assert {name: entry.rows for name, entry in manifest.data.items()} == {"unlabelled": 6}
     assert manifest.method_options["prior"] == [0.75, 0.25]
     classifier.save(tmp_path / "artifact")

@@ -62,6 +62,29 @@ def test_labels_in_the_data_are_said_to_be_unused_and_change_nothing(run, tmp_pa
     assert found[0] == found[1] == found[2]
 
 
+def test_cues_that_hardly_agree_cost_one_line_and_leave_their_figure(run, tmp_path, causal_folder):
+    data = write(tmp_path / "texts.jsonl", [{"text": text} for text in TEXT_ONLY])
+    words = ("tune", data, "--unlabeled", "--classes", "bad,good", "--model", causal_folder, "--out", "made", "--json")
+    code, out, err = run(*words)
+    assert code == 0
+    metrics = json.loads(out)["metrics"]
+    names = ("cue_agreement", "lowest_cue_agreement")
+    lines = [line for line in err.splitlines() if "agree little" in line]
+    assert len(lines) == 1
+    assert f"mean kappa {metrics['cue_agreement']:.2f}, not above 0.50" in lines[0]
+    assert lines[0].startswith("warning: ")
+    assert "do not trust this choice; label 16 texts of each class or more and tune with them" in lines[0]
+    assert json.loads(run("show", "made", "--json")[1])["metrics"] == {name: metrics[name] for name in names}
+
+
+def test_cues_that_agree_cost_no_line(run, tmp_path, causal_folder, agreeing):
+    data = write(tmp_path / "texts.jsonl", [{"text": text} for text in TEXT_ONLY])
+    code, out, err = run("tune", data, "--unlabeled", "--classes", "bad,good", "--model", causal_folder, "--json")
+    assert code == 0
+    assert json.loads(out)["metrics"]["cue_agreement"] == pytest.approx(1)
+    assert "trust" not in err
+
+
 BAD = {
     "no classes": ([], "the classes must be named"),
     "one class": (["--classes", "good"], "only one class"),

@@ -319,6 +319,11 @@ class Outcome:
         return self.best is not self.start
 
     @property
+    def figures(self) -> Mapping[str, float]:
+        """What else the method measured, by name, for the manifest's metrics."""
+        return {}
+
+    @property
     def tuned_size(self) -> int:
         """Numbers that were trained, or tokens that were chosen, of the best candidate; 0 where the untuned one won."""
         prompt, reader = self.best.prompt, self.best.reader

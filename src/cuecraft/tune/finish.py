@@ -50,6 +50,7 @@ def make_artifact(
         warnings.warn(_CUT, CuecraftWarning, stacklevel=2)
     if outcome.held_out is not None:
         metrics["held_out_accuracy"] = outcome.held_out.accuracy
+    metrics |= outcome.figures
     labels = problem.task.verbalizer.labels
     return Artifact.create(
         outcome.best.prompt,

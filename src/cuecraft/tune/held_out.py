@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -62,6 +63,15 @@ class HeldOut:
     def losses(self) -> Tensor:
         """Log-losses `[n]` (nats)."""
         return -self.log_probs.gather(1, self.labels[:, None])[:, 0]
+
+    def is_near(self, best: HeldOut, errors: float = 1.0) -> bool:
+        """Tell whether these answers are within so many standard errors of better ones to the same examples.
+
+        By the mean log-loss and the standard error of the paired difference (Breiman et al., 1984, section 3.4.3).
+        """
+        difference = self.losses - best.losses
+        error = float(difference.std()) / math.sqrt(len(difference)) if len(difference) > 1 else 0.0
+        return float(difference.mean()) <= errors * error
 
     def compared_with(self, untuned: HeldOut, seed: int) -> Evidence:
         """Compare these answers with the untuned prompt's to the same examples; `seed` is of the permutation test."""

@@ -112,20 +112,31 @@ def _fit_heads(
     classes = problem.task.verbalizer.num_classes
     train = _features(problem, prompt, reader, problem.train)
     dev = None if problem.dev is None else _features(problem, prompt, reader, problem.dev)
-    unit = float(train.square().mean().sqrt())
-    if not unit > 0:
-        raise MethodError(f"{options.name}: the features are all zero; use another model")
     for step, strength in enumerate(options.inverse_penalties):
         if step and problem.out_of_time():
             break
-        head = fitted_head(train / unit, problem.train.labels, classes, strength, problem.train.weights)
-        head = ClassHead(head.weight / unit, head.bias)
+        head = scaled_head(train, problem.train.labels, classes, strength, problem.train.weights)
         candidate = Candidate(with_head(prompt, head), Calibration.none(classes), reader)
         seen = Score.of(class_scores(train, head), problem.train.labels, problem.train.weights)
         held_out = None
         if problem.dev is not None and dev is not None:
             held_out = Score.of(class_scores(dev, head), problem.dev.labels, problem.dev.weights)
         selection.see(candidate, seen, held_out, phase=options.name, step=step, total=len(options.inverse_penalties))
+
+
+def scaled_head(
+    features: Tensor, labels: Tensor, classes: int, inverse_penalty: float, weights: Tensor | None = None
+) -> ClassHead:
+    """Fit a class head to features divided by their root mean square; arguments as for `fitted_head`.
+
+    Raises:
+        MethodError: the features are all zero, or a class has no example.
+    """
+    unit = float(features.square().mean().sqrt())
+    if not unit > 0:
+        raise MethodError("the features for a class head are all zero; use another model")
+    head = fitted_head(features / unit, labels, classes, inverse_penalty, weights)
+    return ClassHead(head.weight / unit, head.bias)
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Choice of a prompt without labels."""
 
+from cuecraft.search.label_free.agreement import Agreement
 from cuecraft.search.label_free.answers import LabelFreeCalibration
 from cuecraft.search.label_free.pool import TaskType
 from cuecraft.search.label_free.search import (
@@ -12,6 +13,7 @@ from cuecraft.search.label_free.search import (
 )
 
 __all__ = [
+    "Agreement",
     "CueRow",
     "LabelFreeCalibration",
     "LabelFreeOutcome",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -14,9 +15,10 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from cuecraft.data.labels import label_name
-from cuecraft.errors import DataError
+from cuecraft.errors import CuecraftWarning, DataError
 from cuecraft.method import Candidate, Event, Method, Outcome, Problem, require_language_head
 from cuecraft.prompts import HardPrompt
+from cuecraft.search.label_free.agreement import Agreement, agreement_of, distrust
 from cuecraft.search.label_free.answers import Answers, Ids, LabelFreeCalibration, Panel
 from cuecraft.search.label_free.pool import (
     TaskType,
@@ -80,11 +82,19 @@ class LabelFreeOutcome(Outcome):
         task_type: whose cues were in the pool.
         texts: unlabelled texts that chose.
         leaderboard: all cues, the chosen one first.
+        agreement: of the pool's cues about these texts; None where only one cue was read.
     """
 
     task_type: str = ""
     texts: int = 0
     leaderboard: tuple[CueRow, ...] = field(default=(), repr=False)
+    agreement: Agreement | None = None
+
+    @property
+    def figures(self) -> Mapping[str, float]:
+        """The agreement, as `cue_agreement` (its mean) and `lowest_cue_agreement`."""
+        own = self.agreement
+        return {} if own is None else {"cue_agreement": own.mean, "lowest_cue_agreement": own.lowest}
 
 
 class LabelFreeSearch(Method):
@@ -127,6 +137,8 @@ class LabelFreeSearch(Method):
     def fit(self, problem: Problem) -> LabelFreeOutcome:
         """Choose by the training texts; labels, where there are some, are not read.
 
+        Warns by CuecraftWarning where the cues agree too little for the choice to be trusted, or one swaps the classes.
+
         Raises:
             MethodError: the backbone has no language head.
             DataError: there are not as many shares as classes, or the file of cues cannot be read.
@@ -138,6 +150,7 @@ class LabelFreeSearch(Method):
         answers, panel = everything.ask_in_time(list(pool))
         labels = pseudo_labels(answers.probabilities, prior)
         best = int(selector_scores(answers, prior, labels)[self.selector].argmax())
+        agreement = agreement_of(answers.logits, prior, best)
         trace: list[Event] = []
         mutated = answers.select([best])
         with problem.in_time():
@@ -146,6 +159,8 @@ class LabelFreeSearch(Method):
             answers = answers.joined(mutated)
         rows = _leaderboard(answers, selector_scores(answers, prior, labels), self.selector, tokenizer)
         trace += [{"phase": PHASE, "rank": row.rank, "prompt": row.cue, "scores": dict(row.scores)} for row in rows]
+        if doubt := distrust(agreement):
+            warnings.warn(doubt, CuecraftWarning, stacklevel=2)
         untuned = next(row.candidate for row in rows if row.token_ids == problem.initial_ids)
         return LabelFreeOutcome(
             untuned,
@@ -154,6 +169,7 @@ class LabelFreeSearch(Method):
             task_type=self.resolved_type(problem.task),
             texts=len(panel.context),
             leaderboard=rows,
+            agreement=agreement,
         )
 
     def resolved_type(self, task: Task) -> TaskType:

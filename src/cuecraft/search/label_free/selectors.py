@@ -80,9 +80,15 @@ def consensus(p: Tensor, prior: Tensor, labels: Tensor) -> Tensor:
     Mutual information alone also likes a prompt that is sure, text by text, of something else than the classes. What
     most prompts have in common is the classes; so the half that agrees least is ranked behind the other.
     """
-    information, agreement = mutual_information(p, prior), pseudo_label_agreement(p, labels)
+    information = mutual_information(p, prior)
     behind = information.max() - information.min() + 1
-    return information - behind * (agreement < agreement.median())
+    return information - behind * ~agreeing_half(p, labels)
+
+
+def agreeing_half(p: Tensor, labels: Tensor) -> Tensor:
+    """Return which prompts `[T]` agree with the pseudo-labels `[X]` as often as the median prompt, or more often."""
+    agreement = pseudo_label_agreement(p, labels)
+    return agreement >= agreement.median()
 
 
 def input_perplexity(log_likelihood: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -34,7 +35,7 @@ from cuecraft.method import (
 from cuecraft.prompts import HardPrompt
 from cuecraft.search.folds import stratified_folds, texts_of
 from cuecraft.task.verbalizer import default_word
-from cuecraft.tune.auto.contenders import Contender, FirstOrder, Together, WordsAlone
+from cuecraft.tune.auto.contenders import Contender, FirstOrder, Together, WordsAlone, probed
 from cuecraft.tune.auto.crossfit import Trainings
 from cuecraft.tune.auto.plans import PLANS, Preset, configurations
 from cuecraft.tune.auto.starts import Start, Words
@@ -44,6 +45,7 @@ from cuecraft.tune.held_out import HeldOut, gather
 from cuecraft.untuned import untuned_prompt
 
 _READING = 0.25  # of the time limit
+_ONE, _SEVERAL = 1.0, 2.0  # standard errors within which one prompt, or several, may be as good as the best
 
 
 class Auto(Method):
@@ -123,13 +125,17 @@ class _Choice:
         """Gather contenders, those that cost least first."""
         best = starts[0]
         if best.differs:
-            self._try(lambda: self._words_alone(untrained, best))
-        for start in starts[: self.plan.first_order]:
+            self._try(partial(self._words_alone, untrained, best))
+        own = [start for start in starts if not start.differs]  # whatever seems better on so few examples
+        for start in dict.fromkeys([*starts[: self.plan.first_order], *own]) if self.plan.first_order else ():
             if start.has_own_task:
-                self._try(lambda start=start: self._first_order(start))  # type: ignore[misc]
+                if self.plan.heads:
+                    self._try(partial(probed, self.whole, start, self.folds, self.plan.heads))
+                self._try(partial(self._first_order, start))
         trainings = Trainings(self.problem, self.pool, self.folds, untrained.pace, self.options.prompts, self.trace)
-        for configuration in configurations(self.plan, starts, untrained.filler, bool(self.contenders)):
-            self._try(lambda one=configuration: trainings.cross_fit(one))  # type: ignore[misc]
+        has_linear = any(isinstance(one, FirstOrder) for one in self.contenders)
+        for configuration in configurations(self.plan, starts, untrained.filler, has_linear):
+            self._try(partial(trainings.cross_fit, configuration))
         self._join()
 
     def _try(self, attempt: Callable[[], Contender | None]) -> None:
@@ -144,9 +150,12 @@ class _Choice:
             self.refusal = str(error)
             self._note({"phase": "refused", "reason": str(error)})
         if found is not None:
-            self.contenders.append(found)
-            row = found.tried(self.problem.seed)
-            self._note({"phase": "tried", "tried": row.name, "dev_loss": row.loss, "dev_accuracy": row.accuracy})
+            self._add(found)
+
+    def _add(self, contender: Contender) -> None:
+        self.contenders.append(contender)
+        row = contender.tried(self.problem.seed)
+        self._note({"phase": "tried", "tried": row.name, "dev_loss": row.loss, "dev_accuracy": row.accuracy})
 
     def _note(self, event: Event) -> None:
         self.trace.append(event)
@@ -187,19 +196,41 @@ class _Choice:
                 return None
             raise MethodError(f"first-order, {start.name}: its answers are not finite")
         penalty, found = best
+        made = linear.candidate(linear.fitted(range(len(self.pool)), self.whole, penalty))
         name = f"first-order {penalty:g}, {start.name}"
-        return FirstOrder(name, found, time.perf_counter() - begun, start, self.whole, linear, penalty)
+        return FirstOrder(name, found, time.perf_counter() - begun, start, self.whole, penalty, made)
 
     def _join(self) -> None:
-        """Let the best two answer together, where their prompts can."""
-        joining = [one for one in self._ranked() if one.joins][:2]
-        if len(joining) == 2 and sum(one.members for one in joining) <= self.options.prompts:
-            self.contenders.append(Together.of(joining, self.problem.seed))
+        """Let contenders that are as good as the best, as far as so few examples tell, answer together.
+
+        A mean is steadier than a choice among them by the luck of the folds.
+        """
+        ranked = [one for one in self._ranked() if one.joins]
+        parts: list[Contender] = []
+        for one in ranked:
+            fits = sum(part.members for part in (*parts, one)) <= self.options.prompts
+            if fits and self._is_near(one, ranked[0]):
+                parts.append(one)
+        if len(parts) > 1:
+            self._add(Together.of(parts, self.problem.seed))
+
+    def _is_near(self, one: Contender, best: Contender) -> bool:
+        """Tell whether a contender may be as good as the one of least held-out loss.
+
+        What was held out is answered by one prompt, or by one of each part. Where more of them ship, their mean is
+        better than that says, so it has to be clearer that they are worse: two standard errors in place of one.
+        """
+        return self._answers(one).is_near(self._answers(best), _SEVERAL if one.members > 1 else _ONE)
 
     def _ranked(self) -> list[Contender]:
-        """Return the contenders by held-out loss, the least first."""
-        seed = self.problem.seed
-        return sorted(self.contenders, key=lambda one: one.held_out.recalibrated(seed).score.loss)
+        """Return the contenders by held-out loss, the least first; before them those that answer together, if near."""
+        ranked = sorted(self.contenders, key=lambda one: self._answers(one).score.loss)
+        together = [one for one in ranked if isinstance(one, Together) and self._is_near(one, ranked[0])]
+        return together + [one for one in ranked if one not in together]
+
+    def _answers(self, contender: Contender) -> HeldOut:
+        """Return what a contender answers to held-out examples, after a temperature."""
+        return contender.held_out.recalibrated(self.problem.seed)
 
     def _judged(self, untuned: Candidate, untrained: Untrained) -> Outcome:
         """Compare the contender of least loss with the untuned prompt; the first that is better ships."""

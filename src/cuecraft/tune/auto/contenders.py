@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
 
+from cuecraft.backbone.readout import class_scores
 from cuecraft.evidence import Tried
 from cuecraft.method import Candidate, Problem
+from cuecraft.prompts import Calibration, HardPrompt
+from cuecraft.search.folds import Fold
 from cuecraft.tune.auto.starts import Start
-from cuecraft.tune.first_order import Linearised
-from cuecraft.tune.held_out import HeldOut
+from cuecraft.tune.held_out import HeldOut, gather
+from cuecraft.tune.probe import scaled_head
 
 
 @dataclass(eq=False)
@@ -97,14 +102,14 @@ class FirstOrder(Contender):
     Args:
         start: the words that its offsets are added to.
         whole: the problem with all examples to learn from.
-        linear: the linear model over these examples.
         penalty: the one that was chosen.
+        fitted: the fit to all examples.
     """
 
     start: Start
     whole: Problem
-    linear: Linearised
     penalty: float
+    fitted: Candidate
 
     @property
     def members(self) -> int:
@@ -118,11 +123,79 @@ class FirstOrder(Contender):
 
     def made(self) -> Candidate:
         """Return the fit to all examples."""
-        return self.linear.candidate(self.linear.fitted(range(len(self.whole.train)), self.whole, self.penalty))
+        return self.fitted
 
     def words(self) -> Candidate:
         """Return the words, calibrated on all examples."""
         return self.start.on(self.whole)
+
+
+@dataclass(eq=False)
+class ProbedWords(Contender):
+    """A class head on the features that starting words lead to, with the penalty of least held-out loss.
+
+    Args:
+        start: the words.
+        whole: the problem with all examples to learn from.
+        features: `[N, d]` of all examples.
+        inverse_penalty: the one that was chosen.
+    """
+
+    start: Start
+    whole: Problem
+    features: Tensor
+    inverse_penalty: float
+
+    @property
+    def members(self) -> int:
+        """One."""
+        return 1
+
+    @property
+    def joins(self) -> bool:
+        """Always: a class head needs no label words."""
+        return True
+
+    def made(self) -> Candidate:
+        """Return the words with a head that is fitted to all examples."""
+        data, classes = self.whole.train, self.whole.task.verbalizer.num_classes
+        head = scaled_head(self.features, data.labels, classes, self.inverse_penalty, data.weights)
+        return Candidate(HardPrompt(self.start.token_ids, head), Calibration.none(classes))
+
+    def words(self) -> Candidate:
+        """Return the words, calibrated on all examples."""
+        return self.start.on(self.whole)
+
+
+@torch.no_grad()
+def probed(whole: Problem, start: Start, folds: Sequence[Fold], inverse_penalties: Sequence[float]) -> ProbedWords:
+    """Fit class heads to the features of starting words, without each fold in turn.
+
+    Args:
+        whole: the problem with all examples to learn from.
+        start: the words, with the task's own label words.
+        folds: which examples are held out in turn.
+        inverse_penalties: values of scikit-learn's C; the one of least held-out loss is taken.
+
+    Raises:
+        MethodError: the features are all zero.
+    """
+    begun = time.perf_counter()
+    data, classes = whole.train, whole.task.verbalizer.num_classes
+    features = whole.backbone.features(data.context, HardPrompt(start.token_ids)).float()
+
+    def answers(inverse_penalty: float) -> HeldOut:
+        parts = []
+        for fold in folds:
+            rows = fold.train
+            head = scaled_head(features[rows], data.labels[rows], classes, inverse_penalty, data.weights_of(rows))
+            parts.append(class_scores(features[fold.held_out], head).double().log_softmax(-1).cpu())
+        return gather(parts, data.labels, folds)
+
+    rated = {strength: answers(strength) for strength in inverse_penalties}
+    best = min(rated, key=lambda strength: rated[strength].score.loss)
+    seconds = time.perf_counter() - begun
+    return ProbedWords(f"class head {best:g}, {start.name}", rated[best], seconds, start, whole, features, best)
 
 
 @dataclass(eq=False)

@@ -33,52 +33,59 @@ _SURPRISES = 1.2  # times as long as it is expected to take
 
 @dataclass(frozen=True)
 class Configuration:
-    """What one training does.
+    """What the trainings on folds do.
 
     Args:
-        start: where it starts.
+        starts: where they start, in turn; all with the same label words.
         training: the kind of training and its options.
     """
 
-    start: Start
+    starts: tuple[Start, ...]
     training: OffsetTraining | EmbeddingTraining
 
     @property
     def name(self) -> str:
         """As shown."""
-        return f"{self.training.name} {self.training.learning_rate:g} x {self.training.epochs}, {self.start.name}"
+        names = ", ".join(start.name for start in self.starts)
+        return f"{self.training.name} {self.training.learning_rate:g} x {self.training.epochs}, {names}"
 
     @property
-    def length(self) -> int:
-        """Tokens of the prompt that is trained."""
-        return len(self.start.token_ids)
+    def first(self) -> Start:
+        """The most promising start."""
+        return self.starts[0]
+
+    def start_of(self, fold: int) -> Start:
+        """Return where the training on a fold starts."""
+        return self.starts[fold % len(self.starts)]
+
+    @property
+    def length(self) -> float:
+        """Tokens of the prompts that are trained, on average."""
+        return sum(len(start.token_ids) for start in self.starts) / len(self.starts)
 
     def shortened(self, epochs: int) -> Configuration:
         """Return it with other epochs; its learning rate falls to zero over these."""
         return replace(self, training=self.training.model_copy(update={"epochs": epochs}))
 
     def trained(self, parts: Sequence[tuple[Problem, Candidate]]) -> list[Latest]:
-        """Train from starts, side by side, or one after the other where they share no pass.
+        """Train from starts, side by side.
 
         Args:
-            parts: problems, with the start's label words, of which only the training part is looked at; and the start's
-                candidate for each.
+            parts: problems, with the label words of the start, of which only the training part is looked at; and the
+                candidate of the start for each.
         """
         problems = [own for own, _ in parts]
         # A state on disk must not serve another training: with a time limit their order differs from run to run.
         key = digest(
             {
-                "start": self.start.name,
+                "starts": [start.name for start in self.starts],
                 "training": [self.training.name, self.training.model_dump(mode="json")],
                 "parts": [[own.seed, len(own.train)] for own in problems],
             }
         )
         kept = problems[0].checkpoints and problems[0].checkpoints.within(key[:16])
         selections = [Latest(replace(own, dev=None, checkpoints=kept)) for own in problems]
-        pairs = list(zip((start for _, start in parts), selections, strict=True))
-        together = problems[0].backbone.share_passes([(own.train.context, start.prompt) for own, start in parts])
-        for group in [pairs] if together else [[pair] for pair in pairs]:
-            self.training.refine_side_by_side(group)
+        self.training.refine_side_by_side(list(zip((start for _, start in parts), selections, strict=True)))
         return selections
 
 
@@ -121,7 +128,7 @@ class CrossFit(Contender):
     @property
     def _ship_as_they_are(self) -> bool:
         """Whether what was trained on the folds ships, and not one or more trainings on all examples."""
-        return self.configuration.start.has_own_task and len(self.candidates) <= self.most
+        return self.configuration.first.has_own_task and len(self.candidates) <= self.most
 
     @property
     def members(self) -> int:
@@ -131,7 +138,7 @@ class CrossFit(Contender):
     @property
     def joins(self) -> bool:
         """Whether the label words are the task's own."""
-        return self.configuration.start.has_own_task
+        return self.configuration.first.has_own_task
 
     def made(self) -> Candidate:
         """Return the prompts of the folds, or one that is trained on all examples now, as far as there is time."""
@@ -146,7 +153,7 @@ class CrossFit(Contender):
 
     def words(self) -> Candidate:
         """Return the words that it starts from, calibrated on all examples."""
-        return self.configuration.start.on(self.trainings.whole)
+        return self.configuration.first.on(self.trainings.whole)
 
 
 class Trainings:
@@ -184,7 +191,7 @@ class Trainings:
     def _in_time(self, configuration: Configuration) -> Configuration | None:
         """Return a configuration with as many epochs as there is time for; None where that is not even one."""
         learnt = len(self._folds) - 1
-        ships = configuration.start.has_own_task and len(self._folds) <= self._most
+        ships = configuration.first.has_own_task and len(self._folds) <= self._most
         each = configuration.length * self._pace * _PASSES * (learnt if ships else learnt + 1)
         after, epochs = self._afterwards(configuration), range(configuration.training.epochs, 0, -1)
         fitting = next((count for count in epochs if not self._problem.out_of_time(count * each + after)), None)
@@ -199,13 +206,12 @@ class Trainings:
         own = fold_problem(self._problem, self._pool, self._folds, number)
         after = self._afterwards(configuration)
         own = replace(own, out_of_time=lambda reserve=0.0: self._problem.out_of_time(reserve + after))
-        return configuration.start.label_words.chosen(own)
+        return configuration.first.label_words.chosen(own)
 
     def _cross_fitted(self, configuration: Configuration) -> CrossFit | None:
         begun = time.perf_counter()
-        start = configuration.start
         owns = [self._fold(configuration, number) for number in range(len(self._folds))]
-        starts = [start.candidate(own) for own in owns]
+        starts = [configuration.start_of(number).candidate(own) for number, own in enumerate(owns)]
         found = configuration.trained(list(zip(owns, starts, strict=True)))
         for number, own in enumerate(found):
             self._trace += [event | {"configuration": configuration.name, "fold": number} for event in own.trace]
@@ -242,7 +248,7 @@ class Trainings:
 
     def on_all(self, configuration: Configuration, share: float) -> Candidate | None:
         """Return what a training on all examples makes; None where the time ended before its last epoch."""
-        start = configuration.start
+        start = configuration.first
         own = start.label_words.chosen(self.whole)
         first = start.candidate(own)
         (found,) = configuration.trained([(replace(own, seed=derived_seed(own.seed, "refit")), first)])

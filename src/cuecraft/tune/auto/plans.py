@@ -42,43 +42,47 @@ class Plan:
         folds: of the cross-validation.
         cues: hand-written cues that are tried as starting words.
         searches_words: whether other label words are tried.
+        heads: inverse penalties of class heads on starting words (scikit-learn's C).
         penalties: of first-order deep cues.
-        first_order: starting words that a first-order deep cue is fitted over.
+        first_order: starting words that class heads and first-order cues are fitted over, next to the untuned ones;
+            0 for none at all.
         deep: schedules of the deep cue, in the order in which they are tried.
         soft: schedules of prompt tuning.
-        starts: how many starting words are trained from, with the first schedule.
-        longer: tokens by which the starting words are made longer, tried with the first schedule; 0 for not at all.
-        searches_prompts: whether a discrete search is tried, whose words are then trained.
-        otherwise: the schedule where nothing else is there to ship, as with a class head, which has no first-order cue.
+        alone: whether the best starting words alone are trained from too, these with tokens in front of them, and words
+            that a discrete search finds.
+        longer: tokens that are put in front of them.
+        otherwise: the schedule where no first-order deep cue could be fitted, as to a model that has a class head only.
         examples: labelled examples that are used, at most.
     """
 
     folds: int
     cues: int
     searches_words: bool
+    heads: tuple[float, ...]
     penalties: tuple[float, ...]
     first_order: int
     deep: tuple[Schedule, ...]
     soft: tuple[Schedule, ...]
-    starts: int
+    alone: bool
     longer: int
-    searches_prompts: bool
     otherwise: Schedule
     examples: int
 
+
+_HEADS = (0.01, 0.1, 1.0, 10.0, 100.0)
 
 PLANS = {
     Preset.FAST: Plan(
         folds=4,
         cues=0,
         searches_words=False,
+        heads=_HEADS,
         penalties=(0.1, 0.3, 1.0, 3.0, 10.0),
         first_order=1,
         deep=(),
         soft=(),
-        starts=1,
+        alone=False,
         longer=0,
-        searches_prompts=False,
         otherwise=Schedule(0.1, 8),
         examples=192,
     ),
@@ -86,13 +90,13 @@ PLANS = {
         folds=4,
         cues=12,
         searches_words=False,
+        heads=_HEADS,
         penalties=(0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
         first_order=1,
         deep=(Schedule(0.1, 12),),
         soft=(),
-        starts=1,
+        alone=False,
         longer=0,
-        searches_prompts=False,
         otherwise=Schedule(0.1, 12),
         examples=512,
     ),
@@ -100,47 +104,47 @@ PLANS = {
         folds=5,
         cues=48,
         searches_words=True,
+        heads=_HEADS,
         penalties=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
         first_order=4,
         deep=(Schedule(0.1, 16), Schedule(0.03, 16), Schedule(0.3, 8)),
         soft=(Schedule(0.02, 16),),
-        starts=3,
+        alone=True,
         longer=6,
-        searches_prompts=True,
         otherwise=Schedule(0.1, 16),
         examples=2048,
     ),
 }
 
 
-def configurations(plan: Plan, starts: Sequence[Words], filler: Sequence[int], has_other: bool) -> list[Configuration]:
+def configurations(plan: Plan, starts: Sequence[Words], filler: Sequence[int], has_linear: bool) -> list[Configuration]:
     """Return what is trained, the most promising first.
 
     Args:
         plan: the preset's.
         starts: starting words, the most promising first.
         filler: token ids to make starting words longer.
-        has_other: whether something else is there to ship.
+        has_linear: whether a first-order deep cue is there to ship.
     """
-    best = starts[0]
-    schedules = plan.deep or (() if has_other else (plan.otherwise,))
+    best, own_task = starts[0], starts[0].has_own_task
+    schedules = plan.deep or (() if has_linear else (plan.otherwise,))
+    several = tuple(start for start in starts[: plan.folds] if start.has_own_task == own_task)
 
-    def deep(start: Start, schedule: Schedule) -> Configuration:
+    def deep(schedule: Schedule, *own: Start) -> Configuration:
         options = OffsetTraining(learning_rate=schedule.rate, epochs=schedule.epochs, schedule="linear")
-        return Configuration(start, options)
+        return Configuration(own, options)
 
-    def soft(start: Start, schedule: Schedule) -> Configuration:
+    def soft(schedule: Schedule, *own: Start) -> Configuration:
         options = EmbeddingTraining(learning_rate=schedule.rate, epochs=schedule.epochs, schedule="linear")
-        return Configuration(start, options)
+        return Configuration(own, options)
 
-    found = [deep(best, schedule) for schedule in schedules] + [soft(best, schedule) for schedule in plan.soft]
-    for first in schedules[:1]:
-        found += [deep(start, first) for start in starts[1 : plan.starts]]
-        if plan.longer:
-            longer = tuple(filler[n % len(filler)] for n in range(plan.longer))
-            name = f"{best.name}, {plan.longer} tokens longer"
-            found.append(deep(Words(name, best.label_words, (*longer, *best.token_ids), differs=True), first))
-        if plan.searches_prompts:
-            name = f"search from {best.name}"
-            found.append(deep(SearchedPrompt(name, best.label_words, best.token_ids, AutoPrompt()), first))
+    found = [deep(schedule, *several) for schedule in schedules] + [soft(schedule, *several) for schedule in plan.soft]
+    for first in schedules[:1] if plan.alone else ():
+        if len(several) > 1:
+            found.append(deep(first, best))
+        longer = tuple(filler[n % len(filler)] for n in range(plan.longer))
+        name = f"{best.name}, {plan.longer} tokens longer"
+        found.append(deep(first, Words(name, best.label_words, (*longer, *best.token_ids), differs=True)))
+        name = f"search from {best.name}"
+        found.append(deep(first, SearchedPrompt(name, best.label_words, best.token_ids, AutoPrompt())))
     return found
