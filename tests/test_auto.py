@@ -63,7 +63,6 @@ def test_what_ships_are_the_prompts_of_the_folds_with_one_temperature(kind, monk
     """Probabilities are the plain mean of what each prompt answers; the temperature is that of held-out answers."""
     planned(monkeypatch, replace(ONE, folds=4))
     monkeypatch.setattr(Evidence, "is_better", True)  # whatever the folds say
-    monkeypatch.setattr(choice, "is_better", lambda *_: True)
     contenders = crossfitted(monkeypatch)
     problem = tiny_problem(request.getfixturevalue(kind))
     outcome = auto().fit(problem)
@@ -97,7 +96,6 @@ def test_only_one_prompt_ships_where_one_may(causal, monkeypatch):
     """It is trained once, on all examples."""
     planned(monkeypatch, ONE)
     monkeypatch.setattr(Evidence, "is_better", True)
-    monkeypatch.setattr(choice, "is_better", lambda *_: True)
     contenders = crossfitted(monkeypatch)
     problem = tiny_problem(causal)
     outcome = auto(prompts=1).fit(problem)
@@ -152,13 +150,22 @@ def test_copies_of_one_text_are_too_few_to_check_on(causal, tiny_plans):
 
 
 def test_what_was_measured_on_fewer_examples_ranks_behind_and_sets_no_mark(causal, tiny_plans, monkeypatch):
-    marks, plain_judge = [], choice.judge
+    marks, plain_judge, plain_starts = [], choice.judge, Untrained.starts
+    lucky = Tried("words lucky", 0.01, 1.0, None, 2, 4, 0.1)
+
+    def starts(self):
+        found = plain_starts(self)
+        self.tried.append(lucky)
+        return found
+
     monkeypatch.setattr(untrained_module, "_SCREENED", 4)
+    monkeypatch.setattr(Untrained, "starts", starts)
     monkeypatch.setattr(choice, "judge", lambda *asked: marks.append(asked[2]) or plain_judge(*asked))
     tried = auto().fit(tiny_problem(causal)).tried
     assert {row.rows for row in tried if row.name.startswith("words ")} == {4}
     assert [row.rows for row in tried] == sorted((row.rows for row in tried), reverse=True)
     assert marks == [max(row.accuracy for row in tried if row.rows == len(TEXTS))]
+    assert marks[0] < lucky.accuracy
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_one_others(causal, tiny_plans, tmp_path):

@@ -125,8 +125,8 @@ def test_a_class_head_has_no_first_order_cue_and_is_trained_otherwise(sequence, 
     planned(monkeypatch, replace(ONE, first_order=1, deep=()))
     outcome = auto().fit(tiny_problem(sequence))
     assert [name.split(", 5")[0].split(", 7")[0] for name in ran(outcome)] == [OTHERWISE]
-    (refused,) = [event for event in outcome.trace if event["phase"] == "refused"]
-    assert "first-order deep cue needs a causal or masked language model" in refused["reason"]
+    assert not [event for event in outcome.trace if event["phase"] == "refused"]
+    assert not any(row.name.startswith("first-order") for row in outcome.tried)
 
 
 def test_where_gradients_do_not_fit_into_memory_a_training_is_tried(causal, monkeypatch):
@@ -238,7 +238,7 @@ def test_together_they_answer_what_is_made_of_them(kind, monkeypatch, request):
     _, linear = first_order(problem, monkeypatch)
     trained = trainings_of(problem, folds=4).cross_fit(deep(problem))
     found = Together.of([trained, linear], problem.seed)
-    made = found.made()
+    made = found.shipped(problem.in_time)
     assert len(made.prompts) == found.members == 5
     prompts, calibrations = [], []
     for part in (trained, linear):
@@ -268,6 +268,20 @@ def test_the_best_two_join_where_as_many_prompts_may_ship(folds, most, joined, c
     assert single[0].loss < single[1].loss
     names = [row.name for row in outcome.tried if row.name.startswith("together")]
     assert names == ([f"together: {single[0].name}; {single[1].name}"] if joined else [])
+
+
+def test_the_best_two_of_those_that_can_join(causal, tiny_plans):
+    problem = tiny_problem(causal)
+    own, labels = _Choice(problem, auto()), problem.pool.labels
+    rights = (("best", 0.9, False), ("third", 0.7, True), ("second", 0.8, True), ("fourth", 0.6, True))
+    own.contenders = [
+        Given(name, answers([right, *[right - 0.05] * 7], labels), 1.0, can_join=can) for name, right, can in rights
+    ]
+    own._join()
+    assert own.contenders[-1].name == "together: second; third"
+    own.contenders = own.contenders[:2]
+    own._join()
+    assert len(own.contenders) == 2
 
 
 def test_what_has_other_label_words_joins_none(causal):

@@ -240,14 +240,17 @@ def test_a_training_that_is_cut_leaves_time_for_its_answers(causal, monkeypatch)
     assert 100 < watch.now < 126
 
 
-@pytest.mark.parametrize("shares_passes", [True, False])
-def test_a_training_that_is_cut_in_its_first_epoch_does_not_compete(shares_passes, causal, monkeypatch):
-    """What was not trained has no place under the name of a training."""
+@pytest.mark.parametrize(
+    ("shares_passes", "last", "expected"),
+    [(True, 0, [0, 0]), (False, 0, [0, 0]), (False, 4, [0, 1, 2, 3, 4, 0])],
+)
+def test_where_one_is_cut_before_its_first_epoch_none_competes(shares_passes, last, expected, causal, monkeypatch):
+    """What was not trained has no place under the name of a training; side by side, or one after the other."""
     monkeypatch.setattr(CausalBackbone, "share_passes", lambda self, parts: shares_passes)
     seen = watched(monkeypatch, 4)
-    problem = replace(tiny_problem(causal), out_of_time=lambda reserve=0.0: bool(seen))
+    problem = replace(tiny_problem(causal), out_of_time=lambda reserve=0.0: last in seen)
     assert trainings_of(problem).cross_fit(deep(problem)) is None
-    assert seen == [0, 0]
+    assert seen == expected
 
 
 @pytest.mark.parametrize("cut", [0, 2, 4])
@@ -269,7 +272,6 @@ def test_where_the_time_ends_after_what_ships_is_made_it_ships(contender, causal
     """Only the words that it began with were not calibrated any more."""
     planned(monkeypatch, ONE if contender is CrossFit else replace(ONE, deep=(), first_order=1, heads=()))
     monkeypatch.setattr(Evidence, "is_better", True)
-    monkeypatch.setattr("cuecraft.tune.auto.choice.is_better", lambda *_: True)
     problem = tiny_problem(causal)
     whole = auto().fit(problem)
 
@@ -291,7 +293,6 @@ def test_where_the_time_ends_after_what_ships_is_made_it_ships(contender, causal
 def test_where_the_time_ends_while_it_is_made_what_was_checked_ships(contender, ships, causal, monkeypatch):
     planned(monkeypatch, ONE if contender is CrossFit else replace(ONE, deep=(), first_order=1, heads=()))
     monkeypatch.setattr(Evidence, "is_better", True)
-    monkeypatch.setattr("cuecraft.tune.auto.choice.is_better", lambda *_: True)
 
     def ended(self):
         raise OutOfTimeError
@@ -365,6 +366,15 @@ def test_a_run_with_fewer_epochs_does_not_lend_its_trainings_to_one_with_more(ca
         assert_same_prompt(one.prompt, other.prompt, 0.0)
 
 
+def test_trainings_on_folds_do_not_lend_their_states_to_one_on_all_examples(causal, tmp_path):
+    problem = tiny_problem(causal)
+    kept = replace(problem, checkpoints=Checkpoints(Keeping(tmp_path, seconds=0.0), "key"))
+    for _ in range(2):  # trained, then as it is on disk
+        found = trainings_of(kept, most=1).cross_fit(deep(problem))
+        expected, _ = by_hand(found.configuration, causal, problem.pool, found.share)
+        assert_same_prompt(found.made().prompt, expected)
+
+
 @pytest.mark.parametrize("finds", [True, False])
 def test_searched_label_words_are_those_of_all_examples_found_before_the_time_ends(finds, causal, monkeypatch):
     """On folds each has its own; what ships is found in all examples, or nothing of the kind ships."""
@@ -383,7 +393,6 @@ def test_searched_label_words_are_those_of_all_examples_found_before_the_time_en
     monkeypatch.setattr(LabelWordSearch, "search", search)
     monkeypatch.setattr(Untrained, "_is_clear", lambda self, found, own, among: among == 1)
     monkeypatch.setattr(Evidence, "is_better", True)
-    monkeypatch.setattr("cuecraft.tune.auto.choice.is_better", lambda *_: True)
     monkeypatch.setattr(OffsetTraining, "refine_side_by_side", ended)
     problem = replace(tiny_problem(causal), out_of_time=lambda reserve=0.0: bool(held))
     outcome = auto().fit(problem)
