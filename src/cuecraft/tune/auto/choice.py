@@ -106,6 +106,7 @@ class _Choice:
             cut, _ = untuned_prompt(self.whole, CalibrationKind.NONE)
             reason = "the time limit ended before the untuned prompt was measured, so nothing was tried"
             return self._untuned_ships(cut, Verdict("untuned", reason), None, [])
+        self._try_over(untrained.own)
         starts = untrained.starts()
         self.trace += untrained.trace
         self._try_all(untrained, starts)
@@ -128,19 +129,22 @@ class _Choice:
         best = starts[0]
         if best.differs:
             self._try(partial(self._words_alone, untrained, best))
-        # The untuned words too, whatever seems better on so few examples.
-        several = [start for start in starts[: self.plan.first_order] if start.has_own_task]
-        for start in dict.fromkeys([*several, untrained.own]) if self.plan.first_order else ():
-            if self.plan.heads:
-                self._try(partial(probed, self.whole, start, self.folds, self.plan.heads))
-            if self.problem.backbone.head_kind is not HeadKind.SEQUENCE:
-                self._try(partial(self._first_order, start))
+        for start in starts[: self.plan.first_order]:
+            if start.has_own_task and start != untrained.own:
+                self._try_over(start)
         trainings = Trainings(self.problem, self.pool, self.folds, untrained.pace, self.options.prompts, self.trace)
         has_linear = any(isinstance(one, FirstOrder) for one in self.contenders)
         together = len(self.folds) if len(self.folds) <= self.options.prompts else 1
         for configuration in configurations(self.plan, starts[:together], untrained.filler, has_linear):
             self._try(partial(trainings.cross_fit, configuration))
         self._join()
+
+    def _try_over(self, start: Words) -> None:
+        """Fit a class head and a first-order deep cue over words, which have the task's own label words."""
+        if self.plan.first_order and self.plan.heads:
+            self._try(partial(probed, self.whole, start, self.folds, self.plan.heads))
+        if self.plan.first_order and self.problem.backbone.head_kind is not HeadKind.SEQUENCE:
+            self._try(partial(self._first_order, start))
 
     def _try(self, attempt: Callable[[], Contender | None]) -> None:
         """Add a contender, unless the time ends before or the backbone refuses it."""
