@@ -270,20 +270,6 @@ def test_the_best_two_join_where_as_many_prompts_may_ship(folds, most, joined, c
     assert names == ([f"together: {single[0].name}; {single[1].name}"] if joined else [])
 
 
-def test_the_best_two_of_those_that_can_join(causal, tiny_plans):
-    problem = tiny_problem(causal)
-    own, labels = _Choice(problem, auto()), problem.pool.labels
-    rights = (("best", 0.9, False), ("third", 0.7, True), ("second", 0.8, True), ("fourth", 0.6, True))
-    own.contenders = [
-        Given(name, answers([right, *[right - 0.05] * 7], labels), 1.0, can_join=can) for name, right, can in rights
-    ]
-    own._join()
-    assert own.contenders[-1].name == "together: second; third"
-    own.contenders = own.contenders[:2]
-    own._join()
-    assert len(own.contenders) == 2
-
-
 def test_what_has_other_label_words_joins_none(causal):
     problem = tiny_problem(causal)
     searched = words(problem, label_words=SearchedWords(LabelWordSearch(), problem.initial_ids))
@@ -337,7 +323,7 @@ def test_the_one_of_least_loss_whose_accuracy_is_no_less_ships(causal, monkeypat
     assert outcome.verdict.ships == "untuned"
     assert "accuracy fell, so the untuned prompt ships" in outcome.verdict.reason
     assert outcome.verdict.evidence.loss == narrow.held_out.score.loss
-    assert outcome.held_out.loss == pytest.approx(untuned.untuned_loss)
+    assert outcome.held_out.loss == outcome.verdict.evidence.untuned_loss
     outcome = judged(problem, monkeypatch, [worse])
     assert outcome.verdict.ships == "untuned"
     assert "log-loss did not fall" in outcome.verdict.reason

@@ -155,6 +155,7 @@ def test_a_gain_by_a_temperature_alone_is_none(causal, monkeypatch):
     labels = problem.pool.labels[order]
     sure = answers([0.999, 0.001, 0.998, 0.002] * 2, labels)
     monkeypatch.setattr(Untrained, "best", property(lambda self: sure))
+    monkeypatch.setattr(Untrained, "measure", lambda self: Candidate(HardPrompt((4,)), Calibration.none(2)))
     twin = Given("twin", sure, 0.0, can_join=False, candidate=Candidate(HardPrompt((5,)), Calibration.none(2)))
     monkeypatch.setattr(_Choice, "_try_all", lambda self, *_: setattr(self, "contenders", [twin]))
     outcome = auto().fit(problem)
