@@ -1,4 +1,4 @@
-"""Whether a choice without labels can be trusted, told from how far the cues agree about the same texts.
+"""Whether a choice without labels can be trusted, by how far the cues agree about the same texts.
 
 What cues have in common beyond chance is all that a choice without labels can go by. Where they hardly agree, most of
 them are wrong about most texts, and nothing in the texts says which one is right. Nor does anything say which is right

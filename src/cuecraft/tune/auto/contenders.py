@@ -82,8 +82,8 @@ class Contender(ABC):
 
 
 @dataclass(eq=False)
-class WordsAlone(Contender):
-    """Starting words as they are, calibrated.
+class OverWords(Contender):
+    """One prompt over starting words.
 
     Args:
         start: the words.
@@ -103,40 +103,31 @@ class WordsAlone(Contender):
         """Whether the label words are the task's own."""
         return self.start.has_own_task
 
-    def made(self) -> Candidate:
+    def words(self) -> Candidate:
         """Return the words, calibrated on all examples."""
         return self.start.on(self.whole)
 
-    def words(self) -> Candidate:
-        """Return the same."""
-        return self.made()
+
+@dataclass(eq=False)
+class WordsAlone(OverWords):
+    """Starting words as they are, calibrated."""
+
+    def made(self) -> Candidate:
+        """Return the words, calibrated on all examples."""
+        return self.words()
 
 
 @dataclass(eq=False)
-class FirstOrder(Contender):
+class FirstOrder(OverWords):
     """A first-order deep cue, with the penalty of least held-out loss.
 
     Args:
-        start: the words that its offsets are added to.
-        whole: the problem with all examples to learn from.
         penalty: the one that was chosen.
         fitted: the fit to all examples.
     """
 
-    start: Start
-    whole: Problem
     penalty: float
     fitted: Candidate
-
-    @property
-    def members(self) -> int:
-        """One."""
-        return 1
-
-    @property
-    def joins(self) -> bool:
-        """Always: it is made over the task's own label words only."""
-        return True
 
     def made(self) -> Candidate:
         """Return the fit to all examples."""
@@ -146,46 +137,24 @@ class FirstOrder(Contender):
         """Return the same: nothing is left to do."""
         return self.fitted
 
-    def words(self) -> Candidate:
-        """Return the words, calibrated on all examples."""
-        return self.start.on(self.whole)
-
 
 @dataclass(eq=False)
-class ProbedWords(Contender):
+class ProbedWords(OverWords):
     """A class head on the features that starting words lead to, with the penalty of least held-out loss.
 
     Args:
-        start: the words.
-        whole: the problem with all examples to learn from.
         features: `[N, d]` of all examples.
         inverse_penalty: the one that was chosen.
     """
 
-    start: Start
-    whole: Problem
     features: Tensor
     inverse_penalty: float
-
-    @property
-    def members(self) -> int:
-        """One."""
-        return 1
-
-    @property
-    def joins(self) -> bool:
-        """Always: a class head needs no label words."""
-        return True
 
     def made(self) -> Candidate:
         """Return the words with a head that is fitted to all examples."""
         data, classes = self.whole.train, self.whole.task.verbalizer.num_classes
         head = scaled_head(self.features, data.labels, classes, self.inverse_penalty, data.weights)
         return Candidate(HardPrompt(self.start.token_ids, head), Calibration.none(classes))
-
-    def words(self) -> Candidate:
-        """Return the words, calibrated on all examples."""
-        return self.start.on(self.whole)
 
 
 @torch.no_grad()
