@@ -1,7 +1,7 @@
 """`auto`: what may ship, made without training or of several parts, and which of them ships."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +9,8 @@ import torch
 from auto_parts import (
     ONE,
     TINY,
+    Given,
+    answers,
     auto,
     deep,
     flipped,
@@ -27,7 +29,7 @@ from cuecraft.tune import make_method
 from cuecraft.tune.auto import choice, crossfit
 from cuecraft.tune.auto import contenders as contenders_module
 from cuecraft.tune.auto.choice import _Choice
-from cuecraft.tune.auto.contenders import Contender, Together, WordsAlone
+from cuecraft.tune.auto.contenders import Together, WordsAlone
 from cuecraft.tune.auto.starts import SearchedWords
 from cuecraft.tune.auto.untrained import Untrained
 from cuecraft.tune.deep_cue import OffsetTraining
@@ -185,36 +187,6 @@ def test_penalties_that_were_checked_before_the_time_ended_compete(done, causal,
     assert torch.equal(found.held_out.log_probs, expected.held_out.log_probs)
 
 
-@dataclass(eq=False)
-class Given(Contender):
-    """A contender whose answers are given."""
-
-    count: int = 1
-    can_join: bool = True
-    candidate: object = None
-
-    @property
-    def members(self):
-        return self.count
-
-    @property
-    def joins(self):
-        return self.can_join
-
-    def made(self):
-        return self.candidate
-
-    def words(self):
-        return self.candidate
-
-
-def answers(right, labels):
-    """Return held-out answers that give the true class a probability."""
-    own = torch.as_tensor(right, dtype=torch.float64)
-    log_probs = torch.stack([1 - own, own], 1).log()
-    return HeldOut(torch.where(labels[:, None] == 1, log_probs, log_probs.flip(1)), labels, (4, 4))
-
-
 def test_prompts_of_several_answer_together_each_counting_alike():
     generator = torch.Generator().manual_seed(3)
     labels = torch.tensor([0, 1] * 4)
@@ -268,20 +240,6 @@ def test_the_best_two_join_where_as_many_prompts_may_ship(folds, most, joined, c
     assert single[0].loss < single[1].loss
     names = [row.name for row in outcome.tried if row.name.startswith("together")]
     assert names == ([f"together: {single[0].name}; {single[1].name}"] if joined else [])
-
-
-def test_the_best_two_of_those_that_can_join(causal, tiny_plans):
-    problem = tiny_problem(causal)
-    own, labels = _Choice(problem, auto()), problem.pool.labels
-    rights = (("best", 0.9, False), ("third", 0.7, True), ("second", 0.8, True), ("fourth", 0.6, True))
-    own.contenders = [
-        Given(name, answers([right, *[right - 0.05] * 7], labels), 1.0, can_join=can) for name, right, can in rights
-    ]
-    own._join()
-    assert own.contenders[-1].name == "together: second; third"
-    own.contenders = own.contenders[:2]
-    own._join()
-    assert len(own.contenders) == 2
 
 
 def test_what_has_other_label_words_joins_none(causal):
