@@ -63,7 +63,6 @@ def test_what_ships_are_the_prompts_of_the_folds_with_one_temperature(kind, monk
     """Probabilities are the plain mean of what each prompt answers; the temperature is that of held-out answers."""
     planned(monkeypatch, replace(ONE, folds=4))
     monkeypatch.setattr(Evidence, "is_better", True)  # whatever the folds say
-    monkeypatch.setattr(choice, "is_better", lambda *_: True)
     contenders = crossfitted(monkeypatch)
     problem = tiny_problem(request.getfixturevalue(kind))
     outcome = auto().fit(problem)
@@ -97,7 +96,6 @@ def test_only_one_prompt_ships_where_one_may(causal, monkeypatch):
     """It is trained once, on all examples."""
     planned(monkeypatch, ONE)
     monkeypatch.setattr(Evidence, "is_better", True)
-    monkeypatch.setattr(choice, "is_better", lambda *_: True)
     contenders = crossfitted(monkeypatch)
     problem = tiny_problem(causal)
     outcome = auto(prompts=1).fit(problem)

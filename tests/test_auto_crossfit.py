@@ -324,7 +324,6 @@ def test_label_words_found_in_all_examples_reach_the_artifact(ships, causal, mon
         monkeypatch.setattr("cuecraft.tune.auto.choice._Choice._words_alone", lambda *_: None)
     at(1.0, monkeypatch)
     monkeypatch.setattr("cuecraft.tune.auto.untrained.Untrained._is_clear", lambda self, found, own, among: among == 1)
-    monkeypatch.setattr("cuecraft.tune.auto.choice.is_better", lambda *_: True)
     monkeypatch.setattr("cuecraft.evidence.Evidence.is_better", True)
     contenders = crossfitted(monkeypatch)
     problem = tiny_problem(causal)

@@ -269,7 +269,6 @@ def test_where_the_time_ends_after_what_ships_is_made_it_ships(contender, causal
     """Only the words that it began with were not calibrated any more."""
     planned(monkeypatch, ONE if contender is CrossFit else replace(ONE, deep=(), first_order=1, heads=()))
     monkeypatch.setattr(Evidence, "is_better", True)
-    monkeypatch.setattr("cuecraft.tune.auto.choice.is_better", lambda *_: True)
     problem = tiny_problem(causal)
     whole = auto().fit(problem)
 
@@ -291,7 +290,6 @@ def test_where_the_time_ends_after_what_ships_is_made_it_ships(contender, causal
 def test_where_the_time_ends_while_it_is_made_what_was_checked_ships(contender, ships, causal, monkeypatch):
     planned(monkeypatch, ONE if contender is CrossFit else replace(ONE, deep=(), first_order=1, heads=()))
     monkeypatch.setattr(Evidence, "is_better", True)
-    monkeypatch.setattr("cuecraft.tune.auto.choice.is_better", lambda *_: True)
 
     def ended(self):
         raise OutOfTimeError
@@ -392,7 +390,6 @@ def test_searched_label_words_are_those_of_all_examples_found_before_the_time_en
     monkeypatch.setattr(LabelWordSearch, "search", search)
     monkeypatch.setattr(Untrained, "_is_clear", lambda self, found, own, among: among == 1)
     monkeypatch.setattr(Evidence, "is_better", True)
-    monkeypatch.setattr("cuecraft.tune.auto.choice.is_better", lambda *_: True)
     monkeypatch.setattr(OffsetTraining, "refine_side_by_side", ended)
     problem = replace(tiny_problem(causal), out_of_time=lambda reserve=0.0: bool(held))
     outcome = auto().fit(problem)

@@ -326,16 +326,13 @@ class Outcome:
     @property
     def tuned_size(self) -> int:
         """Numbers that were trained, or tokens that were chosen, of the best candidate; 0 where the untuned one won."""
-        prompt, reader = self.best.prompt, self.best.reader
         if not self.is_tuned:
             return 0
-        is_as_written = (
-            isinstance(prompt, HardPrompt)
-            and isinstance(self.start.prompt, HardPrompt)
-            and (prompt.token_ids == self.start.prompt.token_ids)
-        )
+        written, reader = self.start.prompt, self.best.reader
+        words = written.token_ids if isinstance(written, HardPrompt) else None
+        others = [own for own in self.best.prompts if not (isinstance(own, HardPrompt) and own.token_ids == words)]
         heads = sum(own.head.weight.numel() + own.head.bias.numel() for own in self.best.prompts if own.head)
-        sizes = 0 if is_as_written else sum(own.size for own in self.best.prompts)
+        sizes = sum(own.size for own in others)
         return sizes + heads + (reader.size if reader else 0)
 
 

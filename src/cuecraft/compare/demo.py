@@ -22,7 +22,7 @@ METHODS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
     ("autoprompt", "autoprompt", {}),
     ("prompt-tuning", "prompt-tuning", {}),
     ("deep-cue", "deep-cue", {}),
-    ("auto", "auto", {}),
+    ("auto", "auto", {"preset": "fast"}),
 )
 
 

@@ -19,7 +19,7 @@ def model_card(manifest: Manifest, trace: Sequence[Mapping[str, Any]] = ()) -> s
     metrics = [f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in manifest.metrics.items()]
     data = [f"| {name} | {split.rows} | `{split.sha256[:16]}` |" for name, split in manifest.data.items()]
     found = f"\nFound on the way, in words: `{manifest.words!r}`\n" if manifest.words else ""
-    count = f"\n{prompt.count} such prompts answer together: their probabilities are averaged.\n"
+    count = f"\n{prompt.count} prompts answer together, this one and others: their probabilities are averaged.\n"
     together = count if prompt.count > 1 else ""
     measured = ["| measured | |", "| --- | --- |", *metrics, ""] if metrics else []
     return f"""# A tuned prompt for {backbone.name}

@@ -38,7 +38,7 @@ def make_artifact(
     backbone, task = problem.backbone, problem.task
     if isinstance(reader, SentenceEncoder | OtherWords):
         backbone, task = reader.backbone, reader.task
-    parts = {"train": problem.train} | ({"dev": problem.dev} if problem.dev and outcome.verdict is None else {})
+    parts = {"train": problem.train} | ({"dev": problem.dev} if problem.dev and outcome.held_out is None else {})
     known = {"dev": outcome.dev}
     metrics = {}
     for name, part in parts.items():

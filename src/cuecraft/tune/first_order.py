@@ -22,6 +22,7 @@ ICLR 2020); linearised fine-tuning (Maddox et al., AISTATS 2021, arXiv 2103.0143
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -273,10 +274,11 @@ def linearised(problem: Problem, prompt: HardPrompt) -> Linearised | None:
             f"take {size / 2**30:.1f} GiB; give fewer examples or a shorter prompt, or use deep-cue"
         )
     parts = []
-    step = backbone.budget.rows
+    step, begun = backbone.budget.rows, time.perf_counter()
     for first in range(0, len(context), step):
-        if problem.out_of_time():
-            return None
+        left = (len(context) - first) / first if first else 0.0  # of what was done
+        if problem.out_of_time(left * (time.perf_counter() - begun)):
+            return None  # all of them are needed
         some = context.select(range(first, min(first + step, len(context))))
         parts.append(class_gradients(backbone, some, prompt, shape))
         problem.report({"phase": "gradients", "step": first + len(some), "total": len(context)})
@@ -310,10 +312,10 @@ def class_gradients(
             parts = [(context.select([row]), DeepCue(prompt, own)) for row, own in zip(rows, offsets, strict=True)]
             with torch.enable_grad():
                 own = torch.cat(backbone.class_logits_each(parts))
-            classes = own.shape[1]
-            each = [
-                torch.autograd.grad(own[:, c].sum(), offsets, retain_graph=c + 1 < classes)[0] for c in range(classes)
-            ]
+            classes, each = own.shape[1], []
+            for c in range(classes):
+                check_time()
+                each.append(torch.autograd.grad(own[:, c].sum(), offsets, retain_graph=c + 1 < classes)[0])
             found.append(torch.stack([part.flatten(1) for part in each], dim=1))
             logits.append(own.detach())
         return torch.cat(found), torch.cat(logits)

@@ -2,9 +2,10 @@
 
 1. The untuned prompt is read once over all labelled examples, and calibrated in several ways, on folds.
 2. Starting words written by hand, and other label words, are tried without training.
-3. A first-order deep cue is fitted: one gradient for each example, and everything else is algebra.
+3. A class head is fitted, and a first-order deep cue: one gradient for each example, and the rest is algebra.
 4. Trainings are cross-fitted: one prompt without each fold, side by side, which ship together.
-5. Whatever has the least held-out log-loss ships, if that is less, and its accuracy not lower, than those of the
+5. Those that may be as good as the best, as far as so few examples tell, answer together.
+6. They ship, or the one of least held-out log-loss, if that is less, and the accuracy not lower, than those of the
    calibrated untuned prompt; otherwise that one ships, with the reason.
 """
 
@@ -19,8 +20,9 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from cuecraft.backbone import HeadKind
 from cuecraft.errors import BackboneError, MethodError, PromptError
-from cuecraft.evidence import Tried, Verdict, is_better, judge
+from cuecraft.evidence import Evidence, Tried, Verdict, judge
 from cuecraft.method import (
     CalibrationKind,
     Candidate,
@@ -30,7 +32,6 @@ from cuecraft.method import (
     Problem,
     ReadingLimit,
     Score,
-    require_language_head,
 )
 from cuecraft.prompts import HardPrompt
 from cuecraft.search.folds import stratified_folds, texts_of
@@ -41,7 +42,7 @@ from cuecraft.tune.auto.plans import PLANS, Preset, configurations
 from cuecraft.tune.auto.starts import Start, Words
 from cuecraft.tune.auto.untrained import Untrained
 from cuecraft.tune.first_order import linearised
-from cuecraft.tune.held_out import HeldOut, gather
+from cuecraft.tune.held_out import gather
 from cuecraft.untuned import untuned_prompt
 
 _READING = 0.25  # of the time limit
@@ -105,11 +106,13 @@ class _Choice:
             cut, _ = untuned_prompt(self.whole, CalibrationKind.NONE)
             reason = "the time limit ended before the untuned prompt was measured, so nothing was tried"
             return self._untuned_ships(cut, Verdict("untuned", reason), None, [])
+        self._try_over(untrained.own)
         starts = untrained.starts()
         self.trace += untrained.trace
         self._try_all(untrained, starts)
         if not self.contenders:
-            reason = self.refusal or "nothing was finished within the time limit"
+            ended = "nothing was finished within the time limit"
+            reason = ended if self.problem.out_of_time() or self.refusal is None else self.refusal
             return self._untuned_ships(untuned, Verdict("untuned", reason), untrained.best.score, untrained.tried)
         return self._judged(untuned, untrained)
 
@@ -126,17 +129,22 @@ class _Choice:
         best = starts[0]
         if best.differs:
             self._try(partial(self._words_alone, untrained, best))
-        own = [start for start in starts if not start.differs]  # whatever seems better on so few examples
-        for start in dict.fromkeys([*starts[: self.plan.first_order], *own]) if self.plan.first_order else ():
-            if start.has_own_task:
-                if self.plan.heads:
-                    self._try(partial(probed, self.whole, start, self.folds, self.plan.heads))
-                self._try(partial(self._first_order, start))
+        for start in starts[: self.plan.first_order]:
+            if start.has_own_task and start != untrained.own:
+                self._try_over(start)
         trainings = Trainings(self.problem, self.pool, self.folds, untrained.pace, self.options.prompts, self.trace)
         has_linear = any(isinstance(one, FirstOrder) for one in self.contenders)
-        for configuration in configurations(self.plan, starts, untrained.filler, has_linear):
+        together = len(self.folds) if len(self.folds) <= self.options.prompts else 1
+        for configuration in configurations(self.plan, starts[:together], untrained.filler, has_linear):
             self._try(partial(trainings.cross_fit, configuration))
         self._join()
+
+    def _try_over(self, start: Words) -> None:
+        """Fit a class head and a first-order deep cue over words, which have the task's own label words."""
+        if self.plan.first_order and self.plan.heads:
+            self._try(partial(probed, self.whole, start, self.folds, self.plan.heads))
+        if self.plan.first_order and self.problem.backbone.head_kind is not HeadKind.SEQUENCE:
+            self._try(partial(self._first_order, start))
 
     def _try(self, attempt: Callable[[], Contender | None]) -> None:
         """Add a contender, unless the time ends before or the backbone refuses it."""
@@ -172,13 +180,11 @@ class _Choice:
         """Fit a first-order deep cue with the penalty of least held-out loss.
 
         Raises:
-            MethodError: the backbone answers by a class head, the gradients do not fit into memory, or the answers at
-                every penalty are not finite.
+            MethodError: the gradients do not fit into memory, or the answers at every penalty are not finite.
         """
         begun = time.perf_counter()
-        require_language_head(self.whole, "a first-order deep cue")
         linear = linearised(self.whole, HardPrompt(start.token_ids))
-        best: tuple[float, HeldOut] | None = None
+        best: FirstOrder | None = None
         if linear is None:  # the time is over
             return None
         for penalty in self.plan.penalties:
@@ -188,17 +194,17 @@ class _Choice:
                 _, logits = linear.held_out(self.whole, self.folds, penalty)
                 parts = logits.log_softmax(-1).split([len(fold.held_out) for fold in self.folds])
                 found = gather(parts, self.pool.labels, self.folds)
-                is_least = best is None or found.score.loss < best[1].score.loss
+                is_least = best is None or found.score.loss < best.held_out.score.loss
                 if is_least and math.isfinite(found.score.loss):
-                    best = (penalty, found)
+                    made = linear.candidate(linear.fitted(range(len(self.pool)), self.whole, penalty))
+                    name = f"first-order {penalty:g}, {start.name}"
+                    best = FirstOrder(name, found, 0.0, start, self.whole, penalty, made)
         if best is None:
             if self.problem.out_of_time():
                 return None
             raise MethodError(f"first-order, {start.name}: its answers are not finite")
-        penalty, found = best
-        made = linear.candidate(linear.fitted(range(len(self.pool)), self.whole, penalty))
-        name = f"first-order {penalty:g}, {start.name}"
-        return FirstOrder(name, found, time.perf_counter() - begun, start, self.whole, penalty, made)
+        best.seconds = time.perf_counter() - begun
+        return best
 
     def _join(self) -> None:
         """Let contenders that are as good as the best, as far as so few examples tell, answer together.
@@ -220,44 +226,43 @@ class _Choice:
         What was held out is answered by one prompt, or by one of each part. Where more of them ship, their mean is
         better than that says, so it has to be clearer that they are worse: two standard errors in place of one.
         """
-        return self._answers(one).is_near(self._answers(best), _SEVERAL if one.members > 1 else _ONE)
+        seed, errors = self.problem.seed, _SEVERAL if one.members > 1 else _ONE
+        return one.answers(seed).is_near(best.answers(seed), errors)
 
     def _ranked(self) -> list[Contender]:
         """Return the contenders by held-out loss, the least first; before them those that answer together, if near."""
-        ranked = sorted(self.contenders, key=lambda one: self._answers(one).score.loss)
+        ranked = sorted(self.contenders, key=lambda one: one.answers(self.problem.seed).score.loss)
         together = [one for one in ranked if isinstance(one, Together) and self._is_near(one, ranked[0])]
         return together + [one for one in ranked if one not in together]
 
-    def _answers(self, contender: Contender) -> HeldOut:
-        """Return what a contender answers to held-out examples, after a temperature."""
-        return contender.held_out.recalibrated(self.problem.seed)
-
     def _judged(self, untuned: Candidate, untrained: Untrained) -> Outcome:
-        """Compare the contender of least loss with the untuned prompt; the first that is better ships."""
-        seed, base = self.problem.seed, untrained.best
-        ranked = self._ranked()
-        scores = [one.held_out.recalibrated(seed).score for one in ranked]
-        before = (base.score.loss, base.score.accuracy)
-        better = [n for n, own in enumerate(scores) if is_better((own.loss, own.accuracy), before)]
-        chosen = ranked[better[0] if better else 0]
-        evidence = chosen.held_out.recalibrated(seed).compared_with(base, seed)
+        """Compare the contenders, in their order, with the untuned prompt; the first that is better ships."""
+        seed, ranked = self.problem.seed, self._ranked()
         tried = untrained.tried + [one.tried(seed) for one in ranked]
+        # A temperature alone can be a gain, which is none of a prompt's.
+        base = min((untrained.best, untrained.best.recalibrated(seed)), key=lambda found: found.score.loss)
+        compared = [(one, one.answers(seed).compared_with(base, seed)) for one in ranked]
+        better = [pair for pair in compared if pair[1].is_better]
+        for chosen, evidence in better:
+            found = chosen.shipped(self.problem.in_time)
+            words: Candidate | None = None
+            with self.problem.in_time():
+                words = chosen.words()
+            if found is not None:
+                held_out = Score(evidence.loss, evidence.accuracy)
+                return self._outcome(untuned, found, self._verdict(evidence, untrained, tried), held_out, words, tried)
+        _, evidence = (better or compared)[0]
+        verdict = self._verdict(evidence, untrained, tried)
+        if better:
+            reason = "the time limit ended before what was better was made on all examples, so the untuned prompt ships"
+            verdict = Verdict("untuned", reason, evidence)
+        before = Score(evidence.untuned_loss, evidence.untuned_accuracy)
+        return self._untuned_ships(untuned, verdict, before, tried)
+
+    def _verdict(self, evidence: Evidence, untrained: Untrained, tried: Sequence[Tried]) -> Verdict:
         complete = [row.accuracy for row in tried if row.rows == len(self.pool)]
         best = max([evidence.accuracy, *complete])
-        verdict = judge(evidence, untrained.accuracies, best, self.options.margin, len(ranked))
-        if verdict.ships == "untuned":
-            return self._untuned_ships(untuned, verdict, Score(evidence.untuned_loss, evidence.untuned_accuracy), tried)
-        candidate: Candidate | None = chosen.fallback()
-        words: Candidate | None = None
-        with self.problem.in_time():
-            candidate = chosen.made()
-            words = chosen.words()
-        if candidate is None:
-            reason = "the time limit ended before what was better was made on all examples, so the untuned prompt ships"
-            return self._untuned_ships(untuned, Verdict("untuned", reason, evidence), base.score, tried)
-        # The temperature of one prompt's held-out answers; several are less sure than one, so it is cautious.
-        candidate = candidate.then(chosen.held_out.calibration())
-        return self._outcome(untuned, candidate, verdict, Score(evidence.loss, evidence.accuracy), words, tried)
+        return judge(evidence, untrained.accuracies, best, self.options.margin, len(self.contenders))
 
     def _untuned_ships(
         self, untuned: Candidate, verdict: Verdict, held_out: Score | None, tried: Sequence[Tried]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from cuecraft.backbone.readout import class_scores
+from cuecraft.deadline import WhileTimeLasts
 from cuecraft.evidence import Tried
 from cuecraft.method import Candidate, Problem
 from cuecraft.prompts import Calibration, HardPrompt
@@ -46,8 +47,8 @@ class Contender(ABC):
         """Whether its prompts can answer together with those of another: the backbone reads them, with one task."""
 
     @abstractmethod
-    def made(self) -> Candidate:
-        """Return what ships, made of all examples."""
+    def made(self) -> Candidate | None:
+        """Return what ships, made of all examples; None where it cannot be made as it was checked."""
 
     @abstractmethod
     def words(self) -> Candidate:
@@ -57,9 +58,25 @@ class Contender(ABC):
         """Return what ships where the time ends while it is made; None where nothing is there."""
         return None
 
+    def shipped(self, in_time: Callable[[], WhileTimeLasts]) -> Candidate | None:
+        """Return what ships, with the temperature of its held-out answers; None where the time ends before.
+
+        Args:
+            in_time: makes a context that ends with the time (`Problem.in_time`).
+        """
+        found: Candidate | None = None
+        with in_time():
+            found = self.made()
+        found = found or self.fallback()
+        return found and found.then(self.held_out.calibration())
+
+    def answers(self, seed: int) -> HeldOut:
+        """Return what it answers to held-out examples, after a temperature; `seed` is of the folds that fit that."""
+        return self.held_out.recalibrated(seed)
+
     def tried(self, seed: int) -> Tried:
-        """Return its line of the leaderboard; `seed` is that of the recalibration."""
-        found = self.held_out.recalibrated(seed)
+        """Return its line of the leaderboard; `seed` as for `answers`."""
+        found = self.answers(seed)
         own = found.score
         return Tried(self.name, own.loss, own.accuracy, found.sd, len(found.sizes), len(found.labels), self.seconds)
 
@@ -123,6 +140,10 @@ class FirstOrder(Contender):
 
     def made(self) -> Candidate:
         """Return the fit to all examples."""
+        return self.fitted
+
+    def fallback(self) -> Candidate:
+        """Return the same: nothing is left to do."""
         return self.fitted
 
     def words(self) -> Candidate:
@@ -200,7 +221,11 @@ def probed(whole: Problem, start: Start, folds: Sequence[Fold], inverse_penaltie
 
 @dataclass(eq=False)
 class Together(Contender):
-    """Prompts of several contenders, whose probabilities are averaged; each has its own temperature."""
+    """Prompts of several contenders, whose probabilities are averaged; each has its own temperature.
+
+    Args:
+        parts: the contenders.
+    """
 
     parts: Sequence[Contender] = field(default_factory=list)
 
@@ -208,7 +233,7 @@ class Together(Contender):
     def of(cls, parts: Sequence[Contender], seed: int) -> Together:
         """Join contenders; every prompt that would ship counts alike."""
         shares = torch.tensor([float(part.members) for part in parts], dtype=torch.float64).log()
-        answers = torch.stack([part.held_out.recalibrated(seed).log_probs for part in parts])
+        answers = torch.stack([part.answers(seed).log_probs for part in parts])
         mean = (answers + shares[:, None, None]).logsumexp(0) - math.log(sum(part.members for part in parts))
         name = "together: " + "; ".join(part.name for part in parts)
         return cls(name, replace(parts[0].held_out, log_probs=mean), 0.0, parts)
@@ -223,10 +248,19 @@ class Together(Contender):
         """Always."""
         return True
 
-    def made(self) -> Candidate:
-        """Return the prompts of all parts."""
-        first, *others = [part.made().then(part.held_out.calibration()) for part in self.parts]
-        return first.joined_by(others)
+    def made(self) -> Candidate | None:
+        """Return nothing: each part is made by itself."""
+        return None
+
+    def shipped(self, in_time: Callable[[], WhileTimeLasts]) -> Candidate | None:
+        """Return the prompts of all parts that are made in time, each with the temperature of its part."""
+        found = [part.shipped(in_time) for part in self.parts]
+        made = [own for own in found if own is not None]
+        return made[0].joined_by(made[1:]) if made else None
+
+    def answers(self, seed: int) -> HeldOut:
+        """Return what it answers to held-out examples; its parts have their temperatures."""
+        return self.held_out
 
     def words(self) -> Candidate:
         """Return the words that its first part starts from."""

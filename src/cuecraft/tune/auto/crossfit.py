@@ -140,12 +140,12 @@ class CrossFit(Contender):
         """Whether the label words are the task's own."""
         return self.configuration.first.has_own_task
 
-    def made(self) -> Candidate:
-        """Return the prompts of the folds, or one that is trained on all examples now, as far as there is time."""
+    def made(self) -> Candidate | None:
+        """Return the prompts of the folds, or one that is trained on all examples now; None where its time ends."""
         if self._ship_as_they_are:
             first, *others = self.candidates
             return first.joined_by(others)
-        return self.trainings.on_all(self.configuration, self.share) or self.fallback()
+        return self.trainings.on_all(self.configuration, self.share)
 
     def fallback(self) -> Candidate:
         """Return the prompt that did not see the first fold."""

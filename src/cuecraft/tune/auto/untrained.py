@@ -101,21 +101,19 @@ class Untrained:
         kind = next(kinds[name] for name, found in self._answers.items() if found is self.best)
         return starting_point(self._whole, ids, kind)
 
+    @property
+    def own(self) -> Words:
+        """The template's own words, with the task's own label words."""
+        return Words("own words", GivenWords(), filled_ids(self._problem, None), differs=False)
+
     def starts(self) -> list[Words]:
         """Return starting words, the most promising first: the template's own, unless others are clearly better."""
-        ids = filled_ids(self._problem, None)
-        own = Words("own words", GivenWords(), ids, differs=False)
-        starts = [own]
-        with self._problem.in_time():
-            starts = self._tried(starts)
-        return starts
-
-    def _tried(self, starts: list[Words]) -> list[Words]:
-        """Return the starting words, given the template's own, after trying others."""
+        starts = [self.own]
         if self._takes_cues() and not self._problem.out_of_time():
             starts = self._screened([*starts, *self._cues(starts[0])])
         if self._plan.searches_words and self._answers_in_words() and not self._problem.out_of_time():
-            starts = self._with_label_words(starts)
+            with self._problem.in_time():  # where the time ends, the words that were screened are there
+                starts = self._with_label_words(starts)
         return starts
 
     def _answers_in_words(self) -> bool:
@@ -139,7 +137,8 @@ class Untrained:
     def _screened(self, starts: Sequence[Words]) -> list[Words]:
         """Order starting words, the own ones first among them, by their calibrated answers to some of the examples."""
         order = halving_rounds(self._pool.labels.tolist(), numpy_generator(self._problem.seed, "screened"))
-        rows = sorted([row for part in order for row in part][:_SCREENED])
+        few = max(_SCREENED, 2 * self._problem.task.verbalizer.num_classes)  # two of a class can be split
+        rows = sorted([row for part in order for row in part][:few])
         some = self._pool.select(rows)
         texts = texts_of(some.context.examples)
         folds = stratified_folds(some.labels, len(self._folds), self._problem.seed, texts) or self._folds
@@ -151,11 +150,14 @@ class Untrained:
                 break  # what was tried so far competes
             begun = time.perf_counter()
             part = starts[first : first + _TOGETHER]
-            answers = untuned_answers(self._problem, some, [HardPrompt(start.token_ids) for start in part], folds)
-            found += [answers(number, CalibrationKind.FITTED) for number in range(len(part))]
+            with self._problem.in_time():
+                answers = untuned_answers(self._problem, some, [HardPrompt(start.token_ids) for start in part], folds)
+                found += [answers(number, CalibrationKind.FITTED) for number in range(len(part))]
             taken = time.perf_counter() - begun
-            for start, own in zip(part, found[first:], strict=True):
+            for start, own in zip(part, found[first:], strict=False):  # none of a part that the time ended within
                 self._note(f"words {start.name}", own, taken / len(part))
+        if not found:
+            return list(starts[:1])
         starts = starts[: len(found)]
         by_loss = sorted(range(len(starts)), key=lambda n: found[n].score.loss)
         clear = [n for n in by_loss if self._is_clear(found[n], found[0], len(starts))]
