@@ -277,12 +277,15 @@ def test_the_one_of_least_loss_whose_accuracy_is_no_less_ships(causal, monkeypat
     problem = tiny_problem(causal)
     folds = _Choice(problem, auto()).folds
     order = [row for fold in folds for row in fold.held_out]
-    untuned = auto().fit(problem).verdict.evidence
+    worse = given(problem, "awful", [0.3] * 8, order)
+    outcome = judged(problem, monkeypatch, [worse])
+    assert outcome.verdict.ships == "untuned"
+    assert "log-loss did not fall" in outcome.verdict.reason
+    untuned = outcome.verdict.evidence
     assert untuned.untuned_accuracy == 3 / 8
     assert untuned.untuned_loss > 0.7
     narrow = given(problem, "good", [0.49] * 6 + [0.99] * 2, order)  # less loss, but only two of eight right
     modest = given(problem, "bad", [0.51] * 8, order)
-    worse = given(problem, "awful", [0.3] * 8, order)
     assert narrow.held_out.score.loss < modest.held_out.score.loss < untuned.untuned_loss < worse.held_out.score.loss
     outcome = judged(problem, monkeypatch, [worse, narrow, modest])
     assert outcome.verdict.ships == "tuned"
@@ -296,9 +299,6 @@ def test_the_one_of_least_loss_whose_accuracy_is_no_less_ships(causal, monkeypat
     assert "accuracy fell, so the untuned prompt ships" in outcome.verdict.reason
     assert outcome.verdict.evidence.loss == narrow.held_out.score.loss
     assert outcome.held_out.loss == pytest.approx(untuned.untuned_loss)
-    outcome = judged(problem, monkeypatch, [worse])
-    assert outcome.verdict.ships == "untuned"
-    assert "log-loss did not fall" in outcome.verdict.reason
 
 
 def wrong(found):
