@@ -1,6 +1,6 @@
 """A tiny plan of `auto`, its parts alone, and its trainings computed by hand."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -12,10 +12,12 @@ from cuecraft.prompts import Calibration, DeepCue, HardPrompt, SoftPrompt, calib
 from cuecraft.search.folds import stratified_folds
 from cuecraft.tune import make_method
 from cuecraft.tune.auto import choice
+from cuecraft.tune.auto.contenders import Contender
 from cuecraft.tune.auto.crossfit import Configuration, Trainings
 from cuecraft.tune.auto.plans import Plan, Preset, Schedule
 from cuecraft.tune.auto.starts import GivenWords, Words
 from cuecraft.tune.deep_cue import OffsetTraining
+from cuecraft.tune.held_out import HeldOut
 from cuecraft.tune.prompt_tuning import EmbeddingTraining
 
 TINY = Plan(
@@ -171,3 +173,34 @@ def problem_of(kind, request, **options):
     """Return the tiny problem of a backbone, with words in its prompt slot."""
     template = "{prompt: it was}{text}" if kind == "sequence" else None
     return tiny_problem(request.getfixturevalue(kind), template, **options)
+
+
+@dataclass(eq=False)
+class Given(Contender):
+    """A contender whose answers are given."""
+
+    count: int = 1
+    can_join: bool = True
+    candidate: object = None
+
+    @property
+    def members(self):
+        return self.count
+
+    @property
+    def joins(self):
+        return self.can_join
+
+    def made(self):
+        return self.candidate
+
+    def words(self):
+        return self.candidate
+
+
+def answers(right, labels):
+    """Return held-out answers that give the true class a probability."""
+    own = torch.as_tensor(right, dtype=torch.float64)
+    log_probs = torch.stack([1 - own, own], 1).log()
+    sizes = (len(labels) // 2, len(labels) - len(labels) // 2)
+    return HeldOut(torch.where(labels[:, None] == 1, log_probs, log_probs.flip(1)), labels, sizes)

@@ -1,7 +1,7 @@
 """`auto`: what may ship, made without training or of several parts, and which of them ships."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +9,8 @@ import torch
 from auto_parts import (
     ONE,
     TINY,
+    Given,
+    answers,
     auto,
     deep,
     flipped,
@@ -27,7 +29,7 @@ from cuecraft.tune import make_method
 from cuecraft.tune.auto import choice, crossfit
 from cuecraft.tune.auto import contenders as contenders_module
 from cuecraft.tune.auto.choice import _Choice
-from cuecraft.tune.auto.contenders import Contender, Together, WordsAlone
+from cuecraft.tune.auto.contenders import Together, WordsAlone
 from cuecraft.tune.auto.starts import SearchedWords
 from cuecraft.tune.auto.untrained import Untrained
 from cuecraft.tune.deep_cue import OffsetTraining
@@ -185,36 +187,6 @@ def test_penalties_that_were_checked_before_the_time_ended_compete(done, causal,
     assert torch.equal(found.held_out.log_probs, expected.held_out.log_probs)
 
 
-@dataclass(eq=False)
-class Given(Contender):
-    """A contender whose answers are given."""
-
-    count: int = 1
-    can_join: bool = True
-    candidate: object = None
-
-    @property
-    def members(self):
-        return self.count
-
-    @property
-    def joins(self):
-        return self.can_join
-
-    def made(self):
-        return self.candidate
-
-    def words(self):
-        return self.candidate
-
-
-def answers(right, labels):
-    """Return held-out answers that give the true class a probability."""
-    own = torch.as_tensor(right, dtype=torch.float64)
-    log_probs = torch.stack([1 - own, own], 1).log()
-    return HeldOut(torch.where(labels[:, None] == 1, log_probs, log_probs.flip(1)), labels, (4, 4))
-
-
 def test_prompts_of_several_answer_together_each_counting_alike():
     generator = torch.Generator().manual_seed(3)
     labels = torch.tensor([0, 1] * 4)
@@ -305,12 +277,15 @@ def test_the_one_of_least_loss_whose_accuracy_is_no_less_ships(causal, monkeypat
     problem = tiny_problem(causal)
     folds = _Choice(problem, auto()).folds
     order = [row for fold in folds for row in fold.held_out]
-    untuned = auto().fit(problem).verdict.evidence
+    worse = given(problem, "awful", [0.3] * 8, order)
+    outcome = judged(problem, monkeypatch, [worse])
+    assert outcome.verdict.ships == "untuned"
+    assert "log-loss did not fall" in outcome.verdict.reason
+    untuned = outcome.verdict.evidence
     assert untuned.untuned_accuracy == 3 / 8
     assert untuned.untuned_loss > 0.7
     narrow = given(problem, "good", [0.49] * 6 + [0.99] * 2, order)  # less loss, but only two of eight right
     modest = given(problem, "bad", [0.51] * 8, order)
-    worse = given(problem, "awful", [0.3] * 8, order)
     assert narrow.held_out.score.loss < modest.held_out.score.loss < untuned.untuned_loss < worse.held_out.score.loss
     outcome = judged(problem, monkeypatch, [worse, narrow, modest])
     assert outcome.verdict.ships == "tuned"
@@ -323,10 +298,7 @@ def test_the_one_of_least_loss_whose_accuracy_is_no_less_ships(causal, monkeypat
     assert outcome.verdict.ships == "untuned"
     assert "accuracy fell, so the untuned prompt ships" in outcome.verdict.reason
     assert outcome.verdict.evidence.loss == narrow.held_out.score.loss
-    assert outcome.held_out.loss == outcome.verdict.evidence.untuned_loss
-    outcome = judged(problem, monkeypatch, [worse])
-    assert outcome.verdict.ships == "untuned"
-    assert "log-loss did not fall" in outcome.verdict.reason
+    assert outcome.held_out.loss == pytest.approx(untuned.untuned_loss)
 
 
 def wrong(found):

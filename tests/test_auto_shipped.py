@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from auto_parts import ONE, TINY, auto, deep, planned, probabilities, trainings_of, words
+from auto_parts import ONE, TINY, Given, answers, auto, deep, planned, probabilities, trainings_of, words
 from conftest import TEXTS, make_task, records, tiny_problem
 from cuecraft.deadline import OutOfTimeError
 from cuecraft.method import Candidate, Outcome
@@ -22,7 +22,6 @@ from cuecraft.tune.auto.untrained import Untrained
 from cuecraft.tune.first_order import Linearised
 from cuecraft.tune.held_out import HeldOut, untuned_answers
 from cuecraft.tune.prepare import make_problem
-from test_auto_contenders import Given, answers
 
 LABELS = torch.tensor([0, 1] * 4)
 
@@ -154,8 +153,14 @@ def test_a_gain_by_a_temperature_alone_is_none(causal, monkeypatch):
     order = [row for fold in _Choice(problem, auto()).folds for row in fold.held_out]
     labels = problem.pool.labels[order]
     sure = answers([0.999, 0.001, 0.998, 0.002] * 2, labels)
-    monkeypatch.setattr(Untrained, "best", property(lambda self: sure))
-    monkeypatch.setattr(Untrained, "measure", lambda self: Candidate(HardPrompt((4,)), Calibration.none(2)))
+    plain = Untrained.measure
+
+    def measure(self):
+        found = plain(self)
+        self._answers = {"zero-shot": sure}
+        return found
+
+    monkeypatch.setattr(Untrained, "measure", measure)
     twin = Given("twin", sure, 0.0, can_join=False, candidate=Candidate(HardPrompt((5,)), Calibration.none(2)))
     monkeypatch.setattr(_Choice, "_try_all", lambda self, *_: setattr(self, "contenders", [twin]))
     outcome = auto().fit(problem)

@@ -87,6 +87,7 @@ def test_recalibrated_answers_are_each_calibrated_by_the_others():
     assert again.score.loss < found.score.loss
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-3, 3), min_size=4, max_size=4), st.floats(0.1, 4), st.floats(0.1, 4))
 def test_calibrations_one_after_the_other_are_one(bias, first_scale, second_scale):
     first, second = Calibration(tuple(bias[:2]), first_scale), Calibration(tuple(bias[2:]), second_scale)
