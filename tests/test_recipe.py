@@ -365,7 +365,7 @@ CHECKS = {
     "unlabelled": (["tune={method: label-free}"], "data.dev has no meaning with tune.method label-free"),
     "first": (["data.first=5", "data.test=null"], "data.first 5 leaves no row of"),
     "classes": (["task.classes=[a, b]"], "task.classes and tune.prior go with tune.method label-free"),
-    "model folder": (["model.name=./nowhere"], "model.name: ./nowhere is no folder of a model; check the path"),
+    "model folder": (["model.name=./nowhere"], "model.name: ./nowhere is no folder of a model, and no GGUF file"),
     "demo model": (["model.name=demo:none"], "demo:none: no such demo asset"),
     "data": (["data.train=none.jsonl"], "none.jsonl"),
     "column": (["data.text_columns=[body]"], "body"),

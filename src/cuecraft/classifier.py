@@ -59,7 +59,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     r"""Text classifier over a frozen language model, tuned through its prompt alone.
 
     Args:
-        model: ``demo:smollm2-135m`` and kin, a local folder, a Hub name, a `(model, tokenizer)` pair or a backbone.
+        model: ``demo:smollm2-135m`` and kin, a folder, GGUF file, Hub name, pair `(model, tokenizer)` or a backbone.
         method: a name in `cuecraft.tune.METHODS`: ``auto``, which chooses by itself; ``zero-shot``; ``autoprompt``,
             ``straight-through``; ``prompt-tuning``, ``p-tuning``, ``prefix-tuning``, ``p-tuning-v2``, ``deep-cue``,
             ``first-order``, ``hybrid``, ``soup``; ``linear-probe``, ``embedding-probe``, ``lora``, ``lora-prompt``,

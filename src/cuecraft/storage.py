@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -76,6 +77,24 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
         _sync(target.parent)
 
 
+def write_folder_once(target: Path, fill: Callable[[Path], None]) -> None:
+    """Let `fill` write a folder unless it is there; of several processes one writes, and the others wait for it.
+
+    What a process that was killed left half-written is removed. A file for the lock stays beside the folder.
+    """
+    if target.is_dir():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (target.parent / f".{target.name}{LOCK}").open("w", encoding="ascii") as handle:
+        fcntl = _fcntl()
+        if fcntl is not None:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            for left in target.parent.glob(f".{target.name}-*"):
+                shutil.rmtree(left, ignore_errors=True)
+        if not target.is_dir():
+            write_folder(target, fill)
+
+
 def remove_folder(target: Path) -> None:
     """Remove a folder in one step, as a reader sees it; one that is not there is gone already."""
     with (
@@ -139,10 +158,7 @@ def locked(folder: Path) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("w", encoding="ascii") as handle:
-        try:
-            fcntl = import_module("fcntl")
-        except ImportError:
-            fcntl = None  # not on this system; two processes would do the same work twice, but break nothing
+        fcntl = _fcntl()
         if fcntl is not None:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -151,3 +167,11 @@ def locked(folder: Path) -> Iterator[None]:
         for left in folder.rglob(f".*{SCRATCH}"):
             left.unlink()
         yield
+
+
+def _fcntl() -> Any:
+    """Return what locks files, or None on other systems: two processes would do the same work twice there."""
+    try:
+        return import_module("fcntl")
+    except ImportError:
+        return None

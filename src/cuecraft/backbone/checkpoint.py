@@ -81,11 +81,10 @@ def check_checkpoint(name: str) -> None:
         raise BackboneError(f"{name[:80]}: cannot be looked up ({error.strerror or error}); check the path") from error
     if folder.is_dir():
         _check_folder(folder)
-    elif folder.suffix.lower() == ".gguf":
-        what = "is a GGUF file, of which only the demo model is read" if folder.is_file() else "there is no such file"
-        raise BackboneError(f"{name}: {what}; give a folder with config.json, safetensors and tokenizer, or a Hub name")
     elif folder.is_file():
-        raise BackboneError(f"{name}: is a file; give the folder with {CONFIG}, safetensors and tokenizer")
+        raise BackboneError(
+            f"{name}: is a file, but not GGUF; give the folder with {CONFIG}, safetensors and tokenizer"
+        )
     elif folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise BackboneError(f"{name}: there is no such folder; check the path, or give a Hub name")
 
@@ -130,8 +129,8 @@ def _what_it_is(folder: Path) -> str:
         )
     if (folder / "manifest.json").is_file():
         return "was written by cuecraft, and is no model; give the model that it was made for"
-    if any(folder.glob("*.gguf")):
-        return f"holds a GGUF file, of which only the demo model is read; give a folder with {CONFIG} and safetensors"
+    if gguf := next(iter(sorted(folder.glob("*.gguf"))), None):
+        return f"holds no {CONFIG}, but a GGUF file; give its path ({gguf})"
     return f"holds no model ({CONFIG} is missing); check the path"
 
 
@@ -191,7 +190,7 @@ def _what_weights(folder: Path) -> str:
     if pickled := next((path.name for pattern in _PICKLED for path in sorted(folder.glob(pattern))), None):
         return f"has its weights in {pickled}{_SAFETENSORS}"
     if gguf := next(iter(sorted(folder.glob("*.gguf"))), None):
-        return f"has its weights in {gguf.name}, but GGUF is read for the demo model only; give model.safetensors"
+        return f"has its weights in GGUF; give the path of that file ({gguf})"
     return "has no model.safetensors; download it again"
 
 

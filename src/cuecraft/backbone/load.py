@@ -1,4 +1,4 @@
-"""Loading a backbone: a demo name, a local folder, a Hub name, or a model and tokenizer already in memory."""
+"""Loading a backbone: a demo name, a local folder, a GGUF file, a Hub name, or model and tokenizer in memory."""
 
 from __future__ import annotations
 
@@ -37,7 +37,6 @@ from cuecraft.backbone.gradient_mode import ordinary_tensors
 from cuecraft.backbone.rendering import HeadKind, copied_tokenizer
 from cuecraft.backbone.vocabulary import within_vocabulary
 from cuecraft.errors import BackboneError, CuecraftError, CuecraftWarning
-from cuecraft.storage import file_sha256
 
 AnyBackbone = CausalBackbone | MaskedBackbone | SequenceBackbone
 _MEET_THE_CONTRACT: tuple[type[Backbone], ...] = (CausalBackbone, MaskedBackbone, SequenceBackbone)
@@ -60,8 +59,9 @@ def load_backbone(
     """Return a frozen backbone.
 
     Args:
-        model: ``demo:smollm2-135m`` and kin, a local folder, a Hub name, a `(model, tokenizer)` pair, whose model
-            stays as it is and shares its weights, or a backbone (returned as it is).
+        model: ``demo:smollm2-135m`` and kin, a local folder, a GGUF file (of a split one any part), which is converted
+            once into the user's cache, a Hub name, a `(model, tokenizer)` pair, whose model stays as it is and shares
+            its weights, or a backbone (returned as it is).
         head: ``causal``, ``masked`` or ``sequence``; by default what the checkpoint was saved as, and ``sequence``
             for one without a language head.
         device: a torch device, or ``auto``: a GPU if there is one.
@@ -71,12 +71,12 @@ def load_backbone(
             2305.14314), through bitsandbytes and on a GPU only. Class scores, losses and tuned vectors are float32 in
             any case. A model in memory keeps its own.
 
-    A name is loaded once in a process and shared after that. Weights are read from safetensors only, and no code of
-    a model's repository is run.
+    A name is loaded once in a process and shared after that. Weights are read from safetensors only (GGUF is converted
+    to them), and no code of a model's repository is run.
 
     Raises:
         BackboneError: not found, not loadable, or without the head asked for.
-        AssetError: a demo model is not installed.
+        AssetError: a demo model is not installed, or the cache of converted models is damaged.
     """
     if isinstance(model, _MEET_THE_CONTRACT):
         return model
@@ -170,8 +170,11 @@ def _has_fast_half_precision() -> bool:
 def _load(
     name: str, head: HeadKind | None, device: str, local_files_only: bool, dtype: torch.dtype, asked: str
 ) -> AnyBackbone:
-    folder = str(assets.model_folder(name)) if assets.is_asset(name) else name
-    if not assets.is_asset(name):  # of those, the files are checked by their hashes
+    if assets.is_known(name):  # of these, the files are checked by their hashes
+        with _quiet():
+            folder = str(assets.model_folder(name))
+    else:
+        folder = name
         check_checkpoint(name)
     where = {"pretrained_model_name_or_path": folder, "local_files_only": local_files_only}
     with _quiet(), _readable_errors(name, CONFIG):
@@ -282,10 +285,9 @@ def checkpoint_hash(name: str) -> str | None:
 
 def _hash_files(name: str) -> str:
     """Return the hash of a checkpoint's files."""
-    files = assets.identity_files(name) if assets.is_asset(name) else assets.checkpoint_files(_snapshot(name))
     digest = hashlib.sha256()
-    for path in files:
-        digest.update(f"{path.name} {file_sha256(path)}\n".encode())
+    for part, sha256 in assets.model_parts(name if assets.is_known(name) else str(_snapshot(name))):
+        digest.update(f"{part} {sha256}\n".encode())
     return digest.hexdigest()
 
 

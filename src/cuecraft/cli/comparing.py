@@ -57,7 +57,7 @@ def compare(
     seeds: Annotated[str | None, typer.Option(help="Such as 13,21,42, the default.")] = None,
     methods: Annotated[str | None, typer.Option(help="all, the default, or names with commas between.")] = None,
     model: Annotated[
-        str | None, typer.Option(help="demo: model, local folder or Hub name. [default: demo:smollm2-135m]")
+        str | None, typer.Option(help="demo: model, local folder, GGUF file or Hub name. [default: demo:smollm2-135m]")
     ] = None,
     shots: Annotated[int | None, typer.Option(help="Examples of each class drawn for each seed, and for dev.")] = None,
     test_size: Annotated[int | None, typer.Option(help="Test rows to draw, the same for all. [default: all]")] = None,

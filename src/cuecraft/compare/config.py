@@ -47,7 +47,7 @@ class CompareConfig(BaseModel):
     methods: str | list[str | MethodEntry] = Field(
         ALL, description="all, or a list of names and of {name, method, options}"
     )
-    model: str = Field("demo:smollm2-135m", description="demo: model, local folder or Hub name")
+    model: str = Field("demo:smollm2-135m", description="demo: model, local folder, GGUF file or Hub name")
     head: str | None = Field(None, description="causal, masked or sequence; by default what the checkpoint has")
     device: str = Field("auto", description="a torch device; auto takes a GPU if there is one")
     dtype: str = Field("auto", description="auto (by the device), float32, bfloat16 or float16")

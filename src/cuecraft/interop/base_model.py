@@ -11,7 +11,7 @@ from typing import Any
 from cuecraft import assets
 from cuecraft.backbone import AnyBackbone
 from cuecraft.backbone.load import checkpoint_hash
-from cuecraft.errors import ArtifactError, AssetError, CuecraftWarning
+from cuecraft.errors import ArtifactError, AssetError, BackboneError, CuecraftWarning
 from cuecraft.interop.folder import CONFIG, Beside
 
 _CACHED = re.compile(r"models--([^/\\]+?)--([^/\\]+)[/\\]snapshots[/\\]([0-9a-f]+)")
@@ -74,10 +74,10 @@ def _meanings(name: str) -> set[str]:
     name = name.strip()
     plain = name.rstrip("/\\") or name
     found = {plain.casefold()}
-    if assets.is_asset(plain):
+    if assets.is_known(plain):
         try:
             return found | {str(assets.model_place(plain).resolve())}
-        except AssetError:
+        except (AssetError, BackboneError):
             return found
     place = Path(plain).expanduser()
     if place.is_dir():
@@ -89,7 +89,7 @@ def _meanings(name: str) -> set[str]:
 
 def _has_revision(base: str, revision: str | None, backbone: AnyBackbone) -> bool:
     """Tell whether the backbone is of the revision that an adapter names; a folder has none."""
-    if revision in _MOVING or assets.is_asset(base) or Path(base).expanduser().is_dir():
+    if revision in _MOVING or assets.is_known(base) or Path(base).expanduser().is_dir():
         return True
     assert revision is not None
     loaded = str(getattr(backbone.model.config, "_commit_hash", None) or "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cuecraft.assets import is_asset, model_folder
+from cuecraft.assets import is_known, model_folder
 from cuecraft.errors import RecipeError
 from cuecraft.recipe.jobs import job_of
 from cuecraft.recipe.reading import load_recipe
@@ -43,10 +43,10 @@ def check_recipe(named: str, overrides: list[str], with_data: bool = True) -> di
 def _model(recipe: Recipe) -> str:
     """Return where the model is; raise an error where it is told to be here and is not."""
     name = recipe.model.name
-    if is_asset(name):
+    if is_known(name):
         return f"{name}, {model_folder(name)}"
     if Path(name).is_dir():
         return name
     if name.startswith((".", "/", "~")) or Path(name).exists():
-        raise RecipeError(f"model.name: {name} is no folder of a model; check the path")
+        raise RecipeError(f"model.name: {name} is no folder of a model, and no GGUF file; check the path")
     return f"{name}, a name on the Hub, not looked up"

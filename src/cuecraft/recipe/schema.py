@@ -35,7 +35,7 @@ class Section(BaseModel):
 class ModelSection(Section):
     """The frozen model."""
 
-    name: str = Field("demo:smollm2-135m", min_length=1, description="demo: model, local folder or Hub name")
+    name: str = Field("demo:smollm2-135m", min_length=1, description="demo: model, local folder, GGUF file or Hub name")
     head: Literal["causal", "masked", "sequence"] | None = Field(None, description="by default what the checkpoint has")
     device: str = Field("auto", description="a torch device; auto takes a GPU if there is one")
     dtype: Literal["auto", "float32", "bfloat16", "float16", "nf4"] = Field(

@@ -78,7 +78,9 @@ class EmbeddingProbe(LinearProbe):
 
     name: ClassVar[str] = "embedding-probe"
 
-    encoder: str = Field("demo:minilm", description="a sentence encoder: a demo model, a local folder or a Hub name")
+    encoder: str = Field(
+        "demo:minilm", description="a sentence encoder: a demo model, a local folder, a GGUF file or a Hub name"
+    )
 
     def fit(self, problem: Problem) -> Outcome:
         """Fit one head for each penalty; the best on dev wins."""
