@@ -237,9 +237,9 @@ class CausalBackbone(MixedCausal):
 
         def run(budget: Budget) -> Tensor:
             # Rows whose context comes from one read; the passes over them hold fewer rows, or more, as nodes ask.
-            shared = 0 if texts.opening is None else texts.opening.shape[3]
+            known = 0 if texts.opening is None else texts.opening.shape[3]
             read = [
-                len(piece.before) - shared if state is None else 0
+                len(piece.before) - known if state is None else 0
                 for piece, state in zip(texts.pieces, texts.states, strict=True)
             ]
             shares = [
