@@ -11,6 +11,7 @@ from cuecraft.recipe import load_recipe
 
 TUNED = {
     "zero-shot": {"calibration": "fitted"},
+    "in-context": {"shots": 2},
     "autoprompt": {"steps": 10, "candidates": 8, "prompt_length": 8},
     "straight-through": {"steps": 10, "prompt_length": 4},
     "prompt-tuning": {"epochs": 10, "patience": 10, "learning_rate": 0.1},
@@ -31,7 +32,7 @@ TUNED = {
 }
 JOBS = (*TUNED, "seeds", "multitask", "compare")
 #: What keeps no state and is made again from its start.
-STATELESS = ("zero-shot", "first-order", "linear-probe", "embedding-probe", "label-free", "compare")
+STATELESS = ("zero-shot", "in-context", "first-order", "linear-probe", "embedding-probe", "label-free", "compare")
 _PARTS = {"train": TEXTS[:5], "dev": TEXTS[5:], "test": TEXTS[2:]}
 
 

@@ -209,7 +209,7 @@ def test_equal_texts_beyond_the_budget_are_read_once_in_a_pass(causal, monkeypat
     monkeypatch.setattr(causal, "budget", replace(causal.budget, tree=1))  # no tree holds the texts themselves
     read = []
     plain = causal._read
-    monkeypatch.setattr(causal, "_read", lambda texts: read.extend(texts) or plain(texts))
+    monkeypatch.setattr(causal, "_read", lambda texts, opening: read.extend(texts) or plain(texts, opening))
     found = causal.class_logits(context, HardPrompt((300,)))
     assert len(read) == 1
     # Rows of one product are alike to the last bits only: a CPU with AVX-512 computes some of them in another order.

@@ -118,7 +118,7 @@ def test_they_are_read_back_and_answer_with_the_mean_of_their_probabilities(case
     manifest = again.artifact_.manifest
     assert manifest.prompt.count == 3
     assert manifest.prompt.described.endswith("and 2 more that answer with it")
-    assert "3 such prompts answer together" in (folder / "README.md").read_text(encoding="utf-8")
+    assert "3 prompts answer together" in (folder / "README.md").read_text(encoding="utf-8")
     sizes = [stored_bytes([prompt]) for prompt in again.artifact_.prompts]
     assert stored_bytes(again.artifact_.prompts) == pytest.approx(sum(sizes), rel=0.1)
 
@@ -183,7 +183,7 @@ def test_what_is_written_again_is_counted_again(case, tmp_path):
     replace(artifact, others=artifact.others[:1]).save(tmp_path / "fewer")
     fewer = load_artifact(tmp_path / "fewer")
     assert fewer.manifest.prompt.described.endswith("and 1 more that answer with it")
-    assert "2 such prompts answer together" in (tmp_path / "fewer" / "README.md").read_text(encoding="utf-8")
+    assert "2 prompts answer together" in (tmp_path / "fewer" / "README.md").read_text(encoding="utf-8")
     assert list(fewer.calibrations) == CALIBRATIONS[:2]
     found, expected = (prompt_tensors(own.others[0].prompt) for own in (fewer, artifact))
     assert found.keys() == expected.keys()

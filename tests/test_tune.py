@@ -18,6 +18,7 @@ from cuecraft.untuned import calibrate, fit_head, starting_point
 
 FAST = {
     "zero-shot": {},
+    "in-context": {"shots": 1},
     "autoprompt": {"steps": 3, "candidates": 5},
     "straight-through": {"steps": 3},
     "prompt-tuning": {"epochs": 4},
@@ -55,7 +56,7 @@ PROBES = {"linear-probe", "embedding-probe"}
 
 def test_every_method_has_a_fast_setting_here():
     assert set(FAST) == set(METHODS)
-    assert set(LEARN) == set(METHODS) - PROBES - {"zero-shot", "auto"}
+    assert set(LEARN) == set(METHODS) - PROBES - {"zero-shot", "in-context", "auto"}
 
 
 @pytest.mark.parametrize("kind", ["causal", "masked", "sequence"])
@@ -232,9 +233,10 @@ def test_wrong_names_and_options_are_told_in_one_line(name, options, what):
     assert "\n" not in str(caught.value)
 
 
-def test_zero_shot_needs_words_to_answer_with(sequence):
+@pytest.mark.parametrize("name", ["zero-shot", "in-context"])
+def test_what_trains_nothing_needs_words_to_answer_with(name, sequence):
     with pytest.raises(MethodError, match="language model"):
-        make_method("zero-shot").fit(tiny_problem(sequence))
+        make_method(name).fit(tiny_problem(sequence))
 
 
 def test_init_text_needs_words(causal):

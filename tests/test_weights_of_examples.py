@@ -113,7 +113,7 @@ def test_what_trains_on_no_loss_takes_weights_as_copies_or_refuses(causal):
         if not kind.weighs_examples:
             with pytest.raises(MethodError, match=f"{name} trains on no loss"):
                 PromptClassifier(causal, name).fit(X, Y, sample_weight=[0.5, *[1] * 7])
-    assert {name for name, kind in METHODS.items() if not kind.weighs_examples} == {"zero-shot", "auto"}
+    assert {name for name, kind in METHODS.items() if not kind.weighs_examples} == {"zero-shot", "in-context", "auto"}
     with pytest.raises(MethodError, match="searches words without sample_weight"):
         PromptClassifier(causal, "prompt-tuning", label_words="auto").fit(X, Y, sample_weight=[0.5, *[1] * 7])
 

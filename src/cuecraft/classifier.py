@@ -60,10 +60,10 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     Args:
         model: ``demo:smollm2-135m`` and kin, a folder, GGUF file, Hub name, pair `(model, tokenizer)` or a backbone.
-        method: a name in `cuecraft.tune.METHODS`: ``auto``, which chooses by itself; ``zero-shot``; ``autoprompt``,
-            ``straight-through``; ``prompt-tuning``, ``p-tuning``, ``prefix-tuning``, ``p-tuning-v2``, ``deep-cue``,
-            ``first-order``, ``hybrid``, ``soup``; ``linear-probe``, ``embedding-probe``, ``lora``, ``lora-prompt``,
-            ``full``.
+        method: a name in `cuecraft.tune.METHODS`: ``auto``, which chooses by itself; ``zero-shot``, ``in-context``;
+            ``autoprompt``, ``straight-through``; ``prompt-tuning``, ``p-tuning``, ``prefix-tuning``, ``p-tuning-v2``,
+            ``deep-cue``, ``first-order``, ``hybrid``, ``soup``; ``linear-probe``, ``embedding-probe``, ``lora``,
+            ``lora-prompt``, ``full``.
         template: for instance ``"Review: {text}{prompt:\nSentiment:}{mask}"``; None for a general one.
         label_words: class -> word or words, or a list, array or Series of these in the order of ``classes_``, for
             estimators that number the classes (`StackingClassifier`); None for the classes' own names; ``"auto"`` to
@@ -136,8 +136,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             checkpoints: a folder for the state of search and training; the same call goes on from what it finds there,
                 and ends with the same bits as one that was not interrupted. Or a `Keeping`, which also says how often.
             sample_weight: `[N]` weight of each text in the training loss, 0 or more; only their ratios count, and
-                texts of weight 0 are left out. Methods that train on no loss (`zero-shot`, `auto`) take whole numbers,
-                as so many copies of a row.
+                texts of weight 0 are left out. Methods that train on no loss (`zero-shot`, `in-context`, `auto`)
+                take whole numbers, as so many copies of a row.
             then: texts that `scores` is to answer afterwards within the same time limit, which leaves time for them.
 
         Raises:

@@ -67,6 +67,8 @@ class ReadyPrompt:
             included, where that is the same for every text; the fields above are used up in it. None elsewhere.
         reads: what is read at the answer slot; None where features are pooled.
         branches: the beginnings of its label words of several tokens, which grow after the answer slot; None for none.
+        shared: `[n_layers, 2, n_kv_heads, L, head_dim]` keys and values of the ids with which every text begins
+            (`Renderer.shared_ids`), where the prompt stands behind the text. None for nothing.
     """
 
     renderer: Renderer
@@ -77,6 +79,7 @@ class ReadyPrompt:
     opening: Tensor | None = None
     reads: Any = None
     branches: CueTree | None = None
+    shared: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -106,6 +109,8 @@ class Context:
             `[n_layers, 2, n_kv_heads, len(before), head_dim]` of the ids before the prompt. None where nothing is
             kept (other backbones; beyond the byte budget), to be computed again by each pass.
         padding: the share of padding in the batches that read the examples, 0 to 1.
+        opening: `[n_layers, 2, n_kv_heads, L, head_dim]` keys and values of the ids with which every text begins
+            (`Renderer.shared_ids`), read once for all. None where nothing is kept of them.
     """
 
     renderer: Renderer
@@ -113,6 +118,7 @@ class Context:
     pieces: tuple[Pieces, ...]
     states: tuple[Tensor | None, ...]
     padding: float = 0.0
+    opening: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.pieces)
@@ -137,7 +143,7 @@ class Context:
 
     def unread(self) -> Self:
         """Return the context without what was kept, as a backbone of other weights needs it."""
-        return replace(self, states=(None,) * len(self))
+        return replace(self, states=(None,) * len(self), opening=None)
 
 
 class Backbone(Protocol):

@@ -62,9 +62,9 @@ class CausalBackbone(MixedCausal):
     def context(self, examples: Sequence[Example], task: Task, keep_bytes: int | None = None) -> Context:
         """Render the examples and keep the keys and values of what stands before the prompt.
 
-        Identical texts are read once. What would go beyond `context_bytes`, over all contexts of this backbone that
-        are still in use, or beyond `keep_bytes` for this one, is not kept and read again by each pass; 0 suits texts
-        that one pass reads and no other.
+        Identical texts are read once, and so is what all texts of a task begin with. What would go beyond
+        `context_bytes`, over all contexts of this backbone that are still in use, or beyond `keep_bytes` for this one,
+        is not kept and read again by each pass; 0 suits texts that one pass reads and no other.
         """
         renderer = self.renderer(task)
         pieces = tuple(renderer.render(examples))
@@ -77,29 +77,36 @@ class CausalBackbone(MixedCausal):
         distinct = list(dict.fromkeys(piece.before for piece in pieces if piece.before))
         free = self.context_bytes - self._kept_bytes
         free = free if keep_bytes is None else min(free, keep_bytes)
-        kept = self.within_memory(lambda budget: self._kept(distinct, free, budget))
+        opening = self._shared_opening(renderer)
+        kept = self.within_memory(lambda budget: self._kept(distinct, free, budget, opening))
         for state in kept.values():
             self._release(-state.nbytes)
             weakref.finalize(state, self._release, state.nbytes).atexit = False
-        parts = [[len(ids) for ids in distinct], [len(piece.after) for piece in pieces]]
+        shared = 0 if opening is None else opening.shape[3]
+        parts = [[len(ids) - shared for ids in distinct], [len(piece.after) for piece in pieces]]
         padding = padding_share(*((part, list(token_batches(part, self.budget))) for part in parts))
         states = tuple(kept.get(piece.before) for piece in pieces)
-        return Context(renderer, tuple(examples), pieces, states, padding)
+        return Context(renderer, tuple(examples), pieces, states, padding, opening)
 
     def _release(self, size: int) -> None:
         with self._counting:
             self._kept_bytes -= size
 
-    def _kept(self, texts: Sequence[tuple[int, ...]], free: int, budget: Budget) -> dict[tuple[int, ...], Tensor]:
-        """Return the states of as many texts, longest first, as fit into `free` bytes."""
+    def _kept(
+        self, texts: Sequence[tuple[int, ...]], free: int, budget: Budget, opening: Tensor | None
+    ) -> dict[tuple[int, ...], Tensor]:
+        """Return the states of as many texts, longest first, as fit into `free` bytes; `opening` as in `Context`."""
         kept: dict[tuple[int, ...], Tensor] = {}
         token_bytes = 0  # unknown until the first text was read
-        for batch in token_batches([len(ids) for ids in texts], budget):
+        shared = 0 if opening is None else opening.shape[3]
+        own = [len(ids) - shared for ids in texts]
+        shares = [budget.charge(n, self._context_bytes(len(ids))) for n, ids in zip(own, texts, strict=True)]
+        for batch in token_batches(own, budget, shares if shared else None):
             check_time()
             fitting = [texts[row] for row in batch if 0 < len(texts[row]) * max(token_bytes, 1) <= free]
             if not fitting:
                 continue
-            for ids, state in zip(fitting, self._read(fitting).states(), strict=True):
+            for ids, state in zip(fitting, self._read(fitting, opening).states(), strict=True):
                 token_bytes = state.nbytes // len(ids)
                 if state.nbytes <= free:
                     kept[ids] = state
@@ -212,7 +219,8 @@ class CausalBackbone(MixedCausal):
         table, layout = self._laid_out(table, cues.codes, reads, has_tails)
         if layout.lead and cues.states is not None:
             raise nothing_between(context.renderer)
-        return self._score_rows(Rows(context.pieces, context.states, firsts), table, layout, (reads, cues.states))
+        texts = Rows(context.pieces, context.states, firsts, context.opening)
+        return self._score_rows(texts, table, layout, (reads, cues.states))
 
     def _laid_out(
         self, table: VectorTable, codes: Sequence[tuple[int, ...]], reads: Readout, has_tails: bool
@@ -229,8 +237,9 @@ class CausalBackbone(MixedCausal):
 
         def run(budget: Budget) -> Tensor:
             # Rows whose context comes from one read; the passes over them hold fewer rows, or more, as nodes ask.
+            known = 0 if texts.opening is None else texts.opening.shape[3]
             read = [
-                len(piece.before) if state is None else 0
+                len(piece.before) - known if state is None else 0
                 for piece, state in zip(texts.pieces, texts.states, strict=True)
             ]
             shares = [
@@ -265,7 +274,7 @@ class CausalBackbone(MixedCausal):
         """
         reads, prefix = shared
         lead = self._lead(texts, layout, prefix, budget)
-        past = replace(self._past(texts.pieces, texts.states, lead), prefix=prefix)
+        past = replace(self._past(texts, lead), prefix=prefix)
         parts = []
         start = 0
         while start < len(texts.pieces):
@@ -294,8 +303,9 @@ class CausalBackbone(MixedCausal):
             return whole  # what is read apart carries no gradient
         if any(state is not None for state in texts.states) or prefix is not None:
             return layout.lead
-        fits = whole + layout.cost(len(texts.pieces[0].after)) <= self._tree_nodes(budget, 0)
-        return whole if fits else layout.lead  # one pass and not two
+        shared = 0 if texts.opening is None else texts.opening.shape[3]
+        fits = whole - shared + layout.cost(len(texts.pieces[0].after)) <= self._tree_nodes(budget, shared)
+        return max(whole - shared, layout.lead) if fits else layout.lead  # one pass and not two
 
     def _tree_scores(
         self,

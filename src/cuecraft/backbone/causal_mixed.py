@@ -8,7 +8,7 @@ read when the prompt was made ready, and a row holds the text alone.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -109,7 +109,7 @@ class MixedCausal(CausalModel):
             raise nothing_between(renderer)
         opening = renderer.opening_ids
         if opening is None or not self._shares_context or not (opening or found.length):
-            return found
+            return replace(found, shared=self._shared_opening(renderer))
         none = vectors.new_zeros(0, vectors.shape[1])
         states = self._opened(opening, found)
         return ReadyPrompt(renderer, none, None, None, prompt.head, states, reads, found.branches)
@@ -154,7 +154,7 @@ class MixedCausal(CausalModel):
         What is read apart instead: texts of too many prompts, and texts that a prefix stands behind.
         """
         found, apart = [], []
-        together: dict[tuple[int, ...], list[_Part]] = {}
+        together: dict[tuple[int, tuple[int, ...]], list[_Part]] = {}
         for number, (prompt, piece) in enumerate(rows):
             part = _Part(number, prompt, piece.after)
             if prompt.opening is not None:
@@ -164,11 +164,11 @@ class MixedCausal(CausalModel):
             elif prompt.states is not None:
                 found.append(_Laid(prompt.states, (), (part,)))
             else:
-                together.setdefault(piece.before, []).append(part)
-        most = self._tree_nodes(budget, 0)
-        for before, parts in together.items():
-            row = _Laid(None, before, tuple(parts))
-            if len(parts) == 1 or (before and row.nodes <= most):
+                shared = 0 if prompt.shared is None else prompt.shared.shape[3]
+                together.setdefault((shared, piece.before), []).append(part)
+        for (shared, before), parts in together.items():
+            row = _Laid(parts[0].prompt.shared, before[shared:], tuple(parts))
+            if len(parts) == 1 or (before and row.nodes <= self._tree_nodes(budget, shared)):
                 found.append(row)
             elif before:
                 apart += [(before, part) for part in parts]

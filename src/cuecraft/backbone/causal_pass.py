@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cuecraft.backbone.attention import Layers, attending_again, attending_to, cache_of
+from cuecraft.backbone.attention import Layers, attending_again, attending_to, cache_of, keeping
 from cuecraft.backbone.batching import ONE_PASS_AT_A_TIME, Budget
 from cuecraft.backbone.frozen import FrozenModel, agree
 from cuecraft.backbone.layers import recomputed
-from cuecraft.backbone.past import Past, padded
+from cuecraft.backbone.past import Past, Rows, padded
+from cuecraft.backbone.readout import FeatureReadout
 from cuecraft.backbone.rendering import HeadKind, Pieces, Renderer
 from cuecraft.backbone.tree import grow_tree
 from cuecraft.errors import BackboneError, PromptError
@@ -92,7 +93,7 @@ class CausalModel(FrozenModel):
             plain = [
                 [self._plain_logits([*text, *(int(vectors[code]) for code in cue)]) for cue in cues] for text in texts
             ]
-            past = self._past([Pieces(text, ()) for text in texts], self._read(texts).states(), 0)
+            past = self._past(Rows([Pieces(text, ()) for text in texts], self._read(texts).states()), 0)
             inputs = self.embed(vectors)[tree.codes.to(self.device)].repeat(2, 1, 1)
             valid = torch.ones(inputs.shape[:2], dtype=torch.bool, device=self.device)
             found = self._forward(inputs, tree.ancestors, valid, past).logits[:, list(tree.ends)].float()
@@ -179,12 +180,14 @@ class CausalModel(FrozenModel):
         return self._read([tuple(token_ids)]).states()[0]
 
     @torch.no_grad()
-    def _read(self, texts: Sequence[tuple[int, ...]]) -> Past:
-        """Read sequences of ids in one pass.
+    def _read(self, texts: Sequence[tuple[int, ...]], opening: Tensor | None = None) -> Past:
+        """Read sequences of ids in one pass; `opening` is of what all begin with, as in `Context`.
 
         They are padded on the right, where no real token of a causal model sees the padding: the model's own mask and
         positions hold.
         """
+        if opening is not None:
+            return self._read_behind(opening, texts)
         ids = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.long)
         for row, text in enumerate(texts):
             ids[row, : len(text)] = torch.tensor(text)
@@ -193,15 +196,47 @@ class CausalModel(FrozenModel):
         lengths = torch.tensor([len(text) for text in texts], device=self.device)
         return Past([(layer.keys, layer.values) for layer in layers], lengths)
 
+    def _shared_opening(self, renderer: Renderer) -> Tensor | None:
+        """Return the keys and values `[n_layers, 2, n_kv_heads, L, head_dim]` of a task's examples; None for none.
+
+        None too where attention takes no keys and values from outside: such texts are read whole.
+        """
+        ids = renderer.shared_ids
+        return self.read_states(ids) if ids and self._shares_context else None
+
     @torch.no_grad()
-    def _past(self, pieces: Sequence[Pieces], states: Sequence[Tensor | None], lead: int) -> Past:
+    def _read_behind(self, opening: Tensor, texts: Sequence[tuple[int, ...]]) -> Past:
+        """Read sequences of ids that all begin with those that an opening was read from; return all of each."""
+        shared = opening.shape[3]
+        past = Past.repeated(opening, torch.full((len(texts),), shared, device=self.device))
+        own = [text[shared:] for text in texts]
+        width = max(map(len, own))
+        if not width:
+            return past
+        ids, valid = torch.zeros(len(own), width, dtype=torch.long), torch.zeros(len(own), width, dtype=torch.bool)
+        for row, text in enumerate(own):
+            ids[row, : len(text)] = torch.tensor(text, dtype=torch.long)
+            valid[row, : len(text)] = True
+        before_it = torch.ones(width, width, dtype=torch.bool).tril()
+        # No logits are wanted, so one position stands for all.
+        with FeatureReadout(self.model).picking(lambda hidden: hidden[:, :1]), keeping(self.model) as kept:
+            self._forward(self.embed(ids), before_it, valid.to(self.device), past)
+        pairs = zip(past.layers, (kept[layer] for layer in sorted(kept)), strict=True)
+        layers = [(torch.cat([k, new[0]], dim=2), torch.cat([v, new[1]], dim=2)) for (k, v), new in pairs]
+        return Past(layers, past.lengths + torch.tensor([len(text) for text in own], device=self.device))
+
+    @torch.no_grad()
+    def _past(self, texts: Rows, lead: int) -> Past:
         """Return the keys and values before the prompt of some rows, without each row's last `lead`."""
+        pieces, states, opening = texts.pieces, texts.states, texts.opening
         lengths = torch.tensor([max(0, len(piece.before) - lead) for piece in pieces], device=self.device)
         if not lengths.any():
             return Past([], lengths)
+        if opening is not None and int(lengths.max()) <= opening.shape[3]:
+            return Past.repeated(opening, lengths)
         absent = [n for n, piece in enumerate(pieces) if piece.before and states[n] is None]
         distinct = list(dict.fromkeys(pieces[n].before for n in absent))
-        fresh = self._read(distinct) if absent else None
+        fresh = self._read(distinct, opening) if absent else None
         if fresh is not None and len(distinct) == len(pieces):
             return Past(fresh.layers, lengths)
         known = {n: state for n, state in enumerate(states) if state is not None}

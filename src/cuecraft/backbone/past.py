@@ -42,16 +42,18 @@ class Rows:
         states: `[B]` what was kept of the ids before the prompt, as in `Context`.
         firsts: `[B]` by how much the codes of each text's own cue lie behind those of the first cue; empty where all
             texts have the same cues.
+        opening: keys and values of what all begin with, as in `Context`.
     """
 
     pieces: Sequence[Pieces]
     states: Sequence[Tensor | None]
     firsts: Sequence[int] = ()
+    opening: Tensor | None = None
 
     def select(self, rows: Sequence[int]) -> Rows:
         """Return some of the texts; nothing is copied."""
         firsts = [self.firsts[row] for row in rows] if self.firsts else ()
-        return Rows([self.pieces[row] for row in rows], [self.states[row] for row in rows], firsts)
+        return Rows([self.pieces[row] for row in rows], [self.states[row] for row in rows], firsts, self.opening)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +84,17 @@ class Past:
     def seen(self) -> int:
         """Tokens of the longest row, the prefix included."""
         return self.width + self.prefix_length
+
+    @classmethod
+    def repeated(cls, state: Tensor, lengths: Tensor) -> Past:
+        """Return keys and values `[n_layers, 2, n_kv_heads, L, head_dim]` as those of several rows; nothing is copied.
+
+        Args:
+            state: the keys and values.
+            lengths: `[b]` how many of the L each row sees.
+        """
+        rows = state[:, :, None].expand(-1, -1, len(lengths), -1, -1, -1)
+        return cls([(keys, values) for keys, values in rows], lengths)
 
     def rows(self, start: int, stop: int) -> Past:
         """Return some of the rows, no wider than they need; nothing is copied."""

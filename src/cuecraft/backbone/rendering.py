@@ -67,6 +67,7 @@ class Frame:
 LabelIds = tuple[tuple[tuple[int, ...], ...], ...]  # class -> word -> token ids
 
 _Slots = list[Literal | Field | MaskSlot]
+BETWEEN_SHOTS = Literal("\n\n")  # behind each example in front of a text
 Fields = list[tuple[int, ...]]  # ids of each field slot of one example, in the order of the template
 
 
@@ -107,9 +108,35 @@ class Renderer:
         self._after: _Slots = [p for p in slots[at + 1 :] if not isinstance(p, PromptSlot)]
         self._literal_ids = {
             piece.text: tuple(tokenizer(piece.text, add_special_tokens=False)["input_ids"])
-            for piece in slots
+            for piece in (*task.template.pieces, BETWEEN_SHOTS)
             if isinstance(piece, Literal)
         }
+        self._start += self._shot_ids()
+
+    def _shot_ids(self) -> tuple[int, ...]:
+        """Return the ids of the examples that stand in front of every text, a blank line behind each.
+
+        Their texts are tokenised as all texts are: braces and special tokens in them stay text.
+        """
+        shots, ids = self.task.shots, list[int]()
+        rows = self._field_ids([Example(dict(shot.fields)) for shot in shots])
+        for shot, row in zip(shots, rows, strict=True):
+            texts = iter(row)
+            for piece in (*self.task.template.pieces, BETWEEN_SHOTS):
+                if isinstance(piece, Field):
+                    ids += next(texts)
+                elif isinstance(piece, PromptSlot):
+                    ids += self.prompt_ids
+                elif isinstance(piece, MaskSlot):
+                    ids += self.answer_ids(self.task.verbalizer.words[shot.label][:1])[0]
+                else:
+                    ids += self._literal(piece)
+        return tuple(ids)
+
+    @property
+    def shared_ids(self) -> tuple[int, ...]:
+        """Ids with which every text begins: a task's examples, and special tokens before them; () without examples."""
+        return self._start if self.task.shots else ()
 
     @property
     def prompt_ids(self) -> tuple[int, ...]:
@@ -355,16 +382,23 @@ class Renderer:
         Raises:
             PromptError: the template alone leaves no room for text.
         """
-        if self.max_tokens is None:
-            return None
-        fixed = self.template_length() + self._answer_length()
-        room = self.max_tokens - fixed - self._reserve
-        if room < 1:
+        room = self.free_tokens
+        if room is not None and room < 1:
+            fixed = self.template_length() + self._answer_length()
+            what = f"the template with {len(self.task.shots)} examples" if self.task.shots else "the template alone"
+            fewer = "give fewer examples" if self.task.shots else "shorten the template or the prompt"
             raise PromptError(
-                f"the template alone takes {fixed} of {self.max_tokens} tokens and {self._reserve} are kept for "
-                "the prompt, which leaves none for text; shorten the template or the prompt"
+                f"{what} takes {fixed} of {self.max_tokens} tokens and {self._reserve} are kept for "
+                f"the prompt, which leaves none for text; {fewer}"
             )
         return room
+
+    @property
+    def free_tokens(self) -> int | None:
+        """Tokens that template and prompt leave for all fields of one example, negative for none; None for no limit."""
+        if self.max_tokens is None:
+            return None
+        return self.max_tokens - self.template_length() - self._answer_length() - self._reserve
 
     def _fields(self) -> list[Field]:
         return [piece for piece in [*self._before, *self._after] if isinstance(piece, Field)]

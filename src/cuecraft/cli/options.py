@@ -50,7 +50,7 @@ LabelColumn = Annotated[str, typer.Option(help="Column of class names.")]
 MethodName = Annotated[
     str | None,
     typer.Option(
-        help="auto (chooses by itself), zero-shot, autoprompt, straight-through, prompt-tuning, p-tuning, "
+        help="auto (chooses by itself), zero-shot, in-context, autoprompt, straight-through, prompt-tuning, p-tuning, "
         "prefix-tuning, p-tuning-v2, deep-cue, first-order, hybrid, soup, linear-probe, embedding-probe, lora, "
         "lora-prompt or full. "
         "[default: auto]"

@@ -93,6 +93,11 @@ def require_prompt_first(backbone: AnyBackbone, task: Task) -> None:
     if not backbone.renderer(task).render([text])[0].before:
         return
     source = template.source
+    if task.shots:
+        raise ArtifactError(
+            f"{len(task.shots)} labelled examples stand before the prompt, and PEFT puts virtual tokens first; only a "
+            "prompt without examples can be exported there"
+        )
     if not isinstance(template.pieces[0], PromptSlot):
         raise ArtifactError(
             f"template {source!r}: the prompt stands after other text, and PEFT puts virtual tokens first; "

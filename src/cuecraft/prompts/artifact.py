@@ -44,7 +44,7 @@ from cuecraft.prompts.manifest import (
 from cuecraft.prompts.shared import Sharing, TaskPart
 from cuecraft.storage import digest, file_sha256, unwritable, write_folder
 from cuecraft.task import Task
-from cuecraft.task.entry import TaskEntry
+from cuecraft.task.entry import TaskEntry, shot_entries
 
 TENSORS, TRACE, CARD = "prompt.safetensors", "trace.jsonl", "README.md"
 WEIGHTS = "weights.safetensors"
@@ -137,6 +137,7 @@ class Artifact:
                 label_words=[list(words) for words in verbalizer.words],
                 max_tokens=task.max_tokens,
                 reserve=task.reserve,
+                shots=shot_entries(task),
             ),
             prompt=PromptEntry(
                 kind=_KINDS[type(prompt)],

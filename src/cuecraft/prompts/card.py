@@ -19,6 +19,8 @@ def model_card(manifest: Manifest, trace: Sequence[Mapping[str, Any]] = ()) -> s
     metrics = [f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in manifest.metrics.items()]
     data = [f"| {name} | {split.rows} | `{split.sha256[:16]}` |" for name, split in manifest.data.items()]
     found = f"\nFound on the way, in words: `{manifest.words!r}`\n" if manifest.words else ""
+    shots = f"- in front of every text: {len(task.shots)} labelled examples (`task.shots` in manifest.json)\n"
+    examples = shots if task.shots else ""
     count = f"\n{prompt.count} prompts answer together, this one and others: their probabilities are averaged.\n"
     together = count if prompt.count > 1 else ""
     measured = ["| measured | |", "| --- | --- |", *metrics, ""] if metrics else []
@@ -29,7 +31,7 @@ stays as it is; this folder holds a prompt of {prompt.length} tokens.
 {together}
 - prompt ({prompt.kind}): `{prompt.text!r}`
 - template: `{task.template!r}`
-- backbone: {backbone.name} ({backbone.head}), hash `{backbone.sha256[:16]}`
+{examples}- backbone: {backbone.name} ({backbone.head}), hash `{backbone.sha256[:16]}`
 {found}
 | class | label words |
 | --- | --- |

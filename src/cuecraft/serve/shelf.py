@@ -81,7 +81,10 @@ class ListedPrompt:
             raise ArtifactError(f"prompt {name!r} has no artifact; give one")
         first = artifacts[0]
         if any((own.task, own.classes) != (first.task, first.classes) for own in artifacts):
-            raise ArtifactError(f"prompt {name!r}: an ensemble needs one template and one set of classes for all")
+            raise ArtifactError(
+                f"prompt {name!r}: an ensemble needs one template, the same examples in it and one "
+                "set of classes for all"
+            )
         for artifact in artifacts:
             _check_sizes(name, artifact)
         # One that was never written has no hash; its answers must not be taken for another's.

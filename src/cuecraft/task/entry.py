@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from cuecraft.task.task import Task
+from cuecraft.task.task import Shot, Task
 from cuecraft.task.template import Template
 from cuecraft.task.verbalizer import Verbalizer
 
 
+class ShotEntry(BaseModel):
+    """A labelled example in front of every text: its text by field, and its class."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    fields: dict[str, str]
+    label: str
+
+
 class TaskEntry(BaseModel):
-    """Template and verbalizer."""
+    """Template and verbalizer, and the examples in front of every text."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -20,8 +29,17 @@ class TaskEntry(BaseModel):
     label_words: list[list[str]]
     max_tokens: int | None
     reserve: int
+    shots: list[ShotEntry] = []
 
     def task(self) -> Task:
         """Return the task."""
         words = tuple(tuple(own) for own in self.label_words)
-        return Task(Template(self.template), Verbalizer(tuple(self.labels), words), self.max_tokens, self.reserve)
+        verbalizer = Verbalizer(tuple(self.labels), words)
+        shots = tuple(Shot(tuple(own.fields.items()), verbalizer.index(own.label)) for own in self.shots)
+        return Task(Template(self.template), verbalizer, self.max_tokens, self.reserve, shots)
+
+
+def shot_entries(task: Task) -> list[ShotEntry]:
+    """Return the examples in front of every text as a manifest has them."""
+    labels = task.verbalizer.labels
+    return [ShotEntry(fields=dict(shot.fields), label=labels[shot.label]) for shot in task.shots]

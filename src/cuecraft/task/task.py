@@ -21,6 +21,19 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Shot:
+    """A labelled example that stands in front of every text.
+
+    Args:
+        fields: pairs of a field's name and its text.
+        label: the number of its class.
+    """
+
+    fields: tuple[tuple[str, str], ...]
+    label: int
+
+
+@dataclass(frozen=True)
 class Task:
     """What is asked of the backbone.
 
@@ -29,19 +42,29 @@ class Task:
         verbalizer: the classes and their label words.
         max_tokens: tokens of one input at most, cue included; None for as many as the backbone has positions.
         reserve: positions kept free for tuned tokens when texts are cut to fit.
+        shots: labelled examples in front of every text, first to last; each is written in the template with the
+            template's own words in the prompt slot and the first label word of its class.
 
     Raises:
-        DataError: `max_tokens` or `reserve` is not positive.
+        DataError: `max_tokens` or `reserve` is not positive, or a shot is of no class.
+        TemplateError: a shot lacks a field that the template names.
     """
 
     template: Template
     verbalizer: Verbalizer
     max_tokens: int | None = None
     reserve: int = 32
+    shots: tuple[Shot, ...] = ()
 
     def __post_init__(self) -> None:
         if self.reserve < 1:
             raise DataError(f"reserve is {self.reserve}; keep at least one position for the prompt")
+        for number, shot in enumerate(self.shots, start=1):
+            if not 0 <= shot.label < self.verbalizer.num_classes:
+                raise DataError(
+                    f"example {number} in the prompt is of class number {shot.label}; there is no such class"
+                )
+            self.check_fields(dict(shot.fields), f"example {number} in the prompt")
         if self.max_tokens is not None and self.max_tokens <= self.reserve:
             raise DataError(
                 f"max_tokens is {self.max_tokens} and {self.reserve} are kept for the prompt; allow more tokens"

@@ -12,6 +12,7 @@ from cuecraft.errors import CuecraftWarning
 from cuecraft.method import Candidate, Method, Outcome, Problem, score
 from cuecraft.prompts import Artifact, Sharing, StoredWeights
 from cuecraft.tune.auto.starts import OtherWords
+from cuecraft.tune.in_context import WithShots
 from cuecraft.tune.multitask import MultitaskTuning
 from cuecraft.tune.probe import SentenceEncoder
 
@@ -30,13 +31,13 @@ def make_artifact(
 ) -> Artifact:
     """Gather an outcome into an artifact, with its accuracy on those of the problem's own splits that have labels.
 
-    Where another model reads the texts, the artifact is that model's; with other label words, it has those. Of a method
-    that learns from the dev set too, accuracy on dev would say nothing: its held-out accuracy stands there. What the
-    time limit leaves no time to measure is left out.
+    Where another model reads the texts, the artifact is that model's; with other label words, or examples in
+    front of every text, it has those. Of a method that learns from the dev set too, accuracy on dev would say
+    nothing: its held-out accuracy stands there. What the time limit leaves no time to measure is left out.
     """
     reader = outcome.best.reader
     backbone, task = problem.backbone, problem.task
-    if isinstance(reader, SentenceEncoder | OtherWords):
+    if isinstance(reader, SentenceEncoder | OtherWords | WithShots):
         backbone, task = reader.backbone, reader.task
     parts = {"train": problem.train} | ({"dev": problem.dev} if problem.dev and outcome.held_out is None else {})
     known = {"dev": outcome.dev}

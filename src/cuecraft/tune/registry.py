@@ -14,6 +14,7 @@ from cuecraft.tune.deep_cue import DeepCueTuning
 from cuecraft.tune.fine_tuning import FullFineTuning, LoraTuning, LoraWithPrompt
 from cuecraft.tune.first_order import FirstOrder
 from cuecraft.tune.hybrid import Hybrid
+from cuecraft.tune.in_context import InContext
 from cuecraft.tune.prefix_tuning import PrefixTuning, PTuningV2
 from cuecraft.tune.probe import EmbeddingProbe, LinearProbe
 from cuecraft.tune.prompt_tuning import PromptTuning, PTuning
@@ -24,6 +25,7 @@ METHODS: dict[str, type[Method]] = {
     method.name: method
     for method in (
         ZeroShot,
+        InContext,
         AutoPrompt,
         StraightThrough,
         PromptTuning,
