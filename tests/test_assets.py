@@ -146,8 +146,16 @@ def test_cache_folder_is_the_users_or_the_one_asked_for(monkeypatch, tmp_path):
 def packages(monkeypatch, tmp_path):
     """A site-packages folder in which every package counts as installed."""
     folder = tmp_path / "site-packages"
-    installed = SimpleNamespace(locate_file=lambda path: folder / path)
-    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: installed)
+    plain = importlib.metadata.distribution
+
+    def distribution(name):
+        try:
+            version = plain(name).version  # transformers asks for that of the packages that it uses
+        except importlib.metadata.PackageNotFoundError:
+            version = "0"
+        return SimpleNamespace(locate_file=lambda path: folder / path, version=version)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", distribution)
     return folder
 
 
