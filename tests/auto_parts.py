@@ -204,3 +204,17 @@ def answers(right, labels):
     log_probs = torch.stack([1 - own, own], 1).log()
     sizes = (len(labels) // 2, len(labels) - len(labels) // 2)
     return HeldOut(torch.where(labels[:, None] == 1, log_probs, log_probs.flip(1)), labels, sizes)
+
+
+def tempered_by_hand(parts):
+    """Return the prompts of contenders, and the calibration of each with the temperature of its contender's answers."""
+    prompts, calibrations = [], []
+    for part in parts:
+        own = part.made()
+        temperature = calibration.tempered(part.held_out.log_probs, part.held_out.labels).scale
+        prompts += own.prompts
+        calibrations += [
+            Calibration(tuple(temperature * bias for bias in one.bias), temperature * one.scale)
+            for one in own.calibrations
+        ]
+    return prompts, calibrations

@@ -16,13 +16,14 @@ from auto_parts import (
     flipped,
     planned,
     probabilities,
+    tempered_by_hand,
     trainings_of,
     words,
 )
 from conftest import tiny_problem
 from cuecraft.errors import BackboneError, MethodError, PromptError
 from cuecraft.method import CalibrationKind
-from cuecraft.prompts import Calibration, HardPrompt, calibration
+from cuecraft.prompts import HardPrompt
 from cuecraft.search.folds import stratified_folds, texts_of
 from cuecraft.search.label_words import LabelWordSearch
 from cuecraft.tune import make_method
@@ -212,15 +213,7 @@ def test_together_they_answer_what_is_made_of_them(kind, monkeypatch, request):
     found = Together.of([trained, linear], problem.seed)
     made = found.shipped(problem.in_time)
     assert len(made.prompts) == found.members == 5
-    prompts, calibrations = [], []
-    for part in (trained, linear):
-        own = part.made()
-        temperature = calibration.tempered(part.held_out.log_probs, part.held_out.labels).scale
-        prompts += own.prompts
-        calibrations += [
-            Calibration(tuple(temperature * bias for bias in one.bias), temperature * one.scale)
-            for one in own.calibrations
-        ]
+    prompts, calibrations = tempered_by_hand([trained, linear])
     context = problem.pool.context
     with torch.no_grad():
         answered = made.logits(problem.backbone, context).double().softmax(-1)
@@ -309,8 +302,8 @@ def wrong(found):
 def test_what_is_surely_wrong_on_held_out_examples_does_not_ship(causal, tiny_plans, monkeypatch):
     problem = tiny_problem(causal)
     assert auto().fit(problem).verdict.ships == "tuned"
-    trained, gathered, held_out = crossfit.held_out_answers, choice.gather, Untrained.held_out
-    monkeypatch.setattr(crossfit, "held_out_answers", lambda *asked: wrong(trained(*asked)))
+    trained, gathered, held_out = crossfit.answers_of_folds, choice.gather, Untrained.held_out
+    monkeypatch.setattr(crossfit, "answers_of_folds", lambda *asked: wrong(trained(*asked)))
     monkeypatch.setattr(choice, "gather", lambda *asked: wrong(gathered(*asked)))
     monkeypatch.setattr(contenders_module, "gather", lambda *asked: wrong(gathered(*asked)))
     monkeypatch.setattr(Untrained, "held_out", lambda *asked: wrong(held_out(*asked)))

@@ -35,7 +35,7 @@ from cuecraft.tune.auto.plans import PLANS, Preset, Schedule, configurations
 from cuecraft.tune.auto.starts import GivenWords, OtherWords, SearchedPrompt, SearchedWords, Words
 from cuecraft.tune.deep_cue import OffsetTraining
 from cuecraft.tune.finish import make_artifact
-from cuecraft.tune.held_out import held_out_answers
+from cuecraft.tune.held_out import answers_of_folds
 from cuecraft.tune.prompt_tuning import EmbeddingTraining
 from cuecraft.tune.soup import part_of_the_way
 from cuecraft.untuned import starting_point
@@ -359,12 +359,12 @@ def test_a_training_that_diverges_is_refused(factor, causal, monkeypatch):
 
 def test_of_the_shares_of_the_way_one_with_finite_answers_is_taken(causal, monkeypatch):
     def answers(problems, candidates, folds):
-        found = held_out_answers(problems, candidates, folds)
+        found = answers_of_folds(problems, candidates, folds)
         calls.append(found)
         return replace(found, log_probs=found.log_probs * torch.nan) if len(calls) != 2 else found
 
     calls = []
-    monkeypatch.setattr(crossfit, "held_out_answers", answers)
+    monkeypatch.setattr(crossfit, "answers_of_folds", answers)
     problem = tiny_problem(causal)
     found = trainings_of(problem).cross_fit(deep(problem))
     assert found.share == SHARES[1]

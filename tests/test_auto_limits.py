@@ -27,7 +27,7 @@ from cuecraft.search import AutoPrompt
 from cuecraft.search.label_words import LabelWordSearch
 from cuecraft.tune.auto import crossfit
 from cuecraft.tune.auto.choice import _Choice
-from cuecraft.tune.auto.contenders import FirstOrder
+from cuecraft.tune.auto.contenders import FirstOrderCue
 from cuecraft.tune.auto.crossfit import SHARES, CrossFit, Latest
 from cuecraft.tune.auto.untrained import Untrained
 from cuecraft.tune.deep_cue import OffsetTraining
@@ -267,7 +267,7 @@ def test_a_training_on_all_examples_that_is_cut_gives_way_to_one_that_was_checke
         assert_same_prompt(made.prompt, by_hand(found.configuration, causal, problem.pool)[0])
 
 
-@pytest.mark.parametrize("contender", [CrossFit, FirstOrder])
+@pytest.mark.parametrize("contender", [CrossFit, FirstOrderCue])
 def test_where_the_time_ends_after_what_ships_is_made_it_ships(contender, causal, monkeypatch):
     """Only the words that it began with were not calibrated any more."""
     planned(monkeypatch, ONE if contender is CrossFit else replace(ONE, deep=(), first_order=1, heads=()))
@@ -289,7 +289,7 @@ def test_where_the_time_ends_after_what_ships_is_made_it_ships(contender, causal
         assert_same_prompt(one, other, 0.0)
 
 
-@pytest.mark.parametrize("contender", [CrossFit, FirstOrder])
+@pytest.mark.parametrize("contender", [CrossFit, FirstOrderCue])
 def test_where_the_time_ends_while_it_is_made_what_was_checked_ships(contender, causal, monkeypatch):
     """The prompt that did not see the first fold; or the fit to all examples, which is there with its check."""
     planned(monkeypatch, ONE if contender is CrossFit else replace(ONE, deep=(), first_order=1, heads=()))

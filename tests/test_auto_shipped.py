@@ -16,7 +16,7 @@ from cuecraft.prompts import CalibratedPrompt, Calibration, DeepCue, HardPrompt,
 from cuecraft.search.folds import stratified_folds
 from cuecraft.search.label_words import LabelWordSearch
 from cuecraft.tune.auto.choice import _Choice
-from cuecraft.tune.auto.contenders import FirstOrder, Together, probed
+from cuecraft.tune.auto.contenders import FirstOrderCue, Together, probed
 from cuecraft.tune.auto.crossfit import Trainings
 from cuecraft.tune.auto.untrained import Untrained
 from cuecraft.tune.first_order import Linearised
@@ -231,5 +231,5 @@ def test_a_first_order_contender_needs_no_time_to_ship(causal, monkeypatch):
     planned(monkeypatch, replace(ONE, first_order=1, heads=(), deep=()))
     own = _Choice(tiny_problem(causal), auto())
     found = own._first_order(words(tiny_problem(causal)))
-    assert isinstance(found, FirstOrder)
+    assert isinstance(found, FirstOrderCue)
     assert found.fallback() is found.made()

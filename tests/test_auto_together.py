@@ -22,16 +22,17 @@ from auto_parts import (
     planned,
     probabilities,
     problem_of,
+    tempered_by_hand,
     trainings_of,
     words,
 )
 from conftest import TEXTS, tiny_problem
 from cuecraft import PromptClassifier
-from cuecraft.prompts import Calibration, HardPrompt, calibration, load_artifact
+from cuecraft.prompts import HardPrompt, load_artifact
 from cuecraft.search.folds import stratified_folds, texts_of
 from cuecraft.tune.auto import crossfit
 from cuecraft.tune.auto.choice import _Choice
-from cuecraft.tune.auto.contenders import FirstOrder, ProbedWords, Together, WordsAlone, probed
+from cuecraft.tune.auto.contenders import FirstOrderCue, ProbedWords, Together, WordsAlone, probed
 from cuecraft.tune.auto.untrained import Untrained
 from cuecraft.tune.finish import make_artifact
 from cuecraft.tune.held_out import HeldOut
@@ -144,15 +145,7 @@ def test_all_kinds_together_answer_what_is_made_of_them(kind, request):
     found = Together.of(parts, problem.seed)
     made = found.shipped(problem.in_time)
     assert len(made.prompts) == found.members == sum(part.members for part in parts)
-    prompts, calibrations = [], []
-    for part in parts:
-        own = part.made()
-        temperature = calibration.tempered(part.held_out.log_probs, part.held_out.labels).scale
-        prompts += own.prompts
-        calibrations += [
-            Calibration(tuple(temperature * bias for bias in one.bias), temperature * one.scale)
-            for one in own.calibrations
-        ]
+    prompts, calibrations = tempered_by_hand(parts)
     context = problem.pool.context
     with torch.no_grad():
         answered = made.logits(problem.backbone, context).double().softmax(-1)
@@ -264,5 +257,5 @@ def test_heads_and_first_order_cues_are_fitted_over_the_users_own_words_and_bett
     plain = _Choice._add
     monkeypatch.setattr(_Choice, "_add", lambda self, one: contenders.append(one) or plain(self, one))
     auto().fit(problem)
-    for kind in (ProbedWords, FirstOrder):
+    for kind in (ProbedWords, FirstOrderCue):
         assert [one.start.name for one in contenders if isinstance(one, kind)] == expected

@@ -80,7 +80,7 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
 def write_folder_once(target: Path, fill: Callable[[Path], None]) -> None:
     """Let `fill` write a folder unless it is there; of several processes one writes, and the others wait for it.
 
-    What a process that was killed left half-written is removed. A file for the lock stays beside the folder.
+    What a process that was killed left half-written is removed. A file for the lock stays next to the folder.
     """
     if target.is_dir():
         return

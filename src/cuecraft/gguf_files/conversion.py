@@ -40,7 +40,7 @@ def convert(files: Sequence[Path], folder: Path) -> None:
 
 
 def _alone(headers: Sequence[Header], scratch: Path) -> Path:
-    """Return a file of the whole model in a folder of its own: transformers would read what else lies beside it."""
+    """Return a file of the whole model in a folder of its own: transformers would read what else lies next to it."""
     target = scratch / "model.gguf"
     if len(headers) > 1:
         join_parts(headers, target)
@@ -97,7 +97,7 @@ def _refuse(headers: Sequence[Header]) -> None:
 
 
 def _check_space(headers: Sequence[Header], folder: Path) -> None:
-    """Raise BackboneError where the disk has no room for 4 bytes a weight (and for joining the parts)."""
+    """Raise BackboneError where the disk is too full for 4 bytes a weight (and for joining the parts)."""
     wanted = sum(4 * tensor.count for header in headers for tensor in header.tensors)
     if len(headers) > 1:
         wanted += sum(tensor.size for header in headers for tensor in header.tensors)

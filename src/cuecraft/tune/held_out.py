@@ -108,7 +108,7 @@ def gather(parts: Sequence[Tensor], labels: Tensor, folds: Sequence[Fold]) -> He
 
 
 @torch.no_grad()
-def held_out_answers(problems: Sequence[Problem], candidates: Sequence[Candidate], folds: Sequence[Fold]) -> HeldOut:
+def answers_of_folds(problems: Sequence[Problem], candidates: Sequence[Candidate], folds: Sequence[Fold]) -> HeldOut:
     """Return what the candidate of each fold answers to its held-out part.
 
     Args:

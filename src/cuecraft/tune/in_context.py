@@ -136,14 +136,14 @@ def _shot(problem: Problem, row: int) -> Shot:
 def _check_fit(problem: Problem, shots: Sequence[Shot]) -> None:
     """Raise PromptError unless a text as long as the longest example fits behind the examples, whole as they are."""
 
-    def room(count: int) -> int | None:
+    def free(count: int) -> int | None:
         return problem.backbone.renderer(replace(problem.task, shots=tuple(shots[:count]))).free_tokens
 
     plain = problem.train.context.renderer
     longest = [
         max(plain.text_lengths([Example(dict(shot.fields)) for shot in shots[:n]])) for n in range(1, 1 + len(shots))
     ]
-    fits = [left is None or left >= need for left, need in ((room(n), need) for n, need in enumerate(longest, 1))]
+    fits = [left is None or left >= need for left, need in ((free(n), need) for n, need in enumerate(longest, 1))]
     if fits[-1]:
         return
     count = fits.index(False)

@@ -23,20 +23,11 @@ from pydantic import Field
 from cuecraft.backbone import HeadKind
 from cuecraft.errors import BackboneError, MethodError, PromptError
 from cuecraft.evidence import Evidence, Tried, Verdict, judge
-from cuecraft.method import (
-    CalibrationKind,
-    Candidate,
-    Event,
-    Method,
-    Outcome,
-    Problem,
-    ReadingLimit,
-    Score,
-)
+from cuecraft.method import CalibrationKind, Candidate, Event, Method, Outcome, Problem, ReadingLimit, Score
 from cuecraft.prompts import HardPrompt
 from cuecraft.search.folds import stratified_folds, texts_of
 from cuecraft.task.verbalizer import default_word
-from cuecraft.tune.auto.contenders import Contender, FirstOrder, Together, WordsAlone, probed
+from cuecraft.tune.auto.contenders import Contender, FirstOrderCue, Together, WordsAlone, probed
 from cuecraft.tune.auto.crossfit import Trainings
 from cuecraft.tune.auto.plans import PLANS, Preset, configurations
 from cuecraft.tune.auto.starts import Start, Words
@@ -133,8 +124,8 @@ class _Choice:
             if start.has_own_task and start != untrained.own:
                 self._try_over(start)
         trainings = Trainings(self.problem, self.pool, self.folds, untrained.pace, self.options.prompts, self.trace)
-        has_linear = any(isinstance(one, FirstOrder) for one in self.contenders)
-        together = len(self.folds) if len(self.folds) <= self.options.prompts else 1
+        has_linear = any(isinstance(one, FirstOrderCue) for one in self.contenders)
+        together = len(self.folds) if trainings.may_join else 1
         for configuration in configurations(self.plan, starts[:together], untrained.filler, has_linear):
             self._try(partial(trainings.cross_fit, configuration))
         self._join()
@@ -184,7 +175,7 @@ class _Choice:
         """
         begun = time.perf_counter()
         linear = linearised(self.whole, HardPrompt(start.token_ids))
-        best: FirstOrder | None = None
+        best: FirstOrderCue | None = None
         if linear is None:  # the time is over
             return None
         for penalty in self.plan.penalties:
@@ -198,7 +189,7 @@ class _Choice:
                 if is_least and math.isfinite(found.score.loss):
                     made = linear.candidate(linear.fitted(range(len(self.pool)), self.whole, penalty))
                     name = f"first-order {penalty:g}, {start.name}"
-                    best = FirstOrder(name, found, 0.0, start, self.whole, penalty, made)
+                    best = FirstOrderCue(name, found, 0.0, start, self.whole, penalty, made)
         if best is None:
             if self.problem.out_of_time():
                 return None

@@ -35,6 +35,9 @@ class Contender(ABC):
     name: str
     held_out: HeldOut
     seconds: float
+    _tempered: dict[int, HeldOut] = field(
+        default_factory=dict, init=False, repr=False
+    )  # by seed: it is asked for often
 
     @property
     @abstractmethod
@@ -72,7 +75,9 @@ class Contender(ABC):
 
     def answers(self, seed: int) -> HeldOut:
         """Return what it answers to held-out examples, after a temperature; `seed` is of the folds that fit that."""
-        return self.held_out.recalibrated(seed)
+        if seed not in self._tempered:
+            self._tempered[seed] = self.held_out.recalibrated(seed)
+        return self._tempered[seed]
 
     def tried(self, seed: int) -> Tried:
         """Return its line of the leaderboard; `seed` as for `answers`."""
@@ -118,7 +123,7 @@ class WordsAlone(OverWords):
 
 
 @dataclass(eq=False)
-class FirstOrder(OverWords):
+class FirstOrderCue(OverWords):
     """A first-order deep cue, with the penalty of least held-out loss.
 
     Args:
@@ -196,7 +201,7 @@ class Together(Contender):
         parts: the contenders.
     """
 
-    parts: Sequence[Contender] = field(default_factory=list)
+    parts: Sequence[Contender]
 
     @classmethod
     def of(cls, parts: Sequence[Contender], seed: int) -> Together:

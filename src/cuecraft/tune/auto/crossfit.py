@@ -21,7 +21,7 @@ from cuecraft.storage import digest
 from cuecraft.tune.auto.contenders import Contender
 from cuecraft.tune.auto.starts import Start, retasked
 from cuecraft.tune.deep_cue import OffsetTraining
-from cuecraft.tune.held_out import HeldOut, fold_problem, held_out_answers
+from cuecraft.tune.held_out import HeldOut, answers_of_folds, fold_problem
 from cuecraft.tune.prompt_tuning import EmbeddingTraining
 from cuecraft.tune.soup import part_of_the_way
 
@@ -115,20 +115,18 @@ class CrossFit(Contender):
     Args:
         configuration: what was trained.
         candidates: of each fold, the prompt that did not see it, as far from its start as is best.
+        share: of the way from the start that they lie.
         trainings: that made it.
-        most: prompts that may ship, at most.
     """
 
     configuration: Configuration
     candidates: list[Candidate]
     share: float
     trainings: Trainings
-    most: int
 
     @property
     def _ship_as_they_are(self) -> bool:
-        """Whether what was trained on the folds ships, and not one or more trainings on all examples."""
-        return self.configuration.first.has_own_task and len(self.candidates) <= self.most
+        return self.trainings.folds_ship(self.configuration)
 
     @property
     def members(self) -> int:
@@ -179,6 +177,15 @@ class Trainings:
         self._trace = trace
         self.whole = replace(problem, train=pool, dev=None)
 
+    @property
+    def may_join(self) -> bool:
+        """Whether as many prompts as there are folds may ship."""
+        return len(self._folds) <= self._most
+
+    def folds_ship(self, configuration: Configuration) -> bool:
+        """Tell whether what is trained on the folds ships, and not a training on all examples."""
+        return configuration.first.has_own_task and self.may_join
+
     def cross_fit(self, configuration: Configuration) -> CrossFit | None:
         """Train on all folds, for as many epochs as there is time for; None where there is none.
 
@@ -191,8 +198,7 @@ class Trainings:
     def _in_time(self, configuration: Configuration) -> Configuration | None:
         """Return a configuration with as many epochs as there is time for; None where that is not even one."""
         learnt = len(self._folds) - 1
-        ships = configuration.first.has_own_task and len(self._folds) <= self._most
-        each = configuration.length * self._pace * _PASSES * (learnt if ships else learnt + 1)
+        each = configuration.length * self._pace * _PASSES * (learnt + (not self.folds_ship(configuration)))
         after, epochs = self._afterwards(configuration), range(configuration.training.epochs, 0, -1)
         fitting = next((count for count in epochs if not self._problem.out_of_time(count * each + after)), None)
         return None if fitting is None else configuration.shortened(fitting)
@@ -219,12 +225,12 @@ class Trainings:
         if len(last) < len(found):
             return None  # the time ended before the first epoch
         ways = {share: self._moved(starts, last, share) for share in SHARES}
-        answers = {share: held_out_answers(owns, own, self._folds) for share, own in ways.items()}
+        answers = {share: answers_of_folds(owns, own, self._folds) for share, own in ways.items()}
         share, held_out = self._taken(answers, configuration.name)
         candidates = [retasked(one, own, self._problem) for one, own in zip(ways[share], owns, strict=True)]
         name = configuration.name + ("" if share == 1 else f", {share:.0%} of the way")
         seconds = time.perf_counter() - begun
-        return CrossFit(name, held_out, seconds, configuration, candidates, share, self, self._most)
+        return CrossFit(name, held_out, seconds, configuration, candidates, share, self)
 
     def _moved(self, starts: Sequence[Candidate], trained: Sequence[Candidate], share: float) -> list[Candidate]:
         embed = self._problem.backbone.embed
