@@ -1,7 +1,7 @@
 """Tables of README and the site that come from result files.
 
-``python benchmarks/tables.py`` prints the rows of each table, ``--write`` puts them into the pages, and ``--check`` ends
-with exit code 1 where a page differs. A page marks a table by a comment ``<!-- table: NAME -->`` on the line before its
+``python benchmarks/tables.py`` prints the rows of each table, ``--write`` puts them into the pages, and ``--check``
+ends with exit code 1 where a page differs. A page marks a table by a comment ``<!-- table: NAME -->`` on the line before its
 head; the head's two lines belong to the page, the rows to the result files.
 """
 
@@ -88,7 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 page.write_text(after, encoding="utf-8")
                 print(f"wrote {page.relative_to(ROOT)}")
             else:
-                print(f"{page.relative_to(ROOT)}: tables differ from the result files; run benchmarks/tables.py --write")
+                print(
+                    f"{page.relative_to(ROOT)}: tables differ from the result files; run benchmarks/tables.py --write"
+                )
                 code = 1
     return code
 

@@ -49,7 +49,8 @@ def _sections(command: Any, name: str, level: int) -> Iterator[str]:
 
 def _shown(parameter: Any) -> str:
     if parameter.param_type_name == "argument":
-        name = (parameter.metavar or parameter.name.upper()) + ("..." if parameter.nargs != 1 else "")
+        name = parameter.metavar or parameter.name.upper()
+        name += "..." if parameter.nargs != 1 and not name.endswith("...") else ""
         return name if parameter.required else f"[{name}]"
     flags = " / ".join([*parameter.opts, *parameter.secondary_opts])
     return flags if parameter.is_flag else f"{flags} {parameter.metavar or parameter.name.upper()}"

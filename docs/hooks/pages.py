@@ -12,7 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from commands import command_reference  # MkDocs has this folder on its path while it loads the hooks
 from mkdocs.structure.files import File, Files
+from schema import schema_reference
 
 ROOT = Path(__file__).parents[2]
 
@@ -68,16 +70,12 @@ def turned(text: str, source: str) -> str:
 
 
 def _commands() -> str:
-    from commands import command_reference
-
     from cuecraft.cli import app
 
     return command_reference(app)
 
 
 def _schema() -> str:
-    from schema import schema_reference
-
     from cuecraft.recipe import json_schema
 
     return schema_reference(json_schema())
