@@ -1,8 +1,8 @@
 """Tables of README and the site that come from result files.
 
 ``python benchmarks/tables.py`` prints the rows of each table, ``--write`` puts them into the pages, and ``--check``
-ends with exit code 1 where a page differs. A page marks a table by a comment ``<!-- table: NAME -->`` on the line before its
-head; the head's two lines belong to the page, the rows to the result files.
+ends with exit code 1 where a page differs. A page marks a table by a comment ``<!-- table: NAME -->`` on the line
+before its head; the head's two lines belong to the page, the rows to the result files.
 """
 
 from __future__ import annotations

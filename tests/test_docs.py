@@ -120,7 +120,7 @@ def test_commands_of_a_page_parse(page):
 def test_a_command_that_is_wrong_does_not_parse():
     parse(["predict", "runs/demo", "a text"])
     for wrong in (["predict"], ["tune", "a.csv", "--no-such-option"], ["no-such-command"], ["recipe"]):
-        with pytest.raises(Exception):  # noqa: B017, PT011 - what Typer raises depends on its version
+        with pytest.raises(Exception):  # noqa: B017 - what Typer raises depends on its version
             parse(wrong)
 
 

@@ -230,7 +230,7 @@ def test_missing_file_is_refused(tmp_path, suffix):
 
 @pytest.mark.parametrize("name", ["a.txt", "a", "a.parquet.gz", "a.csv.bz2", "a.log"])
 def test_unknown_suffix_is_refused(put, name):
-    refusal(put(name, "text,label\nx,c\n"), "cannot tell the format", "*.csv, *.tsv, *.jsonl, *.parquet")
+    refusal(put(name, "text,label\nx,c\n"), "unknown format of rows with columns", "*.csv, *.tsv, *.jsonl, *.parquet")
 
 
 def test_missing_file_of_unknown_suffix_is_taken_for_a_hub_name(monkeypatch, tmp_path):

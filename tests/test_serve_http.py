@@ -604,7 +604,7 @@ def test_a_served_prompt_is_a_detector(serve, causal):
     expected = classifiers(causal)["soft"].predict_proba(X[:3])[:, 0]
     assert np.allclose([result["guard"]["scores"]["soft"] for result in results], expected, atol=1e-5)
     assert all(result["guard"]["verdict"] == "flag" for result in results)
-    with pytest.raises(GuardError, match="cannot be told by their names"):
+    with pytest.raises(GuardError, match="is not clear from their names"):
         Screener.of(GuardSettings(prompt="soft"), server.engine, "cpu", True)
     with pytest.raises(UnknownPromptError):
         Screener.of(GuardSettings(prompt="nobody"), server.engine, "cpu", True)

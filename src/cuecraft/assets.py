@@ -69,7 +69,7 @@ DATA = {
 
 
 def is_asset(name: str) -> bool:
-    """Tell whether a model or data name means a packaged demo asset."""
+    """Return whether a model or data name means a packaged demo asset."""
     return name.startswith(PREFIX)
 
 
@@ -84,7 +84,7 @@ def data_asset(name: str) -> tuple[DataAsset, Path]:
 
 
 def is_known(name: str) -> bool:
-    """Tell whether a model's name means a folder that `model_folder` knows of: a demo asset or a GGUF file."""
+    """Return whether a model's name means a folder that `model_folder` knows of: a demo asset or a GGUF file."""
     return is_asset(name) or is_gguf(name)
 
 

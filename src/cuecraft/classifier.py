@@ -1,4 +1,4 @@
-"""The front door: a scikit-learn classifier whose model is frozen and whose prompt is tuned."""
+"""The main interface: a scikit-learn classifier whose model is frozen and whose prompt is tuned."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     r"""Text classifier over a frozen language model, tuned through its prompt alone.
 
     Args:
-        model: ``demo:smollm2-135m`` and kin, a folder, GGUF file, Hub name, pair `(model, tokenizer)` or a backbone.
+        model: ``demo:smollm2-135m``, a folder, GGUF file, Hub name, pair `(model, tokenizer)` or a backbone.
         method: a name in `cuecraft.tune.METHODS`: ``auto``, which chooses by itself; ``zero-shot``, ``in-context``;
             ``autoprompt``, ``straight-through``; ``prompt-tuning``, ``p-tuning``, ``prefix-tuning``, ``p-tuning-v2``,
             ``deep-cue``, ``first-order``, ``hybrid``, ``soup``; ``linear-probe``, ``embedding-probe``, ``lora``,
@@ -132,7 +132,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             labels: `[N]` classes: strings, truth values or whole numbers, in any container of one column. Strings lose
                 their outer spaces.
             dev: texts and labels to choose and stop by.
-            report: is told of each step; never affects the result.
+            report: progress callback, called with each step; never affects the result.
             checkpoints: a folder for the state of search and training; the same call goes on from what it finds there,
                 and ends with the same bits as one that was not interrupted. Or a `Keeping`, which also says how often.
             sample_weight: `[N]` weight of each text in the training loss, 0 or more; only their ratios count, and
@@ -187,7 +187,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             texts: `[N]` strings, or mappings from field to string; `max_texts` of them are drawn.
             classes: in the order of `classes_`; None for those of `label_words`.
             prior: each class's share, by class or in their order; None for equal shares.
-            report: is told of each step; never affects the result.
+            report: progress callback, called with each step; never affects the result.
             stop: whether to stop, by StoppedError.
             then: texts that `scores` is to answer afterwards within the same time limit, which leaves time for them.
 
@@ -277,7 +277,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return [asdict(row) for row in self.outcome_.tried]
 
     def predict_proba(self, texts: Texts, report: Callable[[Event], None] = lambda event: None) -> np.ndarray:
-        """Return class probabilities `[N, C]`, columns as in `classes_`; `report` is told how far it has come."""
+        """Return class probabilities `[N, C]`, columns as in `classes_`; `report` is the progress callback."""
         self._fitted()
         found: np.ndarray = self._probabilities(texts, [self._candidate], report)[0]
         return found
@@ -313,7 +313,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def scores(
         self, texts: Texts, labels: Labels, report: Callable[[Event], None] = lambda event: None
     ) -> dict[str, dict[str, float]]:
-        """Return accuracy and macro-F1 of the tuned prompt beside the untuned one, over one read of the texts.
+        """Return accuracy and macro-F1 of the tuned prompt next to the untuned one, over one read of the texts.
 
         Returns:
             ``accuracy`` and ``macro_f1`` of each of: ``tuned``; ``untuned``, the template as written (with a class

@@ -30,7 +30,7 @@ from cuecraft.prompts.manifest import DataEntry
 from cuecraft.task import Example, Task
 
 Event = dict[str, Any]
-#: Is told each part of some work, and returns the listener of its steps.
+#: Called with each part of some work, and returns the listener of its steps.
 Started = Callable[[str], Callable[[Event], None]]
 _FRESH = 1024  # examples read together where nothing is kept
 
@@ -104,7 +104,7 @@ class Problem:
         out_of_time: tells a method to stop with the best so far: whether fewer than `reserve` seconds are left. Asked
             between steps, and may raise StoppedError.
         is_over: whether the time limit is over; asked within passes too, which end there (`in_time`). Raises nothing.
-        report: is told of each step; never affects the result.
+        report: progress callback, called with each step; never affects the result.
         checkpoints: where trainings keep their state, to go on from after a crash; None to keep none.
     """
 
@@ -398,7 +398,7 @@ class Selection:
             candidate: the candidate.
             train: its score on the training examples.
             dev: its score on dev, where that is known already.
-            **details: what its event says beside the scores.
+            **details: what its event says in addition to the scores.
         """
         if self.problem.dev and dev is None:
             dev = score(self.problem.backbone, candidate, self.problem.dev)

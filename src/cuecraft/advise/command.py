@@ -30,7 +30,7 @@ def run_advise(request: AdviseRequest, started: Callable[[str], Callable[[Event]
     """Look at data, measure for about the time limit, and return the document of `cuecraft advise --json`.
 
     Raises:
-        CuecraftError: anything that the user can mend; nothing is written then.
+        CuecraftError: anything that the user can fix; nothing is written then.
     """
     endpoint = _endpoint(request)
     if request.labelled_out is not None:

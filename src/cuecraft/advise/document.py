@@ -18,7 +18,7 @@ from cuecraft.backbone import AnyBackbone, HeadKind
 from cuecraft.task import Task
 
 _SHOWN = 5  # contradictions that are listed
-_SCARCE = 4  # labels of a class that has few beside others
+_SCARCE = 4  # labels of a class that has few compared with others
 
 
 @dataclass(frozen=True)

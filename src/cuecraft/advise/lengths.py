@@ -27,7 +27,7 @@ class Lengths:
         p95: the length that one text in twenty exceeds.
         longest: of all that were counted.
         limit: tokens of one input: the backbone's positions, or `--max-tokens` where that is less; None for no limit.
-        room: tokens of text that fit beside the template and what is kept for the prompt; None for no limit.
+        room: tokens of text that fit next to the template and what is kept for the prompt; None for no limit.
         cut: texts that are longer than that.
         fixed: tokens of the template, its prompt included.
         cue: tokens of that prompt, at least one.
@@ -59,7 +59,7 @@ def measure_lengths(backbone: AnyBackbone, task: Task, records: Sequence[Record]
     """Tokenise the texts as a run would.
 
     Raises:
-        TemplateError, PromptError: the template does not fit the fields, or leaves no room for text.
+        TemplateError, PromptError: the template does not fit the fields, or leaves no space for text.
     """
     renderer = _renderer(backbone, task)
     chosen = subsample(records, ROWS, seed)

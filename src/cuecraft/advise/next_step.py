@@ -60,7 +60,7 @@ def _is_one_token(tokenizer: Any, word: str) -> bool:
 
 
 def command_line(request: AdviseRequest, words: Sequence[str]) -> str:
-    """Return a command line over the request's data and model, with what was asked for beside them."""
+    """Return a command line over the request's data and model, with the further options of the request."""
     verb, *more = words
     uses_labels = "--unlabeled" not in more
     is_tuning = verb != "advise"

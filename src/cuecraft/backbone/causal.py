@@ -73,7 +73,7 @@ class CausalBackbone(MixedCausal):
         for row, piece in enumerate(pieces, start=1):
             # A row without tail among rows with one would have its answer slot elsewhere.
             if not len(piece) or (has_tail and not piece.after):
-                raise DataError(f"text {row} has no tokens in the field after the prompt; mend or remove it")
+                raise DataError(f"text {row} has no tokens in the field after the prompt; fix or remove it")
         distinct = list(dict.fromkeys(piece.before for piece in pieces if piece.before))
         free = self.context_bytes - self._kept_bytes
         free = free if keep_bytes is None else min(free, keep_bytes)
@@ -129,7 +129,7 @@ class CausalBackbone(MixedCausal):
         return restore_order(parts, groups, dim=0)
 
     def share_passes(self, parts: Sequence[tuple[Context, Prompt]]) -> bool:
-        """Tell whether `class_logits_each` reads these together: prompts of one length, without prefix and head."""
+        """Return whether `class_logits_each` reads these together: prompts of one length, without prefix and head."""
         lengths = {len(prompt.vectors(self.embed)) for _, prompt in parts}
         return len(lengths) == 1 and all(
             context.renderer is parts[0][0].renderer and prompt.states is None and prompt.head is None

@@ -184,7 +184,7 @@ class FrozenModel(ABC):
         """Return class logits `[B, C]`, differentiable with respect to the prompt's tensors."""
 
     def share_passes(self, parts: Sequence[tuple[Context, Prompt]]) -> bool:
-        """Tell whether `class_logits_each` reads these together: only some backbones can."""
+        """Return whether `class_logits_each` reads these together: only some backbones can."""
         return False
 
     def class_logits_each(self, parts: Sequence[tuple[Context, Prompt]]) -> list[Tensor]:
@@ -194,7 +194,7 @@ class FrozenModel(ABC):
     def within_memory(self, run: Callable[[Budget], T]) -> T:
         """Run with the budget; where memory runs out, halve the budget for good and run again.
 
-        Whoever takes backward passes runs them in here too, `budget.rows` examples at a time: what a pass with a
+        A caller that takes backward passes runs them in here too, `budget.rows` examples at a time: what a pass with a
         gradient keeps is freed by its backward pass only, so such a pass alone is not run again.
         """
         while True:
@@ -290,7 +290,7 @@ def position_limit(config: Any) -> int | None:
 
 
 def agree(found: Tensor, expected: Tensor, name: str) -> bool:
-    """Tell whether a new backbone's answers are the model's own: to within what bfloat16 rounds.
+    """Return whether a new backbone's answers are the model's own: to within what bfloat16 rounds.
 
     Raises:
         BackboneError: the model's own answers are no numbers.
@@ -305,5 +305,5 @@ def agree(found: Tensor, expected: Tensor, name: str) -> bool:
 
 
 _TOLERANCE = 0.02  # of the greatest number: wide enough for bfloat16, far from a wrong mask or position
-# RoBERTa and kin number positions from pad_token_id + 1.
+# RoBERTa and similar models number positions from pad_token_id + 1.
 _OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm"}

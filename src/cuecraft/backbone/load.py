@@ -59,7 +59,7 @@ def load_backbone(
     """Return a frozen backbone.
 
     Args:
-        model: ``demo:smollm2-135m`` and kin, a local folder, a GGUF file (of a split one any part), which is converted
+        model: a demo name such as ``demo:smollm2-135m``, a folder, a GGUF file (of a split one any part), converted
             once into the user's cache, a Hub name, a `(model, tokenizer)` pair, whose model stays as it is and shares
             its weights, or a backbone (returned as it is).
         head: ``causal``, ``masked`` or ``sequence``; by default what the checkpoint was saved as, and ``sequence``
@@ -157,7 +157,7 @@ def _dtype(dtype: str, device: str) -> torch.dtype:
 
 
 def _has_fast_half_precision() -> bool:
-    """Tell whether the CPU multiplies half-precision matrices in hardware (Linux; elsewhere taken as no)."""
+    """Return whether the CPU multiplies half-precision matrices in hardware (Linux; elsewhere taken as no)."""
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -237,13 +237,13 @@ def _wrap(
 
 
 def _refuse_encoder_decoder(config: Any) -> None:
-    """Raise BackboneError for T5, BART and kin, whatever head is asked for."""
+    """Raise BackboneError for T5, BART and similar models, whatever head is asked for."""
     if getattr(config, "is_encoder_decoder", False):
         raise BackboneError(f"{config.model_type} is an encoder-decoder, which is not supported; use a causal model")
 
 
 def _saved_head(config: Any, class_name: str | None = None) -> HeadKind:
-    """Tell what a checkpoint was saved as."""
+    """Return what a checkpoint was saved as."""
     saved = class_name or next(iter(architectures(config)), "")
     if saved.endswith(("ForMaskedLM", "ForPreTraining")):
         return HeadKind.MASKED

@@ -189,7 +189,7 @@ class Renderer:
         return Frame(opening, closing, is_first, at if is_first else at - last - 1, span)
 
     def gives_back(self, prompts: Sequence[Sequence[int]]) -> list[bool]:
-        """Tell of each prompt's ids whether its text, written into the template's prompt slot, gives back just these.
+        """Return of each prompt's ids whether its text, written into the template's prompt slot, gives back these.
 
         What fails: tokens that merge with their neighbours when they are written as text, parts of a character,
         braces, and endings that change what follows: a space, which a template moves on, or a bracket or quotation
@@ -227,7 +227,7 @@ class Renderer:
             CuecraftWarning: how many texts were cut.
 
         Raises:
-            PromptError: the template alone leaves no room for text.
+            PromptError: the template alone leaves no space for text.
             DataError: a text has no tokens.
         """
         rendered, cut = self.fitted(examples)
@@ -246,7 +246,7 @@ class Renderer:
         rendered, cut = [], []
         for number, row in enumerate(self._field_ids(examples), start=1):
             if not any(row):
-                raise DataError(f"text {number} has no tokens in this backbone's tokenizer; mend or remove it")
+                raise DataError(f"text {number} has no tokens in this backbone's tokenizer; fix or remove it")
             kept = row if room is None else _cut_longest(row, room)
             cut.append(kept != row)
             rendered.append(self._pieces(kept))
@@ -380,7 +380,7 @@ class Renderer:
         """Return how many tokens all fields of one example may have together; None for no limit.
 
         Raises:
-            PromptError: the template alone leaves no room for text.
+            PromptError: the template alone leaves no space for text.
         """
         room = self.free_tokens
         if room is not None and room < 1:

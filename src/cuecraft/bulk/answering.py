@@ -56,7 +56,7 @@ class Answerer:
         shelf: the prompts, over one backbone.
         wanted: how texts become fields.
         size: texts of a window.
-        stop: tells whether to stop.
+        stop: returns whether to stop.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Answerer:
         Args:
             texts: the texts.
             kept: windows that are answered are kept as files that begin so, and read again where they are there.
-            told: is told how many of how many texts are answered.
+            told: called with how many of how many texts are answered.
 
         Raises:
             StoppedError: asked to stop; what was answered is kept.
@@ -111,7 +111,7 @@ class Answerer:
         return kept.with_name(f"{kept.name}.{number:06d}.window")
 
     def _windows(self, texts: Sequence[str], paths: Sequence[Path]) -> Iterator[_Window | Answers]:
-        """Yield windows, the next one already under way; of one that is there its answers."""
+        """Yield windows, the next one already in progress; of one that is there its answers."""
         parts = [texts[n * self._size : (n + 1) * self._size] for n in range(len(paths))]
         there = [_there(path, part) for path, part in zip(paths, parts, strict=True)]
         missing = deque(part for part, own in zip(parts, there, strict=True) if own is None)

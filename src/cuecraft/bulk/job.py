@@ -47,7 +47,7 @@ class ClassifyCommand(Options):
     out: Path = Field(description="folder of the job")
     fields: tuple[str, ...] = Field((), description="fields that are classified; by default the prompts' own")
     template: str | None = Field(None, description="a text put together of several fields")
-    keep: tuple[str, ...] = Field((), description="fields that are written beside the answers")
+    keep: tuple[str, ...] = Field((), description="fields that are written next to the answers")
     format: Format | None = Field(None, description="of the inputs; by default by their endings")
     delimiter: str | None = Field(None, description="between the cells of CSV and TSV; by default comma and tab")
     output: Literal["jsonl", "parquet"] = Field("jsonl", description="of the answers")
@@ -100,7 +100,7 @@ class Job:
         sources: the inputs.
         wanted: what of a row is classified.
         audited: rows of a shard that are asked about again, of each kind.
-        stop: tells whether to stop.
+        stop: returns whether to stop.
     """
 
     command: ClassifyCommand
@@ -140,7 +140,7 @@ def make_job(
     Args:
         command: what is asked for.
         prompt_fields: the fields of each prompt's template.
-        stop: tells whether to stop.
+        stop: returns whether to stop.
         sources: the inputs, where they were found before.
 
     Raises:

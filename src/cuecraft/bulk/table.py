@@ -1,4 +1,4 @@
-"""Answers that are known, by key: in memory as sorted arrays, on disk beside the shards that they were made for."""
+"""Answers that are known, by key: in memory as sorted arrays, on disk next to the shards that they were made for."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def undamaged(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise BulkError(f"{path}: is damaged ({error}); begin the job anew in another --out") from None
+        raise BulkError(f"{path}: is damaged ({error}); begin the job again in another --out") from None
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Answers:
 
     @classmethod
     def empty(cls, count: int, prompts: int) -> Answers:
-        """Return room for answers, none of them there."""
+        """Return space for answers, none of them there."""
         return cls(
             np.full((count, prompts), NO_ANSWER, np.int16),
             np.zeros((count, prompts), np.float32),

@@ -27,7 +27,7 @@ class Wanted:
         columns: that are read; None for a line as it is.
         pieces: what a text is put together of: literal words and columns in turn, words first and last; none where each
             column is a field of its own.
-        keep: fields that are written beside the answer.
+        keep: fields that are written next to the answer.
         longest: bytes of a row, at most.
         is_masked: whether texts that differ in numbers, ids, addresses, paths and times alone are one.
         is_joined: whether equal texts are one.

@@ -27,7 +27,7 @@ class Writer:
     Args:
         names: `[P]` of the prompts.
         classes: `[P]` the classes of each.
-        keep: names of the fields that are written beside the answers.
+        keep: names of the fields that are written next to the answers.
         output: ``jsonl`` or ``parquet``.
 
     Raises:

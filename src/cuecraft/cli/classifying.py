@@ -40,7 +40,7 @@ def classify(
         list[str] | None, typer.Option(help="Field that is classified; repeat it for a prompt of several fields.")
     ] = None,
     template: Annotated[str | None, typer.Option(help="A text made of several fields: '{level} {message}'.")] = None,
-    keep: Annotated[list[str] | None, typer.Option(help="Field that is written beside the answer; repeat it.")] = None,
+    keep: Annotated[list[str] | None, typer.Option(help="Field that is written next to the answer; repeat it.")] = None,
     format_: Annotated[Format | None, typer.Option("--format", help="Of the input; by default by its ending.")] = None,
     delimiter: Delimiter = None,
     output: Annotated[str, typer.Option(help="Of the answers: jsonl or parquet.")] = "jsonl",

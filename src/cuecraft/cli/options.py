@@ -17,7 +17,7 @@ class Backend(StrEnum):
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; progress goes to stderr.")]
-Model = Annotated[str, typer.Option(help="demo:smollm2-135m and kin, a local folder, a GGUF file, or a Hub name.")]
+Model = Annotated[str, typer.Option(help="demo:smollm2-135m (or another), a local folder, a GGUF file, or a Hub name.")]
 BackboneNow = Annotated[str | None, typer.Option(help="Where the backbone is now, if not where it was.")]
 Seed = Annotated[int, typer.Option(help="Of everything random.")]
 Seeds = Annotated[

@@ -111,7 +111,7 @@ def check_recipe(
     no_data: Annotated[bool, typer.Option("--no-data", help="Leave the data unread.")] = False,
     json: Json = False,
 ) -> None:
-    """Tell whether a recipe can be run: keys, values, template, method, model, data."""
+    """Return whether a recipe can be run: keys, values, template, method, model, data."""
     from cuecraft.recipe import check_recipe as check
 
     found = check(recipe, overrides or [], with_data=not no_data)

@@ -1,4 +1,4 @@
-"""What a comparison is asked for: a YAML file, flags beside it, and the methods that these name."""
+"""What a comparison is asked for: a YAML file, flags, and the methods that these name."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ class Contender:
     Args:
         name: of its row.
         method: with its options.
-        may_refuse: whether it may say that it does not go with the backbone, since nobody asked for it by name.
+        may_refuse: whether it may say that it does not go with the backbone, since it was not chosen by name.
     """
 
     name: str

@@ -57,7 +57,7 @@ def run_demo(
         shots: reviews of each class to train on; as many others choose between prompts.
         test_size: held-out reviews to report on.
         seed: of the split and of every method.
-        started: is told each part of the demo and returns the listener of its events.
+        started: called with each part of the demo and returns the listener of its events.
 
     Raises:
         AssetError: a demo package is not installed.

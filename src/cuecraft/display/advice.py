@@ -68,7 +68,7 @@ def _advice_rows(document: Mapping[str, Any]) -> dict[str, str]:
     if document["endpoint"]:
         asked = document["endpoint"]
         rows["endpoint"] += f"; {asked['no_class']} answers no class; {asked['seconds']} s, "
-        rows["endpoint"] += "tokens not told" if asked["tokens"] is None else f"{asked['tokens']:,} tokens"
+        rows["endpoint"] += "tokens not reported" if asked["tokens"] is None else f"{asked['tokens']:,} tokens"
         rows["texts were sent to"] = f"{asked['address']} ({asked['model']})"
     return rows
 

@@ -35,22 +35,22 @@ def fail(message: str) -> None:
 
 
 def stopping() -> None:
-    """Tell that work will stop at the next place from which it can go on."""
+    """Print that work will stop at the next place from which it can go on."""
     sys.stderr.write("\nstopping after this step; once more to stop at once\n")
 
 
 def resumable() -> None:
-    """Tell that a run was stopped and can go on."""
+    """Print that a run was stopped and can go on."""
     notes.print("stopped; the state is kept: the same command with --resume goes on")
 
 
 def already_finished() -> None:
-    """Tell that there was nothing to go on with."""
+    """Print that there was nothing to go on with."""
     notes.print("the run was finished already; nothing was run")
 
 
 def stopped() -> None:
-    """Tell that work was stopped and is not lost."""
+    """Print that work was stopped and is not lost."""
     notes.print("stopped; what is finished is kept, and the same command goes on where it stopped")
 
 

@@ -16,7 +16,7 @@ _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)", re.IGNORECASE)  # as llam
 
 
 def is_gguf(name: str) -> bool:
-    """Tell whether a model's name means a GGUF file: by its ending, or by how the file begins."""
+    """Return whether a model's name means a GGUF file: by its ending, or by how the file begins."""
     path = Path(name)
     try:
         return not path.is_dir() and (path.suffix.lower() == ".gguf" or (path.is_file() and _begins(path, MAGIC)))

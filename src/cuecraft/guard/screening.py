@@ -33,7 +33,7 @@ class Verdict(StrEnum):
 
 
 class GuardMode(StrEnum):
-    """What is done with a guard's verdict: nothing is asked, a flag is told, or what is flagged is refused."""
+    """What is done with a guard's verdict: nothing is asked, a flag is reported, or what is flagged is refused."""
 
     OFF = "off"
     FLAG = "flag"
@@ -88,7 +88,7 @@ class Guard:
     Args:
         rules: what attacks are known by; those that ship where none are given.
         limits: how long a text may be, and how much it may repeat itself.
-        detectors: classifiers that are asked beside the rules; each has a name of its own.
+        detectors: classifiers that are asked in addition to the rules; each has a name of its own.
         threshold: a detector's score, 0 to 1, from which on the text is flagged.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a PEFT folder holds, and what stands beside it.
+"""What a PEFT folder holds, and what stands next to it.
 
 =========================  ===============================================================================
 adapter_config.json        PEFT's configuration: kind, number of virtual tokens, shapes, name of the base model

@@ -48,7 +48,7 @@ from cuecraft.task.entry import TaskEntry, shot_entries
 
 TENSORS, TRACE, CARD = "prompt.safetensors", "trace.jsonl", "README.md"
 WEIGHTS = "weights.safetensors"
-SHARED = Path("..", "..", "shared.safetensors")  # beside the folder `tasks` that a task's folder lies in
+SHARED = Path("..", "..", "shared.safetensors")  # next to the folder `tasks` that a task's folder lies in
 _PACKAGES = ("cuecraft", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scikit-learn")
 
 
@@ -69,7 +69,7 @@ class Artifact:
         calibration: of its logits.
         task: template and verbalizer.
         classes: `[C]` the classes as the user's data has them (strings, integers, ...).
-        manifest: what is written beside the tensors.
+        manifest: what is written next to the tensors.
         trace: one event for each step.
         weights: tuned weights that the prompt stands on; None for the backbone's own.
         sharing: how the prompt's tensor comes about from one that several tasks share; None where it does not.

@@ -174,7 +174,7 @@ class RunFolder:
             write_text(self.path / name, text)
         except OSError as error:
             raise RunError(
-                f"{self.path / name}: cannot be written ({error.strerror or error}); make room, or choose another --out"
+                f"{self.path / name}: cannot be written ({error.strerror or error}); free space or choose another --out"
             ) from error
 
     def check_writable(self) -> None:
@@ -189,7 +189,7 @@ class RunFolder:
             raise RunError(f"{self.path}: {where} cannot be written to; choose another --out")
 
     def _is_ours(self) -> bool:
-        """Tell whether a run lies here, or can: the folder is empty, or a run was killed before it had a record."""
+        """Return whether a run lies here, or can: the folder is empty, or a run was killed before it had a record."""
         if not self.path.is_dir():
             return False
         found = {path.name for path in self.path.iterdir() if not path.name.endswith(SCRATCH)}

@@ -27,7 +27,7 @@ def tune_once(request: TuneRequest, started: Callable[[str], Callable[[Event], N
     """Tune, test, and write the artifact; return the document of `cuecraft tune --json`.
 
     Raises:
-        CuecraftError: anything that the user can mend; nothing is written then.
+        CuecraftError: anything that the user can fix; nothing is written then.
     """
     begun = time.perf_counter()
     check_target(request.out)

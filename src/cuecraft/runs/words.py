@@ -20,7 +20,7 @@ def run_words(request: WordsRequest, report: Callable[[Event], None]) -> dict[st
     """Search label words; return the document of `cuecraft words --json`.
 
     Raises:
-        CuecraftError: anything that the user can mend.
+        CuecraftError: anything that the user can fix.
     """
     begun = time.perf_counter()
     search = make_options(LabelWordSearch, request.options)

@@ -58,7 +58,7 @@ class FoldedPrompt:
 
     @property
     def length(self) -> int:
-        """Positions that it takes beside a text's pieces."""
+        """Positions that it takes in addition to a text's pieces."""
         return self.entry.prompt_length
 
 
@@ -207,7 +207,7 @@ class ExportedClassifier:
         return cls(ExportedModel.load(folder, options), prompt)
 
     def predict_proba(self, texts: Texts, report: Callable[[dict[str, Any]], None] = lambda event: None) -> np.ndarray:
-        """Return class probabilities `[N, C]`, columns as in `classes_`; `report` is told how far it has come.
+        """Return class probabilities `[N, C]`, columns as in `classes_`; `report` is the progress callback.
 
         Warns:
             CuecraftWarning: how many texts were cut.

@@ -1,11 +1,11 @@
 r"""Templates: text with `{field}` slots, one `{prompt}` slot and one `{mask}` answer slot.
 
-``"Review: {text}{prompt}\nSentiment:{mask}"`` leaves room for tuned tokens after the text;
+``"Review: {text}{prompt}\nSentiment:{mask}"`` leaves space for tuned tokens after the text;
 ``"Review: {text}{prompt:\nSentiment:}{mask}"`` names the words that tuning starts from. ``{{`` and ``}}`` stand
 for braces.
 
 Rendering is exact: every piece is tokenised alone and the pieces' ids are joined, never re-tokenised across a
-seam, so that a text's tokens do not depend on the prompt beside it. A single space at the end of a piece moves to
+seam, so that a text's tokens do not depend on the prompt next to it. A single space at the end of a piece moves to
 the front of the next one, because byte-level tokenizers write a word together with the space before it.
 """
 
@@ -157,7 +157,7 @@ class Template:
 
 
 def _join_spaces(pieces: list[Piece]) -> Iterator[Piece]:
-    """Move one trailing space of a literal to the piece after it, and tell the answer slot what precedes it."""
+    """Move one trailing space of a literal to the piece after it, and give the answer slot what precedes it."""
     space = ""
     before = ""
     for index, piece in enumerate(pieces):

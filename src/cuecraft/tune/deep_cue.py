@@ -1,7 +1,7 @@
 """Deep cue: trained offsets on the hidden states entering every layer, at the prompt's own positions.
 
 With offsets of zero the prompt is its base exactly, so tuning starts from what the words already do. A step costs the
-cue's tokens only, and no architecture has to accept keys and values that it did not make. Kin: deep prompts of
+cue's tokens only, and no architecture has to accept keys and values that it did not make. Related: deep prompts of
 P-tuning v2 (Liu et al., ACL 2022, arXiv 2110.07602); interventions of ReFT (Wu et al., 2024, arXiv 2404.03592).
 """
 

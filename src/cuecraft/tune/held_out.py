@@ -65,7 +65,7 @@ class HeldOut:
         return -self.log_probs.gather(1, self.labels[:, None])[:, 0]
 
     def is_near(self, best: HeldOut, errors: float = 1.0) -> bool:
-        """Tell whether these answers are within so many standard errors of better ones to the same examples.
+        """Return whether these answers are within so many standard errors of better ones to the same examples.
 
         By the mean log-loss and the standard error of the paired difference (Breiman et al., 1984, section 3.4.3).
         """

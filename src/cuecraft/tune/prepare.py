@@ -240,7 +240,7 @@ def make_problem(
         deadline: when a method stops with its best so far; None for no time limit. With one, a third of it is for
             reading at most.
         then: further texts that are answered afterwards within the same limit, such as test rows.
-        report: is told of each step.
+        report: progress callback, called with each step.
         reading: how much the method wants to read; None for everything. What goes beyond is left out, with a warning.
     """
     deadline = deadline or Deadline()

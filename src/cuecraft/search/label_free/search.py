@@ -108,7 +108,7 @@ class LabelFreeSearch(Method):
     )
     prior: tuple[float, ...] | None = Field(None, description="each class's share, in their order; None for equal ones")
     task_type: TaskType = Field(TaskType.AUTO, description="whose cues to try; `auto` guesses it from the label words")
-    pool_file: Path | None = Field(None, description="cues of your own, one a line, tried beside the shipped ones")
+    pool_file: Path | None = Field(None, description="cues of your own, one a line, tried with the shipped ones")
     variants: int = Field(8, ge=0, description="paraphrases and edits of the shipped cues to try, at most")
     mutations: int = Field(0, ge=0, description="rounds of word swaps in the best cue")
     candidates: int = Field(16, ge=1, description="swaps tried in each of those rounds")

@@ -63,7 +63,7 @@ class Auto(Method):
 
 @dataclass
 class _Choice:
-    """One problem under way.
+    """One problem in progress.
 
     Args:
         problem: what is solved.
@@ -108,7 +108,7 @@ class _Choice:
         return self._judged(untuned, untrained)
 
     def _searches_words(self) -> bool:
-        """Tell whether other label words are tried: the user says so, or gave none and the preset does."""
+        """Return whether other label words are tried: the user says so, or gave none and the preset does."""
         if self.options.label_words is not None:
             return self.options.label_words == "search"
         verbalizer = self.problem.task.verbalizer
@@ -212,7 +212,7 @@ class _Choice:
             self._add(Together.of(parts, self.problem.seed))
 
     def _is_near(self, one: Contender, best: Contender) -> bool:
-        """Tell whether a contender may be as good as the one of least held-out loss.
+        """Return whether a contender may be as good as the one of least held-out loss.
 
         What was held out is answered by one prompt, or by one of each part. Where more of them ship, their mean is
         better than that says, so it has to be clearer that they are worse: two standard errors in place of one.

@@ -120,7 +120,7 @@ class Untrained:
         return self._problem.backbone.head_kind is not HeadKind.SEQUENCE
 
     def _takes_cues(self) -> bool:
-        """Tell whether the words in the prompt slot lead to the answer, as hand-written cues do."""
+        """Return whether the words in the prompt slot lead to the answer, as hand-written cues do."""
         pieces = self._problem.task.template.pieces
         at = next(n for n, piece in enumerate(pieces) if isinstance(piece, PromptSlot))
         is_last = at + 1 == len(pieces) or isinstance(pieces[at + 1], MaskSlot)
@@ -164,7 +164,7 @@ class Untrained:
         return [starts[n] for n in dict.fromkeys([*clear, 0, *by_loss])]
 
     def _is_clear(self, found: HeldOut, own: HeldOut, among: int) -> bool:
-        """Tell whether words are better than the untuned prompt's own beyond what the best of so many owes to luck.
+        """Return whether words are better than the untuned prompt's own beyond what the best of so many owes to luck.
 
         By the paired test with Bonferroni's correction: the best of 24 cues on 64 examples looks good by chance alone.
         """
