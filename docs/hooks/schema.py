@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 Schema = Mapping[str, Any]
+_NO_BOUND = 2**62  # what a number type holds anyway
 
 
 def schema_reference(schema: Schema) -> str:
@@ -66,4 +67,9 @@ def _type(value: Schema, parts: Mapping[str, Schema]) -> str:
     if kind == "object" and isinstance(value.get("additionalProperties"), Mapping):
         return f"mapping to {_type(value['additionalProperties'], parts)}"
     bounds = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}
-    return " ".join([kind, *(f"{word} {value[key]:g}" for key, word in bounds.items() if key in value)])
+    return " ".join(
+        [
+            kind,
+            *(f"{word} {value[key]:g}" for key, word in bounds.items() if abs(value.get(key, _NO_BOUND)) < _NO_BOUND),
+        ]
+    )
