@@ -31,13 +31,13 @@ tables: $(READY)  ## put the figures of benchmarks/results/ into README and docs
 	$(BIN)/python benchmarks/tables.py --write
 
 lint: $(READY)
-	$(BIN)/ruff check src tests benchmarks examples docs/hooks
-	$(BIN)/ruff format --check src tests benchmarks examples docs/hooks
+	$(BIN)/ruff check src tests benchmarks examples scripts docs/hooks
+	$(BIN)/ruff format --check src tests benchmarks examples scripts docs/hooks
 	$(BIN)/mypy
 
 format: $(READY)
-	$(BIN)/ruff check --fix src tests benchmarks examples docs/hooks
-	$(BIN)/ruff format src tests benchmarks examples docs/hooks
+	$(BIN)/ruff check --fix src tests benchmarks examples scripts docs/hooks
+	$(BIN)/ruff format src tests benchmarks examples scripts docs/hooks
 
 bench: $(READY)  ## tune on the benchmark data (CUECRAFT_DATA, default ../shared/data) and write benchmarks/results/
 	$(BIN)/python benchmarks/fewshot.py
