@@ -224,3 +224,16 @@ def test_the_schema_reference_has_every_method_and_its_options(monkeypatch):
         assert all(f"| `{field}` |" in section for field in method.model_fields), name
     for target in re.findall(r"\]\(#([\w-]+)\)", text):
         assert f"{{: #{target} }}" in text or target == "methods-and-their-options", target
+
+
+def test_the_http_reference_has_every_field(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "hooks"))
+    from schema import model_reference
+
+    from cuecraft.serve.http.wire import AnswerDocument, ClassifyRequest, ClassifyResponse
+
+    models = {model.__name__: model.model_json_schema() for model in (ClassifyRequest, ClassifyResponse)}
+    text = model_reference(models)
+    for model in (ClassifyRequest, ClassifyResponse, AnswerDocument):
+        section = text.partition(f"### {model.__name__} ")[2].partition("\n### ")[0]
+        assert all(f"| `{field}` |" in section for field in model.model_fields), model

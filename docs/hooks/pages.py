@@ -14,7 +14,7 @@ from typing import Any
 
 from commands import command_reference  # MkDocs has this folder on its path while it loads the hooks
 from mkdocs.structure.files import File, Files
-from schema import schema_reference
+from schema import model_reference, schema_reference
 
 ROOT = Path(__file__).parents[2]
 
@@ -81,4 +81,17 @@ def _schema() -> str:
     return schema_reference(json_schema())
 
 
-GENERATED: dict[str, Callable[[], str]] = {"commands": _commands, "recipe schema": _schema}
+def _http() -> str:
+    from cuecraft.serve.http import wire
+
+    models = (
+        wire.ClassifyRequest,
+        wire.ClassifyResponse,
+        wire.ExplainRequest,
+        wire.ExplainResponse,
+        wire.ErrorDocument,
+    )
+    return model_reference({model.__name__: model.model_json_schema() for model in models})
+
+
+GENERATED: dict[str, Callable[[], str]] = {"commands": _commands, "recipe schema": _schema, "http": _http}

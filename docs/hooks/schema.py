@@ -28,6 +28,18 @@ def schema_reference(schema: Schema) -> str:
     return "\n".join(lines)
 
 
+def model_reference(models: Mapping[str, Schema]) -> str:
+    """Return a section for each JSON Schema by its name, and for each part that one refers to."""
+    parts: dict[str, Schema] = {}
+    for name, own in models.items():
+        parts |= {name: own} | dict(own.get("$defs", {}))
+    lines: list[str] = []
+    for name, own in parts.items():
+        if "properties" in own:
+            lines += [f"### {name} {{: #{name.lower()} }}\n", *_section(own, parts)]
+    return "\n".join(lines)
+
+
 def _target(reference: Schema) -> str:
     return str(reference["$ref"].rpartition("/")[2])
 
