@@ -94,8 +94,12 @@ def command_lines(page):
     """The lines of a page's bash blocks that are commands of ours, comments cut off."""
     for block in blocks(page, "bash"):
         for line in block.replace("\\\n", " ").splitlines():
-            if line.startswith("cuecraft "):
-                yield shlex.split(line, comments=True)[1:]
+            words = shlex.split(line, comments=True) if "cuecraft " in line else []
+            while words:
+                end = next((at for at, word in enumerate(words) if word in ("&&", "||", "|", "(", ")")), len(words))
+                if words[0] == "cuecraft":
+                    yield words[1:end]
+                words = words[end + 1 :]
 
 
 def parse(words):
