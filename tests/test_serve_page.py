@@ -156,12 +156,12 @@ FAILURES = {
 
 @pytest.mark.parametrize("name", FAILURES)
 def test_failures_are_shown_in_plain_words_and_the_page_goes_on(page, name):
-    reply, told = FAILURES[name]
+    reply, message = FAILURES[name]
     page.route("**/v1/classify", lambda route: route.fulfill(**reply) if reply else route.abort())
     page.get_by_label("Texts").fill(X[0])
     page.get_by_role("button", name="Classify").click()
     page.get_by_role("alert").wait_for()
-    assert told in page.get_by_role("alert").inner_text()
+    assert message in page.get_by_role("alert").inner_text()
     assert page.get_by_label("Sent with each request").is_visible() == (name == "token")
     page.unroute("**/v1/classify")
     classify(page, X[0])
