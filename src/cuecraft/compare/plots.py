@@ -67,7 +67,14 @@ def time_plot(document: Comparison) -> str:
                 va="center",
                 color=INK if color == MUTED else color,
                 fontweight="bold" if row.name == document.best else "normal",
-                arrowprops={"arrowstyle": "-", "color": LINE, "linewidth": 0.7, "shrinkA": 1, "shrinkB": 3},
+                arrowprops={
+                    "arrowstyle": "-",
+                    "color": LINE,
+                    "linewidth": 0.7,
+                    "relpos": (0, 0.5),
+                    "shrinkA": 2,
+                    "shrinkB": 3,
+                },
                 annotation_clip=False,
             )
         plot.grid(axis="both", which="major")

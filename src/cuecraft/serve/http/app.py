@@ -39,7 +39,10 @@ from cuecraft.serve.registry import check_id
 _PAGE = {
     "/": ("page.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
-    "/page.js": ("page.js", "text/javascript"),
+    **{
+        f"/{name}.js": (f"{name}.js", "text/javascript")
+        for name in ("look", "page", "dom", "wire", "answers", "history", "code")
+    },
 }
 _LOOKS = ["GET", "HEAD"]
 _ERRORS: dict[int | str, dict[str, Any]] = {
