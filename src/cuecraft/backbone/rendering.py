@@ -11,7 +11,7 @@ from typing import Any
 
 from cuecraft.backbone.marks import BYTE_SPACE, CONTINUATION, PIECE_SPACE, meant_by, text_of_printed_tokens
 from cuecraft.errors import BackboneError, CuecraftWarning, DataError, LabelWordError, PromptError, TemplateError
-from cuecraft.task import Example, Field, Literal, MaskSlot, PromptSlot, Task
+from cuecraft.task import Example, Field, Literal, MaskSlot, PromptSlot, Shot, Task
 
 
 class HeadKind(StrEnum):
@@ -111,14 +111,14 @@ class Renderer:
             for piece in (*task.template.pieces, BETWEEN_SHOTS)
             if isinstance(piece, Literal)
         }
-        self._start += self._shot_ids()
+        self._start += self._shot_ids(task.shots if task.nearest is None else ())
 
-    def _shot_ids(self) -> tuple[int, ...]:
-        """Return the ids of the examples that stand in front of every text, a blank line behind each.
+    def _shot_ids(self, shots: Sequence[Shot]) -> tuple[int, ...]:
+        """Return the ids of examples that stand in front of a text, a blank line behind each.
 
         Their texts are tokenised as all texts are: braces and special tokens in them stay text.
         """
-        shots, ids = self.task.shots, list[int]()
+        ids = list[int]()
         rows = self._field_ids([Example(dict(shot.fields)) for shot in shots])
         for shot, row in zip(shots, rows, strict=True):
             texts = iter(row)
