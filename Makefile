@@ -8,7 +8,7 @@ SETFIT := .venv-setfit
 # As `import cuecraft` sets it; benchmarks and tests import torch first.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-slow check lint format bench bench-accuracy bench-setfit bench-curves bench-speed bench-deep-cue bench-busy bench-label-free bench-logs bench-multitask bench-serve bench-bulk bench-guard bench-label-flip bench-export bench-gpu prestudy support clean
+.PHONY: demo test test-slow check lint format bench bench-accuracy bench-setfit bench-curves bench-models bench-speed bench-deep-cue bench-busy bench-label-free bench-logs bench-multitask bench-serve bench-bulk bench-guard bench-label-flip bench-export bench-gpu prestudy support clean
 
 demo: $(READY)  ## find a prompt for film reviews, six ways, and keep the best
 	$(BIN)/cuecraft demo --out runs/demo
@@ -41,6 +41,10 @@ bench-accuracy: $(READY)  ## auto beside calibration, probes, PEFT, LoRA, full f
 
 bench-setfit: $(SETFIT)/.ready  ## SetFit beside auto, in an environment of its own
 	HF_HUB_OFFLINE=1 $(SETFIT)/bin/python benchmarks/accuracy.py --methods setfit
+
+bench-models: $(READY) $(SETFIT)/.ready  ## SetFit beside encoders; chat; examples in the prompt; GGUF; cells are kept between starts
+	$(BIN)/python benchmarks/models.py
+	HF_HUB_OFFLINE=1 $(SETFIT)/bin/python benchmarks/models.py --parts encoders --methods setfit
 
 bench-curves: $(READY)  ## accuracy against seconds of trainings, auto and SetFit; runs are kept between starts
 	$(BIN)/python benchmarks/curves.py

@@ -66,7 +66,10 @@ def test_each_text_is_read_behind_the_examples_nearest_to_it(kind, keep_bytes, r
         chosen.append(nearest_by_hand(backbone, task, text, 3))
     assert len(set(chosen)) > 1
     expected = torch.cat(
-        [answers(backbone, replace(task, shots=own, nearest=None), [text]) for own, text in zip(chosen, texts)]
+        [
+            answers(backbone, replace(task, shots=own, nearest=None), [text])
+            for own, text in zip(chosen, texts, strict=True)
+        ]
     )
     assert_close(answers(backbone, task, texts, keep_bytes), expected, 1e-4)
 
