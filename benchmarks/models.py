@@ -289,7 +289,7 @@ def asked_for(name: str, asked: argparse.Namespace) -> Iterator[tuple[str, Way, 
         if asked.methods and own not in asked.methods:
             continue
         if reason := way.missing():
-            print(f"{name} {own} is left out: {reason}", flush=True)
+            print(f"{name}, {own}: left out ({reason})", flush=True)
             continue
         for task in [task for task in part.tasks if not asked.tasks or task in asked.tasks]:
             for seed in asked.seeds or part.seeds:

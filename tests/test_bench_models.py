@@ -68,7 +68,7 @@ def test_encoders_learn_of_all_examples_and_what_is_not_there_is_left_out(tiny, 
     found = smoke(tiny, tmp_path, "--parts", "encoders", "--methods", "linear-probe,setfit", "--seeds", "13")
     assert list(found["encoders"]["ways"]) == ["linear-probe"]
     assert given == [(16, None)]
-    assert "encoders setfit is left out: setfit is left out: it is not installed" in capsys.readouterr().out
+    assert "encoders, setfit: left out (setfit is left out: it is not installed)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["plain-deep-cue", "auto"])
