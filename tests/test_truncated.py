@@ -8,6 +8,7 @@ import pytest
 from bulk import classify, rows_of, write_jsonl
 from conftest import LABELS, TEXTS
 from cuecraft import PromptClassifier
+from cuecraft.data import Record
 from cuecraft.ensemble import PromptEnsemble
 from cuecraft.errors import CuecraftWarning
 from cuecraft.serve.engine import Engine
@@ -115,3 +116,17 @@ def test_asking_which_are_cut_warns_of_nothing_and_predicting_does(limit, causal
     assert not recwarn.list
     with pytest.warns(CuecraftWarning, match="1 of 3 texts were cut"):
         own.predict_proba(texts)
+
+
+@pytest.mark.filterwarnings("ignore:.*cut")
+def test_an_exported_classifier_tells_it_as_its_artifact_does(limit, causal, tmp_path):
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name)
+    from cuecraft.export import GraphRequest, export_graph
+    from cuecraft.runtime import ExportedClassifier
+
+    texts, expected = three(limit)
+    records = [Record({"text": text}) for text in X]
+    wanted = GraphRequest("onnx", "fp32", "cut", records, 0.0)
+    export_graph({"own": fitted(causal).artifact_}, causal, tmp_path / "out", wanted)
+    assert ExportedClassifier.load(tmp_path / "out").truncated(texts).tolist() == expected
