@@ -8,7 +8,7 @@ SETFIT := .venv-setfit
 # As `import cuecraft` sets it; benchmarks and tests import torch first.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-slow check lint format bench bench-accuracy bench-setfit bench-curves bench-speed bench-deep-cue bench-busy bench-label-free bench-logs bench-multitask bench-serve bench-bulk bench-guard bench-label-flip bench-export bench-gpu prestudy support docs tables clean
+.PHONY: demo test test-slow check lint format bench bench-accuracy bench-setfit bench-curves bench-models bench-speed bench-deep-cue bench-busy bench-label-free bench-logs bench-multitask bench-serve bench-bulk bench-guard bench-label-flip bench-export bench-gpu prestudy support docs tables clean
 
 demo: $(READY)  ## find a prompt for film reviews, six ways, and keep the best
 	$(BIN)/cuecraft demo --out runs/demo
@@ -47,6 +47,10 @@ bench-accuracy: $(READY)  ## auto next to calibration, probes, PEFT, LoRA, full 
 
 bench-setfit: $(SETFIT)/.ready  ## SetFit next to auto, in an environment of its own
 	HF_HUB_OFFLINE=1 $(SETFIT)/bin/python benchmarks/accuracy.py --methods setfit
+
+bench-models: $(READY) $(SETFIT)/.ready  ## SetFit next to encoders; chat; examples in the prompt; GGUF; cells are kept between starts
+	$(BIN)/python benchmarks/models.py
+	HF_HUB_OFFLINE=1 $(SETFIT)/bin/python benchmarks/models.py --parts encoders --methods setfit
 
 bench-curves: $(READY)  ## accuracy against seconds of trainings, auto and SetFit; runs are kept between starts
 	$(BIN)/python benchmarks/curves.py

@@ -28,12 +28,13 @@ from cuecraft.data.texts import (
     repeated,
     weighed,
 )
-from cuecraft.deadline import Deadline, WhileTimeLasts
+from cuecraft.deadline import Deadline
 from cuecraft.errors import DataError, MethodError
 from cuecraft.method import Candidate, Event, Method, Outcome, Problem, fresh_logits
 from cuecraft.options import check_arguments, make_options
-from cuecraft.prompts import AnyPrompt, Artifact, Calibration, load_artifact
+from cuecraft.prompts import AnyPrompt, Artifact, load_artifact
 from cuecraft.prompts.pickled import as_folder, folder_files, loading_of
+from cuecraft.scored import ScoredClassifier
 from cuecraft.search.label_free import LabelFreeSearch, class_shares
 from cuecraft.search.label_words import LabelWordSearch, with_label_words
 from cuecraft.task import Template
@@ -52,10 +53,8 @@ from cuecraft.tune.prepare import (
     with_checkpoints,
 )
 
-_TOGETHER = 16  # texts that are read between two looks at the clock
 
-
-class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class PromptClassifier(ScoredClassifier, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     r"""Text classifier over a frozen language model, tuned through its prompt alone.
 
     Args:
@@ -288,6 +287,16 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Return class probabilities `[T, N, C]` of several classifiers with this one's task, over one read."""
         return self._probabilities(texts, [other._candidate for other in others], report)
 
+    def truncated(self, texts: Texts) -> np.ndarray:
+        """Return for each text `[N]` whether `predict_proba` cuts it at its end to fit; it is tokenised and not read.
+
+        How many tokens are left for a text follows from the model's positions, `max_tokens`, the template, and what is
+        kept for the prompt. Every answer is to what is left of the text.
+        """
+        task = self._fitted().task  # of a probe on another model it is that model's
+        examples = task.examples(as_records(texts, fields=task.template.field_names))
+        return np.array(answering_model(self.backbone_, self._candidate).renderer(task).cuts(examples), bool)
+
     def predict(self, texts: Texts) -> np.ndarray:
         """Return the likeliest class of each text `[N]`."""
         likeliest = self.predict_proba(texts).argmax(1)
@@ -309,68 +318,6 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         own = [label_name("a class", value) for value in self.classes_.tolist()]
         hits = [own[row] == name for row, name in zip(found, names, strict=True)]
         return float(np.average(hits, weights=example_weights(sample_weight, len(hits))))
-
-    def scores(
-        self, texts: Texts, labels: Labels, report: Callable[[Event], None] = lambda event: None
-    ) -> dict[str, dict[str, float]]:
-        """Return accuracy and macro-F1 of the tuned prompt next to the untuned one, over one read of the texts.
-
-        Returns:
-            ``accuracy`` and ``macro_f1`` of each of: ``tuned``; ``untuned``, the template as written (with a class
-            head: the head fitted without tuning the prompt); ``calibrated``, the same with the method's calibration.
-        """
-        return self._scored(self._probabilities(texts, self._compared(), report).argmax(2), labels)
-
-    def scores_in_time(
-        self, texts: Texts, labels: Sequence[Any], report: Callable[[Event], None] = lambda event: None
-    ) -> tuple[dict[str, dict[str, float]], int]:
-        """Return the `scores` on as many texts, in their order, as the time limit of `fit` leaves time for.
-
-        Returns:
-            The scores, empty where there was time for none; and how many texts were answered.
-        """
-        given = as_records(texts, fields=self.task_.template.field_names)
-        if self._deadline.limit is None:
-            return self.scores(texts, labels, report), len(given)
-        compared, found = self._compared(), []
-        for first in range(0, len(given), _TOGETHER):
-            part = [dict(record.fields) for record in given[first : first + _TOGETHER]]
-
-            def listen(event: Event, first: int = first) -> None:
-                report(event | {"step": first + event["step"], "total": len(given)})
-
-            with WhileTimeLasts(self._deadline.is_over):
-                found.append(self._probabilities(part, compared, listen).argmax(2))
-                continue
-            break
-        if not found:
-            return {}, 0
-        joined = np.concatenate(found, axis=1)
-        return self._scored(joined, labels[: joined.shape[1]]), joined.shape[1]
-
-    def _compared(self) -> list[Candidate]:
-        """Return the tuned prompt, the untuned one, and that one calibrated."""
-        if not hasattr(self, "outcome_"):
-            raise NotFittedError("the untuned prompt is not kept in an artifact; call fit, or score for the tuned one")
-        start = self.outcome_.start
-        return [self.outcome_.best, Candidate(start.prompt, Calibration.none(len(self.classes_))), start]
-
-    def _scored(self, found: np.ndarray, labels: Labels) -> dict[str, dict[str, float]]:
-        """Return the scores of class numbers `[3, N]` of the prompts that are compared."""
-        from cuecraft.compare.statistics import macro_f1
-
-        names = names_to_compare(self.classes_.tolist(), as_labels(labels))
-        truth = np.asarray([self.task_.verbalizer.index(name) for name in names])
-        return {
-            name: {"accuracy": float((own == truth).mean()), "macro_f1": macro_f1(truth, own, len(self.classes_))}
-            for name, own in zip(("tuned", "untuned", "calibrated"), found, strict=True)
-        }
-
-    def accuracies(
-        self, texts: Texts, labels: Labels, report: Callable[[Event], None] = lambda event: None
-    ) -> dict[str, float]:
-        """Return the accuracies of `scores` alone."""
-        return {name: found["accuracy"] for name, found in self.scores(texts, labels, report).items()}
 
     def save(self, folder: str | Path) -> str:
         """Write the artifact and return its hash.

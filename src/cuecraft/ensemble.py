@@ -72,6 +72,12 @@ class PromptEnsemble:
         mean: np.ndarray = np.concatenate(parts).mean(0)
         return mean
 
+    def truncated(self, texts: Texts) -> np.ndarray:
+        """Return for each text `[N]` whether it is cut at its end to fit, in front of some member at least."""
+        texts = list(texts) if isinstance(texts, Iterator) else texts
+        found: np.ndarray = np.any([member.truncated(texts) for member in self.members], axis=0)
+        return found
+
     def predict(self, texts: Texts) -> np.ndarray:
         """Return the likeliest class of each text `[N]`."""
         labels: np.ndarray = self.classes_[self.predict_proba(texts).argmax(1)]

@@ -15,9 +15,12 @@ from cuecraft.backbone.attention import numbers_of
 from cuecraft.backbone.base import Context, Prompt, Swap, T
 from cuecraft.backbone.batching import Budget, is_out_of_memory
 from cuecraft.backbone.layers import layer_list
+from cuecraft.backbone.nearest import Nearest, NearestRenderer
 from cuecraft.backbone.rendering import HeadKind, Renderer, reading_texts
 from cuecraft.errors import BackboneError, PromptError
 from cuecraft.task import Task
+
+_TASKS_KEPT = 4  # whose examples' features are kept
 
 
 class FrozenModel(ABC):
@@ -50,6 +53,7 @@ class FrozenModel(ABC):
         #: The arguments by which `load_backbone` gives it again; None for a model in memory.
         self.source: Mapping[str, Any] | None = None
         self._states_shape: tuple[int, ...] | None = None
+        self._nearest: dict[Task, Nearest] = {}
 
     def __deepcopy__(self, memo: object) -> Self:
         """Return the backbone itself: it never changes, so copies of what holds it (`sklearn.clone`) share it."""
@@ -63,7 +67,7 @@ class FrozenModel(ABC):
         twin = copy.copy(self)
         for derived in ("layers", "layer_numbers"):
             twin.__dict__.pop(derived, None)
-        twin.model, twin.name = model, name
+        twin.model, twin.name, twin._nearest = model, name, {}
         return twin
 
     @property
@@ -171,7 +175,17 @@ class FrozenModel(ABC):
         Raises:
             TemplateError, LabelWordError: the task does not fit the backbone.
         """
-        return Renderer(self.tokenizer, task, self.head_kind, self.max_positions, self.text_tokenizer)
+        parts = (self.tokenizer, task, self.head_kind, self.max_positions, self.text_tokenizer)
+        if task.nearest is None:
+            return Renderer(*parts)
+        found = self._nearest.pop(task, None) or Nearest(self, task)
+        # The newest at the end; of others the features of their examples are forgotten.
+        self._nearest = dict([*self._nearest.items(), (task, found)][-_TASKS_KEPT:])
+        return NearestRenderer(*parts, found)
+
+    @abstractmethod
+    def features(self, context: Context, prompt: Prompt) -> Tensor:
+        """Return what a class head reads `[B, d]`, differentiable with respect to the prompt's tensors."""
 
     def fingerprint(self) -> str:
         """Return the SHA-256 (hex) of weights and tokenizer."""

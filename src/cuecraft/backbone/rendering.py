@@ -11,7 +11,7 @@ from typing import Any
 
 from cuecraft.backbone.marks import BYTE_SPACE, CONTINUATION, PIECE_SPACE, meant_by, text_of_printed_tokens
 from cuecraft.errors import BackboneError, CuecraftWarning, DataError, LabelWordError, PromptError, TemplateError
-from cuecraft.task import Example, Field, Literal, MaskSlot, PromptSlot, Task
+from cuecraft.task import Example, Field, Literal, MaskSlot, PromptSlot, Shot, Task
 
 
 class HeadKind(StrEnum):
@@ -111,14 +111,14 @@ class Renderer:
             for piece in (*task.template.pieces, BETWEEN_SHOTS)
             if isinstance(piece, Literal)
         }
-        self._start += self._shot_ids()
+        self._start += self._shot_ids(task.shots if task.nearest is None else ())
 
-    def _shot_ids(self) -> tuple[int, ...]:
-        """Return the ids of the examples that stand in front of every text, a blank line behind each.
+    def _shot_ids(self, shots: Sequence[Shot]) -> tuple[int, ...]:
+        """Return the ids of examples that stand in front of a text, a blank line behind each.
 
         Their texts are tokenised as all texts are: braces and special tokens in them stay text.
         """
-        shots, ids = self.task.shots, list[int]()
+        ids = list[int]()
         rows = self._field_ids([Example(dict(shot.fields)) for shot in shots])
         for shot, row in zip(shots, rows, strict=True):
             texts = iter(row)
@@ -243,14 +243,16 @@ class Renderer:
     def fitted(self, examples: Sequence[Example]) -> tuple[list[Pieces], list[bool]]:
         """Return the pieces of each example, and whether its texts were cut at the end to fit; raises as `render`."""
         room = self.room()
-        rendered, cut = [], []
-        for number, row in enumerate(self._field_ids(examples), start=1):
+        rows, rendered = self._field_ids(examples), []
+        for number, row in enumerate(rows, start=1):
             if not any(row):
                 raise DataError(f"text {number} has no tokens in this backbone's tokenizer; fix or remove it")
-            kept = row if room is None else _cut_longest(row, room)
-            cut.append(kept != row)
-            rendered.append(self._pieces(kept))
-        return rendered, cut
+            rendered.append(self._pieces(row if room is None else _cut_longest(row, room)))
+        return rendered, _are_longer(rows, room)
+
+    def cuts(self, examples: Sequence[Example]) -> list[bool]:
+        """Return of each example whether `fitted` cuts its texts; nothing is rendered. Raises PromptError as `room`."""
+        return _are_longer(self._field_ids(examples), self.room())
 
     def text_lengths(self, examples: Sequence[Example]) -> list[int]:
         """Return how many tokens all fields of each example have together, before anything is cut."""
@@ -475,6 +477,11 @@ def special_ids(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
         if full[start : start + len(plain)] == plain:
             return tuple(full[:start]), tuple(full[start + len(plain) :])
     return (), ()
+
+
+def _are_longer(rows: Sequence[Fields], room: int | None) -> list[bool]:
+    """Return whether each example's fields have more tokens together than fit; None for no limit."""
+    return [room is not None and sum(map(len, row)) > room for row in rows]
 
 
 def _cut_longest(fields: Fields, room: int) -> Fields:

@@ -36,12 +36,14 @@ class Answers:
     Args:
         labels: `[K, P]` the number of the likeliest class; `NO_ANSWER` where there is none.
         probabilities: `[K, P]` its probability.
-        makers: `[K]` who answered: `MODEL` or `STUDENT`.
+        cut: `[K, P]` whether the text was cut at its end to fit.
+        makers: `[K]` who answered: `MODEL` or `STUDENT`; a student reads whole texts.
         texts: `[K]` 63 bits that stand for the text that was answered.
     """
 
     labels: NDArray[np.int16]
     probabilities: NDArray[np.float32]
+    cut: NDArray[np.bool_]
     makers: NDArray[np.uint8]
     texts: NDArray[np.int64]
 
@@ -51,6 +53,7 @@ class Answers:
         return cls(
             np.full((count, prompts), NO_ANSWER, np.int16),
             np.zeros((count, prompts), np.float32),
+            np.zeros((count, prompts), np.bool_),
             np.zeros(count, np.uint8),
             np.zeros(count, np.int64),
         )

@@ -85,7 +85,8 @@ def print_predictions(predictions: list[dict[str, Any]]) -> None:
     for found in predictions:
         share = found["probabilities"][found["label"]]
         truth = f"  (truth: {found['true_label']})" if "true_label" in found else ""
-        page.print(f"{found['label']:>12} {share:6.1%}  {found['text']}{truth}", markup=False, soft_wrap=True)
+        cut = "  (cut at its end to fit)" if found.get("truncated") else ""
+        page.print(f"{found['label']:>12} {share:6.1%}  {found['text']}{truth}{cut}", markup=False, soft_wrap=True)
 
 
 def print_tuned(document: Mapping[str, Any]) -> None:

@@ -58,12 +58,13 @@ def predict_records(
     classifier = _classifier(artifact, prompt, model, device, local_files_only, dtype)
     names = [str(name) for name in classifier.classes_.tolist()]
     predictions = []
-    found = classifier.predict_proba([dict(record.fields) for record in records], report)
-    for record, row in zip(records, found, strict=True):
+    texts = [dict(record.fields) for record in records]
+    found, truncated = classifier.predict_proba(texts, report), classifier.truncated(texts).tolist()
+    for record, row, is_cut in zip(records, found, truncated, strict=True):
         shares: dict[str, float] = dict(zip(names, row.tolist(), strict=True))
         label = max(shares, key=lambda name: shares[name])
         text = next(iter(record.fields.values()))
-        predictions.append({"text": text, "label": label, "probabilities": shares})
+        predictions.append({"text": text, "label": label, "probabilities": shares, "truncated": is_cut})
     return {"artifact": str(artifact), "predictions": predictions}
 
 

@@ -239,6 +239,11 @@ class ExportedClassifier:
             raise ExportError(f"{self.model.manifest.backbone.name}: the graph gives no numbers; export it in fp32")
         return found
 
+    def truncated(self, texts: Texts) -> np.ndarray:
+        """Return for each text `[N]` whether `predict_proba` cuts it at its end to fit."""
+        examples = self.task_.examples(as_records(texts, fields=self.task_.template.field_names))
+        return np.array(self._ready.renderer.cuts(examples), bool)
+
     def predict(self, texts: Texts) -> np.ndarray:
         """Return the likeliest class of each text `[N]`."""
         labels: np.ndarray = self.classes_[self.predict_proba(texts).argmax(1)]

@@ -19,7 +19,7 @@ class ShotEntry(BaseModel):
 
 
 class TaskEntry(BaseModel):
-    """Template and verbalizer, and the examples in front of every text."""
+    """Template and verbalizer, and the examples in front of every text, or of which the nearest are."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -30,13 +30,14 @@ class TaskEntry(BaseModel):
     max_tokens: int | None
     reserve: int
     shots: list[ShotEntry] = []
+    nearest: int | None = None
 
     def task(self) -> Task:
         """Return the task."""
         words = tuple(tuple(own) for own in self.label_words)
         verbalizer = Verbalizer(tuple(self.labels), words)
         shots = tuple(Shot(tuple(own.fields.items()), verbalizer.index(own.label)) for own in self.shots)
-        return Task(Template(self.template), verbalizer, self.max_tokens, self.reserve, shots)
+        return Task(Template(self.template), verbalizer, self.max_tokens, self.reserve, shots, self.nearest)
 
 
 def shot_entries(task: Task) -> list[ShotEntry]:

@@ -34,13 +34,14 @@ from cuecraft.tune.auto.starts import Start, Words
 from cuecraft.tune.auto.untrained import Untrained
 from cuecraft.tune.first_order import linearised
 from cuecraft.tune.held_out import gather
+from cuecraft.tune.in_context import BehindShots
 from cuecraft.untuned import untuned_prompt
 
 _READING = 0.25  # of the time limit
 _ONE, _SEVERAL = 1.0, 2.0  # standard errors within which one prompt, or several, may be as good as the best
 
 
-class Auto(Method):
+class Auto(BehindShots, Method):
     """Automatic choice of method and settings, within a time limit where there is one."""
 
     name: ClassVar[str] = "auto"
@@ -57,8 +58,18 @@ class Auto(Method):
         return ReadingLimit(PLANS[self.preset].examples, _READING)
 
     def fit(self, problem: Problem) -> Outcome:
-        """Choose by cross-validation over the training and dev examples together; make the choice on all of them."""
-        return _Choice(problem, self).made()
+        """Choose by cross-validation over the training and dev examples together; make the choice on all of them.
+
+        Raises:
+            MethodError: label words are to be searched, and examples are to stand in the prompt, which are written
+                with them.
+        """
+        if not self.shots:
+            return _Choice(problem, self).made()
+        if self.label_words == "search":
+            raise MethodError("examples in the prompt (shots) are written with the label words; give label_words=keep")
+        own = self.model_copy(update={"label_words": "keep"})
+        return self.tuned_behind(problem, lambda behind: _Choice(behind, own).made())
 
 
 @dataclass
