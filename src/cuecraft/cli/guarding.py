@@ -115,7 +115,7 @@ def _request(
     backbone: dict[str, Any],
 ) -> GuardRequest:
     """Return what a guard is made of; the folder of an artifact may be that of a run."""
-    from cuecraft.recipe import artifact_of
+    from cuecraft.recipe.made import artifact_of
     from cuecraft.runs.guarding import GuardRequest
 
     artifact = folder and artifact_of(folder)
