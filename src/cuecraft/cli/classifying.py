@@ -9,13 +9,12 @@ from typing import Annotated
 import typer
 
 from cuecraft import display
-from cuecraft.bulk.job import ClassifyCommand, Dedupe
+from cuecraft.bulk.choices import Dedupe
 from cuecraft.cli.app import app
 from cuecraft.cli.arguments import made_folder, name_and_folder, named_folders, pairs_of, share_of, unescaped
 from cuecraft.cli.options import BackboneNow, Backend, Delimiter, Device, Dtype, Json, Offline
 from cuecraft.data.formats import Format
 from cuecraft.errors import BulkError, StoppedError
-from cuecraft.options import make_options
 
 Arguments = Annotated[
     list[str],
@@ -63,6 +62,8 @@ def classify(
     """Classify large inputs, a label a row, nothing lost: what is broken is put aside, what was killed goes on."""
     prompts, inputs = _told_apart(arguments)
     from cuecraft.bulk.command import run_classify
+    from cuecraft.bulk.job import ClassifyCommand
+    from cuecraft.options import make_options
 
     own = {
         "prompts": prompts,
