@@ -8,7 +8,7 @@ SETFIT := .venv-setfit
 # As `import cuecraft` sets it; benchmarks and tests import torch first.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-slow check lint format bench bench-accuracy bench-setfit bench-curves bench-speed bench-deep-cue bench-busy bench-label-free bench-logs bench-multitask bench-serve bench-bulk bench-guard bench-label-flip bench-export bench-gpu prestudy support clean
+.PHONY: demo test test-slow check lint format bench bench-accuracy bench-setfit bench-curves bench-speed bench-deep-cue bench-busy bench-startup bench-label-free bench-logs bench-multitask bench-serve bench-bulk bench-guard bench-label-flip bench-export bench-gpu prestudy support clean
 
 demo: $(READY)  ## find a prompt for film reviews, six ways, and keep the best
 	$(BIN)/cuecraft demo --out runs/demo
@@ -53,6 +53,9 @@ bench-deep-cue: $(PEERS)  ## deep cue beside LoRA and full fine-tuning
 
 bench-busy: $(READY)  ## a training alone and next to one busy process, by how threads wait
 	$(BIN)/python benchmarks/busy.py
+
+bench-startup: $(READY)  ## what --help and one `predict` take against loading the model alone
+	$(BIN)/python benchmarks/startup.py --write
 
 bench-logs: $(READY)  ## anomalous log lines, few-shot by time order, beside rules and TF-IDF
 	$(BIN)/python benchmarks/logs.py
