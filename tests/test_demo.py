@@ -10,11 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from conftest import LABELS, TEXTS
+from conftest import LABELS, TEXTS, tiny_problem
 from cuecraft import assets, display
 from cuecraft.compare import demo, demo_packages
 from cuecraft.compare.demo_report import render_demo
 from cuecraft.data import Record
+from cuecraft.errors import MethodError
+from cuecraft.method import CalibrationKind, score
+from cuecraft.search.written_words import WrittenWords
+from cuecraft.untuned import starting_point
 
 SMALL = ("--shots", "4", "--test-size", "20")
 ROOT = Path(__file__).parents[1]
@@ -27,7 +31,7 @@ def small_demo(monkeypatch, causal_folder):
     monkeypatch.setattr(demo_packages, "check_readers", lambda: None)
     monkeypatch.setattr(demo, "MODEL", str(causal_folder))
     monkeypatch.setattr(demo, "read_records", lambda name: sorted(rows, key=lambda row: str(row.label)))
-    fast = {"words": {"steps": 1, "candidates": 3}}
+    fast = {"words": {"cues": 5}}
     methods = tuple((name, kind, fast.get(name, options)) for name, kind, options in demo.METHODS)
     monkeypatch.setattr(demo, "METHODS", methods)
 
@@ -56,8 +60,7 @@ def test_methods_to_compare_with_are_shown_and_never_kept(run):
     assert code == 0
     document = json.loads(out)
     assert [row["method"] for row in document["leaderboard"]][4:] == ["linear-probe"]
-    own = document["leaderboard"][:4]
-    assert document["winner"] == min(own, key=lambda row: row["dev_loss"])["method"]
+    assert document["winner"] == "auto"
     assert run("demo", *SMALL)[0] == 0  # over the first one, with its report
     code, _, err = run("demo", "--against", "lora,nonsense")
     assert code == 2
@@ -95,7 +98,7 @@ class Cells(HTMLParser):
             self.rows.append([])
         if tag in ("td", "th"):
             self.rows[-1].append("")
-        self._open = tag in ("td", "th") or (self._open and tag not in ("table", "p"))
+        self._open = tag in ("td", "th") or (self._open and tag not in ("h2", "p", "pre"))
         if tag in ("i", "b"):
             self.boxes.append((tag, dict(attrs)["style"]))
 
@@ -136,10 +139,10 @@ def test_the_report_draws_what_was_measured_and_escapes_texts():
     assert found.rows[-1] == ["<i>fine</i>", "good", "75.0%", "bad"]
     # The scale goes from the least lower end, 0.6, to the greatest upper end, 1.0.
     assert [re.findall(r"[\d.]+", style) for _, style in found.boxes] == [
-        ["0.0", "50.0"],
-        ["25.0"],
-        ["62.5", "0.0"],
-        ["75.0"],
+        ["0.00", "50.00"],
+        ["25.00"],
+        ["62.50", "0.00"],
+        ["75.00"],
     ]
     assert "&lt;b&gt;words&lt;/b&gt;" in page
     assert "http" not in page
@@ -218,3 +221,23 @@ def test_the_pinned_lists_have_every_package_in_the_version_that_is_read():
     for path in (ROOT / "assets.txt", ROOT / "src" / "cuecraft" / "compare" / demo_packages.LIST):
         text = path.read_text(encoding="utf-8")
         assert text.count("==") == len(re.findall(r"--hash=sha256:[0-9a-f]{64}\b", text))
+
+
+def test_written_words_win_by_dev_loss_and_are_calibrated_on_the_training_labels(causal):
+    problem = tiny_problem(causal)
+    found = WrittenWords(cues=5).fit(problem)
+    events = [event for event in found.trace if "prompt" in event]
+    assert [event["step"] for event in events] == list(range(6))
+    assert len({event["prompt"] for event in events}) == 6
+    rated = []
+    for event in events:
+        ids = tuple(causal.tokenizer(event["prompt"], add_special_tokens=False)["input_ids"])
+        rated.append(score(causal, starting_point(problem, ids, CalibrationKind.FITTED), problem.dev))
+        assert event["dev_loss"] == pytest.approx(rated[-1].loss, abs=1e-5)
+    best = min(rated, key=lambda one: one.loss)
+    assert score(causal, found.best, problem.dev).loss == pytest.approx(best.loss, abs=1e-5)
+
+
+def test_written_words_need_a_language_head(sequence):
+    with pytest.raises(MethodError, match="needs a causal or masked language model"):
+        WrittenWords().fit(tiny_problem(sequence))

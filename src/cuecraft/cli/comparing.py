@@ -44,7 +44,8 @@ def demo(
 ) -> None:
     """Tune a small frozen model on film reviews, in about two minutes: untuned, calibrated, words, auto."""
     _prepare_demo(install)
-    from cuecraft.compare.demo import DATA, MODEL, check_against, run_demo
+    from cuecraft.compare.demo import check_against, run_demo
+    from cuecraft.compare.demo_packages import DATA, MODEL
     from cuecraft.compare.demo_report import render_demo
     from cuecraft.prompts import check_target
     from cuecraft.prompts.artifact import REPORT

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cuecraft.assets import model_place
 from cuecraft.backbone import load_backbone
 from cuecraft.compare.demo_packages import DATA, MODEL
 from cuecraft.compare.leaderboard import Leaderboard, run_methods
-from cuecraft.compare.trial import Trial
+from cuecraft.compare.trial import Trial, run_trial
 from cuecraft.compare.words import nearest_words
 from cuecraft.data import Record, k_shot_split, read_records, subsample
 from cuecraft.errors import MethodError
-from cuecraft.method import Candidate, Event, Problem, fresh_logits, label_context, score
+from cuecraft.method import Candidate, Event, Method, Problem, fresh_logits, label_context, score
+from cuecraft.options import make_options
 from cuecraft.prompts import Artifact, HardPrompt
+from cuecraft.search.written_words import WrittenWords
 from cuecraft.tune import METHODS as ALL_METHODS
+from cuecraft.tune import make_method
 from cuecraft.tune.finish import make_artifact
 from cuecraft.tune.prepare import data_entry, make_problem, make_task
 
-#: Shown name, method, options. A short search and the preset `fast`, so that all of it takes about a minute or two.
+#: Shown name, method, options; the last one is kept. All of it takes about a minute and a half on two cores.
 METHODS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
     ("untuned", "zero-shot", {}),
     ("calibrated", "zero-shot", {"calibration": "fitted"}),
-    ("words", "autoprompt", {"steps": 8, "candidates": 12}),
+    ("words", WrittenWords.name, {}),
     ("auto", "auto", {"preset": "fast"}),
 )
 #: About how long one of `against` takes on two cores, for what is shown before it starts.
@@ -37,9 +40,9 @@ class DemoResult:
 
     Args:
         leaderboard: the methods side by side; those of `against` are the last ones.
-        winner: the row of least dev loss among the demo's own methods.
+        winner: the row that is kept, of `auto`, which chooses by cross-validation.
         artifact: the winner's, unwritten.
-        words: the best prompt in words, by dev loss.
+        words: the prompt in words of least dev loss.
         nearest: for each vector of a soft prompt the words nearest to it; empty for other prompts.
         shown: texts, their true class, and the winner's probabilities by class.
         test_size: held-out reviews that the leaderboard reports on.
@@ -93,22 +96,29 @@ def run_demo(
     task = make_task(backbone, split.train)
     problem = make_problem(backbone, task, split.train, split.dev, seed=seed)
     tested = label_context(backbone, task, task.examples(test))
-    board = run_methods(problem, tested, METHODS, started)
-    winner = board.winner
+    rows = [
+        run_trial(name, _method(kind, options), replace(problem, report=started(name)), tested)
+        for name, kind, options in METHODS
+    ]
+    winner = rows[-1]
     artifact = make_artifact(problem, winner.outcome, winner.method)
-    words = _best_words(problem, board).prompt.text(backbone.tokenizer)
+    words = _best_words(problem, rows).prompt.text(backbone.tokenizer)
     answers = _answers(problem, winner.outcome.best, shown)
     others = run_methods(problem, tested, [(name, name, {}) for name in against], _announced(started))
-    rows = nearest_words(winner.outcome.best.prompt, backbone, 3) or []
+    near = nearest_words(winner.outcome.best.prompt, backbone, 3) or []
     return DemoResult(
-        Leaderboard((*board.rows, *others.rows)),
+        Leaderboard((*rows, *others.rows)),
         winner,
         artifact.with_test({"test_accuracy": winner.test.accuracy}, data_entry(test)),
         words,
-        tuple(" ".join(word.strip() for word in row.words) for row in rows),
+        tuple(" ".join(word.strip() for word in row.words) for row in near),
         answers,
         len(test),
     )
+
+
+def _method(kind: str, options: Mapping[str, Any]) -> Method:
+    return make_options(WrittenWords, options) if kind == WrittenWords.name else make_method(kind, options)
 
 
 def _announced(started: Callable[[str], Callable[[Event], None]]) -> Callable[[str], Callable[[Event], None]]:
@@ -116,11 +126,11 @@ def _announced(started: Callable[[str], Callable[[Event], None]]) -> Callable[[s
     return lambda name: started(f"{name} (about {MINUTES[name]} min)" if name in MINUTES else name)
 
 
-def _best_words(problem: Problem, board: Leaderboard) -> Candidate:
+def _best_words(problem: Problem, rows: Sequence[Trial]) -> Candidate:
     """Return the prompt in words of least dev loss."""
     assert problem.dev is not None
     dev = problem.dev
-    found = [row.outcome.words or row.outcome.best for row in board.rows]
+    found = [row.outcome.words or row.outcome.best for row in rows]
     in_words = [candidate for candidate in found if isinstance(candidate.prompt, HardPrompt)]
     return min(in_words, key=lambda candidate: score(problem.backbone, candidate, dev).loss)
 

@@ -28,9 +28,9 @@ def render_demo(document: Mapping[str, Any], title: str) -> str:
     left, right = min(lows), max(highs)
     span = max(right - left, 0.01)
 
-    def place(value: float) -> float:
+    def place(value: float) -> str:
         """Return where a value stands on the drawn scale, in percent of its width."""
-        return round(100 * (value - left) / span, 2)
+        return f"{100 * (value - left) / span:.2f}"
 
     environment.filters["place"] = place
     return environment.from_string(source).render(document=document, title=title, left=left, right=right) + "\n"
