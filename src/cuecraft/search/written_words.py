@@ -10,6 +10,7 @@ from pydantic import Field
 from cuecraft.method import (
     CalibrationKind,
     Candidate,
+    Event,
     Method,
     Outcome,
     Problem,
