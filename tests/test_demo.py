@@ -9,6 +9,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
+from torch.nn import functional
 
 from conftest import LABELS, TEXTS, tiny_problem
 from cuecraft import assets, display
@@ -60,7 +62,8 @@ def test_methods_to_compare_with_are_shown_and_never_kept(run):
     assert code == 0
     document = json.loads(out)
     assert [row["method"] for row in document["leaderboard"]][4:] == ["linear-probe"]
-    assert document["winner"] == "auto"
+    own = document["leaderboard"][:4]
+    assert document["winner"] == min(own, key=lambda row: row["dev_loss"])["method"]
     assert run("demo", *SMALL)[0] == 0  # over the first one, with its report
     code, _, err = run("demo", "--against", "lora,nonsense")
     assert code == 2
@@ -123,7 +126,7 @@ def test_the_report_draws_what_was_measured_and_escapes_texts():
         "winner": "auto",
         "prompt": "<b>words</b>",
         "tuned_parameters": 1234,
-        "best_prompt_in_words": "a & b",
+        "best_words": ["a & b", "c"],
         "nearest_words": [],
         "test_size": 20,
         "artifact": "runs/demo",
@@ -223,19 +226,33 @@ def test_the_pinned_lists_have_every_package_in_the_version_that_is_read():
         assert text.count("==") == len(re.findall(r"--hash=sha256:[0-9a-f]{64}\b", text))
 
 
-def test_written_words_win_by_dev_loss_and_are_calibrated_on_the_training_labels(causal):
+def test_written_words_are_calibrated_on_train_and_the_best_on_dev_answer_together(causal):
     problem = tiny_problem(causal)
-    found = WrittenWords(cues=5).fit(problem)
-    events = [event for event in found.trace if "prompt" in event]
+    found = WrittenWords(cues=5, together=3).fit(problem)
+    *events, last = found.trace
     assert [event["step"] for event in events] == list(range(6))
     assert len({event["prompt"] for event in events}) == 6
-    rated = []
+    rated = {}
     for event in events:
         ids = tuple(causal.tokenizer(event["prompt"], add_special_tokens=False)["input_ids"])
-        rated.append(score(causal, starting_point(problem, ids, CalibrationKind.FITTED), problem.dev))
-        assert event["dev_loss"] == pytest.approx(rated[-1].loss, abs=1e-5)
-    best = min(rated, key=lambda one: one.loss)
-    assert score(causal, found.best, problem.dev).loss == pytest.approx(best.loss, abs=1e-5)
+        candidate = starting_point(problem, ids, CalibrationKind.FITTED)
+        rated[event["prompt"]] = candidate, score(causal, candidate, problem.dev).loss
+        assert event["dev_loss"] == pytest.approx(rated[event["prompt"]][1], abs=1e-5)
+    best = sorted(rated, key=lambda text: rated[text][1])[:3]
+    assert last["prompts"] == best
+    shares = [rated[text][0].logits(causal, problem.dev.context).softmax(-1) for text in best]
+    loss = functional.nll_loss(torch.stack(shares).mean(0).log(), problem.dev.labels)
+    assert last["dev_loss"] == pytest.approx(float(loss), abs=1e-5)
+    own = rated[problem.task.template.prompt_text][1]
+    assert found.is_tuned == (float(loss) < own)
+    expected = float(loss) if found.is_tuned else own
+    assert score(causal, found.best, problem.dev).loss == pytest.approx(expected, abs=1e-5)
+
+
+def test_one_prompt_alone_may_be_asked_for(causal):
+    found = WrittenWords(cues=3, together=1).fit(tiny_problem(causal))
+    assert len(found.trace) == 5  # the last says which were chosen
+    assert len(found.best.prompts) == 1
 
 
 def test_written_words_need_a_language_head(sequence):

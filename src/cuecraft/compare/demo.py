@@ -25,7 +25,7 @@ from cuecraft.tune import make_method
 from cuecraft.tune.finish import make_artifact
 from cuecraft.tune.prepare import data_entry, make_problem, make_task
 
-#: Shown name, method, options; the last one is kept. All of it takes about a minute and a half on two cores.
+#: Shown name, method, options. All of it takes about a minute and a half on two cores.
 METHODS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
     ("untuned", "zero-shot", {}),
     ("calibrated", "zero-shot", {"calibration": "fitted"}),
@@ -43,9 +43,9 @@ class DemoResult:
 
     Args:
         leaderboard: the methods side by side; those of `against` are the last ones.
-        winner: the row that is kept, of `auto`, which chooses by cross-validation.
+        winner: the row of least dev loss, which is kept; `against` does not compete.
         artifact: the winner's, unwritten.
-        words: the prompt in words of least dev loss.
+        words: the prompt in words of least dev loss, or several that answer together.
         nearest: for each vector of a soft prompt the words nearest to it; empty for other prompts.
         shown: texts, their true class, and the winner's probabilities by class.
         test_size: held-out reviews that the leaderboard reports on.
@@ -54,7 +54,7 @@ class DemoResult:
     leaderboard: Leaderboard
     winner: Trial
     artifact: Artifact
-    words: str
+    words: tuple[str, ...]
     nearest: tuple[str, ...]
     shown: list[tuple[str, str, dict[str, float]]]
     test_size: int
@@ -103,9 +103,9 @@ def run_demo(
         run_trial(name, _method(kind, options), replace(problem, report=started(name)), tested)
         for name, kind, options in METHODS
     ]
-    winner = rows[-1]
+    winner = Leaderboard(tuple(rows)).winner
     artifact = make_artifact(problem, winner.outcome, winner.method)
-    words = _best_words(problem, rows).prompt.text(backbone.tokenizer)
+    words = tuple(prompt.text(backbone.tokenizer) for prompt in _best_words(problem, rows).prompts)
     answers = _answers(problem, winner.outcome.best, shown)
     others = run_methods(problem, tested, [(name, name, {}) for name in against], _announced(started))
     near = nearest_words(winner.outcome.best.prompt, backbone, 3) or []

@@ -41,7 +41,7 @@ def demo_document(result: DemoResult, folder: str, seconds: float) -> dict[str, 
         "prompt_kind": prompt.kind,
         "tuned_parameters": result.winner.tuned_parameters,
         "nearest_words": list(result.nearest),
-        "best_prompt_in_words": result.words,
+        "best_words": list(result.words),
         "test_size": result.test_size,
         "artifact": folder,
         "seconds": round(seconds, 1),
@@ -74,7 +74,7 @@ def print_demo(document: Mapping[str, Any], task_line: str) -> None:
             style="bold" if is_winner else None,
         )
     page.print(table)
-    page.print(f"* kept; {document['winner']} chooses without the test set")
+    page.print("* kept: the least loss on the dev set; the test set chooses nothing")
     page.print("time of search and training; size of what is stored\n")
     _print_found(document)
     page.print()
@@ -94,7 +94,8 @@ def print_demo(document: Mapping[str, Any], task_line: str) -> None:
 
 def _print_found(document: Mapping[str, Any]) -> None:
     """Print the words, or what the vectors are."""
-    lines = [("best words", repr(document["best_prompt_in_words"]))]
+    words = [repr(words) for words in document["best_words"]]
+    lines = [("best words", words[0]), *(("  together with", other) for other in words[1:])]
     if document["prompt_kind"] != "hard":
         count = f"{document['tuned_parameters']:,} numbers"
         lines.append(("vectors", f"{count}: {document['prompt']}".replace("\n", "\\n")))
@@ -102,7 +103,7 @@ def _print_found(document: Mapping[str, Any]) -> None:
         lines.append(("nearest words", " | ".join(document["nearest_words"])))
     lines += [("kept in", document["artifact"]), ("report", f"{document['artifact']}/report.html")]
     for name, value in lines:
-        page.print(Text.assemble((f"{name:<13}", "dim"), value), soft_wrap=True)
+        page.print(Text.assemble((f"{name:<15} ", "dim"), value), soft_wrap=True)
 
 
 def _time(seconds: float) -> str:
