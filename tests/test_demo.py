@@ -125,6 +125,7 @@ def test_the_report_draws_what_was_measured_and_escapes_texts():
         "leaderboard": [row("untuned", 0.7, 0.6, 0.8), row("auto", 0.9, 0.85, 1.0)],
         "winner": "auto",
         "prompt": "<b>words</b>",
+        "prompt_kind": "deep",
         "tuned_parameters": 1234,
         "best_words": ["a & b", "c"],
         "nearest_words": [],
