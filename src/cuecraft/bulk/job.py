@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from cuecraft.bulk.blocks import blocks_expected, check_headers
+from cuecraft.bulk.choices import Dedupe
 from cuecraft.bulk.sources import Source, find_sources
 from cuecraft.bulk.texts import Wanted, kept_columns, parsed_template
 from cuecraft.data.formats import Format, check_delimiter
@@ -19,14 +19,6 @@ from cuecraft.options import Options
 from cuecraft.signals import Stop
 
 _ASKED = 64  # rows that an audit may choose from, for each that it asks about: a kind of answer may be rare
-
-
-class Dedupe(StrEnum):
-    """Which texts are answered once."""
-
-    EXACT = "exact"
-    TEMPLATE = "template"
-    OFF = "off"
 
 
 class Actors(Options):

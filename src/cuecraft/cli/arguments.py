@@ -54,7 +54,7 @@ def made_folder(folder: Path) -> Path:
             f"{folder}: holds no exported graph that can be read, and anything else needs PyTorch; check the path, or "
             "install torch"
         )
-    from cuecraft.recipe import artifact_of
+    from cuecraft.recipe.made import artifact_of
 
     return artifact_of(folder)
 

@@ -11,7 +11,7 @@ from cuecraft import display
 from cuecraft.cli.app import app
 from cuecraft.cli.arguments import named_folders, pairs_of
 from cuecraft.cli.options import BackboneNow, Backend, Device, Dtype, Offline
-from cuecraft.guard import GuardMode
+from cuecraft.guard.modes import GuardMode
 
 Served = Annotated[
     list[str] | None, typer.Argument(help="Folders of artifacts, runs or exports; NAME=FOLDER for an id.")

@@ -13,71 +13,11 @@ from cuecraft.display.console import page
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cuecraft.compare.demo import DemoResult
     from cuecraft.compare.formats import TextTable
     from cuecraft.compare.schema import Comparison
     from cuecraft.prompts.manifest import CalibrationEntry, Manifest
 
 _SHOWN_CUES = 5
-
-
-def demo_document(result: DemoResult, folder: str, seconds: float) -> dict[str, Any]:
-    """Return the demo's result as a JSON document."""
-    rows = [
-        {
-            "method": row.name,
-            "test_accuracy": row.test.accuracy,
-            "interval_95": list(row.interval),
-            "dev_accuracy": row.dev.accuracy,
-            "dev_loss": row.dev.loss,
-            "seconds": round(row.seconds, 2),
-            "tuned_parameters": row.tuned_parameters,
-            "artifact_bytes": row.stored_bytes,
-        }
-        for row in result.leaderboard.rows
-    ]
-    return {
-        "leaderboard": rows,
-        "winner": result.leaderboard.winner.name,
-        "best_prompt_in_words": result.words,
-        "test_size": result.test_size,
-        "artifact": folder,
-        "seconds": round(seconds, 1),
-        "predictions": [
-            {
-                "text": text,
-                "true_label": label,
-                "label": max(found, key=lambda name: found[name]),
-                "probabilities": found,
-            }
-            for text, label, found in result.shown
-        ],
-    }
-
-
-def print_demo(document: Mapping[str, Any], task_line: str) -> None:
-    """Print the demo's result as a person reads it."""
-    table = Table(title=task_line, title_justify="left")
-    for name in ("method", "accuracy", "95% interval", "seconds", "tuned", "bytes"):
-        table.add_column(name, justify="left" if name == "method" else "right")
-    for row in document["leaderboard"]:
-        low, high = row["interval_95"]
-        is_winner = row["method"] == document["winner"]
-        table.add_row(
-            row["method"] + (" *" if is_winner else ""),
-            f"{row['test_accuracy']:.3f}",
-            f"{low:.3f} to {high:.3f}",
-            f"{row['seconds']:.1f}",
-            f"{row['tuned_parameters']:,}",
-            f"{row['artifact_bytes']:,}",
-            style="bold" if is_winner else None,
-        )
-    page.print(table)
-    page.print("* best on the dev set, and so the one that is kept; the test set chooses nothing")
-    page.print(f"\nbest prompt in words: {document['best_prompt_in_words']!r}", markup=False)
-    page.print(f"artifact: {document['artifact']}\n", markup=False)
-    print_predictions(document["predictions"])
-    page.print(f'\ntry it: cuecraft predict {document["artifact"]} "a joy from start to finish"', markup=False)
 
 
 def print_predictions(predictions: list[dict[str, Any]]) -> None:

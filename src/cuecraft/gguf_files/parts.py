@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cuecraft.errors import BackboneError
-from cuecraft.storage import file_sha256
+from cuecraft.remembered import known_sha256
 
 MAGIC = b"GGUF"
 _POINTER = b"version https://git-lfs"
@@ -44,7 +44,7 @@ def model_files(path: Path) -> list[Path]:
 
 def content_hash(files: Sequence[Path]) -> str:
     """Return the SHA-256 (hex) of a file; of several, that of their hashes in order."""
-    hashes = [file_sha256(file) for file in files]
+    hashes = [known_sha256(file) for file in files]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 

@@ -32,14 +32,6 @@ class Verdict(StrEnum):
     FLAG = "flag"
 
 
-class GuardMode(StrEnum):
-    """What is done with a guard's verdict: nothing is asked, a flag is reported, or what is flagged is refused."""
-
-    OFF = "off"
-    FLAG = "flag"
-    BLOCK = "block"
-
-
 @dataclass(frozen=True)
 class Screening:
     """What a guard says of one text.

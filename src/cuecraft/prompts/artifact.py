@@ -47,6 +47,7 @@ from cuecraft.task import Task
 from cuecraft.task.entry import TaskEntry, shot_entries
 
 TENSORS, TRACE, CARD = "prompt.safetensors", "trace.jsonl", "README.md"
+REPORT = "report.html"  # of the demo: not part of the artifact, and replaced with it
 WEIGHTS = "weights.safetensors"
 SHARED = Path("..", "..", "shared.safetensors")  # next to the folder `tasks` that a task's folder lies in
 _PACKAGES = ("cuecraft", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scikit-learn")
@@ -256,7 +257,7 @@ def check_target(folder: Path) -> None:
     if folder.exists():
         names = {path.name for path in folder.iterdir()} if folder.is_dir() else {""}
         keys = {_ARTIFACT.version, _ARTIFACT.sha256}  # of a manifest of ours, whatever its schema version
-        if not names <= {MANIFEST, TENSORS, TRACE, CARD, WEIGHTS} or not keys <= set(manifest_document(folder)):
+        if not names <= {MANIFEST, TENSORS, TRACE, CARD, WEIGHTS, REPORT} or not keys <= set(manifest_document(folder)):
             raise ArtifactError(f"{folder}: exists and is no artifact; choose another --out or remove it")
     check_writable(folder)
 

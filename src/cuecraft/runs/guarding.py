@@ -72,13 +72,13 @@ def prompt_detector(
         GuardError: the prompt takes several fields, or which classes mean an attack is not clear.
         CuecraftError: the artifact or its backbone cannot be used.
     """
-    from cuecraft.classifier import PromptClassifier
+    from cuecraft.answering import TunedPrompt
     from cuecraft.ensemble import PromptEnsemble
     from cuecraft.prompts import load_artifact, member_folders
 
     task = load_artifact(next(iter(member_folders(folder)), folder)).task
     field = only_field(task.template.field_names, str(folder))
-    kind = PromptEnsemble if member_folders(folder) else PromptClassifier
+    kind = PromptEnsemble if member_folders(folder) else TunedPrompt
     classifier = kind.load(folder, model, device, local_files_only, dtype)
     classes = [str(name) for name in classifier.classes_.tolist()]
 

@@ -15,7 +15,7 @@ from cuecraft.runtime.manifest import EXPORT
 from cuecraft.runtime.model import check_where
 
 if TYPE_CHECKING:
-    from cuecraft.classifier import PromptClassifier
+    from cuecraft.answering import TunedPrompt
     from cuecraft.ensemble import PromptEnsemble
     from cuecraft.method import Event
 
@@ -70,16 +70,16 @@ def predict_records(
 
 def _classifier(
     folder: Path, prompt: str | None, model: str | None, device: str, local_files_only: bool, dtype: str
-) -> ExportedClassifier | PromptClassifier | PromptEnsemble:
+) -> ExportedClassifier | TunedPrompt | PromptEnsemble:
     """Return what answers; an exported folder needs no PyTorch, so nothing of it is imported then."""
     if is_export(folder):
         check_where(folder, model, dtype)
         return ExportedClassifier.load(folder, RuntimeOptions(device=device), prompt)
     if prompt is not None:
         raise ExportError(f"{folder}: is no export of several prompts; leave --prompt out")
-    from cuecraft.classifier import PromptClassifier
+    from cuecraft.answering import TunedPrompt
     from cuecraft.ensemble import PromptEnsemble
     from cuecraft.prompts import member_folders
 
-    kind = PromptEnsemble if member_folders(folder) else PromptClassifier
+    kind = PromptEnsemble if member_folders(folder) else TunedPrompt
     return kind.load(folder, model, device, local_files_only, dtype)

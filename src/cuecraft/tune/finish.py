@@ -75,12 +75,3 @@ def make_artifact(
 def answering_model(backbone: AnyBackbone, best: Candidate) -> AnyBackbone:
     """Return the model that reads the texts in the end: a probe's sentence encoder, or the backbone."""
     return best.reader.backbone if isinstance(best.reader, SentenceEncoder) else backbone
-
-
-def stored_candidate(artifact: Artifact, backbone: AnyBackbone) -> Candidate:
-    """Return the candidate that an artifact holds, over the backbone that it was made for.
-
-    Raises:
-        BackboneError: tuned weights of another backbone.
-    """
-    return Candidate(artifact.prompt, artifact.calibration, artifact.reader(backbone), artifact.others)
