@@ -138,6 +138,7 @@ class Artifact:
                 max_tokens=task.max_tokens,
                 reserve=task.reserve,
                 shots=shot_entries(task),
+                chat=task.template.chat,
             ),
             prompt=PromptEntry(
                 kind=_KINDS[type(prompt)],

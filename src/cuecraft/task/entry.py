@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 from cuecraft.task.task import Shot, Task
-from cuecraft.task.template import Template
+from cuecraft.task.template import Conversation, Template
 from cuecraft.task.verbalizer import Verbalizer
 
 
@@ -19,7 +19,7 @@ class ShotEntry(BaseModel):
 
 
 class TaskEntry(BaseModel):
-    """Template and verbalizer, and the examples in front of every text."""
+    """Template and verbalizer, the examples in front of every text, and the turns that a chat template wrote."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -30,13 +30,14 @@ class TaskEntry(BaseModel):
     max_tokens: int | None
     reserve: int
     shots: list[ShotEntry] = []
+    chat: Conversation | None = None
 
     def task(self) -> Task:
         """Return the task."""
         words = tuple(tuple(own) for own in self.label_words)
         verbalizer = Verbalizer(tuple(self.labels), words)
         shots = tuple(Shot(tuple(own.fields.items()), verbalizer.index(own.label)) for own in self.shots)
-        return Task(Template(self.template), verbalizer, self.max_tokens, self.reserve, shots)
+        return Task(Template(self.template, self.chat), verbalizer, self.max_tokens, self.reserve, shots)
 
 
 def shot_entries(task: Task) -> list[ShotEntry]:
