@@ -1,6 +1,6 @@
 """Chat templates of well-known models, as their tokenizers have them, without tools; and tiny tokenizers for them."""
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from conftest import CORPUS
@@ -29,7 +29,8 @@ LLAMA_32 = (
 QWEN_25 = (
     "{%- if messages[0]['role'] == 'system' %}\n"
     "    {{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}\n{%- else %}\n"
-    "    {{- '<|im_start|>system\\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\\n' }}\n"
+    "    {{- '<|im_start|>system\\nYou are Qwen, created by Alibaba Cloud. You are a helpful "
+    "assistant.<|im_end|>\\n' }}\n"
     "{%- endif %}\n{%- for message in messages %}\n"
     '    {%- if (message.role == "user") or (message.role == "system" and not loop.first) or '
     '(message.role == "assistant") %}\n'
@@ -97,7 +98,7 @@ MISTRAL_02 = (
     "{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
     "{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
-    "{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token}}{% else %}"
+    "{% elif message['role'] == 'assistant' %}{{ ' ' + message['content'] + eos_token}}{% else %}"
     "{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"
 )
 #: Mistral 7B Instruct 0.3: the system speaks in the last turn of the user's.
@@ -135,11 +136,12 @@ SMOLLM_2 = (
 #: A model that always thinks first, as those distilled from DeepSeek R1; its tokens hold a SentencePiece space.
 ALWAYS_THINKS = (
     "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
-    "{{ '<｜User｜>' + message['content'] }}{% elif message['role'] == 'assistant' %}"
-    "{{ '<｜Assistant｜>' + message['content'] + '<｜end▁of▁sentence｜>' }}{% else %}{{ message['content'] }}{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<｜Assistant｜><think>\n' }}{% endif %}"
-)
+    "{{ '<!User!>' + message['content'] }}{% elif message['role'] == 'assistant' %}"
+    "{{ '<!Assistant!>' + message['content'] + '<!end▁of▁sentence!>' }}{% else %}{{ message['content'] }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<!Assistant!><think>\n' }}{% endif %}"
+).replace("!", "\uff5c")
 
+LLAMA_3_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 TURN_TOKENS = {
     "im": ("<|im_start|>", "<|im_end|>"),
     "llama": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
@@ -164,7 +166,14 @@ CHATS = {
     "smollm2": (SMOLLM_2, ("<|im_start|>", "<|im_end|>"), "bytes", False),
     "always-thinks": (
         ALWAYS_THINKS,
-        ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>", "~<think>", "~</think>"),
+        (
+            "<\uff5cbegin▁of▁sentence\uff5c>",
+            "<\uff5cend▁of▁sentence\uff5c>",
+            "<\uff5cUser\uff5c>",
+            "<\uff5cAssistant\uff5c>",
+            "~<think>",
+            "~</think>",
+        ),
         "bytes",
         True,
     ),
@@ -182,21 +191,25 @@ def chat_tokenizer(name):
     raw = Tokenizer(models.BPE(byte_fallback=kind != "bytes", unk_token=None if kind == "bytes" else "<unk>"))
     if kind == "bytes":
         raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        if name != "smollm2":  # of Llama 3, and much the same of Qwen, Phi 4 and DeepSeek
+            split = pre_tokenizers.Split(Regex(LLAMA_3_SPLIT), behavior="isolated")
+            levels = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+            raw.pre_tokenizer = pre_tokenizers.Sequence([split, levels])
         raw.decoder = decoders.ByteLevel()
         options = {"initial_alphabet": pre_tokenizers.ByteLevel.alphabet(), "special_tokens": ["<pad>"]}
     else:
-        steps = [normalizers.Replace(" ", "▁")]
-        if kind == "spaced pieces":
-            steps.insert(0, normalizers.Prepend("▁"))
-        raw.normalizer = normalizers.Sequence(steps) if kind != "first-spaced pieces" else None
-        if kind == "first-spaced pieces":
-            raw.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=False)
+        raw.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")  # to be trained
         raw.decoder = decoders.Metaspace(prepend_scheme="never")
         bytes_of = [f"<0x{number:02X}>" for number in range(256)]
         options = {"special_tokens": ["<pad>", "<unk>", *bytes_of]}
     trainer = trainers.BpeTrainer(vocab_size=760, show_progress=False, **options)
-    lines = CORPUS + ["in one word, this is: good bad [INST] [/INST]\n\n Review: be brief. Answer?"] * 5
-    raw.train_from_iterator(lines if kind == "bytes" else [" " + line for line in lines], trainer)
+    lines = CORPUS + ["In one word, this is: good bad Review: be brief. Answer?"] * 5
+    raw.train_from_iterator([" " + line for line in lines], trainer)
+    if kind == "first-spaced pieces":
+        raw.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=False)
+    elif kind != "bytes":
+        steps = [normalizers.Prepend("▁")] if kind == "spaced pieces" else []
+        raw.normalizer, raw.pre_tokenizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")]), None
     stripped = {"rstrip": name == "phi-3"}
     raw.add_special_tokens([AddedToken(token, special=True, normalized=False, **stripped) for token in special])
     raw.add_tokens([AddedToken(token[1:], special=False, normalized=False) for token in tokens if token[0] == "~"])

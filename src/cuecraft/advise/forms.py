@@ -20,9 +20,8 @@ from cuecraft.search.folds import stratified_folds
 from cuecraft.search.word_choice import held_out_answers
 from cuecraft.task import Task
 from cuecraft.task.chat import has_chat_template
+from cuecraft.tune.auto.forms import is_clear
 from cuecraft.tune.prepare import written_template
-
-CLEAR = 0.05  # p-value below which the chat template is clearly better
 
 
 @dataclass(frozen=True)
@@ -104,9 +103,8 @@ def _compared(plain: Tensor, chat: Tensor, labels: Tensor, seed: int) -> dict[st
         own = torch.cat([held_out_answers(logits, labels, fold) for fold in folds]) if folds else logits
         parts.append(own.double().log_softmax(-1))
     evidence = compare_paired(parts[1].numpy(), parts[0].numpy(), labels[rows].numpy(), seed)
-    is_chat = evidence.is_better and evidence.p_loss < CLEAR
     return {
-        "chosen": "chat" if is_chat else "plain",
+        "chosen": "chat" if is_clear(evidence) else "plain",
         "rows": len(labels),
         "plain_accuracy": accuracy(parts[0], labels[rows]).value,
         "chat_accuracy": accuracy(parts[1], labels[rows]).value,

@@ -31,9 +31,9 @@ def control_tokens(tokenizer: Any) -> list[Any]:
     template = getattr(tokenizer, "chat_template", None)
     if not template or not hasattr(tokenizer, "backend_tokenizer"):
         return []
-    found = []
+    found, written = [], f"{template}</think>"  # of a template that only opens thinking, we write the end
     for token in getattr(tokenizer, "added_tokens_decoder", {}).values():
-        if not token.special and token.content.strip() and token.content in str(template):
+        if not token.special and token.content.strip() and token.content in written:
             control = copy.copy(token)
             control.special = True
             found.append(control)

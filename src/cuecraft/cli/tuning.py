@@ -155,8 +155,10 @@ def words(
     where: dict[str, Any] = {"device": device, "dtype": dtype, "local_files_only": local_files_only}
     columns = (tuple(text_column or ["text"]), label_column)
     begin, reading, wanted = words_of(label_words or []), reading_of(delimiter), unescaped(template)
-    last = (seed, where, reading, chat_of(chat, system))
-    request = WordsRequest(train, dev, *columns, model, options, wanted, begin, shots, head, *last)
+    turns = chat_of(chat, system)
+    request = WordsRequest(
+        train, dev, *columns, model, options, wanted, begin, shots, head, seed, where, reading, turns
+    )
     with display.progress() as started:
         document = run_words(request, started("label words"))
     display.print_json(document) if json else display.print_words(document)

@@ -103,7 +103,7 @@ def asked_fields(template: str | None, chat: ChatChoice | None) -> tuple[str, ..
     if template:
         return Template(template).field_names
     turns = chat_of(chat, None, "{text}", "") if isinstance(chat, Mapping) and "user" in chat else None
-    return turns and turns.field_names
+    return None if turns is None else turns.field_names
 
 
 def chat_of(choice: ChatChoice | None, template: str | None, text: str, cue: str) -> Chat | None:
@@ -225,13 +225,24 @@ class _Writer:
     def _with_header(self, messages: Sequence[Message]) -> str:
         """Return a conversation with the beginning of the assistant's next turn, where it does not think."""
         written, closed = (self._rendered(messages, header) for header in (True, False))
-        if written == closed:  # no header of its own: what stands before an answer is part of it
-            answer = {"role": "assistant", "content": _content(messages[-1], "cuecraftanswerx")}
-            return self._rendered([*messages, answer], False).partition("cuecraftanswerx")[0]
+        if written == closed:
+            return written + self._opening(messages[-1])
         header = written.removeprefix(closed)
         if header.rfind(_THINK) > header.rfind(_THOUGHT):
             written += f"\n{_THOUGHT}\n\n" if header.endswith("\n") else f"\n\n{_THOUGHT}\n\n"
         return written
+
+    def _opening(self, like: Message) -> str:
+        """Return what stands before an answer, of a template that has no header for answers to come.
+
+        Args:
+            like: a message with its content in the form that the template wants.
+        """
+        user, answer = ({"role": role, "content": _content(like, f"cuecraft{role}x")} for role in TURNS[1:])
+        alone, answered = (self._rendered(own, False) for own in ([user], [user, answer]))
+        behind = alone.partition("cuecraftuserx")[2]
+        between = answered.partition("cuecraftuserx")[2].partition("cuecraftassistantx")[0]
+        return between.removeprefix(behind)
 
     def _rendered(self, messages: Sequence[Message], header: bool) -> str:
         found: str = self._tokenizer.apply_chat_template(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cuecraft.backbone import AnyBackbone, Context, HeadKind
 from cuecraft.errors import CuecraftError
-from cuecraft.evidence import Tried
+from cuecraft.evidence import Evidence, Tried
 from cuecraft.method import CalibrationKind, Candidate, Event, Labelled, Outcome, Problem, label_context
 from cuecraft.prompts import HardPrompt
 from cuecraft.search.folds import Fold
@@ -118,6 +118,11 @@ def read_in_chat(outcome: Outcome, problem: Problem) -> Outcome:
     return replace(outcome, start=read(outcome.start), best=read(outcome.best), words=words)
 
 
+def is_clear(evidence: Evidence) -> bool:
+    """Tell whether one form is clearly better than the other."""
+    return evidence.is_better and evidence.p_loss < _CLEAR
+
+
 def _is_tried(problem: Problem, asked: Literal["try", "keep"] | None) -> bool:
     backbone, task = problem.backbone, problem.task
     if asked == "keep" or task.template.chat is not None or task.shots or backbone.head_kind is not HeadKind.CAUSAL:
@@ -141,8 +146,7 @@ def _compared(problem: Problem, some: Labelled, folds: list[Fold]) -> Form:
     evidence = chat.compared_with(plain, problem.seed)
     # All texts are to be read anew: as long again for each of them.
     needed = (time.perf_counter() - begun) / len(some) * len(problem.pool)
-    is_clear = evidence.is_better and evidence.p_loss < _CLEAR
-    is_chat = is_clear and not problem.out_of_time(2 * needed)
+    is_chat = is_clear(evidence) and not problem.out_of_time(2 * needed)
     trace: list[Event] = [
         {"phase": "form", "tried": one.name, "dev_loss": one.loss, "dev_accuracy": one.accuracy}
         for one in (row, chat_row)
