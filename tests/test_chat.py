@@ -8,7 +8,7 @@ import torch
 
 from architectures import tiny_model
 from chat_templates import CHATS, chat_tokenizer
-from conftest import LABELS, TEXTS, make_examples, make_task, records
+from conftest import LABELS, TEXTS, make_examples
 from cuecraft import PromptClassifier
 from cuecraft.backbone import load_backbone
 from cuecraft.errors import MethodError, TemplateError
