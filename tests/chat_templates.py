@@ -141,7 +141,10 @@ ALWAYS_THINKS = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<!Assistant!><think>\n' }}{% endif %}"
 ).replace("!", "\uff5c")
 
-LLAMA_3_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA_3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
 TURN_TOKENS = {
     "im": ("<|im_start|>", "<|im_end|>"),
     "llama": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),

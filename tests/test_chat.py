@@ -137,7 +137,8 @@ def test_the_cue_may_stand_at_the_end_of_the_users_turn(name, chatty):
         )
         if not name.startswith(("mistral", "phi-3")):
             assert written_ids(backbone, task, text) == before
-        common = [own[: next(n for n, pair in enumerate(zip(*whole)) if pair[0] != pair[1])] for own in whole]
+        same = next(n for n, pair in enumerate(zip(*whole, strict=False)) if pair[0] != pair[1])
+        common = [own[:same] for own in whole]
         expected.append(plain_scores(backbone, [(own, ids) for own, ids in zip(common, whole, strict=True)]))
     assert_close(answers(backbone, task, X), torch.cat(expected), 1e-4)
 
@@ -243,7 +244,8 @@ def test_templates_that_want_contents_in_parts_are_written_too(chatty):
     )
     found = Chat("{text}", "{prompt:it is}{mask}", "hi").written(tokenizer, "x")
     assert found.source == (
-        "<|im_start|>system\nhi<|im_end|>\n<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n{prompt:it is}{mask}"
+        "<|im_start|>system\nhi<|im_end|>\n<|im_start|>user\n{text}<|im_end|>\n"
+        "<|im_start|>assistant\n{prompt:it is}{mask}"
     )
 
 
@@ -275,7 +277,7 @@ def test_turns_that_cannot_be_used_are_refused(turns, says):
 
 
 def test_refusals_say_what_to_do(chatty, causal, masked):
-    with pytest.raises(TemplateError, match="no chat template.*leave it out"):
+    with pytest.raises(TemplateError, match=r"no chat template.*leave it out"):
         written_template(causal, ["text"], chat=True)
     with pytest.raises(TemplateError, match="no causal language model"):
         written_template(masked, ["text"], chat=True)
