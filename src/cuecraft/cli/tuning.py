@@ -94,15 +94,13 @@ def tune(
     asked: dict[str, Any] = {"unlabeled": unlabeled, "classes": names_of(classes), "prior": tuple(prior or [])}
     asked |= {"shots": shots, "first": first, "max_tokens": max_tokens, "time_limit": time_limit, "head": head}
     asked |= {"train": train, "dev": dev, "test": test, "test_size": test_size}
+    asked |= {"template": unescaped(template), "chat": chat_of(chat, system), "vocab_from": vocab_from}
     asked["method"], asked["out"] = _method_and_folder(method, unlabeled, out, seeds or str(seed))
     request = TuneRequest(
         text_columns=tuple(text_column or ["text"]),
         label_column=label_column,
         model=model,
         method_options=pairs_of(option or []) | ({"preset": preset} if preset else {}),
-        vocab_from=vocab_from,
-        template=unescaped(template),
-        chat=chat_of(chat, system),
         label_words="auto" if label_words == ["auto"] else words_of(label_words or []),
         seeds=numbers_of(seeds),
         checkpoints=Keeping(checkpoints) if checkpoints else None,

@@ -68,7 +68,7 @@ class Plan:
     longer: int
     otherwise: Schedule
     examples: int
-    form: int
+    form: int = 96
 
 
 _HEADS = (0.01, 0.1, 1.0, 10.0, 100.0)
@@ -102,7 +102,6 @@ PLANS = {
         longer=0,
         otherwise=Schedule(0.1, 12),
         examples=512,
-        form=96,
     ),
     Preset.BEST: Plan(
         folds=5,
@@ -117,7 +116,6 @@ PLANS = {
         longer=6,
         otherwise=Schedule(0.1, 16),
         examples=2048,
-        form=96,
     ),
 }
 
