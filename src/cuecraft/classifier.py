@@ -38,7 +38,7 @@ from cuecraft.prompts.pickled import as_folder, folder_files, loading_of
 from cuecraft.scored import ScoredClassifier
 from cuecraft.search.label_free import LabelFreeSearch, class_shares
 from cuecraft.search.label_words import LabelWordSearch, with_label_words
-from cuecraft.task import Template
+from cuecraft.task.chat import asked_fields
 from cuecraft.task.verbalizer import WordChoice, default_word, distinct_words
 from cuecraft.tune import make_method
 from cuecraft.tune.auto import Auto
@@ -60,19 +60,18 @@ class PromptClassifier(ScoredClassifier, ClassifierMixin, BaseEstimator):  # typ
 
     Args:
         model: ``demo:smollm2-135m``, a folder, GGUF file, Hub name, pair `(model, tokenizer)` or a backbone.
-        method: a name in `cuecraft.tune.METHODS`: ``auto``, which chooses by itself; ``zero-shot``, ``in-context``;
-            ``autoprompt``, ``straight-through``; ``prompt-tuning``, ``p-tuning``, ``prefix-tuning``, ``p-tuning-v2``,
-            ``deep-cue``, ``first-order``, ``hybrid``, ``soup``; ``linear-probe``, ``embedding-probe``, ``lora``,
-            ``lora-prompt``, ``full``.
+        method: a name in `cuecraft.tune.METHODS`, such as ``auto``, which chooses by itself, ``zero-shot``,
+            ``deep-cue``, ``autoprompt`` or ``lora``.
         template: for instance ``"Review: {text}{prompt:\nSentiment:}{mask}"``; None for a general one.
+        chat: True for the tokenizer's chat template, or turns, ``{"system": ..., "user": "{text}", "assistant":
+            "{prompt:It is}{mask}"}``; False for none; None for none, unless `auto` finds it clearly better.
         label_words: class -> word or words, or a list, array or Series of these in the order of ``classes_``, for
             estimators that number the classes (`StackingClassifier`); None for the classes' own names; ``"auto"`` to
             search them first (`cuecraft.search.label_words.LabelWordSearch`); where nothing is better, names stay.
         method_options: values for the method's options, ``{"epochs": 10}``.
         validation_fraction: part of the training examples held out to choose by, where `fit` gets no dev set.
         max_tokens: tokens of one input at most; None for what the model has positions for.
-        time_limit: seconds of `fit`, without loading the model; None for no limit. A run that hits it depends on the
-            machine.
+        time_limit: seconds of `fit` without loading the model; None for no limit. A run that hits it may not repeat.
         seed: of everything random.
         head: ``causal``, ``masked`` or ``sequence``; None for what the checkpoint has.
         device: a torch device, or ``auto``.
@@ -89,6 +88,7 @@ class PromptClassifier(ScoredClassifier, ClassifierMixin, BaseEstimator):  # typ
         method: str = "auto",
         *,
         template: str | None = None,
+        chat: bool | Mapping[str, str] | None = None,
         label_words: Mapping[Any, str | Sequence[str]] | Sequence[str | Sequence[str]] | Literal["auto"] | None = None,
         method_options: Mapping[str, Any] | None = None,
         validation_fraction: float = 0.25,
@@ -103,6 +103,7 @@ class PromptClassifier(ScoredClassifier, ClassifierMixin, BaseEstimator):  # typ
         self.model = model
         self.method = method
         self.template = template
+        self.chat = chat
         self.label_words = label_words
         self.method_options = method_options
         self.validation_fraction = validation_fraction
@@ -153,13 +154,13 @@ class PromptClassifier(ScoredClassifier, ClassifierMixin, BaseEstimator):  # typ
         if words is None and method.has_own_head:
             words = distinct_words(list(classes))
         longest = method.longest_prompt()
-        task = make_task(backbone, train, self.template, words, self.max_tokens, list(classes), longest)
+        task = make_task(backbone, train, self.template, words, self.max_tokens, list(classes), longest, self.chat)
         deadline = Deadline(self.time_limit)  # reading counts
         asked: dict[str, Any] = {"seed": self.seed, "validation_fraction": self.validation_fraction}
         asked |= {"deadline": deadline, "then": then, "report": report, "reading": method.reading_limit()}
         problem = make_problem(backbone, task, train, held_out, **asked)
-        if self._searches_words and isinstance(method, Auto):  # it searches them in each fold, by its training part
-            method = method.model_copy(update={"label_words": method.label_words or "search"})
+        if isinstance(method, Auto):  # it searches words in each fold, by its training part
+            method = method.asked(self._searches_words, self.chat)
         elif self._searches_words:
             with problem.in_time():  # else the current words stay
                 problem = with_label_words(problem, LabelWordSearch().search(problem).words)
@@ -208,7 +209,7 @@ class PromptClassifier(ScoredClassifier, ClassifierMixin, BaseEstimator):  # typ
         records = subsample(as_records(texts, fields=self._fields()), search.max_texts, self.seed)
         words = self._given_words(names)
         backbone = load_backbone(self.model, self.head, self.device, self.local_files_only, self.dtype)
-        task = label_free_task(backbone, records, names, self.template, words, self.max_tokens)
+        task = label_free_task(backbone, records, names, self.template, words, self.max_tokens, chat=self.chat)
         longest = max(map(len, search.pool(task, backbone.tokenizer, self.seed)))
         task = replace(task, reserve=max(task.reserve, longest))
         deadline = Deadline(self.time_limit)
@@ -246,10 +247,10 @@ class PromptClassifier(ScoredClassifier, ClassifierMixin, BaseEstimator):  # typ
 
     def _fields(self) -> tuple[str, ...] | None:
         """Return the fields that the template names; None where every column of the texts is one."""
-        return Template(self.template).field_names if self.template else None
+        return asked_fields(self.template, self.chat)
 
     def _keep(self, problem: Problem, outcome: Outcome, artifact: Artifact, deadline: Deadline) -> Self:
-        # All at once and last, so that a fit that is interrupted leaves the classifier as it was.
+        # All at once and last: a fit that is interrupted leaves the classifier as it was.
         self.artifact_ = artifact
         self.backbone_, self.task_, self.outcome_ = problem.backbone, problem.task, outcome
         self.candidate_, self._deadline = outcome.best, deadline
@@ -268,10 +269,7 @@ class PromptClassifier(ScoredClassifier, ClassifierMixin, BaseEstimator):  # typ
         return [dict(event) for event in self._fitted().trace]
 
     def leaderboard(self) -> list[dict[str, Any]]:
-        """Return all that `auto` tried, the best first; each as `cuecraft.evidence.Tried` has it.
-
-        Empty for other methods, which try one thing.
-        """
+        """Return what `auto` tried, the best first, each as `cuecraft.evidence.Tried`; of other methods nothing."""
         if not hasattr(self, "outcome_"):
             raise NotFittedError("what was tried is not kept in an artifact; call fit")
         return [asdict(row) for row in self.outcome_.tried]
@@ -359,11 +357,12 @@ class PromptClassifier(ScoredClassifier, ClassifierMixin, BaseEstimator):  # typ
         Raises:
             ArtifactError: another backbone than it was made for.
         """
-        manifest = artifact.manifest
+        manifest, chat = artifact.manifest, artifact.task.template.chat
         found = cls(
             backbone if model is None else model,
             manifest.method,
-            template=manifest.task.template,
+            template=None if chat else manifest.task.template,
+            chat=chat.turns if chat else None,
             label_words=dict(zip(artifact.classes, manifest.task.label_words, strict=True)),
             method_options=manifest.method_options,
             max_tokens=manifest.task.max_tokens,

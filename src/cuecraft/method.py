@@ -275,15 +275,17 @@ def fresh_logits(
         BackboneError: the model answers with NaN or infinity.
     """
     parts = []
-    shared = [n for n, candidate in enumerate(candidates) if candidate.reader is None]
+    together: dict[int, list[int]] = {}  # those that one reader reads
+    for n, candidate in enumerate(candidates):
+        together.setdefault(id(candidate.reader), []).append(n)
     for start in range(0, len(examples), _FRESH):
         context = backbone.context(examples[start : start + _FRESH], task, keep_bytes=0)
         found: dict[int, Tensor] = {}
-        if shared:
-            prompts = [prompt for n in shared for prompt in candidates[n].prompts]
-            logits = backbone.class_logits_many(context, prompts).split([len(candidates[n].prompts) for n in shared])
-            found = {n: candidates[n].joined(own) for n, own in zip(shared, logits, strict=True)}
-        found |= {n: c.logits(backbone, context) for n, c in enumerate(candidates) if n not in found}
+        for rows in together.values():
+            prompts = [prompt for n in rows for prompt in candidates[n].prompts]
+            with lent(candidates[rows[0]].reader, backbone, context) as (own, texts):
+                logits = own.class_logits_many(texts, prompts).split([len(candidates[n].prompts) for n in rows])
+            found |= {n: candidates[n].joined(part) for n, part in zip(rows, logits, strict=True)}
         parts.append(torch.stack([found[n] for n in range(len(candidates))]))
         report({"phase": "predict", "step": start + len(context), "total": len(examples), "padding": context.padding})
     return finite(torch.cat(parts, dim=1), backbone)

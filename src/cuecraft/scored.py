@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -75,8 +76,8 @@ class ScoredClassifier:
         """Return the tuned prompt, the untuned one, and that one calibrated."""
         if not hasattr(self, "outcome_"):
             raise NotFittedError("the untuned prompt is not kept in an artifact; call fit, or score for the tuned one")
-        start = self.outcome_.start
-        return [self.outcome_.best, Candidate(start.prompt, Calibration.none(len(self.classes_))), start]
+        best, start = self.outcome_.best, self.outcome_.start
+        return [best, replace(start, calibration=Calibration.none(len(self.classes_)), others=()), start]
 
     def _scored(self, found: np.ndarray, labels: Labels) -> dict[str, dict[str, float]]:
         """Return the scores of class numbers `[3, N]` of the prompts that are compared."""

@@ -28,6 +28,7 @@ class Scores:
     zero_shot: Accuracy | None = None
     calibrated: Accuracy | None = None
     endpoint: Reference | None = None
+    forms: Mapping[str, Any] | None = None  # how plain and chat template compare
 
 
 def make_document(
@@ -81,6 +82,7 @@ def make_document(
         },
         "zero_shot": _shown(scores.zero_shot),
         "calibrated": _shown(scores.calibrated),
+        "forms": scores.forms,
         "majority_accuracy": found.majority,
         "answers": answers,
         "endpoint": scores.endpoint and _reference(request, scores.endpoint),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from cuecraft.backbone import AnyBackbone, HeadKind
 from cuecraft.backbone.rendering import Renderer
 from cuecraft.data import Record, subsample
 from cuecraft.errors import LabelWordError
-from cuecraft.task import Task, Template
+from cuecraft.task import Task
 
 ROWS = 10_000  # texts that are counted at most: a share of one in a hundred is then known to a fifth of itself
 
@@ -85,6 +85,6 @@ def _renderer(backbone: AnyBackbone, task: Task) -> Renderer:
     try:
         return backbone.renderer(task)
     except LabelWordError:
-        bare = Template(task.template.source.replace("{mask}", ""))
+        bare = replace(task.template, source=task.template.source.replace("{mask}", ""))
         plain = Task(bare, task.verbalizer, task.max_tokens, task.reserve)
         return Renderer(backbone.tokenizer, plain, HeadKind.SEQUENCE, backbone.max_positions, backbone.text_tokenizer)

@@ -16,7 +16,8 @@ from cuecraft.backbone.base import Context, Prompt, Swap, T
 from cuecraft.backbone.batching import Budget, is_out_of_memory
 from cuecraft.backbone.layers import layer_list
 from cuecraft.backbone.nearest import Nearest, NearestRenderer
-from cuecraft.backbone.rendering import HeadKind, Renderer, reading_texts
+from cuecraft.backbone.rendering import HeadKind, Renderer
+from cuecraft.backbone.token_ids import reading_texts
 from cuecraft.errors import BackboneError, PromptError
 from cuecraft.task import Task
 

@@ -34,7 +34,8 @@ from cuecraft.backbone.checkpoint import (
 )
 from cuecraft.backbone.encoder import MaskedBackbone, Pooling, SequenceBackbone
 from cuecraft.backbone.gradient_mode import ordinary_tensors
-from cuecraft.backbone.rendering import HeadKind, copied_tokenizer
+from cuecraft.backbone.rendering import HeadKind
+from cuecraft.backbone.token_ids import copied_tokenizer
 from cuecraft.backbone.vocabulary import within_vocabulary
 from cuecraft.errors import BackboneError, CuecraftError, CuecraftWarning
 from cuecraft.remembered import LARGE, keep, recall

@@ -13,6 +13,7 @@ from cuecraft import display
 from cuecraft.cli.app import app
 from cuecraft.cli.arguments import names_of, unescaped, words_of
 from cuecraft.cli.options import (
+    ChatSwitch,
     Delimiter,
     Head,
     Json,
@@ -21,6 +22,7 @@ from cuecraft.cli.options import (
     Offline,
     Seed,
     SkipBadRows,
+    SystemTurn,
     TemplateText,
     TextColumn,
 )
@@ -98,6 +100,8 @@ def compare(
     delimiter: Delimiter = None,
     skip_bad_rows: SkipBadRows = False,
     template: TemplateText = None,
+    chat: ChatSwitch = None,
+    system: SystemTurn = None,
     label_words: LabelWords = None,
     head: Head = None,
     max_tokens: MaxTokens = None,
@@ -125,6 +129,7 @@ def compare(
     }
     flags |= {"text_columns": text_column, "label_column": label_column, "template": unescaped(template)}
     flags |= {"label_words": words_of(label_words or []), "head": head, "max_tokens": max_tokens, "device": device}
+    flags |= {"chat": chat, "system": unescaped(system)}
     flags |= {"delimiter": delimiter, "skip_bad_rows": skip_bad_rows or None}
     flags |= {"dtype": dtype, "local_files_only": local_files_only or None, "out": out and str(out)}
     try:

@@ -57,6 +57,14 @@ MethodName = Annotated[
     ),
 ]
 TemplateText = Annotated[str | None, typer.Option(help=r"Such as 'Review: {text}{prompt:\nSentiment:}{mask}'.")]
+ChatSwitch = Annotated[
+    bool | None,
+    typer.Option(
+        "--chat/--no-chat",
+        help="Write texts by the tokenizer's chat template. [default: auto and advise try both without --template]",
+    ),
+]
+SystemTurn = Annotated[str | None, typer.Option("--system", help="What the system says in a chat; implies --chat.")]
 LabelWords = Annotated[list[str] | None, typer.Option(help="CLASS=word or CLASS=word,word; repeat for each class.")]
 TuneWords = Annotated[
     list[str] | None,

@@ -74,6 +74,7 @@ def run_comparison(
             splits.labels,
             # Of all methods, so that texts are cut alike whichever are asked for, and finished cells stay.
             max(method.longest_prompt() for method in (*map(make_method, METHODS), *(c.method for c in asked))),
+            config.choice,
         )
         with folder.locked():
             run = _Run(folder, backbone, task, splits, asked, started)
@@ -222,8 +223,10 @@ class _Run:
         """Return the hash of everything that a cell depends on."""
         test, seeds = self.entries
         task = self.task
+        chat = {} if task.template.chat is None else {"chat": vars(task.template.chat)}
         return cell_key(
-            {
+            chat
+            | {
                 "schema": SCHEMA_VERSION,
                 "versions": versions(),
                 "method": contender.method.name,

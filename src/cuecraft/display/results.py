@@ -44,6 +44,8 @@ def _print_metrics(document: Mapping[str, Any]) -> None:
     if document.get("vocabulary"):
         counts = (f"{row['tokens']:,} {row['filter']}" for row in document["vocabulary"])
         table.add_row("tokens left", Text("\n".join(counts)))
+    if document.get("chat"):
+        table.add_row("template", "the tokenizer's chat template")
     for name, value in document["metrics"].items():
         table.add_row(name.replace("_", " "), "-" if value is None else f"{value:.3f}")
     table.add_row("seconds", f"{document['seconds']:.1f}")

@@ -17,6 +17,7 @@ import torch
 from tokenizers import Tokenizer
 
 from cuecraft.backbone import AnyBackbone, CausalBackbone, Pieces
+from cuecraft.backbone.token_ids import control_tokens
 from cuecraft.data import Record, fingerprint
 from cuecraft.errors import ExportError
 from cuecraft.export.examples import JAVASCRIPT, PYTHON, write_examples
@@ -299,6 +300,8 @@ class _Making:
     def completed(self, made: _Made) -> ExportManifest:
         """Write what stands next to the graph; return the manifest."""
         tokenizer = Tokenizer.from_str(self._backbone.tokenizer.backend_tokenizer.to_str())
+        if control := control_tokens(self._backbone.tokenizer):
+            tokenizer.add_special_tokens(control)
         tokenizer.no_padding()
         tokenizer.no_truncation()
         tokenizer.save(str(made.folder / TOKENIZER))

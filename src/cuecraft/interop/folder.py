@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from cuecraft.backbone import AnyBackbone
-from cuecraft.backbone.rendering import special_ids
+from cuecraft.backbone.token_ids import special_ids
 from cuecraft.errors import ArtifactError
 from cuecraft.prompts.manifest import Manifest
 from cuecraft.task import Example, PromptSlot, Task

@@ -44,7 +44,7 @@ from cuecraft.prompts.manifest import (
 from cuecraft.prompts.shared import Sharing, TaskPart
 from cuecraft.storage import digest, file_sha256, unwritable, write_folder
 from cuecraft.task import Task
-from cuecraft.task.entry import TaskEntry, shot_entries
+from cuecraft.task.entry import TaskEntry
 
 TENSORS, TRACE, CARD = "prompt.safetensors", "trace.jsonl", "README.md"
 REPORT = "report.html"  # of the demo: not part of the artifact, and replaced with it
@@ -118,8 +118,7 @@ class Artifact:
         others: Sequence[CalibratedPrompt] = (),
     ) -> Artifact:
         """Gather a tuned prompt and what it depends on."""
-        verbalizer = task.verbalizer
-        names = tuple(classes or verbalizer.labels)
+        names = tuple(classes or task.verbalizer.labels)
         manifest = Manifest(
             method=method,
             method_options=dict(method_options),
@@ -131,16 +130,7 @@ class Artifact:
                 hidden_size=backbone.hidden_size,
                 dtype=backbone.dtype_name,
             ),
-            task=TaskEntry(
-                template=task.template.source,
-                classes=list(names),
-                labels=list(verbalizer.labels),
-                label_words=[list(words) for words in verbalizer.words],
-                max_tokens=task.max_tokens,
-                reserve=task.reserve,
-                shots=shot_entries(task),
-                nearest=task.nearest,
-            ),
+            task=TaskEntry.of(task, names),
             prompt=PromptEntry(
                 kind=_KINDS[type(prompt)],
                 length=len(prompt),

@@ -194,6 +194,7 @@ class TuneJob(ArtifactJob):
             method_options=options,
             vocab_from=None,
             template=task.template,
+            chat=task.choice,
             label_words=task.label_words,
             shots=data.shots,
             first=data.first,
@@ -361,6 +362,7 @@ _KEYS = {
     "--seed": "seed",
     "--label-words": "task.label_words",
     "--classes": "task.classes",
+    "--chat": "task.chat",
     "--prior": "tune.prior",
     "--unlabeled": "tune.method label-free",
 }

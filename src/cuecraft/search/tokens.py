@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cuecraft.backbone import AnyBackbone
-from cuecraft.backbone.rendering import text_ids
+from cuecraft.backbone.token_ids import text_ids
 
 _NEIGHBOUR = "it"
 _ASCII_WORD = re.compile("[A-Za-z0-9]+(?:'[A-Za-z0-9]+)*")

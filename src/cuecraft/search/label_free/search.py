@@ -132,7 +132,10 @@ class LabelFreeSearch(Method):
         own = read_cues(self.pool_file) if self.pool_file else []
         refuse_printed_tokens(tokenizer, own)
         shipped = shipped_cues(self.resolved_type(task), task.verbalizer, self.variants, seed)
-        return tokenised(tokenizer, [task.template.prompt_text, *own, *shipped])
+        cues = [*own, *shipped]
+        if task.template.begins_turn:
+            cues = [cue.lstrip() for cue in cues]
+        return tokenised(tokenizer, [task.template.prompt_text, *cues])
 
     def fit(self, problem: Problem) -> LabelFreeOutcome:
         """Choose by the training texts; labels, where there are some, are not read.

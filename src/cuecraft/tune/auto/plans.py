@@ -53,6 +53,7 @@ class Plan:
         longer: tokens that are put in front of them.
         otherwise: the schedule where no first-order deep cue could be fitted, as to a model that has a class head only.
         examples: labelled examples that are used, at most.
+        form: examples that the tokenizer's chat template is tried on.
     """
 
     folds: int
@@ -67,6 +68,7 @@ class Plan:
     longer: int
     otherwise: Schedule
     examples: int
+    form: int = 96
 
 
 _HEADS = (0.01, 0.1, 1.0, 10.0, 100.0)
@@ -85,6 +87,7 @@ PLANS = {
         longer=0,
         otherwise=Schedule(0.1, 8),
         examples=192,
+        form=48,
     ),
     Preset.GOOD: Plan(
         folds=4,
