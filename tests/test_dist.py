@@ -64,7 +64,12 @@ def test_the_check_finds_what_is_missing_and_what_is_too_much(dist, tmp_path):
         for name in before.namelist():
             if not name.endswith("demo-packages.txt"):
                 data = before.read(name)
-                after.writestr(name, data.replace(b"Requires-Python", b"X-Python") if "METADATA" in name else data)
+                after.writestr(
+                    name,
+                    data.replace(b"Requires-Python: >=3.11", b"Requires-Python: >=3.10")
+                    if "METADATA" in name
+                    else data,
+                )
         after.writestr("cuecraft/left.bin", bytes(3 * 2**20))
     changed.replace(wheel)
     code, shown = checked(own / "dist")
