@@ -10,6 +10,7 @@ from cuecraft.method import Method
 from cuecraft.options import make_options
 from cuecraft.search import AutoPrompt, StraightThrough
 from cuecraft.tune.auto import Auto
+from cuecraft.tune.contrastive.method import Contrastive
 from cuecraft.tune.deep_cue import DeepCueTuning
 from cuecraft.tune.fine_tuning import FullFineTuning, LoraTuning, LoraWithPrompt
 from cuecraft.tune.first_order import FirstOrder
@@ -34,6 +35,7 @@ METHODS: dict[str, type[Method]] = {
         PTuningV2,
         DeepCueTuning,
         FirstOrder,
+        Contrastive,
         Hybrid,
         Soup,
         LinearProbe,
