@@ -62,8 +62,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         model: ``demo:smollm2-135m`` and kin, a folder, GGUF file, Hub name, pair `(model, tokenizer)` or a backbone.
         method: a name in `cuecraft.tune.METHODS`: ``auto``, which chooses by itself; ``zero-shot``, ``in-context``;
             ``autoprompt``, ``straight-through``; ``prompt-tuning``, ``p-tuning``, ``prefix-tuning``, ``p-tuning-v2``,
-            ``deep-cue``, ``first-order``, ``hybrid``, ``soup``; ``linear-probe``, ``embedding-probe``, ``lora``,
-            ``lora-prompt``, ``full``.
+            ``deep-cue``, ``first-order``, ``contrastive``, ``hybrid``, ``soup``; ``linear-probe``, ``embedding-probe``,
+            ``lora``, ``lora-prompt``, ``full``.
         template: for instance ``"Review: {text}{prompt:\nSentiment:}{mask}"``; None for a general one.
         label_words: class -> word or words, or a list, array or Series of these in the order of ``classes_``, for
             estimators that number the classes (`StackingClassifier`); None for the classes' own names; ``"auto"`` to

@@ -216,7 +216,7 @@ def head_tensors(head: ClassHead | None) -> dict[str, Tensor]:
 def stored_head(tensors: Mapping[str, Tensor]) -> ClassHead | None:
     """Return the class head among a prompt's tensors (`prompt_tensors`); KeyError where half of it is missing."""
     scale = next((scale for scale, name in _HEAD_WEIGHTS.items() if name in tensors), None)
-    return scale and ClassHead(tensors[_HEAD_WEIGHTS[scale]], tensors["head.bias"], scale)
+    return None if scale is None else ClassHead(tensors[_HEAD_WEIGHTS[scale]], tensors["head.bias"], scale)
 
 
 def nearest_tokens(vectors: Tensor, embeddings: Tensor, chunk: int = 16384) -> Tensor:

@@ -85,9 +85,7 @@ def _check(artifacts: Sequence[Artifact], weights: Sequence[float], backbone: An
         if artifact.weights.spec.targets != first.manifest.weights.targets:  # type: ignore[union-attr]
             raise ArtifactError(f"artifact {number} adapts other layers; mix artifacts of the same targets")
         if len({own.prompt.head.scale for own in (artifact, first) if own.prompt.head}) > 1:
-            raise ArtifactError(
-                f"artifact {number} has a class head on other features; mix artifacts that were tuned with the same loss"
-            )
+            raise ArtifactError(f"artifact {number} has a class head on other features; mix artifacts of the same loss")
         if not _same_words(artifact.prompt, first.prompt):
             raise ArtifactError(f"artifact {number} stands on another prompt; mix artifacts that share their words")
 

@@ -360,21 +360,19 @@ class Trainings:
     def _in_time(self, configuration: Configuration) -> Configuration | None:
         """Return a configuration with as many epochs as there is time for; None where that is not even one."""
         learnt = len(self._folds) - 1
-        each = (
-            tokens_of(self._pool, configuration.length)
-            * self._pace
-            * _PASSES
-            * (learnt + (not self.folds_ship(configuration)))
-        )
+        trained = learnt + (not self.folds_ship(configuration))
+        each = self._pass(configuration) * _PASSES * trained
         after, epochs = self._afterwards(configuration), range(configuration.training.epochs, 0, -1)
         fitting = next((count for count in epochs if not self._problem.out_of_time(count * each + after)), None)
         return None if fitting is None else configuration.shortened(fitting)
 
     def _afterwards(self, configuration: Configuration) -> float:
         """Return the seconds that answers to the held-out parts take, once a configuration is trained."""
-        return (
-            tokens_of(self._pool, configuration.length) * self._pace * configuration.answering.passes(len(self._folds))
-        )
+        return self._pass(configuration) * configuration.answering.passes(len(self._folds))
+
+    def _pass(self, configuration: Configuration) -> float:
+        """Return the seconds that one pass over all examples takes."""
+        return tokens_of(self._pool, configuration.length) * self._pace
 
     def _fold(self, configuration: Configuration, number: int) -> Problem:
         """Return the problem of a fold, with the start's label words, and time kept for what comes after trainings."""

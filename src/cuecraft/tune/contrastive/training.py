@@ -14,7 +14,6 @@ from cuecraft.tune.deep_cue import OffsetTraining
 from cuecraft.tune.loop import LoopOptions, Part, Trainable, train_side_by_side
 from cuecraft.tune.prefix_tuning import PTuningV2
 from cuecraft.tune.prompt_tuning import EmbeddingTraining
-from cuecraft.tune.trainable import TensorOptions
 
 
 class PromptOf(StrEnum):
@@ -61,9 +60,7 @@ class ContrastiveTraining(LoopOptions):
         Raises:
             MethodError: the prompt is of another kind.
         """
-        rate = {"learning_rate": self.learning_rate}
-        options: TensorOptions = _TRAINED[self.of].model_validate(rate)
-        return options.trainable(problem, start)
+        return _TRAINED[self.of](learning_rate=self.learning_rate).trainable(problem, start)
 
     def refine_side_by_side(self, parts: Sequence[tuple[Candidate, Selection]]) -> None:
         """Train from several given prompts side by side, each on its selection's problem."""
