@@ -61,6 +61,7 @@ OPTIONS = {
     "p-tuning-v2": {"epochs": 14, "learning_rate": 0.1},
     "deep-cue": TRAINING,
     "first-order": {"penalties": [0.001, 0.01, 0.1, 1.0]},  # a fitted class head leaves little to gain
+    "contrastive": {"epochs": 12, "folds": 2, "learning_rates": [0.3], "inverse_penalties": [100.0]},
     "hybrid": {"search.steps": 2, "search.candidates": 8, "tune.epochs": 10, "tune.learning_rate": 0.2},
     "soup": {"members": 2, "deep.epochs": 10, "deep.learning_rate": 0.2},
     "linear-probe": {},

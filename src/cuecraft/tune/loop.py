@@ -158,6 +158,25 @@ class Part:
     selection: Selection
 
 
+@dataclass
+class Latest(Selection):
+    """Keeps the candidate after the last whole epoch; how good it is, others find out."""
+
+    @property
+    def epochs(self) -> int:
+        """Whole epochs that were seen."""
+        return int(self.trace[-1]["step"]) if self.trace else 0
+
+    def see(self, candidate: Candidate, train: Score, dev: Score | None = None, **details: Any) -> bool:
+        """Take note of an epoch; keep its candidate, unless it is the start, before the first one."""
+        self.last_score = train
+        self.note({**details, "train_loss": train.loss, "train_accuracy": train.accuracy})
+        if not self.epochs:
+            return False
+        self.best, self.best_score = candidate, train
+        return True
+
+
 #: Batches of one step, each the number of a part and rows of it.
 Step = list[tuple[int, list[int]]]
 

@@ -12,7 +12,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from cuecraft.backbone import ClassHead, FeatureScale
 from cuecraft.backbone.readout import class_scores
 from cuecraft.errors import MethodError
 from cuecraft.gradients import features_of
-from cuecraft.method import Candidate, Event, Labelled, Problem, Score, Selection
+from cuecraft.method import Candidate, Event, Labelled, Problem
 from cuecraft.prompts import with_head
 from cuecraft.prompts.calibration import fitted_head
 from cuecraft.search.folds import Fold
@@ -32,6 +31,7 @@ from cuecraft.tune.auto.starts import Start, retasked
 from cuecraft.tune.contrastive.training import ContrastiveTraining
 from cuecraft.tune.deep_cue import OffsetTraining
 from cuecraft.tune.held_out import HeldOut, answers_of_folds, fold_problem, gather
+from cuecraft.tune.loop import Latest
 from cuecraft.tune.prompt_tuning import EmbeddingTraining
 from cuecraft.tune.soup import part_of_the_way
 
@@ -234,25 +234,6 @@ class Configuration:
         selections = [Latest(replace(own, dev=None, checkpoints=kept)) for own in problems]
         self.training.refine_side_by_side(list(zip((start for _, start in parts), selections, strict=True)))
         return selections
-
-
-@dataclass
-class Latest(Selection):
-    """Keeps the candidate after the last whole epoch; how good it is, others find out."""
-
-    @property
-    def epochs(self) -> int:
-        """Whole epochs that were seen."""
-        return int(self.trace[-1]["step"]) if self.trace else 0
-
-    def see(self, candidate: Candidate, train: Score, dev: Score | None = None, **details: Any) -> bool:
-        """Take note of an epoch; keep its candidate, unless it is the start, before the first one."""
-        self.last_score = train
-        self.note({**details, "train_loss": train.loss, "train_accuracy": train.accuracy})
-        if not self.epochs:
-            return False
-        self.best, self.best_score = candidate, train
-        return True
 
 
 @dataclass(eq=False)
