@@ -25,8 +25,8 @@ from cuecraft.method import Candidate, Labelled, Problem, Score, label_context
 from cuecraft.prompts.calibration import fitted_head
 from cuecraft.search.start import filled_ids
 from cuecraft.tune.auto.crossfit import Latest
+from cuecraft.tune.auto.starts import BarePrefix, BareWords
 from cuecraft.tune.contrastive import ContrastiveTraining, PromptOf
-from cuecraft.tune.contrastive.starts import BarePrefix, BareWords
 from cuecraft.tune.prepare import make_problem, make_task
 from cuecraft.tune.soup import part_of_the_way
 

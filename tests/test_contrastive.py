@@ -22,11 +22,11 @@ from cuecraft.prompts import Calibration, DeepCue, HardPrompt, load_artifact
 from cuecraft.search.folds import stratified_folds
 from cuecraft.tune import make_method
 from cuecraft.tune.auto import crossfit
-from cuecraft.tune.auto.crossfit import SHARES, ByHead, Configuration, Trainings, tokens_of
+from cuecraft.tune.auto.crossfit import HEAD_SHARES, ByHead, Configuration, Trainings, tokens_of
+from cuecraft.tune.auto.starts import BarePrefix, BareWords
 from cuecraft.tune.contrastive import Contrast, ContrastiveTraining, contrastive_losses
 from cuecraft.tune.contrastive.loss import has_near_kin
 from cuecraft.tune.contrastive.objective import balanced_batches
-from cuecraft.tune.contrastive.starts import BarePrefix, BareWords
 from cuecraft.tune.finish import make_artifact
 from cuecraft.tune.prepare import make_problem
 from tiny_backbones import builder
@@ -194,8 +194,8 @@ def test_without_two_texts_of_a_class_there_is_nothing_to_compare(sequence):
     make, data = part
     with pytest.raises(MethodError, match="two texts of a class"):
         Contrast(0.1).take(sequence, [(make, data.select([0, 1]))], tensors)
+    few = make_problem(sequence, task_of("{prompt}{text}"), records(TEXTS[:2]), records(TEXTS[:2]))
     with pytest.raises(MethodError, match="two different texts of each class"):
-        few = make_problem(sequence, task_of("{prompt}{text}"), records(TEXTS[:2]), records(TEXTS[:2]))
         make_method("contrastive", FAST).fit(few)
 
 
@@ -248,7 +248,7 @@ def test_answers_are_those_of_a_head_that_did_not_see_the_fold_and_what_ships_ha
 
 @pytest.mark.parametrize("of", ["deep", "prefix"])
 def test_held_out_labels_touch_neither_training_nor_head(of, sequence, monkeypatch):
-    monkeypatch.setattr(crossfit, "SHARES", (1.0,))  # of several shares, held-out labels choose
+    monkeypatch.setattr(crossfit, "HEAD_SHARES", (1.0,))  # of several shares, held-out labels choose
     problem = tiny_problem(sequence)
     plain = trainings_of(problem)
     held = plain._folds[0].held_out
@@ -270,7 +270,7 @@ def test_share_and_penalty_are_those_of_least_loss_after_a_temperature(sequence)
     for penalty in penalties:
         alone = trainings_of(problem).cross_fit(configuration(problem, penalties=(penalty,)))
         losses[penalty] = alone.answers(problem.seed).score.loss
-        assert alone.share in SHARES
+        assert alone.share in HEAD_SHARES
     assert found.way.inverse_penalty == min(losses, key=losses.get)
     assert found.answers(problem.seed).score.loss == pytest.approx(min(losses.values()))
 

@@ -20,17 +20,18 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from cuecraft.backbone import HeadKind
+from cuecraft.backbone import FeatureScale, HeadKind
 from cuecraft.errors import BackboneError, MethodError, PromptError
 from cuecraft.evidence import Evidence, Tried, Verdict, judge
 from cuecraft.method import CalibrationKind, Candidate, Event, Method, Outcome, Problem, ReadingLimit, Score
 from cuecraft.prompts import HardPrompt
 from cuecraft.search.folds import stratified_folds, texts_of
+from cuecraft.search.start import filled_ids
 from cuecraft.task.verbalizer import default_word
 from cuecraft.tune.auto.contenders import Contender, FirstOrderCue, Together, WordsAlone, probed
 from cuecraft.tune.auto.crossfit import Trainings
-from cuecraft.tune.auto.plans import PLANS, Preset, configurations
-from cuecraft.tune.auto.starts import Start, Words
+from cuecraft.tune.auto.plans import PLANS, PREFIX_LENGTH, UNIT_HEADS, Preset, configurations, contrasts
+from cuecraft.tune.auto.starts import BarePrefix, BareWords, Start, Words
 from cuecraft.tune.auto.untrained import Untrained
 from cuecraft.tune.first_order import linearised
 from cuecraft.tune.held_out import gather
@@ -124,11 +125,22 @@ class _Choice:
             if start.has_own_task and start != untrained.own:
                 self._try_over(start)
         trainings = Trainings(self.problem, self.pool, self.folds, untrained.pace, self.options.prompts, self.trace)
+        if self.problem.backbone.head_kind is HeadKind.SEQUENCE:
+            self._try_contrasts(trainings)
         has_linear = any(isinstance(one, FirstOrderCue) for one in self.contenders)
         together = len(self.folds) if trainings.may_join else 1
         for configuration in configurations(self.plan, starts[:together], untrained.filler, has_linear):
             self._try(partial(trainings.cross_fit, configuration))
         self._join()
+
+    def _try_contrasts(self, trainings: Trainings) -> None:
+        """Train prefixes contrastively; class heads over the untuned prompt, and over where they start, compete."""
+        own = BareWords.of("untuned prompt", self.problem.initial_ids)
+        prefix = BarePrefix.of("prefix", filled_ids(self.problem, PREFIX_LENGTH))
+        for start in (own, prefix):
+            self._try(partial(probed, self.whole, start, self.folds, UNIT_HEADS, FeatureScale.UNIT))
+        for configuration in contrasts(self.plan, prefix):
+            self._try(partial(trainings.cross_fit, configuration))
 
     def _try_over(self, start: Words) -> None:
         """Fit a class head and a first-order deep cue over words, which have the task's own label words."""

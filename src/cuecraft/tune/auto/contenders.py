@@ -16,7 +16,7 @@ from cuecraft.backbone.readout import class_scores
 from cuecraft.deadline import WhileTimeLasts
 from cuecraft.evidence import Tried
 from cuecraft.method import Candidate, Problem
-from cuecraft.prompts import Calibration, HardPrompt
+from cuecraft.prompts import Calibration, with_head
 from cuecraft.search.folds import Fold
 from cuecraft.tune.auto.starts import Start
 from cuecraft.tune.held_out import HeldOut, gather
@@ -162,7 +162,7 @@ class ProbedWords(OverWords):
         """Return the words with a head that is fitted to all examples."""
         data, classes = self.whole.train, self.whole.task.verbalizer.num_classes
         head = scaled_head(self.features, data.labels, classes, self.inverse_penalty, data.weights, self.scale)
-        return Candidate(HardPrompt(self.start.token_ids, head), Calibration.none(classes))
+        return Candidate(with_head(self.start.bare(self.whole), head), Calibration.none(classes))
 
 
 @torch.no_grad()
@@ -187,7 +187,7 @@ def probed(
     """
     begun = time.perf_counter()
     data, classes = whole.train, whole.task.verbalizer.num_classes
-    features = whole.backbone.features(data.context, HardPrompt(start.token_ids)).float()
+    features = whole.backbone.features(data.context, start.bare(whole)).float()
 
     def answers(inverse_penalty: float) -> HeldOut:
         parts = []

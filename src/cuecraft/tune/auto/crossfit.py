@@ -37,6 +37,7 @@ from cuecraft.tune.soup import part_of_the_way
 
 #: Of the way from a start to what was trained: on few examples the whole way is often too far.
 SHARES = (0.5, 0.75, 1.0)
+HEAD_SHARES = (0.25, 0.5, 0.75, 1.0)  # with a class head that is fitted there
 _PASSES = 3.5  # that an epoch costs for each example: forward, backward, and what a smaller batch costs more
 _SURPRISES = 1.2  # times as long as it is expected to take
 
@@ -139,13 +140,13 @@ class ByHead(Answering):
 
     def passes(self, folds: int) -> int:
         """Return one for each share of the way and fold, and one for the heads that ship."""
-        return (len(SHARES) + 1) * folds
+        return (len(HEAD_SHARES) + 1) * folds
 
     @torch.no_grad()
     def held_out(self, ends: Ends) -> dict[Way, HeldOut]:
         """Return the answers at each share of the way with each penalty."""
         found = {}
-        for share in SHARES:
+        for share in HEAD_SHARES:
             features = [features_of(ends.problems[0].backbone, one, ends.pool) for one in ends.moved(share)]
             for penalty in self.inverse_penalties:
                 parts = []

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from cuecraft.search import AutoPrompt
-from cuecraft.tune.auto.crossfit import Configuration
-from cuecraft.tune.auto.starts import SearchedPrompt, Start, Words
+from cuecraft.tune.auto.crossfit import ByHead, Configuration
+from cuecraft.tune.auto.starts import BarePrefix, SearchedPrompt, Start, Words
+from cuecraft.tune.contrastive import ContrastiveTraining, PromptOf
 from cuecraft.tune.deep_cue import OffsetTraining
 from cuecraft.tune.prompt_tuning import EmbeddingTraining
 
@@ -52,6 +53,7 @@ class Plan:
             that a discrete search finds.
         longer: tokens that are put in front of them.
         otherwise: the schedule where no first-order deep cue could be fitted, as to a model that has a class head only.
+        contrastive: contrastive trainings of a prefix, for a model that has a class head only.
         examples: labelled examples that are used, at most.
     """
 
@@ -66,10 +68,19 @@ class Plan:
     alone: bool
     longer: int
     otherwise: Schedule
+    contrastive: tuple[ContrastiveTraining, ...]
     examples: int
 
 
 _HEADS = (0.01, 0.1, 1.0, 10.0, 100.0)
+#: The same of heads on features of unit length.
+UNIT_HEADS = (1.0, 10.0, 100.0)
+PREFIX_LENGTH = 8  # tokens that a contrastively trained prefix stands for
+
+
+def _contrast(rate: float, epochs: int) -> ContrastiveTraining:
+    return ContrastiveTraining(of=PromptOf.PREFIX, learning_rate=rate, epochs=epochs)
+
 
 PLANS = {
     Preset.FAST: Plan(
@@ -84,6 +95,7 @@ PLANS = {
         alone=False,
         longer=0,
         otherwise=Schedule(0.1, 8),
+        contrastive=(_contrast(0.1, 8),),
         examples=192,
     ),
     Preset.GOOD: Plan(
@@ -98,6 +110,7 @@ PLANS = {
         alone=False,
         longer=0,
         otherwise=Schedule(0.1, 12),
+        contrastive=(_contrast(0.1, 15), _contrast(0.03, 15)),
         examples=512,
     ),
     Preset.BEST: Plan(
@@ -112,6 +125,7 @@ PLANS = {
         alone=True,
         longer=6,
         otherwise=Schedule(0.1, 16),
+        contrastive=(_contrast(0.1, 15), _contrast(0.03, 15), _contrast(0.3, 15)),
         examples=2048,
     ),
 }
@@ -148,3 +162,8 @@ def configurations(plan: Plan, starts: Sequence[Words], filler: Sequence[int], h
         name = f"search from {best.name}"
         found.append(deep(first, SearchedPrompt(name, best.label_words, best.token_ids, AutoPrompt())))
     return found
+
+
+def contrasts(plan: Plan, start: BarePrefix) -> list[Configuration]:
+    """Return the contrastive trainings of a prefix, in the order in which they are tried."""
+    return [Configuration((start,), training, ByHead(UNIT_HEADS)) for training in plan.contrastive]

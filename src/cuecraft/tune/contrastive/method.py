@@ -28,7 +28,7 @@ from cuecraft.search.start import filled_ids
 from cuecraft.task import Task
 from cuecraft.tune.auto.contenders import Contender, probed
 from cuecraft.tune.auto.crossfit import ByHead, Configuration, Trainings, tokens_of
-from cuecraft.tune.contrastive.starts import BarePrefix, BareWords
+from cuecraft.tune.auto.starts import BarePrefix, BareWords
 from cuecraft.tune.contrastive.training import ContrastiveTraining, PromptOf
 from cuecraft.tune.held_out import HeldOut, untuned_answers
 from cuecraft.untuned import untuned_prompt
@@ -43,10 +43,10 @@ class Contrastive(Method):
     has_own_head: ClassVar[bool] = True
     weighs_examples: ClassVar[bool] = True
 
-    of: PromptOf = Field(PromptOf.DEEP, description="what is trained: `deep`, `prefix` or `soft`")
+    of: PromptOf = Field(PromptOf.PREFIX, description="what is trained: `deep`, `prefix` or `soft`")
     prompt_length: int = Field(8, ge=1, description="tuned positions, or tokens that a prefix stands for")
     learning_rates: tuple[float, ...] = Field(
-        (0.3, 0.1), min_length=1, description="of the first step, in RMS units of what is trained; folds choose"
+        (0.1, 0.03), min_length=1, description="of the first step, in RMS units of what is trained; folds choose"
     )
     temperatures: tuple[float, ...] = Field((0.1,), min_length=1, description="of the loss; folds choose")
     epochs: int = Field(15, ge=1, description="passes over the training examples")
@@ -133,7 +133,8 @@ class _Choice:
         own = BareWords.of("own words", problem.initial_ids)
         pace = seconds / tokens_of(self.pool, len(problem.initial_ids))
         trainings = Trainings(problem, self.pool, self.folds, pace, options.prompts, self.trace)
-        self._try(partial(probed, self.whole, own, self.folds, options.inverse_penalties, FeatureScale.UNIT))
+        for words in (own, start):
+            self._try(partial(probed, self.whole, words, self.folds, options.inverse_penalties, FeatureScale.UNIT))
         for training in options.trainings():
             configuration = Configuration((start,), training, ByHead(options.inverse_penalties))
             self._try(partial(trainings.cross_fit, configuration))

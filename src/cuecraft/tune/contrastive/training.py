@@ -39,8 +39,8 @@ class ContrastiveTraining(LoopOptions):
 
     name: ClassVar[str] = "contrastive"
 
-    of: PromptOf = Field(PromptOf.DEEP, description="what is trained: `deep`, `prefix` or `soft`")
-    learning_rate: float = Field(0.3, gt=0, description="AdamW step of the first batch")
+    of: PromptOf = Field(PromptOf.PREFIX, description="what is trained: `deep`, `prefix` or `soft`")
+    learning_rate: float = Field(0.1, gt=0, description="AdamW step of the first batch")
     temperature: float = Field(0.1, gt=0, description="of the loss: by which cosines are divided")
     epochs: int = Field(15, ge=1, description="passes over the training examples")
     batch_size: int = Field(48, ge=4, description="training examples of one step, as many of each class")
@@ -51,8 +51,7 @@ class ContrastiveTraining(LoopOptions):
     @property
     def title(self) -> str:
         """As shown where several trainings are compared."""
-        of = "" if self.of is PromptOf.DEEP else f" {self.of}"
-        return f"{self.name}{of} {self.learning_rate:g} x {self.epochs}, temperature {self.temperature:g}"
+        return f"{self.name} {self.of} {self.learning_rate:g} x {self.epochs}, temperature {self.temperature:g}"
 
     def trainable(self, problem: Problem, start: Candidate) -> Trainable:
         """Return the tensor of a given prompt, to be trained; step 0 has exactly its features.
