@@ -3,7 +3,8 @@
 1. The untuned prompt is read once over all labelled examples, and calibrated in several ways, on folds.
 2. Starting words written by hand, and other label words, are tried without training.
 3. A class head is fitted, and a first-order deep cue: one gradient for each example, and the rest is algebra.
-4. Trainings are cross-fitted: one prompt without each fold, side by side, which ship together.
+4. Trainings are cross-fitted: one prompt without each fold, side by side, which ship together. Of a model that has only
+   features, prefixes are trained contrastively too, and a class head is fitted to each.
 5. Those that may be as good as the best, as far as so few examples tell, answer together.
 6. They ship, or the one of least held-out log-loss, if that is less, and the accuracy not lower, than those of the
    calibrated untuned prompt; otherwise that one ships, with the reason.

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 from torch import Tensor
 
@@ -160,7 +161,7 @@ class BareWords(Start):
     """Words in the prompt slot without a class head, which is fitted after a training."""
 
     @classmethod
-    def of(cls, name: str, token_ids: tuple[int, ...]) -> BareWords:
+    def of(cls, name: str, token_ids: tuple[int, ...]) -> Self:
         """Return them with the task's own label words, which nothing reads."""
         return cls(name, GivenWords(), token_ids)
 
