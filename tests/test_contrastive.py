@@ -10,7 +10,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch.nn import functional
 
-from auto_parts import flipped
+from auto_parts import ONE, flipped, planned
 from conftest import TEXTS, records, tiny_problem
 from conftest import make_task as task_of
 from cuecraft.backbone import ClassHead, FeatureScale
@@ -317,6 +317,16 @@ def test_where_nothing_is_better_the_untuned_prompt_ships(sequence):
     assert outcome.verdict.ships == ("tuned" if outcome.is_tuned else "untuned")
     if outcome.is_tuned:
         assert outcome.verdict.evidence.loss < outcome.verdict.evidence.untuned_loss
+
+
+@pytest.mark.parametrize("kind", ["causal", "sequence"])
+def test_auto_trains_contrastively_where_there_are_only_features(kind, request, monkeypatch):
+    training = ContrastiveTraining(of="prefix", learning_rate=0.3, epochs=2, batch_size=4)
+    planned(monkeypatch, replace(ONE, contrastive=(training,)))
+    outcome = make_method("auto").fit(problem_of(kind, request))
+    names = [row.name for row in outcome.tried]
+    assert any(name.startswith("contrastive prefix 0.3 x 2") for name in names) == (kind == "sequence")
+    assert any("class head" in name and name.endswith(", prefix") for name in names) == (kind == "sequence")
 
 
 @pytest.mark.parametrize("name", ["lora", "full"])
