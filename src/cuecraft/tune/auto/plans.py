@@ -74,7 +74,7 @@ class Plan:
 
 _HEADS = (0.01, 0.1, 1.0, 10.0, 100.0)
 #: The same of heads on features of unit length.
-UNIT_HEADS = (1.0, 10.0, 100.0)
+UNIT_HEADS = (3.0, 10.0, 30.0, 100.0)
 PREFIX_LENGTH = 8  # tokens that a contrastively trained prefix stands for
 
 

@@ -54,7 +54,7 @@ class Contrastive(Method):
     folds: int = Field(4, ge=2, description="of the examples, at most; a prompt is trained without each")
     prompts: int = Field(8, ge=1, description="prompts that answer together, at most; fewer than folds: one of all")
     inverse_penalties: tuple[float, ...] = Field(
-        (1.0, 10.0, 100.0), min_length=1, description="values of scikit-learn's C of class heads; folds choose"
+        (3.0, 10.0, 30.0, 100.0), min_length=1, description="values of scikit-learn's C of class heads; folds choose"
     )
     calibration: Calibrated = CalibrationKind.FITTED
 

@@ -18,7 +18,7 @@ from cuecraft.tune.contrastive.objective import Contrast
 from cuecraft.tune.loop import Latest, LoopOptions, Part, Trainable, train_side_by_side
 
 #: Penalties of class heads on features of unit length, scikit-learn's C.
-INVERSE_PENALTIES = (1.0, 10.0, 100.0)
+INVERSE_PENALTIES = (3.0, 10.0, 30.0, 100.0)
 
 
 class Loss(StrEnum):
