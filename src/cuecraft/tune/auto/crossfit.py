@@ -167,8 +167,8 @@ class ByHead(Answering):
     def loss(self, held_out: HeldOut, seed: int) -> float:
         """Return the loss as it is: the penalty sets how sure a head is, and a temperature would hide too strong ones.
 
-        After one, held-out answers of TREC preferred C = 1 to 10. On 250 rows of other splits four prompts with heads of
-        C = 1 have .812 of the answers right, with a log-loss of .595; of C = 10 .820 and .425.
+        After one, held-out answers of TREC preferred C = 1 to 10. On 250 rows of other splits four prompts with heads
+        of C = 1 have .812 of the answers right, with a log-loss of .595; of C = 10 .820 and .425.
         """
         return held_out.score.loss
 

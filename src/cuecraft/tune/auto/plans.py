@@ -95,7 +95,7 @@ PLANS = {
         alone=False,
         longer=0,
         otherwise=Schedule(0.1, 8),
-        contrastive=(_contrast(0.1, 8),),
+        contrastive=(_contrast(0.05, 8),),
         examples=192,
     ),
     Preset.GOOD: Plan(
@@ -110,7 +110,7 @@ PLANS = {
         alone=False,
         longer=0,
         otherwise=Schedule(0.1, 12),
-        contrastive=(_contrast(0.1, 15), _contrast(0.03, 15)),
+        contrastive=(_contrast(0.05, 15),),
         examples=512,
     ),
     Preset.BEST: Plan(
@@ -125,7 +125,7 @@ PLANS = {
         alone=True,
         longer=6,
         otherwise=Schedule(0.1, 16),
-        contrastive=(_contrast(0.1, 15), _contrast(0.03, 15), _contrast(0.3, 15)),
+        contrastive=(_contrast(0.05, 15), _contrast(0.02, 15), _contrast(0.1, 30)),
         examples=2048,
     ),
 }

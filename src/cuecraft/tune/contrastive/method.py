@@ -46,7 +46,7 @@ class Contrastive(Method):
     of: PromptOf = Field(PromptOf.PREFIX, description="what is trained: `deep`, `prefix` or `soft`")
     prompt_length: int = Field(8, ge=1, description="tuned positions, or tokens that a prefix stands for")
     learning_rates: tuple[float, ...] = Field(
-        (0.1, 0.03), min_length=1, description="of the first step, in RMS units of what is trained; folds choose"
+        (0.05,), min_length=1, description="of the first step, in RMS units of what is trained; folds choose"
     )
     temperatures: tuple[float, ...] = Field((0.1,), min_length=1, description="of the loss; folds choose")
     epochs: int = Field(15, ge=1, description="passes over the training examples")

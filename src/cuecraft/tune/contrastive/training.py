@@ -40,7 +40,7 @@ class ContrastiveTraining(LoopOptions):
     name: ClassVar[str] = "contrastive"
 
     of: PromptOf = Field(PromptOf.PREFIX, description="what is trained: `deep`, `prefix` or `soft`")
-    learning_rate: float = Field(0.1, gt=0, description="AdamW step of the first batch")
+    learning_rate: float = Field(0.05, gt=0, description="AdamW step of the first batch")
     temperature: float = Field(0.1, gt=0, description="of the loss: by which cosines are divided")
     epochs: int = Field(15, ge=1, description="passes over the training examples")
     batch_size: int = Field(48, ge=4, description="training examples of one step, as many of each class")
