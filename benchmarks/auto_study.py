@@ -1,6 +1,7 @@
 """What `auto` does on rows that no benchmark reports on: where its design is decided.
 
     python benchmarks/auto_study.py [--task sst-2] [--splits 13,21,42] [--preset good] [--limit 600]
+                                    [--model demo:minilm] [--method contrastive] [--option epochs=10]
 
 Of SST-2, 16 examples of each class to train on and 16 for dev are drawn from the training file of sst2-full, and asked
 are sentences of its dev file. Of AG News and TREC, the examples are those of a few-shot split, and asked are the
@@ -45,17 +46,23 @@ def main() -> None:
     parser.add_argument("--task", default="sst-2", choices=("sst-2", "agnews", "trec"))
     parser.add_argument("--splits", default=",".join(map(str, SEEDS)))
     parser.add_argument("--preset", default="good")
+    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--method", default="auto", choices=("auto", "contrastive"))
+    parser.add_argument("--option", action="append", default=[], help="of the method, NAME=VALUE; repeat")
     parser.add_argument("--limit", type=float, help="seconds that a split may take")
     options = parser.parse_args()
     require_data()
-    backbone = load_backbone(MODEL)
+    backbone = load_backbone(options.model)
+    given = dict(word.split("=", 1) for word in options.option)
+    own = {"preset": options.preset} if options.method == "auto" else {}
+    method = make_method(options.method, own | given)
     for split in map(int, options.splits.split(",")):
         train, dev, others = rows_of(options.task, split)
         task = make_task(backbone, train)
         asked = label_context(backbone, task, task.examples(others))
         begun = time.perf_counter()
         problem = make_problem(backbone, task, train, dev, seed=split, deadline=Deadline(options.limit))
-        outcome = make_method("auto", {"preset": options.preset}).fit(problem)
+        outcome = method.fit(problem)
         print(f"{options.task} {split}: {time.perf_counter() - begun:.0f} s, {len(outcome.best.prompts)} prompts")
         for row in outcome.tried:
             print(f"  {row.loss:.3f} {row.accuracy:.3f} {row.folds} {row.rows} {row.seconds:6.1f} {row.name}")

@@ -32,6 +32,7 @@ TINY = Plan(
     alone=False,
     longer=0,
     otherwise=Schedule(0.2, 3),
+    contrastive=(),
     examples=64,
 )
 #: Nothing but one training.

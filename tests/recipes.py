@@ -20,6 +20,7 @@ TUNED = {
     "p-tuning-v2": {"epochs": 10, "patience": 10, "learning_rate": 0.1},
     "deep-cue": {"epochs": 10, "patience": 10, "batch_size": 2},
     "first-order": {"folds": 4},
+    "contrastive": {"epochs": 4, "folds": 2, "learning_rates": [0.3], "batch_size": 4},
     "hybrid": {"search": {"steps": 6, "candidates": 6, "prompt_length": 6}, "tune": {"epochs": 6}},
     "soup": {"members": 2, "deep": {"epochs": 6}},
     "linear-probe": {},

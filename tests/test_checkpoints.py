@@ -34,11 +34,13 @@ RESUMED = {
     "prefix-tuning": {"epochs": 6, "encoder_width": 8, "encoder_learning_rate": 0.01},
     "p-tuning-v2": {"epochs": 6, "learning_rate": 0.1},
     "deep-cue": {"epochs": 6},
+    "contrastive": {"epochs": 3, "folds": 2, "learning_rates": [0.3, 0.1], "batch_size": 4},
     "hybrid": {"search.steps": 2, "search.candidates": 4, "tune.epochs": 6},
     "soup": {"members": 2, "deep.epochs": 4},
     "lora": {"epochs": 6, "learning_rate": 0.01},
     "lora-prompt": {"epochs": 6, "learning_rate": 0.01},
     "full": {"epochs": 6, "learning_rate": 0.001},
+    "full contrastive": {"loss": "contrastive", "epochs": 3, "batch_size": 4, "learning_rate": 0.001},
     "auto": {},
 }
 

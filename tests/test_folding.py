@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from conftest import TEXTS, lively, make_causal, make_examples, make_task
-from cuecraft.backbone import CausalBackbone, ClassHead, SequenceBackbone, load_backbone
+from cuecraft.backbone import CausalBackbone, ClassHead, FeatureScale, SequenceBackbone, load_backbone
 from cuecraft.errors import ExportError, TemplateError
 from cuecraft.export.folding import fold
 from cuecraft.export.several import FoldedSeveral, check_together
@@ -36,7 +36,8 @@ def test_a_folded_prompt_answers_as_it_does_alone(head, kind, request):
     for number, task in enumerate(tasks_of(backbone)):
         seed, classes = number + KINDS.index(kind), task.verbalizer.num_classes
         needs_head = kind == "head" or isinstance(backbone, SequenceBackbone)
-        own = ClassHead(draw(classes, backbone.hidden_size, seed=seed), draw(classes)) if needs_head else None
+        weight, scale = draw(classes, backbone.hidden_size, seed=seed), tuple(FeatureScale)[number % 2]
+        own = ClassHead(weight, draw(classes), scale) if needs_head else None
         prompt = prompt_of(kind, backbone, seed, own)
         calibration = Calibration(CALIBRATION.bias[:classes], CALIBRATION.scale)
         ready = backbone.ready(prompt, task)

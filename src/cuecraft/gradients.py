@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cuecraft.backbone import AnyBackbone, Budget
-from cuecraft.method import Candidate, Labelled, Problem, Score
+from cuecraft.method import Candidate, Labelled, Problem, Score, lent
 from cuecraft.prompts import SoftPrompt
 
 
@@ -108,3 +108,61 @@ def loss_gradient(problem: Problem, candidate: Candidate, data: Labelled) -> tup
     (logits,) = accumulate_gradients(backbone, [(lambda: free, data)], [vectors])
     assert vectors.grad is not None
     return Score.of(logits, data.labels, data.weights), vectors.grad
+
+
+def features_of(backbone: AnyBackbone, candidate: Candidate, data: Labelled) -> Tensor:
+    """Return what a class head of a candidate reads `[B, d]` (float32 at least), differentiable."""
+    with lent(candidate.reader, backbone, data.context) as (own, context):
+        features: Tensor = own.features(context, candidate.prompt)
+    return features.to(torch.promote_types(features.dtype, torch.float32))
+
+
+def feature_gradients(
+    backbone: AnyBackbone,
+    parts: Sequence[tuple[Callable[[], Candidate], Labelled]],
+    trained: Sequence[Tensor],
+    loss: Callable[[Tensor, Labelled], tuple[Tensor, Tensor]],
+) -> list[Tensor]:
+    """Set the gradients of the sum of losses of features; return what `loss` found of each part, detached.
+
+    A loss may compare all texts of a part with each other. Where they take several passes, all features are computed
+    first without a graph, and the loss's gradient at them is carried back pass by pass (gradient caching, Gao et al.,
+    2021, arXiv 2101.06983). That reads the texts twice, so a pass takes as many as those that trainings share.
+
+    Args:
+        backbone: the problem's.
+        parts: as for `accumulate_gradients`.
+        trained: the leaves, whose gradients are replaced.
+        loss: returns the loss (scalar) of features `[B, d]`, and something to hand on.
+    """
+    with torch.no_grad():
+        reader = parts[0][0]().reader
+
+    def run(budget: Budget) -> list[Tensor]:
+        for tensor in trained:
+            tensor.grad = None
+        return [_carried_back(backbone, make, data, budget.shared_rows, loss) for make, data in parts]
+
+    return (backbone if reader is None else reader.backbone).within_memory(run)
+
+
+def _carried_back(
+    backbone: AnyBackbone,
+    make: Callable[[], Candidate],
+    data: Labelled,
+    most: int,
+    loss: Callable[[Tensor, Labelled], tuple[Tensor, Tensor]],
+) -> Tensor:
+    """Add the gradients of one part, `most` texts in a pass; return what `loss` found."""
+    if len(data) <= most:
+        value, found = loss(features_of(backbone, make(), data), data)
+        value.backward()
+        return found.detach()
+    passes = list(data.chunks(most))
+    with torch.no_grad():
+        features = torch.cat([features_of(backbone, make(), own) for own in passes])
+    value, found = loss(features.requires_grad_(), data)
+    (slopes,) = torch.autograd.grad(value, features)
+    for own, slope in zip(passes, slopes.split(most), strict=True):
+        (features_of(backbone, make(), own) * slope).sum().backward()
+    return found.detach()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from cuecraft.lazy import loaded_on_use
 
 if TYPE_CHECKING:
-    from cuecraft.backbone.base import Backbone, ClassHead, Context, Prompt, ReadyPrompt, Row, Swap
+    from cuecraft.backbone.base import Backbone, ClassHead, Context, FeatureScale, Prompt, ReadyPrompt, Row, Swap
     from cuecraft.backbone.batching import Budget
     from cuecraft.backbone.causal import CausalBackbone
     from cuecraft.backbone.encoder import EncoderBackbone, MaskedBackbone, Pooling, SequenceBackbone
@@ -22,6 +22,7 @@ __all__ = [
     "ClassHead",
     "Context",
     "EncoderBackbone",
+    "FeatureScale",
     "HeadKind",
     "MaskedBackbone",
     "Pieces",
@@ -37,7 +38,9 @@ __all__ = [
 
 # Loaded on first use: what renders texts and makes batches is used without PyTorch too.
 _HOMES = {
-    **dict.fromkeys(("Backbone", "ClassHead", "Context", "Prompt", "ReadyPrompt", "Row", "Swap"), "base"),
+    **dict.fromkeys(
+        ("Backbone", "ClassHead", "Context", "FeatureScale", "Prompt", "ReadyPrompt", "Row", "Swap"), "base"
+    ),
     **dict.fromkeys(("EncoderBackbone", "MaskedBackbone", "Pooling", "SequenceBackbone"), "encoder"),
     **dict.fromkeys(("AnyBackbone", "load_backbone"), "load"),
     **dict.fromkeys(("HeadKind", "Pieces", "Renderer"), "rendering"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import Any, Protocol, Self, TypeVar
 
 from torch import Tensor
@@ -17,17 +18,26 @@ T = TypeVar("T")
 Swap = tuple[int, int]  # a position of the prompt, and the token id put there
 
 
+class FeatureScale(StrEnum):
+    """What becomes of features before a class head reads them."""
+
+    PLAIN = "plain"  # as they are
+    UNIT = "unit"  # divided by their Euclidean length
+
+
 @dataclass(frozen=True, eq=False)
 class ClassHead:
-    """A read-out of features in place of label words: ``features @ weight.T + bias``.
+    """A read-out of features in place of label words: ``scaled(features) @ weight.T + bias``.
 
     Args:
         weight: `[C, d]`.
         bias: `[C]`.
+        scale: what becomes of the features before.
     """
 
     weight: Tensor
     bias: Tensor
+    scale: FeatureScale = FeatureScale.PLAIN
 
 
 class Prompt(Protocol):

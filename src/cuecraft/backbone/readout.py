@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from cuecraft.backbone.base import ClassHead
+from cuecraft.backbone.base import ClassHead, FeatureScale
 from cuecraft.backbone.batching import ONE_PASS_AT_A_TIME
 from cuecraft.backbone.rendering import LabelIds
 from cuecraft.errors import BackboneError, LabelWordError
@@ -111,7 +111,12 @@ def readout(model: Any, label_ids: LabelIds, head: ClassHead | None) -> Readout:
 def class_scores(features: Tensor, head: ClassHead) -> Tensor:
     """Return class scores `[..., C]` of features `[..., d]`."""
     weight, bias = (part.to(features.device) for part in (head.weight, head.bias))
-    return functional.linear(features.to(weight.dtype), weight, bias)
+    return functional.linear(scaled_features(features.to(weight.dtype), head.scale), weight, bias)
+
+
+def scaled_features(features: Tensor, scale: FeatureScale) -> Tensor:
+    """Return features `[..., d]` as a class head of this scale reads them."""
+    return functional.normalize(features, dim=-1) if scale is FeatureScale.UNIT else features
 
 
 class FeatureReadout(Readout):

@@ -51,8 +51,8 @@ MethodName = Annotated[
     str | None,
     typer.Option(
         help="auto (chooses by itself), zero-shot, in-context, autoprompt, straight-through, prompt-tuning, p-tuning, "
-        "prefix-tuning, p-tuning-v2, deep-cue, first-order, hybrid, soup, linear-probe, embedding-probe, lora, "
-        "lora-prompt or full. "
+        "prefix-tuning, p-tuning-v2, deep-cue, first-order, contrastive, hybrid, soup, linear-probe, embedding-probe, "
+        "lora, lora-prompt or full. "
         "[default: auto]"
     ),
 ]

@@ -2,7 +2,8 @@
 
 ==================  =====================================================================================
 prompt.safetensors  ``vectors`` `[S, d]` input embeddings; ``offsets`` `[n_layers, S, d]` of a deep cue; ``states``
-                    `[n_layers, 2, n_kv_heads, P, head_dim]` of a prefix; ``head.weight`` `[C, d]`, ``head.bias`` `[C]`
+                    `[n_layers, 2, n_kv_heads, P, head_dim]` of a prefix; ``head.weight`` `[C, d]`, ``head.bias`` `[C]`,
+                    or ``head.unit_weight`` in place of the former for features of unit length
 prompt.json         the artifact's manifest, the template as ids, and the label words' ids
 ==================  =====================================================================================
 """
@@ -19,6 +20,7 @@ from torch import Tensor
 from cuecraft.backbone import AnyBackbone
 from cuecraft.errors import ArtifactError
 from cuecraft.prompts import Artifact
+from cuecraft.prompts.kinds import head_tensors
 from cuecraft.storage import file_sha256, write_folder
 from cuecraft.task import Field
 
@@ -58,8 +60,7 @@ def export_tensors(artifact: Artifact, backbone: AnyBackbone, folder: str | Path
         "vectors": prompt.vectors(backbone.embed),
         "offsets": prompt.offsets,
         "states": prompt.states,
-        "head.weight": prompt.head.weight if prompt.head else None,
-        "head.bias": prompt.head.bias if prompt.head else None,
+        **head_tensors(prompt.head),
     }
     tensors = {name: own.detach().cpu().clone().contiguous() for name, own in found.items() if own is not None}
     beside = {

@@ -25,13 +25,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
-from cuecraft.backbone import AnyBackbone, ClassHead
+from cuecraft.backbone import AnyBackbone
 from cuecraft.backbone.weights import FullSpec, LoraSpec, TunedWeights, load_weights
 from cuecraft.errors import ArtifactError, CuecraftWarning
 from cuecraft.manifests import MANIFEST, ManifestKind, manifest_document
 from cuecraft.prompts.calibration import CalibratedPrompt, Calibration
 from cuecraft.prompts.card import model_card
-from cuecraft.prompts.kinds import AnyPrompt, DeepCue, HardPrompt, PrefixPrompt, SoftPrompt, prompt_tensors
+from cuecraft.prompts.kinds import AnyPrompt, DeepCue, HardPrompt, PrefixPrompt, SoftPrompt, prompt_tensors, stored_head
 from cuecraft.prompts.manifest import (
     SCHEMA_VERSION,
     BackboneEntry,
@@ -367,7 +367,7 @@ def _prompt(manifest: Manifest, stored: Mapping[str, Tensor], sharing: Sharing |
 
 def _made_of(tensors: Mapping[str, Tensor]) -> AnyPrompt:
     """Return the prompt that consists of tensors (`prompt_tensors`)."""
-    head = ClassHead(tensors["head.weight"], tensors["head.bias"]) if "head.weight" in tensors else None
+    head = stored_head(tensors)
     base: HardPrompt | SoftPrompt
     if "token_ids" in tensors:
         base = HardPrompt(tuple(tensors["token_ids"].tolist()), head)

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cuecraft.backbone import ClassHead
+from cuecraft.backbone import ClassHead, FeatureScale
+from cuecraft.backbone.readout import scaled_features
 from cuecraft.errors import MethodError
 from cuecraft.prompts.kinds import AnyPrompt
 
@@ -133,16 +134,22 @@ def tempered(logits: Tensor, labels: Tensor, strength: float = 1.0) -> Calibrati
 
 
 def fitted_head(
-    features: Tensor, labels: Tensor, classes: int, inverse_penalty: float = 1.0, weights: Tensor | None = None
+    features: Tensor,
+    labels: Tensor,
+    classes: int,
+    inverse_penalty: float = 1.0,
+    weights: Tensor | None = None,
+    scale: FeatureScale = FeatureScale.PLAIN,
 ) -> ClassHead:
     """Fit a class head by logistic regression (scikit-learn, L2).
 
     Args:
-        features: `[B, d]`.
+        features: `[B, d]`, not scaled yet.
         labels: `[B]` class numbers.
         classes: C.
         inverse_penalty: scikit-learn's C: the smaller, the stronger the penalty.
         weights: `[B]` of the examples; None for equal ones.
+        scale: what becomes of the features before.
 
     Raises:
         MethodError: a class has no example.
@@ -154,11 +161,11 @@ def fitted_head(
         raise MethodError("a class has no training example, so its row of the class head cannot be fitted")
     shares = None if weights is None else weights.double().cpu().numpy()
     model = LogisticRegression(C=inverse_penalty, max_iter=1000)
-    model.fit(features.double().cpu().numpy(), truth, sample_weight=shares)
+    model.fit(scaled_features(features.double(), scale).cpu().numpy(), truth, sample_weight=shares)
     weight, bias = torch.tensor(model.coef_), torch.tensor(model.intercept_)
     if classes == 2:  # scikit-learn keeps one row for two classes
         weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
-    return ClassHead(weight.float().to(features.device), bias.float().to(features.device))
+    return ClassHead(weight.float().to(features.device), bias.float().to(features.device), scale)
 
 
 def dividing_offsets(logits: Tensor, prior: Tensor | None = None) -> Tensor:

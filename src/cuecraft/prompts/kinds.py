@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from cuecraft.backbone import ClassHead
+from cuecraft.backbone import ClassHead, FeatureScale
+
+#: The name of a class head's weight says which features it is for.
+_HEAD_WEIGHTS = {FeatureScale.PLAIN: "head.weight", FeatureScale.UNIT: "head.unit_weight"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,9 +205,18 @@ def prompt_tensors(prompt: AnyPrompt) -> dict[str, Tensor]:
         tensors["offsets"] = prompt.offsets
     if prompt.states is not None:
         tensors["states"] = prompt.states
-    if prompt.head is not None:
-        tensors |= {"head.weight": prompt.head.weight, "head.bias": prompt.head.bias}
-    return tensors
+    return tensors | head_tensors(prompt.head)
+
+
+def head_tensors(head: ClassHead | None) -> dict[str, Tensor]:
+    """Return the tensors of a class head by name; nothing where there is none."""
+    return {_HEAD_WEIGHTS[head.scale]: head.weight, "head.bias": head.bias} if head else {}
+
+
+def stored_head(tensors: Mapping[str, Tensor]) -> ClassHead | None:
+    """Return the class head among a prompt's tensors (`prompt_tensors`); KeyError where half of it is missing."""
+    scale = next((scale for scale, name in _HEAD_WEIGHTS.items() if name in tensors), None)
+    return None if scale is None else ClassHead(tensors[_HEAD_WEIGHTS[scale]], tensors["head.bias"], scale)
 
 
 def nearest_tokens(vectors: Tensor, embeddings: Tensor, chunk: int = 16384) -> Tensor:

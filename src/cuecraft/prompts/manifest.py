@@ -12,7 +12,8 @@ from cuecraft.prompts.kinds import with_others
 from cuecraft.task.entry import TaskEntry
 
 # 2: deep cues, dtype of the backbone; 3: prefixes, tuned weights, shared parts; 4: several prompts; 5: a calibration
-# of each of them; 6: examples in front of every text, all or the nearest; 7: the turns of a chat template.
+# of each of them; 6: examples in front of every text, all or the nearest; 7: the turns of a chat template, class heads
+# on features of unit length.
 SCHEMA_VERSION = 7
 MOST_PROMPTS = 1024  # of one artifact; more is damage, or somebody's attempt to take all memory
 PromptKind = Literal["hard", "soft", "deep", "prefix"]

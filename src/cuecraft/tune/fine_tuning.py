@@ -7,10 +7,10 @@ by the same rule.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from cuecraft.backbone.weights import FullSpec, LoraSpec, TunedWeights, Twin
@@ -18,6 +18,8 @@ from cuecraft.gradients import trained_copy
 from cuecraft.method import Calibrated, CalibrationKind, Candidate, Method, Outcome, Problem
 from cuecraft.prompts import SoftPrompt
 from cuecraft.search.start import filled_start
+from cuecraft.tune.contrastive.weights import Loss, train_then_fit_heads, without_head
+from cuecraft.tune.encoder import require_read
 from cuecraft.tune.loop import TrainingOptions, train
 from cuecraft.tune.trainable import TrainedHead, embedding_scale
 from cuecraft.untuned import begin
@@ -77,6 +79,10 @@ class WeightTraining(TrainingOptions, Method):
 
     learning_rate: float = Field(gt=0, description="AdamW step of the weights")
     head_learning_rate: float = Field(0.01, gt=0, description="AdamW step of a class head")
+    loss: Loss = Field(
+        Loss.CROSS_ENTROPY, description="`cross-entropy` of the answers, or `contrastive` and then a fitted class head"
+    )
+    temperature: float = Field(0.1, gt=0, description="of the contrastive loss")
     calibration: Calibrated = CalibrationKind.FITTED
 
     def fit(self, problem: Problem) -> Outcome:
@@ -84,8 +90,21 @@ class WeightTraining(TrainingOptions, Method):
         untuned, selection = begin(problem, self.calibration)
         twin = Twin(problem.backbone, self._spec(), problem.seed)
         with problem.in_time():
-            train(self, problem, self._trainable(problem, untuned, twin), selection)
+            if self.loss is Loss.CONTRASTIVE:
+                trainable = self._trainable(problem, without_head(untuned), twin)
+                train_then_fit_heads(self, problem, trainable, selection, self.temperature)
+            else:
+                train(self, problem, self._trainable(problem, untuned, twin), selection)
         return selection.outcome(untuned)
+
+    @model_validator(mode="after")
+    def _reads_all(self) -> Self:
+        if self.loss is Loss.CONTRASTIVE:
+            unread = ["head_learning_rate", "patience"]
+            require_read(self, unread, "loss=contrastive trains to the last epoch and fits the class head then")
+        else:
+            require_read(self, ["temperature"], "it is of loss=contrastive")
+        return self
 
     @abstractmethod
     def _spec(self) -> LoraSpec | FullSpec:

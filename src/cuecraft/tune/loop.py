@@ -6,6 +6,7 @@ It trains one candidate, several tasks of one prompt, or several candidates side
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,10 +17,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from cuecraft.backbone import AnyBackbone
 from cuecraft.backbone.layers import gradient_checkpointing
 from cuecraft.checkpoints import kept_when_stopped
 from cuecraft.gradients import accumulate_gradients
-from cuecraft.method import Candidate, Problem, Score, Selection, score
+from cuecraft.method import Candidate, Labelled, Problem, Score, Selection, score
 from cuecraft.options import Options
 from cuecraft.seeding import torch_generator
 
@@ -44,14 +46,13 @@ class Trainable(Protocol):
         ...
 
 
-class TrainingOptions(Options):
+class LoopOptions(Options):
     """Options of the training loop."""
 
     name: ClassVar[str]
 
     epochs: int = Field(30, ge=1, description="passes over the training examples, at most")
     batch_size: int = Field(16, ge=1, description="training examples of one step")
-    patience: int = Field(8, ge=1, description="epochs without a better dev loss before training stops")
     schedule: Literal["constant", "linear"] = Field(
         "constant", description="of the learning rates; `linear` lets them fall to zero over all epochs"
     )
@@ -59,6 +60,87 @@ class TrainingOptions(Options):
     gradient_checkpointing: bool = Field(
         False, description="keep less for the gradient and compute the layers twice: less memory, more time"
     )
+
+    @property
+    def title(self) -> str:
+        """As shown where several trainings are compared."""
+        return self.name
+
+    def is_spent(self, epochs: int) -> bool:
+        """Return whether to stop after so many epochs without a better loss."""
+        return False
+
+
+class TrainingOptions(LoopOptions):
+    """Options of the training loop with early stopping."""
+
+    patience: int = Field(8, ge=1, description="epochs without a better dev loss before training stops")
+
+    def is_spent(self, epochs: int) -> bool:
+        """Return whether to stop after so many epochs without a better loss."""
+        return epochs >= self.patience
+
+
+class Objective(ABC):
+    """What a training minimises, and how its batches are drawn."""
+
+    @abstractmethod
+    def drawn(self, parts: Sequence[Part], size: int, orders: Sequence[torch.Generator]) -> list[Step]:
+        """Return an epoch's steps, for batches of `size` examples."""
+
+    @abstractmethod
+    def take(
+        self, backbone: AnyBackbone, parts: Sequence[tuple[Callable[[], Candidate], Labelled]], trained: list[Tensor]
+    ) -> list[Tensor]:
+        """Set the gradients of one step; return what its batches gave `[b, X]`, detached.
+
+        Args:
+            backbone: the problem's.
+            parts: what makes the candidate of each batch as a differentiable function of the trained tensors; and the
+                batch.
+            trained: the leaves, whose gradients are replaced.
+        """
+
+    @abstractmethod
+    def seen(self, found: Tensor, batch: Labelled) -> Score:
+        """Return the score of what `take` gave `[b, X]` for some examples."""
+
+    @abstractmethod
+    def at_start(self, part: Part, candidate: Candidate, size: int) -> Score:
+        """Return the score of a candidate on the training examples before the first step, for batches of `size`."""
+
+
+class CrossEntropy(Objective):
+    """The mean cross-entropy of each candidate's class logits."""
+
+    def drawn(self, parts: Sequence[Part], size: int, orders: Sequence[torch.Generator]) -> list[Step]:
+        """Return a batch of each part for each step, in an order of its own."""
+        batches = [_batches(n, part, size, order) for n, (part, order) in enumerate(zip(parts, orders, strict=True))]
+        return side_by_side(batches)
+
+    def take(
+        self, backbone: AnyBackbone, parts: Sequence[tuple[Callable[[], Candidate], Labelled]], trained: list[Tensor]
+    ) -> list[Tensor]:
+        """Return the logits `[b, C]` of each batch."""
+        return accumulate_gradients(backbone, parts, trained)
+
+    def seen(self, found: Tensor, batch: Labelled) -> Score:
+        """Return the score of logits `[b, C]`."""
+        return Score.of(found, batch.labels, batch.weights)
+
+    def at_start(self, part: Part, candidate: Candidate, size: int) -> Score:
+        """Return the score of a candidate's class logits."""
+        return score(part.problem.backbone, candidate, part.problem.train)
+
+
+class MixedCrossEntropy(CrossEntropy):
+    """The same, with a batch of one part for each step."""
+
+    def drawn(self, parts: Sequence[Part], size: int, orders: Sequence[torch.Generator]) -> list[Step]:
+        """Return a batch of one part after another, in a random order."""
+        (order,) = orders
+        batches = [batch for n, part in enumerate(parts) for batch in _batches(n, part, size, order)]
+        return [[batches[n]] for n in torch.randperm(len(batches), generator=order).tolist()]
 
 
 @dataclass(frozen=True)
@@ -76,11 +158,30 @@ class Part:
     selection: Selection
 
 
+@dataclass
+class Latest(Selection):
+    """Keeps the candidate after the last whole epoch; how good it is, others find out."""
+
+    @property
+    def epochs(self) -> int:
+        """Whole epochs that were seen."""
+        return int(self.trace[-1]["step"]) if self.trace else 0
+
+    def see(self, candidate: Candidate, train: Score, dev: Score | None = None, **details: Any) -> bool:
+        """Take note of an epoch; keep its candidate, unless it is the start, before the first one."""
+        self.last_score = train
+        self.note({**details, "train_loss": train.loss, "train_accuracy": train.accuracy})
+        if not self.epochs:
+            return False
+        self.best, self.best_score = candidate, train
+        return True
+
+
 #: Batches of one step, each the number of a part and rows of it.
 Step = list[tuple[int, list[int]]]
 
 
-def train(options: TrainingOptions, problem: Problem, trainable: Trainable, selection: Selection) -> None:
+def train(options: LoopOptions, problem: Problem, trainable: Trainable, selection: Selection) -> None:
     """Train with AdamW and early stopping on dev; `selection` keeps the best candidate, step 0 included.
 
     Each epoch takes all training examples in a random order that depends on the seed alone.
@@ -88,41 +189,38 @@ def train(options: TrainingOptions, problem: Problem, trainable: Trainable, sele
     train_side_by_side(options, [Part(problem, trainable, selection)])
 
 
-def train_side_by_side(options: TrainingOptions, parts: Sequence[Part]) -> None:
+def train_side_by_side(options: LoopOptions, parts: Sequence[Part], objective: Objective | None = None) -> None:
     """Train several candidates of one backbone that share no tensor; a step takes a batch of each.
 
     Each is trained as `train` trains it alone, but for the last bits of what is computed: what all of a step's batches
     take goes through the model together, which costs less where a batch alone is small (`class_logits_each`). Where
     one has more batches than another, the learning rates of both fall by its steps. The parts stop together. Time
     limit and state on disk follow the first part's problem.
+
+    Args:
+        options: of the loop.
+        parts: the candidates.
+        objective: what is minimised; None for cross-entropy.
     """
-    training = _Training(options, parts, [part.problem.seed for part in parts], _side_by_side)
-    training.run()
+    seeds = [part.problem.seed for part in parts]
+    _Training(options, parts, seeds, objective or CrossEntropy()).run()
 
 
-def train_together(options: TrainingOptions, parts: Sequence[Part]) -> None:
+def train_together(options: LoopOptions, parts: Sequence[Part]) -> None:
     """Train on several tasks at once; a step takes a batch of one of them.
 
     Stops when the mean loss of the parts has not fallen for a while (`Selection` says which loss), and leaves the
     trained tensors as they were when it was least. Order, time limit and state on disk follow the first part's problem.
     """
-    training = _Training(options, parts, [parts[0].problem.seed], _mixed)
+    training = _Training(options, parts, [parts[0].problem.seed], MixedCrossEntropy())
     training.keep_least()
     training.run()
     training.back_to_least()
 
 
-def _side_by_side(parts: Sequence[Part], size: int, orders: Sequence[torch.Generator]) -> list[Step]:
-    """Return an epoch's steps: a batch of each part, in an order of its own."""
-    batches = [_batches(n, part, size, order) for n, (part, order) in enumerate(zip(parts, orders, strict=True))]
+def side_by_side(batches: Sequence[Step]) -> list[Step]:
+    """Return an epoch's steps: a batch of each part, as long as it has some."""
     return [[batch for batch in step if batch is not None] for step in zip_longest(*batches)]
-
-
-def _mixed(parts: Sequence[Part], size: int, orders: Sequence[torch.Generator]) -> list[Step]:
-    """Return an epoch's steps: a batch of one part after another, in a random order."""
-    (order,) = orders
-    batches = [batch for n, part in enumerate(parts) for batch in _batches(n, part, size, order)]
-    return [[batches[n]] for n in torch.randperm(len(batches), generator=order).tolist()]
 
 
 def _batches(number: int, part: Part, size: int, order: torch.Generator) -> Step:
@@ -136,14 +234,14 @@ class _Training:
 
     def __init__(
         self,
-        options: TrainingOptions,
+        options: LoopOptions,
         parts: Sequence[Part],
         seeds: Sequence[int],
-        drawn: Callable[[Sequence[Part], int, Sequence[torch.Generator]], list[Step]],
+        objective: Objective,
     ) -> None:
         self._options = options
         self._parts = parts
-        self._drawn = drawn
+        self._objective = objective
         groups = _distinct([group for part in parts for group in part.trainable.groups()])
         self._optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
         self._rates: list[float] = [group["lr"] for group in self._optimizer.param_groups]
@@ -153,7 +251,7 @@ class _Training:
         self._slot = first.slot(options.name)
         self._epoch = 0
         self._steps: list[Step] = []  # of the epoch in progress
-        self._found: list[list[Tensor]] = []  # logits [b, C] of the batches of those that were taken
+        self._found: list[list[Tensor]] = []  # what the batches of those gave that were taken [b, X]
         self._best: dict[int, list[Tensor]] = {}  # of each part that this training improved: the tensors at its best
         self._least: float | None = None  # mean loss of the parts
         self._since_least = 0
@@ -180,7 +278,7 @@ class _Training:
             return
         for number, part in enumerate(self._parts):
             candidate = part.trainable.snapshot()
-            self._see(number, candidate, score(part.problem.backbone, candidate, part.problem.train))
+            self._see(number, candidate, self._objective.at_start(part, candidate, self._options.batch_size))
         self._judge()
 
     def is_over(self) -> bool:
@@ -189,13 +287,15 @@ class _Training:
             return False
         if self._epoch >= self._options.epochs or (self._epoch and self._out_of_time()):
             return True
-        return self._since_least >= self._options.patience and all(part.problem.dev is not None for part in self._parts)
+        is_spent = self._options.is_spent(self._since_least)
+        return is_spent and all(part.problem.dev is not None for part in self._parts)
 
     def take_epoch(self) -> bool:
         """Take all batches of all parts once, and see the candidates; return whether there was time for all of them."""
         if not self._steps:
             self._epoch += 1
-            self._steps, self._found = self._drawn(self._parts, self._options.batch_size, self._orders), []
+            self._steps = self._objective.drawn(self._parts, self._options.batch_size, self._orders)
+            self._found = []
         while len(self._found) < len(self._steps):
             done = len(self._found)
             self._set_rates((self._epoch - 1 + done / len(self._steps)) / self._options.epochs)
@@ -206,10 +306,9 @@ class _Training:
                 self._save_if_due()
         taken = list(zip(chain(*self._steps), chain(*self._found), strict=True))
         for number, part in enumerate(self._parts):
-            own = [(rows, logits) for (n, rows), logits in taken if n == number]
-            seen, logits_seen = [row for rows, _ in own for row in rows], torch.cat([logits for _, logits in own])
-            data = part.problem.train
-            found = Score.of(logits_seen, data.labels[seen], data.weights_of(seen))
+            own = [(rows, given) for (n, rows), given in taken if n == number]
+            rows, given = [row for rows, _ in own for row in rows], torch.cat([given for _, given in own])
+            found = self._objective.seen(given, part.problem.train.select(rows))
             self._see(number, part.trainable.snapshot(), found)
         self._judge()
         self._steps, self._found = [], []
@@ -303,19 +402,19 @@ class _Training:
                 self._at_least = [tensor.detach().clone() for tensor in self._tensors]
 
     def _take(self, step: Step) -> list[Tensor]:
-        """Take one step; return the logits `[b, C]` of its batches before it."""
+        """Take one step; return what its batches gave before it."""
         parts = [self._parts[number] for number, _ in step]
         batches = [part.problem.train.select(rows) for part, (_, rows) in zip(parts, step, strict=True)]
         backbone, candidates = parts[0].problem.backbone, [part.trainable.candidate for part in parts]
         with gradient_checkpointing() if self._options.gradient_checkpointing else nullcontext():
-            logits = accumulate_gradients(backbone, list(zip(candidates, batches, strict=True)), self._tensors)
+            found = self._objective.take(backbone, list(zip(candidates, batches, strict=True)), self._tensors)
         for part in parts:
             penalty = part.trainable.penalty()
             if penalty.requires_grad:
                 penalty.backward()
             torch.nn.utils.clip_grad_norm_(_trained(part), self._options.gradient_clip)
         self._optimizer.step()
-        return logits
+        return found
 
 
 def _trained(part: Part) -> list[Tensor]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from cuecraft.backbone import AnyBackbone, ClassHead
+from cuecraft.backbone import AnyBackbone
 from cuecraft.backbone.weights import LoraSpec, lora_config, require_peft, shared_copy
 from cuecraft.errors import ArtifactError
 from cuecraft.prompts import AnyPrompt, Artifact, Calibration, HardPrompt, StoredWeights, with_head
@@ -83,6 +84,8 @@ def _check(artifacts: Sequence[Artifact], weights: Sequence[float], backbone: An
             raise ArtifactError(f"artifact {number} has another template or other classes; mix artifacts of one task")
         if artifact.weights.spec.targets != first.manifest.weights.targets:  # type: ignore[union-attr]
             raise ArtifactError(f"artifact {number} adapts other layers; mix artifacts of the same targets")
+        if len({own.prompt.head.scale for own in (artifact, first) if own.prompt.head}) > 1:
+            raise ArtifactError(f"artifact {number} has a class head on other features; mix artifacts of the same loss")
         if not _same_words(artifact.prompt, first.prompt):
             raise ArtifactError(f"artifact {number} stands on another prompt; mix artifacts that share their words")
 
@@ -99,7 +102,7 @@ def _mixed_heads(prompts: Sequence[AnyPrompt], share: Tensor) -> AnyPrompt:
     weight, bias = sum(s * h.weight for s, h in parts), sum(s * h.bias for s, h in parts)
     assert isinstance(weight, Tensor)
     assert isinstance(bias, Tensor)
-    return with_head(prompts[0], ClassHead(weight, bias))
+    return with_head(prompts[0], replace(heads[0], weight=weight, bias=bias))
 
 
 def _mixed(

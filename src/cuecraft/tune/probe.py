@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from cuecraft.backbone import AnyBackbone, ClassHead, Context, HeadKind, load_backbone
+from cuecraft.backbone import AnyBackbone, ClassHead, Context, FeatureScale, HeadKind, load_backbone
 from cuecraft.backbone.readout import class_scores
 from cuecraft.errors import MethodError
 from cuecraft.method import CalibrationKind, Candidate, Labelled, Method, Outcome, Problem, Score, Selection, lent
@@ -127,9 +127,14 @@ def _fit_heads(
 
 
 def scaled_head(
-    features: Tensor, labels: Tensor, classes: int, inverse_penalty: float, weights: Tensor | None = None
+    features: Tensor,
+    labels: Tensor,
+    classes: int,
+    inverse_penalty: float,
+    weights: Tensor | None = None,
+    scale: FeatureScale = FeatureScale.PLAIN,
 ) -> ClassHead:
-    """Fit a class head to features divided by their root mean square; arguments as for `fitted_head`.
+    """Fit a class head to features divided by their root mean square, or of unit length; arguments as `fitted_head`.
 
     Raises:
         MethodError: the features are all zero, or a class has no example.
@@ -137,8 +142,10 @@ def scaled_head(
     unit = float(features.square().mean().sqrt())
     if not unit > 0:
         raise MethodError("the features for a class head are all zero; use another model")
-    head = fitted_head(features / unit, labels, classes, inverse_penalty, weights)
-    return ClassHead(head.weight / unit, head.bias)
+    head = fitted_head(features / unit, labels, classes, inverse_penalty, weights, scale)
+    if scale is FeatureScale.UNIT:
+        return head
+    return replace(head, weight=head.weight / unit)
 
 
 @torch.no_grad()

@@ -63,6 +63,7 @@ METHODS = Registry(
         "p-tuning-v2": "cuecraft.tune.prefix_tuning:PTuningV2",
         "deep-cue": "cuecraft.tune.deep_cue:DeepCueTuning",
         "first-order": "cuecraft.tune.first_order:FirstOrder",
+        "contrastive": "cuecraft.tune.contrastive.method:Contrastive",
         "hybrid": "cuecraft.tune.hybrid:Hybrid",
         "soup": "cuecraft.tune.soup:Soup",
         "linear-probe": "cuecraft.tune.probe:LinearProbe",

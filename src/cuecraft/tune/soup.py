@@ -18,7 +18,7 @@ from torch import Tensor
 from cuecraft.backbone import ClassHead
 from cuecraft.errors import MethodError
 from cuecraft.method import Calibrated, CalibrationKind, Candidate, Method, Outcome, Problem, Selection, score
-from cuecraft.prompts import AnyPrompt, DeepCue, SoftPrompt, with_head
+from cuecraft.prompts import AnyPrompt, DeepCue, PrefixPrompt, SoftPrompt, with_head
 from cuecraft.search.start import filled_start
 from cuecraft.seeding import derived_seed
 from cuecraft.tune.deep_cue import OffsetTraining
@@ -100,7 +100,8 @@ def _mean_head(heads: Sequence[ClassHead | None]) -> ClassHead | None:
     known = [head for head in heads if head is not None]
     if not known:
         return None
-    return ClassHead(torch.stack([h.weight for h in known]).mean(0), torch.stack([h.bias for h in known]).mean(0))
+    weight, bias = (torch.stack([getattr(own, name) for own in known]).mean(0) for name in ("weight", "bias"))
+    return replace(known[0], weight=weight, bias=bias)
 
 
 def part_of_the_way(start: Candidate, trained: Candidate, share: float, embed: Callable[[Tensor], Tensor]) -> Candidate:
@@ -111,21 +112,23 @@ def part_of_the_way(start: Candidate, trained: Candidate, share: float, embed: C
 
     Args:
         start: where training started.
-        trained: a soft prompt or a deep cue over the start's base.
+        trained: a soft prompt, or a deep cue or prefix over the start's base.
         share: 0 for the start, 1 for what was trained.
         embed: looks token ids up.
     """
     first, last = start.prompt, trained.prompt
     head = last.head
     if first.head is not None and head is not None:
-        parts = zip((first.head.weight, first.head.bias), (head.weight, head.bias), strict=True)
-        head = ClassHead(*(torch.lerp(one, other, share) for one, other in parts))
+        weight, bias = torch.lerp(first.head.weight, head.weight, share), torch.lerp(first.head.bias, head.bias, share)
+        head = replace(head, weight=weight, bias=bias)
     moved: AnyPrompt
     if isinstance(last, SoftPrompt):
         moved = SoftPrompt(torch.lerp(first.vectors(embed).to(last.embeddings.dtype), last.embeddings, share))
     elif isinstance(last, DeepCue):
         begun = torch.zeros_like(last.offsets) if first.offsets is None else first.offsets
         moved = replace(last, offsets=torch.lerp(begun, last.offsets, share))
+    elif isinstance(last, PrefixPrompt) and first.states is not None:
+        moved = replace(last, states=torch.lerp(first.states.to(last.states.dtype), last.states, share))
     else:
-        raise MethodError(f"{type(last).__name__} has no way from its start; give a soft prompt or a deep cue")
+        raise MethodError(f"{type(last).__name__} has no way from its start; give a prompt that was trained from it")
     return replace(trained, prompt=with_head(moved, head))

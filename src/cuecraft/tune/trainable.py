@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,6 +24,11 @@ class TensorOptions(TrainingOptions):
     learning_rate: float = Field(0.02, gt=0, description="AdamW step, in units of the embeddings' RMS")
     head_learning_rate: float = Field(0.01, gt=0, description="AdamW step of a class head")
     pull: float = Field(0.0, ge=0, description="weight of the mean squared move from the start, in RMS units")
+
+    @property
+    def title(self) -> str:
+        """As shown where several trainings are compared."""
+        return f"{self.name} {self.learning_rate:g} x {self.epochs}"
 
 
 class TensorTraining(TensorOptions, ABC):
@@ -50,7 +56,11 @@ class TrainedHead:
     """
 
     def __init__(self, head: ClassHead | None, learning_rate: float) -> None:
-        self._head = head and ClassHead(*(trained_copy(part).requires_grad_() for part in (head.weight, head.bias)))
+        self._head = head and replace(
+            head,
+            weight=trained_copy(head.weight).requires_grad_(),
+            bias=trained_copy(head.bias).requires_grad_(),
+        )
         self._learning_rate = learning_rate
 
     def groups(self) -> list[dict[str, Any]]:
@@ -63,7 +73,9 @@ class TrainedHead:
 
     def frozen_on(self, prompt: AnyPrompt) -> AnyPrompt:
         """Return the prompt with a copy of the head as it is now."""
-        head = self._head and ClassHead(self._head.weight.detach().clone(), self._head.bias.detach().clone())
+        head = self._head and replace(
+            self._head, weight=self._head.weight.detach().clone(), bias=self._head.bias.detach().clone()
+        )
         return with_head(prompt, head)
 
 

@@ -4,7 +4,8 @@
    gave no template and the tokenizer has one for chats, that is tried first, and taken where it is clearly better.
 2. Starting words written by hand, and other label words, are tried without training.
 3. A class head is fitted, and a first-order deep cue: one gradient for each example, and the rest is algebra.
-4. Trainings are cross-fitted: one prompt without each fold, side by side, which ship together.
+4. Trainings are cross-fitted: one prompt without each fold, side by side, which ship together. Of a model that has only
+   features, prefixes are trained contrastively too, and a class head is fitted to each.
 5. Those that may be as good as the best, as far as so few examples tell, answer together.
 6. They ship, or the one of least held-out log-loss, if that is less, and the accuracy not lower, than those of the
    calibrated untuned prompt; otherwise that one ships, with the reason.
@@ -21,18 +22,19 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from cuecraft.backbone import HeadKind
+from cuecraft.backbone import FeatureScale, HeadKind
 from cuecraft.errors import BackboneError, MethodError, PromptError
 from cuecraft.evidence import Evidence, Tried, Verdict, judge
 from cuecraft.method import CalibrationKind, Candidate, Event, Method, Outcome, Problem, ReadingLimit, Score
 from cuecraft.prompts import HardPrompt
 from cuecraft.search.folds import stratified_folds, texts_of
+from cuecraft.search.start import filled_ids
 from cuecraft.task.verbalizer import default_word
 from cuecraft.tune.auto.contenders import Contender, FirstOrderCue, Together, WordsAlone, probed
 from cuecraft.tune.auto.crossfit import Trainings
 from cuecraft.tune.auto.forms import chosen_form, read_in_chat
-from cuecraft.tune.auto.plans import PLANS, Preset, configurations
-from cuecraft.tune.auto.starts import Start, Words
+from cuecraft.tune.auto.plans import PLANS, PREFIX_LENGTH, UNIT_HEADS, Preset, configurations, contrasts
+from cuecraft.tune.auto.starts import BarePrefix, BareWords, Start, Words
 from cuecraft.tune.auto.untrained import Untrained
 from cuecraft.tune.first_order import linearised
 from cuecraft.tune.held_out import gather
@@ -154,11 +156,22 @@ class _Choice:
             if start.has_own_task and start != untrained.own:
                 self._try_over(start)
         trainings = Trainings(self.problem, self.pool, self.folds, untrained.pace, self.options.prompts, self.trace)
+        if self.problem.backbone.head_kind is HeadKind.SEQUENCE:
+            self._try_contrasts(trainings)
         has_linear = any(isinstance(one, FirstOrderCue) for one in self.contenders)
         together = len(self.folds) if trainings.may_join else 1
         for configuration in configurations(self.plan, starts[:together], untrained.filler, has_linear):
             self._try(partial(trainings.cross_fit, configuration))
         self._join()
+
+    def _try_contrasts(self, trainings: Trainings) -> None:
+        """Train prefixes contrastively; class heads over the untuned prompt, and over where they start, compete."""
+        own = BareWords.of("untuned prompt", self.problem.initial_ids)
+        prefix = BarePrefix.of("prefix", filled_ids(self.problem, PREFIX_LENGTH))
+        for start in (own, prefix):
+            self._try(partial(probed, self.whole, start, self.folds, UNIT_HEADS, FeatureScale.UNIT))
+        for configuration in contrasts(self.plan, prefix):
+            self._try(partial(trainings.cross_fit, configuration))
 
     def _try_over(self, start: Words) -> None:
         """Fit a class head and a first-order deep cue over words, which have the task's own label words."""

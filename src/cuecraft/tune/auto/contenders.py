@@ -11,11 +11,12 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from cuecraft.backbone import FeatureScale
 from cuecraft.backbone.readout import class_scores
 from cuecraft.deadline import WhileTimeLasts
 from cuecraft.evidence import Tried
 from cuecraft.method import Candidate, Problem
-from cuecraft.prompts import Calibration, HardPrompt
+from cuecraft.prompts import Calibration, with_head
 from cuecraft.search.folds import Fold
 from cuecraft.tune.auto.starts import Start
 from cuecraft.tune.held_out import HeldOut, gather
@@ -150,20 +151,28 @@ class ProbedWords(OverWords):
     Args:
         features: `[N, d]` of all examples.
         inverse_penalty: the one that was chosen.
+        scale: what becomes of features before the head reads them; plain ones are brought to an RMS of 1.
     """
 
     features: Tensor
     inverse_penalty: float
+    scale: FeatureScale = FeatureScale.PLAIN
 
     def made(self) -> Candidate:
         """Return the words with a head that is fitted to all examples."""
         data, classes = self.whole.train, self.whole.task.verbalizer.num_classes
-        head = scaled_head(self.features, data.labels, classes, self.inverse_penalty, data.weights)
-        return Candidate(HardPrompt(self.start.token_ids, head), Calibration.none(classes))
+        head = scaled_head(self.features, data.labels, classes, self.inverse_penalty, data.weights, self.scale)
+        return Candidate(with_head(self.start.bare(self.whole), head), Calibration.none(classes))
 
 
 @torch.no_grad()
-def probed(whole: Problem, start: Start, folds: Sequence[Fold], inverse_penalties: Sequence[float]) -> ProbedWords:
+def probed(
+    whole: Problem,
+    start: Start,
+    folds: Sequence[Fold],
+    inverse_penalties: Sequence[float],
+    scale: FeatureScale = FeatureScale.PLAIN,
+) -> ProbedWords:
     """Fit class heads to the features of starting words, without each fold in turn.
 
     Args:
@@ -171,26 +180,29 @@ def probed(whole: Problem, start: Start, folds: Sequence[Fold], inverse_penaltie
         start: the words, with the task's own label words.
         folds: which examples are held out in turn.
         inverse_penalties: values of scikit-learn's C; the one of least held-out loss is taken.
+        scale: what becomes of features before the head reads them; plain ones are brought to an RMS of 1.
 
     Raises:
         MethodError: the features are all zero.
     """
     begun = time.perf_counter()
     data, classes = whole.train, whole.task.verbalizer.num_classes
-    features = whole.backbone.features(data.context, HardPrompt(start.token_ids)).float()
+    features = whole.backbone.features(data.context, start.bare(whole)).float()
 
     def answers(inverse_penalty: float) -> HeldOut:
         parts = []
         for fold in folds:
             rows = fold.train
-            head = scaled_head(features[rows], data.labels[rows], classes, inverse_penalty, data.weights_of(rows))
+            head = scaled_head(
+                features[rows], data.labels[rows], classes, inverse_penalty, data.weights_of(rows), scale
+            )
             parts.append(class_scores(features[fold.held_out], head).double().log_softmax(-1).cpu())
         return gather(parts, data.labels, folds)
 
     rated = {strength: answers(strength) for strength in inverse_penalties}
     best = min(rated, key=lambda strength: rated[strength].score.loss)
     seconds = time.perf_counter() - begun
-    return ProbedWords(f"class head {best:g}, {start.name}", rated[best], seconds, start, whole, features, best)
+    return ProbedWords(f"class head {best:g}, {start.name}", rated[best], seconds, start, whole, features, best, scale)
 
 
 @dataclass(eq=False)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from cuecraft.search import AutoPrompt
-from cuecraft.tune.auto.crossfit import Configuration
-from cuecraft.tune.auto.starts import SearchedPrompt, Start, Words
+from cuecraft.tune.auto.crossfit import ByHead, Configuration
+from cuecraft.tune.auto.starts import BarePrefix, SearchedPrompt, Start, Words
+from cuecraft.tune.contrastive import ContrastiveTraining, PromptOf
 from cuecraft.tune.deep_cue import OffsetTraining
 from cuecraft.tune.prompt_tuning import EmbeddingTraining
 
@@ -52,6 +53,7 @@ class Plan:
             that a discrete search finds.
         longer: tokens that are put in front of them.
         otherwise: the schedule where no first-order deep cue could be fitted, as to a model that has a class head only.
+        contrastive: contrastive trainings of a prefix, for a model that has a class head only.
         examples: labelled examples that are used, at most.
         form: examples that the tokenizer's chat template is tried on.
     """
@@ -67,11 +69,20 @@ class Plan:
     alone: bool
     longer: int
     otherwise: Schedule
+    contrastive: tuple[ContrastiveTraining, ...]
     examples: int
     form: int = 96
 
 
 _HEADS = (0.01, 0.1, 1.0, 10.0, 100.0)
+#: The same of heads on features of unit length.
+UNIT_HEADS = (3.0, 10.0, 30.0, 100.0)
+PREFIX_LENGTH = 8  # tokens that a contrastively trained prefix stands for
+
+
+def _contrast(rate: float, epochs: int) -> ContrastiveTraining:
+    return ContrastiveTraining(of=PromptOf.PREFIX, learning_rate=rate, epochs=epochs)
+
 
 PLANS = {
     Preset.FAST: Plan(
@@ -86,6 +97,7 @@ PLANS = {
         alone=False,
         longer=0,
         otherwise=Schedule(0.1, 8),
+        contrastive=(_contrast(0.05, 8),),
         examples=192,
         form=48,
     ),
@@ -101,6 +113,7 @@ PLANS = {
         alone=False,
         longer=0,
         otherwise=Schedule(0.1, 12),
+        contrastive=(_contrast(0.05, 15),),
         examples=512,
     ),
     Preset.BEST: Plan(
@@ -115,6 +128,7 @@ PLANS = {
         alone=True,
         longer=6,
         otherwise=Schedule(0.1, 16),
+        contrastive=(_contrast(0.05, 15), _contrast(0.02, 15), _contrast(0.1, 30)),
         examples=2048,
     ),
 }
@@ -151,3 +165,8 @@ def configurations(plan: Plan, starts: Sequence[Words], filler: Sequence[int], h
         name = f"search from {best.name}"
         found.append(deep(first, SearchedPrompt(name, best.label_words, best.token_ids, AutoPrompt())))
     return found
+
+
+def contrasts(plan: Plan, start: BarePrefix) -> list[Configuration]:
+    """Return the contrastive trainings of a prefix, in the order in which they are tried."""
+    return [Configuration((start,), training, ByHead(UNIT_HEADS)) for training in plan.contrastive]

@@ -6,15 +6,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 from torch import Tensor
 
 from cuecraft.backbone import AnyBackbone, Context
 from cuecraft.method import CalibrationKind, Candidate, Problem
+from cuecraft.prompts import AnyPrompt, Calibration, HardPrompt, PrefixPrompt
 from cuecraft.search import AutoPrompt
 from cuecraft.search.label_words import LabelWordSearch, with_label_words
 from cuecraft.storage import digest
 from cuecraft.task import Task
+from cuecraft.tune.prefix_tuning import PTuningV2
 from cuecraft.untuned import starting_point
 
 
@@ -109,6 +112,10 @@ class Start(ABC):
     def candidate(self, problem: Problem) -> Candidate:
         """Return the prompt, calibrated on the problem's training part; that problem has the label words already."""
 
+    def bare(self, problem: Problem) -> AnyPrompt:
+        """Return the prompt without a class head."""
+        return HardPrompt(self.token_ids)
+
     def on(self, problem: Problem) -> Candidate:
         """Return the prompt with its label words, as a candidate of a problem that has the task's own."""
         own = self.label_words.chosen(problem)
@@ -147,6 +154,34 @@ class SearchedPrompt(Start):
         kept = problem.checkpoints and problem.checkpoints.within(key[:16])
         quiet = replace(problem, dev=None, report=lambda event: None, checkpoints=kept)
         return self.search.from_words(quiet, self.token_ids).best
+
+
+@dataclass(frozen=True)
+class BareWords(Start):
+    """Words in the prompt slot without a class head, which is fitted after a training."""
+
+    @classmethod
+    def of(cls, name: str, token_ids: tuple[int, ...]) -> Self:
+        """Return them with the task's own label words, which nothing reads."""
+        return cls(name, GivenWords(), token_ids)
+
+    def candidate(self, problem: Problem) -> Candidate:
+        """Return the prompt without a class head."""
+        return Candidate(self.bare(problem), Calibration.none(problem.task.verbalizer.num_classes))
+
+    def on(self, problem: Problem) -> Candidate:
+        """Return the words with what they answer by."""
+        return starting_point(problem, self.token_ids, CalibrationKind.FITTED)
+
+
+@dataclass(frozen=True)
+class BarePrefix(BareWords):
+    """A prefix of the words' keys and values in front of the template's own words."""
+
+    def bare(self, problem: Problem) -> AnyPrompt:
+        """Return the prefix without a class head."""
+        states = PTuningV2(prefix_length=len(self.token_ids)).initial_states(problem)
+        return PrefixPrompt(HardPrompt(problem.initial_ids), states)
 
 
 def retasked(candidate: Candidate, own: Problem, problem: Problem) -> Candidate:

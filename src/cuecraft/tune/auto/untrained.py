@@ -15,6 +15,7 @@ from cuecraft.search.label_free.pool import guess_task_type, shipped_cues, token
 from cuecraft.search.label_words import LabelWordSearch
 from cuecraft.search.start import filled_ids, filler_ids
 from cuecraft.task import MaskSlot, PromptSlot
+from cuecraft.tune.auto.crossfit import tokens_of
 from cuecraft.tune.auto.plans import Plan
 from cuecraft.tune.auto.starts import GivenWords, SearchedWords, Start, Words
 from cuecraft.tune.held_out import HeldOut, few_examples, fold_problem, gather, log_probabilities, untuned_answers
@@ -50,7 +51,7 @@ class Untrained:
         self._folds = folds
         self._plan = plan
         self._answers: dict[str, HeldOut] = {}
-        self.pace = 0.0  # seconds that a pass over all examples takes, for each token of the prompt
+        self.pace = 0.0  # seconds that a pass over all examples takes, for each token that it reads of one
         self.tried: list[Tried] = []
         self.trace: list[Event] = []
 
@@ -87,7 +88,7 @@ class Untrained:
         ids = self._problem.initial_ids
         begun = time.perf_counter()
         answers = untuned_answers(self._problem, self._pool, [HardPrompt(ids)], self._folds)
-        self.pace = (time.perf_counter() - begun) / max(1, len(ids))
+        self.pace = (time.perf_counter() - begun) / tokens_of(self._pool, len(ids))
         if self._problem.backbone.head_kind is HeadKind.SEQUENCE:
             kinds = {"untuned, its class head fitted": CalibrationKind.NONE}
         else:
