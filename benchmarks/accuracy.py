@@ -28,10 +28,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from common import DATA, RESULTS, machine, require_data, write_result
+from common import DATA, RESULTS, kept, machine, require_data, stored, write_result
 from peers import (
     SETFIT_OPTIONS,
     AnswerOnlyLoop,
@@ -252,10 +254,17 @@ def run_setfit(cell: Cell) -> dict[str, Any]:
     numbers = [labels.index(str(record.label)) for record in examples]
     setfit_train(model, [record.fields["text"] for record in examples], numbers, cell.seed)
     seconds = time.perf_counter() - begun
+    begun = time.perf_counter()
     probabilities = setfit_probabilities(model, [record.fields["text"] for record in test])
+    answering = time.perf_counter() - begun
+    with TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        size = stored(Path(folder))
     return against_truth(probabilities.log(), labels, test) | {
         "dev_loss": None,
         "seconds": round(seconds, 1),
+        "texts_per_second": len(test) / answering,
+        "bytes_stored": size,
         "options": SETFIT_OPTIONS | {"model": SENTENCE_MODEL},
     }
 
@@ -273,16 +282,8 @@ def against_truth(logits: torch.Tensor, labels: Sequence[str], test: Sequence[Re
 def gather(cell: Cell, method: str, busy: bool) -> dict[str, Any]:
     """Return a cell's result, made now unless there is a file of it."""
     path = CELLS / f"{cell.task}-{cell.seed}-{method}.json"
-    if path.is_file():
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
-    print(f"{path.stem} ...", flush=True)
-    result = {"task": cell.task, "seed": cell.seed, "method": method} | run_cell(cell, method)
-    result |= {"beside_other_work": busy, "machine": machine()}
-    CELLS.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result) + "\n", encoding="utf-8")
-    print(f"{path.stem}: accuracy {result['accuracy']:.3f}, {result['seconds']} s", flush=True)
-    return result
+    own = {"task": cell.task, "seed": cell.seed, "method": method}
+    return kept(path, busy, lambda: own | run_cell(cell, method))
 
 
 def summary(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

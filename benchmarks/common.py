@@ -125,8 +125,32 @@ def read_result(name: str) -> dict[str, Any]:
     return found
 
 
-def write_result(name: str, result: Mapping[str, object]) -> None:
+def kept(path: Path, is_busy: bool, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return a cell's result, made now and kept as a file unless there is one.
+
+    Args:
+        path: of the file.
+        is_busy: whether other work runs meanwhile.
+        make: measures it; its accuracy and seconds are printed.
+    """
+    if path.is_file():
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+    print(f"{path.stem} ...", flush=True)
+    result = make() | {"beside_other_work": is_busy, "machine": machine()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result) + "\n", encoding="utf-8")
+    print(f"{path.stem}: accuracy {result['accuracy']:.3f}, {result['seconds']} s", flush=True)
+    return result
+
+
+def stored(folder: Path) -> int:
+    """Return the bytes of all files under a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def write_result(name: str, result: Mapping[str, object], folder: Path = RESULTS) -> None:
     """Write a result file, and the result as the last line of the output."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / name).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result), flush=True)

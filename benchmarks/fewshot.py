@@ -11,15 +11,25 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from common import DATA, machine, require_data, write_result
 
 from cuecraft.backbone import load_backbone
 from cuecraft.compare import run_methods
-from cuecraft.compare.demo import METHODS
 from cuecraft.data import fingerprint, read_records, subsample
 from cuecraft.method import label_context
 from cuecraft.tune.prepare import make_problem, make_task
+
+METHODS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
+    ("zero-shot", "zero-shot", {}),
+    ("calibrated", "zero-shot", {"calibration": "fitted"}),
+    ("autoprompt", "autoprompt", {}),
+    ("prompt-tuning", "prompt-tuning", {}),
+    ("deep-cue", "deep-cue", {}),
+    ("auto", "auto", {"preset": "fast"}),
+)
 
 
 def run_cell(model: str, task_name: str, seed: int, test_size: int) -> dict[str, object]:

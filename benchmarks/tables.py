@@ -1,380 +1,99 @@
-"""Print the rows of tables that come from result files, page by page: `python benchmarks/tables.py`."""
+"""Tables of README and the site that come from result files.
+
+``python benchmarks/tables.py`` prints the rows of each table, ``--write`` puts them into the pages, and ``--check``
+ends with exit code 1 where a page differs. A page marks a table by a comment ``<!-- table: NAME -->`` on the line
+before its head; the head's two lines belong to the page, the rows to the result files.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from typing import Any
+import argparse
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from common import read_result
+import table_rows as rows
 
-
-def share(value: float, places: int = 3) -> str:
-    """Return a share without its leading zero, as papers print it."""
-    return f"{value:.{places}f}".replace("0.", ".", 1)
-
-
-TASKS = {"sst-2": "SST-2", "agnews": "AG News", "trec": "TREC"}
+ROOT = Path(__file__).parents[1]
 
 
-def accuracy_rows() -> list[str]:
-    """Return a row for each method that `auto` is compared with, on three tasks and three seeds, the best first."""
-    found = read_result("accuracy.json")
-    ahead = found["asked"]["ahead_of"]
-    rows = []
-    whole = {name: row for name, row in found["methods"].items() if row["runs"] == 3 * len(TASKS)}
-    for name, row in sorted(whole.items(), key=lambda item: item[1]["mean"], reverse=True):
-        tasks = [row["tasks"][task] for task in TASKS]
-        cells = [share(row["mean"]), *(f"{share(task['mean'])} ± {share(task['sd'])}" for task in tasks)]
-        behind = share(ahead[name]["mean"]) if name in ahead else "-"
-        rows.append(f"| `{name}` | {' | '.join(cells)} | {share(row['mean_sd_over_seeds'])} | {behind} |")
-    return rows
-
-
-def auto_rows() -> list[str]:
-    """Return a row for each run of `auto`: what it reached, its own untuned and calibrated prompt, what shipped."""
-    rows = []
-    for task, name in TASKS.items():
-        for seed in (13, 21, 42):
-            own = read_result(f"accuracy/{task}-{seed}-auto.json")
-            ships = "tuned" if own["tuned"] else "untuned"
-            cells = [share(own["accuracy"]), share(own["own_untuned_accuracy"]), ships, f"{own['seconds']:,.0f}"]
-            rows.append(f"| {name}, {seed} | {' | '.join(cells)} |")
-    return rows
-
-
-def label_free_rows() -> list[str]:
-    """Return a row for each task where a prompt was chosen without labels."""
-    found = read_result("label_free.json")["summary"]
-    rows = []
-    for task, name in TASKS.items():
-        own = found[task]
-        chosen = own["selectors"]["consensus"]
-        cells = [own["best"], own["median"], own["untuned"], chosen["accuracy"]]
-        rows.append(f"| {name} | {' | '.join(share(value) for value in cells)} | {share(chosen['ratio'], 2)} |")
-    return rows
-
-
-#: Names of tasks in the result file, and on the page.
-TRUST = {
-    **TASKS,
-    "docstrings": "docstrings by subject",
-    "sst-2, a fifth positive, true shares": "SST-2, a fifth positive, shares given",
-    "sst-2, a fifth positive, equal shares": "SST-2, a fifth positive, shares not given",
-    "sst-5": "SST-5",
-    "cb": "CB",
-    "rte": "RTE",
-    "wic": "WiC",
-    "sst-2, terrible/great": "SST-2, words terrible, great *",
-    "banking77, five intents": "Banking77, five intents *",
-    "log lines": "log lines *",
+#: The functions that make tables, and the tables' names where they make one.
+SINGLE: dict[str, Callable[[], list[str]]] = {
+    "overview": rows.overview_rows,
+    "accuracy": rows.accuracy_rows,
+    "auto": rows.auto_rows,
+    "compare": rows.compare_rows,
+    "multitask": rows.multitask_rows,
+    "speed": rows.speed_rows,
+    "weights": rows.weights_rows,
+    "serve": rows.serve_rows,
+    "overload": rows.overload_rows,
+    "label-free": rows.label_free_rows,
+    "trust": rows.trust_rows,
+    "logs": rows.log_rows,
+    "label-flip": rows.flip_rows,
 }
+SEVERAL = (rows.capacity_tables, rows.bulk_tables, rows.export_tables, rows.guard_tables)
+
+#: A marked table of a page: the mark, the head, the line under it, and the rows.
+_TABLE = re.compile(r"(<!-- table: ([\w-]+) -->\n\|[^\n]*\n\| -[^\n]*\n)((?:\|[^\n]*\n)*)")
+_MARK = re.compile(r"<!-- table: ([\w-]+) -->")
 
 
-def trust_rows() -> list[str]:
-    """Return a row for each task whose cues were asked how far they agree."""
-    found = read_result("label_free_trust.json")
-    rows = []
-    for task, own in (found["tasks"] | found["later"]).items():
-        agreements = sorted({share(value, 2) for value in (min(own["agreements"]), max(own["agreements"]))})
-        cells = [f"{own['texts']}", f"{own['classes']}", " to ".join(agreements), share(own["lowest"], 2)]
-        cells.append(f"{own['warns']} of {own['seeds']}")
-        cells += [share(own[name]) for name in ("own_words", "chosen", "best")] + [share(own["ratio"], 2)]
-        cells.append(share(own["test_ratio"], 2) if "test_ratio" in own else "-")
-        rows.append(f"| {TRUST[task]} | {' | '.join(cells)} |")
-    return rows
-
-
-def log_rows() -> list[str]:
-    """Return a row for each method on log lines and each text that it was given."""
-    rows = []
-    for own in read_result("logs.json")["summary"]:
-        cells = [f"{own['seeds']}"]
-        for figure in ("all.macro_f1", "all.average_precision", "unseen_masked.macro_f1"):
-            sd = own[figure]["sd"]
-            cells.append(share(own[figure]["mean"]) + (f" ± {share(sd)}" if sd is not None else ""))
-        rows.append(f"| {own['row']} | {own['text']} | {' | '.join(cells)} |")
-    return rows
-
-
-def compare_rows() -> list[str]:
-    """Return a row for each method of the comparison on SST-2."""
-    document = read_result("compare_sst-2.json")
-    rows = []
-    for row in document["rows"]:
-        accuracy, difference = row["accuracy"], row["versus_untuned"]
-        name = "calibrated" if row["name"] == "calibrated" else f"`{row['name']}`"
-        change = "-" if difference is None else ("+" if difference["mean"] >= 0 else "") + share(difference["mean"])
-        cells = [
-            name + (" *" if row["name"] == document["best"] else ""),
-            share(accuracy["mean"]),
-            share(accuracy["sd"]),
-            f"{share(accuracy['low'])} to {share(accuracy['high'])}",
-            change,
-            f"{row['train_seconds']:.0f}",
-            f"{row['latency_p50_ms']:.0f}",
-            f"{row['tuned_parameters']:,}",
-            f"{row['stored_bytes']:,}",
-        ]
-        rows.append(f"| {' | '.join(cells)} |")
-    return rows
-
-
-def multitask_rows() -> list[str]:
-    """Return a row for each task of the family that shares offsets."""
-    rows: dict[str, Any] = read_result("multitask_offsets.json")["rows"]
-    found = []
-    for task, how in (("sst-2", "joint"), ("agnews", "joint"), ("trec", "added")):
-        keys = (f"{task}, calibrated", f"{task}, deep-cue alone", f"{task}, {how}")
-        found.append(f"| {TASKS[task]}, {how} | {' | '.join(share(rows[key]['test_accuracy']) for key in keys)} |")
+def all_tables() -> dict[str, list[str]]:
+    """Return the rows of every table, by name."""
+    found = {name: table() for name, table in SINGLE.items()}
+    for several in SEVERAL:
+        found |= several()
     return found
 
 
-def serve_rows() -> list[str]:
-    """Return a row for each figure of serving, of both demo backbones."""
-    found = read_result("serve.json")
-    models = [found["demo:minilm"], found["demo:smollm2-135m"]]
-    rows = {
-        "texts a second, engine in its own process": [f"{m['http']['texts_per_second']['engine']:.0f}" for m in models],
-        "texts a second over HTTP, one a request": [f"{m['http']['texts_per_second']['http']:.0f}" for m in models],
-        "the same over the engine": [f"{m['http']['http_to_engine']:.2f}" for m in models],
-        "16 prompts of four kinds in each batch, over one": [f"{m['engine']['mixed_to_one']:.2f}" for m in models],
-        "one text under 8 prompts, over one prompt (seconds)": [
-            f"{m['engine']['eight_prompts_to_one']:.2f}" for m in models
-        ],
-        "times PEFT behind FastAPI, one request a pass": [f"{m['http']['ahead_of']['peft']:.2f}" for m in models],
-        "times a Transformers pipeline server": [f"{m['http']['ahead_of']['pipeline']:.2f}" for m in models],
-        "p50 / p99 at half of the rate, ms": [
-            f"{m['http']['at_half']['p50_ms']:.0f} / {m['http']['at_half']['p99_ms']:.0f}" for m in models
-        ],
-        "Ray, one replica, over no Ray": [f"{m['ray']['ray_to_local']:.2f}" for m in models],
-        "seconds until it answers": [f"{m['http']['start_seconds']:.0f}" for m in models],
-    }
-    return [f"| {name} | {' | '.join(values)} |" for name, values in rows.items()]
+def filled(text: str, tables: dict[str, list[str]]) -> str:
+    """Return a page with the rows of its marked tables.
+
+    Raises:
+        ValueError: a mark has no table behind it, or a name that is not known.
+    """
+    marks = [mark.group(1) for mark in _MARK.finditer(text)]
+    if wrong := [name for name in marks if name not in tables]:
+        raise ValueError(f"no table is called {wrong[0]!r}")
+    if len(marks) != len(_TABLE.findall(text)):
+        raise ValueError(f"a mark has no table's head behind it; the marks are {', '.join(marks)}")
+    return _TABLE.sub(lambda found: found.group(1) + "".join(f"{line}\n" for line in tables[found.group(2)]), text)
 
 
-MODELS = {"demo:minilm": "22M, encoder", "demo:smollm2-135m": "135M, causal"}
-QUERIES, PLANNED_SHARE = 10_000, 0.6  # a second; of a replica's rate
+def pages() -> list[Path]:
+    """Return the pages that may have tables."""
+    return [ROOT / "README.md", ROOT / "README.vi.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-def capacity_rows() -> list[str]:
-    """Return what was measured of each demo backbone, and how many replicas answer 10,000 queries a second."""
-    found = read_result("serve.json")
-    measured, planned = [], []
-    for name, kind in MODELS.items():
-        own = found[name]
-        http, ray = own["http"], own["ray"]
-        rates, late = http["texts_per_second"], http["at_half"]
-        cells = [
-            f"{own['mean_tokens']:.0f}",
-            f"{rates['engine']:.0f}",
-            f"{rates['http']:.0f}",
-            f"{ray['texts_per_second']['ray']:.0f} ({ray['ray_to_local']:.2f} of local)",
-            f"{late['p50_ms']:.0f} / {late['p99_ms']:.0f}",
-            f"{http['memory_mb']:.0f}",
-        ]
-        measured.append(f"| `{name}` ({kind}) | {' | '.join(cells)} |")
-        replicas = math.ceil(QUERIES / (rates["http"] * PLANNED_SHARE))
-        cells = [
-            f"{rates['http']:.0f}",
-            f"{rates['http'] * PLANNED_SHARE:.0f}",
-            f"{replicas:,}",
-            f"{2 * replicas:,}",
-            f"{replicas * http['memory_mb'] / 1024:,.0f} GiB",
-        ]
-        planned.append(f"| `{name}` | {' | '.join(cells)} |")
-    return [*measured, *planned]
-
-
-def overload_rows() -> list[str]:
-    """Return a row for each demo backbone under four times what it can answer."""
-    rows = []
-    for name, found in read_result("serve.json").items():
-        own = found.get("overload")
-        if own is None:
-            continue
-        statuses = ", ".join(f"{status}: {count:,}" for status, count in own["statuses"].items())
-        memory = own["memory_mb"]
-        cells = [
-            f"{own['reached_per_second']:.0f}",
-            f"{own['sent_per_second']:.0f}",
-            f"{own['requests_per_second']:.0f}",
-            statuses,
-            f"{own['deadline_ms']:,}",
-            f"{own['p99_ms']:,.0f} / {own['p100_ms']:,.0f}",
-            f"{own['refused_p50_ms']:.0f} / {own['refused_p99_ms']:.0f}",
-            f"{memory['first quarter']:.0f} / {memory['last quarter']:.0f}",
-        ]
-        rows.append(f"| `{name}` | {' | '.join(cells)} |")
-    return rows
-
-
-def flip_rows() -> list[str]:
-    """Return a row for each method and template whose labels were attacked."""
-    names = {
-        "untuned": "untuned, calibrated",
-        "discrete": "`autoprompt`",
-        "soft": "`prompt-tuning`",
-        "deep": "`deep-cue`",
-        "lora": "`lora`",
-        "full": "full fine-tuning",
-    }
-    found = read_result("label_flip.json")["found"]
-    return [
-        f"| {name} | {template} | {' | '.join(share(x, 2) for x in (own['accuracy'], *own['flips'].values()))} |"
-        for key, name in names.items()
-        for template, rows in found.items()
-        if (own := rows.get(key))
-    ]
-
-
-def _told(rows: dict[str, Any], *levels: str) -> list[str]:
-    return [f"{share(rows[level]['recall'])} / {share(rows[level]['false_positives'])}" for level in levels]
-
-
-def guard_rows() -> list[str]:
-    """Return the rows of the guard's tables, of the parts that were measured: rules, tricks, detectors."""
-    found = read_result("guard.json")
-    told, tricks = found["rules"]["told"], found["rules"]["tricks"]
-    rows = [
-        f"| {name} | {' | '.join(_rules_cells(told[key]))} |" for key, name in (("rules", "ours"), ("pyatr", "`pyatr`"))
-    ]
-    by_detectors = found.get("folds", {}).get("tricks", {})
-    for trick, own in tricks.items():
-        columns = own | by_detectors.get(trick, {})
-        cells = [share(columns[name]) for name in TRICK_COLUMNS if name in columns]
-        rows.append(f"| {trick} | {' | '.join(cells)} |")
-    held = {name: own for name, own in found.get("heldout", {}).items() if name not in ("rows", "machine")}
-    for name, own in held.items():
-        rows += [
-            f"| {name}, {texts} | {' | '.join(_told(own[texts], '0.5', *LEVELS))} |"
-            for texts in ("held out", "injection")
-        ]
-        rows.append(
-            f"| {name}, ordinary | {' | '.join(share(own['ordinary'][level]) for level in ('0.5', *LEVELS[:2]))} |"
-        )
-    for name, own in found.get("folds", {}).get("told", {}).items():
-        rows.append(f"| {name} | {' | '.join(_told(own, '0.5', *LEVELS[2:]))} |")
-    if cost := found.get("cost"):
-        names = {"label": "the label itself", "rules": "rules", "rules and deep cue": "rules and deep cue"}
-        rows += [f"| {names[key]} | {cost['milliseconds'][key]:.1f} |" for key in names]
-    return rows
-
-
-LEVELS = ("ordinary 1%", "ordinary 3%", "own 1%", "own 3%")
-TRICK_COLUMNS = (
-    "rules, not normalised",
-    "rules",
-    "pyatr",
-    "deep cue, not normalised",
-    "deep cue",
-    "rules and deep cue",
-)
-
-
-def _rules_cells(own: dict[str, Any]) -> list[str]:
-    sets = ("bastioncorpus", "injection", "ordinary")
-    recalls = [share(own[name]["recall"]) for name in sets[:2]]
-    return [*recalls, *(share(own[name]["false_positives"]) for name in sets)]
-
-
-def _audited(own: dict[str, Any]) -> str:
-    """Return how many of an audit agreed, and from which share on the truth lies."""
-    return f"{own['agreed']} of {own['rows']} (from {share(own['interval'][0])})" if own["rows"] else "-"
-
-
-def bulk_rows() -> list[str]:
-    """Return the rows of ways to classify a small file, of the bare engine, and of sizes of a large file."""
-    found = read_result("bulk.json")
-    rows = [
-        f"| {name} | {own['rows_per_second']:.1f} | {own['mb_per_second']:.4f} | {own['computed']:,} | "
-        f"{share(own['rows_that_agree_with_plain'])} |"
-        for name in ("plain", "exact", "template", "cascade")
-        if (own := found.get("modes", {}).get(name))
-    ]
-    if bare := found.get("bare"):
-        rates = [f"{bare[name]:.2f}" for name in ("plain_rows_per_second", "engine_rows_per_second")]
-        cells = [*rates, f"{bare['backbone_rows_per_second']:.2f}", share(bare["plain_to_engine"])]
-        rows.append(f"| {' | '.join([*cells, share(bare['plain_to_backbone'])])} |")
-    for own in (found["memory"], found["big"]):
-        cells = [
-            f"{own['megabytes']:,}",
-            f"{own['read']:,}",
-            f"{own['quarantined']:,}",
-            f"{own['computed']:,}",
-            f"{own['taught']:,}",
-            f"{own['whole_seconds']:.0f}",
-            f"{own['rows_per_second']:,.0f}",
-            f"{own['mb_per_second']:.2f}",
-            f"{own['peak_mib']:,.0f}",
-            _audited(own["agreement"]["template"]),
-            _audited(own["agreement"]["cascade"]),
-        ]
-        rows.append(f"| {' | '.join(cells)} |")
-    return rows
-
-
-GRAPHS = {
-    "pytorch": "PyTorch, float32",
-    "onnx-fp32": "ONNX Runtime, float32",
-    "onnx-int8": "ONNX Runtime, int8",
-    "openvino-fp32": "OpenVINO, float32",
-    "openvino-int8": "OpenVINO, int8",
-}
-WAYS = {
-    "own graph, one": "one prompt, its own graph",
-    "one graph, one": "one prompt of the graph of eight",
-    "own graphs, all": "all eight, a graph each",
-    "one graph, all": "all eight, one graph",
-    "pytorch, all": "all eight, PyTorch",
-}
-
-
-def export_rows() -> list[str]:
-    """Return a row for each graph, what int8 was tried as, and prompts that share a graph."""
-    found, rows, several = read_result("export.json"), [], []
-    for model, own in found.items():
-        graphs = own.get("graphs", {})
-        for graph, name in GRAPHS.items():
-            if (row := graphs.get(graph)) is None:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print, write or check the tables; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help="put the rows into the pages")
+    parser.add_argument("--check", action="store_true", help="end with exit code 1 where a page differs")
+    chosen = parser.parse_args(arguments)
+    tables, code = all_tables(), 0
+    if not (chosen.write or chosen.check):
+        for name, lines in tables.items():
+            print("\n".join([f"# {name}", *lines, ""]))
+    else:
+        for page in pages():
+            before = page.read_text(encoding="utf-8")
+            after = filled(before, tables)
+            if before == after:
                 continue
-            cells = [
-                f"{row['bytes'] / 1e6:,.0f}",
-                f"{row['load_seconds']:.1f}",
-                f"{row['p50_ms']:.0f} / {row['p95_ms']:.0f}",
-                f"{row['texts_per_second']:.1f}",
-                f"{row['to_pytorch']:.2f}",
-                share(row["agreement"]),
-            ]
-            rows.append(f"| `{model}`, {name} | {' | '.join(cells)} |")
-    for model, own in found.items():
-        for graph in ("onnx-int8", "openvino-int8"):
-            row = own.get("graphs", {}).get(graph, {"tried": []})
-            for tried in row["tried"]:
-                is_taken = tried["recipe"] == row["recipe"]
-                cells = [tried["recipe"] + (" *" if is_taken else ""), share(tried["labels"])]
-                rows.append(f"| `{model}`, {graph.partition('-')[0]} | {' | '.join(cells)} |")
-        if "several" in own:
-            several += [
-                f"| {name} | {own['several']['one text at a time'][way]:.2f} | {own['several']['16 texts'][way]:.2f} |"
-                for way, name in WAYS.items()
-            ]
-    return rows + several
-
-
-PAGES: dict[str, tuple[Callable[[], list[str]], ...]] = {
-    "README.md": (accuracy_rows, compare_rows, multitask_rows, serve_rows),
-    "docs/accuracy.md": (auto_rows, label_free_rows, trust_rows, log_rows),
-    "docs/capacity.md": (capacity_rows,),
-    "docs/serving.md": (overload_rows,),
-    "docs/bulk.md": (bulk_rows,),
-    "docs/export.md": (export_rows,),
-    "docs/guard.md": (flip_rows, guard_rows),
-}
+            if chosen.write:
+                page.write_text(after, encoding="utf-8")
+                print(f"wrote {page.relative_to(ROOT)}")
+            else:
+                print(
+                    f"{page.relative_to(ROOT)}: tables differ from the result files; run benchmarks/tables.py --write"
+                )
+                code = 1
+    return code
 
 
 if __name__ == "__main__":
-    for page, tables in PAGES.items():
-        print(f"# {page}")
-        for table in tables:
-            print("\n".join([*table(), ""]))
+    sys.exit(main())

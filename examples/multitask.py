@@ -1,4 +1,4 @@
-"""Two tasks on one frozen model: an adapter of PEFT for each, beside one prompt that both share.
+"""Two tasks on one frozen model: an adapter of PEFT for each, next to one prompt that both share.
 
 PEFT's `PromptTuningConfig(prompt_tuning_init="TEXT")` is trained for each task, by a plain loop: last epoch, no
 calibration; `PromptFamily` (after Wang et al., ICLR 2023) has both. One sees the accuracies on other texts. About ten

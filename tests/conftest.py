@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -230,3 +231,17 @@ def serve(causal):
     yield make
     for server in made:
         server.engine.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A Chromium without a window; not for the session, since its event loop keeps others from running."""
+    found = shutil.which("chromium") or shutil.which("chromium-browser")
+    if found is None:
+        pytest.skip("no Chromium here (Debian: apt install chromium)")
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=found, args=flags)
+        yield browser
+        browser.close()

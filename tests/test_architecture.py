@@ -13,9 +13,10 @@ import cuecraft
 SOURCE = Path(cuecraft.__file__).parent
 # From the top down; a module may import from rooms below its own, and from its own.
 ROOMS = (
-    "__main__ cli display recipe runs family classic ensemble classifier interop export advise compare bulk "
-    "serve guard tune search gradients untuned method runtime prompts backbone task data checkpoints assets "
-    "gguf_files manifests storage options settings evidence deadline determinism machine signals seeding lazy errors"
+    "__main__ cli display recipe runs family classic ensemble classifier scored interop export advise compare bulk "
+    "serve guard tune search gradients untuned answering method runtime prompts backbone task data checkpoints assets "
+    "gguf_files manifests remembered storage options settings evidence deadline determinism machine signals seeding "
+    "lazy errors"
 ).split()
 
 
@@ -119,23 +120,3 @@ def test_nothing_unsafe_is_called():
         for node in ast.walk(tree):
             if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
                 assert ast.unparse(node.value) == "False", path
-
-
-def test_readmes_are_in_step():
-    root = SOURCE.parents[1]
-    english, vietnamese = ((root / name).read_text(encoding="utf-8") for name in ("README.md", "README.vi.md"))
-
-    def skeleton(text):
-        """Headings by level, and the lines of bash and Python blocks without comments."""
-        lines, block = [], None
-        for line in text.splitlines():
-            if line.startswith("```"):
-                block = line[3:] if block is None else None
-                lines.append(line)
-            elif block in ("bash", "python") and not line.lstrip().startswith("#"):
-                lines.append(line.split("  #")[0].rstrip())
-            elif block is None and line.startswith("#"):
-                lines.append("#" * (len(line) - len(line.lstrip("#"))))
-        return lines
-
-    assert skeleton(english) == skeleton(vietnamese)

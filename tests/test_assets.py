@@ -14,6 +14,7 @@ import transformers
 from cuecraft import assets
 from cuecraft.data import read_records
 from cuecraft.errors import AssetError, BackboneError
+from cuecraft.remembered import cache_folder
 from cuecraft.storage import write_folder, write_folder_once
 from gguf_writing import tiny, write_gguf
 
@@ -137,9 +138,9 @@ def test_demo_names_are_told_from_paths():
 
 def test_cache_folder_is_the_users_or_the_one_asked_for(monkeypatch, tmp_path):
     monkeypatch.setenv("CUECRAFT_CACHE", str(tmp_path))
-    assert assets.cache_folder() == tmp_path
+    assert cache_folder() == tmp_path
     monkeypatch.setenv("CUECRAFT_CACHE", "")
-    assert assets.cache_folder().name == "cuecraft"
+    assert cache_folder().name == "cuecraft"
 
 
 @pytest.fixture

@@ -311,7 +311,7 @@ def test_stdin_is_classified_as_a_file_is(prompt, tmp_path, monkeypatch):
         assert (row["id"].rpartition(":")[2], row["label"]) == (own["id"].rpartition(":")[2], own["label"])
         # In batches of their own, whose last bits differ where the CPU has AVX-512; six places are written.
         assert row["probability"] == pytest.approx(own["probability"], abs=2.1e-6)
-        assert row.keys() == own.keys() == {"id", "label", "probability"}
+        assert row.keys() == own.keys() == {"id", "label", "probability", "truncated"}
 
 
 def test_mistakes_are_told_in_one_line_and_nothing_is_written(run, prompt, byte_tokenizer, tmp_path):

@@ -1,29 +1,243 @@
-"""Numbers of the pages that come from result files are those of the files."""
+"""README and the pages of docs/: sizes, links, figures from result files, commands that parse, generated references."""
 
-import subprocess
+import ast
+import importlib
+import re
+import shlex
 import sys
+import tomllib
+import types
 from pathlib import Path
 
+import pytest
+import yaml
+from typer.main import get_command
+
+from conftest import tiny_problem
+from cuecraft.assets import model_folder
+from cuecraft.cli import app
+from cuecraft.errors import AssetError
+
 ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+OTHERS = [ROOT / name for name in ("README.md", "README.vi.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
+OTHERS += [ROOT / "examples" / "README.md", ROOT / "deploy" / "README.md"]
+TRANSLATED = {"README.md": "README.vi.md", "docs/start.md": "docs/start.vi.md"}
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
 
 
-def test_tables_are_those_of_the_result_files():
-    command = [sys.executable, str(ROOT / "benchmarks" / "tables.py")]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    pages = [part.splitlines() for part in printed.split("# ")[1:]]
-    assert len(pages) > 3
-    for page, *rows in pages:
-        lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
-        missing = [row for row in rows if row and row not in lines]
-        assert len(rows) > 1
-        assert not missing, f"run benchmarks/tables.py and put its rows into {page}"
+def name_of(path):
+    return str(path.relative_to(ROOT))
 
 
-def test_pages_that_are_linked_to_are_there():
-    import re
+def made_pages():
+    """Pages that docs/hooks/pages.py makes of the repository's files; read without MkDocs, which may not be there."""
+    tree = ast.parse((ROOT / "docs" / "hooks" / "pages.py").read_text(encoding="utf-8"))
+    values = [n.value for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "MADE"]
+    return ast.literal_eval(values[0])
 
-    for page in ("README.md", "README.vi.md", "CONTRIBUTING.md", "docs/architecture.md", "examples/README.md"):
-        text = (ROOT / page).read_text(encoding="utf-8")
-        for target in re.findall(r"\]\(([^)#]+)\)", text):
-            if "://" not in target:
-                assert ((ROOT / page).parent / target).exists(), f"{page} links to {target}"
+
+def blocks(path, kind):
+    return [text for language, text in BLOCK.findall(path.read_text(encoding="utf-8")) if language == kind]
+
+
+@pytest.mark.parametrize(("page", "most"), [("README.md", 8_000), ("docs/architecture.md", 10_000)])
+def test_pages_that_are_read_first_stay_short(page, most):
+    assert (ROOT / page).stat().st_size <= most
+
+
+@pytest.fixture
+def tables(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("tables")
+
+
+def test_tables_are_those_of_the_result_files(tables, capsys):
+    assert tables.main(["--check"]) == 0, capsys.readouterr().out
+
+
+def test_every_table_of_a_result_file_is_on_a_page(tables):
+    found = tables.all_tables()
+    marks = {m for page in [*PAGES, *OTHERS] for m in re.findall(r"<!-- table: ([\w-]+) -->", page.read_text("utf-8"))}
+    assert marks == set(found)
+    assert all(found.values())
+    text = "<!-- table: a -->\n| x |\n| --- |\n| old |\n\nbehind"
+    assert tables.filled(text, {"a": ["| 1 |", "| 2 |"]}) == text.replace("| old |", "| 1 |\n| 2 |")
+    for wrong in ("<!-- table: b -->\n| x |\n| --- |\n", "<!-- table: a -->\nno table"):
+        with pytest.raises(ValueError, match=r"no table|a mark has no"):
+            tables.filled(wrong, {"a": []})
+
+
+@pytest.mark.parametrize("page", [*PAGES, *OTHERS], ids=name_of)
+def test_what_a_page_links_to_is_there(page):
+    made = {ROOT / "docs" / own for own in made_pages().values()}
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            path = (page.parent / target).resolve()
+            assert path.exists() or path in made, f"links to {target}"
+
+
+def test_every_page_is_in_the_navigation_once():
+    def pages(entry):
+        if isinstance(entry, str):
+            yield entry
+        for child in entry.values() if isinstance(entry, dict) else entry if isinstance(entry, list) else ():
+            yield from pages(child)
+
+    named = list(pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]))
+    assert sorted(named) == sorted(
+        [str(page.relative_to(ROOT / "docs")) for page in PAGES] + list(made_pages().values())
+    )
+
+
+def command_lines(page):
+    """The lines of a page's bash blocks that are commands of ours, comments cut off."""
+    for block in blocks(page, "bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True) if "cuecraft " in line else []
+            while words:
+                end = next((at for at, word in enumerate(words) if word in ("&&", "||", "|", "(", ")")), len(words))
+                if words[0] == "cuecraft":
+                    yield words[1:end]
+                words = words[end + 1 :]
+
+
+def parse(words):
+    """Parse a command line as the program does, without running it."""
+    command, name = get_command(app), "cuecraft"
+    while hasattr(command, "commands"):
+        assert words, f"{name}: a command is missing"
+        assert words[0] in command.commands, f"{name} has no command {words[0]}"
+        command, name, words = command.commands[words[0]], words[0], words[1:]
+    command.make_context(name, list(words))
+
+
+@pytest.mark.parametrize("page", [page for page in [*PAGES, *OTHERS] if list(command_lines(page))], ids=name_of)
+def test_commands_of_a_page_parse(page):
+    for words in command_lines(page):
+        try:
+            parse(words)
+        except Exception as error:
+            pytest.fail(f"cuecraft {shlex.join(words)}: {error}")
+
+
+def test_a_command_that_is_wrong_does_not_parse():
+    parse(["predict", "runs/demo", "a text"])
+    for wrong in (["predict"], ["tune", "a.csv", "--no-such-option"], ["no-such-command"], ["recipe"]):
+        with pytest.raises(Exception):  # noqa: B017 - what Typer raises depends on its version
+            parse(wrong)
+
+
+def test_targets_extras_and_scripts_that_pages_name_are_there():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    for page in [*PAGES, *OTHERS]:
+        text = page.read_text(encoding="utf-8")
+        code = "\n".join([*blocks(page, "bash"), *re.findall(r"`([^`\n]+)`", text)])
+        for target in re.findall(r"^make (?:PYTHON=\S+ )?([a-z][\w-]*)", code, re.M):
+            assert re.search(rf"^{target}:", makefile, re.M), f"{name_of(page)}: make {target}"
+        for names in re.findall(r"cuecraft\[([\w,-]+)\]", text):
+            assert set(names.split(",")) <= set(extras), f"{name_of(page)}: {names}"
+        if page.name != "CHANGELOG.md":
+            for script in re.findall(r"\b((?:benchmarks|examples)/[a-z_]+\.(?:py|ipynb))", text):
+                assert (ROOT / script).exists(), f"{name_of(page)}: {script}"
+
+
+@pytest.mark.parametrize("page", [page for page in [*PAGES, *OTHERS] if blocks(page, "python")], ids=name_of)
+def test_python_of_a_page_compiles_and_imports_what_is_there(page):
+    for block in blocks(page, "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("cuecraft"):
+                module = __import__(node.module, fromlist=["*"])
+                assert not [own.name for own in node.names if not hasattr(module, own.name)]
+
+
+def test_the_method_of_the_architecture_page_finds_a_prompt(causal, monkeypatch):
+    (block,) = [own for own in blocks(ROOT / "docs" / "architecture.md", "python") if "class RandomWords" in own]
+    module = types.ModuleType("random_words")
+    monkeypatch.setitem(sys.modules, "random_words", module)
+    exec(compile(block, "architecture.md", "exec", dont_inherit=True), module.__dict__)
+    outcome = module.RandomWords(tries=3).fit(tiny_problem(causal))
+    assert len(outcome.trace) == 4
+
+
+@pytest.mark.slow
+def test_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+    try:
+        model_folder("demo:smollm2-135m")
+    except AssetError:
+        pytest.skip("the demo packages are not installed")
+    monkeypatch.chdir(tmp_path)
+    (block,) = blocks(ROOT / "README.md", "python")
+    exec(compile(block, "README.md", "exec"), {})
+    assert (tmp_path / "runs" / "mood" / "manifest.json").exists()
+    assert capsys.readouterr().out.startswith("[[")
+
+
+def skeleton(path):
+    """Headings by level, table marks, and the lines of bash and Python blocks without comments."""
+    lines, block = [], None
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("```"):
+            block = line[3:] if block is None else None
+            lines.append(line)
+        elif block in ("bash", "python") and not line.lstrip().startswith("#"):
+            lines.append(line.split("  #")[0].rstrip())
+        elif block is None and line.startswith("#"):
+            lines.append("#" * (len(line) - len(line.lstrip("#"))))
+        elif line.startswith(("<!-- table", "- ")):
+            lines.append(line[:10])
+    return [line[:2] if line.startswith("- ") else line for line in lines]
+
+
+@pytest.mark.parametrize(("english", "vietnamese"), TRANSLATED.items(), ids=TRANSLATED)
+def test_translations_are_in_step(english, vietnamese):
+    assert skeleton(ROOT / english) == skeleton(ROOT / vietnamese)
+    links = [re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text(encoding="utf-8")) for page in (english, vietnamese)]
+    first, second = ([own.replace(".vi.md", ".md") for own in found] for found in links)
+    assert first == second
+
+
+def test_the_command_reference_has_every_command_and_option(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "hooks"))
+    from commands import command_names, command_reference
+
+    text = command_reference(app)
+    sections = {part.partition("\n")[0]: part for part in text.split("\n## ")}
+    found = dict(command_names(get_command(app)))
+    assert len(found) > 20
+    for name, command in found.items():
+        own = sections.get(name.partition(" ")[2]) or sections["## " + name.partition(" ")[2]]
+        for parameter in command.params:
+            if parameter.param_type_name == "option" and not parameter.hidden:
+                assert all(f"`{flag}" in own or f" {flag}" in own for flag in parameter.opts), (
+                    f"{name}: {parameter.opts}"
+                )
+
+
+def test_the_schema_reference_has_every_method_and_its_options(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "hooks"))
+    from schema import schema_reference
+
+    from cuecraft.recipe import json_schema
+    from cuecraft.tune import METHODS
+
+    text = schema_reference(json_schema())
+    for name, method in METHODS.items():
+        section = text.partition(f"### `{name}` ")[2].partition("\n### ")[0]
+        assert all(f"| `{field}` |" in section for field in method.model_fields), name
+    for target in re.findall(r"\]\(#([\w-]+)\)", text):
+        assert f"{{: #{target} }}" in text or target == "methods-and-their-options", target
+
+
+def test_the_http_reference_has_every_field(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "hooks"))
+    from schema import model_reference
+
+    from cuecraft.serve.http.wire import AnswerDocument, ClassifyRequest, ClassifyResponse
+
+    models = {model.__name__: model.model_json_schema() for model in (ClassifyRequest, ClassifyResponse)}
+    text = model_reference(models)
+    for model in (ClassifyRequest, ClassifyResponse, AnswerDocument):
+        section = text.partition(f"### {model.__name__} ")[2].partition("\n### ")[0]
+        assert all(f"| `{field}` |" in section for field in model.model_fields), model

@@ -71,3 +71,34 @@ def test_an_example_is_short_and_says_what_one_sees_and_how_long_it_takes(name):
     assert "One sees" in docstring
     assert "seconds" in docstring or "minutes" in docstring
     assert f"`{name}.py`" in (EXAMPLES / "README.md").read_text()
+
+
+def test_the_notebook_is_short_and_its_outputs_too():
+    path = EXAMPLES / "quickstart.ipynb"
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert len(cells) <= 12
+    assert path.stat().st_size <= 60_000
+    assert all(output.get("name") != "stderr" for cell in code for output in cell["outputs"])
+    for cell in code:
+        compile("".join(cell["source"]), path.name, "exec")
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path):
+    nbformat = pytest.importorskip("nbformat", reason="pip install 'cuecraft[notebook]'")
+    nbclient = pytest.importorskip("nbclient", reason="pip install 'cuecraft[notebook]'")
+    pytest.importorskip("ipykernel", reason="pip install 'cuecraft[notebook]'")
+    try:
+        model_folder("demo:smollm2-135m")
+    except AssetError:
+        pytest.skip("the demo packages are not installed")
+    book = nbformat.read(EXAMPLES / "quickstart.ipynb", as_version=4)
+    client = nbclient.NotebookClient(
+        book, timeout=900, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+    )
+    client.execute()
+    shown = [output for cell in book.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert any("image/png" in output.get("data", {}) for output in shown)
+    assert "tuned: accuracy" in "".join(output.get("text", "") for output in shown)
+    assert (tmp_path / "runs" / "quickstart" / "manifest.json").exists()

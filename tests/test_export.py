@@ -419,7 +419,7 @@ def test_folders_that_are_damaged_are_told(soft, tmp_path):
     (changed / "manifest.json").write_text(text.replace('"padding": "left"', '"padding": "right"'))
     with pytest.raises(ExportError, match="was changed after it was written"):
         ExportedModel.load(changed)
-    (changed / "manifest.json").write_text(text.replace('"export_version": 1', '"export_version": 9'))
+    (changed / "manifest.json").write_text(text.replace('"export_version": 2', '"export_version": 9'))
     with pytest.raises(ExportError, match="has version 9"):
         ExportedModel.load(changed)
     (changed / "manifest.json").write_text(text.replace('"padding": "left"', '"padding": "up"'))

@@ -152,7 +152,7 @@ def test_eval_measures_a_detector_alone_and_together_with_the_rules(run, artifac
 def test_eval_has_no_rate_where_there_is_nothing_to_measure(run, tmp_path):
     (tmp_path / "a.jsonl").write_text(lines({"text": HONEST, "label": "positive"}))
     code, _, err = run("guard", "eval", "a.jsonl")
-    assert (code, "which of positive mean an attack cannot be told" in err) == (2, True)
+    assert (code, "which of positive mean an attack is not clear" in err) == (2, True)
     code, out, _ = run("guard", "eval", "a.jsonl", "--attack-label", "attack", "--json")
     (rates,) = json.loads(out)["rates"]
     assert (code, rates["precision"], rates["recall"]) == (0, None, None)

@@ -77,8 +77,8 @@ def test_the_classes_that_mean_an_attack_are_found_or_named():
     assert attack_classes(["no-attack", "malicious"]) == ("malicious",)
     assert attack_classes(["LABEL_0", "LABEL_1"], ["LABEL_1"]) == ("LABEL_1",)
     for classes, named, message in (
-        (["LABEL_0", "LABEL_1"], [], "x: which of LABEL_0, LABEL_1 mean an attack cannot be told"),
-        (["attack", "injection"], [], "cannot be told by their names; say which do"),
+        (["LABEL_0", "LABEL_1"], [], "x: which of LABEL_0, LABEL_1 mean an attack is not clear"),
+        (["attack", "injection"], [], "is not clear from their names; say which do"),
         (["a", "b"], ["c"], "x: no class 'c'; the classes are a, b"),
     ):
         with pytest.raises(GuardError, match=message):
@@ -216,7 +216,7 @@ def test_what_cannot_be_a_detector_is_told(word_tokenizer, folder, tmp_path):
     with pytest.raises(GuardError, match=r"no class 'EVIL'; the classes are SAFE, INJECTION, JAILBREAK"):
         HubDetector(str(folder), ["EVIL"])
     unnamed = save(word_tokenizer, tmp_path / "unnamed", ["LABEL_0", "LABEL_1"])
-    with pytest.raises(GuardError, match="which of LABEL_0, LABEL_1 mean an attack cannot be told"):
+    with pytest.raises(GuardError, match="which of LABEL_0, LABEL_1 mean an attack is not clear"):
         HubDetector(str(unnamed))
 
 

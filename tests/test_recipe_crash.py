@@ -245,7 +245,7 @@ def test_a_full_disk_leaves_the_last_state_usable(causal_folder, tmp_path, monke
 
     with monkeypatch.context() as patch:
         patch.setattr(cuecraft.storage, "_sync", fills_up)
-        with pytest.raises(MethodError, match=r"cannot write the training's state \(.*No space left.*make room"):
+        with pytest.raises(MethodError, match=r"cannot write the training's state \(.*No space left.*free space"):
             run_recipe(asked, tmp_path / "run")
     record = RunFolder(tmp_path / "run").record()
     assert record.status == "failed"

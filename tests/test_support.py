@@ -333,7 +333,7 @@ are made of stays as it was. Weights that no pass uses, such as a pooler that no
 SECTIONS = {
     "causal": (
         "Causal language models",
-        "The answer is the next word. Encoders are told to be decoders (`is_decoder`).",
+        "The answer is the next word. Encoders are configured as decoders (`is_decoder`).",
     ),
     "masked": ("Masked language models", "The answer is the word at the mask."),
     "sequence": (
@@ -345,7 +345,7 @@ SECTIONS = {
 }
 ENDING = """## Encoder-decoders
 
-T5, BART and kin are refused when they are loaded, whatever head is asked for:
+T5, BART and similar models are refused when they are loaded, whatever head is asked for:
 
 > {reason}
 

@@ -16,7 +16,7 @@ from cuecraft.backbone import HeadKind, load_backbone
 from cuecraft.backbone.layers import entering
 from cuecraft.backbone.load import _load
 from cuecraft.backbone.readout import FeatureReadout, LabelReadout
-from cuecraft.backbone.rendering import special_ids
+from cuecraft.backbone.token_ids import special_ids
 from cuecraft.backbone.words import next_word_log_probabilities
 from cuecraft.data.texts import as_records
 from cuecraft.method import label_context

@@ -10,6 +10,7 @@ import torch
 
 from conftest import LABELS, TEXTS, tiny_problem
 from cuecraft import PromptClassifier
+from cuecraft.answering import stored_candidate
 from cuecraft.data import Record
 from cuecraft.ensemble import PromptEnsemble
 from cuecraft.errors import ArtifactError
@@ -25,7 +26,6 @@ from cuecraft.serve.shelf import ServedPrompt
 from cuecraft.storage import digest
 from cuecraft.task import Verbalizer
 from cuecraft.tune.auto.starts import OtherWords
-from cuecraft.tune.finish import stored_candidate
 
 X = [text for text, _ in TEXTS]
 Y = [LABELS[label] for _, label in TEXTS]

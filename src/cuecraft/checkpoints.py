@@ -133,7 +133,7 @@ class Slot:
             write_file(self._path, lambda scratch: save_file(held, scratch, header))
         except (OSError, SafetensorError) as error:
             raise MethodError(
-                f"{self._path}: cannot write the training's state ({error}); make room or choose another folder"
+                f"{self._path}: cannot write the training's state ({error}); free space or choose another folder"
             ) from error
         ended = time.monotonic()
         self._steps = 0

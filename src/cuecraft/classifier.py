@@ -1,4 +1,4 @@
-"""The front door: a scikit-learn classifier whose model is frozen and whose prompt is tuned."""
+"""The main interface: a scikit-learn classifier whose model is frozen and whose prompt is tuned."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import NotFittedError
 
+from cuecraft.answering import class_probabilities, stored_candidate, truncated, with_backbone
 from cuecraft.backbone import AnyBackbone, load_backbone
 from cuecraft.backbone.frozen import FrozenModel
 from cuecraft.backbone.gradient_mode import training
@@ -28,19 +29,20 @@ from cuecraft.data.texts import (
     repeated,
     weighed,
 )
-from cuecraft.deadline import Deadline, WhileTimeLasts
+from cuecraft.deadline import Deadline
 from cuecraft.errors import DataError, MethodError
-from cuecraft.method import Candidate, Event, Method, Outcome, Problem, fresh_logits
+from cuecraft.method import Candidate, Event, Method, Outcome, Problem
 from cuecraft.options import check_arguments, make_options
-from cuecraft.prompts import AnyPrompt, Artifact, Calibration, load_artifact
+from cuecraft.prompts import AnyPrompt, Artifact, load_artifact
 from cuecraft.prompts.pickled import as_folder, folder_files, loading_of
+from cuecraft.scored import ScoredClassifier
 from cuecraft.search.label_free import LabelFreeSearch, class_shares
 from cuecraft.search.label_words import LabelWordSearch, with_label_words
-from cuecraft.task import Template
+from cuecraft.task.chat import asked_fields
 from cuecraft.task.verbalizer import WordChoice, default_word, distinct_words
 from cuecraft.tune import make_method
 from cuecraft.tune.auto import Auto
-from cuecraft.tune.finish import answering_model, make_artifact, stored_candidate
+from cuecraft.tune.finish import answering_model, make_artifact
 from cuecraft.tune.prepare import (
     given_words,
     heeding,
@@ -52,27 +54,24 @@ from cuecraft.tune.prepare import (
     with_checkpoints,
 )
 
-_TOGETHER = 16  # texts that are read between two looks at the clock
 
-
-class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class PromptClassifier(ScoredClassifier, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     r"""Text classifier over a frozen language model, tuned through its prompt alone.
 
     Args:
-        model: ``demo:smollm2-135m`` and kin, a folder, GGUF file, Hub name, pair `(model, tokenizer)` or a backbone.
-        method: a name in `cuecraft.tune.METHODS`: ``auto``, which chooses by itself; ``zero-shot``, ``in-context``;
-            ``autoprompt``, ``straight-through``; ``prompt-tuning``, ``p-tuning``, ``prefix-tuning``, ``p-tuning-v2``,
-            ``deep-cue``, ``first-order``, ``contrastive``, ``hybrid``, ``soup``; ``linear-probe``, ``embedding-probe``,
-            ``lora``, ``lora-prompt``, ``full``.
+        model: ``demo:smollm2-135m``, a folder, GGUF file, Hub name, pair `(model, tokenizer)` or a backbone.
+        method: a name in `cuecraft.tune.METHODS`, such as ``auto``, which chooses by itself, ``zero-shot``,
+            ``deep-cue``, ``autoprompt`` or ``lora``.
         template: for instance ``"Review: {text}{prompt:\nSentiment:}{mask}"``; None for a general one.
+        chat: True for the tokenizer's chat template, or turns, ``{"system": ..., "user": "{text}", "assistant":
+            "{prompt:It is}{mask}"}``; False for none; None for none, unless `auto` finds it clearly better.
         label_words: class -> word or words, or a list, array or Series of these in the order of ``classes_``, for
             estimators that number the classes (`StackingClassifier`); None for the classes' own names; ``"auto"`` to
             search them first (`cuecraft.search.label_words.LabelWordSearch`); where nothing is better, names stay.
         method_options: values for the method's options, ``{"epochs": 10}``.
         validation_fraction: part of the training examples held out to choose by, where `fit` gets no dev set.
         max_tokens: tokens of one input at most; None for what the model has positions for.
-        time_limit: seconds of `fit`, without loading the model; None for no limit. A run that hits it depends on the
-            machine.
+        time_limit: seconds of `fit` without loading the model; None for no limit. A run that hits it may not repeat.
         seed: of everything random.
         head: ``causal``, ``masked`` or ``sequence``; None for what the checkpoint has.
         device: a torch device, or ``auto``.
@@ -89,6 +88,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         method: str = "auto",
         *,
         template: str | None = None,
+        chat: bool | Mapping[str, str] | None = None,
         label_words: Mapping[Any, str | Sequence[str]] | Sequence[str | Sequence[str]] | Literal["auto"] | None = None,
         method_options: Mapping[str, Any] | None = None,
         validation_fraction: float = 0.25,
@@ -103,6 +103,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.model = model
         self.method = method
         self.template = template
+        self.chat = chat
         self.label_words = label_words
         self.method_options = method_options
         self.validation_fraction = validation_fraction
@@ -132,7 +133,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             labels: `[N]` classes: strings, truth values or whole numbers, in any container of one column. Strings lose
                 their outer spaces.
             dev: texts and labels to choose and stop by.
-            report: is told of each step; never affects the result.
+            report: progress callback, called with each step; never affects the result.
             checkpoints: a folder for the state of search and training; the same call goes on from what it finds there,
                 and ends with the same bits as one that was not interrupted. Or a `Keeping`, which also says how often.
             sample_weight: `[N]` weight of each text in the training loss, 0 or more; only their ratios count, and
@@ -153,13 +154,13 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if words is None and method.has_own_head:
             words = distinct_words(list(classes))
         longest = method.longest_prompt()
-        task = make_task(backbone, train, self.template, words, self.max_tokens, list(classes), longest)
+        task = make_task(backbone, train, self.template, words, self.max_tokens, list(classes), longest, self.chat)
         deadline = Deadline(self.time_limit)  # reading counts
         asked: dict[str, Any] = {"seed": self.seed, "validation_fraction": self.validation_fraction}
         asked |= {"deadline": deadline, "then": then, "report": report, "reading": method.reading_limit()}
         problem = make_problem(backbone, task, train, held_out, **asked)
-        if self._searches_words and isinstance(method, Auto):  # it searches them in each fold, by its training part
-            method = method.model_copy(update={"label_words": method.label_words or "search"})
+        if isinstance(method, Auto):  # it searches words in each fold, by its training part
+            method = method.asked(self._searches_words, self.chat)
         elif self._searches_words:
             with problem.in_time():  # else the current words stay
                 problem = with_label_words(problem, LabelWordSearch().search(problem).words)
@@ -187,7 +188,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             texts: `[N]` strings, or mappings from field to string; `max_texts` of them are drawn.
             classes: in the order of `classes_`; None for those of `label_words`.
             prior: each class's share, by class or in their order; None for equal shares.
-            report: is told of each step; never affects the result.
+            report: progress callback, called with each step; never affects the result.
             stop: whether to stop, by StoppedError.
             then: texts that `scores` is to answer afterwards within the same time limit, which leaves time for them.
 
@@ -208,7 +209,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         records = subsample(as_records(texts, fields=self._fields()), search.max_texts, self.seed)
         words = self._given_words(names)
         backbone = load_backbone(self.model, self.head, self.device, self.local_files_only, self.dtype)
-        task = label_free_task(backbone, records, names, self.template, words, self.max_tokens)
+        task = label_free_task(backbone, records, names, self.template, words, self.max_tokens, chat=self.chat)
         longest = max(map(len, search.pool(task, backbone.tokenizer, self.seed)))
         task = replace(task, reserve=max(task.reserve, longest))
         deadline = Deadline(self.time_limit)
@@ -246,13 +247,13 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _fields(self) -> tuple[str, ...] | None:
         """Return the fields that the template names; None where every column of the texts is one."""
-        return Template(self.template).field_names if self.template else None
+        return asked_fields(self.template, self.chat)
 
     def _keep(self, problem: Problem, outcome: Outcome, artifact: Artifact, deadline: Deadline) -> Self:
-        # All at once and last, so that a fit that is interrupted leaves the classifier as it was.
+        # All at once and last: a fit that is interrupted leaves the classifier as it was.
         self.artifact_ = artifact
         self.backbone_, self.task_, self.outcome_ = problem.backbone, problem.task, outcome
-        self._candidate, self._deadline = outcome.best, deadline
+        self.candidate_, self._deadline = outcome.best, deadline
         self.padding_ = problem.train.context.padding
         self.classes_ = np.array(list(artifact.classes))
         return self
@@ -268,25 +269,25 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return [dict(event) for event in self._fitted().trace]
 
     def leaderboard(self) -> list[dict[str, Any]]:
-        """Return all that `auto` tried, the best first; each as `cuecraft.evidence.Tried` has it.
-
-        Empty for other methods, which try one thing.
-        """
+        """Return what `auto` tried, the best first, each as `cuecraft.evidence.Tried`; of other methods nothing."""
         if not hasattr(self, "outcome_"):
             raise NotFittedError("what was tried is not kept in an artifact; call fit")
         return [asdict(row) for row in self.outcome_.tried]
 
     def predict_proba(self, texts: Texts, report: Callable[[Event], None] = lambda event: None) -> np.ndarray:
-        """Return class probabilities `[N, C]`, columns as in `classes_`; `report` is told how far it has come."""
+        """Return class probabilities `[N, C]`, columns as in `classes_`; `report` is the progress callback."""
         self._fitted()
-        found: np.ndarray = self._probabilities(texts, [self._candidate], report)[0]
+        found: np.ndarray = self._probabilities(texts, [self.candidate_], report)[0]
         return found
 
-    def probabilities_of(
-        self, texts: Texts, others: Sequence[PromptClassifier], report: Callable[[Event], None]
-    ) -> np.ndarray:
-        """Return class probabilities `[T, N, C]` of several classifiers with this one's task, over one read."""
-        return self._probabilities(texts, [other._candidate for other in others], report)
+    def truncated(self, texts: Texts) -> np.ndarray:
+        """Return for each text `[N]` whether `predict_proba` cuts it at its end to fit; it is tokenised and not read.
+
+        How many tokens are left for a text follows from the model's positions, `max_tokens`, the template, and what is
+        kept for the prompt. Every answer is to what is left of the text.
+        """
+        task = self._fitted().task  # of a probe on another model it is that model's
+        return truncated(self.backbone_, task, self.candidate_, texts)
 
     def predict(self, texts: Texts) -> np.ndarray:
         """Return the likeliest class of each text `[N]`."""
@@ -309,68 +310,6 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         own = [label_name("a class", value) for value in self.classes_.tolist()]
         hits = [own[row] == name for row, name in zip(found, names, strict=True)]
         return float(np.average(hits, weights=example_weights(sample_weight, len(hits))))
-
-    def scores(
-        self, texts: Texts, labels: Labels, report: Callable[[Event], None] = lambda event: None
-    ) -> dict[str, dict[str, float]]:
-        """Return accuracy and macro-F1 of the tuned prompt beside the untuned one, over one read of the texts.
-
-        Returns:
-            ``accuracy`` and ``macro_f1`` of each of: ``tuned``; ``untuned``, the template as written (with a class
-            head: the head fitted without tuning the prompt); ``calibrated``, the same with the method's calibration.
-        """
-        return self._scored(self._probabilities(texts, self._compared(), report).argmax(2), labels)
-
-    def scores_in_time(
-        self, texts: Texts, labels: Sequence[Any], report: Callable[[Event], None] = lambda event: None
-    ) -> tuple[dict[str, dict[str, float]], int]:
-        """Return the `scores` on as many texts, in their order, as the time limit of `fit` leaves time for.
-
-        Returns:
-            The scores, empty where there was time for none; and how many texts were answered.
-        """
-        given = as_records(texts, fields=self.task_.template.field_names)
-        if self._deadline.limit is None:
-            return self.scores(texts, labels, report), len(given)
-        compared, found = self._compared(), []
-        for first in range(0, len(given), _TOGETHER):
-            part = [dict(record.fields) for record in given[first : first + _TOGETHER]]
-
-            def listen(event: Event, first: int = first) -> None:
-                report(event | {"step": first + event["step"], "total": len(given)})
-
-            with WhileTimeLasts(self._deadline.is_over):
-                found.append(self._probabilities(part, compared, listen).argmax(2))
-                continue
-            break
-        if not found:
-            return {}, 0
-        joined = np.concatenate(found, axis=1)
-        return self._scored(joined, labels[: joined.shape[1]]), joined.shape[1]
-
-    def _compared(self) -> list[Candidate]:
-        """Return the tuned prompt, the untuned one, and that one calibrated."""
-        if not hasattr(self, "outcome_"):
-            raise NotFittedError("the untuned prompt is not kept in an artifact; call fit, or score for the tuned one")
-        start = self.outcome_.start
-        return [self.outcome_.best, Candidate(start.prompt, Calibration.none(len(self.classes_))), start]
-
-    def _scored(self, found: np.ndarray, labels: Labels) -> dict[str, dict[str, float]]:
-        """Return the scores of class numbers `[3, N]` of the prompts that are compared."""
-        from cuecraft.compare.statistics import macro_f1
-
-        names = names_to_compare(self.classes_.tolist(), as_labels(labels))
-        truth = np.asarray([self.task_.verbalizer.index(name) for name in names])
-        return {
-            name: {"accuracy": float((own == truth).mean()), "macro_f1": macro_f1(truth, own, len(self.classes_))}
-            for name, own in zip(("tuned", "untuned", "calibrated"), found, strict=True)
-        }
-
-    def accuracies(
-        self, texts: Texts, labels: Labels, report: Callable[[Event], None] = lambda event: None
-    ) -> dict[str, float]:
-        """Return the accuracies of `scores` alone."""
-        return {name: found["accuracy"] for name, found in self.scores(texts, labels, report).items()}
 
     def save(self, folder: str | Path) -> str:
         """Write the artifact and return its hash.
@@ -401,12 +340,9 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises:
             ArtifactError: no artifact, a damaged one, or another backbone than it was made for.
         """
-        artifact = load_artifact(folder)
-        made_for = artifact.manifest.backbone
-        named = made_for.name if model is None else model
-        backbone = load_backbone(named, made_for.head, device, local_files_only, dtype)
-        loaded = cls.of(artifact, backbone, named)
-        loaded.set_params(device=device, local_files_only=local_files_only, dtype=dtype)
+        where = {"device": device, "local_files_only": local_files_only, "dtype": dtype}
+        loaded = cls.of(*with_backbone(folder, model, where))
+        loaded.set_params(**where)
         return loaded
 
     @classmethod
@@ -421,11 +357,12 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises:
             ArtifactError: another backbone than it was made for.
         """
-        manifest = artifact.manifest
+        manifest, chat = artifact.manifest, artifact.task.template.chat
         found = cls(
             backbone if model is None else model,
             manifest.method,
-            template=manifest.task.template,
+            template=None if chat else manifest.task.template,
+            chat=chat.turns if chat else None,
             label_words=dict(zip(artifact.classes, manifest.task.label_words, strict=True)),
             method_options=manifest.method_options,
             max_tokens=manifest.task.max_tokens,
@@ -435,11 +372,9 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         found._answer_with(artifact, backbone)
         return found
 
-    @training()
     def _answer_with(self, artifact: Artifact, backbone: AnyBackbone) -> None:
-        artifact.check_backbone(backbone)
+        self.candidate_ = stored_candidate(artifact, backbone)
         self.backbone_ = backbone
-        self._candidate = stored_candidate(artifact, backbone)
         self.artifact_ = artifact
         self.task_ = artifact.task
         self.classes_ = np.array(artifact.classes)
@@ -455,7 +390,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             parameters |= loading_of(self.model if isinstance(self.model, FrozenModel) else None)
         state: dict[str, Any] = {"parameters": parameters, "files": None}
         if hasattr(self, "artifact_"):
-            answering = loading_of(answering_model(self.backbone_, self._candidate))
+            answering = loading_of(answering_model(self.backbone_, self.candidate_))
             # Where it runs is the classifier's choice; another use of the model in this process may have had its own.
             answering |= {name: parameters[name] for name in ("device", "local_files_only")}
             state |= {"files": folder_files(self.artifact_.whole().save), "answering": answering}
@@ -494,7 +429,4 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self, texts: Texts, candidates: Sequence[Candidate], report: Callable[[Event], None]
     ) -> np.ndarray:
         """Return class probabilities `[T, N, C]` of several prompts."""
-        examples = self.task_.examples(as_records(texts, fields=self.task_.template.field_names))
-        logits = fresh_logits(self.backbone_, self.task_, candidates, examples, report)
-        found: np.ndarray = logits.double().softmax(-1).cpu().numpy()
-        return found
+        return class_probabilities(self.backbone_, self.task_, candidates, texts, report)

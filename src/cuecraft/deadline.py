@@ -17,7 +17,7 @@ _KEPT_BACK = 0.25
 
 
 class Clock(Protocol):
-    """Tells whether fewer seconds are left than are needed."""
+    """Returns whether fewer seconds are left than are needed."""
 
     def __call__(self, reserve: float = 0.0) -> bool:
         """Return whether fewer than `reserve` seconds are left."""
@@ -58,7 +58,7 @@ _is_over: ContextVar[Callable[[], bool] | None] = ContextVar("is_over", default=
 
 
 def check_time() -> None:
-    """Raise OutOfTimeError where the time of the work under way is over; every loop over batches calls this."""
+    """Raise OutOfTimeError where the time of the work in progress is over; every loop over batches calls this."""
     is_over = _is_over.get()
     if is_over is not None and is_over():
         raise OutOfTimeError

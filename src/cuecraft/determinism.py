@@ -26,7 +26,7 @@ def fixed_environment() -> dict[str, str]:
 
 
 def restart_with_fixed_hashes(arguments: Sequence[str]) -> None:
-    """Start this program anew where hashes of strings are salted, so that the order of sets is the same each time.
+    """Start this program again where hashes of strings are salted, so that the order of sets is the same each time.
 
     Args:
         arguments: of `python -m cuecraft`.

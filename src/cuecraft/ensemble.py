@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from cuecraft.classifier import PromptClassifier
+from cuecraft.answering import Answering, TunedPrompt, class_probabilities
 from cuecraft.data.texts import Texts
 from cuecraft.errors import ArtifactError
 from cuecraft.method import Event
 from cuecraft.prompts import load_artifact, member_folders
+from cuecraft.task import Task
 
 
 class PromptEnsemble:
@@ -22,13 +23,13 @@ class PromptEnsemble:
     arXiv 1612.01474). Texts are read once for all members that have the same template and label words.
 
     Args:
-        members: fitted classifiers of the same classes over the same backbone.
+        members: fitted classifiers, or tuned prompts, of the same classes over the same backbone.
 
     Raises:
         ArtifactError: no members, or of other classes.
     """
 
-    def __init__(self, members: Sequence[PromptClassifier]) -> None:
+    def __init__(self, members: Sequence[Answering]) -> None:
         if not members:
             raise ArtifactError("an ensemble needs at least one prompt; give one")
         first = members[0]
@@ -58,19 +59,28 @@ class PromptEnsemble:
         folders = member_folders(folder)
         if not folders:
             raise ArtifactError(f"{folder}: holds no artifacts seed-0, seed-1, ...; check the path")
-        first = PromptClassifier.load(folders[0], model, device, local_files_only, dtype)
-        others = [PromptClassifier.of(load_artifact(path), first.backbone_, first.model) for path in folders[1:]]
+        first = TunedPrompt.load(folders[0], model, device, local_files_only, dtype)
+        others = [TunedPrompt(load_artifact(path), first.backbone_) for path in folders[1:]]
         return cls([first, *others])
 
     def predict_proba(self, texts: Texts, report: Callable[[Event], None] = lambda event: None) -> np.ndarray:
         """Return class probabilities `[N, C]`, columns as in `classes_`: the mean of the members'."""
         texts = list(texts) if isinstance(texts, Iterator) else texts  # each group reads them
-        groups: dict[Any, list[PromptClassifier]] = {}
+        groups: dict[Task, list[Answering]] = {}
         for member in self.members:
             groups.setdefault(member.task_, []).append(member)
-        parts = [own[0].probabilities_of(texts, own, report) for own in groups.values()]
+        parts = [
+            class_probabilities(own[0].backbone_, task, [member.candidate_ for member in own], texts, report)
+            for task, own in groups.items()
+        ]
         mean: np.ndarray = np.concatenate(parts).mean(0)
         return mean
+
+    def truncated(self, texts: Texts) -> np.ndarray:
+        """Return for each text `[N]` whether it is cut at its end to fit, in front of some member at least."""
+        texts = list(texts) if isinstance(texts, Iterator) else texts
+        found: np.ndarray = np.any([member.truncated(texts) for member in self.members], axis=0)
+        return found
 
     def predict(self, texts: Texts) -> np.ndarray:
         """Return the likeliest class of each text `[N]`."""

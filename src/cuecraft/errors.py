@@ -1,8 +1,8 @@
-"""The mistakes a user can mend, each told in one line: what is wrong, where, and what to do."""
+"""The mistakes a user can fix, each in one line: what is wrong, where, and what to do."""
 
 
 class CuecraftError(ValueError):
-    """Base of every error that is the caller's to mend; the command line turns it into exit code 2."""
+    """Base of every error that is the caller's to fix; the command line turns it into exit code 2."""
 
 
 class DataError(CuecraftError):

@@ -1,7 +1,7 @@
 """Is a tuned prompt better than the untuned one? Paired comparison on held-out examples, and the verdict.
 
 A tuned prompt ships only where it is better on examples that it was not trained on: less mean log-loss, and accuracy
-not lower. How strong that evidence is stands beside it. It does not decide: with few labels little would ever be
+not lower. The strength of that evidence is stated. It does not decide: with few labels little would ever be
 certain, and the better of two prompts is the better guess at any strength.
 """
 
@@ -56,7 +56,7 @@ class Evidence:
 
 
 def is_better(tuned: tuple[float, float], untuned: tuple[float, float]) -> bool:
-    """Tell whether (mean log-loss, accuracy) of a tuned prompt are better than those of the untuned one."""
+    """Return whether (mean log-loss, accuracy) of a tuned prompt are better than those of the untuned one."""
     return tuned[0] < untuned[0] and tuned[1] >= untuned[1]
 
 
@@ -152,7 +152,7 @@ def judge(evidence: Evidence, untuned: Mapping[str, float], best: float, margin:
         best: the best held-out accuracy that was reached by anything.
         margin: of accuracy within which tuning is called hardly worth it.
         among: how many tuned prompts competed on the same examples; the best of many looks good by luck, and the
-            strength that is told is that after Bonferroni's correction.
+            strength that is reported is that after Bonferroni's correction.
     """
     loss = f"log-loss {evidence.untuned_loss:.3f} -> {evidence.loss:.3f}"
     hits = f"accuracy {evidence.untuned_accuracy:.3f} -> {evidence.accuracy:.3f}"

@@ -108,7 +108,7 @@ class PromptFamily:
             dev: name -> texts and labels to choose and stop by; a quarter of the texts of a task without.
             templates: name -> template; a general one for the others.
             label_words: name -> class -> word or words; the classes' names for the others.
-            report: is told of each step.
+            report: progress callback, called with each step.
             checkpoints: a folder for the state of training, to go on from; or a `Keeping`.
 
         Raises:

@@ -28,7 +28,7 @@ def accumulate_gradients(
 
     Args:
         backbone: the problem's.
-        parts: what makes the candidate as a differentiable function of the trained tensors, anew for each pass; and the
+        parts: what makes the candidate as a differentiable function of the trained tensors, for each pass; and the
             examples.
         trained: the leaves, whose gradients are replaced.
     """

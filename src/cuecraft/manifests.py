@@ -1,4 +1,4 @@
-"""Manifests of folders: JSON with a version, a hash of its own, and hashes of the files beside it. No torch here."""
+"""Manifests of folders: JSON with a version, a hash of its own, and hashes of the files next to it. No torch here."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ManifestKind(Generic[M]):
         error: what is raised.
         folder: what such a folder is called.
         versioned: what the version is called.
-        remedy: what makes a folder anew.
+        remedy: what makes a folder again.
     """
 
     model: type[M]

@@ -30,7 +30,7 @@ from cuecraft.prompts.manifest import DataEntry
 from cuecraft.task import Example, Task
 
 Event = dict[str, Any]
-#: Is told each part of some work, and returns the listener of its steps.
+#: Called with each part of some work, and returns the listener of its steps.
 Started = Callable[[str], Callable[[Event], None]]
 _FRESH = 1024  # examples read together where nothing is kept
 
@@ -104,7 +104,7 @@ class Problem:
         out_of_time: tells a method to stop with the best so far: whether fewer than `reserve` seconds are left. Asked
             between steps, and may raise StoppedError.
         is_over: whether the time limit is over; asked within passes too, which end there (`in_time`). Raises nothing.
-        report: is told of each step; never affects the result.
+        report: progress callback, called with each step; never affects the result.
         checkpoints: where trainings keep their state, to go on from after a crash; None to keep none.
     """
 
@@ -275,15 +275,17 @@ def fresh_logits(
         BackboneError: the model answers with NaN or infinity.
     """
     parts = []
-    shared = [n for n, candidate in enumerate(candidates) if candidate.reader is None]
+    together: dict[int, list[int]] = {}  # those that one reader reads
+    for n, candidate in enumerate(candidates):
+        together.setdefault(id(candidate.reader), []).append(n)
     for start in range(0, len(examples), _FRESH):
         context = backbone.context(examples[start : start + _FRESH], task, keep_bytes=0)
         found: dict[int, Tensor] = {}
-        if shared:
-            prompts = [prompt for n in shared for prompt in candidates[n].prompts]
-            logits = backbone.class_logits_many(context, prompts).split([len(candidates[n].prompts) for n in shared])
-            found = {n: candidates[n].joined(own) for n, own in zip(shared, logits, strict=True)}
-        found |= {n: c.logits(backbone, context) for n, c in enumerate(candidates) if n not in found}
+        for rows in together.values():
+            prompts = [prompt for n in rows for prompt in candidates[n].prompts]
+            with lent(candidates[rows[0]].reader, backbone, context) as (own, texts):
+                logits = own.class_logits_many(texts, prompts).split([len(candidates[n].prompts) for n in rows])
+            found |= {n: candidates[n].joined(part) for n, part in zip(rows, logits, strict=True)}
         parts.append(torch.stack([found[n] for n in range(len(candidates))]))
         report({"phase": "predict", "step": start + len(context), "total": len(examples), "padding": context.padding})
     return finite(torch.cat(parts, dim=1), backbone)
@@ -398,7 +400,7 @@ class Selection:
             candidate: the candidate.
             train: its score on the training examples.
             dev: its score on dev, where that is known already.
-            **details: what its event says beside the scores.
+            **details: what its event says in addition to the scores.
         """
         if self.problem.dev and dev is None:
             dev = score(self.problem.backbone, candidate, self.problem.dev)

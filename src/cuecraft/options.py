@@ -96,6 +96,10 @@ def _is_number(value: Any) -> bool:
 _ARGUMENTS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "method": (lambda value: isinstance(value, str), "a method's name"),
     "template": (lambda value: value is None or isinstance(value, str), "a string such as '{text}{mask}', or None"),
+    "chat": (
+        lambda value: value is None or isinstance(value, bool | Mapping),
+        "True, False, {'system': ..., 'user': ..., 'assistant': ...}, or None",
+    ),
     "method_options": (
         lambda value: value is None or (isinstance(value, Mapping) and all(isinstance(name, str) for name in value)),
         "{option: value}, or None",

@@ -1,4 +1,4 @@
-"""YAML files of settings, and errors in them told with file, line and key."""
+"""YAML files of settings, and errors in them with file, line and key."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Settings:
         source: the file, as shown in errors; empty where there is none.
         values: its keys and values.
         lines: the line of each key, by its place.
-        given: names of places that were given beside the file, such as on the command line.
+        given: names of places that were given in addition to the file, such as on the command line.
     """
 
     source: str = ""
@@ -88,11 +88,11 @@ def parse_yaml(text: str, source: str, error: type[CuecraftError]) -> Settings:
     except yaml.YAMLError as cause:
         mark = getattr(cause, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
-        raise error(f"{source}{where}: not valid YAML ({getattr(cause, 'problem', cause)}); mend it") from None
+        raise error(f"{source}{where}: not valid YAML ({getattr(cause, 'problem', cause)}); fix it") from None
     except CuecraftError:
         raise
     except (ValueError, RecursionError) as cause:  # such as a date that is none
-        raise error(f"{source}: not valid YAML ({cause}); mend it") from None
+        raise error(f"{source}: not valid YAML ({cause}); fix it") from None
     if not isinstance(found, dict):
         raise error(f"{source}: a YAML {type(found).__name__}, but settings are 'key: value' lines")
     return Settings(source, found, lines)
@@ -131,7 +131,7 @@ def shown_place(place: Sequence[str | int]) -> str:
 def explained(
     cause: ValidationError, settings: Settings, plain: Callable[[Place], Place], known: Callable[[Place], Sequence[str]]
 ) -> str:
-    """Return the one line that tells the first error of a validation: where, what, and what to do.
+    """Return the one line that states the first error of a validation: where, what, and what to do.
 
     Args:
         cause: the error.

@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-SCRATCH = ".tmp"  # ending of a file under way
+SCRATCH = ".tmp"  # ending of a file in progress
 LOCK = ".lock"
 
 
@@ -52,7 +52,7 @@ def digest(document: Mapping[str, Any], own: str = "artifact_sha256") -> str:
 
 
 def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write a new folder beside `target`, then move it there in one step.
+    """Let `fill` write a new folder next to `target`, then move it there in one step.
 
     An older folder of that name is replaced only once the new one is complete, and nothing is left behind when
     `fill` fails.
@@ -110,7 +110,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_file(path: Path, fill: Callable[[Path], object]) -> None:
-    """Let `fill` write a new file beside `path`, then put it there in one step.
+    """Let `fill` write a new file next to `path`, then put it there in one step.
 
     What stands there stays as it is when that fails, or is cut short.
 

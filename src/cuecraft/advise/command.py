@@ -12,8 +12,9 @@ import torch
 
 from cuecraft.advise.document import Scores, make_document
 from cuecraft.advise.endpoint import Endpoint, ask_all, key_from
+from cuecraft.advise.forms import measure_forms
 from cuecraft.advise.lengths import measure_lengths
-from cuecraft.advise.measure import Reading, accuracy, calibrated_accuracy, read_sample, stratified_order
+from cuecraft.advise.measure import Reading, accuracy, calibrated_accuracy, stratified_order
 from cuecraft.advise.request import AdviseRequest
 from cuecraft.advise.survey import survey
 from cuecraft.backbone import AnyBackbone, load_backbone
@@ -30,7 +31,7 @@ def run_advise(request: AdviseRequest, started: Callable[[str], Callable[[Event]
     """Look at data, measure for about the time limit, and return the document of `cuecraft advise --json`.
 
     Raises:
-        CuecraftError: anything that the user can mend; nothing is written then.
+        CuecraftError: anything that the user can fix; nothing is written then.
     """
     endpoint = _endpoint(request)
     if request.labelled_out is not None:
@@ -47,14 +48,17 @@ def run_advise(request: AdviseRequest, started: Callable[[str], Callable[[Event]
         request.model, request.head, request.device, local_files_only=request.local_files_only, dtype=request.dtype
     )
     words, limit = request.label_words, request.max_tokens
-    task = label_free_task(backbone, records, list(found.classes), request.template, words, limit)
-    lengths = measure_lengths(backbone, task, records, request.seed)
+    task = label_free_task(backbone, records, list(found.classes), request.template, words, limit, chat=request.chat)
     tokens = _label_tokens(backbone, task) if labelled else _token_counts(backbone, task)
-    reading = None
+    reading, forms = None, None
     if tokens is not None:
-        report = started("measuring")
-        reading = read_sample(backbone, task, labelled or records, request.time_limit, request.seed, report)
+        measured = measure_forms(request, backbone, task, labelled or records, started)
+        task, reading, forms = measured.task, measured.reading, measured.forms
+        if measured.is_chat:
+            request, tokens = replace(request, chat=True), _token_counts(backbone, task)
+    lengths = measure_lengths(backbone, task, records, request.seed)
     scores = _scores(request, task, labelled, reading, endpoint, started)
+    scores = replace(scores, forms=forms)
     document = make_document(request, backbone, task, found, lengths, tokens, reading, scores)
     if request.labelled_out is not None:
         _write(request.labelled_out, labelled, request.label_column or "label")

@@ -90,7 +90,7 @@ class Sizes:
 
 
 def _texts_come_first(task: Task) -> bool:
-    """Tell whether no text stands behind the prompt, so that a causal model need not read it again."""
+    """Return whether no text stands behind the prompt, so that a causal model need not read it again."""
     pieces = task.template.pieces
     prompt = next(n for n, piece in enumerate(pieces) if isinstance(piece, PromptSlot))
     return not any(isinstance(piece, Field) for piece in pieces[prompt:])

@@ -18,7 +18,7 @@ from cuecraft.backbone import AnyBackbone, HeadKind
 from cuecraft.task import Task
 
 _SHOWN = 5  # contradictions that are listed
-_SCARCE = 4  # labels of a class that has few beside others
+_SCARCE = 4  # labels of a class that has few compared with others
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Scores:
     zero_shot: Accuracy | None = None
     calibrated: Accuracy | None = None
     endpoint: Reference | None = None
+    forms: Mapping[str, Any] | None = None  # how plain and chat template compare
 
 
 def make_document(
@@ -81,6 +82,7 @@ def make_document(
         },
         "zero_shot": _shown(scores.zero_shot),
         "calibrated": _shown(scores.calibrated),
+        "forms": scores.forms,
         "majority_accuracy": found.majority,
         "answers": answers,
         "endpoint": scores.endpoint and _reference(request, scores.endpoint),

@@ -79,7 +79,7 @@ class Endpoint:
         if parts.username or parts.password or parts.query:
             raise EndpointError("the endpoint's address carries a password or a query; put the key into a variable")
         if self.key is not None and not re.fullmatch(r"[!-~]+", self.key):
-            raise EndpointError("the endpoint's key has white space or letters beyond ASCII; mend the variable")
+            raise EndpointError("the endpoint's key has white space or letters beyond ASCII; fix the variable")
         if self.key is not None and parts.scheme == "http" and parts.hostname not in _LOCAL:
             raise EndpointError("a key is not sent over plain http; write https, or send none")
 
@@ -180,7 +180,7 @@ def ask_all(
         texts: fields of each text; these leave this machine.
         labels: names of the classes, at least one.
         truth: class numbers of the texts.
-        report: is told of each answer.
+        report: progress callback, called with each answer.
 
     Raises:
         EndpointError: a request failed for good. No further requests are made then.
@@ -200,7 +200,7 @@ def ask_all(
             unclear += said is None
             report({"phase": "asking", "step": len(replies), "total": len(texts)})
     finally:
-        stop.set()  # whoever waits for another attempt gives up
+        stop.set()  # a thread that waits for another attempt gives up
         pool.shutdown(wait=True, cancel_futures=True)
     counted = [reply.tokens for reply in replies if reply.tokens is not None]
     tokens = sum(counted) if len(counted) == len(replies) else None

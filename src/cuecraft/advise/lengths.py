@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from cuecraft.backbone import AnyBackbone, HeadKind
 from cuecraft.backbone.rendering import Renderer
 from cuecraft.data import Record, subsample
 from cuecraft.errors import LabelWordError
-from cuecraft.task import Task, Template
+from cuecraft.task import Task
 
 ROWS = 10_000  # texts that are counted at most: a share of one in a hundred is then known to a fifth of itself
 
@@ -27,7 +27,7 @@ class Lengths:
         p95: the length that one text in twenty exceeds.
         longest: of all that were counted.
         limit: tokens of one input: the backbone's positions, or `--max-tokens` where that is less; None for no limit.
-        room: tokens of text that fit beside the template and what is kept for the prompt; None for no limit.
+        room: tokens of text that fit next to the template and what is kept for the prompt; None for no limit.
         cut: texts that are longer than that.
         fixed: tokens of the template, its prompt included.
         cue: tokens of that prompt, at least one.
@@ -59,7 +59,7 @@ def measure_lengths(backbone: AnyBackbone, task: Task, records: Sequence[Record]
     """Tokenise the texts as a run would.
 
     Raises:
-        TemplateError, PromptError: the template does not fit the fields, or leaves no room for text.
+        TemplateError, PromptError: the template does not fit the fields, or leaves no space for text.
     """
     renderer = _renderer(backbone, task)
     chosen = subsample(records, ROWS, seed)
@@ -85,6 +85,6 @@ def _renderer(backbone: AnyBackbone, task: Task) -> Renderer:
     try:
         return backbone.renderer(task)
     except LabelWordError:
-        bare = Template(task.template.source.replace("{mask}", ""))
+        bare = replace(task.template, source=task.template.source.replace("{mask}", ""))
         plain = Task(bare, task.verbalizer, task.max_tokens, task.reserve)
         return Renderer(backbone.tokenizer, plain, HeadKind.SEQUENCE, backbone.max_positions, backbone.text_tokenizer)

@@ -100,7 +100,7 @@ def read_sample(
         records: with labels or without.
         seconds: that reading may take, about. The first few texts are read in any case.
         seed: of the sample.
-        report: is told of each read.
+        report: progress callback, called with each read.
         clock: seconds.
 
     Raises:

@@ -12,6 +12,7 @@ from typing import Any
 from cuecraft.advise.request import AdviseRequest
 from cuecraft.advise.rules import Fit, Worth
 from cuecraft.advise.survey import Survey
+from cuecraft.task.chat import ChatChoice
 
 
 def next_command(
@@ -59,8 +60,19 @@ def _is_one_token(tokenizer: Any, word: str) -> bool:
     return all(len(ids) == 1 and ids[0] != unknown for ids in written)
 
 
+def _chat(choice: ChatChoice | None) -> list[str]:
+    """Return the arguments of a chat."""
+    if isinstance(choice, Mapping):  # the command line gives the system's turn alone
+        return ["--chat", "--system", _on_one_line(choice["system"])]
+    return [] if choice is None else ["--chat" if choice else "--no-chat"]
+
+
+def _on_one_line(text: str) -> str:
+    return text.replace("\n", "\\n").replace("\t", "\\t")
+
+
 def command_line(request: AdviseRequest, words: Sequence[str]) -> str:
-    """Return a command line over the request's data and model, with what was asked for beside them."""
+    """Return a command line over the request's data and model, with the further options of the request."""
     verb, *more = words
     uses_labels = "--unlabeled" not in more
     is_tuning = verb != "advise"
@@ -73,7 +85,8 @@ def command_line(request: AdviseRequest, words: Sequence[str]) -> str:
     if not (is_tuning and uses_labels) and request.classes is not None:
         line += ["--classes", ",".join(request.classes)]
     if request.template is not None:
-        line += ["--template", request.template.replace("\n", "\\n").replace("\t", "\\t")]
+        line += ["--template", _on_one_line(request.template)]
+    line += _chat(request.chat)
     for label, own in (request.label_words or {}).items():
         line += ["--label-words", f"{label}={','.join(own)}"]
     for name in ("head", "max_tokens"):

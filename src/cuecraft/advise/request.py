@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cuecraft.data.readers import AS_USUAL, Reading
+from cuecraft.task.chat import ChatChoice
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class AdviseRequest:
     label_column: str | None = None
     classes: tuple[str, ...] | None = None
     template: str | None = None
+    chat: ChatChoice | None = None
     label_words: Mapping[str, Sequence[str]] | None = None
     head: str | None = None
     max_tokens: int | None = None

@@ -46,7 +46,7 @@ class Fit:
     time_limit: int | None = None
 
     def holds(self, labels_per_class: float, head: HeadKind) -> bool:
-        """Tell whether it fits so many labels of each class and a kind of backbone."""
+        """Return whether it fits so many labels of each class and a kind of backbone."""
         return self.least <= labels_per_class < self.below and head in self.heads
 
 
@@ -80,7 +80,7 @@ FITS = (
     Fit(
         *("auto, longer", MANY, THOUSANDS, ANY, Work.SEARCH),
         _tune("auto", "--preset", "best", "--time-limit", "3600"),
-        "hundreds of labels carry a longer search: more settings can be told apart on held-out folds",
+        "hundreds of labels carry a longer search: more settings can be compared on held-out folds",
         time_limit=3600,
     ),
     Fit(
@@ -175,7 +175,7 @@ CHECKS = (
     ),
     Check(
         *("contradictions", 1),
-        "{contradictions:.0f} texts stand under several labels; mend them, as no prompt can be right on both",
+        "{contradictions:.0f} texts stand under several labels; fix them, as no prompt can be right on both",
     ),
     Check(
         *("imbalance", 4),

@@ -104,7 +104,7 @@ def _check_classes(records: Sequence[Record], names: Sequence[str], named: bool)
         if record.label is not None and record.label not in names:
             raise DataError(
                 f"row {row}: label {record.label!r} is not one of the classes ({', '.join(names)}); "
-                "mend the label or name it in --classes"
+                "fix the label or name it in --classes"
             )
     if len(set(names)) < 2:
         have = f"only one class ({names[0]})" if names else "no row has a label, so the classes are not known"

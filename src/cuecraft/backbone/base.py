@@ -93,7 +93,7 @@ class ReadyPrompt:
 
     @property
     def length(self) -> int:
-        """Positions that it takes beside a text's pieces."""
+        """Positions that it takes in addition to a text's pieces."""
         if self.opening is not None:
             return self.opening.shape[3] - len(self.renderer.opening_ids or ())
         return len(self.vectors) + (0 if self.states is None else self.states.shape[3])
@@ -180,7 +180,7 @@ class Backbone(Protocol):
         ...
 
     def share_passes(self, parts: Sequence[tuple[Context, Prompt]]) -> bool:
-        """Tell whether `class_logits_each` reads these together."""
+        """Return whether `class_logits_each` reads these together."""
         ...
 
     def class_logits_each(self, parts: Sequence[tuple[Context, Prompt]]) -> list[Tensor]:

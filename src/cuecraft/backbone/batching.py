@@ -68,7 +68,7 @@ _OUT_OF_MEMORY = ("not enough memory", "can't allocate memory")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error is torch's way to say that memory ran out, on a GPU or a CPU."""
+    """Return whether an error is torch's way to say that memory ran out, on a GPU or a CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     # The CPU allocator has no error class of its own; its words differ between platforms.

@@ -42,6 +42,7 @@ class CausalBackbone(MixedCausal):
         budget: what one pass may take; None for the default of the model's device.
         context_bytes: bytes of keys and values to keep over all contexts in use; beyond that they are computed again
             by each pass. None for a quarter of the device's memory. May be set later.
+        shares_context: what an earlier check of the same model found; None to check now.
     """
 
     def __init__(
@@ -52,8 +53,9 @@ class CausalBackbone(MixedCausal):
         fingerprint: Callable[[], str],
         budget: Budget | None = None,
         context_bytes: int | None = None,
+        shares_context: bool | None = None,
     ) -> None:
-        super().__init__(model, tokenizer, name, fingerprint, budget)
+        super().__init__(model, tokenizer, name, fingerprint, budget, shares_context)
         self.context_bytes = memory_of(self.device) // 4 if context_bytes is None else context_bytes
         self._kept_bytes = 0
         self._counting = threading.RLock()  # of `_kept_bytes`; again by its holder where garbage is collected meanwhile
@@ -73,7 +75,7 @@ class CausalBackbone(MixedCausal):
         for row, piece in enumerate(pieces, start=1):
             # A row without tail among rows with one would have its answer slot elsewhere.
             if not len(piece) or (has_tail and not piece.after):
-                raise DataError(f"text {row} has no tokens in the field after the prompt; mend or remove it")
+                raise DataError(f"text {row} has no tokens in the field after the prompt; fix or remove it")
         distinct = list(dict.fromkeys(piece.before for piece in pieces if piece.before))
         free = self.context_bytes - self._kept_bytes
         free = free if keep_bytes is None else min(free, keep_bytes)
@@ -129,7 +131,7 @@ class CausalBackbone(MixedCausal):
         return restore_order(parts, groups, dim=0)
 
     def share_passes(self, parts: Sequence[tuple[Context, Prompt]]) -> bool:
-        """Tell whether `class_logits_each` reads these together: prompts of one length, without prefix and head."""
+        """Return whether `class_logits_each` reads these together: prompts of one length, without prefix and head."""
         lengths = {len(prompt.vectors(self.embed)) for _, prompt in parts}
         return len(lengths) == 1 and all(
             context.renderer is parts[0][0].renderer and prompt.states is None and prompt.head is None

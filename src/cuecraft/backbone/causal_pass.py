@@ -25,7 +25,7 @@ from cuecraft.backbone.rendering import HeadKind, Pieces, Renderer
 from cuecraft.backbone.tree import grow_tree
 from cuecraft.errors import BackboneError, PromptError
 
-# GPT-Neo masks by the number of keys before a key, so branches must fit into its window beside the context.
+# GPT-Neo masks by the number of keys before a key, so branches must fit into its window next to the context.
 _COUNT_KEYS = {"gpt_neo"}
 
 
@@ -38,6 +38,7 @@ class CausalModel(FrozenModel):
         name: what to call it in messages and artifacts.
         fingerprint: computes the hash of weights and tokenizer.
         budget: what one pass may take; None for the default of the model's device.
+        shares_context: what an earlier check of the same model found; None to check now.
 
     Raises:
         BackboneError: it does not answer alike with and without a context that is kept.
@@ -52,10 +53,11 @@ class CausalModel(FrozenModel):
         name: str,
         fingerprint: Callable[[], str],
         budget: Budget | None = None,
+        shares_context: bool | None = None,
     ) -> None:
         super().__init__(model, tokenizer, name, fingerprint, budget)
-        self._shares_context = True
-        if not self._answers_alike():
+        self._shares_context = True if shares_context is None else shares_context
+        if shares_context is None and not self._answers_alike():
             self._shares_context = False
             if not self._answers_alike():
                 raise BackboneError(
@@ -84,7 +86,7 @@ class CausalModel(FrozenModel):
 
     @torch.no_grad()
     def _answers_alike(self) -> bool:
-        """Tell whether branches over kept, padded contexts have the logits of plain forward passes, one text each."""
+        """Return whether branches over kept, padded contexts have the logits of plain forward passes, one text each."""
         ids = self._sample_ids(7)
         texts, cues = [tuple(ids[:5]), tuple(ids[2:4])], [(0, 1), (0, 2), (3,)]
         vectors = torch.tensor([*ids[:3], ids[6]])
@@ -103,7 +105,7 @@ class CausalModel(FrozenModel):
 
     def _plain_logits(self, ids: Sequence[int]) -> Tensor:
         """Return logits `[V]` after a text, as the model gives them by itself."""
-        with ONE_PASS_AT_A_TIME:  # another backbone over the same model may have a pass under way
+        with ONE_PASS_AT_A_TIME:  # another backbone over the same model may have a pass in progress
             logits: Tensor = self.model(input_ids=torch.tensor([ids], device=self.device)).logits[0, -1].float()
         return logits
 

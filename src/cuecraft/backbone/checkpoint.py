@@ -256,7 +256,7 @@ def check_read(name: str, model: Any, info: Mapping[str, Any], kind: HeadKind) -
 
 
 def _is_of_layers(key: str, body: Any, prefix: str) -> bool:
-    """Tell whether weights that a model has no place for are of its own layers: of one more, or a bias of one.
+    """Return whether weights that a model has no place for are of its own layers: of one more, or a bias of one.
 
     Heads that are not used, buffers of older versions, and parts that the architecture leaves out are neither.
     """

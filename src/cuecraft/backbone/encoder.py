@@ -56,11 +56,11 @@ class EncoderBackbone(FrozenModel):
 
     @torch.no_grad()
     def check(self) -> None:
-        """Raise BackboneError where what is read of a text depends on the padding beside it, or is not the model's."""
+        """Raise BackboneError where what is read of a text depends on its padding, or is not the model's."""
         ids = self._sample_ids(5)
         pieces = [Pieces(tuple(ids), ()), Pieces(tuple(ids[1:3]), ())]
         no_cue = RowCues([0] * len(pieces), self.embed(torch.zeros(0, dtype=torch.long)))
-        with ONE_PASS_AT_A_TIME:  # another backbone over the same model may have a pass under way
+        with ONE_PASS_AT_A_TIME:  # another backbone over the same model may have a pass in progress
             found = self._probe(self._lay_out(pieces, no_cue), pieces).float()
             plain = torch.cat([self._plain(piece) for piece in pieces])
         if not agree(found, plain, self.name):
@@ -96,7 +96,7 @@ class EncoderBackbone(FrozenModel):
         return torch.stack([self.class_logits(context, prompt) for prompt in prompts])
 
     def share_passes(self, parts: Sequence[tuple[Context, Prompt]]) -> bool:
-        """Tell whether `class_logits_each` reads these together: prompts of one task without prefixes.
+        """Return whether `class_logits_each` reads these together: prompts of one task without prefixes.
 
         Either all of them have a class head or none.
         """

@@ -15,9 +15,13 @@ from cuecraft.backbone.attention import numbers_of
 from cuecraft.backbone.base import Context, Prompt, Swap, T
 from cuecraft.backbone.batching import Budget, is_out_of_memory
 from cuecraft.backbone.layers import layer_list
-from cuecraft.backbone.rendering import HeadKind, Renderer, reading_texts
+from cuecraft.backbone.nearest import Nearest, NearestRenderer
+from cuecraft.backbone.rendering import HeadKind, Renderer
+from cuecraft.backbone.token_ids import reading_texts
 from cuecraft.errors import BackboneError, PromptError
 from cuecraft.task import Task
+
+_TASKS_KEPT = 4  # whose examples' features are kept
 
 
 class FrozenModel(ABC):
@@ -50,6 +54,7 @@ class FrozenModel(ABC):
         #: The arguments by which `load_backbone` gives it again; None for a model in memory.
         self.source: Mapping[str, Any] | None = None
         self._states_shape: tuple[int, ...] | None = None
+        self._nearest: dict[Task, Nearest] = {}
 
     def __deepcopy__(self, memo: object) -> Self:
         """Return the backbone itself: it never changes, so copies of what holds it (`sklearn.clone`) share it."""
@@ -63,7 +68,7 @@ class FrozenModel(ABC):
         twin = copy.copy(self)
         for derived in ("layers", "layer_numbers"):
             twin.__dict__.pop(derived, None)
-        twin.model, twin.name = model, name
+        twin.model, twin.name, twin._nearest = model, name, {}
         return twin
 
     @property
@@ -171,7 +176,17 @@ class FrozenModel(ABC):
         Raises:
             TemplateError, LabelWordError: the task does not fit the backbone.
         """
-        return Renderer(self.tokenizer, task, self.head_kind, self.max_positions, self.text_tokenizer)
+        parts = (self.tokenizer, task, self.head_kind, self.max_positions, self.text_tokenizer)
+        if task.nearest is None:
+            return Renderer(*parts)
+        found = self._nearest.pop(task, None) or Nearest(self, task)
+        # The newest at the end; of others the features of their examples are forgotten.
+        self._nearest = dict([*self._nearest.items(), (task, found)][-_TASKS_KEPT:])
+        return NearestRenderer(*parts, found)
+
+    @abstractmethod
+    def features(self, context: Context, prompt: Prompt) -> Tensor:
+        """Return what a class head reads `[B, d]`, differentiable with respect to the prompt's tensors."""
 
     def fingerprint(self) -> str:
         """Return the SHA-256 (hex) of weights and tokenizer."""
@@ -184,7 +199,7 @@ class FrozenModel(ABC):
         """Return class logits `[B, C]`, differentiable with respect to the prompt's tensors."""
 
     def share_passes(self, parts: Sequence[tuple[Context, Prompt]]) -> bool:
-        """Tell whether `class_logits_each` reads these together: only some backbones can."""
+        """Return whether `class_logits_each` reads these together: only some backbones can."""
         return False
 
     def class_logits_each(self, parts: Sequence[tuple[Context, Prompt]]) -> list[Tensor]:
@@ -194,7 +209,7 @@ class FrozenModel(ABC):
     def within_memory(self, run: Callable[[Budget], T]) -> T:
         """Run with the budget; where memory runs out, halve the budget for good and run again.
 
-        Whoever takes backward passes runs them in here too, `budget.rows` examples at a time: what a pass with a
+        A caller that takes backward passes runs them in here too, `budget.rows` examples at a time: what a pass with a
         gradient keeps is freed by its backward pass only, so such a pass alone is not run again.
         """
         while True:
@@ -290,7 +305,7 @@ def position_limit(config: Any) -> int | None:
 
 
 def agree(found: Tensor, expected: Tensor, name: str) -> bool:
-    """Tell whether a new backbone's answers are the model's own: to within what bfloat16 rounds.
+    """Return whether a new backbone's answers are the model's own: to within what bfloat16 rounds.
 
     Raises:
         BackboneError: the model's own answers are no numbers.
@@ -305,5 +320,5 @@ def agree(found: Tensor, expected: Tensor, name: str) -> bool:
 
 
 _TOLERANCE = 0.02  # of the greatest number: wide enough for bfloat16, far from a wrong mask or position
-# RoBERTa and kin number positions from pad_token_id + 1.
+# RoBERTa and similar models number positions from pad_token_id + 1.
 _OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm"}

@@ -9,7 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,11 @@ from cuecraft.backbone.checkpoint import (
 )
 from cuecraft.backbone.encoder import MaskedBackbone, Pooling, SequenceBackbone
 from cuecraft.backbone.gradient_mode import ordinary_tensors
-from cuecraft.backbone.rendering import HeadKind, copied_tokenizer
+from cuecraft.backbone.rendering import HeadKind
+from cuecraft.backbone.token_ids import copied_tokenizer
 from cuecraft.backbone.vocabulary import within_vocabulary
 from cuecraft.errors import BackboneError, CuecraftError, CuecraftWarning
+from cuecraft.remembered import LARGE, keep, recall
 
 AnyBackbone = CausalBackbone | MaskedBackbone | SequenceBackbone
 _MEET_THE_CONTRACT: tuple[type[Backbone], ...] = (CausalBackbone, MaskedBackbone, SequenceBackbone)
@@ -59,7 +61,7 @@ def load_backbone(
     """Return a frozen backbone.
 
     Args:
-        model: ``demo:smollm2-135m`` and kin, a local folder, a GGUF file (of a split one any part), which is converted
+        model: a demo name such as ``demo:smollm2-135m``, a folder, a GGUF file (of a split one any part), converted
             once into the user's cache, a Hub name, a `(model, tokenizer)` pair, whose model stays as it is and shares
             its weights, or a backbone (returned as it is).
         head: ``causal``, ``masked`` or ``sequence``; by default what the checkpoint was saved as, and ``sequence``
@@ -157,7 +159,7 @@ def _dtype(dtype: str, device: str) -> torch.dtype:
 
 
 def _has_fast_half_precision() -> bool:
-    """Tell whether the CPU multiplies half-precision matrices in hardware (Linux; elsewhere taken as no)."""
+    """Return whether the CPU multiplies half-precision matrices in hardware (Linux; elsewhere taken as no)."""
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -200,7 +202,7 @@ def _load(
     pooling = _pooling(_snapshot(folder), config)
     with _readable_errors(name):
         model = model if asked == NF4 else model.to(device)
-        loaded = _wrap(model, tokenizer, name, kind, lambda: _hash_files(name), pooling)
+        loaded = _checked_once(model, tokenizer, name, kind, pooling)
     loaded.local_files_only = local_files_only
     return loaded
 
@@ -220,30 +222,71 @@ def _from_memory(model: Any, tokenizer: Any, head: HeadKind | None) -> AnyBackbo
         return _wrap(model, tokenizer, name, kind, lambda: _hash_state(model, tokenizer), _pooling(None, model.config))
 
 
+def _checked_once(model: Any, tokenizer: Any, name: str, kind: HeadKind, pooling: Pooling) -> AnyBackbone:
+    """Return a backbone of files; what its check finds is kept, since the passes of the check take as long as a load.
+
+    The check is made again where files, device, number type, torch, transformers, or this package's own code differ.
+    """
+    if sum(own.numel() * own.element_size() for own in model.parameters()) < LARGE:
+        return _wrap(model, tokenizer, name, kind, lambda: _hash_files(name), pooling)
+    sha256 = _hash_files(name)
+    device = next(model.parameters()).device
+    key = {
+        "check": kind,
+        "model": sha256,
+        "config": hashlib.sha256(model.config.to_json_string().encode()).hexdigest(),
+        "dtype": str(model.dtype),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "versions": [torch.__version__, transformers.__version__, _own_code()],
+    }
+    known = recall(key)
+    loaded = _wrap(model, tokenizer, name, kind, lambda: sha256, pooling, known if isinstance(known, bool) else None)
+    if not isinstance(known, bool):
+        keep(key, loaded.shares_context if isinstance(loaded, CausalBackbone) else True)
+    return loaded
+
+
+@cache
+def _own_code() -> str:
+    """Return the hash of the modules that a backbone is made of."""
+    found = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        found.update(path.read_bytes())
+    return found.hexdigest()
+
+
 def _wrap(
-    model: Any, tokenizer: Any, name: str, kind: HeadKind, fingerprint: Callable[[], str], pooling: Pooling
+    model: Any,
+    tokenizer: Any,
+    name: str,
+    kind: HeadKind,
+    fingerprint: Callable[[], str],
+    pooling: Pooling,
+    known: bool | None = None,
 ) -> AnyBackbone:
+    """Return a backbone; `known` is what an earlier check found: of a causal one, whether it shares contexts."""
     tokenizer = within_vocabulary(tokenizer, model, name)
     if kind is HeadKind.CAUSAL:
-        return CausalBackbone(model, tokenizer, name, fingerprint)
+        return CausalBackbone(model, tokenizer, name, fingerprint, shares_context=known)
     if kind is HeadKind.MASKED:
         if tokenizer.mask_token_id is None:
             raise BackboneError(f"{name}: its tokenizer has no mask token, so it cannot fill {{mask}}")
         backbone: MaskedBackbone | SequenceBackbone = MaskedBackbone(model, tokenizer, name, fingerprint)
     else:
         backbone = SequenceBackbone(model, tokenizer, name, fingerprint, pooling)
-    backbone.check()
+    if known is None:
+        backbone.check()
     return backbone
 
 
 def _refuse_encoder_decoder(config: Any) -> None:
-    """Raise BackboneError for T5, BART and kin, whatever head is asked for."""
+    """Raise BackboneError for T5, BART and similar models, whatever head is asked for."""
     if getattr(config, "is_encoder_decoder", False):
         raise BackboneError(f"{config.model_type} is an encoder-decoder, which is not supported; use a causal model")
 
 
 def _saved_head(config: Any, class_name: str | None = None) -> HeadKind:
-    """Tell what a checkpoint was saved as."""
+    """Return what a checkpoint was saved as."""
     saved = class_name or next(iter(architectures(config)), "")
     if saved.endswith(("ForMaskedLM", "ForPreTraining")):
         return HeadKind.MASKED

@@ -286,7 +286,7 @@ class SequenceReadout(WordReadout):
 
 def _log_normalisers(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return ``logsumexp`` over the vocabulary `[...]` of hidden states `[..., d]`, a slice of it at a time."""
-    # A graph under way has no batch size yet, and takes the vocabulary in one piece.
+    # A graph in progress has no batch size yet, and takes the vocabulary in one piece.
     is_graph = torch.compiler.is_exporting()
     step = weight.shape[0] if is_graph else max(1, _SLICE_NUMBERS // hidden[..., 0].numel())
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import takewhile
 from typing import Any
 
 from cuecraft.backbone.marks import BYTE_SPACE, CONTINUATION, PIECE_SPACE, meant_by, text_of_printed_tokens
-from cuecraft.errors import BackboneError, CuecraftWarning, DataError, LabelWordError, PromptError, TemplateError
-from cuecraft.task import Example, Field, Literal, MaskSlot, PromptSlot, Task
+from cuecraft.backbone.token_ids import special_ids, text_ids
+from cuecraft.errors import CuecraftWarning, DataError, LabelWordError, PromptError, TemplateError
+from cuecraft.task import Example, Field, Literal, MaskSlot, PromptSlot, Shot, Task
 
 
 class HeadKind(StrEnum):
@@ -99,30 +100,52 @@ class Renderer:
         # SentencePiece in its older form puts a space before every text by itself; a second one would be a token.
         self._writes_own_space = tokenizer.tokenize("a")[0].startswith("▁")
         self.label_ids: LabelIds = () if head is HeadKind.SEQUENCE else self._label_ids()
+        #: How a text is written: behind answered examples, a chat template goes on with the next turn.
+        self._template = task.template.behind_examples if task.shots else task.template
         slots = self._slots()
         self._check_template(slots)
         at = next(i for i, piece in enumerate(slots) if isinstance(piece, PromptSlot))
         start, end = special_ids(tokenizer)
         self._start, self._end = start, () if head is HeadKind.CAUSAL else end
+        if self._is_chat:  # its literals have all special tokens
+            self._start = self._end = ()
         self._before: _Slots = [p for p in slots[:at] if not isinstance(p, PromptSlot)]
         self._after: _Slots = [p for p in slots[at + 1 :] if not isinstance(p, PromptSlot)]
+        written = [task.template, self._template, *(task.template.example(n) for n in range(min(2, len(task.shots))))]
+        literals = [piece for own in written for piece in own.pieces if isinstance(piece, Literal)]
+        first = written[2 if task.shots else 0].pieces[0]
         self._literal_ids = {
-            piece.text: tuple(tokenizer(piece.text, add_special_tokens=False)["input_ids"])
-            for piece in (*task.template.pieces, BETWEEN_SHOTS)
-            if isinstance(piece, Literal)
+            piece.text: self._literal_text_ids(piece.text, piece == first) for piece in (*literals, BETWEEN_SHOTS)
         }
-        self._start += self._shot_ids()
+        self._start += self._shot_ids(task.shots if task.nearest is None else ())
 
-    def _shot_ids(self) -> tuple[int, ...]:
-        """Return the ids of the examples that stand in front of every text, a blank line behind each.
+    @property
+    def _is_chat(self) -> bool:
+        return self.task.template.chat is not None
 
-        Their texts are tokenised as all texts are: braces and special tokens in them stay text.
+    def _literal_text_ids(self, text: str, is_first: bool) -> tuple[int, ...]:
+        """Return the ids of a literal.
+
+        A tokenizer that puts a space before every text by itself does not do so within a conversation.
         """
-        shots, ids = self.task.shots, list[int]()
+        alone = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        if is_first or not (self._is_chat and self._writes_own_space):
+            return alone
+        before, whole = (self.tokenizer(own, add_special_tokens=False)["input_ids"] for own in ("a", "a" + text))
+        return tuple(whole[len(before) :]) if whole[: len(before)] == before else alone
+
+    def _shot_ids(self, shots: Sequence[Shot]) -> tuple[int, ...]:
+        """Return the ids of examples that stand in front of a text, a blank line behind each.
+
+        In a chat template each of them is a round of its own. Their texts are tokenised as all texts are: braces and
+        special tokens in them stay text.
+        """
+        ids = list[int]()
         rows = self._field_ids([Example(dict(shot.fields)) for shot in shots])
-        for shot, row in zip(shots, rows, strict=True):
+        behind = () if self._is_chat else (BETWEEN_SHOTS,)
+        for number, (shot, row) in enumerate(zip(shots, rows, strict=True)):
             texts = iter(row)
-            for piece in (*self.task.template.pieces, BETWEEN_SHOTS):
+            for piece in (*self.task.template.example(number).pieces, *behind):
                 if isinstance(piece, Field):
                     ids += next(texts)
                 elif isinstance(piece, PromptSlot):
@@ -135,8 +158,17 @@ class Renderer:
 
     @property
     def shared_ids(self) -> tuple[int, ...]:
-        """Ids with which every text begins: a task's examples, and special tokens before them; () without examples."""
-        return self._start if self.task.shots else ()
+        """Ids with which every text begins: a task's examples with special tokens before them, a chat's system turn.
+
+        () where there is neither.
+        """
+        if not self._is_chat:
+            return self._start if self.task.shots else ()
+        ids = self._start
+        for piece in takewhile(lambda piece: isinstance(piece, Literal), self._before):
+            assert isinstance(piece, Literal)
+            ids += self._literal_ids[piece.text]
+        return ids
 
     @property
     def prompt_ids(self) -> tuple[int, ...]:
@@ -189,7 +221,7 @@ class Renderer:
         return Frame(opening, closing, is_first, at if is_first else at - last - 1, span)
 
     def gives_back(self, prompts: Sequence[Sequence[int]]) -> list[bool]:
-        """Tell of each prompt's ids whether its text, written into the template's prompt slot, gives back just these.
+        """Return of each prompt's ids whether its text, written into the template's prompt slot, gives back these.
 
         What fails: tokens that merge with their neighbours when they are written as text, parts of a character,
         braces, and endings that change what follows: a space, which a template moves on, or a bracket or quotation
@@ -213,6 +245,8 @@ class Renderer:
         """Return the ids of texts that stand in the prompt slot."""
         if not texts:
             return []
+        if self._is_chat and self._writes_own_space:
+            texts = [text.removeprefix(" ") for text in texts]
         return [tuple(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
 
     @property
@@ -227,7 +261,7 @@ class Renderer:
             CuecraftWarning: how many texts were cut.
 
         Raises:
-            PromptError: the template alone leaves no room for text.
+            PromptError: the template alone leaves no space for text.
             DataError: a text has no tokens.
         """
         rendered, cut = self.fitted(examples)
@@ -243,14 +277,16 @@ class Renderer:
     def fitted(self, examples: Sequence[Example]) -> tuple[list[Pieces], list[bool]]:
         """Return the pieces of each example, and whether its texts were cut at the end to fit; raises as `render`."""
         room = self.room()
-        rendered, cut = [], []
-        for number, row in enumerate(self._field_ids(examples), start=1):
+        rows, rendered = self._field_ids(examples), []
+        for number, row in enumerate(rows, start=1):
             if not any(row):
-                raise DataError(f"text {number} has no tokens in this backbone's tokenizer; mend or remove it")
-            kept = row if room is None else _cut_longest(row, room)
-            cut.append(kept != row)
-            rendered.append(self._pieces(kept))
-        return rendered, cut
+                raise DataError(f"text {number} has no tokens in this backbone's tokenizer; fix or remove it")
+            rendered.append(self._pieces(row if room is None else _cut_longest(row, room)))
+        return rendered, _are_longer(rows, room)
+
+    def cuts(self, examples: Sequence[Example]) -> list[bool]:
+        """Return of each example whether `fitted` cuts its texts; nothing is rendered. Raises PromptError as `room`."""
+        return _are_longer(self._field_ids(examples), self.room())
 
     def text_lengths(self, examples: Sequence[Example]) -> list[int]:
         """Return how many tokens all fields of each example have together, before anything is cut."""
@@ -271,7 +307,7 @@ class Renderer:
 
     def _slots(self) -> list[Literal | Field | PromptSlot | MaskSlot]:
         """Return the template's pieces, or say why they do not fit the head."""
-        template = self.task.template
+        template = self._template
         pieces = list(template.pieces)
         if self.head is HeadKind.SEQUENCE:
             if template.has_mask:
@@ -299,7 +335,8 @@ class Renderer:
     def _check_template(self, slots: Sequence[Literal | Field | PromptSlot | MaskSlot]) -> None:
         """Raise TemplateError where words are written as a tokenizer's list prints them."""
         for piece in slots:
-            if isinstance(piece, Field | MaskSlot):
+            # A chat template's literals hold control tokens, which may be written with such marks.
+            if isinstance(piece, Field | MaskSlot) or (self._is_chat and isinstance(piece, Literal)):
                 continue
             # Around the prompt, ## may begin a heading.
             may_have = isinstance(piece, PromptSlot) or BYTE_SPACE in piece.text or PIECE_SPACE in piece.text
@@ -380,7 +417,7 @@ class Renderer:
         """Return how many tokens all fields of one example may have together; None for no limit.
 
         Raises:
-            PromptError: the template alone leaves no room for text.
+            PromptError: the template alone leaves no space for text.
         """
         room = self.free_tokens
         if room is not None and room < 1:
@@ -433,48 +470,9 @@ class Renderer:
         return (self.tokenizer.mask_token_id,) if isinstance(piece, MaskSlot) else self._literal_ids[piece.text]
 
 
-def reading_texts(tokenizer: Any) -> Any:
-    """Return a copy of a tokenizer for `text_ids` alone.
-
-    Whether special tokens written in a text stay text is state of a Hugging Face tokenizer, which each call sets.
-    Threads that share a tokenizer would set it for each other. So the literals of a template and the texts have one
-    each.
-    """
-    own = copied_tokenizer(tokenizer)
-    text_ids(own, ["a"])  # sets the state before a second thread can call
-    return own
-
-
-def copied_tokenizer(tokenizer: Any) -> Any:
-    """Return a copy of a tokenizer, which no call to the other changes.
-
-    Raises:
-        BackboneError: it holds what cannot be copied.
-    """
-    try:
-        return copy.deepcopy(tokenizer)
-    except Exception as error:  # parts written in Python, locks and open files each refuse in their own way
-        reason = " ".join(str(error).split())[:200]
-        raise BackboneError(
-            f"{type(tokenizer).__name__} in memory cannot be copied, which reading texts needs ({reason}); give one "
-            "without parts written in Python, locks or open files"
-        ) from error
-
-
-def text_ids(tokenizer: Any, texts: Sequence[str]) -> list[tuple[int, ...]]:
-    """Return the ids of texts without special tokens; those written inside a text stay plain text."""
-    encoded = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)
-    return [tuple(ids) for ids in encoded["input_ids"]]
-
-
-def special_ids(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the ids that a tokenizer puts before and after a text, such as ([CLS], [SEP]) or (<s>, ())."""
-    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
-    full = tokenizer("a")["input_ids"]
-    for start in range(len(full) - len(plain) + 1):
-        if full[start : start + len(plain)] == plain:
-            return tuple(full[:start]), tuple(full[start + len(plain) :])
-    return (), ()
+def _are_longer(rows: Sequence[Fields], room: int | None) -> list[bool]:
+    """Return whether each example's fields have more tokens together than fit; None for no limit."""
+    return [room is not None and sum(map(len, row)) > room for row in rows]
 
 
 def _cut_longest(fields: Fields, room: int) -> Fields:

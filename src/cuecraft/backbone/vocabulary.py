@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cuecraft.backbone.rendering import copied_tokenizer, special_ids
+from cuecraft.backbone.token_ids import copied_tokenizer, special_ids
 from cuecraft.errors import BackboneError, CuecraftWarning
 
 _REMEDY = "resize the model to its tokenizer (resize_token_embeddings) and train it so, or give its first tokenizer"

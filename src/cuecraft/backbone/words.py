@@ -15,7 +15,8 @@ from cuecraft.backbone.encoder import MaskedBackbone
 from cuecraft.backbone.load import AnyBackbone
 from cuecraft.backbone.past import Rows
 from cuecraft.backbone.readout import SequenceReadout, WordReadout
-from cuecraft.backbone.rendering import Pieces, special_ids
+from cuecraft.backbone.rendering import Pieces
+from cuecraft.backbone.token_ids import special_ids
 from cuecraft.errors import BackboneError, PromptError
 
 Cue = tuple[int, ...]

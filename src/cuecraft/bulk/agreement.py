@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_LATELY = 200  # rows of a sample that tell whether a student drifts
+_LATELY = 200  # rows of a sample that show whether a student drifts
 _CHANCE = 0.001  # how likely so many disagreements may be where the student keeps its word
 
 

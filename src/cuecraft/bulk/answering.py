@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cuecraft.backbone.rendering import Pieces
 from cuecraft.bulk.reading import Keys, text_number
@@ -30,12 +31,12 @@ class _Window:
     Args:
         texts: as they were read.
         pieces: `[P][N]` their token ids for each prompt; None for a text without tokens.
-        cut: how many of the texts were cut to fit.
+        cut: `[N, P]` whether each text was cut to fit.
     """
 
     texts: Sequence[str]
     pieces: list[list[Pieces | None]]
-    cut: int
+    cut: NDArray[np.bool_]
 
 
 @dataclass
@@ -56,7 +57,7 @@ class Answerer:
         shelf: the prompts, over one backbone.
         wanted: how texts become fields.
         size: texts of a window.
-        stop: tells whether to stop.
+        stop: returns whether to stop.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class Answerer:
         Args:
             texts: the texts.
             kept: windows that are answered are kept as files that begin so, and read again where they are there.
-            told: is told how many of how many texts are answered.
+            told: called with how many of how many texts are answered.
 
         Raises:
             StoppedError: asked to stop; what was answered is kept.
@@ -111,7 +112,7 @@ class Answerer:
         return kept.with_name(f"{kept.name}.{number:06d}.window")
 
     def _windows(self, texts: Sequence[str], paths: Sequence[Path]) -> Iterator[_Window | Answers]:
-        """Yield windows, the next one already under way; of one that is there its answers."""
+        """Yield windows, the next one already in progress; of one that is there its answers."""
         parts = [texts[n * self._size : (n + 1) * self._size] for n in range(len(paths))]
         there = [_there(path, part) for path, part in zip(paths, parts, strict=True)]
         missing = deque(part for part, own in zip(parts, there, strict=True) if own is None)
@@ -128,29 +129,30 @@ class Answerer:
     def _tokenised(self, texts: Sequence[str]) -> _Window:
         begun = time.perf_counter()
         records = [self._wanted.record(text) for text in texts]
-        pieces, cut = [], np.zeros(len(texts), bool)
-        for served in self._served:
+        pieces, cut = [], np.zeros((len(texts), len(self._served)), bool)
+        for number, served in enumerate(self._served):
             renderer = served.members[0].ready.renderer
             examples = [served.example(record) for record in records]
-            own: list[Pieces | None] = []
+            pairs: list[tuple[Pieces | None, bool]]
             try:
-                found, is_cut = renderer.fitted(examples)
-                own, cut = list(found), cut | np.array(is_cut, bool)
+                pairs = list(zip(*renderer.fitted(examples), strict=True))
             except DataError:
-                own = [_alone(renderer, example) for example in examples]
-            pieces.append(own)
+                pairs = [_alone(renderer, example) for example in examples]
+            pieces.append([own for own, _ in pairs])
+            cut[:, number] = [is_cut for _, is_cut in pairs]
         self.work.seconds_of_tokens += time.perf_counter() - begun
-        return _Window(texts, pieces, int(cut.sum()))
+        return _Window(texts, pieces, cut)
 
     def _computed(self, window: _Window) -> Answers:
         begun = time.perf_counter()
-        if window.cut and not self._has_cut:
+        if window.cut.any() and not self._has_cut:
             self._has_cut = True
             warnings.warn(
                 "some texts are longer than the model takes, and are cut to fit", CuecraftWarning, stacklevel=2
             )
         found = Answers.empty(len(window.texts), len(self._served))
         found.texts[:] = [text_number(text) for text in window.texts]
+        found.cut[:] = window.cut
         usable = [n for n in range(len(window.texts)) if all(own[n] is not None for own in window.pieces)]
         asked = [(n, p, piece) for n in usable for p, own in enumerate(window.pieces) if (piece := own[n]) is not None]
         logits = member_logits([(self._served[p], piece) for _, p, piece in asked])
@@ -173,10 +175,10 @@ def _there(path: Path, texts: Sequence[str]) -> Answers | None:
     return found if found.texts.tolist() == [text_number(text) for text in texts] else None
 
 
-def _alone(renderer: Any, example: Example) -> Pieces | None:
-    """Return the token ids of one text; None where it has none."""
+def _alone(renderer: Any, example: Example) -> tuple[Pieces | None, bool]:
+    """Return the token ids of one text, None where it has none, and whether it was cut to fit."""
     try:
-        found: list[Pieces] = renderer.fitted([example])[0]
+        (found,), (is_cut,) = renderer.fitted([example])
     except DataError:
-        return None
-    return found[0]
+        return None, False
+    return found, is_cut

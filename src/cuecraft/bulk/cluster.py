@@ -47,7 +47,7 @@ def run_on_ray(job: Job, folder: JobFolder, progress: Progress) -> dict[str, flo
         cause = getattr(error, "cause", None) or error
         raise BulkError(
             f"{folder.path}: Ray could not go on ({' '.join(str(cause).split())[-300:]}); what is finished is kept: "
-            "mend that and go on with --resume"
+            "fix that and go on with --resume"
         ) from error
     finally:
         if ray.is_initialized():

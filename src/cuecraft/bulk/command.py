@@ -35,7 +35,7 @@ def run_classify(
 
     Args:
         command: what is asked for.
-        told: is told how far it has come.
+        told: called with how far it has come.
         stopping: is called when a signal has asked to stop.
 
     Raises:
@@ -69,7 +69,7 @@ def run_classify(
         raise BulkError(f"{command.out}: another process works here; wait for it, or choose another --out") from None
     except OSError as error:
         raise BulkError(
-            f"{command.out}: cannot be written ({error.strerror or error}); what is finished is kept: make room and "
+            f"{command.out}: cannot be written ({error.strerror or error}); what is finished is kept: free space and "
             "go on with --resume"
         ) from error
 

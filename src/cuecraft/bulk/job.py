@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from cuecraft.bulk.blocks import blocks_expected, check_headers
+from cuecraft.bulk.choices import Dedupe
 from cuecraft.bulk.sources import Source, find_sources
 from cuecraft.bulk.texts import Wanted, kept_columns, parsed_template
 from cuecraft.data.formats import Format, check_delimiter
@@ -19,14 +19,6 @@ from cuecraft.options import Options
 from cuecraft.signals import Stop
 
 _ASKED = 64  # rows that an audit may choose from, for each that it asks about: a kind of answer may be rare
-
-
-class Dedupe(StrEnum):
-    """Which texts are answered once."""
-
-    EXACT = "exact"
-    TEMPLATE = "template"
-    OFF = "off"
 
 
 class Actors(Options):
@@ -47,7 +39,7 @@ class ClassifyCommand(Options):
     out: Path = Field(description="folder of the job")
     fields: tuple[str, ...] = Field((), description="fields that are classified; by default the prompts' own")
     template: str | None = Field(None, description="a text put together of several fields")
-    keep: tuple[str, ...] = Field((), description="fields that are written beside the answers")
+    keep: tuple[str, ...] = Field((), description="fields that are written next to the answers")
     format: Format | None = Field(None, description="of the inputs; by default by their endings")
     delimiter: str | None = Field(None, description="between the cells of CSV and TSV; by default comma and tab")
     output: Literal["jsonl", "parquet"] = Field("jsonl", description="of the answers")
@@ -100,7 +92,7 @@ class Job:
         sources: the inputs.
         wanted: what of a row is classified.
         audited: rows of a shard that are asked about again, of each kind.
-        stop: tells whether to stop.
+        stop: returns whether to stop.
     """
 
     command: ClassifyCommand
@@ -140,7 +132,7 @@ def make_job(
     Args:
         command: what is asked for.
         prompt_fields: the fields of each prompt's template.
-        stop: tells whether to stop.
+        stop: returns whether to stop.
         sources: the inputs, where they were found before.
 
     Raises:

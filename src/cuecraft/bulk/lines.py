@@ -47,10 +47,10 @@ class Piece:
 
 
 def read_range(handle: BinaryIO, start: int, stop: int, longest: int) -> Piece:
-    """Return the lines that begin within a range of a file; a line longer than `longest` is told, not held."""
+    """Return the lines that begin within a range of a file; a line longer than `longest` is reported, not held."""
     first = start
     if start:
-        handle.seek(start - 1)  # the byte before the range tells whether a line begins with it
+        handle.seek(start - 1)  # the byte before the range shows whether a line begins with it
         skipped = _to_newline(handle, stop - start + 1)
         if skipped is None:
             return Piece(stop, b"", read=stop - start)
@@ -104,7 +104,7 @@ class Cutter:
 
     Args:
         size: bytes of a piece, about.
-        longest: bytes of a line, at most; what is longer is told and dropped.
+        longest: bytes of a line, at most; what is longer is reported and dropped.
         delimiter: of a row's cells, where a newline within quotation marks ends no row (CSV); None elsewhere.
     """
 

@@ -76,7 +76,7 @@ class Maker:
         self.seconds: defaultdict[str, float] = defaultdict(float)
 
     def make(self, read: ReadBlock, told: Callable[[int, int], None]) -> Made:
-        """Answer a block; `told` is told how many of how many texts the backbone has answered for it.
+        """Answer a block; `told` is called with how many of how many texts the backbone has answered for it.
 
         Raises:
             StoppedError: asked to stop.

@@ -1,7 +1,7 @@
 """Which texts count as one: the same text, or for logs the same one but for numbers, ids, addresses, paths and times.
 
 A mask is a function of a text alone, so it is the same in any order, process or machine, and two texts that differ in a
-word are never one. Miners that learn templates from a stream (Drain and kin) merge more, and both is lost with them.
+word are never one. Miners that learn templates from a stream (as Drain) merge more, and both is lost with them.
 Repetitions are bounded, so that no word takes longer than its length asks for.
 """
 

@@ -36,7 +36,7 @@ class Pipeline:
         folder: its folder.
         maker: makes shards.
         table: answers that are known; the maker's.
-        progress: is told how far it has come.
+        progress: called with how far it has come.
     """
 
     def __init__(self, job: Job, folder: JobFolder, maker: Maker, table: AnswerTable, progress: Progress) -> None:
@@ -105,7 +105,7 @@ class Pipeline:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _ahead(self, blocks: Iterator[Block], readers: Executor | None) -> Iterator[Shard | ReadBlock]:
-        """Yield the blocks in order, read, a few under way ahead of them; of those that are done the manifests."""
+        """Yield the blocks in order, read, a few in progress ahead of them; of those that are done the manifests."""
         wanted = self._job.wanted
         ahead = 1 + (self._job.command.readers or os.cpu_count() or 1) if readers else 0
         coming: deque[Shard | Future[ReadBlock] | ReadBlock] = deque()
@@ -198,5 +198,5 @@ def check_bad(progress: Progress, most: float | None, least: int, hopeless: int)
 
 
 def _told(progress: Progress) -> str:
-    """Tell the commonest reasons in a few words."""
+    """Return the commonest reasons in a few words."""
     return ", ".join(f"{reason}: {count:,}" for reason, count in progress.reasons.most_common(3))

@@ -34,7 +34,7 @@ def prepare(
         folder: where the student is kept.
         answerer: asks the backbone.
         first: the first block of stdin, which can be read once only; empty elsewhere.
-        told: is told how many of how many texts are answered.
+        told: called with how many of how many texts are answered.
 
     Raises:
         StoppedError: asked to stop; what was answered is kept.
@@ -59,7 +59,7 @@ def prepare(
 
 
 def prepared(folder: JobFolder) -> tuple[Student | None, dict[str, Any] | None]:
-    """Return the student of a job, None where it cannot keep its word or there is none, and what is told of it.
+    """Return the student of a job, None where it cannot keep its word or there is none, and what is reported of it.
 
     Raises:
         BulkError: one of them is damaged.

@@ -36,7 +36,7 @@ class ReadBlock:
         candidates: rows that an audit may ask about, each with its text, in the order to ask.
         bad: rows that cannot be classified.
         rows: how many were read, counted by themselves.
-        kept: `[N]` fields that are written beside the answers; empty for none.
+        kept: `[N]` fields that are written next to the answers; empty for none.
         seconds: of work.
     """
 

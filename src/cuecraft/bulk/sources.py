@@ -23,7 +23,7 @@ class Source:
         format: how rows lie in it.
         packing: how it is packed.
         size: its bytes; 0 for what is no file.
-        changed: when it was last written, in nanoseconds; with the path and the size this tells whether it is the same.
+        changed: when it was last written, in nanoseconds; with the path and the size this shows whether it is the same.
         is_stream: whether it can be read once only: stdin, or a pipe.
         delimiter: between the cells of a row of CSV or TSV, where it is not the usual one.
     """
@@ -84,7 +84,7 @@ def find_sources(
 
     Args:
         words: names. A file that is named twice, in whatever way, is one input.
-        forced: the format of all of them; None to tell it by the ending, other endings being text.
+        forced: the format of all of them; None to take it from the ending, other endings being text.
         is_structured: whether fields were asked for; what would be text is then taken for JSONL.
         out: the folder of the job, whose files are no inputs of folders and globs.
         delimiter: between the cells of a row of CSV or TSV; None for the usual one.

@@ -105,7 +105,7 @@ class Fitted:
 
     Args:
         student: None where it cannot keep its word, so that the backbone answers all.
-        document: what is told of it, JSON-ready.
+        document: what is reported of it, JSON-ready.
     """
 
     student: Student | None

@@ -1,4 +1,4 @@
-"""Answers that are known, by key: in memory as sorted arrays, on disk beside the shards that they were made for."""
+"""Answers that are known, by key: in memory as sorted arrays, on disk next to the shards that they were made for."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def undamaged(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise BulkError(f"{path}: is damaged ({error}); begin the job anew in another --out") from None
+        raise BulkError(f"{path}: is damaged ({error}); begin the job again in another --out") from None
 
 
 @dataclass(frozen=True)
@@ -36,21 +36,24 @@ class Answers:
     Args:
         labels: `[K, P]` the number of the likeliest class; `NO_ANSWER` where there is none.
         probabilities: `[K, P]` its probability.
-        makers: `[K]` who answered: `MODEL` or `STUDENT`.
+        cut: `[K, P]` whether the text was cut at its end to fit.
+        makers: `[K]` who answered: `MODEL` or `STUDENT`; a student reads whole texts.
         texts: `[K]` 63 bits that stand for the text that was answered.
     """
 
     labels: NDArray[np.int16]
     probabilities: NDArray[np.float32]
+    cut: NDArray[np.bool_]
     makers: NDArray[np.uint8]
     texts: NDArray[np.int64]
 
     @classmethod
     def empty(cls, count: int, prompts: int) -> Answers:
-        """Return room for answers, none of them there."""
+        """Return space for answers, none of them there."""
         return cls(
             np.full((count, prompts), NO_ANSWER, np.int16),
             np.zeros((count, prompts), np.float32),
+            np.zeros((count, prompts), np.bool_),
             np.zeros(count, np.uint8),
             np.zeros(count, np.int64),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from cuecraft.errors import BulkError
 
@@ -27,7 +27,7 @@ class Wanted:
         columns: that are read; None for a line as it is.
         pieces: what a text is put together of: literal words and columns in turn, words first and last; none where each
             column is a field of its own.
-        keep: fields that are written beside the answer.
+        keep: fields that are written next to the answer.
         longest: bytes of a row, at most.
         is_masked: whether texts that differ in numbers, ids, addresses, paths and times alone are one.
         is_joined: whether equal texts are one.
@@ -60,11 +60,19 @@ class Wanted:
         return lambda row: SEPARATOR.join([_text(row, name) for name in self.columns])
 
 
-def answer_columns(prompts: Sequence[str]) -> list[tuple[str, str]]:
-    """Return what each prompt's label and probability are called in the answers `[P]`."""
+class AnswerColumns(NamedTuple):
+    """What a prompt's columns are called in the answers: label, its probability, and whether the text was cut."""
+
+    label: str
+    probability: str
+    truncated: str
+
+
+def answer_columns(prompts: Sequence[str]) -> list[AnswerColumns]:
+    """Return the columns of each prompt `[P]`."""
     if len(prompts) == 1:
-        return [("label", "probability")]
-    return [(f"{name}.label", f"{name}.probability") for name in prompts]
+        return [AnswerColumns("label", "probability", "truncated")]
+    return [AnswerColumns(*(f"{name}.{own}" for own in AnswerColumns._fields)) for name in prompts]
 
 
 def kept_columns(prompts: Sequence[str], keep: Sequence[str]) -> list[str]:
@@ -76,7 +84,7 @@ def kept_columns(prompts: Sequence[str], keep: Sequence[str]) -> list[str]:
     for name in keep:
         if not is_unicode(name):
             raise BulkError(f"--keep: {name!r} is not UTF-8, and the answers are; leave it out")
-    taken = {"id", *(name for pair in answer_columns(prompts) for name in pair)}
+    taken = {"id", *(name for own in answer_columns(prompts) for name in own)}
     names = [f"input.{name}" if name in taken else name for name in keep]
     twice = [name for name in names if names.count(name) > 1 or name in taken]
     if twice:

@@ -27,7 +27,7 @@ class Writer:
     Args:
         names: `[P]` of the prompts.
         classes: `[P]` the classes of each.
-        keep: names of the fields that are written beside the answers.
+        keep: names of the fields that are written next to the answers.
         output: ``jsonl`` or ``parquet``.
 
     Raises:
@@ -72,12 +72,14 @@ class Writer:
     def _answers_as_json(self, answers: Answers) -> list[bytes]:
         """Return what is written of each key's answer `[K]`."""
         parts: list[list[bytes]] = []
-        for number, (label, probability) in enumerate(self.columns):
+        for number, (label, probability, truncated) in enumerate(self.columns):
             names = [json.dumps(name, ensure_ascii=False) for name in self._classes[number]]
             begin = [f"{json.dumps(label)}:{name},{json.dumps(probability)}:".encode() for name in names]
+            end = [f",{json.dumps(truncated)}:{json.dumps(is_cut)}".encode() for is_cut in (False, True)]
             shares = np.round(answers.probabilities[:, number].astype(np.float64), _DIGITS).tolist()
             labels = answers.labels[:, number].tolist()
-            parts.append([b"%b%b" % (begin[n], repr(p).encode()) for n, p in zip(labels, shares, strict=True)])
+            told = zip(labels, shares, answers.cut[:, number].tolist(), strict=True)
+            parts.append([b"%b%b%b" % (begin[n], repr(p).encode(), end[is_cut]) for n, p, is_cut in told])
         return [b",".join(own) for own in zip(*parts, strict=True)]
 
     def _kept_as_json(self, kept: Sequence[Sequence[Any]]) -> Iterable[bytes]:
@@ -94,12 +96,13 @@ class Writer:
         keys = read.key_of[rows]
         source = read.block.source.shown
         columns: dict[str, Any] = {"id": [f"{source}:{offset}" for offset in read.offsets[rows].tolist()]}
-        for number, (label, probability) in enumerate(self.columns):
+        for number, (label, probability, truncated) in enumerate(self.columns):
             names = arrow.array([str(name) for name in self._classes[number]])
             columns[label] = names.take(arrow.array(answers.labels[keys, number]))
             columns[probability] = arrow.array(
                 np.round(answers.probabilities[keys, number].astype(np.float64), _DIGITS)
             )
+            columns[truncated] = arrow.array(answers.cut[keys, number])
         for place, name in enumerate(self._kept_names):
             columns[name] = arrow.array([_as_text(read.kept[row][place]) for row in rows.tolist()], arrow.string())
         with path.open("wb") as handle:  # pyarrow takes no path that is not UTF-8

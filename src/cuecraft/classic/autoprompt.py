@@ -28,7 +28,7 @@ class AutoPrompt:
         train_dataset: rows ``{"text": ..., "label": ...}``; labels are strings or integers. A quarter of them is held
             out to choose by.
         batch_size: rows that each step's gradient is taken on and its swaps are scored on, at most. The published
-            code draws them anew at each step; here they are drawn once, so that two prompts are never compared on
+            code draws them again at each step; here they are drawn once, so that two prompts are never compared on
             different rows.
         num_tokens: trigger tokens that are searched. They stand between text and answer.
         iterations: search steps.

@@ -46,7 +46,7 @@ class PrefixHost:
 
     @property
     def _numbers(self) -> dict[int, int]:
-        # Found anew for each pass: a copy of the module has layers of its own.
+        # Found again for each pass: a copy of the module has layers of its own.
         return numbers_of(self._layers)
 
     @property
@@ -55,7 +55,7 @@ class PrefixHost:
         return int(self.model.get_input_embeddings().weight.shape[0])
 
     def room(self, prefix: int) -> int | None:
-        """Return how many tokens a text may have beside a prefix of so many; None for no limit."""
+        """Return how many tokens a text may have next to a prefix of so many; None for no limit."""
         limit = position_limit(self.model.config)
         return None if limit is None else max(0, limit - (prefix if self.is_causal else 0))
 
@@ -146,7 +146,7 @@ class PrefixHost:
 
     @torch.no_grad()
     def _check(self) -> bool:
-        """Tell whether the model answers as it should: see `_answers`; sets `is_causal` on the way."""
+        """Return whether the model answers as it should: see `_answers`; sets `is_causal` on the way."""
         try:
             return self._answers()
         except Exception:  # architectures without ordinary attention fail in ways of their own

@@ -74,7 +74,7 @@ class PrefixTuning(nn.Module):
 
     @property
     def room(self) -> int | None:
-        """Tokens that a text may have beside the prefix; None where the model sets no limit."""
+        """Tokens that a text may have next to the prefix; None where the model sets no limit."""
         return self._host.room(self.num_virtual_tokens)
 
     @property

@@ -10,17 +10,33 @@ from typing import Annotated, Any
 
 import typer
 
+from cuecraft.cli.help import COMMANDS, HelpfulCommand, OrderedGroup, epilog
 from cuecraft.data.formats import check_is_path
 
 
 class CommandApp(typer.Typer):
-    """Commands whose files and folders are paths: an address of the web or of a cloud's storage is refused."""
+    """Commands whose files and folders are paths: an address of the web or of a cloud's storage is refused.
 
-    def command(self, *args: Any, **options: Any) -> Callable[[Any], Any]:
-        """Add a command; it raises DataError where a path is an address."""
-        added = super().command(*args, **options)
+    Args:
+        prefix: what stands before the names of the commands, for a group of them.
+        options: as Typer takes them.
+    """
+
+    def __init__(self, prefix: str = "", **options: Any) -> None:
+        super().__init__(**options)
+        self._prefix = prefix
+
+    def command(self, name: str | None = None, **options: Any) -> Callable[[Any], Any]:
+        """Add a command, with its group and examples in help; it raises DataError where a path is an address."""
 
         def decorated(function: Callable[..., None]) -> Callable[..., None]:
+            own = name or function.__name__
+            whole = f"{self._prefix} {own}".strip()
+            shown = {"cls": HelpfulCommand, "epilog": epilog(whole)}
+            if not self._prefix and whole in COMMANDS:
+                shown["rich_help_panel"] = COMMANDS[whole].panel
+            added = super(CommandApp, self).command(name, **shown | options)
+
             @wraps(function)
             def checked(**values: Any) -> None:
                 for value in values.values():
@@ -36,8 +52,8 @@ class CommandApp(typer.Typer):
 
 
 app = CommandApp(
+    cls=OrderedGroup,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Automated prompt tuning for frozen language models.",
 )

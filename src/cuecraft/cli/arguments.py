@@ -11,6 +11,7 @@ from cuecraft.errors import BulkError, DataError, ExportError, LabelWordError, M
 
 if TYPE_CHECKING:
     from cuecraft.data import Reading
+    from cuecraft.task.chat import ChatChoice
 
 
 def pairs_of(values: list[str]) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def made_folder(folder: Path) -> Path:
             f"{folder}: holds no exported graph that can be read, and anything else needs PyTorch; check the path, or "
             "install torch"
         )
-    from cuecraft.recipe import artifact_of
+    from cuecraft.recipe.made import artifact_of
 
     return artifact_of(folder)
 
@@ -106,6 +107,19 @@ def numbers_of(value: str | None) -> tuple[int, ...] | None:
 def unescaped(template: str | None) -> str | None:
     r"""Let `\n` and `\t` be written in a shell's quotes."""
     return template and template.replace("\\n", "\n").replace("\\t", "\t")
+
+
+def chat_of(chat: bool | None, system: str | None) -> ChatChoice | None:
+    """Return what is asked of the tokenizer's chat template.
+
+    Raises:
+        TemplateError: a turn is given and chat is off.
+    """
+    if chat is None and system is None:
+        return None
+    from cuecraft.task.chat import given_turns  # brings NumPy, which the command line starts without
+
+    return given_turns(chat, {"system": unescaped(system)})
 
 
 def named_folders(arguments: list[str]) -> dict[str, Path]:

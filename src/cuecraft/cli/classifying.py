@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from cuecraft import display
-from cuecraft.bulk.job import ClassifyCommand, Dedupe
+from cuecraft.bulk.choices import Dedupe
 from cuecraft.cli.app import app
 from cuecraft.cli.arguments import made_folder, name_and_folder, named_folders, pairs_of, share_of, unescaped
 from cuecraft.cli.options import BackboneNow, Backend, Delimiter, Device, Dtype, Json, Offline
 from cuecraft.data.formats import Format
 from cuecraft.errors import BulkError, StoppedError
-from cuecraft.options import make_options
 
 Arguments = Annotated[
     list[str],
@@ -40,7 +39,7 @@ def classify(
         list[str] | None, typer.Option(help="Field that is classified; repeat it for a prompt of several fields.")
     ] = None,
     template: Annotated[str | None, typer.Option(help="A text made of several fields: '{level} {message}'.")] = None,
-    keep: Annotated[list[str] | None, typer.Option(help="Field that is written beside the answer; repeat it.")] = None,
+    keep: Annotated[list[str] | None, typer.Option(help="Field that is written next to the answer; repeat it.")] = None,
     format_: Annotated[Format | None, typer.Option("--format", help="Of the input; by default by its ending.")] = None,
     delimiter: Delimiter = None,
     output: Annotated[str, typer.Option(help="Of the answers: jsonl or parquet.")] = "jsonl",
@@ -62,8 +61,6 @@ def classify(
 ) -> None:
     """Classify large inputs, a label a row, nothing lost: what is broken is put aside, what was killed goes on."""
     prompts, inputs = _told_apart(arguments)
-    from cuecraft.bulk.command import run_classify
-
     own = {
         "prompts": prompts,
         "inputs": tuple(inputs),
@@ -86,13 +83,22 @@ def classify(
         "dtype": dtype,
         "local_files_only": local_files_only,
     }
+    document = _classified(own | pairs_of(option or []))
+    display.print_json(document) if json else display.print_classified(document)
+
+
+def _classified(settings: dict[str, Any]) -> dict[str, Any]:
+    """Do the job and return its document; end with the exit code of a signal where one stopped it."""
+    from cuecraft.bulk.command import run_classify
+    from cuecraft.bulk.job import ClassifyCommand
+    from cuecraft.options import make_options
+
     try:
         with display.bulk_progress() as told:
-            document = run_classify(make_options(ClassifyCommand, own | pairs_of(option or [])), told, display.stopping)
+            return run_classify(make_options(ClassifyCommand, settings), told, display.stopping)
     except StoppedError as stopped:
         display.resumable()
         raise typer.Exit(128 + int(stopped.args[0])) from None
-    display.print_json(document) if json else display.print_classified(document)
 
 
 def _told_apart(arguments: list[str]) -> tuple[dict[str, Path], list[str]]:

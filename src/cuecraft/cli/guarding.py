@@ -10,13 +10,14 @@ import typer
 from cuecraft import display
 from cuecraft.cli.app import CommandApp, app
 from cuecraft.cli.arguments import lines_of
+from cuecraft.cli.help import COMMANDS
 from cuecraft.cli.options import Device, Dtype, Json, LabelColumn, Offline
 
 if TYPE_CHECKING:
     from cuecraft.runs.guarding import GuardRequest
 
-guard_app = CommandApp(no_args_is_help=True, help="Screen texts for prompt injection: check, eval, data.")
-app.add_typer(guard_app, name="guard")
+guard_app = CommandApp("guard", no_args_is_help=True, help="Screen texts for prompt injection: check, eval, data.")
+app.add_typer(guard_app, name="guard", rich_help_panel=COMMANDS["guard"].panel)
 
 RuleFiles = Annotated[list[Path] | None, typer.Option(help="YAML file of further rules; may be repeated.")]
 Detectors = Annotated[
@@ -115,7 +116,7 @@ def _request(
     backbone: dict[str, Any],
 ) -> GuardRequest:
     """Return what a guard is made of; the folder of an artifact may be that of a run."""
-    from cuecraft.recipe import artifact_of
+    from cuecraft.recipe.made import artifact_of
     from cuecraft.runs.guarding import GuardRequest
 
     artifact = folder and artifact_of(folder)

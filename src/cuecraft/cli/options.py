@@ -17,7 +17,7 @@ class Backend(StrEnum):
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; progress goes to stderr.")]
-Model = Annotated[str, typer.Option(help="demo:smollm2-135m and kin, a local folder, a GGUF file, or a Hub name.")]
+Model = Annotated[str, typer.Option(help="demo:smollm2-135m (or another), a local folder, a GGUF file, or a Hub name.")]
 BackboneNow = Annotated[str | None, typer.Option(help="Where the backbone is now, if not where it was.")]
 Seed = Annotated[int, typer.Option(help="Of everything random.")]
 Seeds = Annotated[
@@ -57,6 +57,14 @@ MethodName = Annotated[
     ),
 ]
 TemplateText = Annotated[str | None, typer.Option(help=r"Such as 'Review: {text}{prompt:\nSentiment:}{mask}'.")]
+ChatSwitch = Annotated[
+    bool | None,
+    typer.Option(
+        "--chat/--no-chat",
+        help="Write texts by the tokenizer's chat template. [default: auto and advise try both without --template]",
+    ),
+]
+SystemTurn = Annotated[str | None, typer.Option("--system", help="What the system says in a chat; implies --chat.")]
 LabelWords = Annotated[list[str] | None, typer.Option(help="CLASS=word or CLASS=word,word; repeat for each class.")]
 TuneWords = Annotated[
     list[str] | None,

@@ -10,13 +10,14 @@ import typer
 
 from cuecraft import display
 from cuecraft.cli.app import CommandApp, app
+from cuecraft.cli.help import COMMANDS
 from cuecraft.cli.options import Json
 from cuecraft.errors import StoppedError
 
-recipe_app = CommandApp(no_args_is_help=True, help="Recipes: list, show, copy, check, schema.")
-runs_app = CommandApp(no_args_is_help=True, help="Runs of recipes: list, compare.")
-app.add_typer(recipe_app, name="recipe")
-app.add_typer(runs_app, name="runs")
+recipe_app = CommandApp("recipe", no_args_is_help=True, help="Recipes: list, show, copy, check, schema.")
+runs_app = CommandApp("runs", no_args_is_help=True, help="Runs of recipes: list, compare.")
+app.add_typer(recipe_app, name="recipe", rich_help_panel=COMMANDS["recipe"].panel)
+app.add_typer(runs_app, name="runs", rich_help_panel=COMMANDS["runs"].panel)
 
 RecipeName = Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that comes with cuecraft.")]
 Overrides = Annotated[
@@ -111,7 +112,7 @@ def check_recipe(
     no_data: Annotated[bool, typer.Option("--no-data", help="Leave the data unread.")] = False,
     json: Json = False,
 ) -> None:
-    """Tell whether a recipe can be run: keys, values, template, method, model, data."""
+    """Return whether a recipe can be run: keys, values, template, method, model, data."""
     from cuecraft.recipe import check_recipe as check
 
     found = check(recipe, overrides or [], with_data=not no_data)

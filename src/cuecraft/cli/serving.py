@@ -11,7 +11,7 @@ from cuecraft import display
 from cuecraft.cli.app import app
 from cuecraft.cli.arguments import named_folders, pairs_of
 from cuecraft.cli.options import BackboneNow, Backend, Device, Dtype, Offline
-from cuecraft.guard import GuardMode
+from cuecraft.guard.modes import GuardMode
 
 Served = Annotated[
     list[str] | None, typer.Argument(help="Folders of artifacts, runs or exports; NAME=FOLDER for an id.")
@@ -43,7 +43,7 @@ def serve(
     keep: KeepFolder = None,
     rate: Annotated[float | None, typer.Option(min=0.001, help="Answers a second for each token.")] = None,
     cache: Annotated[int, typer.Option(min=0, help="Answers kept for texts that come again.")] = 0,
-    drain: Annotated[float, typer.Option(min=0, help="Seconds for what is under way at the end.")] = 20.0,
+    drain: Annotated[float, typer.Option(min=0, help="Seconds for what is in progress at the end.")] = 20.0,
     log_texts: Annotated[bool, typer.Option("--log-texts", help="Write the texts into the log, too.")] = False,
     guard: Annotated[GuardMode, typer.Option(help="What is done with texts that look like attacks.")] = GuardMode.OFF,
     option: ServeOption = None,

@@ -9,9 +9,10 @@ import typer
 
 from cuecraft import display
 from cuecraft.cli.app import app
-from cuecraft.cli.arguments import names_of, numbers_of, pairs_of, reading_of, unescaped, words_of
+from cuecraft.cli.arguments import chat_of, names_of, numbers_of, pairs_of, reading_of, unescaped, words_of
 from cuecraft.cli.options import (
     BackboneNow,
+    ChatSwitch,
     CheckpointFolder,
     Classes,
     Delimiter,
@@ -35,6 +36,7 @@ from cuecraft.cli.options import (
     Seeds,
     Shots,
     SkipBadRows,
+    SystemTurn,
     TemplateText,
     Test,
     TestSize,
@@ -62,6 +64,8 @@ def tune(
     method: MethodName = None,
     preset: PresetName = None,
     template: TemplateText = None,
+    chat: ChatSwitch = None,
+    system: SystemTurn = None,
     label_words: TuneWords = None,
     option: MethodOption = None,
     vocab_from: VocabFrom = None,
@@ -90,14 +94,13 @@ def tune(
     asked: dict[str, Any] = {"unlabeled": unlabeled, "classes": names_of(classes), "prior": tuple(prior or [])}
     asked |= {"shots": shots, "first": first, "max_tokens": max_tokens, "time_limit": time_limit, "head": head}
     asked |= {"train": train, "dev": dev, "test": test, "test_size": test_size}
+    asked |= {"template": unescaped(template), "chat": chat_of(chat, system), "vocab_from": vocab_from}
     asked["method"], asked["out"] = _method_and_folder(method, unlabeled, out, seeds or str(seed))
     request = TuneRequest(
         text_columns=tuple(text_column or ["text"]),
         label_column=label_column,
         model=model,
         method_options=pairs_of(option or []) | ({"preset": preset} if preset else {}),
-        vocab_from=vocab_from,
-        template=unescaped(template),
         label_words="auto" if label_words == ["auto"] else words_of(label_words or []),
         seeds=numbers_of(seeds),
         checkpoints=Keeping(checkpoints) if checkpoints else None,
@@ -130,6 +133,8 @@ def words(
     delimiter: Delimiter = None,
     model: Model = "demo:smollm2-135m",
     template: TemplateText = None,
+    chat: ChatSwitch = None,
+    system: SystemTurn = None,
     label_words: Annotated[
         list[str] | None, typer.Option(help="CLASS=word to begin with. [default: the classes' names]")
     ] = None,
@@ -148,7 +153,10 @@ def words(
     where: dict[str, Any] = {"device": device, "dtype": dtype, "local_files_only": local_files_only}
     columns = (tuple(text_column or ["text"]), label_column)
     begin, reading, wanted = words_of(label_words or []), reading_of(delimiter), unescaped(template)
-    request = WordsRequest(train, dev, *columns, model, options, wanted, begin, shots, head, seed, where, reading)
+    turns = chat_of(chat, system)
+    request = WordsRequest(
+        train, dev, *columns, model, options, wanted, begin, shots, head, seed, where, reading, turns
+    )
     with display.progress() as started:
         document = run_words(request, started("label words"))
     display.print_json(document) if json else display.print_words(document)
@@ -163,6 +171,8 @@ def advise(
     delimiter: Delimiter = None,
     classes: Annotated[str | None, typer.Option(help="Classes with commas between; needed without labels.")] = None,
     template: TemplateText = None,
+    chat: ChatSwitch = None,
+    system: SystemTurn = None,
     label_words: LabelWords = None,
     head: Head = None,
     max_tokens: MaxTokens = None,
@@ -192,6 +202,7 @@ def advise(
         label_column=label_column,
         classes=names_of(classes),
         template=unescaped(template),
+        chat=chat_of(chat, system),
         label_words=words_of(label_words or []),
         head=head,
         max_tokens=max_tokens,

@@ -55,7 +55,7 @@ def show(
 ) -> None:
     """Show what an artifact holds."""
     from cuecraft.prompts import load_artifact
-    from cuecraft.recipe import artifact_of
+    from cuecraft.recipe.made import artifact_of
 
     artifact = artifact_of(artifact)
     manifest = load_artifact(artifact).manifest

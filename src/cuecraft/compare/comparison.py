@@ -52,10 +52,10 @@ def run_comparison(
 
     Args:
         config: what is asked for.
-        started: is told each part of the work and returns the listener of its events.
+        started: called with each part of the work and returns the listener of its events.
 
     Raises:
-        CuecraftError: anything that the user can mend; finished cells stay.
+        CuecraftError: anything that the user can fix; finished cells stay.
         KeyboardInterrupt: stopped by Ctrl-C or SIGTERM; the same call goes on where it stopped.
     """
     with stoppable():
@@ -74,6 +74,7 @@ def run_comparison(
             splits.labels,
             # Of all methods, so that texts are cut alike whichever are asked for, and finished cells stay.
             max(method.longest_prompt() for method in (*map(make_method, METHODS), *(c.method for c in asked))),
+            config.choice,
         )
         with folder.locked():
             run = _Run(folder, backbone, task, splits, asked, started)
@@ -92,7 +93,7 @@ class _Run:
         task: the task.
         splits: the examples.
         asked: the methods.
-        started: is told each part.
+        started: called with each part.
         cells: finished, by name.
         refused: why a method does not go with the backbone, by name.
         kept: cells that an earlier run had finished.
@@ -211,7 +212,7 @@ class _Run:
     def _speed(self, candidate: Candidate) -> Speed:
         """Time a candidate's answers on test rows read fresh."""
         with warnings.catch_warnings():
-            # That a text was cut was told when the test rows were read for all; not again for each query.
+            # That a text was cut was reported when the test rows were read for all; not again for each query.
             warnings.simplefilter("ignore", CuecraftWarning)
             return answer_speed(
                 lambda examples: fresh_logits(self.backbone, self.task, [candidate], examples),
@@ -222,8 +223,10 @@ class _Run:
         """Return the hash of everything that a cell depends on."""
         test, seeds = self.entries
         task = self.task
+        chat = {} if task.template.chat is None else {"chat": vars(task.template.chat)}
         return cell_key(
-            {
+            chat
+            | {
                 "schema": SCHEMA_VERSION,
                 "versions": versions(),
                 "method": contender.method.name,

@@ -1,10 +1,10 @@
-"""What a comparison is asked for: a YAML file, flags beside it, and the methods that these name."""
+"""What a comparison is asked for: a YAML file, flags, and the methods that these name."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from cuecraft.backbone import HeadKind
 from cuecraft.errors import CompareError, MethodError
 from cuecraft.method import Method
 from cuecraft.settings import Place, Settings, explained, keys_of, read_yaml
+from cuecraft.task.chat import TURNS, ChatChoice, given_turns
 from cuecraft.tune import METHODS, make_method
+from cuecraft.tune.auto import Auto
 
 ALL = "all"
 UNTUNED, CALIBRATED = "zero-shot", "calibrated"
@@ -61,6 +63,10 @@ class CompareConfig(BaseModel):
     template: str | None = Field(
         None, description="such as '{text}{prompt:\\nSentiment:}{mask}'; by default a general one"
     )
+    chat: bool | None = Field(None, description="whether the tokenizer's chat template writes the texts")
+    system: str | None = Field(None, description="the system's turn of a chat")
+    user: str | None = Field(None, description="the user's turn, such as '{text}'; implies chat")
+    assistant: str | None = Field(None, description="the beginning of the assistant's, such as '{prompt:It is}{mask}'")
     label_words: dict[str, list[str]] | None = Field(None, description="class: [words]; by default the classes' names")
     max_tokens: int | None = Field(None, ge=1, description="tokens of one input at most")
     out: str | None = Field(None, description="folder of the results; by default runs/compare-TASK")
@@ -86,6 +92,15 @@ class CompareConfig(BaseModel):
         if not names:
             raise ValueError("no methods; give all, or names")
         return ALL if names == [ALL] else list(names)
+
+    @property
+    def choice(self) -> ChatChoice | None:
+        """What is asked of the tokenizer's chat template.
+
+        Raises:
+            TemplateError: a turn is given and chat is off.
+        """
+        return given_turns(self.chat, {name: getattr(self, name) for name in TURNS})
 
     @property
     def task_name(self) -> str:
@@ -143,7 +158,7 @@ class Contender:
     Args:
         name: of its row.
         method: with its options.
-        may_refuse: whether it may say that it does not go with the backbone, since nobody asked for it by name.
+        may_refuse: whether it may say that it does not go with the backbone, since it was not chosen by name.
     """
 
     name: str
@@ -157,6 +172,16 @@ def contenders(config: CompareConfig) -> list[Contender]:
     Raises:
         MethodError: an unknown method or option, or a name that cannot be used or is used twice.
     """
+    return [_as_asked(one, config.choice) for one in _named(config)]
+
+
+def _as_asked(found: Contender, chat: ChatChoice | None) -> Contender:
+    """Return a contender that keeps the template where no chat is wanted."""
+    method = found.method
+    return replace(found, method=method.asked(False, chat)) if isinstance(method, Auto) else found
+
+
+def _named(config: CompareConfig) -> list[Contender]:
     if config.methods == ALL:
         names = [UNTUNED, CALIBRATED, *(name for name in METHODS if name != UNTUNED)]
         return [_contender(MethodEntry(name=name), may_refuse=True) for name in names]

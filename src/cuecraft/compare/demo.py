@@ -1,29 +1,40 @@
-"""The demo: six ways to prompt a small model on real one-sentence film reviews."""
+"""The demo: a small frozen model judges one-sentence film reviews; untuned, calibrated, with words, and with `auto`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
-from cuecraft.backbone import load_backbone
+from cuecraft.assets import model_place
+from cuecraft.backbone import AnyBackbone, load_backbone
+from cuecraft.compare.demo_packages import DATA, MODEL
 from cuecraft.compare.leaderboard import Leaderboard, run_methods
+from cuecraft.compare.trial import Trial, run_trial
+from cuecraft.compare.words import nearest_words
 from cuecraft.data import Record, k_shot_split, read_records, subsample
-from cuecraft.method import Candidate, Event, Problem, fresh_logits, label_context, score
+from cuecraft.errors import MethodError
+from cuecraft.method import Candidate, Event, Labelled, Method, Problem, fresh_logits, label_context, score
+from cuecraft.options import make_options
 from cuecraft.prompts import Artifact, HardPrompt
+from cuecraft.search.written_words import WrittenWords
+from cuecraft.task import Task
+from cuecraft.tune import METHODS as ALL_METHODS
+from cuecraft.tune import make_method
 from cuecraft.tune.finish import make_artifact
 from cuecraft.tune.prepare import data_entry, make_problem, make_task
 
-MODEL = "demo:smollm2-135m"
-DATA = "demo:movie-sentences"
+#: Shown name, method, options. All of it takes about a minute and a half on two cores.
 METHODS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
-    ("zero-shot", "zero-shot", {}),
+    ("untuned", "zero-shot", {}),
     ("calibrated", "zero-shot", {"calibration": "fitted"}),
-    ("autoprompt", "autoprompt", {}),
-    ("prompt-tuning", "prompt-tuning", {}),
-    ("deep-cue", "deep-cue", {}),
+    ("words", WrittenWords.name, {}),
     ("auto", "auto", {"preset": "fast"}),
 )
+#: About how long one of `against` takes on two cores, for what is shown before it starts.
+MINUTES = {"lora": 4, "full": 8}
+_TOGETHER = 80  # held-out reviews that are read between two reports
 
 
 @dataclass(frozen=True)
@@ -31,18 +42,29 @@ class DemoResult:
     """What the demo shows.
 
     Args:
-        leaderboard: the methods side by side.
-        artifact: the winner, unwritten.
-        words: the best prompt in words.
+        leaderboard: the methods side by side; those of `against` are the last ones.
+        winner: the row of least dev loss, which is kept; `against` does not compete.
+        artifact: the winner's, unwritten.
+        words: the prompt in words of least dev loss, or several that answer together.
+        nearest: for each vector of a soft prompt the words nearest to it; empty for other prompts.
         shown: texts, their true class, and the winner's probabilities by class.
         test_size: held-out reviews that the leaderboard reports on.
     """
 
     leaderboard: Leaderboard
+    winner: Trial
     artifact: Artifact
-    words: str
+    words: tuple[str, ...]
+    nearest: tuple[str, ...]
     shown: list[tuple[str, str, dict[str, float]]]
     test_size: int
+
+
+def check_against(names: Sequence[str]) -> None:
+    """Raise MethodError where a method to compare with is unknown."""
+    for name in names:
+        if name not in ALL_METHODS:
+            raise MethodError(f"--against {name!r} is no method; choose {', '.join(ALL_METHODS)}")
 
 
 def run_demo(
@@ -50,6 +72,7 @@ def run_demo(
     test_size: int,
     seed: int,
     started: Callable[[str], Callable[[Event], None]] = lambda name: lambda event: None,
+    against: Sequence[str] = (),
 ) -> DemoResult:
     """Run the demo.
 
@@ -57,37 +80,70 @@ def run_demo(
         shots: reviews of each class to train on; as many others choose between prompts.
         test_size: held-out reviews to report on.
         seed: of the split and of every method.
-        started: is told each part of the demo and returns the listener of its events.
+        started: gets the name of each part of the demo and returns the progress callback of its events.
+        against: further methods, with their default options; they are shown and never kept.
 
     Raises:
         AssetError: a demo package is not installed.
+        MethodError: a method of `against` is unknown.
     """
-    started("loading the model")
+    check_against(against)
+    is_converted = not MODEL.startswith("demo:") or model_place(MODEL).is_dir()
+    started("loading the model" if is_converted else "converting the model, once (about 20 s)")
     backbone = load_backbone(MODEL)
-    started("reading the reviews")
+    reading = started("reading the reviews")
     split = k_shot_split(read_records(DATA), shots, seed)
     # Three more reviews are kept apart, to be shown with the winner's answers; the data is sorted by class.
     test = subsample(split.rest, test_size + 3, seed)
     shown = [test.pop(row) for row in (len(test) - 1, len(test) // 2, 0)]
     task = make_task(backbone, split.train)
     problem = make_problem(backbone, task, split.train, split.dev, seed=seed)
-    board = run_methods(problem, label_context(backbone, task, task.examples(test)), METHODS, started)
-    winner = board.winner
+    tested = _read(backbone, task, test, reading)
+    rows = [
+        run_trial(name, _method(kind, options), replace(problem, report=started(name)), tested)
+        for name, kind, options in METHODS
+    ]
+    winner = Leaderboard(tuple(rows)).winner
     artifact = make_artifact(problem, winner.outcome, winner.method)
+    words = tuple(prompt.text(backbone.tokenizer) for prompt in _best_words(problem, rows).prompts)
+    answers = _answers(problem, winner.outcome.best, shown)
+    others = run_methods(problem, tested, [(name, name, {}) for name in against], _announced(started))
+    near = nearest_words(winner.outcome.best.prompt, backbone, 3) or []
     return DemoResult(
-        board,
+        Leaderboard((*rows, *others.rows)),
+        winner,
         artifact.with_test({"test_accuracy": winner.test.accuracy}, data_entry(test)),
-        _best_words(problem, board).prompt.text(backbone.tokenizer),
-        _answers(problem, winner.outcome.best, shown),
+        words,
+        tuple(" ".join(word.strip() for word in row.words) for row in near),
+        answers,
         len(test),
     )
 
 
-def _best_words(problem: Problem, board: Leaderboard) -> Candidate:
+def _read(backbone: AnyBackbone, task: Task, records: Sequence[Record], report: Callable[[Event], None]) -> Labelled:
+    """Read held-out texts, a part at a time."""
+    examples = task.examples(records)
+    parts = []
+    for first in range(0, len(examples), _TOGETHER):
+        parts.append(label_context(backbone, task, examples[first : first + _TOGETHER]))
+        report({"phase": "reading", "step": min(first + _TOGETHER, len(examples)), "total": len(examples)})
+    return reduce(Labelled.joined, parts)
+
+
+def _method(kind: str, options: Mapping[str, Any]) -> Method:
+    return make_options(WrittenWords, options) if kind == WrittenWords.name else make_method(kind, options)
+
+
+def _announced(started: Callable[[str], Callable[[Event], None]]) -> Callable[[str], Callable[[Event], None]]:
+    """Return the same with about how many minutes a method takes in its name, where that is known."""
+    return lambda name: started(f"{name} (about {MINUTES[name]} min)" if name in MINUTES else name)
+
+
+def _best_words(problem: Problem, rows: Sequence[Trial]) -> Candidate:
     """Return the prompt in words of least dev loss."""
     assert problem.dev is not None
     dev = problem.dev
-    found = [row.outcome.words or row.outcome.best for row in board.rows]
+    found = [row.outcome.words or row.outcome.best for row in rows]
     in_words = [candidate for candidate in found if isinstance(candidate.prompt, HardPrompt)]
     return min(in_words, key=lambda candidate: score(problem.backbone, candidate, dev).loss)
 

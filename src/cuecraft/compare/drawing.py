@@ -90,6 +90,9 @@ def as_svg(drawn: Figure, label: str, name: str) -> str:
     with warnings.catch_warnings():
         # Text is laid out by the reader's browser in the reader's fonts, so a glyph missing here does not matter.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        # The layout is done and fixed here: in savefig it reserves space for other tick labels than it then draws.
+        drawn.draw_without_rendering()
+        drawn.set_layout_engine("none")
         drawn.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     svg = _PREAMBLE.sub("", buffer.getvalue(), count=1)
     svg = _METADATA.sub("", _HEIGHT.sub(r"\1", _SIZE.sub(r"\1", svg)))

@@ -35,7 +35,7 @@ def run_methods(
         problem: splits already read, with a dev set.
         test: held-out examples.
         methods: what to run, in this order.
-        started: is told each shown name and returns the listener of its steps.
+        started: called with each shown name and returns the listener of its steps.
     """
     return Leaderboard(
         tuple(

@@ -51,7 +51,7 @@ def time_plot(document: Comparison) -> str:
         plot.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         plot.xaxis.set_minor_formatter(lambda value, _: "")
         span = max(max(heights) - min(heights), 0.02)
-        # Names stand in a column beside the points, since methods of like accuracy and time would cover each other's.
+        # Names stand in a column next to the points, since methods of like accuracy and time would cover each other's.
         places = _apart(heights, 1.1 * span / max(len(rows), 12))
         low, high = min(*heights, *places), max(*heights, *places)
         plot.set_xlim(min(seconds) / 1.5, max(seconds) * 1.5)
@@ -67,7 +67,14 @@ def time_plot(document: Comparison) -> str:
                 va="center",
                 color=INK if color == MUTED else color,
                 fontweight="bold" if row.name == document.best else "normal",
-                arrowprops={"arrowstyle": "-", "color": LINE, "linewidth": 0.7, "shrinkA": 1, "shrinkB": 3},
+                arrowprops={
+                    "arrowstyle": "-",
+                    "color": LINE,
+                    "linewidth": 0.7,
+                    "relpos": (0, 0.5),
+                    "shrinkA": 2,
+                    "shrinkB": 3,
+                },
                 annotation_clip=False,
             )
         plot.grid(axis="both", which="major")
@@ -113,7 +120,7 @@ def confusion_plot(document: Comparison, row: Row) -> str:
                 plot.text(said + 0.47, true + 0.47, str(count), ha="center", va="center")
         plot.set_xlim(0, size)
         plot.set_ylim(size, 0)
-        # Long class names beside each other would overlap.
+        # Long class names next to each other would overlap.
         tilted = size > 3 or max(map(len, labels)) > 9
         plot.set_xticks(
             [n + 0.47 for n in range(size)], labels, rotation=30 * tilted, ha="right" if tilted else "center"

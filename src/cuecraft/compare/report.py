@@ -30,6 +30,7 @@ def render_report(document: Comparison) -> str:
         for name in ("estimate", "interval", "difference", "seconds", "milliseconds", "size", "count", "rate", "repeat")
     }
     environment.filters["word"] = lambda text: plots.visible(text, 40)
+    environment.filters["one_line"] = lambda text: text.replace("\n", "↵ ")
     return environment.from_string(source).render(_content(document)) + "\n"
 
 

@@ -96,7 +96,7 @@ class Folder:
         try:
             write_text(path, text)
         except OSError as error:
-            raise CompareError(f"{path}: cannot be written ({error}); make room or choose another --out") from error
+            raise CompareError(f"{path}: cannot be written ({error}); free space or choose another --out") from error
 
     def _cell(self, name: str, seed: int) -> Path:
         return self.path / _CELLS / f"{name}-seed-{seed}.json"

@@ -73,7 +73,7 @@ def run_trial(name: str, method: Method, problem: Problem, test: Labelled) -> Tr
     Args:
         name: as shown.
         method: the method with its options.
-        problem: splits already read, with a dev set; its listener is told of each step.
+        problem: splits already read, with a dev set; its listener is called with each step.
         test: held-out examples, already read.
 
     Raises:
@@ -111,7 +111,7 @@ def run_trial(name: str, method: Method, problem: Problem, test: Labelled) -> Tr
 def repeat_trial(trial: Trial, problem: Problem, clock: Callable[[], float] = time.perf_counter) -> Repeat:
     """Fit again for a tenth of the time, five seconds at least, and compare the steps of both runs.
 
-    Only steps reported before the time ran out are compared, since a method that is told to stop goes other ways from
+    Only steps reported before the time ran out are compared, since a method that has to stop goes other ways from
     there; but the first step is compared in any case.
 
     Args:
@@ -121,7 +121,7 @@ def repeat_trial(trial: Trial, problem: Problem, clock: Callable[[], float] = ti
     """
     deadline = clock() + max(REPEAT_SECONDS, REPEAT_SHARE * trial.seconds)
     events: list[Event] = []
-    in_time = 0  # events reported before the method was first told to stop
+    in_time = 0  # events reported before the method first had to stop
     told = False
 
     def out_of_time(reserve: float = 0.0) -> bool:

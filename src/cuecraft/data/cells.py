@@ -49,7 +49,7 @@ class _Lines:
     def __next__(self) -> str:
         if self.row and self.taken < self._broken_until:
             # A row before this one was open here as well, so this one breaks where that one did. Without this, a file
-            # of quotation marks would be read anew to its end from each of its lines.
+            # of quotation marks would be read again to its end from each of its lines.
             raise csv.Error(self._fault)
         line = self._again.popleft() if self._again else next(self._lines, None)
         if line is None:

@@ -101,7 +101,7 @@ def check_is_path(name: str) -> None:
 
 
 def check_beginning(path: str, first: bytes) -> None:
-    """Raise DataError where the first bytes, unpacked, tell that a file is no text in UTF-8."""
+    """Raise DataError where the first bytes, unpacked, show that a file is no text in UTF-8."""
     for begin, (kind, remedy) in _FOREIGN.items():
         if first.startswith(begin):
             name = "stdin" if path == STDIN else path

@@ -227,7 +227,7 @@ def _rows(
     if form is None or form is Format.TEXT or (form is Format.PARQUET and packing is not Packing.NONE):
         if path.exists() or (form is not None and packing is not Packing.NONE):
             raise DataError(
-                f"{path}: cannot tell the format of rows with columns; give *.csv, *.tsv, *.jsonl, *.parquet (or "
+                f"{path}: unknown format of rows with columns; give *.csv, *.tsv, *.jsonl, *.parquet (or "
                 "*.ndjson, *.json with an object a line; all but Parquet also packed, with .gz or .zst)"
             )
         return _hub_rows(name)

@@ -3,6 +3,7 @@
 from cuecraft.display.advice import print_advice
 from cuecraft.display.bulk import bulk_progress, print_classified
 from cuecraft.display.console import (
+    agrees,
     already_finished,
     fail,
     page,
@@ -14,11 +15,10 @@ from cuecraft.display.console import (
     stopping,
     warn,
 )
+from cuecraft.display.demo import demo_document, print_demo
 from cuecraft.display.guarding import print_guard_data, print_guard_rates, print_screenings
 from cuecraft.display.results import (
-    demo_document,
     print_comparison,
-    print_demo,
     print_exported,
     print_family,
     print_manifest,
@@ -37,6 +37,7 @@ from cuecraft.display.runs import (
 )
 
 __all__ = [
+    "agrees",
     "already_finished",
     "bulk_progress",
     "demo_document",

@@ -65,10 +65,14 @@ def _advice_rows(document: Mapping[str, Any]) -> dict[str, str]:
         if found:
             low, high = found["interval_95"]
             rows[name] = f"accuracy {found['accuracy']:.3f} ({low:.3f} to {high:.3f}, {found['rows']:,} texts)"
+    if document["forms"]:
+        forms = document["forms"]
+        rows["plain or chat"] = f"{forms['chosen']}: calibrated accuracy {forms['plain_accuracy']:.3f} plain, "
+        rows["plain or chat"] += f"{forms['chat_accuracy']:.3f} by the chat template ({forms['rows']:,} texts)"
     if document["endpoint"]:
         asked = document["endpoint"]
         rows["endpoint"] += f"; {asked['no_class']} answers no class; {asked['seconds']} s, "
-        rows["endpoint"] += "tokens not told" if asked["tokens"] is None else f"{asked['tokens']:,} tokens"
+        rows["endpoint"] += "tokens not reported" if asked["tokens"] is None else f"{asked['tokens']:,} tokens"
         rows["texts were sent to"] = f"{asked['address']} ({asked['model']})"
     return rows
 

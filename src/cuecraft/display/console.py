@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
 Listener = Callable[[dict[str, Any]], None]
@@ -34,23 +34,31 @@ def fail(message: str) -> None:
     notes.print(Text.assemble(("error: ", "bold red"), " ".join(message.split())))
 
 
+def agrees(question: str) -> bool:
+    """Ask on the terminal; no where there is none to ask on."""
+    if not (sys.stdin.isatty() and notes.is_terminal):
+        return False
+    notes.print(f"{question} [y/N] ", end="", markup=False)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 def stopping() -> None:
-    """Tell that work will stop at the next place from which it can go on."""
+    """Print that work will stop at the next place from which it can go on."""
     sys.stderr.write("\nstopping after this step; once more to stop at once\n")
 
 
 def resumable() -> None:
-    """Tell that a run was stopped and can go on."""
+    """Print that a run was stopped and can go on."""
     notes.print("stopped; the state is kept: the same command with --resume goes on")
 
 
 def already_finished() -> None:
-    """Tell that there was nothing to go on with."""
+    """Print that there was nothing to go on with."""
     notes.print("the run was finished already; nothing was run")
 
 
 def stopped() -> None:
-    """Tell that work was stopped and is not lost."""
+    """Print that work was stopped and is not lost."""
     notes.print("stopped; what is finished is kept, and the same command goes on where it stopped")
 
 
@@ -61,7 +69,7 @@ def serving(address: str) -> None:
 
 @contextmanager
 def progress() -> Iterator[Callable[[str], Listener]]:
-    """Show a bar for each part of long work, with loss and accuracy; yields what starts a part.
+    """Show a bar for each part of long work, with seconds, loss and accuracy; yields what starts a part.
 
     Where stderr is no terminal, one line is written when a part begins.
     """
@@ -72,7 +80,7 @@ def progress() -> Iterator[Callable[[str], Listener]]:
         TextColumn("{task.description:<14}"),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
-        TimeElapsedColumn(),
+        _Times(),
         TextColumn("{task.fields[state]}"),
     ]
     with Progress(*columns, console=notes) as bars:
@@ -88,6 +96,16 @@ def progress() -> Iterator[Callable[[str], Listener]]:
         _finish(bars, current)
 
 
+class _Times(ProgressColumn):
+    """Seconds since a part began and, where its steps are counted, about how many are left."""
+
+    def render(self, task: Task) -> Text:
+        """Return the column of one part."""
+        begun = task.finished_time if task.finished else task.elapsed
+        left = None if task.finished else task.time_remaining
+        return Text(f"{begun or 0:.0f} s" + ("" if left is None else f", {left:.0f} s left"), style="cyan")
+
+
 def _plain_part(name: str) -> Listener:
     notes.print(f"{name} ...")
     return lambda event: None
@@ -99,7 +117,8 @@ def _advance(bars: Progress, bar: TaskID, event: Mapping[str, Any]) -> None:
         state += f", dev accuracy {event['dev_accuracy']:.3f}"
     if "padding" in event:
         state += f", {event['padding']:.0%} padding"
-    bars.update(bar, completed=event.get("step", 0), total=event.get("total"), state=state)
+    counted = {"completed": event["step"], "total": event["total"]} if "total" in event else {}
+    bars.update(bar, state=state, **counted)
 
 
 def _finish(bars: Progress, current: list[TaskID]) -> None:

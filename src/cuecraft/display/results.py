@@ -13,7 +13,6 @@ from cuecraft.display.console import page
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cuecraft.compare.demo import DemoResult
     from cuecraft.compare.formats import TextTable
     from cuecraft.compare.schema import Comparison
     from cuecraft.prompts.manifest import CalibrationEntry, Manifest
@@ -21,71 +20,13 @@ if TYPE_CHECKING:
 _SHOWN_CUES = 5
 
 
-def demo_document(result: DemoResult, folder: str, seconds: float) -> dict[str, Any]:
-    """Return the demo's result as a JSON document."""
-    rows = [
-        {
-            "method": row.name,
-            "test_accuracy": row.test.accuracy,
-            "interval_95": list(row.interval),
-            "dev_accuracy": row.dev.accuracy,
-            "dev_loss": row.dev.loss,
-            "seconds": round(row.seconds, 2),
-            "tuned_parameters": row.tuned_parameters,
-            "artifact_bytes": row.stored_bytes,
-        }
-        for row in result.leaderboard.rows
-    ]
-    return {
-        "leaderboard": rows,
-        "winner": result.leaderboard.winner.name,
-        "best_prompt_in_words": result.words,
-        "test_size": result.test_size,
-        "artifact": folder,
-        "seconds": round(seconds, 1),
-        "predictions": [
-            {
-                "text": text,
-                "true_label": label,
-                "label": max(found, key=lambda name: found[name]),
-                "probabilities": found,
-            }
-            for text, label, found in result.shown
-        ],
-    }
-
-
-def print_demo(document: Mapping[str, Any], task_line: str) -> None:
-    """Print the demo's result as a person reads it."""
-    table = Table(title=task_line, title_justify="left")
-    for name in ("method", "accuracy", "95% interval", "seconds", "tuned", "bytes"):
-        table.add_column(name, justify="left" if name == "method" else "right")
-    for row in document["leaderboard"]:
-        low, high = row["interval_95"]
-        is_winner = row["method"] == document["winner"]
-        table.add_row(
-            row["method"] + (" *" if is_winner else ""),
-            f"{row['test_accuracy']:.3f}",
-            f"{low:.3f} to {high:.3f}",
-            f"{row['seconds']:.1f}",
-            f"{row['tuned_parameters']:,}",
-            f"{row['artifact_bytes']:,}",
-            style="bold" if is_winner else None,
-        )
-    page.print(table)
-    page.print("* best on the dev set, and so the one that is kept; the test set chooses nothing")
-    page.print(f"\nbest prompt in words: {document['best_prompt_in_words']!r}", markup=False)
-    page.print(f"artifact: {document['artifact']}\n", markup=False)
-    print_predictions(document["predictions"])
-    page.print(f'\ntry it: cuecraft predict {document["artifact"]} "a joy from start to finish"', markup=False)
-
-
 def print_predictions(predictions: list[dict[str, Any]]) -> None:
     """Print texts with their label and its probability."""
     for found in predictions:
         share = found["probabilities"][found["label"]]
         truth = f"  (truth: {found['true_label']})" if "true_label" in found else ""
-        page.print(f"{found['label']:>12} {share:6.1%}  {found['text']}{truth}", markup=False, soft_wrap=True)
+        cut = "  (cut at its end to fit)" if found.get("truncated") else ""
+        page.print(f"{found['label']:>12} {share:6.1%}  {found['text']}{truth}{cut}", markup=False, soft_wrap=True)
 
 
 def print_tuned(document: Mapping[str, Any]) -> None:
@@ -103,6 +44,8 @@ def _print_metrics(document: Mapping[str, Any]) -> None:
     if document.get("vocabulary"):
         counts = (f"{row['tokens']:,} {row['filter']}" for row in document["vocabulary"])
         table.add_row("tokens left", Text("\n".join(counts)))
+    if document.get("chat"):
+        table.add_row("template", "the tokenizer's chat template")
     for name, value in document["metrics"].items():
         table.add_row(name.replace("_", " "), "-" if value is None else f"{value:.3f}")
     table.add_row("seconds", f"{document['seconds']:.1f}")

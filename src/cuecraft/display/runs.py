@@ -16,7 +16,7 @@ _STYLES = {"equal": "green", "within tolerance": "green", "differs": "bold red",
 
 
 def print_run(record: Mapping[str, Any], expect: Mapping[str, Any] | None) -> None:
-    """Print what a run came to, beside what its recipe expects."""
+    """Print what a run came to, next to what its recipe expects."""
     table = Table(title=Text(f"{record['name']}: {record['status']}"), title_justify="left")
     expected = expect["metrics"] if expect else {}
     for name in ("metric", "value", *(["expected"] if expected else [])):

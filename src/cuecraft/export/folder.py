@@ -17,6 +17,7 @@ import torch
 from tokenizers import Tokenizer
 
 from cuecraft.backbone import AnyBackbone, CausalBackbone, Pieces
+from cuecraft.backbone.token_ids import control_tokens
 from cuecraft.data import Record, fingerprint
 from cuecraft.errors import ExportError
 from cuecraft.export.examples import JAVASCRIPT, PYTHON, write_examples
@@ -115,7 +116,7 @@ def export_graph(
         backbone: the model that they were made for, on the CPU in float32.
         target: folder to write.
         request: what the graph should be.
-        report: is told of each step.
+        report: progress callback, called with each step.
 
     Raises:
         ExportError: a package is missing, the model cannot be written so, the prompts cannot share a graph, too few
@@ -143,7 +144,7 @@ def export_graph(
         raise ExportError("a graph is made from float32 weights on the CPU; leave --dtype and --device out")
     making = _Making(artifacts, _reader(artifacts, backbone), request, report)
     folded = making.folded()
-    # Beside what is there already: where nothing is written, no folder is made.
+    # Next to what is there already: where nothing is written, no folder is made.
     nearest = next(place for place in target.absolute().parents if place.exists())
     try:
         with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=nearest) as scratch:
@@ -158,7 +159,7 @@ def export_graph(
 
             write_folder(target, fill)
     except OSError as error:
-        raise ExportError(f"{target}: cannot be written ({error}); make room or choose another --out") from error
+        raise ExportError(f"{target}: cannot be written ({error}); free space or choose another --out") from error
     return manifest
 
 
@@ -196,13 +197,13 @@ class _NoNumbersError(Exception):
 
 
 class _Making:
-    """An export under way.
+    """An export in progress.
 
     Args:
         artifacts: name -> a prompt and its task.
         backbone: what reads the texts.
         request: what is wanted.
-        report: is told of each step.
+        report: progress callback, called with each step.
     """
 
     def __init__(
@@ -297,8 +298,10 @@ class _Making:
         return replace(best, manifest=manifest)
 
     def completed(self, made: _Made) -> ExportManifest:
-        """Write what stands beside the graph; return the manifest."""
+        """Write what stands next to the graph; return the manifest."""
         tokenizer = Tokenizer.from_str(self._backbone.tokenizer.backend_tokenizer.to_str())
+        if control := control_tokens(self._backbone.tokenizer):
+            tokenizer.add_special_tokens(control)
         tokenizer.no_padding()
         tokenizer.no_truncation()
         tokenizer.save(str(made.folder / TOKENIZER))

@@ -34,7 +34,7 @@ def require_onnx() -> None:
 def write_graph(folded: Folded | FoldedSeveral, folder: Path) -> Path:
     """Write a module as a graph with any batch size and length, and any number of prompts asked; return its file.
 
-    Weights of more than 2 GB lie beside it, in `model.onnx.data`.
+    Weights of more than 2 GB are next to it, in `model.onnx.data`.
 
     Raises:
         ExportError: the model cannot be traced.
@@ -91,7 +91,7 @@ def _weight_bytes(model: Any) -> int:
 
 
 def _without_traces(model: Any) -> None:
-    """Take out which line of which file on this machine each node comes from: nobody's business elsewhere."""
+    """Take out which line of which file on this machine each node comes from: it is of no use elsewhere."""
     graph = model.graph
     for held in (model, graph, *graph, *graph.inputs, *graph.outputs, *graph.initializers.values()):
         held.metadata_props.clear()
@@ -102,7 +102,7 @@ def _without_traces(model: Any) -> None:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Keep what the exporter tells of itself off the screen."""
+    """Keep what the exporter prints off the screen."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [own.level for own in loggers]
     for own in loggers:

@@ -155,7 +155,7 @@ def _openvino_weights(source: Path, target: Path, _: Batches) -> None:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Keep what the quantisers tell of themselves off the screen."""
+    """Keep what the quantisers print off the screen."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -35,8 +35,8 @@ def quantise_rows(source: Path, calibration: Batches, keeps: Callable[[int, int]
 
     Args:
         source: of an ONNX model in float32.
-        calibration: texts that tell how large each channel becomes.
-        keeps: tells of a weight matrix `[K, N]` whether it stays in float32.
+        calibration: texts that show how large each channel becomes.
+        keeps: returns of a weight matrix `[K, N]` whether it stays in float32.
 
     Returns:
         The model (`onnx.ModelProto`).
@@ -148,7 +148,7 @@ class _Rows:
 
         matrix = numpy_helper.to_array(weight).astype(np.float32) * self._smooth[node.input[0]][:, None]
         scale = np.maximum(np.abs(matrix).max(0), 1e-8) / _WEIGHT_TOP
-        name = f"{weight.name}_{node.input[0]}"  # what it is multiplied by tells how it is smoothed
+        name = f"{weight.name}_{node.input[0]}"  # what it is multiplied by decides how it is smoothed
         self._constant(f"{name}_int8", np.clip(np.rint(matrix / scale), -_WEIGHT_TOP, _WEIGHT_TOP).astype(np.int8))
         self._constant(f"{name}_scale", scale.astype(np.float32))
         rows, row_scale = self._rows(node.input[0])

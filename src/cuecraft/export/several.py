@@ -1,7 +1,7 @@
 """One graph for several prompts of one causal model: a text is read once, whatever is asked about it.
 
 What each prompt puts behind the text is a branch of its own: it sees the text and itself, and no other prompt. The
-graph is told by number which prompts to answer with, and computes the branches of those alone. Each branch is as long
+graph takes by number which prompts to answer with, and computes the branches of those alone. Each branch is as long
 as the longest that the graph holds.
 """
 

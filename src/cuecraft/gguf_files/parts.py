@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cuecraft.errors import BackboneError
-from cuecraft.storage import file_sha256
+from cuecraft.remembered import known_sha256
 
 MAGIC = b"GGUF"
 _POINTER = b"version https://git-lfs"
@@ -16,7 +16,7 @@ _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)", re.IGNORECASE)  # as llam
 
 
 def is_gguf(name: str) -> bool:
-    """Tell whether a model's name means a GGUF file: by its ending, or by how the file begins."""
+    """Return whether a model's name means a GGUF file: by its ending, or by how the file begins."""
     path = Path(name)
     try:
         return not path.is_dir() and (path.suffix.lower() == ".gguf" or (path.is_file() and _begins(path, MAGIC)))
@@ -44,7 +44,7 @@ def model_files(path: Path) -> list[Path]:
 
 def content_hash(files: Sequence[Path]) -> str:
     """Return the SHA-256 (hex) of a file; of several, that of their hashes in order."""
-    hashes = [file_sha256(file) for file in files]
+    hashes = [known_sha256(file) for file in files]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 

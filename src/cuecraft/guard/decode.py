@@ -24,7 +24,7 @@ _HEX = re.compile(r"(?<![0-9A-Za-z])(?:(?:0x|\\x)?[0-9A-Fa-f]{2}[ ,:]?){8,20000}
 _BASE64 = re.compile(r"(?<![0-9A-Za-z+/_-])[0-9A-Za-z+/_-]{16,40000}={0,2}")
 _PERCENT = re.compile(r"(?<!\S)[^\s%]{0,200}(?:%[0-9A-Fa-f]{2}[^\s%]{0,80}){3,3000}")
 _LETTERS = re.compile(r"[^\W\d_]{2,40}")
-# Of rot13 it is only told whether it is English: the commonest words, and those that instructions are made of.
+# Of rot13 it is only decided whether it is English: the commonest words, and those that instructions are made of.
 _WORDS = (
     "all and any are as at be but by do for from have how if in is it me my no not of on or our that the these "
     "this to up was we what will with you your ignore instructions previous prompt system reveal tell show output"

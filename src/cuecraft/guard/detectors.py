@@ -1,4 +1,4 @@
-"""Detectors: classifiers that tell how likely a text is an attack. Ours is a tuned prompt; any other will do."""
+"""Detectors: classifiers that score how likely a text is an attack. Ours is a tuned prompt; any other will do."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def attack_classes(classes: Sequence[str], named: Sequence[str] = (), source: st
     found = tuple(named) or tuple(name for name in classes if _means_attack(name))
     if not found or (not named and len(found) == len(classes) > 1):
         raise GuardError(
-            f"{source}: which of {', '.join(classes)} mean an attack cannot be told by their names; say which do"
+            f"{source}: which of {', '.join(classes)} mean an attack is not clear from their names; say which do"
         )
     return found
 
@@ -149,7 +149,7 @@ class HubDetector:
         self._columns = [labels.index(label) for label in attack_classes(labels, attack, f"detector {model}")]
         self._is_sigmoid = loaded.config.problem_type == "multi_label_classification"
         limit = self._tokenizer.model_max_length
-        # Position tables of RoBERTa and kin are two longer than the texts that they take.
+        # Position tables of RoBERTa and similar models are two longer than the texts that they take.
         places = getattr(loaded.config, "max_position_embeddings", _LONGEST + 2) - 2
         self._longest = min(_LONGEST, limit if limit < _ANY_LENGTH else places)
 

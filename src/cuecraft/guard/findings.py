@@ -11,7 +11,7 @@ _SELECTORS = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")  # Python calls 
 
 
 class Severity(StrEnum):
-    """How much a finding says: one that is `high` flags the text, one that is `low` is only told."""
+    """How much a finding says: one that is `high` flags the text, one that is `low` is only reported."""
 
     LOW = "low"
     HIGH = "high"
@@ -41,7 +41,7 @@ class Finding:
     Args:
         kind: which part of the guard found it.
         id: of the rule, the limit, the encoding or the kind of characters; or the detector's name.
-        reason: why it is told, in a sentence.
+        reason: why it is reported, in a sentence.
         excerpt: where it was found; at most `EXCERPT` characters, those that do not show escaped.
         where: in the text, or in one hidden in it.
         severity: whether it flags the text.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from cuecraft.errors import GuardError
 from cuecraft.guard.findings import Finding, Kind, excerpt
 
-_LONG_ENOUGH = 500  # bytes of a text whose repetition can be told; shorter ones are not judged
+_LONG_ENOUGH = 500  # bytes of a text whose repetition can be measured; shorter ones are not judged
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ _ZERO_WIDTH = re.compile(
     "\ufeff\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0080-\U000e0fff]"
 )
 _SELECTOR = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")
-# Scripts whose letters have shapes to choose from: Myanmar, Mongolian, Chinese and kin, Phags-pa, Manichaean.
+# Scripts whose letters have shapes to choose from: Myanmar, Mongolian, Chinese and its relatives, Phags-pa, Manichaean.
 _SHAPED = re.compile(
     "[\u1000-\u109f\u1820-\u18aa\u2e80-\u9fff\ua840-\ua87f\uaa60-\uaa7f\uf900-\ufaff\U00010ac0-\U00010aff"
     "\U00020000-\U0003ffff]"
@@ -51,7 +51,7 @@ _OVERRIDES = "\u202d\u202e"
 # Lone surrogates are half a character: no model's tokenizer takes them.
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff]")
 _RIGHT_TO_LEFT = re.compile("[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc\U00010800-\U00010fff\U0001e800-\U0001efff]")
-# Scripts whose letters join or stack, and need U+200C and U+200D to say where: Arabic and kin, those of India, Tibetan,
+# Scripts whose letters join or stack, and need U+200C and U+200D to say where: Arabic's, those of India, Tibetan,
 # Myanmar, Khmer, Mongolian.
 _JOINING = re.compile("[\u0600-\u08ff\u0900-\u0dff\u0f00-\u109f\u1780-\u18af\ufb50-\ufdff\ufe70-\ufefc]")
 # Scripts without spaces between words, where U+200B says where a line may break.
@@ -85,7 +85,7 @@ class Normalised:
 
 @dataclass(frozen=True)
 class _Sort:
-    """A sort of characters: what is told of it."""
+    """A sort of characters: what is reported of it."""
 
     id: str
     reason: str
@@ -181,7 +181,7 @@ def _without_zero_width(text: str, notes: _Notes) -> str:
             kept.append(match[0])
             last = match[0]
         elif not _SELECTOR.match(match[0]) or (last + text[begin : begin + 1]).isalpha():
-            # A selector behind a word is what NFKC leaves of a picture such as the trade mark sign, and is not told.
+            # A selector behind a word is what NFKC leaves of a picture such as the trade mark sign; not reported.
             notes.take(_INVISIBLE, text, match)
     return "".join((*kept, text[begin:]))
 

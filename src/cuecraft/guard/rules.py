@@ -59,7 +59,7 @@ class Rule:
 
     Args:
         id: its name in what is reported.
-        reason: why it is told, in a sentence.
+        reason: why it is reported, in a sentence.
         patterns: what it looks for in a normalised text; one of them will do.
         severity: whether a match flags the text.
         examples: texts that it matches.
@@ -79,7 +79,7 @@ class Rule:
         return next(filter(None, (pattern.search(text) for pattern in self.patterns)), None)
 
     def finding(self, text: str, where: Where = Where.TEXT) -> Finding | None:
-        """Return what to tell of a text that matches; None for one that does not."""
+        """Return what to report of a text that matches; None for one that does not."""
         match = self.match(text)
         if match is None:
             return None
@@ -158,10 +158,10 @@ def _plain(place: tuple[str | int, ...]) -> tuple[str | int, ...]:
 def _contradictions(rule: Rule) -> Iterator[str]:
     for text in rule.examples:
         if not rule.match(text):
-            yield f"does not match its example {text!r}; mend the pattern or the example"
+            yield f"does not match its example {text!r}; fix the pattern or the example"
     for text in rule.counterexamples:
         if rule.match(text):
-            yield f"matches {text!r}, which it has under 'not'; mend the pattern or the text"
+            yield f"matches {text!r}, which it has under 'not'; fix the pattern or the text"
 
 
 def _listed(pattern: str | list[str]) -> list[str]:

@@ -32,14 +32,6 @@ class Verdict(StrEnum):
     FLAG = "flag"
 
 
-class GuardMode(StrEnum):
-    """What is done with a guard's verdict: nothing is asked, a flag is told, or what is flagged is refused."""
-
-    OFF = "off"
-    FLAG = "flag"
-    BLOCK = "block"
-
-
 @dataclass(frozen=True)
 class Screening:
     """What a guard says of one text.
@@ -88,7 +80,7 @@ class Guard:
     Args:
         rules: what attacks are known by; those that ship where none are given.
         limits: how long a text may be, and how much it may repeat itself.
-        detectors: classifiers that are asked beside the rules; each has a name of its own.
+        detectors: classifiers that are asked in addition to the rules; each has a name of its own.
         threshold: a detector's score, 0 to 1, from which on the text is flagged.
 
     Raises:

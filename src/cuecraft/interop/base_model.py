@@ -62,7 +62,7 @@ def check_base(
 
 
 def _is_same(base: str, backbone: AnyBackbone) -> bool:
-    """Tell whether a name means the backbone's own checkpoint: by name, by place, or by the hash of the files."""
+    """Return whether a name means the backbone's own checkpoint: by name, by place, or by the hash of the files."""
     own = {backbone.name, str(getattr(backbone.model.config, "name_or_path", "") or "")} - {""}
     if _meanings(base) & set().union(*map(_meanings, own)):
         return True
@@ -88,7 +88,7 @@ def _meanings(name: str) -> set[str]:
 
 
 def _has_revision(base: str, revision: str | None, backbone: AnyBackbone) -> bool:
-    """Tell whether the backbone is of the revision that an adapter names; a folder has none."""
+    """Return whether the backbone is of the revision that an adapter names; a folder has none."""
     if revision in _MOVING or assets.is_known(base) or Path(base).expanduser().is_dir():
         return True
     assert revision is not None

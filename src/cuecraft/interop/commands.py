@@ -44,7 +44,7 @@ def run_export(
     """Export artifacts by name, several as one graph; return the document of `cuecraft export --json`.
 
     Raises:
-        CuecraftError: anything that the user can mend; nothing is written then.
+        CuecraftError: anything that the user can fix; nothing is written then.
     """
     is_graph = request.format in ("onnx", "openvino")
     if not is_graph and request.precision != "fp32":
@@ -125,7 +125,7 @@ def run_import(
     """Import a PEFT folder as an artifact; return the document of `cuecraft import --json`.
 
     Raises:
-        CuecraftError: anything that the user can mend; nothing is written then.
+        CuecraftError: anything that the user can fix; nothing is written then.
     """
     check_target(out)
     backbone = load_backbone(model, "causal", device, local_files_only, dtype)

@@ -1,4 +1,4 @@
-"""What a PEFT folder holds, and what stands beside it.
+"""What a PEFT folder holds, and what stands next to it.
 
 =========================  ===============================================================================
 adapter_config.json        PEFT's configuration: kind, number of virtual tokens, shapes, name of the base model
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from cuecraft.backbone import AnyBackbone
-from cuecraft.backbone.rendering import special_ids
+from cuecraft.backbone.token_ids import special_ids
 from cuecraft.errors import ArtifactError
 from cuecraft.prompts.manifest import Manifest
 from cuecraft.task import Example, PromptSlot, Task

@@ -44,11 +44,12 @@ from cuecraft.prompts.manifest import (
 from cuecraft.prompts.shared import Sharing, TaskPart
 from cuecraft.storage import digest, file_sha256, unwritable, write_folder
 from cuecraft.task import Task
-from cuecraft.task.entry import TaskEntry, shot_entries
+from cuecraft.task.entry import TaskEntry
 
 TENSORS, TRACE, CARD = "prompt.safetensors", "trace.jsonl", "README.md"
+REPORT = "report.html"  # of the demo: not part of the artifact, and replaced with it
 WEIGHTS = "weights.safetensors"
-SHARED = Path("..", "..", "shared.safetensors")  # beside the folder `tasks` that a task's folder lies in
+SHARED = Path("..", "..", "shared.safetensors")  # next to the folder `tasks` that a task's folder lies in
 _PACKAGES = ("cuecraft", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scikit-learn")
 
 
@@ -69,7 +70,7 @@ class Artifact:
         calibration: of its logits.
         task: template and verbalizer.
         classes: `[C]` the classes as the user's data has them (strings, integers, ...).
-        manifest: what is written beside the tensors.
+        manifest: what is written next to the tensors.
         trace: one event for each step.
         weights: tuned weights that the prompt stands on; None for the backbone's own.
         sharing: how the prompt's tensor comes about from one that several tasks share; None where it does not.
@@ -117,8 +118,7 @@ class Artifact:
         others: Sequence[CalibratedPrompt] = (),
     ) -> Artifact:
         """Gather a tuned prompt and what it depends on."""
-        verbalizer = task.verbalizer
-        names = tuple(classes or verbalizer.labels)
+        names = tuple(classes or task.verbalizer.labels)
         manifest = Manifest(
             method=method,
             method_options=dict(method_options),
@@ -130,15 +130,7 @@ class Artifact:
                 hidden_size=backbone.hidden_size,
                 dtype=backbone.dtype_name,
             ),
-            task=TaskEntry(
-                template=task.template.source,
-                classes=list(names),
-                labels=list(verbalizer.labels),
-                label_words=[list(words) for words in verbalizer.words],
-                max_tokens=task.max_tokens,
-                reserve=task.reserve,
-                shots=shot_entries(task),
-            ),
+            task=TaskEntry.of(task, names),
             prompt=PromptEntry(
                 kind=_KINDS[type(prompt)],
                 length=len(prompt),
@@ -255,7 +247,7 @@ def check_target(folder: Path) -> None:
     if folder.exists():
         names = {path.name for path in folder.iterdir()} if folder.is_dir() else {""}
         keys = {_ARTIFACT.version, _ARTIFACT.sha256}  # of a manifest of ours, whatever its schema version
-        if not names <= {MANIFEST, TENSORS, TRACE, CARD, WEIGHTS} or not keys <= set(manifest_document(folder)):
+        if not names <= {MANIFEST, TENSORS, TRACE, CARD, WEIGHTS, REPORT} or not keys <= set(manifest_document(folder)):
             raise ArtifactError(f"{folder}: exists and is no artifact; choose another --out or remove it")
     check_writable(folder)
 

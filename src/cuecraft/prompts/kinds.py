@@ -183,7 +183,7 @@ AnyPrompt = HardPrompt | SoftPrompt | DeepCue | PrefixPrompt
 
 
 def with_others(text: str, count: int) -> str:
-    """Return the words of the first of some prompts that answer together, and how many there are beside it."""
+    """Return the words of the first of some prompts that answer together, and how many there are besides it."""
     return text if count == 1 else f"{text}, and {count - 1} more that answer with it"
 
 

@@ -12,8 +12,9 @@ from cuecraft.prompts.kinds import with_others
 from cuecraft.task.entry import TaskEntry
 
 # 2: deep cues, dtype of the backbone; 3: prefixes, tuned weights, shared parts; 4: several prompts; 5: a calibration
-# of each of them; 6: examples in front of every text; 7: class heads on features of unit length.
-SCHEMA_VERSION = 7
+# of each of them; 6: examples in front of every text, all or the nearest; 7: the turns of a chat template; 8: class
+# heads on features of unit length.
+SCHEMA_VERSION = 8
 MOST_PROMPTS = 1024  # of one artifact; more is damage, or somebody's attempt to take all memory
 PromptKind = Literal["hard", "soft", "deep", "prefix"]
 

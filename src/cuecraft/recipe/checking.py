@@ -1,4 +1,4 @@
-"""`cuecraft recipe check`: all of a recipe that can be told wrong without running it."""
+"""`cuecraft recipe check`: all errors of a recipe that can be found without running it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def check_recipe(named: str, overrides: list[str], with_data: bool = True) -> di
 
 
 def _model(recipe: Recipe) -> str:
-    """Return where the model is; raise an error where it is told to be here and is not."""
+    """Return where the model is; raise an error where it has to be here and is not."""
     name = recipe.model.name
     if is_known(name):
         return f"{name}, {model_folder(name)}"

@@ -18,7 +18,7 @@ from cuecraft.recipe.schema import Tracker
 
 
 class Listener(Protocol):
-    """Is told of each step; never affects the result."""
+    """Called with each step; never affects the result."""
 
     @property
     def name(self) -> str:
@@ -36,7 +36,7 @@ class Listener(Protocol):
         ...
 
     def close(self, is_finished: bool) -> None:
-        """Write what is left to write; told whether the run came to its end."""
+        """Write what is left to write; the argument says whether the run came to its end."""
         ...
 
 
@@ -145,13 +145,13 @@ TRACKERS: Mapping[Tracker, Callable[[Path], Listener]] = {"tensorboard": TensorB
 
 @contextmanager
 def listening(path: Path, session: int, trackers: Sequence[Tracker], shown: Started) -> Iterator[Started]:
-    """Let a file and trackers hear of each step, beside what is shown.
+    """Let a file and trackers hear of each step, in addition to what is shown.
 
     Args:
         path: of the file of events.
         session: the how-manieth process works on the run.
         trackers: by name.
-        shown: is told each part, and returns the listener that shows its steps.
+        shown: called with each part, and returns the listener that shows its steps.
     """
     listeners: list[Listener] = []
     is_finished = False
@@ -175,7 +175,7 @@ def listening(path: Path, session: int, trackers: Sequence[Tracker], shown: Star
         is_finished = True
     finally:
         for listener in listeners:
-            with suppress(OSError):  # what could not be written was told
+            with suppress(OSError):  # what could not be written was reported
                 listener.close(is_finished)
 
 
@@ -189,5 +189,5 @@ def _told(listener: Listener, part: str, number: int, event: Event) -> None:
         listener.note(part, number, event)
     except OSError as error:
         raise RunError(
-            f"{listener.name}: cannot be written ({error.strerror or error}); make room, then go on with --resume"
+            f"{listener.name}: cannot be written ({error.strerror or error}); free space, then go on with --resume"
         ) from error

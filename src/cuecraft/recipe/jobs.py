@@ -84,7 +84,7 @@ class Job(ABC):
         """Do it.
 
         Raises:
-            CuecraftError: anything that the user can mend.
+            CuecraftError: anything that the user can fix.
             StoppedError, KeyboardInterrupt: it was asked to stop.
         """
 
@@ -194,6 +194,7 @@ class TuneJob(ArtifactJob):
             method_options=options,
             vocab_from=None,
             template=task.template,
+            chat=task.choice,
             label_words=task.label_words,
             shots=data.shots,
             first=data.first,
@@ -329,10 +330,10 @@ def _cell_hash(cell: Mapping[str, Any]) -> str:
 
 
 def heeding(started: Started, stop: Callable[[], bool], phase: str | None = None) -> Started:
-    """Return listeners that raise StoppedError once a step was told, where `stop` says so.
+    """Return listeners that raise StoppedError once a step was reported, where `stop` says so.
 
     Args:
-        started: is told each part, and returns the listener of its steps.
+        started: called with each part, and returns the listener of its steps.
         stop: whether to stop.
         phase: of the steps that heed it; None for all. Those of a training, which keeps its state first, must not.
     """
@@ -361,6 +362,7 @@ _KEYS = {
     "--seed": "seed",
     "--label-words": "task.label_words",
     "--classes": "task.classes",
+    "--chat": "task.chat",
     "--prior": "tune.prior",
     "--unlabeled": "tune.method label-free",
 }

@@ -85,7 +85,7 @@ def check_settings(settings: Settings) -> Recipe:
 
 
 def _explained(error: ValidationError, settings: Settings, filled: Mapping[str, Any], job: str) -> str:
-    """Return the one line that tells the first error of a recipe."""
+    """Return the one line that states the first error of a recipe."""
     if any(found["type"] in ("union_tag_invalid", "union_tag_not_found") for found in error.errors()):
         where = settings.where(("tune", "method"))
         given = filled["tune"].get("method")

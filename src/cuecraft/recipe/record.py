@@ -26,12 +26,13 @@ from cuecraft import determinism
 from cuecraft.errors import RunError
 from cuecraft.machine import describe, git_commit
 from cuecraft.prompts.manifest import BackboneEntry, DataEntry
+from cuecraft.recipe.made import RECORD, is_run
 from cuecraft.recipe.reading import load_recipe, shown_keys, to_yaml
 from cuecraft.recipe.schema import Recipe
 from cuecraft.storage import LOCK, SCRATCH, FolderInUseError, locked, parse_json, unwritable, write_text
 
 SCHEMA_VERSION = 1
-RECIPE, ENVIRONMENT, RECORD, EVENTS, STATE = "recipe.yaml", "environment.json", "run.json", "events.jsonl", "state"
+RECIPE, ENVIRONMENT, EVENTS, STATE = "recipe.yaml", "environment.json", "events.jsonl", "state"
 TRACKER_FOLDERS = ("tensorboard", "mlruns")
 Status = Literal["running", "stopped", "failed", "finished"]
 
@@ -89,10 +90,7 @@ class RunFolder:
     @property
     def is_there(self) -> bool:
         """Whether a run was begun here."""
-        try:
-            return (self.path / RECORD).is_file()
-        except OSError:  # no name of a folder, such as one that is too long
-            return False
+        return is_run(self.path)
 
     @property
     def is_taken(self) -> bool:
@@ -174,7 +172,7 @@ class RunFolder:
             write_text(self.path / name, text)
         except OSError as error:
             raise RunError(
-                f"{self.path / name}: cannot be written ({error.strerror or error}); make room, or choose another --out"
+                f"{self.path / name}: cannot be written ({error.strerror or error}); free space or choose another --out"
             ) from error
 
     def check_writable(self) -> None:
@@ -189,7 +187,7 @@ class RunFolder:
             raise RunError(f"{self.path}: {where} cannot be written to; choose another --out")
 
     def _is_ours(self) -> bool:
-        """Tell whether a run lies here, or can: the folder is empty, or a run was killed before it had a record."""
+        """Return whether a run lies here, or can: the folder is empty, or a run was killed before it had a record."""
         if not self.path.is_dir():
             return False
         found = {path.name for path in self.path.iterdir() if not path.name.endswith(SCRATCH)}
@@ -251,12 +249,6 @@ def surroundings_now(recipe: Recipe, device: torch.device) -> Surroundings:
         determinism=dict(determinism.flags()),
         **describe(device),
     )
-
-
-def artifact_of(folder: Path) -> Path:
-    """Return the folder of an artifact: of a run, what it made; else the folder itself."""
-    made = folder / "artifact"
-    return made if RunFolder(folder).is_there and made.is_dir() else folder
 
 
 def find_runs(folder: Path) -> list[RunFolder]:

@@ -86,11 +86,11 @@ def run_recipe(
         recipe: what to do.
         out: folder of the run; by default `runs/NAME`.
         resume: go on with a run that was stopped or killed; begin one where there is none.
-        started: is told each part of the work and returns the listener of its events.
-        stopping: is told that SIGINT or SIGTERM asked to stop; a second one stops at once.
+        started: called with each part of the work and returns the listener of its events.
+        stopping: called when SIGINT or SIGTERM asked to stop; a second one stops at once.
 
     Raises:
-        CuecraftError: anything that the user can mend. A run that had not begun in earnest is removed.
+        CuecraftError: anything that the user can fix. A run that had not begun in earnest is removed.
         StoppedError: SIGINT or SIGTERM asked for it; the state is kept.
     """
     folder = RunFolder(run_folder(recipe, out, resume))
@@ -157,7 +157,7 @@ class _Session:
             folder.begin(recipe, now, record)
             return record
         before = folder.record()
-        self._check_data(before, data, "since the run began; restore it, or begin anew")
+        self._check_data(before, data, "since the run began; restore it, or begin again")
         first = folder.surroundings()
         if first.model_copy(update={"later": []}) != now:
             folder.write_surroundings(first.model_copy(update={"later": [*first.later, now]}))
@@ -178,7 +178,7 @@ class _Session:
             with peak_memory(self._device) as memory:
                 result = self._job.run(self._keeping(), started)
             # It was read more than once.
-            self._check_data(record, self._job.data(), "while it ran; begin anew")
+            self._check_data(record, self._job.data(), "while it ran; begin again")
         record = record.model_copy(
             update={
                 "status": "finished",
@@ -207,7 +207,7 @@ class _Session:
         return path.exists() and path.stat().st_size > 0
 
     def _close(self, status: Status, error: str | None) -> None:
-        """Write that the run is not under way; where that fails too, it stays `running`, which can be resumed."""
+        """Write that the run is not in progress; where that fails too, it stays `running`, which can be resumed."""
         try:
             record = self._folder.record()
             if record.status == "running":
@@ -220,7 +220,7 @@ class _Session:
 
 
 def as_expected(recipe: Recipe, metrics: Any) -> bool | None:
-    """Tell whether metrics are within the recipe's tolerance of what it expects; None where it expects nothing."""
+    """Return whether metrics are within the recipe's tolerance of what it expects; None where it expects nothing."""
     if recipe.expect is None or not recipe.expect.metrics:
         return None
     expected, tolerance = recipe.expect.metrics, recipe.expect.tolerance

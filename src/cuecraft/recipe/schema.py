@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, create_model, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from cuecraft.compare.config import MethodEntry
 from cuecraft.errors import TemplateError
@@ -15,6 +24,7 @@ from cuecraft.method import Method
 from cuecraft.options import Options
 from cuecraft.search.label_free import LabelFreeSearch
 from cuecraft.task import Template
+from cuecraft.task.chat import TURNS, ChatChoice, chat_of, given_turns
 from cuecraft.tune import METHODS
 from cuecraft.tune.multitask import MultitaskTuning
 
@@ -71,7 +81,29 @@ def _check_template(template: str | None) -> str | None:
 TemplateText = Annotated[str | None, AfterValidator(_check_template)]
 
 
-class TaskSection(Section):
+class ChatSection(Section):
+    """What a chat says."""
+
+    chat: bool | None = Field(None, description="whether the tokenizer's chat template writes the texts")
+    system: str | None = Field(None, description="the system's turn of a chat")
+    user: str | None = Field(None, description="the user's turn, such as '{text}'; implies chat")
+    assistant: str | None = Field(None, description="the beginning of the assistant's, such as '{prompt:It is}{mask}'")
+
+    @model_validator(mode="after")
+    def _turns_go_together(self) -> Self:
+        try:
+            chat_of(self.choice, getattr(self, "template", None), "{text}", "")
+        except TemplateError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    @property
+    def choice(self) -> ChatChoice | None:
+        """What is asked of the tokenizer's chat template."""
+        return given_turns(self.chat, {name: getattr(self, name) for name in TURNS})
+
+
+class TaskSection(ChatSection):
     """What the texts are made into."""
 
     template: TemplateText = Field(None, description="such as '{text}{prompt: It was}{mask}'; by default a general one")
@@ -203,7 +235,7 @@ class CompareData(Section):
     label_column: str = Field("label", description="column of class names")
 
 
-class CompareTask(Section):
+class CompareTask(ChatSection):
     """What the texts are made into."""
 
     template: TemplateText = Field(None, description="by default a general one")

@@ -70,7 +70,7 @@ def verify(path: Path, keep: Path | None, started: Callable[[str], object]) -> R
     Args:
         path: of the run.
         keep: where the second run goes; None to throw it away.
-        started: is told each part of the work.
+        started: called with each part of the work.
 
     Raises:
         CuecraftError: no finished run is here, its recipe cannot be read, or running it again failed.

@@ -25,12 +25,12 @@ def run_multitask(request: MultitaskRequest, started: Callable[[str], Callable[[
     """Train tasks together, or add tasks to trained ones; return the document of `cuecraft multitask --json`.
 
     Raises:
-        CuecraftError: anything that the user can mend; nothing is written then.
+        CuecraftError: anything that the user can fix; nothing is written then.
     """
     begun = time.perf_counter()
     check_family_target(request.out)
     if request.add_to is not None and (request.options or request.head or request.seed is not None):
-        raise MethodError("--option, --head and --seed are the family's own; leave them out beside --add-to")
+        raise MethodError("--option, --head and --seed are the family's own; leave them out with --add-to")
     read = read_tasks(request)
     where = {"device": request.device, "dtype": request.dtype, "local_files_only": request.local_files_only}
     texts = {part: {name: unzip(records) for name, records in own.items()} for part, own in read.items()}

@@ -69,16 +69,16 @@ def prompt_detector(
         local_files_only: never ask the Hub for a model.
 
     Raises:
-        GuardError: the prompt takes several fields, or which classes mean an attack cannot be told.
+        GuardError: the prompt takes several fields, or which classes mean an attack is not clear.
         CuecraftError: the artifact or its backbone cannot be used.
     """
-    from cuecraft.classifier import PromptClassifier
+    from cuecraft.answering import TunedPrompt
     from cuecraft.ensemble import PromptEnsemble
     from cuecraft.prompts import load_artifact, member_folders
 
     task = load_artifact(next(iter(member_folders(folder)), folder)).task
     field = only_field(task.template.field_names, str(folder))
-    kind = PromptEnsemble if member_folders(folder) else PromptClassifier
+    kind = PromptEnsemble if member_folders(folder) else TunedPrompt
     classifier = kind.load(folder, model, device, local_files_only, dtype)
     classes = [str(name) for name in classifier.classes_.tolist()]
 
@@ -120,7 +120,7 @@ def run_guard_eval(
         labels: those that mean an attack, whether or not the file has them; none to find them by their names.
 
     Raises:
-        GuardError: as `make_guard`, or which labels mean an attack cannot be told.
+        GuardError: as `make_guard`, or which labels mean an attack is not clear.
         DataError: the file cannot be used.
     """
     records = read_records(file, (text_column,), label_column)

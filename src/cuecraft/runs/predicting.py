@@ -15,7 +15,7 @@ from cuecraft.runtime.manifest import EXPORT
 from cuecraft.runtime.model import check_where
 
 if TYPE_CHECKING:
-    from cuecraft.classifier import PromptClassifier
+    from cuecraft.answering import TunedPrompt
     from cuecraft.ensemble import PromptEnsemble
     from cuecraft.method import Event
 
@@ -58,27 +58,28 @@ def predict_records(
     classifier = _classifier(artifact, prompt, model, device, local_files_only, dtype)
     names = [str(name) for name in classifier.classes_.tolist()]
     predictions = []
-    found = classifier.predict_proba([dict(record.fields) for record in records], report)
-    for record, row in zip(records, found, strict=True):
+    texts = [dict(record.fields) for record in records]
+    found, truncated = classifier.predict_proba(texts, report), classifier.truncated(texts).tolist()
+    for record, row, is_cut in zip(records, found, truncated, strict=True):
         shares: dict[str, float] = dict(zip(names, row.tolist(), strict=True))
         label = max(shares, key=lambda name: shares[name])
         text = next(iter(record.fields.values()))
-        predictions.append({"text": text, "label": label, "probabilities": shares})
+        predictions.append({"text": text, "label": label, "probabilities": shares, "truncated": is_cut})
     return {"artifact": str(artifact), "predictions": predictions}
 
 
 def _classifier(
     folder: Path, prompt: str | None, model: str | None, device: str, local_files_only: bool, dtype: str
-) -> ExportedClassifier | PromptClassifier | PromptEnsemble:
+) -> ExportedClassifier | TunedPrompt | PromptEnsemble:
     """Return what answers; an exported folder needs no PyTorch, so nothing of it is imported then."""
     if is_export(folder):
         check_where(folder, model, dtype)
         return ExportedClassifier.load(folder, RuntimeOptions(device=device), prompt)
     if prompt is not None:
         raise ExportError(f"{folder}: is no export of several prompts; leave --prompt out")
-    from cuecraft.classifier import PromptClassifier
+    from cuecraft.answering import TunedPrompt
     from cuecraft.ensemble import PromptEnsemble
     from cuecraft.prompts import member_folders
 
-    kind = PromptEnsemble if member_folders(folder) else PromptClassifier
+    kind = PromptEnsemble if member_folders(folder) else TunedPrompt
     return kind.load(folder, model, device, local_files_only, dtype)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from cuecraft.checkpoints import Keeping
 from cuecraft.data.readers import AS_USUAL, Reading
+from cuecraft.task.chat import ChatChoice
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class TuneRequest:
     prior: tuple[str, ...]
     stop: Callable[[], bool] = lambda: False  # whether to stop, of what has no checkpoints
     reading: Reading = AS_USUAL
+    chat: ChatChoice | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class WordsRequest:
     seed: int
     where: Mapping[str, Any]
     reading: Reading = AS_USUAL
+    chat: ChatChoice | None = None
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,10 @@ def run_seeds(request: TuneRequest, started: Callable[[str], Callable[[Event], N
 
     Args:
         request: as for one seed, with at least two seeds; its own seed plays no part.
-        started: is told what begins, and returns the listener of its steps.
+        started: called with what begins, and returns the listener of its steps.
 
     Raises:
-        CuecraftError: anything that the user can mend; artifacts of the seeds before are kept.
+        CuecraftError: anything that the user can fix; artifacts of the seeds before are kept.
     """
     seeds = request.seeds or ()
     if len(set(seeds)) < 2:

@@ -16,7 +16,7 @@ def run_tune(request: TuneRequest, started: Callable[[str], Callable[[Event], No
     """Do what was asked for; return the document of `cuecraft tune --json`.
 
     Raises:
-        CuecraftError: anything that the user can mend; nothing is written then.
+        CuecraftError: anything that the user can fix; nothing is written then.
     """
     if request.unlabeled:
         document = run_label_free(request, started)

@@ -27,7 +27,7 @@ def tune_once(request: TuneRequest, started: Callable[[str], Callable[[Event], N
     """Tune, test, and write the artifact; return the document of `cuecraft tune --json`.
 
     Raises:
-        CuecraftError: anything that the user can mend; nothing is written then.
+        CuecraftError: anything that the user can fix; nothing is written then.
     """
     begun = time.perf_counter()
     check_target(request.out)
@@ -64,6 +64,7 @@ def make_classifier(request: TuneRequest, options: Mapping[str, Any]) -> PromptC
         request.model,
         request.method,
         template=request.template,
+        chat=request.chat,
         label_words=request.label_words,
         method_options=options,
         max_tokens=request.max_tokens,
@@ -111,7 +112,8 @@ def finished(
         "words": classifier.artifact_.manifest.words,
         "label_words": {label: list(own) for label, own in zip(verbalizer.labels, verbalizer.words, strict=True)},
         "vocabulary": next((e["vocabulary"] for e in classifier.trace_ if "vocabulary" in e), None),
-        "template": classifier.task_.template.source,
+        "template": classifier.artifact_.task.template.source,
+        "chat": classifier.artifact_.task.template.chat is not None,
         "test_rows": len(test),
         "padding": round(classifier.padding_, 4),
         "verdict": outcome.verdict.document() if outcome.verdict else None,

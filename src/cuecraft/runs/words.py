@@ -20,7 +20,7 @@ def run_words(request: WordsRequest, report: Callable[[Event], None]) -> dict[st
     """Search label words; return the document of `cuecraft words --json`.
 
     Raises:
-        CuecraftError: anything that the user can mend.
+        CuecraftError: anything that the user can fix.
     """
     begun = time.perf_counter()
     search = make_options(LabelWordSearch, request.options)
@@ -29,7 +29,7 @@ def run_words(request: WordsRequest, report: Callable[[Event], None]) -> dict[st
     backbone = load_backbone(request.model, request.head, **request.where)
     labels = sorted({record.label for record in train if record.label is not None})
     current = request.label_words or {label: (default_word(label),) for label in labels}
-    task = make_task(backbone, train, request.template, current)
+    task = make_task(backbone, train, request.template, current, chat=request.chat)
     found = search.search(make_problem(backbone, task, train, dev, seed=request.seed, report=report))
     return {
         "model": backbone.name,

@@ -29,7 +29,7 @@ TOKENIZER = "tokenizer.json"
 PROMPT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 #: Inputs of every graph; and of one with several prompts, the numbers of those that are asked.
 INPUTS, PROMPTS = ("input_ids", "attention_mask"), "prompts"
-EXPORT_VERSION = 1
+EXPORT_VERSION = 2  # 2: the turns of a chat template
 _OWN_HASH = "export_sha256"
 
 
@@ -81,7 +81,7 @@ class AgreementEntry(_Part):
         sha256: of the texts.
         labels: share of the texts with the same label, 0 to 1.
         max_difference: of a probability, the largest.
-        floor: share below which the export would have been refused; None where it was told not to be.
+        floor: share below which the export would have been refused; None where that was switched off.
     """
 
     texts: int
@@ -106,7 +106,7 @@ class PromptEntry(_Part):
         name: its id among those of the graph.
         artifact_sha256: of the artifact that it was made of.
         task: template, label words, classes.
-        prompt_length: positions that the prompt takes beside a text's pieces.
+        prompt_length: positions that the prompt takes in addition to a text's pieces.
         constant_ids: positions that it and its template take in every text.
         max_text_tokens: ids that one text may have; None for no limit.
     """
@@ -172,7 +172,7 @@ EXPORT = ManifestKind(
 
 
 def is_export(folder: str | Path) -> bool:
-    """Tell whether a folder was exported as a graph."""
+    """Return whether a folder was exported as a graph."""
     return EXPORT.version in manifest_document(Path(folder))
 
 

@@ -58,7 +58,7 @@ class FoldedPrompt:
 
     @property
     def length(self) -> int:
-        """Positions that it takes beside a text's pieces."""
+        """Positions that it takes in addition to a text's pieces."""
         return self.entry.prompt_length
 
 
@@ -207,7 +207,7 @@ class ExportedClassifier:
         return cls(ExportedModel.load(folder, options), prompt)
 
     def predict_proba(self, texts: Texts, report: Callable[[dict[str, Any]], None] = lambda event: None) -> np.ndarray:
-        """Return class probabilities `[N, C]`, columns as in `classes_`; `report` is told how far it has come.
+        """Return class probabilities `[N, C]`, columns as in `classes_`; `report` is the progress callback.
 
         Warns:
             CuecraftWarning: how many texts were cut.
@@ -238,6 +238,11 @@ class ExportedClassifier:
         if not np.isfinite(found).all():
             raise ExportError(f"{self.model.manifest.backbone.name}: the graph gives no numbers; export it in fp32")
         return found
+
+    def truncated(self, texts: Texts) -> np.ndarray:
+        """Return for each text `[N]` whether `predict_proba` cuts it at its end to fit."""
+        examples = self.task_.examples(as_records(texts, fields=self.task_.template.field_names))
+        return np.array(self._ready.renderer.cuts(examples), bool)
 
     def predict(self, texts: Texts) -> np.ndarray:
         """Return the likeliest class of each text `[N]`."""

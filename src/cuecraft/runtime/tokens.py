@@ -49,7 +49,7 @@ class FileTokenizer:
             text: the text or texts.
             add_special_tokens: whether those are put around it that the tokenizer puts around every text.
             split_special_tokens: whether a special token written in the text is read as ordinary text.
-            **_: what a Hugging Face tokenizer takes beside them, without effect on the ids.
+            **_: what a Hugging Face tokenizer takes in addition, without effect on the ids.
         """
         tokenizer = self._tokenizers[split_special_tokens]
         if isinstance(text, str):

@@ -98,7 +98,7 @@ def _found_whole(backbone: AnyBackbone, renderer: Renderer) -> dict[int, str]:
 
 
 def _is_lettered(word: str) -> bool:
-    """Tell whether a word is letters, with the marks that some scripts write between them."""
+    """Return whether a word is letters, with the marks that some scripts write between them."""
     return word[:1].isalpha() and all(char.isalpha() or unicodedata.category(char)[0] == "M" for char in word)
 
 

@@ -123,7 +123,7 @@ class AutoPrompt(Method):
         True, description="only prompts whose text, written into the template, gives back the same tokens"
     )
     fluency: float = Field(
-        0.0, ge=0, description="weight of the prompt's own mean log-likelihood for a token (nats), beside the loss"
+        0.0, ge=0, description="weight of the prompt's own mean log-likelihood for a token (nats), added to the loss"
     )
     calibration: Calibrated = CalibrationKind.FITTED
 

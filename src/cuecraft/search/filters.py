@@ -129,7 +129,7 @@ def script(tokens: Tokens, name: str) -> TokenFilter:
 
 @cache
 def _is_of(char: str, prefixes: tuple[str, ...]) -> bool:
-    """Tell whether a character goes with a script; without prefixes, whether it is ASCII."""
+    """Return whether a character goes with a script; without prefixes, whether it is ASCII."""
     if not prefixes or (char.isascii() and not char.isalpha()):
         return char.isascii()
     return unicodedata.name(char, "").startswith((*prefixes, "COMBINING"))

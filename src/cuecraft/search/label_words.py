@@ -186,14 +186,14 @@ class LabelWordSearch(Options):
 
 
 def _is_clear(evidence: Evidence) -> bool:
-    """Tell whether found words are better, and clearly so by log-loss or by accuracy."""
+    """Return whether found words are better, and clearly so by log-loss or by accuracy."""
     return evidence.is_better and min(evidence.p_loss, evidence.p_accuracy) < _CLEAR
 
 
 def with_label_words(problem: Problem, words: WordChoice) -> Problem:
     """Return the same problem with other label words; what was read of the texts stays, and nothing is read again.
 
-    Where the new words have another number of tokens and texts were cut to make room for them, those texts are read
+    Where the new words have another number of tokens and texts were cut to make space for them, those texts are read
     again.
 
     Args:

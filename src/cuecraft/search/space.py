@@ -59,7 +59,7 @@ class SearchSpace:
         return torch.nonzero(self.vocabulary.mask.to(self.problem.backbone.device)).flatten()
 
     def admits(self, prompts: Sequence[Sequence[int]]) -> list[bool]:
-        """Tell of each prompt whether its text gives back its tokens, where that is asked for."""
+        """Return for each prompt whether its text gives back its tokens, where that is asked for."""
         if not self.round_trip:
             return [True] * len(prompts)
         return self.problem.train.context.renderer.gives_back(prompts)

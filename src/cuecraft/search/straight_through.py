@@ -76,7 +76,7 @@ class StraightThrough(Method):
 
 
 class _Descent:
-    """A search under way: continuous copies of the words, their optimizer, and the words that were seen.
+    """A search in progress: continuous copies of the words, their optimizer, and the words that were seen.
 
     Args:
         selection: keeps the best words of its problem.

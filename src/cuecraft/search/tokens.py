@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cuecraft.backbone import AnyBackbone
-from cuecraft.backbone.rendering import text_ids
+from cuecraft.backbone.token_ids import text_ids
 
 _NEIGHBOUR = "it"
 _ASCII_WORD = re.compile("[A-Za-z0-9]+(?:'[A-Za-z0-9]+)*")
@@ -59,7 +59,7 @@ class Tokens:
     def spelled(self, words: Sequence[str]) -> Iterator[tuple[int, ...]]:
         """Yield the ids of each word as it is written in the middle of a sentence.
 
-        With spaces around it; in a script without spaces alone, which is the same there. A word that cannot be told
+        With spaces around it; in a script without spaces alone, which is the same there. A word that cannot be split
         from its neighbours has no ids.
         """
         first, both = self._ids([_NEIGHBOUR, f"{_NEIGHBOUR} {_NEIGHBOUR}"])
@@ -89,12 +89,12 @@ def words_of(text: str) -> Iterable[str]:
 
 
 def is_word(text: str) -> bool:
-    """Tell whether a text is one word, as `words_of` finds them."""
+    """Return whether a text is one word, as `words_of` finds them."""
     return bool(_patterns()[0].fullmatch(text))
 
 
 def is_unspaced(word: str) -> bool:
-    """Tell whether a word is written in a script that puts no spaces between words."""
+    """Return whether a word is written in a script that puts no spaces between words."""
     return bool(_patterns()[1].fullmatch(word))
 
 

@@ -109,7 +109,7 @@ def best_combination(classes: int, count: int, loss: Callable[[tuple[int, ...]],
     """Return a combination `[C]` of choices, numbers below `count`, of little loss.
 
     The best of those in which all classes choose alike, all 0 unless another gains something. From there coordinate
-    descent: one class at a time is changed to its best choice beside the others', as long as that gains clearly. To try
+    descent: one class at a time is changed to its best next to the others', as long as that gains clearly. To try
     all combinations finds what fits the luck of the folds: on film reviews that was worse on other examples.
     """
     loss = cache(loss)

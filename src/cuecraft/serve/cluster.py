@@ -8,7 +8,7 @@ and asks another replica where one dies: classifying twice does no harm. (HAProx
 loses what stands in the buffers of a replica that is killed; that was tried.)
 
 Ray's defaults are overridden where they were measured to cost most: code runs in the loop that also takes the requests,
-fronts take HTTP themselves behind HAProxy, and far more requests may be under way than five.
+fronts take HTTP themselves behind HAProxy, and far more requests may be in progress than five.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ class Scale(Options):
     gpus: float = Field(0.0, ge=0, description="GPUs of one replica")
     memory_mb: int | None = Field(None, ge=1, description="memory that is set aside for one replica")
     target_ongoing: int = Field(
-        32, ge=1, description="requests under way in a replica, above which one more is started"
+        32, ge=1, description="requests in progress in a replica, above which one more is started"
     )
-    max_ongoing: int = Field(512, ge=1, description="requests under way in a replica, at most")
+    max_ongoing: int = Field(512, ge=1, description="requests in progress in a replica, at most")
     max_queued: int = Field(4096, ge=1, description="requests that wait for a replica, at most")
-    drain: float = Field(20.0, ge=0, description="seconds for what is under way when a replica is stopped")
+    drain: float = Field(20.0, ge=0, description="seconds for what is in progress when a replica is stopped")
     fronts: int = Field(1, ge=1, description="processes that take the requests")
     front_cpus: float = Field(0.1, ge=0, description="cores that are set aside for one of them")
 
@@ -169,7 +169,7 @@ def run_cluster(settings: ServeSettings, scale: Scale, address: tuple[str, int],
         settings: what is served; its folders have to be there on every node.
         scale: the replicas.
         address: host and port.
-        ready: is told the address once it answers.
+        ready: called with the address once it answers.
 
     Raises:
         ServeError: Ray is not installed, or the replicas cannot be started.

@@ -23,7 +23,7 @@ class ServeCommand(ServeSettings):
 
 
 def run_serve(command: ServeCommand, ready: Callable[[str], None]) -> None:
-    """Serve prompts until SIGTERM or SIGINT; `ready` is told the address once it answers.
+    """Serve prompts until SIGTERM or SIGINT; `ready` is called with the address once it answers.
 
     Raises:
         ServeError: the extra is not installed, the address cannot be had, or others could ask without a token.
@@ -43,7 +43,7 @@ def run_serve(command: ServeCommand, ready: Callable[[str], None]) -> None:
         raise ServeError("exported folders are served by one process; leave --backend ray out")
     settings = ServeSettings.model_validate({name: getattr(command, name) for name in ServeSettings.model_fields})
     if command.host in LOOPBACK:
-        settings = settings.model_copy(update={"open": True})  # nobody else gets there
+        settings = settings.model_copy(update={"open": True})  # no other client gets there
     if command.backend == "ray":
         run_cluster(settings, command.scale, (command.host, command.port), ready)
     else:

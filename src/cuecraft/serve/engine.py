@@ -22,7 +22,7 @@ from cuecraft.serve.registry import AnyShelf, member_logits
 from cuecraft.serve.requests import STOPPING, Answer, Job, Ticket, Watcher, check_asked
 
 _TOGETHER = 256  # texts that are turned into token ids at once
-_RATE_MEMORY = 0.2  # weight of the newest batch in what refusals are told by
+_RATE_MEMORY = 0.2  # weight of the newest batch in the rate that refusals use
 _HASTE = 0.8  # of the time that a request has: what is expected to take longer is refused, for rates sway
 
 
@@ -41,7 +41,7 @@ class Engine:
     Args:
         shelf: the prompts, over one backbone; may change at any time.
         options: how batches are made.
-        watcher: is told what happens.
+        watcher: called with what happens.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class Engine:
         return self.submit(texts, prompts, timeout).result()
 
     def close(self, drain: float = 0.0) -> None:
-        """Take no more requests; wait up to `drain` seconds for what is under way, and let the rest fail."""
+        """Take no more requests; wait up to `drain` seconds for what is in progress, and let the rest fail."""
         with self._changed:
             self._is_open = False
             self._changed.wait_for(lambda: not self._pending, drain)
@@ -159,7 +159,7 @@ class Engine:
             raise ServeError(
                 f"{size} answers were asked for at once, and {self.options.max_queue} may be waited for; ask for less"
             )
-        # What could not be answered in time is refused at once, and takes nobody else's. All that waits comes first,
+        # What could not be answered in time is refused at once, and costs no other. All that waits comes first,
         # and then nothing is answered before the whole batch is that it is in.
         seconds = (self._waiting + size) / self.rate if self.rate else 0.0
         seconds += self._batch_seconds if self._waiting else 0.0
@@ -229,7 +229,7 @@ class Engine:
                 self._answer(wanted)
 
     def _still_wanted(self, jobs: Sequence[Job]) -> list[Job]:
-        """Leave out jobs that nobody waits for any more, or in vain."""
+        """Leave out jobs that no request waits for any more, or in vain."""
         now = time.monotonic()
         wanted = []
         with self._changed:  # or somebody could begin to wait for one that is just left out
@@ -314,7 +314,7 @@ class Engine:
                 ticket.fail(error)
 
     def _take_back(self, ticket: Ticket) -> None:
-        """Give back the room of a request that was cancelled; what nobody else waits for is not computed."""
+        """Give back the capacity of a request that was cancelled; what no other request waits for is not computed."""
         with self._changed:
             for job in list(self._pending.values()):
                 others = [waiter for waiter in job.waiters if waiter[0] is not ticket]

@@ -1,4 +1,4 @@
-"""The guard in front of the prompts: texts are screened before they are classified, and told or refused."""
+"""The guard in front of the prompts: texts are screened before they are classified, and flagged or refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cuecraft.guard import Detector, Guard, GuardMode, HubDetector, PromptDetect
 from cuecraft.options import Options
 from cuecraft.serve.requests import TOO_LATE, AnyEngine
 
-#: When the detectors of the screening under way have to answer; a detector is asked about texts alone.
+#: When the detectors of the screening in progress have to answer; a detector is asked about texts alone.
 _UNTIL: ContextVar[float] = ContextVar("until")
 _GRACE = 1.0  # seconds for the engine to tell by itself that it is too late
 _STRICTNESS = (GuardMode.OFF, GuardMode.FLAG, GuardMode.BLOCK)
@@ -25,7 +25,7 @@ class GuardSettings(Options):
     """What the guard is made of, and what is done with its verdict."""
 
     mode: GuardMode = Field(GuardMode.OFF, description="`off`, `flag` or `block`; a request may ask for more, not less")
-    rules: tuple[Path, ...] = Field((), description="files of rules beside those that ship")
+    rules: tuple[Path, ...] = Field((), description="files of rules in addition to those that ship")
     prompt: str | None = Field(None, description="id of a served prompt that is asked as a detector")
     detectors: tuple[str, ...] = Field((), description="text classifiers, Hub names or folders")
     attack: tuple[str, ...] = Field(

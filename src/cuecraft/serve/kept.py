@@ -71,7 +71,7 @@ class Kept:
             for name, version in found.items():
                 if self._seen.get(name) == version:
                     continue
-                self._seen[name] = version  # told once, if it cannot be served
+                self._seen[name] = version  # reported once, if it cannot be served
                 try:
                     from cuecraft.prompts import load_artifact  # not before there is one: it needs PyTorch
 

@@ -70,7 +70,7 @@ def described(prompt: Listed, **more: Any) -> dict[str, Any]:
 
 
 class Ready(Protocol):
-    """A prompt as its backbone takes it: how texts are written, and the positions it takes beside a text's pieces."""
+    """A prompt as its backbone takes it: how texts are written, and positions that it takes."""
 
     @property
     def renderer(self) -> Renderer:
@@ -79,7 +79,7 @@ class Ready(Protocol):
 
     @property
     def length(self) -> int:
-        """Positions that it takes beside a text's pieces."""
+        """Positions that it takes in addition to a text's pieces."""
         ...
 
 

@@ -28,7 +28,7 @@ class Refusal:
 
     Args:
         kind: name of the error's class.
-        message: what is told.
+        message: what is reported.
         retry_after: seconds.
     """
 
@@ -51,7 +51,7 @@ class RemoteEngine:
     Args:
         engines: a handle of Ray Serve's, whose `answer` returns a `Reply`.
         listing: the prompts.
-        watcher: is told of answers and refusals.
+        watcher: called with answers and refusals.
     """
 
     def __init__(self, engines: Any, listing: Listing, watcher: Watcher) -> None:
@@ -105,7 +105,7 @@ class RemoteEngine:
         return future
 
     def close(self, drain: float = 0.0) -> None:
-        """Take no more requests; what is under way goes on for `drain` seconds at most."""
+        """Take no more requests; what is in progress goes on for `drain` seconds at most."""
         self._is_open = False
         until = time.monotonic() + drain
         while self._waiting and time.monotonic() < until:
@@ -119,7 +119,7 @@ class RemoteEngine:
         reply: Reply | Exception
         try:
             reply = await self._reply(texts, prompts, begun + timeout)
-        except Exception as error:  # whoever waits has to be told, whatever it is
+        except Exception as error:  # the waiting request has to get it, whatever it is
             reply = error
         finally:
             self._waiting -= size

@@ -74,7 +74,7 @@ class AnyEngine(Protocol):
         ...
 
     def started(self) -> None:
-        """Take note of the event loop that runs; requests come from it, and from threads beside it."""
+        """Take note of the event loop that runs; requests come from it, and from threads next to it."""
         ...
 
     def submit(
@@ -84,12 +84,12 @@ class AnyEngine(Protocol):
         ...
 
     def close(self, drain: float = 0.0) -> None:
-        """Take no more requests; wait up to `drain` seconds for what is under way."""
+        """Take no more requests; wait up to `drain` seconds for what is in progress."""
         ...
 
 
 class Watcher:
-    """Is told what an engine does; this one does nothing with it. Its methods must be quick, and safe in any thread."""
+    """Receives what an engine does; this one ignores it. Its methods must be quick, and safe in any thread."""
 
     def batched(self, rows: int, texts: int, tokens: int, seconds: float) -> None:
         """Take note of a batch: its rows, the distinct texts among them, their tokens, and how long it took."""
@@ -102,7 +102,7 @@ class Watcher:
 
 
 class Ticket:
-    """A request under way: the answers that are there, and the future of all of them.
+    """A request in progress: the answers that are there, and the future of all of them.
 
     Args:
         size: how many answers it waits for.
@@ -137,7 +137,7 @@ class Ticket:
             self.future.set_exception(error)
 
     def is_wanted(self, now: float) -> bool:
-        """Tell whether anybody still waits for it; one whose time is over fails here."""
+        """Return whether anybody still waits for it; one whose time is over fails here."""
         if self.deadline is not None and now > self.deadline and not self.future.done():
             self.fail(DeadlineError(TOO_LATE))
         return not self.future.done()
@@ -179,7 +179,7 @@ class Job:
         return sum(len(self.pieces) + member.ready.length for member in self.served.members)
 
     def is_wanted(self, now: float) -> bool:
-        """Tell whether anybody still waits for it; every ticket whose time is over fails."""
+        """Return whether anybody still waits for it; every ticket whose time is over fails."""
         return any([ticket.is_wanted(now) for ticket, _ in self.waiters])  # noqa: C419  # each is asked
 
     def answer(self, probabilities: Sequence[float]) -> Answer:

@@ -149,7 +149,7 @@ def open_shelf(settings: ServeSettings) -> AnyShelf[Any]:
     """Load what is served: exported folders, or artifacts over the backbone that all of them were made for.
 
     Raises:
-        ServeError: some are exported and some are not, or uploads are to be kept beside exported ones.
+        ServeError: some are exported and some are not, or uploads are to be kept next to exported ones.
         CuecraftError: as `load_shelf`; or an exported folder cannot be used.
     """
     if not are_exported(settings):
@@ -176,11 +176,11 @@ def load_listed(settings: ServeSettings) -> tuple[list[Listed], str, int]:
 
 
 def are_exported(settings: ServeSettings) -> bool:
-    """Tell whether exported folders are to answer.
+    """Return whether exported folders are to answer.
 
     Raises:
-        ServeError: some are exported and some are not, or uploads are to be kept beside exported ones.
-        ExportError: a model or a number type is asked for beside them.
+        ServeError: some are exported and some are not, or uploads are to be kept next to exported ones.
+        ExportError: a model or a number type is asked for with them.
     """
     exported = [name for name, folder in settings.prompts.items() if is_export(folder)]
     if not exported:
@@ -239,7 +239,7 @@ def load_artifacts(settings: ServeSettings) -> tuple[dict[str, list[Artifact]], 
 
 
 def _first_kept(folder: Path | None) -> dict[str, list[Artifact]]:
-    """Return the first prompt that is kept and can be read; it tells the backbone. All of them are loaded by `Kept`."""
+    """Return the first prompt that is kept and can be read; it names the backbone. All of them are loaded by `Kept`."""
     from cuecraft.manifests import MANIFEST
     from cuecraft.prompts import load_artifact
 

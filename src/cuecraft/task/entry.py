@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic import BaseModel, ConfigDict
 
 from cuecraft.task.task import Shot, Task
-from cuecraft.task.template import Template
+from cuecraft.task.template import Conversation, Template
 from cuecraft.task.verbalizer import Verbalizer
 
 
@@ -19,7 +21,7 @@ class ShotEntry(BaseModel):
 
 
 class TaskEntry(BaseModel):
-    """Template and verbalizer, and the examples in front of every text."""
+    """Template and verbalizer, examples in front of a text, all or the nearest, and the turns of a chat template."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -30,16 +32,29 @@ class TaskEntry(BaseModel):
     max_tokens: int | None
     reserve: int
     shots: list[ShotEntry] = []
+    nearest: int | None = None
+    chat: Conversation | None = None
+
+    @classmethod
+    def of(cls, task: Task, classes: Sequence[bool | int | float | str]) -> TaskEntry:
+        """Return the entry of a task, with its classes `[C]` as the user's data has them."""
+        labels, words = task.verbalizer.labels, task.verbalizer.words
+        return cls(
+            template=task.template.source,
+            classes=list(classes),
+            labels=list(labels),
+            label_words=[list(own) for own in words],
+            max_tokens=task.max_tokens,
+            reserve=task.reserve,
+            shots=[ShotEntry(fields=dict(shot.fields), label=labels[shot.label]) for shot in task.shots],
+            nearest=task.nearest,
+            chat=task.template.chat,
+        )
 
     def task(self) -> Task:
         """Return the task."""
         words = tuple(tuple(own) for own in self.label_words)
         verbalizer = Verbalizer(tuple(self.labels), words)
         shots = tuple(Shot(tuple(own.fields.items()), verbalizer.index(own.label)) for own in self.shots)
-        return Task(Template(self.template), verbalizer, self.max_tokens, self.reserve, shots)
-
-
-def shot_entries(task: Task) -> list[ShotEntry]:
-    """Return the examples in front of every text as a manifest has them."""
-    labels = task.verbalizer.labels
-    return [ShotEntry(fields=dict(shot.fields), label=labels[shot.label]) for shot in task.shots]
+        template = Template(self.template, self.chat)
+        return Task(template, verbalizer, self.max_tokens, self.reserve, shots, self.nearest)

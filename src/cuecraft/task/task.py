@@ -44,9 +44,11 @@ class Task:
         reserve: positions kept free for tuned tokens when texts are cut to fit.
         shots: labelled examples in front of every text, first to last; each is written in the template with the
             template's own words in the prompt slot and the first label word of its class.
+        nearest: of the shots, how many stand in front of a text, those nearest to it by the backbone's features, the
+            nearest last; None for all of them in front of every text.
 
     Raises:
-        DataError: `max_tokens` or `reserve` is not positive, or a shot is of no class.
+        DataError: `max_tokens`, `reserve` or `nearest` is not positive, or a shot is of no class.
         TemplateError: a shot lacks a field that the template names.
     """
 
@@ -55,10 +57,13 @@ class Task:
     max_tokens: int | None = None
     reserve: int = 32
     shots: tuple[Shot, ...] = ()
+    nearest: int | None = None
 
     def __post_init__(self) -> None:
         if self.reserve < 1:
             raise DataError(f"reserve is {self.reserve}; keep at least one position for the prompt")
+        if self.nearest is not None and not 1 <= self.nearest <= len(self.shots):
+            raise DataError(f"nearest is {self.nearest}, of {len(self.shots)} examples; give 1 to {len(self.shots)}")
         for number, shot in enumerate(self.shots, start=1):
             if not 0 <= shot.label < self.verbalizer.num_classes:
                 raise DataError(

@@ -1,11 +1,11 @@
 r"""Templates: text with `{field}` slots, one `{prompt}` slot and one `{mask}` answer slot.
 
-``"Review: {text}{prompt}\nSentiment:{mask}"`` leaves room for tuned tokens after the text;
+``"Review: {text}{prompt}\nSentiment:{mask}"`` leaves space for tuned tokens after the text;
 ``"Review: {text}{prompt:\nSentiment:}{mask}"`` names the words that tuning starts from. ``{{`` and ``}}`` stand
 for braces.
 
 Rendering is exact: every piece is tokenised alone and the pieces' ids are joined, never re-tokenised across a
-seam, so that a text's tokens do not depend on the prompt beside it. A single space at the end of a piece moves to
+seam, so that a text's tokens do not depend on the prompt next to it. A single space at the end of a piece moves to
 the front of the next one, because byte-level tokenizers write a word together with the space before it.
 """
 
@@ -54,6 +54,37 @@ class MaskSlot:
 
 Piece = Literal | Field | PromptSlot | MaskSlot
 
+#: After these a label word stands without a space; in a chat template also after the end of a control token.
+_OPENS = ("\n", "\t", "(", "[", '"', "“")
+_CONTROL_ENDS = (">", "]")
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """The turns that a template was written from, and how the tokenizer's chat template writes several rounds.
+
+    Args:
+        system: the system's turn as given; None for what the chat template says without one.
+        user: the user's turn as given.
+        assistant: the beginning of the assistant's turn as given.
+        first: template of the first answered example in front of a text, up to its answer.
+        later: of each further answered example, from the end of the answer before it on.
+        last: of the text behind answered examples, from the end of the last answer on.
+    """
+
+    system: str | None
+    user: str
+    assistant: str
+    first: str
+    later: str
+    last: str
+
+    @property
+    def turns(self) -> dict[str, str]:
+        """The turns as given, by name."""
+        given = {"system": self.system, "user": self.user, "assistant": self.assistant}
+        return {name: turn for name, turn in given.items() if turn is not None}
+
 
 @dataclass(frozen=True)
 class Template:
@@ -61,6 +92,8 @@ class Template:
 
     Args:
         source: the template as written.
+        chat: where the source was written by a tokenizer's chat template, the turns of that conversation. All special
+            tokens stand in the source then, and none is put around it.
 
     Raises:
         TemplateError: unbalanced braces, no field, not exactly one `{prompt}`, more than one `{mask}`, or a slot
@@ -68,6 +101,7 @@ class Template:
     """
 
     source: str
+    chat: Conversation | None = None
 
     def __post_init__(self) -> None:
         self._parsed()
@@ -92,6 +126,13 @@ class Template:
         """Whether the template has an answer slot."""
         return any(isinstance(p, MaskSlot) for p in self.pieces)
 
+    @property
+    def begins_turn(self) -> bool:
+        """Whether the prompt slot begins a turn of a conversation, so that no space belongs in front of its words."""
+        pieces = self.pieces
+        at = next(n for n, piece in enumerate(pieces) if isinstance(piece, PromptSlot))
+        return self.chat is not None and (at == 0 or isinstance(pieces[at - 1], Literal))
+
     def with_prompt(self, text: str) -> Template:
         """Return the template with other words written in its prompt slot.
 
@@ -100,17 +141,25 @@ class Template:
         """
         if "{" in text or "}" in text:
             raise TemplateError(f"prompt {text!r} has braces, which a template cannot hold; use other words")
-        parts = []
-        for literal, name, spec, _ in string.Formatter().parse(self.source):
-            parts.append(literal.replace("{", "{{").replace("}", "}}"))
-            if name == PROMPT:
-                parts.append(f"{{{PROMPT}:{text}}}")
-            elif name is not None:
-                parts.append(f"{{{name}:{spec}}}" if spec else f"{{{name}}}")
-        return Template("".join(parts))
+        chat = self.chat
+        if chat is not None:
+            sources = {name: own and _with_prompt(own, text) for name, own in vars(chat).items()}
+            chat = Conversation(**sources)
+        return Template(_with_prompt(self.source, text), chat)
+
+    def example(self, number: int) -> Template:
+        """Return how the `number`-th answered example (from 0) in front of a text is written, up to its answer."""
+        if self.chat is None:
+            return self
+        return Template(self.chat.later if number else self.chat.first, self.chat)
+
+    @property
+    def behind_examples(self) -> Template:
+        """How a text behind answered examples is written."""
+        return self if self.chat is None else Template(self.chat.last, self.chat)
 
     def _parsed(self) -> list[Piece]:
-        pieces = list(_join_spaces(list(self._raw_pieces())))
+        pieces = list(_join_spaces(list(self._raw_pieces()), self.chat is not None))
         count = {kind: sum(isinstance(p, kind) for p in pieces) for kind in (Field, PromptSlot, MaskSlot)}
         if count[PromptSlot] != 1:
             raise self._error(f"has {count[PromptSlot]} {{prompt}} slots; write exactly one")
@@ -156,10 +205,33 @@ class Template:
         return TemplateError(f"template {self.source!r} {what}")
 
 
-def _join_spaces(pieces: list[Piece]) -> Iterator[Piece]:
-    """Move one trailing space of a literal to the piece after it, and tell the answer slot what precedes it."""
+def escaped(text: str) -> str:
+    """Return text as a template writes it: braces doubled."""
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+def slot(name: str, spec: str | None) -> str:
+    """Return a slot as a template writes it, with the words in it."""
+    return f"{{{name}:{spec}}}" if spec else f"{{{name}}}"
+
+
+def _with_prompt(source: str, text: str) -> str:
+    """Return a source with other words in its prompt slot, if it has one."""
+    parts = []
+    for literal, name, spec, _ in string.Formatter().parse(source):
+        parts.append(escaped(literal))
+        if name == PROMPT:
+            parts.append(f"{{{PROMPT}:{text}}}")
+        elif name is not None:
+            parts.append(slot(name, spec))
+    return "".join(parts)
+
+
+def _join_spaces(pieces: list[Piece], is_chat: bool) -> Iterator[Piece]:
+    """Move one trailing space of a literal to the piece after it, and give the answer slot what precedes it."""
     space = ""
     before = ""
+    is_spaced = False  # whether a space stands behind `before`
     for index, piece in enumerate(pieces):
         if isinstance(piece, Literal):
             text = space + piece.text
@@ -167,6 +239,7 @@ def _join_spaces(pieces: list[Piece]) -> Iterator[Piece]:
             space = " " if followed and text.endswith(" ") else ""
             text = text[: len(text) - len(space)]
             before = text or before
+            is_spaced = bool(space)
             if text:
                 yield Literal(text)
             continue
@@ -180,11 +253,13 @@ def _join_spaces(pieces: list[Piece]) -> Iterator[Piece]:
             space = " " if text.endswith(" ") and index + 1 < len(pieces) else ""
             text = text[: len(text) - len(space)]
             before = text or before
+            is_spaced = bool(space) if text else is_spaced
             yield PromptSlot(text)
             continue
         else:
             # A label word opens a line or stands after a bracket without a space, else with one.
-            piece = MaskSlot("" if before.endswith(("\n", "\t", "(", "[", '"', "“")) or not before else " ")
+            opens = _OPENS + (_CONTROL_ENDS if is_chat and not is_spaced else ())
+            piece = MaskSlot("" if before.endswith(opens) or not before else " ")
             before = "x"
-        space = ""
+        space, is_spaced = "", False
         yield piece

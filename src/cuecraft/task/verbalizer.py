@@ -95,10 +95,10 @@ def default_word(label: str) -> str:
 
 
 def distinct_words(labels: Sequence[str]) -> WordChoice | None:
-    """Return a letter or more for each class where default words do not tell the classes apart; None where they do.
+    """Return a letter or more for each class where default words do not separate the classes; None where they do.
 
     What answers by a class head reads no words, but a task has some for each class, and a tokenizer that knows no
-    capitals has to tell them apart.
+    capitals has to separate them.
     """
     words = [default_word(label) for label in labels]
     if all(words) and len(set(words)) == len(words):

@@ -1,7 +1,7 @@
 """Deep cue: trained offsets on the hidden states entering every layer, at the prompt's own positions.
 
 With offsets of zero the prompt is its base exactly, so tuning starts from what the words already do. A step costs the
-cue's tokens only, and no architecture has to accept keys and values that it did not make. Kin: deep prompts of
+cue's tokens only, and no architecture has to accept keys and values that it did not make. Related: deep prompts of
 P-tuning v2 (Liu et al., ACL 2022, arXiv 2110.07602); interventions of ReFT (Wu et al., 2024, arXiv 2404.03592).
 """
 
@@ -16,6 +16,7 @@ from cuecraft.errors import MethodError
 from cuecraft.method import Calibrated, CalibrationKind, Candidate, Method, Outcome, Problem
 from cuecraft.prompts import DeepCue, PrefixPrompt
 from cuecraft.search.start import filled_start
+from cuecraft.tune.in_context import BehindShots
 from cuecraft.tune.trainable import PromptTensor, TensorTraining, embedding_scale
 from cuecraft.untuned import begin
 
@@ -45,7 +46,7 @@ class OffsetTraining(TensorTraining):
         return PromptTensor(offsets, start, scale, self, lambda offsets: DeepCue(base, offsets))
 
 
-class DeepCueTuning(OffsetTraining, Method):
+class DeepCueTuning(BehindShots, OffsetTraining, Method):
     """The deep cue as a method: from the template's own words on."""
 
     prompt_length: int | None = Field(None, ge=1, description="tuned positions; by default the template's own words")
@@ -53,6 +54,9 @@ class DeepCueTuning(OffsetTraining, Method):
 
     def fit(self, problem: Problem) -> Outcome:
         """Train from the template's own words; the best prompt on dev wins, the untuned one included."""
+        return self.tuned_behind(problem, self._tuned)
+
+    def _tuned(self, problem: Problem) -> Outcome:
         untuned, selection = begin(problem, self.calibration)
         with problem.in_time():
             start = filled_start(problem, untuned, self.prompt_length, self.calibration)

@@ -11,6 +11,7 @@ from cuecraft.backbone.weights import TunedWeights
 from cuecraft.errors import CuecraftWarning
 from cuecraft.method import Candidate, Method, Outcome, Problem, score
 from cuecraft.prompts import Artifact, Sharing, StoredWeights
+from cuecraft.tune.auto.forms import OtherTemplate
 from cuecraft.tune.auto.starts import OtherWords
 from cuecraft.tune.in_context import WithShots
 from cuecraft.tune.multitask import MultitaskTuning
@@ -37,7 +38,7 @@ def make_artifact(
     """
     reader = outcome.best.reader
     backbone, task = problem.backbone, problem.task
-    if isinstance(reader, SentenceEncoder | OtherWords | WithShots):
+    if isinstance(reader, SentenceEncoder | OtherWords | OtherTemplate | WithShots):
         backbone, task = reader.backbone, reader.task
     parts = {"train": problem.train} | ({"dev": problem.dev} if problem.dev and outcome.held_out is None else {})
     known = {"dev": outcome.dev}
@@ -75,12 +76,3 @@ def make_artifact(
 def answering_model(backbone: AnyBackbone, best: Candidate) -> AnyBackbone:
     """Return the model that reads the texts in the end: a probe's sentence encoder, or the backbone."""
     return best.reader.backbone if isinstance(best.reader, SentenceEncoder) else backbone
-
-
-def stored_candidate(artifact: Artifact, backbone: AnyBackbone) -> Candidate:
-    """Return the candidate that an artifact holds, over the backbone that it was made for.
-
-    Raises:
-        BackboneError: tuned weights of another backbone.
-    """
-    return Candidate(artifact.prompt, artifact.calibration, artifact.reader(backbone), artifact.others)

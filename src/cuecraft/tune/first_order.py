@@ -87,7 +87,7 @@ class FirstOrder(Method):
         """Fit offsets to the training and dev examples together; ship them where held-out answers are better.
 
         Raises:
-            MethodError: the backbone answers by a class head, which would have to be fitted anew for each fold; or the
+            MethodError: the backbone answers by a class head, which would have to be fitted again for each fold; or the
                 gradients of so many examples, classes and positions do not fit into memory.
         """
         require_language_head(problem, self.name)

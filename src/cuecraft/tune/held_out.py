@@ -15,8 +15,9 @@ from cuecraft.evidence import Evidence, compare_paired
 from cuecraft.method import CalibrationKind, Candidate, Labelled, Problem, Score
 from cuecraft.prompts import Calibration, HardPrompt, calibration
 from cuecraft.prompts.calibration import fitted_head
-from cuecraft.search.folds import Fold, stratified_folds
-from cuecraft.seeding import derived_seed
+from cuecraft.search.elimination import halving_rounds
+from cuecraft.search.folds import Fold, stratified_folds, texts_of
+from cuecraft.seeding import derived_seed, numpy_generator
 from cuecraft.untuned import calibration_of
 
 _RECALIBRATION_FOLDS = 16
@@ -31,6 +32,21 @@ def fold_problem(problem: Problem, pool: Labelled, folds: Sequence[Fold], number
         dev=pool.select(fold.held_out),
         seed=derived_seed(problem.seed, f"fold/{number}"),
     )
+
+
+def few_examples(problem: Problem, pool: Labelled, count: int, folds: int) -> tuple[Labelled, list[Fold]]:
+    """Return some examples, at least two of each class in turn, and their folds; none where they cannot be split.
+
+    Args:
+        problem: gives the seed and the classes.
+        pool: all labelled examples.
+        count: how many, at least; all where there are fewer.
+        folds: how many.
+    """
+    order = halving_rounds(pool.labels.tolist(), numpy_generator(problem.seed, "screened"))
+    few = max(count, 2 * problem.task.verbalizer.num_classes)  # two of a class can be split
+    some = pool.select(sorted([row for part in order for row in part][:few]))
+    return some, stratified_folds(some.labels, folds, problem.seed, texts_of(some.context.examples))
 
 
 @torch.no_grad()
@@ -65,7 +81,7 @@ class HeldOut:
         return -self.log_probs.gather(1, self.labels[:, None])[:, 0]
 
     def is_near(self, best: HeldOut, errors: float = 1.0) -> bool:
-        """Tell whether these answers are within so many standard errors of better ones to the same examples.
+        """Return whether these answers are within so many standard errors of better ones to the same examples.
 
         By the mean log-loss and the standard error of the paired difference (Breiman et al., 1984, section 3.4.3).
         """

@@ -1,6 +1,6 @@
 """Initial vectors of a soft prompt.
 
-Scale matters more than method: vectors drawn from N(0, 1) beside word embeddings of standard deviation 0.02 or 0.1
+Scale matters more than method: vectors drawn from N(0, 1) next to word embeddings of standard deviation 0.02 or 0.1
 get gradients tens of times too small. Every strategy here starts at the embeddings' own scale.
 """
 

@@ -230,7 +230,7 @@ def _batches(number: int, part: Part, size: int, order: torch.Generator) -> Step
 
 
 class _Training:
-    """A training under way: parts, optimizer, order, and how far it has come."""
+    """A training in progress: parts, optimizer, order, and how far it has come."""
 
     def __init__(
         self,
@@ -250,12 +250,12 @@ class _Training:
         self._orders = [torch_generator(seed, "order") for seed in seeds]
         self._slot = first.slot(options.name)
         self._epoch = 0
-        self._steps: list[Step] = []  # of the epoch under way
+        self._steps: list[Step] = []  # of the epoch in progress
         self._found: list[list[Tensor]] = []  # what the batches of those gave that were taken [b, X]
         self._best: dict[int, list[Tensor]] = {}  # of each part that this training improved: the tensors at its best
         self._least: float | None = None  # mean loss of the parts
         self._since_least = 0
-        self._at_least: list[Tensor] | None = None  # the tensors then; None where nobody asks for them
+        self._at_least: list[Tensor] | None = None  # the tensors then; None where they are not needed
 
     def keep_least(self) -> None:
         """Keep the tensors of the epoch of least mean loss: a copy of all that is trained."""
@@ -282,7 +282,7 @@ class _Training:
         self._judge()
 
     def is_over(self) -> bool:
-        """Tell whether to stop: epochs, time, or patience, which needs dev sets."""
+        """Return whether to stop: epochs, time, or patience, which needs dev sets."""
         if self._steps:
             return False
         if self._epoch >= self._options.epochs or (self._epoch and self._out_of_time()):

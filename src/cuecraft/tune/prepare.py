@@ -16,13 +16,14 @@ from cuecraft.checkpoints import Checkpoints, Keeping
 from cuecraft.data import Record, fingerprint, holdout
 from cuecraft.data.texts import as_label_words
 from cuecraft.deadline import Deadline
-from cuecraft.errors import CuecraftWarning, DataError, StoppedError
+from cuecraft.errors import CuecraftWarning, DataError, StoppedError, TemplateError
 from cuecraft.machine import versions
 from cuecraft.method import Event, Method, Problem, ReadingLimit, label_context
 from cuecraft.prompts import HardPrompt
 from cuecraft.prompts.manifest import DataEntry
 from cuecraft.storage import digest
 from cuecraft.task import Task, Template, Verbalizer
+from cuecraft.task.chat import ChatChoice, chat_of
 from cuecraft.task.template import FIELD_NAME
 from cuecraft.task.verbalizer import WordChoice, distinct_words
 from cuecraft.tune.loop import TrainingOptions
@@ -39,17 +40,46 @@ def default_template(head: HeadKind, fields: Sequence[str]) -> Template:
 
     Several fields are written one a line, each after its name.
     """
-    for name in fields:
-        if name in ("prompt", "mask") or not FIELD_NAME.fullmatch(name):
-            raise DataError(f"column {name!r} cannot be a field of a template; rename it, or choose text columns")
-    if len(fields) == 1:
-        text = f"{{{fields[0]}}}"
-    else:
-        text = "\n".join(f"{name[:1].upper()}{name[1:]}: {{{name}}}" for name in fields)
+    text = _fields_text(fields)
     if head is HeadKind.SEQUENCE:
         return Template("{prompt}" + text)
     ending = "." if head is HeadKind.MASKED else ""
     return Template(f"{text}{{prompt:{DEFAULT_CUE}}}{{mask}}{ending}")
+
+
+def _fields_text(fields: Sequence[str]) -> str:
+    """Return the fields as a template writes them."""
+    for name in fields:
+        if name in ("prompt", "mask") or not FIELD_NAME.fullmatch(name):
+            raise DataError(f"column {name!r} cannot be a field of a template; rename it, or choose text columns")
+    if len(fields) == 1:
+        return f"{{{fields[0]}}}"
+    return "\n".join(f"{name[:1].upper()}{name[1:]}: {{{name}}}" for name in fields)
+
+
+def written_template(
+    backbone: AnyBackbone, fields: Sequence[str], template: str | None = None, chat: ChatChoice | None = None
+) -> Template:
+    """Return the template that a user asked for; a general one where nothing was given.
+
+    Args:
+        backbone: the frozen model.
+        fields: of the texts.
+        template: as written by the user.
+        chat: whether its tokenizer's chat template writes it, or turns by name.
+
+    Raises:
+        TemplateError: template or turns cannot be used, or the backbone has no chat template.
+    """
+    text = "" if template or not fields else _fields_text(fields)
+    turns = chat_of(chat, template or None, text, DEFAULT_CUE.lstrip())
+    if turns is None:
+        return Template(template) if template else default_template(backbone.head_kind, fields)
+    if backbone.head_kind is not HeadKind.CAUSAL:
+        raise TemplateError(
+            f"{backbone.name} is no causal language model, and only those answer in a chat; leave --chat (chat=) out"
+        )
+    return turns.written(backbone.tokenizer, backbone.name)
 
 
 def given_words(label_words: Any, names: Sequence[str]) -> WordChoice | None:
@@ -76,6 +106,7 @@ def make_task(
     max_tokens: int | None = None,
     labels: Sequence[str] | None = None,
     prompt_length: int = 0,
+    chat: ChatChoice | None = None,
 ) -> Task:
     """Return the task of labelled records.
 
@@ -87,6 +118,7 @@ def make_task(
         max_tokens: tokens of one input at most.
         labels: the classes in their order; None for the records' labels, sorted.
         prompt_length: tokens to keep free for the prompt, if more than usual.
+        chat: whether the tokenizer's chat template writes the texts, or turns by name.
 
     Raises:
         DataError: no records, a record without a label, or only one class.
@@ -98,7 +130,7 @@ def make_task(
     if unlabelled:
         raise DataError(f"row {unlabelled[0]} has no label; tuning needs a label for every row")
     labels = labels or sorted({record.label for record in records if record.label is not None})
-    return label_free_task(backbone, records, labels, template, label_words, max_tokens, prompt_length)
+    return label_free_task(backbone, records, labels, template, label_words, max_tokens, prompt_length, chat)
 
 
 def label_free_task(
@@ -109,9 +141,10 @@ def label_free_task(
     label_words: WordChoice | None = None,
     max_tokens: int | None = None,
     prompt_length: int = 0,
+    chat: ChatChoice | None = None,
 ) -> Task:
     """Return the task of records whose classes are named apart; arguments and errors as for `make_task`."""
-    written = Template(template) if template else default_template(backbone.head_kind, tuple(records[0].fields))
+    written = written_template(backbone, tuple(records[0].fields), template, chat)
     has_words = backbone.head_kind is not HeadKind.SEQUENCE
     given = label_words if label_words is not None or has_words else distinct_words(labels)
     verbalizer = Verbalizer.from_labels(labels, given)
@@ -173,8 +206,10 @@ def label_free_problem(
 def run_key(problem: Problem, method: Method | TrainingOptions) -> str:
     """Return the hash of all that a run's result depends on."""
     task, verbalizer = problem.task, problem.task.verbalizer
+    chat = {} if task.template.chat is None else {"chat": vars(task.template.chat)}
     return digest(
-        {
+        chat
+        | {
             "method": method.name,
             "options": method.model_dump(mode="json"),
             "seed": problem.seed,
@@ -240,7 +275,7 @@ def make_problem(
         deadline: when a method stops with its best so far; None for no time limit. With one, a third of it is for
             reading at most.
         then: further texts that are answered afterwards within the same limit, such as test rows.
-        report: is told of each step.
+        report: progress callback, called with each step.
         reading: how much the method wants to read; None for everything. What goes beyond is left out, with a warning.
     """
     deadline = deadline or Deadline()

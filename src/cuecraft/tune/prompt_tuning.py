@@ -13,6 +13,7 @@ from cuecraft.backbone import HeadKind
 from cuecraft.method import Calibrated, CalibrationKind, Candidate, Method, Outcome, Problem
 from cuecraft.prompts import SoftPrompt
 from cuecraft.tune.encoder import EncoderKind, PromptEncoder, require_read
+from cuecraft.tune.in_context import BehindShots
 from cuecraft.tune.initial import Init, initial_vectors
 from cuecraft.tune.trainable import PromptTensor, TensorTraining, embedding_scale
 from cuecraft.untuned import begin, calibrated, fit_head
@@ -31,7 +32,7 @@ class EmbeddingTraining(TensorTraining):
         return PromptTensor(start.prompt.vectors(backbone.embed), start, scale, self, SoftPrompt)
 
 
-class PromptTuning(EmbeddingTraining, Method):
+class PromptTuning(BehindShots, EmbeddingTraining, Method):
     """Prompt tuning as a method: from initial vectors on."""
 
     prompt_length: int | None = Field(None, ge=1, description="tuned vectors; by default the template's own words")
@@ -41,6 +42,9 @@ class PromptTuning(EmbeddingTraining, Method):
 
     def fit(self, problem: Problem) -> Outcome:
         """Train from the initial vectors; the best prompt on dev wins, the untuned one included."""
+        return self.tuned_behind(problem, self._tuned)
+
+    def _tuned(self, problem: Problem) -> Outcome:
         untuned, selection = begin(problem, self.calibration)
         init = self.init or (Init.TEXT if problem.initial_ids or self.init_text else Init.VOCABULARY)
         vectors = initial_vectors(problem, init, self.prompt_length, self.init_text)

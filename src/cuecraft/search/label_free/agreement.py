@@ -2,7 +2,7 @@
 
 What cues have in common beyond chance is all that a choice without labels can go by. Where they hardly agree, most of
 them are wrong about most texts, and nothing in the texts says which one is right. Nor does anything say which is right
-of two cues that tell the same texts apart and name the classes the other way round.
+of two cues that separate the same texts and name the classes the other way round.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ class LabelFreeSearch(Method):
     )
     prior: tuple[float, ...] | None = Field(None, description="each class's share, in their order; None for equal ones")
     task_type: TaskType = Field(TaskType.AUTO, description="whose cues to try; `auto` guesses it from the label words")
-    pool_file: Path | None = Field(None, description="cues of your own, one a line, tried beside the shipped ones")
+    pool_file: Path | None = Field(None, description="cues of your own, one a line, tried with the shipped ones")
     variants: int = Field(8, ge=0, description="paraphrases and edits of the shipped cues to try, at most")
     mutations: int = Field(0, ge=0, description="rounds of word swaps in the best cue")
     candidates: int = Field(16, ge=1, description="swaps tried in each of those rounds")
@@ -132,7 +132,10 @@ class LabelFreeSearch(Method):
         own = read_cues(self.pool_file) if self.pool_file else []
         refuse_printed_tokens(tokenizer, own)
         shipped = shipped_cues(self.resolved_type(task), task.verbalizer, self.variants, seed)
-        return tokenised(tokenizer, [task.template.prompt_text, *own, *shipped])
+        cues = [*own, *shipped]
+        if task.template.begins_turn:
+            cues = [cue.lstrip() for cue in cues]
+        return tokenised(tokenizer, [task.template.prompt_text, *cues])
 
     def fit(self, problem: Problem) -> LabelFreeOutcome:
         """Choose by the training texts; labels, where there are some, are not read.

@@ -1,4 +1,4 @@
-"""Which prompt is best, told from its answers to texts without labels.
+"""Which prompt is best, judged by its answers to texts without labels.
 
 Everything here is a function of one tensor of probabilities ``p`` `[T, X, Y]` (T prompts, X texts, Y classes) and of
 the classes' shares ``prior`` `[Y]`, ``π`` below. Greater scores are better. ``H`` is the entropy in nats, ``KL`` the

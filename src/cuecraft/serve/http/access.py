@@ -44,7 +44,7 @@ class Tokens:
     """The tokens that are known, by their hashes.
 
     Args:
-        known: name -> (token, role). None at all: everybody may classify, nobody may change prompts.
+        known: name -> (token, role). None at all: every client may classify, none may change prompts.
     """
 
     def __init__(self, known: Mapping[str, tuple[str, Role]]) -> None:
@@ -86,7 +86,7 @@ class Tokens:
         return bool(self._known)
 
     def caller(self, header: str | None) -> Caller | None:
-        """Return who an Authorization header stands for; None for nobody that is known."""
+        """Return who an Authorization header stands for; None for an unknown caller."""
         if not self._known:
             return Caller("anyone", Role.CLIENT)
         scheme, _, token = (header or "").partition(" ")

@@ -39,7 +39,10 @@ from cuecraft.serve.registry import check_id
 _PAGE = {
     "/": ("page.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
-    "/page.js": ("page.js", "text/javascript"),
+    **{
+        f"/{name}.js": (f"{name}.js", "text/javascript")
+        for name in ("look", "page", "dom", "wire", "answers", "history", "code")
+    },
 }
 _LOOKS = ["GET", "HEAD"]
 _ERRORS: dict[int | str, dict[str, Any]] = {
@@ -103,7 +106,7 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _gone(request: Request, error: Exception) -> Response:
-    return Response(status_code=499)  # nobody reads it; the log does
+    return Response(status_code=499)  # the client is gone; the log has it
 
 
 def _body(kind: type[BaseModel]) -> dict[str, Any]:
@@ -149,7 +152,7 @@ def _add_questions(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/explain", response_model=ExplainResponse, responses=_ERRORS, openapi_extra=_body(ExplainRequest))
     async def explain(request: Request) -> Response:
-        """Tell which words of a text count: how much less probable its label is without each of them."""
+        """Return which words of a text count: how much less probable its label is without each of them."""
         caller = service.admit(request)
         asked = await _asked(ExplainRequest, service, request)
         (name,) = service.prompt_ids(None if asked.prompt is None else [asked.prompt])
@@ -174,7 +177,7 @@ async def _asked(kind: type[D], service: Service, request: Request) -> D:
 
 
 def _note(request: Request, service: Service, texts: Sequence[Any], names: Sequence[str]) -> None:
-    """Have the log tell what was asked for; the texts themselves only where that was chosen."""
+    """Have the log say what was asked for; the texts themselves only where that was chosen."""
     request.state.log |= {"inputs": len(texts), "prompts": list(names)}
     if service.logs_texts:
         request.state.log["texts"] = list(texts)

@@ -53,7 +53,7 @@ def log_to_stderr() -> None:
         LOG.propagate = False
 
 
-_DROPPED_BYTES, _DROPPED_SECONDS = 64_000_000, 5.0  # of a body that is too large, before its sender is told so
+_DROPPED_BYTES, _DROPPED_SECONDS = 64_000_000, 5.0  # of a body that is too large, before its sender gets the error
 
 
 def cross_origin(origins: Sequence[str]) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class TooLargeError(Exception):
 
 
 class BodyLimit:
-    """Refuses bodies that are too large, before they are read where their size is told, and while they are else.
+    """Refuses bodies that are too large, before they are read where their size is declared, and while they are else.
 
     Args:
         app: what answers.

@@ -51,13 +51,13 @@ def run_local(settings: ServeSettings, host: str, port: int, drain: float, ready
 
 
 def run(service: Service, listening: socket.socket, drain: float, ready: Callable[[str], None]) -> None:
-    """Answer requests until SIGTERM or SIGINT; then what is under way, for `drain` seconds at most.
+    """Answer requests until SIGTERM or SIGINT; then what is in progress, for `drain` seconds at most.
 
     Args:
         service: what is served.
         listening: the socket.
         drain: seconds.
-        ready: is told the server's address once it answers.
+        ready: called with the server's address once it answers.
     """
     log_to_stderr()
     address = address_of(*listening.getsockname()[:2])

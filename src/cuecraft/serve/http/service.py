@@ -1,4 +1,4 @@
-"""What the routes share: the engine, who may ask it, and how errors are told."""
+"""What the routes share: the engine, who may ask it, and how errors are answered."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class RefusedError(Exception):
 
 
 class ClientGoneError(Exception):
-    """The client hung up before the answer was there."""
+    """The client disconnected before the answer was there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +84,7 @@ class Service:
         screener: what screens the texts.
         kept: where uploaded prompts are kept, to be there after a restart; None to have them in memory alone.
         logs_texts: whether the log has the texts that were sent.
-        traces: whether requests are told to OpenTelemetry.
+        traces: whether requests are reported to OpenTelemetry.
         origins: web pages of which origins may ask from a browser; ``*`` for all.
     """
 
@@ -101,7 +101,7 @@ class Service:
     _screening: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_SCREENED_AT_ONCE))
 
     def admit(self, request: Request, role: Role = Role.CLIENT) -> Caller:
-        """Return who asks, or raise RefusedError where that is nobody who may."""
+        """Return who asks, or raise RefusedError where the caller may not."""
         caller = self.tokens.caller(request.headers.get("authorization"))
         if caller is None:
             self.metrics.refused("token", 1)
@@ -160,11 +160,11 @@ class Service:
     async def answers(
         self, request: Request, texts: Sequence[Mapping[str, str]], names: Sequence[str], until: float
     ) -> list[Answer]:
-        """Return the engine's answers; what nobody waits for any more is taken back.
+        """Return the engine's answers; what no client waits for any more is taken back.
 
         Raises:
             CuecraftError: as `Engine.submit`, and as its future raises.
-            ClientGoneError: the client hung up.
+            ClientGoneError: the client disconnected.
         """
         seconds = max(0.0, until - time.monotonic())
         waiting = asyncio.wrap_future(self.engine.submit(texts, names, seconds))
@@ -205,7 +205,7 @@ class Service:
 
 
 async def _hung_up(request: Request) -> None:
-    """Return once the client has hung up."""
+    """Return once the client has disconnected."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
@@ -233,7 +233,7 @@ def parsed(kind: type[D], body: bytes, content_type: str = "") -> D:
         found = kind.model_validate_json(plain)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        # Of what may be one thing or another, pydantic names the kind beside the place.
+        # Of what may be one thing or another, pydantic names the kind after the place.
         place = ".".join(str(part) for part in first["loc"] if not (part == "str" or "[" in str(part)))
         where = f"at {place!r}: " if place else ""
         raise DataError(f"the request's body is not as asked: {where}{first['msg'].lower()}") from None

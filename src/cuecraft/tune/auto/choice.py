@@ -1,6 +1,7 @@
 """`auto`: chooses method and settings by cross-validation, and ships nothing that is worse than the untuned prompt.
 
-1. The untuned prompt is read once over all labelled examples, and calibrated in several ways, on folds.
+1. The untuned prompt is read once over all labelled examples, and calibrated in several ways, on folds. Where the user
+   gave no template and the tokenizer has one for chats, that is tried first, and taken where it is clearly better.
 2. Starting words written by hand, and other label words, are tried without training.
 3. A class head is fitted, and a first-order deep cue: one gradient for each example, and the rest is algebra.
 4. Trainings are cross-fitted: one prompt without each fold, side by side, which ship together. Of a model that has only
@@ -17,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -31,18 +32,20 @@ from cuecraft.search.start import filled_ids
 from cuecraft.task.verbalizer import default_word
 from cuecraft.tune.auto.contenders import Contender, FirstOrderCue, Together, WordsAlone, probed
 from cuecraft.tune.auto.crossfit import Trainings
+from cuecraft.tune.auto.forms import chosen_form, read_in_chat
 from cuecraft.tune.auto.plans import PLANS, PREFIX_LENGTH, UNIT_HEADS, Preset, configurations, contrasts
 from cuecraft.tune.auto.starts import BarePrefix, BareWords, Start, Words
 from cuecraft.tune.auto.untrained import Untrained
 from cuecraft.tune.first_order import linearised
 from cuecraft.tune.held_out import gather
+from cuecraft.tune.in_context import BehindShots
 from cuecraft.untuned import untuned_prompt
 
 _READING = 0.25  # of the time limit
 _ONE, _SEVERAL = 1.0, 2.0  # standard errors within which one prompt, or several, may be as good as the best
 
 
-class Auto(Method):
+class Auto(BehindShots, Method):
     """Automatic choice of method and settings, within a time limit where there is one."""
 
     name: ClassVar[str] = "auto"
@@ -50,6 +53,9 @@ class Auto(Method):
     preset: Preset = Field(Preset.GOOD, description="how much is tried: `fast`, `good` or `best`")
     label_words: Literal["search", "keep"] | None = Field(
         None, description="`search` other label words, or `keep` these; by default those that the user gave are kept"
+    )
+    chat: Literal["try", "keep"] | None = Field(
+        None, description="`try` the tokenizer's chat template, or `keep` the template; by default one that you gave"
     )
     prompts: int = Field(8, ge=1, description="prompts that answer together, at most")
     margin: float = Field(0.01, ge=0, le=1, description="accuracy within which tuning is called hardly worth it")
@@ -59,13 +65,35 @@ class Auto(Method):
         return ReadingLimit(PLANS[self.preset].examples, _READING)
 
     def fit(self, problem: Problem) -> Outcome:
-        """Choose by cross-validation over the training and dev examples together; make the choice on all of them."""
-        return _Choice(problem, self).made()
+        """Choose by cross-validation over the training and dev examples together; make the choice on all of them.
+
+        Raises:
+            MethodError: label words are to be searched, and examples are to stand in the prompt, which are written
+                with them.
+        """
+        if not self.shots:
+            form = chosen_form(problem, PLANS[self.preset], self.chat)
+            outcome = _Choice(form.problem, self, list(form.trace), tried=list(form.tried)).made()
+            return read_in_chat(outcome, form.problem) if form.is_chat else outcome
+        if self.label_words == "search":
+            raise MethodError("examples in the prompt (shots) are written with the label words; give label_words=keep")
+        own = self.model_copy(update={"label_words": "keep"})
+        return self.tuned_behind(problem, lambda behind: _Choice(behind, own).made())
+
+    def asked(self, searches_words: bool, chat: Any) -> Self:
+        """Return the method as asked for in addition to its own options.
+
+        Args:
+            searches_words: whether label words are to be searched.
+            chat: False to keep the template.
+        """
+        words = self.label_words or ("search" if searches_words else None)
+        return self.model_copy(update={"label_words": words, "chat": "keep" if chat is False else self.chat})
 
 
 @dataclass
 class _Choice:
-    """One problem under way.
+    """One problem in progress.
 
     Args:
         problem: what is solved.
@@ -77,6 +105,7 @@ class _Choice:
     trace: list[Event] = field(default_factory=list)
     contenders: list[Contender] = field(default_factory=list)
     refusal: str | None = None  # why something could not be tried
+    tried: list[Tried] = field(default_factory=list)  # before
 
     def __post_init__(self) -> None:
         self.plan = PLANS[self.options.preset]
@@ -94,6 +123,7 @@ class _Choice:
             return self._untuned_ships(plain, Verdict("untuned", reason), None, [])
         plan = replace(self.plan, searches_words=self._searches_words())
         untrained = Untrained(self.problem, self.pool, self.folds, plan)
+        untrained.tried += self.tried
         untuned = untrained.measure()
         if untuned is None:
             cut, _ = untuned_prompt(self.whole, CalibrationKind.NONE)
@@ -110,7 +140,7 @@ class _Choice:
         return self._judged(untuned, untrained)
 
     def _searches_words(self) -> bool:
-        """Tell whether other label words are tried: the user says so, or gave none and the preset does."""
+        """Return whether other label words are tried: the user says so, or gave none and the preset does."""
         if self.options.label_words is not None:
             return self.options.label_words == "search"
         verbalizer = self.problem.task.verbalizer
@@ -225,7 +255,7 @@ class _Choice:
             self._add(Together.of(parts, self.problem.seed))
 
     def _is_near(self, one: Contender, best: Contender) -> bool:
-        """Tell whether a contender may be as good as the one of least held-out loss.
+        """Return whether a contender may be as good as the one of least held-out loss.
 
         What was held out is answered by one prompt, or by one of each part. Where more of them ship, their mean is
         better than that says, so it has to be clearer that they are worse: two standard errors in place of one.

@@ -343,7 +343,7 @@ class Trainings:
         return len(self._folds) <= self._most
 
     def folds_ship(self, configuration: Configuration) -> bool:
-        """Tell whether what is trained on the folds ships, and not a training on all examples."""
+        """Return whether what is trained on the folds ships, and not a training on all examples."""
         return configuration.first.has_own_task and self.may_join
 
     def cross_fit(self, configuration: Configuration) -> CrossFit | None:

@@ -55,6 +55,7 @@ class Plan:
         otherwise: the schedule where no first-order deep cue could be fitted, as to a model that has a class head only.
         contrastive: contrastive trainings of a prefix, for a model that has a class head only.
         examples: labelled examples that are used, at most.
+        form: examples that the tokenizer's chat template is tried on.
     """
 
     folds: int
@@ -70,6 +71,7 @@ class Plan:
     otherwise: Schedule
     contrastive: tuple[ContrastiveTraining, ...]
     examples: int
+    form: int = 96
 
 
 _HEADS = (0.01, 0.1, 1.0, 10.0, 100.0)
@@ -97,6 +99,7 @@ PLANS = {
         otherwise=Schedule(0.1, 8),
         contrastive=(_contrast(0.05, 8),),
         examples=192,
+        form=48,
     ),
     Preset.GOOD: Plan(
         folds=4,

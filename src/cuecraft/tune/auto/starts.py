@@ -41,7 +41,7 @@ class OtherWords:
         return 0
 
     def tensors(self) -> Mapping[str, Tensor]:
-        """Nothing beside the prompt has to be stored."""
+        """Nothing in addition to the prompt has to be stored."""
         return {}
 
     @contextmanager

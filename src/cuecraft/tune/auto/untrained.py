@@ -10,17 +10,15 @@ from cuecraft.backbone import HeadKind
 from cuecraft.evidence import Tried
 from cuecraft.method import CalibrationKind, Candidate, Event, Labelled, Problem
 from cuecraft.prompts import HardPrompt
-from cuecraft.search.elimination import halving_rounds
-from cuecraft.search.folds import Fold, stratified_folds, texts_of
+from cuecraft.search.folds import Fold
 from cuecraft.search.label_free.pool import guess_task_type, shipped_cues, tokenised
 from cuecraft.search.label_words import LabelWordSearch
 from cuecraft.search.start import filled_ids, filler_ids
-from cuecraft.seeding import numpy_generator
 from cuecraft.task import MaskSlot, PromptSlot
 from cuecraft.tune.auto.crossfit import tokens_of
 from cuecraft.tune.auto.plans import Plan
 from cuecraft.tune.auto.starts import GivenWords, SearchedWords, Start, Words
-from cuecraft.tune.held_out import HeldOut, fold_problem, gather, log_probabilities, untuned_answers
+from cuecraft.tune.held_out import HeldOut, few_examples, fold_problem, gather, log_probabilities, untuned_answers
 from cuecraft.untuned import starting_point
 
 _LONGEST_CUE = 12  # tokens: a training costs as much as its prompt is long
@@ -121,7 +119,7 @@ class Untrained:
         return self._problem.backbone.head_kind is not HeadKind.SEQUENCE
 
     def _takes_cues(self) -> bool:
-        """Tell whether the words in the prompt slot lead to the answer, as hand-written cues do."""
+        """Return whether the words in the prompt slot lead to the answer, as hand-written cues do."""
         pieces = self._problem.task.template.pieces
         at = next(n for n, piece in enumerate(pieces) if isinstance(piece, PromptSlot))
         is_last = at + 1 == len(pieces) or isinstance(pieces[at + 1], MaskSlot)
@@ -131,19 +129,16 @@ class Untrained:
         problem = self._problem
         verbalizer = problem.task.verbalizer
         cues = shipped_cues(guess_task_type(verbalizer), verbalizer, 0, problem.seed)
+        if problem.task.template.begins_turn:
+            cues = [cue.lstrip() for cue in cues]
         found = tokenised(problem.backbone.tokenizer, cues)
         fitting = {ids: cue for ids, cue in found.items() if len(ids) <= _LONGEST_CUE and ids != own.token_ids}
         return [Words(repr(cue), GivenWords(), ids, differs=True) for ids, cue in fitting.items()][: self._plan.cues]
 
     def _screened(self, starts: Sequence[Words]) -> list[Words]:
         """Order starting words, the own ones first among them, by their calibrated answers to some of the examples."""
-        order = halving_rounds(self._pool.labels.tolist(), numpy_generator(self._problem.seed, "screened"))
-        few = max(_SCREENED, 2 * self._problem.task.verbalizer.num_classes)  # two of a class can be split
-        rows = sorted([row for part in order for row in part][:few])
-        some = self._pool.select(rows)
-        texts = texts_of(some.context.examples)
-        folds = stratified_folds(some.labels, len(self._folds), self._problem.seed, texts) or self._folds
-        some = some if folds is not self._folds else self._pool
+        some, folds = few_examples(self._problem, self._pool, _SCREENED, len(self._folds))
+        some, folds = (some, folds) if folds else (self._pool, list(self._folds))
         found: list[HeldOut] = []
         taken = 0.0
         for first in range(0, len(starts), _TOGETHER):
@@ -165,7 +160,7 @@ class Untrained:
         return [starts[n] for n in dict.fromkeys([*clear, 0, *by_loss])]
 
     def _is_clear(self, found: HeldOut, own: HeldOut, among: int) -> bool:
-        """Tell whether words are better than the untuned prompt's own beyond what the best of so many owes to luck.
+        """Return whether words are better than the untuned prompt's own beyond what the best of so many owes to luck.
 
         By the paired test with Bonferroni's correction: the best of 24 cues on 64 examples looks good by chance alone.
         """

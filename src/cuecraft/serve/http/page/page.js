@@ -1,134 +1,219 @@
-"use strict";
+import { brief, shownAnswer, shownGuard } from "./answers.js";
+import { WRITERS } from "./code.js";
+import { at, made } from "./dom.js";
+import * as history from "./history.js";
+import { ask, RequestError } from "./wire.js";
 
 const MOST_TEXTS = 32;
-const at = (id) => document.getElementById(id);
+const FIRST_CHOSEN = 4; // prompts
+const CLASSES_SHOWN = 6; // of a prompt, in its line
 
-function made(tag, properties = {}, ...children) {
-  const node = Object.assign(document.createElement(tag), properties);
-  node.append(...children);
-  return node;
+let prompts = new Map(); // id -> what the server says of it
+let last = null; // the body of the last request that was answered
+let isBusy = false;
+
+const token = () => at("token").value.trim();
+const counted = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
+
+function showError(error) {
+  const box = at("error");
+  box.hidden = !error;
+  box.replaceChildren();
+  if (!error) return;
+  if (error.status === 401) at("access").open = true;
+  box.append(made("p", {}, error.message));
+  if (error.detail) box.append(made("p", { className: "note" }, `${error.status}: ${error.detail}`));
 }
 
-async function asked(path, body) {
-  const headers = { "content-type": "application/json" };
-  const token = at("token").value.trim();
-  if (token) headers.authorization = `Bearer ${token}`;
-  const options = body === undefined ? { headers } : { method: "POST", headers, body: JSON.stringify(body) };
-  const response = await fetch(path, options);
-  const document = await response.json();
-  if (!response.ok) {
-    if (response.status === 401) at("access").open = true;
-    throw new Error(document.error || `the server answered ${response.status}`);
-  }
-  return document;
+// ---- prompts
+
+const boxes = () => [...document.querySelectorAll("[name=prompt]")];
+const chosen = () => boxes().filter((box) => box.checked).map((box) => box.value);
+
+function promptLine(prompt) {
+  const box = made("input", { type: "checkbox", name: "prompt", value: prompt.id });
+  box.addEventListener("change", showInputs);
+  const classes = prompt.classes ?? [];
+  const some = classes.slice(0, CLASSES_SHOWN).join(" / ") + (classes.length > CLASSES_SHOWN ? ` / … (${classes.length})` : "");
+  const fields = prompt.fields.length > 1 ? `reads ${prompt.fields.join(", ")}` : "";
+  const more = [prompt.kind, fields, some].filter(Boolean).join(", ");
+  return made("label", { title: prompt.template }, box, made("span", {}, prompt.id, " ", made("small", {}, more)));
 }
 
-function tell(error) {
-  at("error").textContent = error ? error.message : "";
-  at("error").hidden = !error;
+function choose(ids) {
+  for (const box of boxes()) box.checked = ids.includes(box.value);
+  showInputs();
 }
 
 async function loadPrompts() {
   try {
-    const { model, prompts } = await asked("v1/prompts");
-    at("model").textContent = model;
-    at("prompts").replaceChildren(...prompts.map((prompt, number) => {
-      const takesOne = prompt.fields.length === 1;
-      const box = made("input", { type: "checkbox", name: "prompt", value: prompt.id });
-      box.checked = takesOne && number < 4;
-      box.disabled = !takesOne;
-      const classes = takesOne ? prompt.classes.join(" / ") : `takes ${prompt.fields.join(", ")}: not on this page`;
-      return made("label", { title: prompt.template }, box, prompt.id, made("small", {}, `${prompt.kind}, ${classes}`));
-    }));
-    at("classify").disabled = prompts.length === 0;
-    tell(prompts.length ? null : new Error("no prompt is served yet"));
+    const found = await ask("v1/prompts", token());
+    at("model").textContent = found.model;
+    prompts = new Map(found.prompts.map((prompt) => [prompt.id, prompt]));
+    at("prompts").replaceChildren(...found.prompts.map(promptLine));
+    const plain = found.prompts.filter((prompt) => prompt.fields.length === 1);
+    choose((plain.length ? plain : found.prompts.slice(0, 1)).slice(0, FIRST_CHOSEN).map((prompt) => prompt.id));
+    showError(found.prompts.length ? null : new RequestError("The server has no prompts yet. Upload one, then load the page again."));
   } catch (error) {
-    tell(error);
+    showError(error);
   }
 }
 
-const percent = (share) => `${(100 * share).toFixed(1)}%`;
+// ---- texts: lines where each chosen prompt reads one field, otherwise one text with its fields by name
 
-function bar(name, share, isLikeliest) {
-  const fill = made("i");
-  fill.style.width = percent(share);
-  const row = made("div", { className: isLikeliest ? "bar likeliest" : "bar" });
-  row.append(fill, made("span", {}, name), made("span", {}, percent(share)));
-  return row;
+function fieldNames() {
+  const read = chosen().map((id) => prompts.get(id).fields);
+  return read.some((names) => names.length > 1) ? [...new Set(read.flat())] : [];
 }
 
-function shownWords(found) {
-  const most = Math.max(1e-9, ...found.words.map(({ drop }) => Math.abs(drop)));
-  const line = made("p", { className: "words" });
-  for (const { word, drop } of found.words) {
-    const span = made("span", { title: `${drop >= 0 ? "+" : "−"}${percent(Math.abs(drop))} for ${found.label}` }, word);
-    const strength = (0.55 * Math.abs(drop)) / most;
-    span.style.backgroundColor = `rgb(var(${drop >= 0 ? "--for" : "--against"}) / ${strength.toFixed(3)})`;
-    line.append(span, " ");
+function showInputs() {
+  const names = fieldNames();
+  const before = [...document.querySelectorAll("[data-field]")];
+  if (names.join("\n") === before.map((area) => area.dataset.field).join("\n")) return;
+  const values = Object.fromEntries(before.map((area) => [area.dataset.field, area.value]));
+  for (const area of before) area.parentElement.remove();
+  for (const node of at("inputs").children) node.hidden = names.length > 0;
+  for (const name of names) {
+    const area = made("textarea", { rows: 2, maxLength: 200000, value: values[name] ?? "" });
+    area.dataset.field = name;
+    at("inputs").append(made("label", {}, name, area));
   }
-  const note = `green words speak for “${found.label}”, red ones against it: its probability without each of them`;
-  return [line, made("p", { className: "note" }, note)];
 }
 
-function shownAnswer(text, answer) {
-  const shares = Object.entries(answer.probabilities);
-  const most = Math.max(...shares.map(([, share]) => share));
-  const label = shares.find(([, share]) => share === most)[0];
-  const box = made("div", { className: "answer" });
-  const title = made("h3", {}, made("span", {}, answer.prompt), made("span", { className: "label" }, label));
-  box.append(title, ...shares.map(([name, share]) => bar(name, share, name === label)));
-  if (answer.truncated) box.append(made("p", { className: "note" }, "the text was cut at its end to fit the model"));
-  const why = made("button", { type: "button", className: "why" }, "Words that count");
-  why.addEventListener("click", async () => {
-    why.disabled = true;
+function inputs() {
+  const areas = [...document.querySelectorAll("[data-field]")];
+  const fields = Object.fromEntries(areas.map((area) => [area.dataset.field, area.value.trim()]));
+  if (areas.length) return Object.values(fields).some(Boolean) ? [fields] : [];
+  return at("texts").value.split("\n").map((line) => line.trim()).filter(Boolean);
+}
+
+function fill(entry) {
+  choose(entry.prompts.filter((id) => prompts.has(id)));
+  const [first] = entry.inputs;
+  if (typeof first === "string") at("texts").value = entry.inputs.join("\n");
+  else for (const area of document.querySelectorAll("[data-field]")) area.value = first[area.dataset.field] ?? "";
+  showError(null);
+  (document.querySelector("[data-field]") ?? at("texts")).focus();
+}
+
+const written = (input) => (typeof input === "string" ? input : Object.entries(input).map(([name, value]) => `${name}: ${value}`).join("\n"));
+
+// ---- answers
+
+function explainer(input, answer) {
+  return async (button, shown) => {
+    if (button.ariaBusy === "true") return;
+    button.ariaBusy = "true";
     try {
-      why.replaceWith(...shownWords(await asked("v1/explain", { input: text, prompt: answer.prompt })));
+      const nodes = shown(await ask("v1/explain", token(), { input, prompt: answer.prompt }));
+      nodes[0].tabIndex = -1; // the focus goes on from here, since its button is gone
+      button.replaceWith(...nodes);
+      nodes[0].focus();
+      showError(null);
     } catch (error) {
-      why.disabled = false;
-      tell(error);
+      button.ariaBusy = "false";
+      showError(error);
     }
-  });
-  box.append(why);
-  return box;
+  };
 }
 
-function shownGuard(guard) {
-  if (!guard) return [];
-  const reasons = guard.findings.map((finding) => finding.reason).join("; ");
-  const isFlagged = guard.verdict !== "pass";
-  const text = `Guard: ${guard.verdict}${reasons ? ` (${reasons})` : ""}`;
-  return [made("p", { className: isFlagged ? "note flagged" : "note" }, text)];
+function shownResult(result, input) {
+  const answers = made("div", { className: "answers" });
+  answers.append(...(result.answers ?? []).map((answer) => shownAnswer(answer, explainer(input, answer))));
+  return made("article", {}, made("h2", {}, written(input)), ...shownGuard(result.guard), answers);
+}
+
+function refusal(texts, ids) {
+  if (!ids.length) return "Choose a prompt first.";
+  if (!texts.length) return "Write a text first.";
+  return texts.length > MOST_TEXTS ? `These are ${texts.length} texts; this page takes ${MOST_TEXTS} at once.` : "";
 }
 
 async function classify(event) {
   event.preventDefault();
-  if (at("classify").disabled) return undefined;
-  const texts = at("texts").value.split("\n").map((line) => line.trim()).filter(Boolean);
-  const prompts = [...document.querySelectorAll("[name=prompt]:checked")].map((box) => box.value);
-  if (!texts.length) return tell(new Error("write a text first"));
-  if (!prompts.length) return tell(new Error("choose a prompt first"));
-  if (texts.length > MOST_TEXTS) return tell(new Error(`${texts.length} texts; this page takes ${MOST_TEXTS} at once`));
-  at("classify").disabled = true;
+  if (isBusy) return;
+  const body = { inputs: inputs(), prompts: chosen(), guard: "flag" };
+  const refused = refusal(body.inputs, body.prompts);
+  if (refused) {
+    showError(new RequestError(refused));
+    return;
+  }
+  isBusy = true; // the button is not disabled: it would lose the focus
+  at("classify").ariaBusy = "true";
+  at("status").textContent = "Classifying…";
   const begun = performance.now();
   try {
-    const { results } = await asked("v1/classify", { inputs: texts, prompts, guard: "flag" });
-    at("latency").textContent = `${results.length * prompts.length} answers in ${Math.round(performance.now() - begun)} ms`;
-    at("results").replaceChildren(...results.map((result, number) => {
-      const answers = made("div", { className: "answers" });
-      answers.append(...(result.answers || []).map((answer) => shownAnswer(texts[number], answer)));
-      return made("article", {}, made("h2", {}, texts[number]), ...shownGuard(result.guard), answers);
-    }));
-    tell(null);
+    const { results } = await ask("v1/classify", token(), body);
+    const count = results.reduce((sum, result) => sum + (result.answers ?? []).length, 0);
+    at("status").textContent = `${counted(count, "answer")} in ${Math.round(performance.now() - begun)} ms`;
+    at("results").replaceChildren(...results.map((result, number) => shownResult(result, body.inputs[number])));
+    showError(null);
+    last = body;
+    at("code").hidden = false;
+    at("source").hidden = true;
+    at("copied").textContent = "";
+    const labels = results.map((result) => (result.answers ?? []).map(brief));
+    history.add({ inputs: body.inputs, prompts: body.prompts, labels, when: Date.now() });
+    showHistory();
   } catch (error) {
-    tell(error);
+    at("status").textContent = "";
+    showError(error);
   } finally {
-    at("classify").disabled = false;
+    isBusy = false;
+    at("classify").ariaBusy = "false";
+  }
+}
+
+// ---- history and code
+
+function historyLine(entry) {
+  const more = entry.inputs.length > 1 ? ` and ${counted(entry.inputs.length - 1, "more text")}` : "";
+  const labels = entry.prompts.map((id, number) => `${id}: ${entry.labels[0]?.[number] ?? "no answer"}`).join(", ");
+  const when = made("time", {}, new Date(entry.when).toLocaleString([], { dateStyle: "short", timeStyle: "short" }));
+  const text = made("span", { className: "asked" }, written(entry.inputs[0]));
+  const button = made("button", { type: "button" }, text, made("small", {}, `${labels}${more}`), when);
+  button.addEventListener("click", () => fill(entry));
+  return made("li", {}, button);
+}
+
+function showHistory() {
+  const entries = history.all();
+  at("history").replaceChildren(...entries.map(historyLine));
+  at("clear").hidden = entries.length === 0;
+}
+
+async function copy(event) {
+  const kind = event.currentTarget.dataset.code;
+  const source = at("source");
+  source.value = WRITERS[kind](new URL("v1/classify", location.href).href, last, Boolean(token()));
+  source.rows = source.value.split("\n").length;
+  source.hidden = false;
+  try {
+    await navigator.clipboard.writeText(source.value);
+    at("copied").textContent = "Copied.";
+  } catch {
+    source.select(); // browsers give pages without TLS no clipboard
+    at("copied").textContent = "Press Ctrl + C to copy.";
+    source.focus();
   }
 }
 
 at("form").addEventListener("submit", classify);
-at("reload").addEventListener("click", loadPrompts);
-at("texts").addEventListener("keydown", (event) => {
+at("form").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) at("form").requestSubmit();
 });
+at("reload").addEventListener("click", loadPrompts);
+at("token").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && !event.ctrlKey && !event.metaKey) {
+    event.preventDefault(); // the token opens the prompts; it does not send texts
+    loadPrompts();
+  }
+});
+at("clear").addEventListener("click", () => {
+  history.clear();
+  showHistory();
+  at("asked").focus();
+});
+for (const button of document.querySelectorAll("[data-code]")) button.addEventListener("click", copy);
+showHistory();
 loadPrompts();
