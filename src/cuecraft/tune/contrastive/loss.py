@@ -30,7 +30,7 @@ def contrastive_losses(features: Tensor, labels: Tensor, temperature: float) -> 
 
 
 @torch.no_grad()
-def has_near_kin(features: Tensor, labels: Tensor) -> Tensor:
+def nearest_is_alike(features: Tensor, labels: Tensor) -> Tensor:
     """Return for each text of a batch `[B]` whether the text nearest to it has its class."""
     return labels[_similarities(features).argmax(1)] == labels
 

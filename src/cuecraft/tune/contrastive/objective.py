@@ -14,7 +14,7 @@ from cuecraft.errors import MethodError
 from cuecraft.gradients import feature_gradients, features_of
 from cuecraft.method import Candidate, Labelled, Score
 from cuecraft.seeding import torch_generator
-from cuecraft.tune.contrastive.loss import contrastive_losses, has_near_kin
+from cuecraft.tune.contrastive.loss import contrastive_losses, nearest_is_alike
 from cuecraft.tune.loop import Objective, Part, Step, side_by_side
 
 
@@ -71,7 +71,7 @@ class Contrast(Objective):
 
     def _found(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         losses = contrastive_losses(features, labels, self.temperature)
-        return losses, torch.stack([losses.detach(), has_near_kin(features, labels).to(losses)], dim=1)
+        return losses, torch.stack([losses.detach(), nearest_is_alike(features, labels).to(losses)], dim=1)
 
 
 def balanced_batches(labels: Sequence[int], size: int, order: torch.Generator) -> list[list[int]]:
