@@ -16,7 +16,8 @@ from tasks import CANDIDATES, FIRST_CANDIDATE, LENGTH, MEMORY_LENGTHS, MEMORY_TE
 
 from cuecraft.backbone import CausalBackbone, Context
 from cuecraft.compare.meters import peak_bytes
-from cuecraft.method import Problem, fresh_logits, label_context
+from cuecraft.method import Problem, label_context
+from cuecraft.predictor import fresh_logits
 from cuecraft.prompts import DeepCue, HardPrompt, SoftPrompt
 from cuecraft.task import Example, Template
 from cuecraft.tune import make_method

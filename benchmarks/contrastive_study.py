@@ -21,7 +21,8 @@ from common import require_data
 from cuecraft.backbone import FeatureScale, load_backbone
 from cuecraft.backbone.readout import class_scores
 from cuecraft.gradients import features_of
-from cuecraft.method import Candidate, Labelled, Problem, Score, label_context
+from cuecraft.method import Labelled, Problem, Score, label_context
+from cuecraft.predictor import Candidate
 from cuecraft.prompts.calibration import fitted_head
 from cuecraft.search.start import filled_ids
 from cuecraft.tune.auto.crossfit import Latest

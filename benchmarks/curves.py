@@ -46,7 +46,8 @@ from curves_picture import draw
 from peers import fresh_model
 
 from cuecraft.compare.trial import run_trial
-from cuecraft.method import Candidate, Labelled, Method, Problem, Selection, score
+from cuecraft.method import Labelled, Method, Problem, Selection, score
+from cuecraft.predictor import Candidate
 from cuecraft.tune import make_method
 from cuecraft.tune.prepare import make_task
 

@@ -31,7 +31,7 @@ from transformers import (
 from cuecraft.backbone import AnyBackbone, load_backbone
 from cuecraft.compare.meters import peak_memory
 from cuecraft.data import Record
-from cuecraft.method import Candidate, fresh_logits
+from cuecraft.predictor import Candidate, fresh_logits
 from cuecraft.tune import make_method
 from cuecraft.tune.prepare import make_problem, make_task
 

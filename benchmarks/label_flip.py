@@ -21,7 +21,7 @@ from common import DATA, machine, read_result, require_data, write_result
 
 from cuecraft.backbone import load_backbone
 from cuecraft.data import Record, read_records, subsample
-from cuecraft.method import Candidate, fresh_logits
+from cuecraft.predictor import Candidate, fresh_logits
 from cuecraft.tune import make_method
 from cuecraft.tune.prepare import make_problem, make_task
 

@@ -9,7 +9,8 @@ from common import DATA
 
 from cuecraft.backbone import CausalBackbone, load_backbone
 from cuecraft.data import read_records, subsample
-from cuecraft.method import Candidate, Labelled, label_context
+from cuecraft.method import Labelled, label_context
+from cuecraft.predictor import Candidate
 from cuecraft.prompts import AnyPrompt, Calibration, SoftPrompt
 from cuecraft.task import Example, Task
 from cuecraft.tune.prepare import make_task

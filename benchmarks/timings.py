@@ -19,7 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cuecraft.backbone import load_backbone
 from cuecraft.data import read_records
-from cuecraft.method import CalibrationKind, Problem, Score, fresh_logits, label_context
+from cuecraft.method import CalibrationKind, Problem, Score, label_context
+from cuecraft.predictor import fresh_logits
 from cuecraft.prompts import HardPrompt
 from cuecraft.search.elimination import best_swap, halving_rounds
 from cuecraft.search.start import filled_ids

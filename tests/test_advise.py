@@ -19,7 +19,7 @@ from cuecraft.advise.survey import survey
 from cuecraft.backbone import HeadKind
 from cuecraft.data import Record
 from cuecraft.errors import CuecraftWarning, DataError
-from cuecraft.method import Candidate, fresh_logits
+from cuecraft.predictor import Candidate, fresh_logits
 from cuecraft.prompts import Calibration, HardPrompt, calibration
 from cuecraft.tune.registry import make_method
 

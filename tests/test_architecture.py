@@ -13,10 +13,10 @@ import cuecraft
 SOURCE = Path(cuecraft.__file__).parent
 # From the top down; a module may import from rooms below its own, and from its own.
 ROOMS = (
-    "__main__ cli display recipe runs family classic ensemble classifier scored interop export advise compare bulk "
-    "serve guard tune search gradients untuned answering method runtime prompts backbone task data checkpoints assets "
+    "__main__ cli display recipe runs family classic classifier scored interop export advise compare bulk "
+    "serve guard tune search gradients untuned method predictor runtime prompts backbone task data checkpoints assets "
     "gguf_files manifests remembered storage options settings evidence deadline determinism machine signals seeding "
-    "lazy errors"
+    "lazy events errors"
 ).split()
 
 

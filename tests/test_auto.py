@@ -11,7 +11,8 @@ from auto_parts import ONE, TINY, assert_same_prompt, auto, by_hand, crossfitted
 from conftest import LABELS, TEXTS, make_task, records, tiny_problem
 from cuecraft import PromptClassifier
 from cuecraft.evidence import Evidence, Tried
-from cuecraft.method import CalibrationKind, Candidate, Outcome
+from cuecraft.method import CalibrationKind, Outcome
+from cuecraft.predictor import Candidate
 from cuecraft.prompts import Calibration, HardPrompt, load_artifact
 from cuecraft.search.folds import stratified_folds
 from cuecraft.search.label_words import LabelWordSearch

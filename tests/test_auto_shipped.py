@@ -11,7 +11,8 @@ from sklearn.linear_model import LogisticRegression
 from auto_parts import ONE, TINY, Given, answers, auto, deep, planned, probabilities, trainings_of, words
 from conftest import TEXTS, make_task, records, tiny_problem
 from cuecraft.deadline import OutOfTimeError
-from cuecraft.method import Candidate, Outcome
+from cuecraft.method import Outcome
+from cuecraft.predictor import Candidate
 from cuecraft.prompts import CalibratedPrompt, Calibration, DeepCue, HardPrompt, calibration
 from cuecraft.search.folds import stratified_folds
 from cuecraft.search.label_words import LabelWordSearch

@@ -17,7 +17,8 @@ from cuecraft.backbone import ClassHead, FeatureScale
 from cuecraft.backbone.readout import class_scores
 from cuecraft.errors import MethodError
 from cuecraft.gradients import feature_gradients, features_of
-from cuecraft.method import Candidate, score
+from cuecraft.method import score
+from cuecraft.predictor import Candidate
 from cuecraft.prompts import Calibration, DeepCue, HardPrompt, load_artifact
 from cuecraft.search.folds import stratified_folds
 from cuecraft.tune import make_method

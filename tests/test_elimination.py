@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import tiny_problem
-from cuecraft.method import CalibrationKind, Candidate, Labelled, score
+from cuecraft.method import CalibrationKind, Labelled, score
+from cuecraft.predictor import Candidate
 from cuecraft.prompts import Calibration, HardPrompt
 from cuecraft.search import AutoPrompt
 from cuecraft.search.elimination import best_swap, halving_rounds

@@ -8,8 +8,8 @@ import pytest
 
 from conftest import LABELS, TEXTS
 from cuecraft import PromptClassifier
-from cuecraft.ensemble import PromptEnsemble
 from cuecraft.errors import ArtifactError
+from cuecraft.predictor import PromptEnsemble
 
 TEMPLATE = "{text}{prompt: it was}{mask}"
 

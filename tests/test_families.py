@@ -33,7 +33,7 @@ from cuecraft.backbone import Budget, load_backbone
 from cuecraft.backbone.batching import is_out_of_memory
 from cuecraft.errors import BackboneError, CuecraftWarning, DataError
 from cuecraft.gradients import loss_gradient
-from cuecraft.method import Candidate
+from cuecraft.predictor import Candidate
 from cuecraft.prompts import Calibration, DeepCue, HardPrompt
 from cuecraft.task import Example
 from cuecraft.tune import make_method

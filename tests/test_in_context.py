@@ -12,9 +12,9 @@ from bulk import classify, messages, rows_of, write_jsonl
 from conftest import LABELS, TEXTS, make_examples, make_task, records
 from cuecraft import PromptClassifier
 from cuecraft.data import Record
-from cuecraft.ensemble import PromptEnsemble
 from cuecraft.errors import ArtifactError, CuecraftWarning, DataError, MethodError, PromptError, TemplateError
 from cuecraft.interop.folder import require_prompt_first
+from cuecraft.predictor import PromptEnsemble
 from cuecraft.prompts import DeepCue, HardPrompt, PrefixPrompt, SoftPrompt, calibration, load_artifact
 from cuecraft.serve.registry import member_logits
 from cuecraft.serve.shelf import ServedPrompt

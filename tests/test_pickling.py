@@ -14,9 +14,9 @@ from sklearn.model_selection import cross_val_predict
 from conftest import LABELS, TEXTS, make_causal
 from cuecraft import PromptClassifier
 from cuecraft.backbone import load_backbone
-from cuecraft.ensemble import PromptEnsemble
 from cuecraft.errors import ArtifactError, BackboneError, LabelWordError
 from cuecraft.family import PromptFamily
+from cuecraft.predictor import PromptEnsemble
 from cuecraft.tune.multitask import MultitaskTuning
 
 X = [text for text, _ in TEXTS] * 2

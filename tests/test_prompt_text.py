@@ -12,7 +12,8 @@ from conftest import tiny_problem
 from cuecraft.backbone.words import cue_log_likelihood
 from cuecraft.errors import MethodError, TemplateError
 from cuecraft.gradients import loss_gradient
-from cuecraft.method import CalibrationKind, Candidate, Labelled, score
+from cuecraft.method import CalibrationKind, Labelled, score
+from cuecraft.predictor import Candidate
 from cuecraft.prompts import Calibration, HardPrompt
 from cuecraft.search import AutoPrompt, autoprompt
 from cuecraft.search.autoprompt import _turn

@@ -8,7 +8,8 @@ import torch
 from conftest import make_causal, make_examples, make_task, tiny_problem
 from cuecraft.backbone import load_backbone
 from cuecraft.gradients import loss_gradient
-from cuecraft.method import CalibrationKind, Candidate, Labelled, Problem, label_context, score
+from cuecraft.method import CalibrationKind, Labelled, Problem, label_context, score
+from cuecraft.predictor import Candidate
 from cuecraft.prompts import HardPrompt, SoftPrompt
 from cuecraft.prompts.kinds import nearest_tokens
 from cuecraft.search import AutoPrompt, StraightThrough

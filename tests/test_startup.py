@@ -88,7 +88,7 @@ for name in {commands[:-1]!r}:
 def test_predict_imports_nothing_that_trains(made, causal_folder):
     shown, modules = imported("predict", made, "a joy", before=LOADED.format(folder=str(causal_folder)))
     assert "a joy" in shown
-    assert "cuecraft.answering" in modules
+    assert "cuecraft.predictor" in modules
     assert not within(modules, TRAINS)
     assert not within(modules, (*LEARNERS, "scipy"))
 

@@ -10,14 +10,12 @@ import torch
 
 from conftest import LABELS, TEXTS, tiny_problem
 from cuecraft import PromptClassifier
-from cuecraft.answering import stored_candidate
 from cuecraft.data import Record
-from cuecraft.ensemble import PromptEnsemble
 from cuecraft.errors import ArtifactError
 from cuecraft.export import GraphRequest, export_graph
 from cuecraft.interop import commands, export_peft
 from cuecraft.interop.tensors import export_tensors
-from cuecraft.method import Candidate
+from cuecraft.predictor import Candidate, PromptEnsemble, stored_candidate
 from cuecraft.prompts import Artifact, CalibratedPrompt, Calibration, HardPrompt, load_artifact, stored_bytes
 from cuecraft.prompts.kinds import prompt_tensors
 from cuecraft.prompts.manifest import SCHEMA_VERSION

@@ -9,8 +9,8 @@ from bulk import classify, rows_of, write_jsonl
 from conftest import LABELS, TEXTS
 from cuecraft import PromptClassifier
 from cuecraft.data import Record
-from cuecraft.ensemble import PromptEnsemble
 from cuecraft.errors import CuecraftWarning
+from cuecraft.predictor import PromptEnsemble
 from cuecraft.serve.engine import Engine
 from cuecraft.serve.http.wire import answer_document
 from cuecraft.serve.shelf import Shelf

@@ -9,7 +9,8 @@ from sklearn.linear_model import LogisticRegression
 
 from conftest import TEXTS, make_task, records, tiny_problem
 from cuecraft.errors import MethodError
-from cuecraft.method import CalibrationKind, Candidate, Selection, score
+from cuecraft.method import CalibrationKind, Selection, score
+from cuecraft.predictor import Candidate
 from cuecraft.prompts import Calibration, HardPrompt, SoftPrompt, calibration
 from cuecraft.tune import METHODS, make_method
 from cuecraft.tune.initial import Init, initial_vectors

@@ -16,7 +16,8 @@ from cuecraft.backbone import ClassHead, load_backbone
 from cuecraft.backbone.weights import FullSpec, LoraSpec, TunedWeights, Twin, load_weights
 from cuecraft.errors import ArtifactError, BackboneError, MethodError
 from cuecraft.gradients import accumulate_gradients
-from cuecraft.method import Candidate, Selection, fresh_logits, label_context, score
+from cuecraft.method import Selection, label_context, score
+from cuecraft.predictor import Candidate, fresh_logits
 from cuecraft.prompts import CalibratedPrompt, Calibration, DeepCue, HardPrompt, SoftPrompt, load_artifact
 from cuecraft.tune import make_method
 from cuecraft.tune.mix import mix_lora

@@ -12,7 +12,6 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import NotFittedError
 
-from cuecraft.answering import class_probabilities, stored_candidate, truncated, with_backbone
 from cuecraft.backbone import AnyBackbone, load_backbone
 from cuecraft.backbone.frozen import FrozenModel
 from cuecraft.backbone.gradient_mode import training
@@ -31,8 +30,10 @@ from cuecraft.data.texts import (
 )
 from cuecraft.deadline import Deadline
 from cuecraft.errors import DataError, MethodError
-from cuecraft.method import Candidate, Event, Method, Outcome, Problem
+from cuecraft.events import Event
+from cuecraft.method import Method, Outcome, Problem
 from cuecraft.options import check_arguments, make_options
+from cuecraft.predictor import Candidate, class_probabilities, stored_candidate, truncated, with_backbone
 from cuecraft.prompts import AnyPrompt, Artifact, load_artifact
 from cuecraft.prompts.pickled import as_folder, folder_files, loading_of
 from cuecraft.scored import ScoredClassifier

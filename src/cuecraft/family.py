@@ -28,7 +28,8 @@ from cuecraft.classifier import PromptClassifier
 from cuecraft.data.labels import class_names, words_by_name
 from cuecraft.data.texts import Labels, Texts, as_labels, as_records, held_out_records
 from cuecraft.errors import ArtifactError, MethodError
-from cuecraft.method import Event, Problem
+from cuecraft.events import Event
+from cuecraft.method import Problem
 from cuecraft.prompts import Artifact, Sharing, check_writable, load_artifact, shared_file
 from cuecraft.prompts.pickled import as_folder, folder_files, loading_of
 from cuecraft.storage import write_folder

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from cuecraft.backbone import AnyBackbone, Budget
-from cuecraft.method import Candidate, Labelled, Problem, Score, lent
+from cuecraft.method import Labelled, Problem, Score
+from cuecraft.predictor import Candidate, lent
 from cuecraft.prompts import SoftPrompt
 
 

@@ -5,13 +5,11 @@ To add a method, write one module with a subclass of `Method` and name it in `cu
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -22,17 +20,14 @@ from cuecraft.backbone import AnyBackbone, Context, HeadKind
 from cuecraft.backbone.gradient_mode import ordinary_tensors, training
 from cuecraft.checkpoints import Checkpoints, NoSlot, Slot
 from cuecraft.deadline import Clock, WhileTimeLasts
-from cuecraft.errors import BackboneError, MethodError
+from cuecraft.errors import MethodError
+from cuecraft.events import Event
 from cuecraft.evidence import Tried, Verdict
 from cuecraft.options import Options
-from cuecraft.prompts import AnyPrompt, CalibratedPrompt, Calibration, HardPrompt
+from cuecraft.predictor import Candidate
+from cuecraft.prompts import HardPrompt
 from cuecraft.prompts.manifest import DataEntry
 from cuecraft.task import Example, Task
-
-Event = dict[str, Any]
-#: Called with each part of some work, and returns the listener of its steps.
-Started = Callable[[str], Callable[[Event], None]]
-_FRESH = 1024  # examples read together where nothing is kept
 
 
 class CalibrationKind(StrEnum):
@@ -149,94 +144,6 @@ def label_context(backbone: AnyBackbone, task: Task, examples: list[Example]) ->
     return Labelled(backbone.context(examples, task), labels.to(backbone.device), weights)
 
 
-class Reader(Protocol):
-    """A backbone of a candidate's own: other weights, or another model."""
-
-    backbone: AnyBackbone
-    name: str
-
-    @property
-    def size(self) -> int:
-        """Numbers that were trained."""
-        ...
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        """Return what an artifact has to store of it."""
-        ...
-
-    def over(self, context: Context) -> AbstractContextManager[tuple[AnyBackbone, Context]]:
-        """Lend the backbone, ready to use, and its own context of the same examples."""
-        ...
-
-
-def lent(
-    reader: Reader | None, backbone: AnyBackbone, context: Context
-) -> AbstractContextManager[tuple[AnyBackbone, Context]]:
-    """Lend what reads the texts of a candidate: its own reader, or the problem's backbone where it has none."""
-    return nullcontext((backbone, context)) if reader is None else reader.over(context)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A prompt together with the calibration of its logits; or several such that answer together.
-
-    Args:
-        prompt: the prompt.
-        calibration: of its logits.
-        reader: what reads the texts in place of the problem's backbone; None for that backbone.
-        others: further prompts, each with its calibration, whose probabilities are averaged with its own (prompt
-            ensembling, Lester et al., EMNLP 2021, section 6). A text is read once for all of them where the backbone
-            can: a causal model, with the prompts behind the text and neither prefixes nor class heads of their own.
-        is_cut: whether the time limit ended before it was calibrated, or its class head fitted to all examples.
-    """
-
-    prompt: AnyPrompt
-    calibration: Calibration
-    reader: Reader | None = None
-    others: tuple[CalibratedPrompt, ...] = ()
-    is_cut: bool = False
-
-    @property
-    def prompts(self) -> tuple[AnyPrompt, ...]:
-        """All prompts that answer, one or several."""
-        return (self.prompt, *(other.prompt for other in self.others))
-
-    @property
-    def calibrations(self) -> tuple[Calibration, ...]:
-        """The calibration of each prompt, in the order of `prompts`."""
-        return (self.calibration, *(other.calibration for other in self.others))
-
-    def then(self, calibration: Calibration) -> Candidate:
-        """Return the candidate with one more calibration after each prompt's own."""
-        others = tuple(replace(other, calibration=other.calibration.then(calibration)) for other in self.others)
-        return replace(self, calibration=self.calibration.then(calibration), others=others)
-
-    def joined_by(self, others: Sequence[Candidate]) -> Candidate:
-        """Return the candidate whose prompts answer together with those of others, each with its own calibration."""
-        pairs = [pair for one in others for pair in zip(one.prompts, one.calibrations, strict=True)]
-        return replace(self, others=(*self.others, *(CalibratedPrompt(prompt, own) for prompt, own in pairs)))
-
-    def logits(self, backbone: AnyBackbone, context: Context) -> Tensor:
-        """Return calibrated class logits `[B, C]`; of several prompts, logarithms of their mean probabilities."""
-        with lent(self.reader, backbone, context) as (own, context):
-            return self.joined(own.class_logits_many(context, self.prompts))
-
-    def joined(self, logits: Tensor) -> Tensor:
-        """Return calibrated class logits `[B, C]`, given the class logits `[T, B, C]` of its prompts."""
-        pairs = zip(self.calibrations, logits, strict=True)
-        calibrated = torch.stack([calibration.apply(own) for calibration, own in pairs])
-        if len(calibrated) == 1:
-            return calibrated[0]
-        return calibrated.log_softmax(-1).logsumexp(0) - math.log(len(calibrated))
-
-
-def finite(logits: Tensor, backbone: AnyBackbone) -> Tensor:
-    """Return logits as they are, or raise BackboneError where one is NaN or infinite."""
-    if not bool(logits.isfinite().all()):
-        raise BackboneError(f"{backbone.name} answers with NaN or infinity; check its weights, dtype and device")
-    return logits
-
-
 @dataclass(frozen=True)
 class Score:
     """Mean cross-entropy (nats) and accuracy over some labelled examples."""
@@ -259,36 +166,6 @@ class Score:
 def score(backbone: AnyBackbone, candidate: Candidate, data: Labelled) -> Score:
     """Score a candidate on labelled examples."""
     return Score.of(candidate.logits(backbone, data.context), data.labels, data.weights)
-
-
-@torch.no_grad()
-def fresh_logits(
-    backbone: AnyBackbone,
-    task: Task,
-    candidates: Sequence[Candidate],
-    examples: Sequence[Example],
-    report: Callable[[Event], None] = lambda event: None,
-) -> Tensor:
-    """Return calibrated logits `[T, B, C]` of several prompts on examples that are read once and not kept.
-
-    Raises:
-        BackboneError: the model answers with NaN or infinity.
-    """
-    parts = []
-    together: dict[int, list[int]] = {}  # those that one reader reads
-    for n, candidate in enumerate(candidates):
-        together.setdefault(id(candidate.reader), []).append(n)
-    for start in range(0, len(examples), _FRESH):
-        context = backbone.context(examples[start : start + _FRESH], task, keep_bytes=0)
-        found: dict[int, Tensor] = {}
-        for rows in together.values():
-            prompts = [prompt for n in rows for prompt in candidates[n].prompts]
-            with lent(candidates[rows[0]].reader, backbone, context) as (own, texts):
-                logits = own.class_logits_many(texts, prompts).split([len(candidates[n].prompts) for n in rows])
-            found |= {n: candidates[n].joined(part) for n, part in zip(rows, logits, strict=True)}
-        parts.append(torch.stack([found[n] for n in range(len(candidates))]))
-        report({"phase": "predict", "step": start + len(context), "total": len(examples), "padding": context.padding})
-    return finite(torch.cat(parts, dim=1), backbone)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,9 @@ from sklearn.exceptions import NotFittedError
 from cuecraft.data.labels import names_to_compare
 from cuecraft.data.texts import Labels, Texts, as_labels, as_records
 from cuecraft.deadline import Deadline, WhileTimeLasts
-from cuecraft.method import Candidate, Event, Outcome
+from cuecraft.events import Event
+from cuecraft.method import Outcome
+from cuecraft.predictor import Candidate
 from cuecraft.prompts import Calibration
 from cuecraft.task import Task
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from cuecraft.backbone import ClassHead, SequenceBackbone
 from cuecraft.backbone.readout import class_scores
-from cuecraft.method import CalibrationKind, Candidate, Problem, Score, Selection, finite
+from cuecraft.method import CalibrationKind, Problem, Score, Selection
+from cuecraft.predictor import Candidate, finite
 from cuecraft.prompts import AnyPrompt, Calibration, HardPrompt, calibration
 from cuecraft.task import Example
 

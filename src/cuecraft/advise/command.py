@@ -20,7 +20,7 @@ from cuecraft.advise.survey import survey
 from cuecraft.backbone import AnyBackbone, load_backbone
 from cuecraft.data import Record, read_partly_labelled
 from cuecraft.errors import DataError, EndpointError, LabelWordError
-from cuecraft.method import Event
+from cuecraft.events import Event
 from cuecraft.task import Task
 from cuecraft.tune.prepare import label_free_task
 

@@ -24,7 +24,7 @@ from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_ope
 
 from cuecraft.advise.measure import Accuracy
 from cuecraft.errors import EndpointError
-from cuecraft.method import Event
+from cuecraft.events import Event
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 _KEY_HOST = "api.openai.com"  # whose key that variable holds; any other host gets a key only by name

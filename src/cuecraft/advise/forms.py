@@ -14,8 +14,8 @@ from cuecraft.advise.request import AdviseRequest
 from cuecraft.backbone import AnyBackbone, HeadKind
 from cuecraft.data import Record
 from cuecraft.errors import CuecraftError
+from cuecraft.events import Event
 from cuecraft.evidence import compare_paired
-from cuecraft.method import Event
 from cuecraft.search.folds import stratified_folds
 from cuecraft.search.word_choice import held_out_answers
 from cuecraft.task import Task

@@ -15,7 +15,8 @@ from cuecraft.backbone import AnyBackbone, SequenceBackbone
 from cuecraft.compare.statistics import wilson_interval
 from cuecraft.data import Record
 from cuecraft.errors import CuecraftWarning
-from cuecraft.method import Candidate, Event, fresh_logits
+from cuecraft.events import Event
+from cuecraft.predictor import Candidate, fresh_logits
 from cuecraft.prompts import Calibration, HardPrompt
 from cuecraft.search.folds import stratified_folds
 from cuecraft.search.word_choice import held_out_answers

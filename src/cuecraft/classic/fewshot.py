@@ -16,8 +16,9 @@ from cuecraft.classic.dataset import Rows, texts_and_labels
 from cuecraft.data.labels import class_names, label_name, words_by_name
 from cuecraft.data.texts import as_records
 from cuecraft.errors import BackboneError, DataError
-from cuecraft.method import Candidate, Labelled, Selection
+from cuecraft.method import Labelled, Selection
 from cuecraft.options import make_options
+from cuecraft.predictor import Candidate
 from cuecraft.prompts import Calibration, HardPrompt, PrefixPrompt
 from cuecraft.seeding import torch_generator
 from cuecraft.tune.encoder import EncoderKind

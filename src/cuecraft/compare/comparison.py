@@ -35,8 +35,10 @@ from cuecraft.compare.summary import best_name, make_rows, untuned_name
 from cuecraft.compare.trial import Trial, repeat_trial, run_trial
 from cuecraft.compare.words import nearest_words
 from cuecraft.errors import CuecraftError, CuecraftWarning, MethodError
+from cuecraft.events import Started
 from cuecraft.machine import describe, versions
-from cuecraft.method import Candidate, Labelled, Problem, Started, fresh_logits, label_context
+from cuecraft.method import Labelled, Problem, label_context
+from cuecraft.predictor import Candidate, fresh_logits
 from cuecraft.prompts import with_others
 from cuecraft.prompts.manifest import BackboneEntry, DataEntry
 from cuecraft.signals import stoppable

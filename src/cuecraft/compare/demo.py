@@ -15,8 +15,10 @@ from cuecraft.compare.trial import Trial, run_trial
 from cuecraft.compare.words import nearest_words
 from cuecraft.data import Record, k_shot_split, read_records, subsample
 from cuecraft.errors import MethodError
-from cuecraft.method import Candidate, Event, Labelled, Method, Problem, fresh_logits, label_context, score
+from cuecraft.events import Event
+from cuecraft.method import Labelled, Method, Problem, label_context, score
 from cuecraft.options import make_options
+from cuecraft.predictor import Candidate, fresh_logits
 from cuecraft.prompts import Artifact, HardPrompt
 from cuecraft.search.written_words import WrittenWords
 from cuecraft.task import Task

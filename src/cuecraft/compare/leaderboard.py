@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cuecraft.compare.trial import Trial, run_trial
-from cuecraft.method import Event, Labelled, Problem
+from cuecraft.events import Event
+from cuecraft.method import Labelled, Problem
 from cuecraft.tune import make_method
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from cuecraft.compare.meters import Memory, peak_memory
 from cuecraft.compare.statistics import wilson_interval
-from cuecraft.method import Event, Labelled, Method, Outcome, Problem, Score, score
+from cuecraft.events import Event
+from cuecraft.method import Labelled, Method, Outcome, Problem, Score, score
 from cuecraft.prompts import stored_bytes
 
 REPEAT_SECONDS, REPEAT_SHARE = 5.0, 0.1

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cuecraft.errors import RecipeError, RunError
-from cuecraft.method import Event, Started
+from cuecraft.events import Event, Started
 from cuecraft.recipe.schema import Tracker
 
 

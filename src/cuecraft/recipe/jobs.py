@@ -20,7 +20,7 @@ from cuecraft.compare.splits import read_splits as read_comparison_splits
 from cuecraft.compare.store import DOCUMENT
 from cuecraft.data import read_records
 from cuecraft.errors import CompareError, CuecraftError, CuecraftWarning, DataError, StoppedError
-from cuecraft.method import Event, Started
+from cuecraft.events import Event, Started
 from cuecraft.prompts import Artifact, load_artifact
 from cuecraft.prompts.manifest import BackboneEntry, DataEntry
 from cuecraft.recipe.schema import CompareRecipe, MultitaskRecipe, Recipe, TuneRecipe

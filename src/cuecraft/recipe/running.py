@@ -19,7 +19,7 @@ from cuecraft.checkpoints import Keeping
 from cuecraft.compare.meters import peak_memory
 from cuecraft.determinism import deterministic
 from cuecraft.errors import RunError, StoppedError
-from cuecraft.method import Started
+from cuecraft.events import Started
 from cuecraft.prompts.manifest import DataEntry
 from cuecraft.recipe.events import listening
 from cuecraft.recipe.jobs import Job, job_of

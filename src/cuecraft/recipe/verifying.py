@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from cuecraft.determinism import HASH_SEED, PROGRAM, fixed_environment
 from cuecraft.errors import CuecraftError, RunError
-from cuecraft.method import Event
+from cuecraft.events import Event
 from cuecraft.prompts.manifest import BackboneEntry, DataEntry
 from cuecraft.recipe.jobs import Job, job_of
 from cuecraft.recipe.reading import shown_keys

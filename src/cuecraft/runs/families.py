@@ -10,8 +10,8 @@ from typing import Any, get_args
 from cuecraft.backbone import load_backbone
 from cuecraft.data import Record, read_records, subsample
 from cuecraft.errors import DataError, MethodError
+from cuecraft.events import Event
 from cuecraft.family import PromptFamily, check_family_target
-from cuecraft.method import Event
 from cuecraft.options import make_options
 from cuecraft.prompts import check_target, load_artifact
 from cuecraft.runs.examples import check_labels, unzip

@@ -72,8 +72,7 @@ def prompt_detector(
         GuardError: the prompt takes several fields, or which classes mean an attack is not clear.
         CuecraftError: the artifact or its backbone cannot be used.
     """
-    from cuecraft.answering import TunedPrompt
-    from cuecraft.ensemble import PromptEnsemble
+    from cuecraft.predictor import PromptEnsemble, TunedPrompt
     from cuecraft.prompts import load_artifact, member_folders
 
     task = load_artifact(next(iter(member_folders(folder)), folder)).task

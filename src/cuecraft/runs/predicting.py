@@ -15,9 +15,8 @@ from cuecraft.runtime.manifest import EXPORT
 from cuecraft.runtime.model import check_where
 
 if TYPE_CHECKING:
-    from cuecraft.answering import TunedPrompt
-    from cuecraft.ensemble import PromptEnsemble
-    from cuecraft.method import Event
+    from cuecraft.events import Event
+    from cuecraft.predictor import PromptEnsemble, TunedPrompt
 
 
 def read_texts(
@@ -77,8 +76,7 @@ def _classifier(
         return ExportedClassifier.load(folder, RuntimeOptions(device=device), prompt)
     if prompt is not None:
         raise ExportError(f"{folder}: is no export of several prompts; leave --prompt out")
-    from cuecraft.answering import TunedPrompt
-    from cuecraft.ensemble import PromptEnsemble
+    from cuecraft.predictor import PromptEnsemble, TunedPrompt
     from cuecraft.prompts import member_folders
 
     kind = PromptEnsemble if member_folders(folder) else TunedPrompt

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from cuecraft.ensemble import PromptEnsemble
 from cuecraft.errors import ArtifactError, DataError
+from cuecraft.events import Event
 from cuecraft.manifests import MANIFEST
-from cuecraft.method import Event
+from cuecraft.predictor import PromptEnsemble
 from cuecraft.prompts import check_target, member_folders
 from cuecraft.runs.examples import read_test, unzip
 from cuecraft.runs.requests import TuneRequest

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from cuecraft.method import Event
+from cuecraft.events import Event
 from cuecraft.runs.requests import TuneRequest
 from cuecraft.runs.seeds import run_seeds
 from cuecraft.runs.tuning import tune_once

@@ -11,7 +11,7 @@ from typing import Any
 from cuecraft.classifier import PromptClassifier
 from cuecraft.data import Record
 from cuecraft.errors import CuecraftWarning, MethodError
-from cuecraft.method import Event
+from cuecraft.events import Event
 from cuecraft.options import option_places
 from cuecraft.prompts import check_target
 from cuecraft.runs.examples import check_labels, read_splits, unzip

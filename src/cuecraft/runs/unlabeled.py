@@ -9,7 +9,7 @@ from typing import Any
 
 from cuecraft.data import Record, read_partly_labelled
 from cuecraft.errors import CuecraftWarning, DataError, MethodError
-from cuecraft.method import Event
+from cuecraft.events import Event
 from cuecraft.options import make_options
 from cuecraft.prompts import check_target
 from cuecraft.runs.examples import check_labels, read_test, unzip

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cuecraft.backbone import load_backbone
-from cuecraft.method import Event
+from cuecraft.events import Event
 from cuecraft.options import make_options
 from cuecraft.runs.examples import check_labels, train_and_dev
 from cuecraft.runs.requests import WordsRequest

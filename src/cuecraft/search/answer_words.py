@@ -15,7 +15,8 @@ from torch import Tensor
 from cuecraft.backbone import AnyBackbone, Renderer
 from cuecraft.backbone.readout import class_scores
 from cuecraft.backbone.words import next_word_log_probabilities, word_log_probabilities
-from cuecraft.method import Labelled, Problem, finite
+from cuecraft.method import Labelled, Problem
+from cuecraft.predictor import finite
 from cuecraft.prompts import HardPrompt
 from cuecraft.prompts.calibration import fitted_head
 from cuecraft.search.tokens import Tokens

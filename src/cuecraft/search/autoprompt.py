@@ -19,20 +19,10 @@ from cuecraft.backbone import HeadKind
 from cuecraft.backbone.words import cue_log_likelihood
 from cuecraft.checkpoints import kept_when_stopped
 from cuecraft.errors import MethodError
+from cuecraft.events import Event
 from cuecraft.gradients import loss_gradient
-from cuecraft.method import (
-    Calibrated,
-    CalibrationKind,
-    Candidate,
-    Event,
-    Labelled,
-    Method,
-    Outcome,
-    Problem,
-    Score,
-    Selection,
-    score,
-)
+from cuecraft.method import Calibrated, CalibrationKind, Labelled, Method, Outcome, Problem, Score, Selection, score
+from cuecraft.predictor import Candidate
 from cuecraft.prompts import HardPrompt
 from cuecraft.search.elimination import best_swap, halving_rounds
 from cuecraft.search.hotflip import first_order_change

@@ -15,7 +15,8 @@ import torch
 from torch.nn import functional
 
 from cuecraft.backbone import AnyBackbone, Swap
-from cuecraft.method import Candidate, Labelled, Score
+from cuecraft.method import Labelled, Score
+from cuecraft.predictor import Candidate
 
 _FIRST = 8  # examples of the first round: fewer tell too little to drop half of the candidates
 

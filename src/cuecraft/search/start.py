@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cuecraft.method import CalibrationKind, Candidate, Problem
+from cuecraft.method import CalibrationKind, Problem
+from cuecraft.predictor import Candidate
 from cuecraft.untuned import starting_point
 
 _FILLER = " it is"

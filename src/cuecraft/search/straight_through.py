@@ -14,8 +14,10 @@ from pydantic import Field
 from torch import Tensor
 
 from cuecraft.checkpoints import kept_when_stopped
+from cuecraft.events import Event
 from cuecraft.gradients import loss_gradient, trained_copy
-from cuecraft.method import Calibrated, CalibrationKind, Candidate, Event, Method, Outcome, Problem, Selection, score
+from cuecraft.method import Calibrated, CalibrationKind, Method, Outcome, Problem, Selection, score
+from cuecraft.predictor import Candidate
 from cuecraft.prompts import HardPrompt
 from cuecraft.search.space import SearchSpace
 from cuecraft.search.start import filled_ids

@@ -9,19 +9,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from cuecraft.method import (
-    CalibrationKind,
-    Candidate,
-    Event,
-    Labelled,
-    Method,
-    Outcome,
-    Problem,
-    Score,
-    Selection,
-    finite,
-    require_language_head,
-)
+from cuecraft.events import Event
+from cuecraft.method import CalibrationKind, Labelled, Method, Outcome, Problem, Score, Selection, require_language_head
+from cuecraft.predictor import Candidate, finite
 from cuecraft.prompts import HardPrompt
 from cuecraft.search.label_free.pool import guess_task_type, shipped_cues, tokenised
 from cuecraft.untuned import calibration_of, untuned_prompt

@@ -13,7 +13,8 @@ import torch
 from pydantic import Field
 
 from cuecraft.errors import MethodError
-from cuecraft.method import Calibrated, CalibrationKind, Candidate, Method, Outcome, Problem
+from cuecraft.method import Calibrated, CalibrationKind, Method, Outcome, Problem
+from cuecraft.predictor import Candidate
 from cuecraft.prompts import DeepCue, PrefixPrompt
 from cuecraft.search.start import filled_start
 from cuecraft.tune.in_context import BehindShots

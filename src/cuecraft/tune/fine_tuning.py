@@ -15,7 +15,8 @@ from torch import Tensor
 
 from cuecraft.backbone.weights import FullSpec, LoraSpec, TunedWeights, Twin
 from cuecraft.gradients import trained_copy
-from cuecraft.method import Calibrated, CalibrationKind, Candidate, Method, Outcome, Problem
+from cuecraft.method import Calibrated, CalibrationKind, Method, Outcome, Problem
+from cuecraft.predictor import Candidate
 from cuecraft.prompts import SoftPrompt
 from cuecraft.search.start import filled_start
 from cuecraft.tune.contrastive.weights import Loss, train_then_fit_heads, without_head

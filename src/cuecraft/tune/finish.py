@@ -9,7 +9,8 @@ from typing import Any
 from cuecraft.backbone import AnyBackbone
 from cuecraft.backbone.weights import TunedWeights
 from cuecraft.errors import CuecraftWarning
-from cuecraft.method import Candidate, Method, Outcome, Problem, score
+from cuecraft.method import Method, Outcome, Problem, score
+from cuecraft.predictor import Candidate
 from cuecraft.prompts import Artifact, Sharing, StoredWeights
 from cuecraft.tune.auto.forms import OtherTemplate
 from cuecraft.tune.auto.starts import OtherWords

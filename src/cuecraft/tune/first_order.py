@@ -36,17 +36,9 @@ from cuecraft.backbone import AnyBackbone, Context
 from cuecraft.backbone.batching import Budget, memory_of
 from cuecraft.deadline import check_time
 from cuecraft.errors import MethodError
-from cuecraft.method import (
-    CalibrationKind,
-    Candidate,
-    Event,
-    Method,
-    Outcome,
-    Problem,
-    Score,
-    finite,
-    require_language_head,
-)
+from cuecraft.events import Event
+from cuecraft.method import CalibrationKind, Method, Outcome, Problem, Score, require_language_head
+from cuecraft.predictor import Candidate, finite
 from cuecraft.prompts import Calibration, DeepCue, HardPrompt
 from cuecraft.search.folds import Fold, stratified_folds, texts_of
 from cuecraft.search.start import filled_start

@@ -12,7 +12,8 @@ from torch import Tensor
 from cuecraft.backbone import SequenceBackbone
 from cuecraft.backbone.readout import class_scores
 from cuecraft.evidence import Evidence, compare_paired
-from cuecraft.method import CalibrationKind, Candidate, Labelled, Problem, Score
+from cuecraft.method import CalibrationKind, Labelled, Problem, Score
+from cuecraft.predictor import Candidate
 from cuecraft.prompts import Calibration, HardPrompt, calibration
 from cuecraft.prompts.calibration import fitted_head
 from cuecraft.search.elimination import halving_rounds

@@ -17,17 +17,16 @@ from cuecraft.errors import MethodError, PromptError
 from cuecraft.method import (
     Calibrated,
     CalibrationKind,
-    Candidate,
     Labelled,
     Method,
     Outcome,
     Problem,
     Score,
     Selection,
-    finite,
     require_language_head,
 )
 from cuecraft.options import Options
+from cuecraft.predictor import Candidate, finite
 from cuecraft.prompts import HardPrompt
 from cuecraft.search.elimination import halving_rounds
 from cuecraft.seeding import numpy_generator

@@ -21,8 +21,9 @@ from cuecraft.backbone import AnyBackbone
 from cuecraft.backbone.layers import gradient_checkpointing
 from cuecraft.checkpoints import kept_when_stopped
 from cuecraft.gradients import accumulate_gradients
-from cuecraft.method import Candidate, Labelled, Problem, Score, Selection, score
+from cuecraft.method import Labelled, Problem, Score, Selection, score
 from cuecraft.options import Options
+from cuecraft.predictor import Candidate
 from cuecraft.seeding import torch_generator
 
 

@@ -19,7 +19,8 @@ from torch import Tensor
 from cuecraft.backbone.gradient_mode import training
 from cuecraft.errors import MethodError
 from cuecraft.gradients import trained_copy
-from cuecraft.method import Calibrated, CalibrationKind, Candidate, Outcome, Problem, Selection, score
+from cuecraft.method import Calibrated, CalibrationKind, Outcome, Problem, Selection, score
+from cuecraft.predictor import Candidate
 from cuecraft.prompts import AnyPrompt, DeepCue, HardPrompt, PrefixPrompt, SoftPrompt, TaskPart
 from cuecraft.search.start import filled_ids, filled_start
 from cuecraft.seeding import torch_generator

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from cuecraft.backbone import HeadKind
 from cuecraft.errors import MethodError
-from cuecraft.method import Calibrated, CalibrationKind, Candidate, Method, Outcome, Problem
+from cuecraft.method import Calibrated, CalibrationKind, Method, Outcome, Problem
+from cuecraft.predictor import Candidate
 from cuecraft.prompts import HardPrompt, PrefixPrompt
 from cuecraft.seeding import torch_generator
 from cuecraft.task import Task

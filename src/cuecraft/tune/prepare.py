@@ -17,8 +17,9 @@ from cuecraft.data import Record, fingerprint, holdout
 from cuecraft.data.texts import as_label_words
 from cuecraft.deadline import Deadline
 from cuecraft.errors import CuecraftWarning, DataError, StoppedError, TemplateError
+from cuecraft.events import Event
 from cuecraft.machine import versions
-from cuecraft.method import Event, Method, Problem, ReadingLimit, label_context
+from cuecraft.method import Method, Problem, ReadingLimit, label_context
 from cuecraft.prompts import HardPrompt
 from cuecraft.prompts.manifest import DataEntry
 from cuecraft.storage import digest

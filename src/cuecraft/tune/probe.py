@@ -14,7 +14,8 @@ from torch import Tensor
 from cuecraft.backbone import AnyBackbone, ClassHead, Context, FeatureScale, HeadKind, load_backbone
 from cuecraft.backbone.readout import class_scores
 from cuecraft.errors import MethodError
-from cuecraft.method import CalibrationKind, Candidate, Labelled, Method, Outcome, Problem, Score, Selection, lent
+from cuecraft.method import CalibrationKind, Labelled, Method, Outcome, Problem, Score, Selection
+from cuecraft.predictor import Candidate, lent
 from cuecraft.prompts import Calibration, HardPrompt, with_head
 from cuecraft.prompts.calibration import fitted_head
 from cuecraft.task import Task, Template

@@ -10,7 +10,8 @@ from typing import ClassVar, Self
 from pydantic import Field, model_validator
 
 from cuecraft.backbone import HeadKind
-from cuecraft.method import Calibrated, CalibrationKind, Candidate, Method, Outcome, Problem
+from cuecraft.method import Calibrated, CalibrationKind, Method, Outcome, Problem
+from cuecraft.predictor import Candidate
 from cuecraft.prompts import SoftPrompt
 from cuecraft.tune.encoder import EncoderKind, PromptEncoder, require_read
 from cuecraft.tune.in_context import BehindShots

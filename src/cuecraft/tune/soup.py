@@ -17,7 +17,8 @@ from torch import Tensor
 
 from cuecraft.backbone import ClassHead
 from cuecraft.errors import MethodError
-from cuecraft.method import Calibrated, CalibrationKind, Candidate, Method, Outcome, Problem, Selection, score
+from cuecraft.method import Calibrated, CalibrationKind, Method, Outcome, Problem, Selection, score
+from cuecraft.predictor import Candidate
 from cuecraft.prompts import AnyPrompt, DeepCue, PrefixPrompt, SoftPrompt, with_head
 from cuecraft.search.start import filled_start
 from cuecraft.seeding import derived_seed

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from cuecraft.backbone import ClassHead
 from cuecraft.gradients import trained_copy
-from cuecraft.method import Candidate, Problem, Selection
+from cuecraft.method import Problem, Selection
+from cuecraft.predictor import Candidate
 from cuecraft.prompts import AnyPrompt, with_head
 from cuecraft.tune.loop import Part, TrainingOptions, train, train_side_by_side
 

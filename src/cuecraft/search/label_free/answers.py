@@ -12,7 +12,8 @@ from torch import Tensor
 
 from cuecraft.backbone import Context
 from cuecraft.backbone.words import cue_log_likelihood
-from cuecraft.method import Candidate, Problem, finite
+from cuecraft.method import Problem
+from cuecraft.predictor import Candidate, finite
 from cuecraft.prompts import Calibration, HardPrompt
 from cuecraft.prompts.calibration import dividing_offsets, matching_offsets
 from cuecraft.search.label_free.selectors import recalibrated

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from cuecraft.data.labels import label_name
 from cuecraft.errors import CuecraftWarning, DataError
-from cuecraft.method import Candidate, Event, Method, Outcome, Problem, require_language_head
+from cuecraft.events import Event
+from cuecraft.method import Method, Outcome, Problem, require_language_head
+from cuecraft.predictor import Candidate
 from cuecraft.prompts import HardPrompt
 from cuecraft.search.label_free.agreement import Agreement, agreement_of, distrust
 from cuecraft.search.label_free.answers import Answers, Ids, LabelFreeCalibration, Panel

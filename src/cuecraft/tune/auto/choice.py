@@ -24,8 +24,10 @@ from pydantic import Field
 
 from cuecraft.backbone import FeatureScale, HeadKind
 from cuecraft.errors import BackboneError, MethodError, PromptError
+from cuecraft.events import Event
 from cuecraft.evidence import Evidence, Tried, Verdict, judge
-from cuecraft.method import CalibrationKind, Candidate, Event, Method, Outcome, Problem, ReadingLimit, Score
+from cuecraft.method import CalibrationKind, Method, Outcome, Problem, ReadingLimit, Score
+from cuecraft.predictor import Candidate
 from cuecraft.prompts import HardPrompt
 from cuecraft.search.folds import stratified_folds, texts_of
 from cuecraft.search.start import filled_ids

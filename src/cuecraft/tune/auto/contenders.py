@@ -15,7 +15,8 @@ from cuecraft.backbone import FeatureScale
 from cuecraft.backbone.readout import class_scores
 from cuecraft.deadline import WhileTimeLasts
 from cuecraft.evidence import Tried
-from cuecraft.method import Candidate, Problem
+from cuecraft.method import Problem
+from cuecraft.predictor import Candidate
 from cuecraft.prompts import Calibration, with_head
 from cuecraft.search.folds import Fold
 from cuecraft.tune.auto.starts import Start

@@ -19,8 +19,10 @@ from torch import Tensor
 from cuecraft.backbone import ClassHead, FeatureScale
 from cuecraft.backbone.readout import class_scores
 from cuecraft.errors import MethodError
+from cuecraft.events import Event
 from cuecraft.gradients import features_of
-from cuecraft.method import Candidate, Event, Labelled, Problem
+from cuecraft.method import Labelled, Problem
+from cuecraft.predictor import Candidate
 from cuecraft.prompts import with_head
 from cuecraft.prompts.calibration import fitted_head
 from cuecraft.search.folds import Fold

@@ -16,8 +16,10 @@ from torch import Tensor
 
 from cuecraft.backbone import AnyBackbone, Context, HeadKind
 from cuecraft.errors import CuecraftError
+from cuecraft.events import Event
 from cuecraft.evidence import Evidence, Tried
-from cuecraft.method import CalibrationKind, Candidate, Event, Labelled, Outcome, Problem, label_context
+from cuecraft.method import CalibrationKind, Labelled, Outcome, Problem, label_context
+from cuecraft.predictor import Candidate
 from cuecraft.prompts import HardPrompt
 from cuecraft.search.folds import Fold
 from cuecraft.task import Example, Task

@@ -11,7 +11,8 @@ from typing import Self
 from torch import Tensor
 
 from cuecraft.backbone import AnyBackbone, Context
-from cuecraft.method import CalibrationKind, Candidate, Problem
+from cuecraft.method import CalibrationKind, Problem
+from cuecraft.predictor import Candidate
 from cuecraft.prompts import AnyPrompt, Calibration, HardPrompt, PrefixPrompt
 from cuecraft.search import AutoPrompt
 from cuecraft.search.label_words import LabelWordSearch, with_label_words

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from cuecraft.backbone import HeadKind
+from cuecraft.events import Event
 from cuecraft.evidence import Tried
-from cuecraft.method import CalibrationKind, Candidate, Event, Labelled, Problem
+from cuecraft.method import CalibrationKind, Labelled, Problem
+from cuecraft.predictor import Candidate
 from cuecraft.prompts import HardPrompt
 from cuecraft.search.folds import Fold
 from cuecraft.search.label_free.pool import guess_task_type, shipped_cues, tokenised

@@ -12,7 +12,8 @@ from torch import Tensor
 from cuecraft.backbone import AnyBackbone
 from cuecraft.errors import MethodError
 from cuecraft.gradients import feature_gradients, features_of
-from cuecraft.method import Candidate, Labelled, Score
+from cuecraft.method import Labelled, Score
+from cuecraft.predictor import Candidate
 from cuecraft.seeding import torch_generator
 from cuecraft.tune.contrastive.loss import contrastive_losses, nearest_is_alike
 from cuecraft.tune.loop import Objective, Part, Step, side_by_side

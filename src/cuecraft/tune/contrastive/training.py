@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from cuecraft.method import Candidate, Problem, Selection
+from cuecraft.method import Problem, Selection
+from cuecraft.predictor import Candidate
 from cuecraft.tune.contrastive.objective import Contrast
 from cuecraft.tune.deep_cue import OffsetTraining
 from cuecraft.tune.loop import LoopOptions, Part, Trainable, train_side_by_side

@@ -11,7 +11,8 @@ import torch
 from cuecraft.backbone import FeatureScale
 from cuecraft.backbone.readout import class_scores
 from cuecraft.gradients import features_of
-from cuecraft.method import Candidate, Problem, Score, Selection
+from cuecraft.method import Problem, Score, Selection
+from cuecraft.predictor import Candidate
 from cuecraft.prompts import Calibration, with_head
 from cuecraft.prompts.calibration import fitted_head
 from cuecraft.tune.contrastive.objective import Contrast
