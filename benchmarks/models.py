@@ -336,7 +336,7 @@ def way_row(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     tasks: dict[str, Any] = {}
     for cell in cells:
         row = tasks.setdefault(cell["task"], {name: [] for name in ("seed", *names)})
-        for name in row:
+        for name in ("seed", *names):
             row[name].append(cell[name])
         if "same_bits_from_the_folder" in cell:
             row.setdefault("same_bits_from_the_folder", []).append(cell["same_bits_from_the_folder"])

@@ -110,6 +110,22 @@ def test_the_lead_over_another_is_taken_over_runs_that_both_have(models):
     }
 
 
+def test_a_way_is_summed_up_over_several_seeds_of_one_task(models):
+    cell = {
+        "task": "a",
+        "options": {},
+        "beside_other_work": False,
+        "template": "{text}{prompt}{mask}",
+        "verdict": {"ships": "tuned"},
+    }
+    cells = [cell | {"seed": seed, "accuracy": accuracy, "seconds": 1.0} for seed, accuracy in ((1, 0.5), (2, 0.75))]
+    found = models.way_row(cells)
+    assert (found["runs"], found["mean"]) == (2, 0.625)
+    assert found["tasks"]["a"]["seed"] == [1, 2]
+    assert found["tasks"]["a"]["accuracy"] == [0.5, 0.75]
+    assert len(found["tasks"]["a"]["choice"]) == 2
+
+
 def test_a_smoke_run_never_writes_into_the_results(models, capsys):
     with pytest.raises(SystemExit):
         models.main(["--smoke"])
