@@ -254,7 +254,7 @@ def run_cell(cell: Cell, part: Part, way: Way) -> dict[str, Any]:
 
 def run_gguf(cell: Cell, part: Part, way: Way, path: Path) -> dict[str, Any]:
     """Run one method on a GGUF file, and answer again over the folder that it was converted to."""
-    classifier, seconds = fitted(cell, part, way, str(path))
+    classifier, seconds = fitted(cell, part, way, load_backbone(str(path)))
     test = cell.test()
     texts, _ = texts_and_labels(test)
     with TemporaryDirectory() as folder:

@@ -13,6 +13,7 @@ from cuecraft.prompts import DeepCue, SoftPrompt
 from cuecraft.serve.registry import member_logits
 from cuecraft.serve.shelf import ServedPrompt
 from cuecraft.tune import make_method
+from cuecraft.tune.in_context import ShotChoice, choose_shots
 from cuecraft.tune.prepare import make_problem
 from serving import X, Y
 from tiny_backbones import assert_close
@@ -47,8 +48,9 @@ def test_a_training_behind_examples_is_the_training_on_a_task_that_has_them(name
         assert_close(start, expected.start.logits(causal, causal.context(make_examples(), task)), 1e-5)
 
 
+@pytest.mark.parametrize("copies", [1, 2])
 @pytest.mark.parametrize("choice", ["seed", "nearest"])
-def test_no_text_that_is_trained_on_sees_its_own_label(choice, causal, monkeypatch):
+def test_no_text_that_is_trained_on_sees_its_own_label(choice, copies, causal, monkeypatch):
     """Of every text that a gradient is taken of, its own words stand nowhere in the ids in front of it."""
     seen = []
     for name in ("class_logits", "class_logits_many", "class_logits_each"):
@@ -61,13 +63,29 @@ def test_no_text_that_is_trained_on_sees_its_own_label(choice, causal, monkeypat
             return own(self, *given)
 
         monkeypatch.setattr(type(causal), name, watched)
-    make_method("deep-cue", {**QUICK, "shots": 3, "choice": choice}).fit(problem_of(causal))
+    problem = make_problem(causal, make_task(), records() * copies, records(), seed=1)
+    make_method("deep-cue", {**QUICK, "shots": 3, "choice": choice}).fit(problem)
     assert len({example.fields["text"] for example, _ in seen}) == (8 if choice == "nearest" else 5)
     for example, piece in seen:
         own = causal.tokenizer.decode(piece.before)
         assert own.count("\n\n") == 3
         *front, _ = own.split("\n\n")
         assert example.fields["text"] not in [line.split(" it was")[0] for line in front]
+
+
+def test_copies_of_examples_in_the_prompt_are_neither_trained_on_nor_calibrated_on(causal):
+    twice = make_problem(causal, make_task(), records() * 2, records(), seed=1)
+    for shots in (1, 3, 6):
+        chosen = choose_shots(twice, shots, ShotChoice.SEED, "in-context", "calibration")
+        shown = {shot.fields[0][1] for shot in chosen.task.shots}
+        assert [row for row in range(16) if TEXTS[row % 8][0] not in shown] == chosen.others
+    alike = make_problem(causal, make_task(), [*records(TEXTS[:1]) * 2, *records(TEXTS[1:2]) * 2], records(), seed=1)
+    with pytest.raises(
+        MethodError, match=r"in-context: all 4 training examples are in the prompt or copies .* give more"
+    ):
+        make_method("in-context", {"shots": 2}).fit(alike)
+    outcome = make_method("in-context", {"shots": 2, "calibration": "none"}).fit(alike)
+    assert len(outcome.best.reader.task.shots) == 2
 
 
 def test_examples_in_front_change_what_is_trained(causal):
@@ -100,6 +118,8 @@ def test_auto_chooses_behind_examples(causal):
     assert np.abs(again.predict_proba(X) - own.predict_proba(X)).max() < 1e-5
     with pytest.raises(MethodError, match="give label_words=keep"):
         make_method("auto", {"shots": 2, "label_words": "search"}).fit(problem_of(causal))
+    with pytest.raises(MethodError, match="in one template"):
+        make_method("auto", {"shots": 2, "chat": "try"}).fit(problem_of(causal))
 
 
 def test_too_many_examples_and_backbones_without_words_are_refused(causal, sequence):

@@ -15,7 +15,7 @@ from cuecraft.errors import MethodError, TemplateError
 from cuecraft.prompts import HardPrompt, SoftPrompt, load_artifact
 from cuecraft.serve.engine import Engine
 from cuecraft.serve.shelf import Shelf
-from cuecraft.task import Shot, Task, Verbalizer
+from cuecraft.task import Example, Shot, Task, Verbalizer
 from cuecraft.task.chat import Chat, chat_of
 from cuecraft.tune.prepare import written_template
 from tiny_backbones import assert_close
@@ -157,6 +157,34 @@ def test_examples_in_the_prompt_are_earlier_rounds_of_the_conversation(name, cha
         system, space = None, ""
     for text in X[:2]:
         assert written_ids(backbone, task, text) == spoken(backbone, space + text, CUE, system, rounds)
+
+
+@pytest.mark.parametrize("turns", [{"user": "{text}"}, {"user": "Judge it.", "assistant": "{text}: {mask}"}])
+def test_a_slot_in_the_systems_turn_is_refused_behind_examples(turns, chatty):
+    """Each round would need a system's turn of its own; the text's own field would be lost."""
+    backbone = chatty("smollm2")
+    own = {"system": "Of {domain}. {prompt:Be brief.}", **turns}
+    template = written_template(backbone, ["domain", "text"], chat=own)
+    verbalizer = Verbalizer.from_labels(LABELS, WORDS)
+    source = backbone.renderer(Task(template, verbalizer)).render([Example({"domain": "films", "text": "a joy"})])
+    assert "Of films." in backbone.tokenizer.decode([*source[0].before, *source[0].after])
+    shot = Shot((("domain", "books"), ("text", "warm")), 1)
+    with pytest.raises(TemplateError, match=r"system's turn has \{domain\}.*put it into the user's turn"):
+        Task(template, verbalizer, shots=(shot,))
+
+
+@pytest.mark.parametrize("name", ["smollm2", "gemma-3", "phi-4"])
+def test_a_label_word_behind_words_stands_behind_a_space_whatever_they_end_with(name, chatty):
+    """Only behind control tokens does none stand there."""
+    backbone = chatty(name)
+    for assistant in ("{prompt:It is =>}{mask}", "{prompt:It is [1]}{mask}", "It is =>{prompt}{mask}"):
+        task = task_of(backbone, {"user": "{text}", "assistant": assistant})
+        said = assistant.partition("{mask}")[0].replace("{prompt:", "").replace("{prompt", "").replace("}", "")
+        before = spoken(backbone, X[0], said)
+        assert written_ids(backbone, task, X[0]) == before
+        whole = [spoken(backbone, X[0], f"{said} {own[0]}") for own in WORDS.values()]
+        expected = plain_scores(backbone, [(before, own) for own in whole])
+        assert_close(answers(backbone, task, X[:1]), expected, 1e-4)
 
 
 def test_a_header_of_several_tokens_and_thinking_that_is_always_on(chatty):

@@ -49,7 +49,8 @@ class Task:
 
     Raises:
         DataError: `max_tokens`, `reserve` or `nearest` is not positive, or a shot is of no class.
-        TemplateError: a shot lacks a field that the template names.
+        TemplateError: a shot lacks a field that the template names, or the system's turn of a chat has a slot, which
+            several rounds of one conversation cannot fill.
     """
 
     template: Template
@@ -64,6 +65,11 @@ class Task:
             raise DataError(f"reserve is {self.reserve}; keep at least one position for the prompt")
         if self.nearest is not None and not 1 <= self.nearest <= len(self.shots):
             raise DataError(f"nearest is {self.nearest}, of {len(self.shots)} examples; give 1 to {len(self.shots)}")
+        if self.shots and self.template.chat is not None and (slots := self.template.chat.system_slots):
+            raise TemplateError(
+                f"the system's turn has {{{slots[0]}}}, and with examples in the prompt the system speaks once for all "
+                "of them; put it into the user's turn"
+            )
         for number, shot in enumerate(self.shots, start=1):
             if not 0 <= shot.label < self.verbalizer.num_classes:
                 raise DataError(

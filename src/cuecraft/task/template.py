@@ -54,7 +54,7 @@ class MaskSlot:
 
 Piece = Literal | Field | PromptSlot | MaskSlot
 
-#: After these a label word stands without a space; in a chat template also after the end of a control token.
+#: After these a label word stands without a space; at the beginning of a turn also after the end of a control token.
 _OPENS = ("\n", "\t", "(", "[", '"', "“")
 _CONTROL_ENDS = (">", "]")
 
@@ -84,6 +84,19 @@ class Conversation:
         """The turns as given, by name."""
         given = {"system": self.system, "user": self.user, "assistant": self.assistant}
         return {name: turn for name, turn in given.items() if turn is not None}
+
+    @property
+    def system_slots(self) -> tuple[str, ...]:
+        """Names of the slots in the system's turn."""
+        return tuple(name for _, name, _, _ in string.Formatter().parse(self.system or "") if name is not None)
+
+    @property
+    def answers_at_once(self) -> bool:
+        """Whether the assistant's turn begins with the answer: no words stand before it in the turn."""
+        for literal, name, words, _ in string.Formatter().parse(self.assistant):
+            if literal or words or name != PROMPT:
+                return not literal and name == MASK
+        return False
 
 
 @dataclass(frozen=True)
@@ -159,7 +172,7 @@ class Template:
         return self if self.chat is None else Template(self.chat.last, self.chat)
 
     def _parsed(self) -> list[Piece]:
-        pieces = list(_join_spaces(list(self._raw_pieces()), self.chat is not None))
+        pieces = list(_join_spaces(list(self._raw_pieces()), self.chat is not None and self.chat.answers_at_once))
         count = {kind: sum(isinstance(p, kind) for p in pieces) for kind in (Field, PromptSlot, MaskSlot)}
         if count[PromptSlot] != 1:
             raise self._error(f"has {count[PromptSlot]} {{prompt}} slots; write exactly one")
@@ -227,8 +240,11 @@ def _with_prompt(source: str, text: str) -> str:
     return "".join(parts)
 
 
-def _join_spaces(pieces: list[Piece], is_chat: bool) -> Iterator[Piece]:
-    """Move one trailing space of a literal to the piece after it, and give the answer slot what precedes it."""
+def _join_spaces(pieces: list[Piece], opens_turn: bool) -> Iterator[Piece]:
+    """Move one trailing space of a literal to the piece after it, and give the answer slot what precedes it.
+
+    `opens_turn` is whether the answer slot stands behind the control tokens that begin a turn.
+    """
     space = ""
     before = ""
     is_spaced = False  # whether a space stands behind `before`
@@ -258,7 +274,7 @@ def _join_spaces(pieces: list[Piece], is_chat: bool) -> Iterator[Piece]:
             continue
         else:
             # A label word opens a line or stands after a bracket without a space, else with one.
-            opens = _OPENS + (_CONTROL_ENDS if is_chat and not is_spaced else ())
+            opens = _OPENS + (_CONTROL_ENDS if opens_turn and not is_spaced else ())
             piece = MaskSlot("" if before.endswith(opens) or not before else " ")
             before = "x"
         space, is_spaced = "", False

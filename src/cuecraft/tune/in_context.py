@@ -144,8 +144,8 @@ class BehindShots(Options):
     def tuned_behind(self, problem: Problem, tune: Callable[[Problem], Outcome]) -> Outcome:
         """Tune on the problem with labelled examples in front of every text; on the problem itself for 0 of them.
 
-        No text sees its own label in front of it: what stands there by seed is not trained on, and a text is never one
-        of the nearest to itself. The untuned prompt of the outcome stands behind the examples, too.
+        No text sees its own label: what stands there by seed is not trained on, nor are copies of it, and
+        a text is never one of the nearest to itself. The untuned prompt of the outcome stands behind the examples, too.
 
         Raises:
             MethodError: the backbone has no words to answer with, or there are too few training examples.
@@ -198,8 +198,13 @@ def choose_shots(problem: Problem, count: int, choice: ShotChoice, name: str, us
     drawn = [_shot(problem, row) for row in rows]
     _check_fit(problem, drawn)
     order = numpy_generator(problem.seed, "order of examples in the prompt").permutation(count)
-    own = set(rows)
-    others = [row for row in range(len(labels)) if row not in own]
+    shown = {shot.fields for shot in drawn}
+    others = [row for row in range(len(labels)) if _shot(problem, row).fields not in shown]  # copies see the label too
+    if use and not others:
+        raise MethodError(
+            f"{name}: all {len(labels)} training examples are in the prompt or copies, and {use} needs others; give "
+            "more, or fewer shots"
+        )
     return Chosen(replace(problem.task, shots=tuple(drawn[n] for n in order)), others)
 
 

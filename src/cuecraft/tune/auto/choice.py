@@ -70,8 +70,8 @@ class Auto(BehindShots, Method):
         """Choose by cross-validation over the training and dev examples together; make the choice on all of them.
 
         Raises:
-            MethodError: label words are to be searched, and examples are to stand in the prompt, which are written
-                with them.
+            MethodError: label words are to be searched, or the chat template is to be tried, and examples are to stand
+                in the prompt, which are written with them.
         """
         if not self.shots:
             form = chosen_form(problem, PLANS[self.preset], self.chat)
@@ -79,6 +79,10 @@ class Auto(BehindShots, Method):
             return read_in_chat(outcome, form.problem) if form.is_chat else outcome
         if self.label_words == "search":
             raise MethodError("examples in the prompt (shots) are written with the label words; give label_words=keep")
+        if self.chat == "try":
+            raise MethodError(
+                "examples in the prompt (shots) are written in one template; give --chat (chat=) or chat=keep"
+            )
         own = self.model_copy(update={"label_words": "keep"})
         return self.tuned_behind(problem, lambda behind: _Choice(behind, own).made())
 
