@@ -59,7 +59,7 @@ def classify(
     local_files_only: Offline = False,
     json: Json = False,
 ) -> None:
-    """Classify large inputs, a label a row, nothing lost: what is broken is put aside, what was killed goes on."""
+    """Classify files of any size, a label for each row; broken rows are put aside, --resume continues a stopped job."""
     prompts, inputs = _told_apart(arguments)
     own = {
         "prompts": prompts,
