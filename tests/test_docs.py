@@ -125,7 +125,7 @@ def test_commands_of_a_page_parse(page):
             pytest.fail(f"cuecraft {shlex.join(words)}: {error}")
 
 
-class Request(Exception):
+class AskedFor(Exception):  # noqa: N818 - it is no error
     """What a command would run."""
 
 
@@ -133,10 +133,10 @@ def request_of(words, monkeypatch):
     """Return what a line of `tune` asks for; it is not run."""
 
     def asked(request, *ignored):
-        raise Request(request)
+        raise AskedFor(request)
 
     monkeypatch.setattr("cuecraft.runs.run_tune", asked)
-    with pytest.raises(Request) as found:
+    with pytest.raises(AskedFor) as found:
         app(words, standalone_mode=False)
     return found.value.args[0]
 

@@ -153,7 +153,8 @@ def test_what_is_wrong_in_a_module_that_is_imported_late_is_said(tmp_path, monke
     package = tmp_path / "late"
     package.mkdir()
     (package / "__init__.py").write_text(
-        "from cuecraft.lazy import loaded_on_use\n__getattr__ = loaded_on_use(__name__, {'Own': 'own', 'Other': 'own'})\n"
+        "from cuecraft.lazy import loaded_on_use\n"
+        "__getattr__ = loaded_on_use(__name__, {'Own': 'own', 'Other': 'own'})\n"
     )
     (package / "own.py").write_text("import sys\nsys.no_such_thing\n")
     monkeypatch.syspath_prepend(str(tmp_path))
