@@ -76,6 +76,12 @@ def test_tune_without_json_prints_a_table(run, data, causal_folder):
     code, out, _ = run("tune", data, "--model", causal_folder, "--method", "zero-shot")
     assert code == 0
     assert "train accuracy" in out
+    assert "not measured: no test rows" in out
+    assert "macro f1" not in out
+    code, out, _ = run("tune", data, "--model", causal_folder, "--method", "zero-shot", "--test", data)
+    assert code == 0
+    assert "not measured" not in out
+    assert "macro f1" in out
 
 
 def test_predict_takes_arguments_stdin_and_files(run, artifact, tmp_path):

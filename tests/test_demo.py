@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import re
+import shlex
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -65,9 +66,10 @@ def test_methods_to_compare_with_are_shown_and_never_kept(run):
     own = document["leaderboard"][:4]
     assert document["winner"] == min(own, key=lambda row: row["dev_loss"])["method"]
     assert run("demo", *SMALL)[0] == 0  # over the first one, with its report
-    code, _, err = run("demo", "--against", "lora,nonsense")
-    assert code == 2
-    assert "'nonsense' is no method" in err
+    for names, complaint in (("lora,nonsense", "'nonsense' is no method"), ("auto", "'auto' is in the demo already")):
+        code, _, err = run("demo", "--against", names)
+        assert code == 2
+        assert complaint in err
 
 
 @pytest.mark.usefixtures("small_demo")
@@ -203,7 +205,9 @@ def test_where_pip_fails_the_command_is_told(run, nothing_installed, monkeypatch
     code, _, err = run("demo", "--install")
     assert code == 2
     assert "exit code 1" in err
-    assert "--require-hashes" in err
+    asked = shlex.split(err.partition("run it yourself: ")[2])  # a command that can be pasted
+    assert asked[:4] == [sys.executable, "-m", "pip", "install"]
+    assert "--require-hashes" in asked
 
 
 def test_nobody_is_asked_where_there_is_no_terminal(monkeypatch, capsys):

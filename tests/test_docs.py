@@ -1,7 +1,9 @@
 """README and the pages of docs/: sizes, links, figures from result files, commands that parse, generated references."""
 
 import ast
+import dataclasses
 import importlib
+import json
 import re
 import shlex
 import sys
@@ -16,7 +18,9 @@ from typer.main import get_command
 from conftest import tiny_problem
 from cuecraft.assets import model_folder
 from cuecraft.cli import app
-from cuecraft.errors import AssetError
+from cuecraft.cli.help import COMMANDS
+from cuecraft.errors import AssetError, DataError
+from cuecraft.runs.examples import read_splits
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -119,6 +123,50 @@ def test_commands_of_a_page_parse(page):
             parse(words)
         except Exception as error:
             pytest.fail(f"cuecraft {shlex.join(words)}: {error}")
+
+
+class AskedFor(Exception):  # noqa: N818 - it is no error
+    """What a command would run."""
+
+
+def request_of(words, monkeypatch):
+    """Return what a line of `tune` asks for; it is not run."""
+
+    def asked(request, *ignored):
+        raise AskedFor(request)
+
+    monkeypatch.setattr("cuecraft.runs.run_tune", asked)
+    with pytest.raises(AskedFor) as found:
+        app(words, standalone_mode=False)
+    return found.value.args[0]
+
+
+def splits_of(words, monkeypatch, folder):
+    """Return train, dev and test rows of a line of `tune`, where each of its files has 100 rows of two classes."""
+    request = request_of(words, monkeypatch)
+    rows = [dict.fromkeys(request.text_columns, f"text {n}") | {request.label_column: n % 2} for n in range(200)]
+    data = folder / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = {name: str(data) for name in ("dev", "test") if getattr(request, name)}
+    reading = dataclasses.replace(request.reading, delimiter=None)
+    return read_splits(dataclasses.replace(request, train=str(data), reading=reading, **given))
+
+
+LINES = [(name_of(page), words) for page in [*PAGES, *OTHERS] for words in command_lines(page)]
+LINES += [("--help", shlex.split(line)[1:]) for line, _ in COMMANDS["tune"].examples]
+TUNED = [(page, words) for page, words in LINES if words[0] == "tune" and "--unlabeled" not in words]
+
+
+@pytest.mark.parametrize(("page", "words"), TUNED, ids=[f"{page}-{n}" for n, (page, _) in enumerate(TUNED)])
+def test_rows_are_left_for_what_a_line_of_tune_asks_for(page, words, monkeypatch, tmp_path):
+    train, _, test = splits_of(words, monkeypatch, tmp_path)
+    assert train
+    assert test or not {"--test-size", "--test"} & set(words)
+
+
+def test_a_test_set_without_rows_left_for_it_is_found(monkeypatch, tmp_path):
+    with pytest.raises(DataError, match="--test-size needs"):
+        splits_of(["tune", "reviews.csv", "--test-size", "200"], monkeypatch, tmp_path)
 
 
 def test_a_command_that_is_wrong_does_not_parse():

@@ -1,5 +1,6 @@
 """What a command imports: help nothing that computes, what answers nothing that trains."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -145,6 +146,29 @@ assert not [name for name in sys.modules if name.startswith(("cuecraft.search", 
 assert METHODS["lora"].name == "lora" and "cuecraft.tune.auto" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_is_wrong_in_a_module_that_is_imported_late_is_said(tmp_path, monkeypatch):
+    """Python takes an AttributeError of a package's `__getattr__` for a name that is not there."""
+    package = tmp_path / "late"
+    package.mkdir()
+    (package / "__init__.py").write_text(
+        "from cuecraft.lazy import loaded_on_use\n"
+        "__getattr__ = loaded_on_use(__name__, {'Own': 'own', 'Other': 'own'})\n"
+    )
+    (package / "own.py").write_text("import sys\nsys.no_such_thing\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ImportError, match=r"late\.own cannot be imported: .*no_such_thing"):
+        from late import Own  # noqa: F401
+    (package / "own.py").write_text("Own = 1  # and nothing else\n")
+    importlib.invalidate_caches()
+    import late
+
+    assert late.Own == 1
+    assert not hasattr(late, "Other")
+    assert not hasattr(late, "Third")
+    for name in ("late", "late.own"):
+        del sys.modules[name]
 
 
 def test_each_method_has_the_name_that_it_is_found_by():

@@ -17,7 +17,12 @@ def loaded_on_use(package: str, homes: Mapping[str, str]) -> Callable[[str], Any
 
     def load(name: str) -> Any:
         if name in homes:
-            return getattr(import_module(f"{package}.{homes[name]}"), name)
+            place = f"{package}.{homes[name]}"
+            try:
+                module = import_module(place)
+            except AttributeError as error:  # which would read as: the package has no such name
+                raise ImportError(f"{place} cannot be imported: {error}") from error
+            return getattr(module, name)
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
     return load

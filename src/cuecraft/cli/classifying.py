@@ -49,7 +49,7 @@ def classify(
     cascade: Annotated[bool, typer.Option("--cascade", help="Let a small student answer what it is sure of.")] = False,
     agreement: Annotated[float, typer.Option(help="With --cascade: of its answers with the backbone's.")] = 0.99,
     max_bad: Annotated[str | None, typer.Option(help="Stop where more rows than this are bad: 1% or 0.01.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a job that was broken off.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a job that was interrupted.")] = False,
     backend: Annotated[Backend, typer.Option(help="This machine, or actors on Ray (RAY_ADDRESS).")] = Backend.LOCAL,
     replicas: Annotated[int, typer.Option(min=1, help="With --backend ray: actors, each with the backbone.")] = 1,
     option: BulkOption = None,
@@ -59,7 +59,7 @@ def classify(
     local_files_only: Offline = False,
     json: Json = False,
 ) -> None:
-    """Classify large inputs, a label a row, nothing lost: what is broken is put aside, what was killed goes on."""
+    """Classify files of any size, a label for each row; broken rows are put aside, --resume continues a stopped job."""
     prompts, inputs = _told_apart(arguments)
     own = {
         "prompts": prompts,

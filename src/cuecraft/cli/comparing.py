@@ -113,7 +113,7 @@ def compare(
 ) -> None:
     """Compare methods over seeds on one task: a table, compare.json and report.html.
 
-    Finished parts are kept: the same command goes on where it was stopped.
+    Finished parts are kept: the same command continues where it was stopped.
     """
     from cuecraft.compare.comparison import run_comparison
     from cuecraft.compare.config import load_config

@@ -68,7 +68,7 @@ COMMANDS = {
         _USE,
         (
             ("cuecraft classify runs/demo logs/*.jsonl.gz --field message --out job", "large files, a label a row"),
-            ("cuecraft classify runs/demo big.csv --field text --out job --resume", "go on with a job"),
+            ("cuecraft classify runs/demo big.csv --field text --out job --resume", "continue a job"),
         ),
     ),
     "serve": Entry(

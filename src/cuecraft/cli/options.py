@@ -87,7 +87,7 @@ Prior = Annotated[
     typer.Option(help="With --unlabeled: each class's share, 0.9,0.1 in their order, or CLASS=0.9 for each."),
 ]
 Shots = Annotated[
-    int | None, typer.Option(min=1, help="Draw so many examples of each class from TRAIN, and as many for dev.")
+    int | None, typer.Option(min=1, help="Examples of each class to draw from TRAIN, and as many again for dev.")
 ]
 First = Annotated[
     int | None, typer.Option(min=1, help="Learn from the first N rows of TRAIN alone and test on the later ones.")
@@ -99,6 +99,6 @@ TimeLimit = Annotated[
 ]
 Offline = Annotated[bool, typer.Option("--local-files-only", help="Never ask the Hub for a model.")]
 CheckpointFolder = Annotated[
-    Path | None, typer.Option(help="Keep the training's state here; the same command goes on from it after a crash.")
+    Path | None, typer.Option(help="Keep the training's state here; after a crash the same command continues from it.")
 ]
 Out = Annotated[Path | None, typer.Option(help="Artifact folder. [default: runs/METHOD-SEED]")]

@@ -37,7 +37,7 @@ def run(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Run a recipe in a folder of its own; Ctrl-C stops it, --resume goes on, to the same bits."""
+    """Run a recipe in a folder of its own; Ctrl-C stops it, --resume continues it, to the same bits."""
     from cuecraft.determinism import restart_with_fixed_hashes
 
     restart_with_fixed_hashes(sys.argv[1:])

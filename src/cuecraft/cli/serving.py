@@ -36,9 +36,11 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 for a free one.")] = 8000,
     backend: Annotated[Backend, typer.Option(help="This process, or replicas on Ray (RAY_ADDRESS).")] = Backend.LOCAL,
-    replicas: Annotated[int, typer.Option(min=1, help="With --backend ray: so many at least.")] = 1,
+    replicas: Annotated[int, typer.Option(min=1, help="With --backend ray: replicas at least.")] = 1,
     tokens: TokenFile = None,
-    is_open: Annotated[bool, typer.Option("--open", help="Serve others than this machine without tokens.")] = False,
+    is_open: Annotated[
+        bool, typer.Option("--open", help="Accept requests from other machines without tokens.")
+    ] = False,
     cors_origin: CorsOrigins = None,
     keep: KeepFolder = None,
     rate: Annotated[float | None, typer.Option(min=0.001, help="Answers a second for each token.")] = None,

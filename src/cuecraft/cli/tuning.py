@@ -192,7 +192,7 @@ def advise(
     labelled_out: Annotated[Path | None, typer.Option(help="Write the rows that have a label here, as JSONL.")] = None,
     json: Json = False,
 ) -> None:
-    """Say what fits the data: methods, time, memory, and whether tuning is worth it; measures for about a minute."""
+    """Measure the data for about a minute: methods that fit, their time and memory, and whether tuning is worth it."""
     from cuecraft.advise import AdviseRequest, run_advise
 
     request = AdviseRequest(

@@ -63,8 +63,10 @@ class DemoResult:
 
 
 def check_against(names: Sequence[str]) -> None:
-    """Raise MethodError where a method to compare with is unknown."""
+    """Raise MethodError where a method to compare with is unknown, or has the name of a row that is shown anyway."""
     for name in names:
+        if name in (shown for shown, _, _ in METHODS):
+            raise MethodError(f"--against {name!r} is in the demo already; leave it out")
         if name not in ALL_METHODS:
             raise MethodError(f"--against {name!r} is no method; choose {', '.join(ALL_METHODS)}")
 
@@ -87,7 +89,7 @@ def run_demo(
 
     Raises:
         AssetError: a demo package is not installed.
-        MethodError: a method of `against` is unknown.
+        MethodError: a method of `against` is unknown, or shown anyway.
     """
     check_against(against)
     is_converted = not MODEL.startswith("demo:") or model_place(MODEL).is_dir()

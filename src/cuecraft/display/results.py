@@ -47,7 +47,10 @@ def _print_metrics(document: Mapping[str, Any]) -> None:
     if document.get("chat"):
         table.add_row("template", "the tokenizer's chat template")
     for name, value in document["metrics"].items():
-        table.add_row(name.replace("_", " "), "-" if value is None else f"{value:.3f}")
+        if value is not None:
+            table.add_row(name.replace("_", " "), f"{value:.3f}")
+    if document["metrics"].get("test_accuracy") is None:
+        table.add_row("test accuracy", "not measured: no test rows were given")
     table.add_row("seconds", f"{document['seconds']:.1f}")
     table.add_row("artifact", Text(str(document["artifact"])))
     page.print(table)
