@@ -74,7 +74,7 @@ def print_demo(document: Mapping[str, Any], task_line: str) -> None:
             style="bold" if is_winner else None,
         )
     page.print(table)
-    page.print("* kept: the least loss on the dev set (of auto on held-out folds); the test set chooses nothing")
+    page.print("* kept: the choice of auto, by held-out folds of train and dev; the test set chooses nothing")
     page.print("time of search and training; size of what is stored\n")
     _print_found(document)
     page.print()
