@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := $(VENV)/.demo
-DEMO_PACKAGES := src/cuecraft/compare/demo-packages.txt
+DEMO_PACKAGES := src/cuecraft/study/compare/demo-packages.txt
 # Bytecode is written when a module is first imported, and only of those that are.
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-compile
 PEERS := $(VENV)/.peers
@@ -12,7 +12,7 @@ SETFIT := .venv-setfit
 # As `import cuecraft` sets it; benchmarks and tests import torch first.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-slow check lint format bench bench-accuracy bench-setfit bench-curves bench-models bench-speed bench-deep-cue bench-busy bench-label-free bench-logs bench-multitask bench-serve bench-bulk bench-guard bench-label-flip bench-export bench-gpu prestudy support docs tables clean bench-startup dist
+.PHONY: structure demo test test-slow check lint format bench bench-accuracy bench-setfit bench-curves bench-models bench-speed bench-deep-cue bench-busy bench-label-free bench-logs bench-multitask bench-serve bench-bulk bench-guard bench-label-flip bench-export bench-gpu prestudy support docs tables clean bench-startup dist
 
 demo: $(DEMO)  ## install what the demo needs and run it: a prompt for film reviews, in about two minutes
 	$(BIN)/cuecraft demo --out runs/demo
@@ -38,6 +38,9 @@ dist: $(READY)  ## build wheel and sdist into dist/, and check their files and m
 	rm -rf dist build
 	$(BIN)/python -m build --outdir dist
 	$(BIN)/python scripts/check_dist.py dist
+
+structure: $(READY)  ## print packages, levels and sizes of the source; fails where a rule is broken
+	$(BIN)/python scripts/structure.py
 
 lint: $(READY)
 	$(BIN)/ruff check src tests benchmarks examples scripts docs/hooks

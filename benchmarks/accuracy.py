@@ -48,15 +48,15 @@ from peers import (
 )
 from torch.nn import functional
 
-from cuecraft.assets import model_folder
 from cuecraft.backbone import CausalBackbone, load_backbone
-from cuecraft.compare.trial import run_trial
+from cuecraft.core.assets import model_folder
+from cuecraft.core.seeding import torch_generator
 from cuecraft.data import Record, read_records, subsample
-from cuecraft.method import Labelled, Problem, label_context, score
-from cuecraft.seeding import torch_generator
+from cuecraft.methods import make_method
+from cuecraft.methods.prepare import make_problem, make_task
+from cuecraft.methods.problem import Labelled, Problem, label_context, score
+from cuecraft.study.compare.trial import run_trial
 from cuecraft.task import Example, Task
-from cuecraft.tune import make_method
-from cuecraft.tune.prepare import make_problem, make_task
 
 MODEL = "demo:smollm2-135m"
 SENTENCE_MODEL = "demo:minilm"  # SetFit's

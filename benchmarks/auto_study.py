@@ -17,11 +17,11 @@ import time
 from common import DATA, require_data
 
 from cuecraft.backbone import load_backbone
+from cuecraft.core.deadline import Deadline
 from cuecraft.data import Record, k_shot_split, read_records
-from cuecraft.deadline import Deadline
-from cuecraft.method import label_context, score
-from cuecraft.tune import make_method
-from cuecraft.tune.prepare import make_problem, make_task
+from cuecraft.methods import make_method
+from cuecraft.methods.prepare import make_problem, make_task
+from cuecraft.methods.problem import label_context, score
 
 MODEL, SHOTS, ROWS = "demo:smollm2-135m", 16, 300
 SEEDS = (13, 21, 42)

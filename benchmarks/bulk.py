@@ -136,10 +136,10 @@ def modes_part(artifact: Path, work: Path, asked: argparse.Namespace) -> dict[st
 
 def bare_part(artifact: Path, work: Path, asked: argparse.Namespace) -> dict[str, Any]:
     """Measure the engine and the backbone alone over the plain mode's texts, in this process."""
+    from cuecraft.artifact import load_artifact
     from cuecraft.backbone import load_backbone
-    from cuecraft.prompts import load_artifact
-    from cuecraft.serve import Engine, EngineOptions, Shelf
-    from cuecraft.serve.registry import member_logits
+    from cuecraft.serving import Engine, EngineOptions, Shelf
+    from cuecraft.serving.registry import member_logits
 
     ids = labels_of(work / f"modes-plain-{asked.modes_mb:g}mb")
     texts = []

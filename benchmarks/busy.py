@@ -31,8 +31,8 @@ def train(epochs: int) -> None:
 
     from cuecraft.backbone import load_backbone
     from cuecraft.data import read_records
-    from cuecraft.tune import make_method
-    from cuecraft.tune.prepare import make_problem, make_task
+    from cuecraft.methods import make_method
+    from cuecraft.methods.prepare import make_problem, make_task
 
     folder = DATA / TASK / f"seed-{SEED}"
     train, dev = (read_records(folder / f"{part}.jsonl") for part in ("train", "dev"))

@@ -18,18 +18,18 @@ import torch
 from auto_study import rows_of
 from common import require_data
 
+from cuecraft.artifact.calibration import fitted_head
+from cuecraft.artifact.predictor import Candidate
 from cuecraft.backbone import FeatureScale, load_backbone
-from cuecraft.backbone.readout import class_scores
-from cuecraft.gradients import features_of
-from cuecraft.method import Labelled, Problem, Score, label_context
-from cuecraft.predictor import Candidate
-from cuecraft.prompts.calibration import fitted_head
-from cuecraft.search.start import filled_ids
-from cuecraft.tune.auto.crossfit import Latest
-from cuecraft.tune.auto.starts import BarePrefix, BareWords
-from cuecraft.tune.contrastive import ContrastiveTraining, PromptOf
-from cuecraft.tune.prepare import make_problem, make_task
-from cuecraft.tune.soup import part_of_the_way
+from cuecraft.backbone.columns import class_scores
+from cuecraft.methods.auto.crossfit import Latest
+from cuecraft.methods.auto.starts import BarePrefix, BareWords
+from cuecraft.methods.contrastive import ContrastiveTraining, PromptOf
+from cuecraft.methods.gradients import features_of
+from cuecraft.methods.prepare import make_problem, make_task
+from cuecraft.methods.problem import Labelled, Problem, Score, label_context
+from cuecraft.methods.search.space import filled_ids
+from cuecraft.methods.train.soup import part_of_the_way
 
 MODEL = "demo:minilm"
 SHARES, PENALTIES = (0.0, 0.25, 0.5, 0.75, 1.0), (1.0, 10.0, 100.0)

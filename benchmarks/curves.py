@@ -45,11 +45,11 @@ from common import RESULTS, ROOT, machine, read_result, require_data, write_resu
 from curves_picture import draw
 from peers import fresh_model
 
-from cuecraft.compare.trial import run_trial
-from cuecraft.method import Labelled, Method, Problem, Selection, score
-from cuecraft.predictor import Candidate
-from cuecraft.tune import make_method
-from cuecraft.tune.prepare import make_task
+from cuecraft.artifact.predictor import Candidate
+from cuecraft.methods import make_method
+from cuecraft.methods.prepare import make_task
+from cuecraft.methods.problem import Labelled, Method, Problem, Selection, score
+from cuecraft.study.compare.trial import run_trial
 
 CURVES = ("deep-cue", "lora", "peft-prompt-tuning")
 ENDS = ("auto-fast", "auto", "setfit")

@@ -24,14 +24,14 @@ from peft import LoraConfig, get_peft_model
 from torch.nn import functional
 
 from cuecraft.backbone import CausalBackbone, load_backbone
-from cuecraft.backbone.batches import TokenBudget, token_batches
-from cuecraft.compare import wilson_interval
+from cuecraft.core.seeding import torch_generator
 from cuecraft.data import read_records, subsample
-from cuecraft.method import CalibrationKind, Problem, label_context, score
-from cuecraft.seeding import torch_generator
-from cuecraft.tune import make_method
-from cuecraft.tune.prepare import make_problem, make_task
-from cuecraft.untuned import starting_point
+from cuecraft.methods import make_method
+from cuecraft.methods.prepare import make_problem, make_task
+from cuecraft.methods.problem import CalibrationKind, Problem, label_context, score
+from cuecraft.methods.untuned import starting_point
+from cuecraft.study.compare import wilson_interval
+from cuecraft.task.batches import TokenBudget, token_batches
 
 MODEL = "demo:smollm2-135m"
 SEED = 13

@@ -27,12 +27,12 @@ import torch
 from common import DATA, ROOT, machine, of_its_kind, read_result, require_data, rounds, seconds, write_result
 
 from cuecraft import PromptClassifier
+from cuecraft.artifact import Artifact, load_artifact
 from cuecraft.backbone import AnyBackbone, load_backbone
+from cuecraft.core.errors import ExportError
 from cuecraft.data import Record, read_records, subsample
-from cuecraft.errors import ExportError
 from cuecraft.export import GraphRequest, export_graph, own_texts
-from cuecraft.prompts import Artifact, load_artifact
-from cuecraft.runtime import ExportedClassifier, ExportedModel, RuntimeOptions, is_export, read_export
+from cuecraft.export.runtime import ExportedClassifier, ExportedModel, RuntimeOptions, is_export, read_export
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "demo:minilm": ("prompt-tuning", {}),
@@ -253,7 +253,7 @@ def main() -> None:
 
 
 def cores() -> dict[str, int]:
-    from cuecraft.runtime.sessions import cores as of_graphs
+    from cuecraft.export.runtime.sessions import cores as of_graphs
 
     return {"pytorch": torch.get_num_threads(), "graphs": of_graphs()}
 

@@ -17,10 +17,10 @@ from typing import Any
 from common import DATA, machine, require_data, write_result
 
 from cuecraft.backbone import load_backbone
-from cuecraft.compare import run_methods
 from cuecraft.data import fingerprint, read_records, subsample
-from cuecraft.method import label_context
-from cuecraft.tune.prepare import make_problem, make_task
+from cuecraft.methods.prepare import make_problem, make_task
+from cuecraft.methods.problem import label_context
+from cuecraft.study.compare import run_methods
 
 METHODS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
     ("zero-shot", "zero-shot", {}),

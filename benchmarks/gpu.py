@@ -28,12 +28,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from cuecraft.artifact.predictor import Candidate, fresh_logits
 from cuecraft.backbone import AnyBackbone, load_backbone
-from cuecraft.compare.meters import peak_memory
 from cuecraft.data import Record
-from cuecraft.predictor import Candidate, fresh_logits
-from cuecraft.tune import make_method
-from cuecraft.tune.prepare import make_problem, make_task
+from cuecraft.methods import make_method
+from cuecraft.methods.prepare import make_problem, make_task
+from cuecraft.study.compare.trial import peak_memory
 
 WORDS = 4000
 LENGTH = 64  # words of a text

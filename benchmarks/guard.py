@@ -34,10 +34,11 @@ from sklearn.pipeline import make_pipeline
 from cuecraft import PromptClassifier
 from cuecraft.backbone import load_backbone
 from cuecraft.data import read_records, subsample
-from cuecraft.guard import Guard, PromptDetector, shipped_rules, windows
-from cuecraft.guard.texts import ATTACK, GuardText, Part, corpus_texts, own_texts
-from cuecraft.recipe import load_recipe, recipe_path
-from cuecraft.recipe.schema import TuneRecipe
+from cuecraft.runs import load_recipe, recipe_path
+from cuecraft.runs.spec import TuneRecipe
+from cuecraft.serving.guard import Guard, PromptDetector, shipped_rules
+from cuecraft.serving.guard import detectors as windows
+from cuecraft.serving.guard.texts import ATTACK, GuardText, Part, corpus_texts, own_texts
 
 RECIPE = "guard-detector"
 TASKS = ("sst-2", "agnews", "trec")

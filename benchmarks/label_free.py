@@ -32,16 +32,15 @@ from common import DATA, RESULTS, machine, read_result, require_data, write_resu
 from sklearn.metrics import f1_score
 from torch import Tensor
 
+from cuecraft.artifact.calibration import dividing_offsets, matching_offsets
 from cuecraft.backbone import AnyBackbone, load_backbone
+from cuecraft.core.environment import versions
 from cuecraft.data import Record, fingerprint, holdout, read_records, subsample
-from cuecraft.machine import versions
-from cuecraft.method import Problem
-from cuecraft.prompts.calibration import dividing_offsets, matching_offsets
-from cuecraft.search.label_free import LabelFreeSearch, selector_scores
-from cuecraft.search.label_free.answers import Answers, LabelFreeCalibration, Panel
-from cuecraft.search.label_free.selectors import pseudo_labels, recalibrated
+from cuecraft.methods.prepare import label_free_problem, label_free_task
+from cuecraft.methods.problem import Problem
+from cuecraft.methods.search.label_free import LabelFreeSearch, selector_scores
+from cuecraft.methods.search.label_free.answers import Answers, LabelFreeCalibration, Panel, pseudo_labels, recalibrated
 from cuecraft.task import Task
-from cuecraft.tune.prepare import label_free_problem, label_free_task
 
 MODEL = "demo:smollm2-135m"
 TASKS = ("sst-2", "agnews", "trec")

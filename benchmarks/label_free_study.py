@@ -25,10 +25,10 @@ from label_free import CALIBRATIONS, MODEL, ask, report, task_of
 from torch import Tensor
 
 from cuecraft.backbone import AnyBackbone, load_backbone
+from cuecraft.core.seeding import numpy_generator
 from cuecraft.data import Record, read_records, subsample
-from cuecraft.search.label_free.answers import Answers
-from cuecraft.seeding import numpy_generator
-from cuecraft.tune.prepare import label_free_problem
+from cuecraft.methods.prepare import label_free_problem
+from cuecraft.methods.search.label_free.answers import Answers
 
 DRAWS = 20
 PAIRS = (("negative", "positive"), ("bad", "good"), ("terrible", "great"))

@@ -3,7 +3,7 @@
     make bench-label-free
     python benchmarks/label_free_trust.py
 
-For each task: how far the cues agree about its unlabelled texts (`cuecraft.search.label_free.agreement`), whether
+For each task: how far the cues agree about its unlabelled texts (`cuecraft.methods.search.label_free.answers`), whether
 `cuecraft tune --unlabeled` warns, and what the chosen cue, the template's own words and the best cue of the pool reach
 on the same texts. Labels are read for these accuracies alone, and no test row is read: `test_ratio` is label_free.py's.
 Texts are those of train and dev. Tasks: those of label_free.py with its seeds; SST-5, RTE, CB and WiC; first paragraphs
@@ -33,15 +33,13 @@ from label_free import MODEL, SEARCH, SEEDS, TASKS, ask, task_of
 from label_free_study import docstrings
 from torch import Tensor
 
+from cuecraft.artifact.calibration import matching_offsets
 from cuecraft.backbone import AnyBackbone, load_backbone
+from cuecraft.core.seeding import numpy_generator
 from cuecraft.data import Record, read_records
-from cuecraft.prompts.calibration import matching_offsets
-from cuecraft.search.label_free import selector_scores
-from cuecraft.search.label_free.agreement import ENOUGH, agreement_of, distrust
-from cuecraft.search.label_free.answers import Answers
-from cuecraft.search.label_free.selectors import pseudo_labels
-from cuecraft.seeding import numpy_generator
-from cuecraft.tune.prepare import label_free_problem
+from cuecraft.methods.prepare import label_free_problem
+from cuecraft.methods.search.label_free import selector_scores
+from cuecraft.methods.search.label_free.answers import ENOUGH, Answers, agreement_of, distrust, pseudo_labels
 
 ANSWERS = DATA.parent / "answers"
 PAIRS = {

@@ -36,13 +36,13 @@ from sklearn.metrics import average_precision_score, f1_score, precision_recall_
 from sklearn.pipeline import make_pipeline
 
 from cuecraft.backbone import AnyBackbone, load_backbone
+from cuecraft.core.deadline import Deadline
+from cuecraft.core.storage import digest
 from cuecraft.data import Record, fingerprint, k_shot_split
-from cuecraft.deadline import Deadline
-from cuecraft.method import Labelled, label_context
-from cuecraft.storage import digest
+from cuecraft.methods import make_method
+from cuecraft.methods.prepare import make_problem, make_task
+from cuecraft.methods.problem import Labelled, label_context
 from cuecraft.task import Task
-from cuecraft.tune import make_method
-from cuecraft.tune.prepare import make_problem, make_task
 
 RESULT = "logs.json"
 FILE = DATA.parent / "logs" / "bgl-1k.jsonl"

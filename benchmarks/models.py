@@ -44,10 +44,10 @@ from common import RESULTS, kept, machine, require_data, stored, write_result
 from peers import setfit_missing
 
 from cuecraft import PromptClassifier, load_backbone
-from cuecraft.assets import model_folder
+from cuecraft.core.assets import model_folder
+from cuecraft.core.errors import MethodError
 from cuecraft.data import Record, subsample
-from cuecraft.errors import MethodError
-from cuecraft.tune import METHODS, make_method
+from cuecraft.methods import METHODS, make_method
 
 FOLDER, RESULT = "models", "models.json"
 _ONE_BY_ONE = 9  # texts that are asked in calls of their own

@@ -18,11 +18,11 @@ from typing import Any
 from common import DATA, machine, require_data, write_result
 
 from cuecraft import PromptClassifier
+from cuecraft.api.family import LabelledTexts, PromptFamily
 from cuecraft.backbone import load_backbone
-from cuecraft.compare import wilson_interval
 from cuecraft.data import read_records, subsample
-from cuecraft.family import LabelledTexts, PromptFamily
-from cuecraft.tune.multitask import MultitaskTuning
+from cuecraft.methods.train.multitask import MultitaskTuning
+from cuecraft.study.compare import wilson_interval
 
 MODEL = "demo:smollm2-135m"
 ALONE = {"offsets": "deep-cue", "embeddings": "prompt-tuning"}

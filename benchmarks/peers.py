@@ -13,11 +13,11 @@ from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from cuecraft.assets import model_folder
+from cuecraft.artifact import HardPrompt
 from cuecraft.backbone import CausalBackbone, Context, MaskedBackbone, SequenceBackbone
-from cuecraft.backbone.batches import TokenBudget, token_batches
-from cuecraft.prompts import HardPrompt
+from cuecraft.core.assets import model_folder
 from cuecraft.task import Example, Task
+from cuecraft.task.batches import TokenBudget, token_batches
 
 BATCH = 16  # texts of one training step
 EVAL_BATCH = 32  # texts of one forward pass without a gradient

@@ -20,9 +20,9 @@ from common import DATA, machine, read_result, require_data, write_result
 
 from cuecraft.backbone import load_backbone
 from cuecraft.data import k_shot_split, read_records
-from cuecraft.method import score
-from cuecraft.tune import make_method
-from cuecraft.tune.prepare import make_problem, make_task
+from cuecraft.methods import make_method
+from cuecraft.methods.prepare import make_problem, make_task
+from cuecraft.methods.problem import score
 
 MODEL, TASK, SEED = "demo:smollm2-135m", "sst-2", 100
 GRID: dict[str, list[dict[str, Any]]] = {

@@ -35,7 +35,7 @@ from common import DATA, ROOT, machine, of_its_kind, read_result, require_data, 
 from cuecraft import PromptClassifier
 from cuecraft.backbone import AnyBackbone, load_backbone
 from cuecraft.data import read_records
-from cuecraft.serve import Engine, EngineOptions, Shelf
+from cuecraft.serving import Engine, EngineOptions, Shelf
 
 PROMPTS = 16
 RAY_PORT = 8317
@@ -82,7 +82,7 @@ def tuned(backbone: AnyBackbone, texts: Sequence[str], folder: Path) -> list[Pat
 
 
 def shelf_of(backbone: AnyBackbone, folders: Sequence[Path]) -> Shelf:
-    from cuecraft.prompts import load_artifact
+    from cuecraft.artifact import load_artifact
 
     shelf = Shelf(backbone)
     for folder in folders:

@@ -19,8 +19,8 @@ from peft import PromptTuningConfig, get_peft_model
 from pydantic import BaseModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from cuecraft.assets import model_folder
-from cuecraft.serve.http.server import listen
+from cuecraft.core.assets import model_folder
+from cuecraft.serving.http.server import listen
 
 VIRTUAL_TOKENS = 8
 

@@ -37,7 +37,7 @@ IMPORT = "import torch, transformers"
 def prepared(folder: Path) -> str:
     """Write an artifact over the model; return the folder that the model was converted to."""
     from cuecraft import PromptClassifier
-    from cuecraft.assets import model_folder
+    from cuecraft.core.assets import model_folder
 
     texts = ["a joy", "a bore", "warm and bright", "dull and cold"]
     PromptClassifier(MODEL, "zero-shot").fit(texts, ["positive", "negative"] * 2).save(folder)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from common import DATA
 
+from cuecraft.artifact import AnyPrompt, Calibration, SoftPrompt
+from cuecraft.artifact.predictor import Candidate
 from cuecraft.backbone import CausalBackbone, load_backbone
 from cuecraft.data import read_records, subsample
-from cuecraft.method import Labelled, label_context
-from cuecraft.predictor import Candidate
-from cuecraft.prompts import AnyPrompt, Calibration, SoftPrompt
+from cuecraft.methods.prepare import make_task
+from cuecraft.methods.problem import Labelled, label_context
 from cuecraft.task import Example, Task
-from cuecraft.tune.prepare import make_task
 
 MODEL = "demo:smollm2-135m"
 CUE = "\nIn one word, this is it"  # eight tokens

@@ -17,18 +17,18 @@ from peers import (
 from tasks import CANDIDATES, CURVE_LENGTHS, ENCODERS, FIRST_CANDIDATE, LENGTH, MODEL, Bench
 from torch.utils.flop_counter import FlopCounterMode
 
+from cuecraft.artifact import HardPrompt
+from cuecraft.artifact.predictor import fresh_logits
 from cuecraft.backbone import load_backbone
+from cuecraft.core.seeding import numpy_generator
 from cuecraft.data import read_records
-from cuecraft.method import CalibrationKind, Problem, Score, label_context
-from cuecraft.predictor import fresh_logits
-from cuecraft.prompts import HardPrompt
-from cuecraft.search.elimination import best_swap, halving_rounds
-from cuecraft.search.start import filled_ids
-from cuecraft.seeding import numpy_generator
+from cuecraft.methods import make_method
+from cuecraft.methods.prepare import make_task
+from cuecraft.methods.problem import CalibrationKind, Problem, Score, label_context
+from cuecraft.methods.search.halving import best_swap, halving_rounds
+from cuecraft.methods.search.space import filled_ids
+from cuecraft.methods.untuned import starting_point
 from cuecraft.task import Example
-from cuecraft.tune import make_method
-from cuecraft.tune.prepare import make_task
-from cuecraft.untuned import starting_point
 
 
 @torch.no_grad()

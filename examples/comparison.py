@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import argparse
 
-from cuecraft.compare.comparison import run_comparison
-from cuecraft.compare.config import load_config
-from cuecraft.compare.formats import text_tables
+from cuecraft.study.compare.comparison import run_comparison
+from cuecraft.study.compare.config import load_config
+from cuecraft.study.compare.formats import text_tables
 
 
 def main() -> None:

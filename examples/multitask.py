@@ -15,9 +15,9 @@ import torch
 from peft import PromptTuningConfig, get_peft_model
 
 from cuecraft import load_backbone
+from cuecraft.api.family import PromptFamily
 from cuecraft.data import k_shot_split, read_records, subsample
-from cuecraft.family import PromptFamily
-from cuecraft.tune.multitask import MultitaskTuning
+from cuecraft.methods.train.multitask import MultitaskTuning
 
 WORDS = "\nIn one word, this is"
 TOKENIZER = "runs/example-tokenizer"  # PEFT reads the starting text with a tokenizer of its own

@@ -31,9 +31,9 @@ from architectures import ARCHITECTURES, CLASSES, model_class, tiny_model
 from conftest import TEXTS, byte_tokenizer, make_examples, make_task, word_tokenizer
 
 from cuecraft.backbone import ClassHead, load_backbone
-from cuecraft.errors import CuecraftError
-from cuecraft.method import label_context
-from cuecraft.prompts import DeepCue, HardPrompt, PrefixPrompt, SoftPrompt
+from cuecraft.core.errors import CuecraftError
+from cuecraft.methods.problem import label_context
+from cuecraft.artifact import DeepCue, HardPrompt, PrefixPrompt, SoftPrompt
 
 LONG = {"negative": ("a bore",), "positive": ("a joy", "a film of joy")}
 WORDED = (("last", "{text}{prompt: it was}{mask}"), ("first", "{prompt}{text} so{mask}"))

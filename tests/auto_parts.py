@@ -7,18 +7,17 @@ import torch
 from torch.nn import functional
 
 from conftest import tiny_problem
+from cuecraft.artifact import Calibration, DeepCue, HardPrompt, SoftPrompt, calibration, with_head
 from cuecraft.backbone import ClassHead
-from cuecraft.prompts import Calibration, DeepCue, HardPrompt, SoftPrompt, calibration, with_head
-from cuecraft.search.folds import stratified_folds
-from cuecraft.tune import make_method
-from cuecraft.tune.auto import choice
-from cuecraft.tune.auto.contenders import Contender
-from cuecraft.tune.auto.crossfit import Configuration, Trainings
-from cuecraft.tune.auto.plans import Plan, Preset, Schedule
-from cuecraft.tune.auto.starts import GivenWords, Words
-from cuecraft.tune.deep_cue import OffsetTraining
-from cuecraft.tune.held_out import HeldOut
-from cuecraft.tune.prompt_tuning import EmbeddingTraining
+from cuecraft.methods import make_method
+from cuecraft.methods.auto import choice
+from cuecraft.methods.auto.contenders import Contender
+from cuecraft.methods.auto.crossfit import Configuration, Trainings
+from cuecraft.methods.auto.plans import Plan, Preset, Schedule
+from cuecraft.methods.auto.starts import GivenWords, Words
+from cuecraft.methods.held_out import HeldOut, stratified_folds
+from cuecraft.methods.train.deep import OffsetTraining
+from cuecraft.methods.train.soft import EmbeddingTraining
 
 TINY = Plan(
     folds=2,

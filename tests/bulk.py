@@ -5,9 +5,9 @@ import random
 
 from conftest import LABELS, TEXTS, WORDS
 from cuecraft import PromptClassifier
-from cuecraft.bulk.command import run_classify
-from cuecraft.bulk.job import ClassifyCommand
-from cuecraft.options import make_options
+from cuecraft.core.options import make_options
+from cuecraft.serving.bulk.cluster import run_classify
+from cuecraft.serving.bulk.job import ClassifyCommand
 
 X = [text for text, _ in TEXTS]
 Y = [LABELS[label] for _, label in TEXTS]

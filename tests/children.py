@@ -4,7 +4,7 @@ import os
 import signal
 import time
 
-from cuecraft.errors import StoppedError
+from cuecraft.core.errors import StoppedError
 
 FINISHED, STOPPED, BROKEN = 0, 4, 5
 

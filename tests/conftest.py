@@ -28,9 +28,9 @@ from transformers import (
 from cuecraft import cli
 from cuecraft.backbone import load_backbone
 from cuecraft.backbone.causal import CausalBackbone
-from cuecraft.method import label_context
+from cuecraft.methods.prepare import make_problem
+from cuecraft.methods.problem import label_context
 from cuecraft.task import Example, Task, Template, Verbalizer
-from cuecraft.tune.prepare import make_problem
 
 WORDS = (
     *"the film is a good bad great awful joy bore from start to finish it was in one word this review".split(),

@@ -7,7 +7,7 @@ import json
 import yaml
 
 from conftest import LABELS, TEXTS
-from cuecraft.recipe import load_recipe
+from cuecraft.runs import load_recipe
 
 TUNED = {
     "zero-shot": {"calibration": "fitted"},

@@ -4,11 +4,11 @@ import asyncio
 
 import httpx
 
-from cuecraft.serve import Engine, EngineOptions, Shelf
-from cuecraft.serve.http.app import create_app
-from cuecraft.serve.http.metrics import Metrics
-from cuecraft.serve.http.service import Service
-from cuecraft.serve.kept import Kept
+from cuecraft.serving import Engine, EngineOptions, Shelf
+from cuecraft.serving.http.app import create_app
+from cuecraft.serving.http.middleware import Metrics
+from cuecraft.serving.http.service import Service
+from cuecraft.serving.kept import Kept
 from serving import classifiers
 
 

@@ -9,19 +9,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import LABELS, TEXTS, make_task
-from cuecraft.advise.costs import Sizes, Work, expected
-from cuecraft.advise.document import Scores, facts_of
-from cuecraft.advise.endpoint import Reference
-from cuecraft.advise.lengths import measure_lengths
-from cuecraft.advise.measure import LIMIT, Accuracy, accuracy, calibrated_accuracy, read_sample, stratified_order
-from cuecraft.advise.rules import CHECKS, FITS, Check, Facts, Worth, findings, fitting, worth
-from cuecraft.advise.survey import survey
-from cuecraft.backbone import HeadKind
+from cuecraft.artifact import Calibration, HardPrompt, calibration
+from cuecraft.artifact.predictor import Candidate, fresh_logits
+from cuecraft.core.errors import CuecraftWarning, DataError
 from cuecraft.data import Record
-from cuecraft.errors import CuecraftWarning, DataError
-from cuecraft.predictor import Candidate, fresh_logits
-from cuecraft.prompts import Calibration, HardPrompt, calibration
-from cuecraft.tune.registry import make_method
+from cuecraft.methods.registry import make_method
+from cuecraft.study.advise.document import Scores, facts_of
+from cuecraft.study.advise.endpoint import Reference
+from cuecraft.study.advise.measure import (
+    LIMIT,
+    Accuracy,
+    Sizes,
+    Work,
+    accuracy,
+    calibrated_accuracy,
+    expected,
+    read_sample,
+    stratified_order,
+)
+from cuecraft.study.advise.rules import CHECKS, FITS, Check, Facts, Worth, findings, fitting, worth
+from cuecraft.study.advise.survey import measure_lengths, survey
+from cuecraft.task.rendering import HeadKind
 
 
 def record(text, label=None):
@@ -130,7 +138,7 @@ class Clock:
 @pytest.fixture
 def slow(causal, monkeypatch):
     """Reads that take a tenth of a second a text, by their own clock."""
-    from cuecraft.advise import measure
+    from cuecraft.study.advise import measure
 
     clock = Clock()
     real = measure.fresh_logits

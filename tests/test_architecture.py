@@ -11,69 +11,63 @@ import pytest
 import cuecraft
 
 SOURCE = Path(cuecraft.__file__).parent
-# From the top down; a module may import from rooms below its own, and from its own.
-ROOMS = (
-    "__main__ cli display recipe runs family classic classifier scored interop export advise compare bulk "
-    "serve guard tune search gradients untuned method predictor runtime prompts backbone task data checkpoints assets "
-    "gguf_files manifests remembered storage options settings evidence deadline determinism machine signals seeding "
-    "lazy events errors"
-).split()
+sys.path.insert(0, str(SOURCE.parents[1] / "scripts"))
 
+import structure  # noqa: E402
 
-def modules():
-    for path in sorted(SOURCE.rglob("*.py")):
-        parts = path.relative_to(SOURCE).with_suffix("").parts
-        yield path, parts[0], ast.parse(path.read_text(encoding="utf-8"))
-
-
-def imported_rooms(tree):
-    typing_only = {
-        node
-        for block in ast.walk(tree)
-        if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.dump(block.test)
-        for node in ast.walk(block)
-    }
-    for node in ast.walk(tree):
-        if node in typing_only:
-            continue
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "cuecraft":
-            names = [node.module] if node.module != "cuecraft" else [f"cuecraft.{a.name}" for a in node.names]
-            yield from (name.split(".")[1] for name in names)
-        elif isinstance(node, ast.Import):
-            yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("cuecraft."))
+KNOWN = structure.modules()
 
 
 def test_imports_point_down():
-    for path, room, tree in modules():
-        if room == "__init__":
-            continue
-        assert room in ROOMS, f"{path} is in no known room"
-        for other in imported_rooms(tree):
-            assert ROOMS.index(other) >= ROOMS.index(room), f"{path} imports {other}, which is above it"
+    assert structure.broken_levels(KNOWN) == []
 
 
-def test_what_serves_and_guards_never_imports_what_searches_or_trains():
-    for path, room, tree in modules():
-        if room in ("bulk", "serve", "guard"):
-            assert not {"search", "tune", "compare"} & set(imported_rooms(tree)), path
-
-
-def test_the_light_rooms_never_import_torch():
-    for path, room, tree in modules():
-        if room in ("task", "data", "runtime", "errors"):
-            names = [a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names]
-            names += [n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
-            assert not [name for name in names if name.split(".")[0] in ("torch", "transformers")], path
+def test_heads_of_modules_import_in_no_circle():
+    assert structure.cycles(KNOWN) == []
 
 
 def test_modules_and_functions_stay_small():
-    for path, _, tree in modules():
-        lines = path.read_text(encoding="utf-8").count("\n")
-        assert lines <= 500, f"{path} has {lines} lines"
-        for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef):
-                size = node.end_lineno - node.lineno + 1
-                assert size <= 60, f"{path}: {node.name} has {size} lines"
+    assert structure.too_long(KNOWN) == []
+
+
+def test_what_serves_and_guards_never_imports_what_trains_or_compares():
+    for module in KNOWN.values():
+        if module.package == "serving":
+            assert not {"methods", "study"} & {name.split(".")[0] for name in structure.imports(module, KNOWN)}, (
+                module.name
+            )
+
+
+def test_the_rules_find_what_breaks_them():
+    """Modules made up here: one that imports what is above it, two that import each other, one that is too long."""
+
+    def module(name, text):
+        return structure.Module(SOURCE, name, ast.parse(text), text.count("\n"))
+
+    above = {
+        "task.a": module("task.a", "def f():\n    from cuecraft.methods import b"),
+        "methods.b": module("methods.b", ""),
+    }
+    assert structure.broken_levels(above) == ["task.a imports methods.b, which is not below it"]
+    same = {"study.a": module("study.a", "import cuecraft.serving.b"), "serving.b": module("serving.b", "")}
+    assert structure.broken_levels(same) == ["study.a imports serving.b, which is not below it"]
+    circle = {
+        "task.a": module("task.a", "import cuecraft.task.b"),
+        "task.b": module("task.b", "import cuecraft.task.a"),
+    }
+    assert structure.cycles(circle) == [["task.a", "task.b"]]
+    assert structure.broken_levels({"other.a": module("other.a", "")}) == ["other.a is in no known package"]
+    long = {"task.a": module("task.a", "def f():\n" + "    x = 1\n" * 501)}
+    assert structure.too_long(long) == ["task.a has 502 lines", "task.a: f has 502 lines"]
+
+
+@pytest.mark.parametrize("name", ["data", "task", "export.runtime", "core.errors"])
+def test_what_is_light_never_imports_torch(name):
+    for module in KNOWN.values():
+        if f"{module.name}.".startswith(f"{name}."):
+            names = [a.name for n in ast.walk(module.tree) if isinstance(n, ast.Import) for a in n.names]
+            names += [n.module or "" for n in ast.walk(module.tree) if isinstance(n, ast.ImportFrom)]
+            assert not [name for name in names if name.split(".")[0] in ("torch", "transformers")], module.name
 
 
 def test_importing_the_package_or_the_command_line_does_not_load_torch():
@@ -91,7 +85,7 @@ def test_threads_wait_without_spinning_unless_the_user_says_otherwise(given, fou
 
 
 def test_a_process_that_reads_does_not_load_torch():
-    code = "import sys, cuecraft.bulk.reading; sys.exit(bool({'torch', 'sklearn', 'scipy'} & set(sys.modules)))"
+    code = "import sys, cuecraft.serving.bulk.reading; sys.exit(bool({'torch', 'sklearn', 'scipy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -114,7 +108,8 @@ def test_every_public_name_is_there():
 
 
 def test_nothing_unsafe_is_called():
-    for path, _, tree in modules():
+    for module in KNOWN.values():
+        path, tree = module.path, module.tree
         calls = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
         assert not [c for c in calls if c in ("eval", "exec", "torch.load") or "pickle" in c or "joblib" in c], path
         for node in ast.walk(tree):

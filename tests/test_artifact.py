@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 
 from conftest import LABELS, TEXTS
 from cuecraft import PromptClassifier
-from cuecraft.errors import ArtifactError
-from cuecraft.prompts import Calibration, load_artifact
-from cuecraft.prompts.manifest import Manifest
+from cuecraft.artifact import Calibration, load_artifact
+from cuecraft.artifact.manifest import Manifest
+from cuecraft.core.errors import ArtifactError
 from test_tune import FAST
 
 X = [text for text, _ in TEXTS]
@@ -153,7 +153,7 @@ def test_a_write_that_fails_leaves_nothing(saved, tmp_path, monkeypatch, kind):
     def full(*_):
         raise kind("No space left on device")
 
-    monkeypatch.setattr("cuecraft.prompts.artifact.save_file", full)
+    monkeypatch.setattr("cuecraft.artifact.artifact.save_file", full)
     with pytest.raises(ArtifactError, match="No space left"):
         saved[0].save(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

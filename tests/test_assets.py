@@ -11,11 +11,11 @@ import pytest
 import torch
 import transformers
 
-from cuecraft import assets
+from cuecraft.core import assets
+from cuecraft.core.errors import AssetError, BackboneError
+from cuecraft.core.remembered import cache_folder
+from cuecraft.core.storage import write_folder, write_folder_once
 from cuecraft.data import read_records
-from cuecraft.errors import AssetError, BackboneError
-from cuecraft.remembered import cache_folder
-from cuecraft.storage import write_folder, write_folder_once
 from gguf_writing import tiny, write_gguf
 
 MODEL = "demo:smollm2-135m"

@@ -10,20 +10,19 @@ import torch
 from auto_parts import ONE, TINY, assert_same_prompt, auto, by_hand, crossfitted, planned, probabilities
 from conftest import LABELS, TEXTS, make_task, records, tiny_problem
 from cuecraft import PromptClassifier
-from cuecraft.evidence import Evidence, Tried
-from cuecraft.method import CalibrationKind, Outcome
-from cuecraft.predictor import Candidate
-from cuecraft.prompts import Calibration, HardPrompt, load_artifact
-from cuecraft.search.folds import stratified_folds
-from cuecraft.search.label_words import LabelWordSearch
-from cuecraft.tune.auto import choice
-from cuecraft.tune.auto import untrained as untrained_module
-from cuecraft.tune.auto.starts import OtherWords
-from cuecraft.tune.auto.untrained import Untrained
-from cuecraft.tune.finish import make_artifact
-from cuecraft.tune.held_out import HeldOut
-from cuecraft.tune.prepare import make_problem
-from cuecraft.untuned import starting_point
+from cuecraft.artifact import Calibration, HardPrompt, load_artifact
+from cuecraft.artifact.predictor import Candidate
+from cuecraft.methods.auto import choice
+from cuecraft.methods.auto import untrained as untrained_module
+from cuecraft.methods.auto.starts import OtherWords
+from cuecraft.methods.auto.untrained import Untrained
+from cuecraft.methods.evidence import Evidence, Tried
+from cuecraft.methods.fit import make_artifact
+from cuecraft.methods.held_out import HeldOut, stratified_folds
+from cuecraft.methods.prepare import make_problem
+from cuecraft.methods.problem import CalibrationKind, Outcome
+from cuecraft.methods.search.label_words import LabelWordSearch
+from cuecraft.methods.untuned import starting_point
 
 FITTED = CalibrationKind.FITTED
 plain = LabelWordSearch.search

@@ -21,22 +21,21 @@ from auto_parts import (
     words,
 )
 from conftest import tiny_problem
-from cuecraft.errors import BackboneError, MethodError, PromptError
-from cuecraft.method import CalibrationKind
-from cuecraft.prompts import HardPrompt
-from cuecraft.search.folds import stratified_folds, texts_of
-from cuecraft.search.label_words import LabelWordSearch
-from cuecraft.tune import make_method
-from cuecraft.tune.auto import choice, crossfit
-from cuecraft.tune.auto import contenders as contenders_module
-from cuecraft.tune.auto.choice import _Choice
-from cuecraft.tune.auto.contenders import Together, WordsAlone
-from cuecraft.tune.auto.starts import SearchedWords
-from cuecraft.tune.auto.untrained import Untrained
-from cuecraft.tune.deep_cue import OffsetTraining
-from cuecraft.tune.first_order import Linearised, linearised
-from cuecraft.tune.held_out import HeldOut
-from cuecraft.untuned import starting_point
+from cuecraft.artifact import HardPrompt
+from cuecraft.core.errors import BackboneError, MethodError, PromptError
+from cuecraft.methods import make_method
+from cuecraft.methods.auto import choice, crossfit
+from cuecraft.methods.auto import contenders as contenders_module
+from cuecraft.methods.auto.choice import _Choice
+from cuecraft.methods.auto.contenders import Together, WordsAlone
+from cuecraft.methods.auto.starts import SearchedWords
+from cuecraft.methods.auto.untrained import Untrained
+from cuecraft.methods.first_order import Linearised, linearised
+from cuecraft.methods.held_out import HeldOut, stratified_folds, texts_of
+from cuecraft.methods.problem import CalibrationKind
+from cuecraft.methods.search.label_words import LabelWordSearch
+from cuecraft.methods.train.deep import OffsetTraining
+from cuecraft.methods.untuned import starting_point
 
 PENALTIES = (0.03, 0.3, 3.0)
 
@@ -106,7 +105,7 @@ def test_made_on_all_examples_it_is_what_first_order_makes_of_them(weighs, causa
         problem = replace(problem, train=replace(problem.pool, weights=weights), dev=None)
     _, found = first_order(problem, monkeypatch)
     # The untuned prompt does not compete with it.
-    monkeypatch.setattr("cuecraft.tune.first_order._Choice._see_untuned", lambda self: None)
+    monkeypatch.setattr("cuecraft.methods.first_order._Choice._see_untuned", lambda self: None)
     outcome = make_method("first-order", {"penalties": [found.penalty]}).fit(problem)
     made = found.made()
     assert made.prompt.base.token_ids == problem.initial_ids
@@ -138,7 +137,7 @@ def test_where_gradients_do_not_fit_into_memory_a_training_is_tried(causal, monk
     outcome = auto().fit(tiny_problem(causal))
     assert ran(outcome) == []
     assert any(row.name.startswith("first-order") for row in outcome.tried)
-    monkeypatch.setattr("cuecraft.tune.first_order.memory_of", lambda device: 1000)
+    monkeypatch.setattr("cuecraft.methods.first_order.memory_of", lambda device: 1000)
     outcome = auto().fit(tiny_problem(causal))
     assert len(ran(outcome)) == 1
     assert ran(outcome)[0].startswith(OTHERWISE)

@@ -23,22 +23,22 @@ from auto_parts import (
 )
 from conftest import LABELS, TEXTS, make_task, tiny_problem
 from cuecraft import PromptClassifier
-from cuecraft.errors import MethodError
-from cuecraft.method import CalibrationKind, Selection
-from cuecraft.prompts import load_artifact
-from cuecraft.search import AutoPrompt
-from cuecraft.search.label_words import LabelWordSearch
-from cuecraft.search.start import filler_ids
-from cuecraft.tune.auto import crossfit
-from cuecraft.tune.auto.crossfit import SHARES, Latest
-from cuecraft.tune.auto.plans import PLANS, Preset, Schedule, configurations
-from cuecraft.tune.auto.starts import GivenWords, OtherWords, SearchedPrompt, SearchedWords, Words
-from cuecraft.tune.deep_cue import OffsetTraining
-from cuecraft.tune.finish import make_artifact
-from cuecraft.tune.held_out import answers_of_folds
-from cuecraft.tune.prompt_tuning import EmbeddingTraining
-from cuecraft.tune.soup import part_of_the_way
-from cuecraft.untuned import starting_point
+from cuecraft.artifact import load_artifact
+from cuecraft.core.errors import MethodError
+from cuecraft.methods.auto import crossfit
+from cuecraft.methods.auto.crossfit import SHARES, Latest
+from cuecraft.methods.auto.plans import PLANS, Preset, Schedule, configurations
+from cuecraft.methods.auto.starts import GivenWords, OtherWords, SearchedPrompt, SearchedWords, Words
+from cuecraft.methods.fit import make_artifact
+from cuecraft.methods.held_out import answers_of_folds
+from cuecraft.methods.problem import CalibrationKind, Selection
+from cuecraft.methods.search import AutoPrompt
+from cuecraft.methods.search.label_words import LabelWordSearch
+from cuecraft.methods.search.space import filler_ids
+from cuecraft.methods.train.deep import OffsetTraining
+from cuecraft.methods.train.soft import EmbeddingTraining
+from cuecraft.methods.train.soup import part_of_the_way
+from cuecraft.methods.untuned import starting_point
 from oracles import plain_class_logits
 
 plain_search = LabelWordSearch.search
@@ -321,10 +321,12 @@ def test_label_words_found_in_all_examples_reach_the_artifact(ships, causal, mon
     own_words(monkeypatch)
     planned(monkeypatch, replace(ONE, searches_words=True))
     if ships == "a training":
-        monkeypatch.setattr("cuecraft.tune.auto.choice._Choice._words_alone", lambda *_: None)
+        monkeypatch.setattr("cuecraft.methods.auto.choice._Choice._words_alone", lambda *_: None)
     at(1.0, monkeypatch)
-    monkeypatch.setattr("cuecraft.tune.auto.untrained.Untrained._is_clear", lambda self, found, own, among: among == 1)
-    monkeypatch.setattr("cuecraft.evidence.Evidence.is_better", True)
+    monkeypatch.setattr(
+        "cuecraft.methods.auto.untrained.Untrained._is_clear", lambda self, found, own, among: among == 1
+    )
+    monkeypatch.setattr("cuecraft.methods.evidence.Evidence.is_better", True)
     contenders = crossfitted(monkeypatch)
     problem = tiny_problem(causal)
     outcome = auto().fit(problem)

@@ -18,21 +18,21 @@ from auto_parts import (
 )
 from conftest import TEXTS, tiny_problem
 from cuecraft.backbone import CausalBackbone
-from cuecraft.checkpoints import Checkpoints, Keeping
-from cuecraft.deadline import OutOfTimeError
-from cuecraft.errors import StoppedError
-from cuecraft.evidence import Evidence
-from cuecraft.method import score
-from cuecraft.search import AutoPrompt
-from cuecraft.search.label_words import LabelWordSearch
-from cuecraft.tune.auto import crossfit
-from cuecraft.tune.auto.choice import _Choice
-from cuecraft.tune.auto.contenders import FirstOrderCue
-from cuecraft.tune.auto.crossfit import SHARES, CrossFit, Latest
-from cuecraft.tune.auto.untrained import Untrained
-from cuecraft.tune.deep_cue import OffsetTraining
-from cuecraft.tune.finish import make_artifact
-from cuecraft.tune.prepare import with_checkpoints
+from cuecraft.core.checkpoints import Checkpoints, Keeping
+from cuecraft.core.deadline import OutOfTimeError
+from cuecraft.core.errors import StoppedError
+from cuecraft.methods.auto import crossfit
+from cuecraft.methods.auto.choice import _Choice
+from cuecraft.methods.auto.contenders import FirstOrderCue
+from cuecraft.methods.auto.crossfit import SHARES, CrossFit, Latest
+from cuecraft.methods.auto.untrained import Untrained
+from cuecraft.methods.evidence import Evidence
+from cuecraft.methods.fit import make_artifact
+from cuecraft.methods.prepare import with_checkpoints
+from cuecraft.methods.problem import score
+from cuecraft.methods.search import AutoPrompt
+from cuecraft.methods.search.label_words import LabelWordSearch
+from cuecraft.methods.train.deep import OffsetTraining
 
 EVERYTHING = replace(TINY, alone=True, longer=2)
 
@@ -42,7 +42,7 @@ def everything(monkeypatch):
     """Every kind of contender, and a search that is soon over."""
     planned(monkeypatch, EVERYTHING)
     steps = AutoPrompt(steps=2, candidates=3)
-    monkeypatch.setattr("cuecraft.tune.auto.plans.AutoPrompt", lambda: steps)
+    monkeypatch.setattr("cuecraft.methods.auto.plans.AutoPrompt", lambda: steps)
 
 
 class Clock:

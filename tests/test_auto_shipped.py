@@ -10,19 +10,18 @@ from sklearn.linear_model import LogisticRegression
 
 from auto_parts import ONE, TINY, Given, answers, auto, deep, planned, probabilities, trainings_of, words
 from conftest import TEXTS, make_task, records, tiny_problem
-from cuecraft.deadline import OutOfTimeError
-from cuecraft.method import Outcome
-from cuecraft.predictor import Candidate
-from cuecraft.prompts import CalibratedPrompt, Calibration, DeepCue, HardPrompt, calibration
-from cuecraft.search.folds import stratified_folds
-from cuecraft.search.label_words import LabelWordSearch
-from cuecraft.tune.auto.choice import _Choice
-from cuecraft.tune.auto.contenders import FirstOrderCue, Together, probed
-from cuecraft.tune.auto.crossfit import Trainings
-from cuecraft.tune.auto.untrained import Untrained
-from cuecraft.tune.first_order import Linearised
-from cuecraft.tune.held_out import HeldOut, untuned_answers
-from cuecraft.tune.prepare import make_problem
+from cuecraft.artifact import CalibratedPrompt, Calibration, DeepCue, HardPrompt, calibration
+from cuecraft.artifact.predictor import Candidate
+from cuecraft.core.deadline import OutOfTimeError
+from cuecraft.methods.auto.choice import _Choice
+from cuecraft.methods.auto.contenders import FirstOrderCue, Together, probed
+from cuecraft.methods.auto.crossfit import Trainings
+from cuecraft.methods.auto.untrained import Untrained
+from cuecraft.methods.first_order import Linearised
+from cuecraft.methods.held_out import HeldOut, stratified_folds, untuned_answers
+from cuecraft.methods.prepare import make_problem
+from cuecraft.methods.problem import Outcome
+from cuecraft.methods.search.label_words import LabelWordSearch
 
 LABELS = torch.tensor([0, 1] * 4)
 
@@ -215,13 +214,13 @@ def test_the_size_of_several_prompts_is_that_of_each(first_is_words):
 def test_many_classes_are_screened_on_few_rows(causal, monkeypatch):
     """Two rows of each class can be split; it is not the whole pool that is read for each cue."""
     asked = []
-    monkeypatch.setattr("cuecraft.tune.auto.untrained._SCREENED", 2)
+    monkeypatch.setattr("cuecraft.methods.auto.untrained._SCREENED", 2)
 
     def counting(problem, pool, prompts, folds):
         asked.append(len(pool))
         return untuned_answers(problem, pool, prompts, folds)
 
-    monkeypatch.setattr("cuecraft.tune.auto.untrained.untuned_answers", counting)
+    monkeypatch.setattr("cuecraft.methods.auto.untrained.untuned_answers", counting)
     problem = make_problem(causal, make_task(), records(TEXTS), records(TEXTS))
     planned(monkeypatch, replace(TINY, cues=2, deep=(), soft=()))
     auto().fit(problem)

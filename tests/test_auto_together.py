@@ -28,14 +28,13 @@ from auto_parts import (
 )
 from conftest import TEXTS, tiny_problem
 from cuecraft import PromptClassifier
-from cuecraft.prompts import HardPrompt, load_artifact
-from cuecraft.search.folds import stratified_folds, texts_of
-from cuecraft.tune.auto import crossfit
-from cuecraft.tune.auto.choice import _Choice
-from cuecraft.tune.auto.contenders import FirstOrderCue, ProbedWords, Together, WordsAlone, probed
-from cuecraft.tune.auto.untrained import Untrained
-from cuecraft.tune.finish import make_artifact
-from cuecraft.tune.held_out import HeldOut
+from cuecraft.artifact import HardPrompt, load_artifact
+from cuecraft.methods.auto import crossfit
+from cuecraft.methods.auto.choice import _Choice
+from cuecraft.methods.auto.contenders import FirstOrderCue, ProbedWords, Together, WordsAlone, probed
+from cuecraft.methods.auto.untrained import Untrained
+from cuecraft.methods.fit import make_artifact
+from cuecraft.methods.held_out import HeldOut, stratified_folds, texts_of
 
 HEADS = (0.01, 1.0, 100.0)
 WEIGHTS = torch.tensor([3.0, 0.5, 0.25, 2.0, 0.25, 1.0, 0.5, 0.5])
@@ -156,7 +155,7 @@ def test_all_kinds_together_answer_what_is_made_of_them(kind, request):
 def test_what_answers_together_is_read_back_from_its_artifact(kind, monkeypatch, request, tmp_path):
     planned(monkeypatch, replace(TINY, soft=(), cues=0))
     monkeypatch.setattr(HeldOut, "is_near", lambda *_: True)
-    monkeypatch.setattr("cuecraft.evidence.Evidence.is_better", True)
+    monkeypatch.setattr("cuecraft.methods.evidence.Evidence.is_better", True)
     problem = problem_of(kind, request)
     outcome = auto().fit(problem)
     assert len(outcome.best.prompts) == (4 if kind != "sequence" else 5)  # heads on features of unit length, too

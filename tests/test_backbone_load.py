@@ -15,11 +15,11 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig, MistralConfig, Mis
 
 from conftest import make_causal, make_examples, make_masked, make_task
 from cuecraft import PromptClassifier
+from cuecraft.artifact import HardPrompt
 from cuecraft.backbone import load_backbone
 from cuecraft.backbone.checkpoint import explained
 from cuecraft.backbone.load import _load
-from cuecraft.errors import BackboneError, CuecraftWarning
-from cuecraft.prompts import HardPrompt
+from cuecraft.core.errors import BackboneError, CuecraftWarning
 
 SHAPE = {
     "hidden_size": 32,

@@ -9,10 +9,10 @@ import torch
 from conftest import LABELS, TEXTS, make_causal, make_masked
 from cuecraft import PromptClassifier
 from cuecraft.backbone import load_backbone
-from cuecraft.backbone.vocabulary import Bounded
-from cuecraft.errors import BackboneError, CuecraftError, CuecraftWarning, LabelWordError
-from cuecraft.search.label_words import LabelWordSearch
-from cuecraft.search.vocabulary import VocabularyOptions, make_vocabulary
+from cuecraft.backbone.hosted import Bounded
+from cuecraft.core.errors import BackboneError, CuecraftError, CuecraftWarning, LabelWordError
+from cuecraft.methods.search.label_words import LabelWordSearch
+from cuecraft.methods.search.vocabulary import VocabularyOptions, make_vocabulary
 
 ADDED = ["tremendous", "日本"]
 PLAIN = "the story is warm and bright"
@@ -96,7 +96,7 @@ def test_label_words_prompts_and_searches_stay_within_the_embeddings(kind, reque
 
 def _problem(backbone, words):
     from conftest import make_task, records
-    from cuecraft.tune.prepare import make_problem
+    from cuecraft.methods.prepare import make_problem
 
     return make_problem(backbone, make_task("{text}{prompt: it was}{mask}", words), records(TEXTS))
 
@@ -104,7 +104,7 @@ def _problem(backbone, words):
 def test_an_exported_graph_reads_such_texts_too(oversized, tmp_path):
     pytest.importorskip("onnxruntime")
     from cuecraft.export import GraphRequest, export_graph
-    from cuecraft.runtime import ExportedClassifier
+    from cuecraft.export.runtime import ExportedClassifier
 
     words = {"negative": "bad", "positive": "good"}
     fitted = PromptClassifier(oversized, "zero-shot", label_words=words).fit(X, Y)
@@ -116,8 +116,7 @@ def test_an_exported_graph_reads_such_texts_too(oversized, tmp_path):
 
 @torch.no_grad()
 def test_what_is_traced_for_one_prompt_or_several_takes_ids_without_an_embedding(oversized_causal, causal_pair):
-    from cuecraft.export.folding import fold
-    from cuecraft.export.several import FoldedSeveral
+    from cuecraft.export.folding import FoldedSeveral, fold
 
     words = {"negative": "bad", "positive": "good"}
     fitted = PromptClassifier(oversized_causal, "zero-shot", label_words=words).fit(X, Y)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cuecraft.backbone.batches import TokenBudget, token_batches
+from cuecraft.task.batches import TokenBudget, token_batches
 
 LENGTHS = st.lists(st.integers(0, 60), max_size=60)
 

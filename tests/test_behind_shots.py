@@ -8,13 +8,13 @@ import torch
 
 from conftest import LABELS, TEXTS, make_examples, make_task, records
 from cuecraft import PromptClassifier
-from cuecraft.errors import MethodError
-from cuecraft.prompts import DeepCue, SoftPrompt
-from cuecraft.serve.registry import member_logits
-from cuecraft.serve.shelf import ServedPrompt
-from cuecraft.tune import make_method
-from cuecraft.tune.in_context import ShotChoice, choose_shots
-from cuecraft.tune.prepare import make_problem
+from cuecraft.artifact import DeepCue, SoftPrompt
+from cuecraft.core.errors import MethodError
+from cuecraft.methods import make_method
+from cuecraft.methods.in_context import ShotChoice, choose_shots
+from cuecraft.methods.prepare import make_problem
+from cuecraft.serving.artifacts import ServedPrompt
+from cuecraft.serving.registry import member_logits
 from serving import X, Y
 from tiny_backbones import assert_close
 

@@ -16,16 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bulk import artifact, classify, messages, rows_of, write_jsonl
-from cuecraft.bulk import preparing
-from cuecraft.bulk.blocks import blocks_of
-from cuecraft.bulk.lines import SHRUNK
-from cuecraft.bulk.masking import masked
-from cuecraft.bulk.rows import rows_of as rows_in
-from cuecraft.bulk.sources import Format, find_sources
-from cuecraft.bulk.student import fit_student
-from cuecraft.bulk.table import Answers
-from cuecraft.data import formats
-from cuecraft.errors import BulkError, DataError
+from cuecraft.core.errors import BulkError, DataError
+from cuecraft.data import files as formats
+from cuecraft.serving.bulk import making as preparing
+from cuecraft.serving.bulk.blocks import SHRUNK, blocks_of
+from cuecraft.serving.bulk.rows import rows_of as rows_in
+from cuecraft.serving.bulk.sources import Format, find_sources
+from cuecraft.serving.bulk.student import fit_student
+from cuecraft.serving.bulk.table import Answers
+from cuecraft.serving.bulk.texts import masked
 from test_bulk_reading import NOWHERE, read, wanted
 
 
@@ -289,8 +288,8 @@ def test_texts_of_one_score_are_let_in_together():
     texts = [f"word{n} x" for n in range(1500)]
     answers = Answers.empty(1500, 1)
     answers.labels[:, 0] = 0
-    from cuecraft.bulk.reading import text_number
-    from cuecraft.bulk.student import _HELD_OUT
+    from cuecraft.serving.bulk.reading import text_number
+    from cuecraft.serving.bulk.student import _HELD_OUT
 
     out = np.array([text_number(text) // 8 % _HELD_OUT[1] < _HELD_OUT[0] for text in texts])
     rare = np.flatnonzero(out)[-12:]  # among the last of those that calibrate: 2% of them

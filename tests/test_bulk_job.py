@@ -13,14 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import cuecraft.storage
+import cuecraft.core.storage
 from bulk import SMALL, X, Y, artifact, classify, messages, rows_of, text_at, write_jsonl
 from conftest import make_causal
 from cuecraft import PromptClassifier
-from cuecraft.bulk.agreement import Drift, interval, lower_bound, needed
-from cuecraft.bulk.student import Student, fit_student
-from cuecraft.bulk.table import MODEL, STUDENT, Answers, AnswerTable
-from cuecraft.errors import BulkError
+from cuecraft.core.errors import BulkError
+from cuecraft.serving.bulk.student import Drift, Student, fit_student, interval, lower_bound, needed
+from cuecraft.serving.bulk.table import MODEL, STUDENT, Answers, AnswerTable
 
 
 @pytest.fixture(scope="module")
@@ -186,15 +185,15 @@ def test_the_cascade_answers_by_the_student_is_audited_and_falls_back_when_it_dr
             return np.ones(len(texts), bool), found
 
     def learned(texts, answers, *rest):
-        from cuecraft.bulk.student import Fitted
+        from cuecraft.serving.bulk.student import Fitted
 
         share = (answers.labels[:, 0] == 1).mean()
         Stubborn.wrong = int(share < 0.5)  # what the backbone seldom says
         student = Student(np.ones(2), [], is_masked=False)
         return Fitted(student, {"used": True, "sample": len(texts)})
 
-    monkeypatch.setattr("cuecraft.bulk.preparing.fit_student", learned)
-    monkeypatch.setattr("cuecraft.bulk.preparing.Student", Stubborn)
+    monkeypatch.setattr("cuecraft.serving.bulk.making.fit_student", learned)
+    monkeypatch.setattr("cuecraft.serving.bulk.making.Student", Stubborn)
     found = classify(folder, source, tmp_path / "out", **asked)
     assert found["cascade"]["fell_back"]
     audit = found["agreement"]["cascade"]
@@ -277,7 +276,7 @@ def test_a_full_disk_keeps_what_is_finished_and_the_job_goes_on(prompt, tmp_path
     folder, _ = prompt
     source = write_jsonl(tmp_path / "a.jsonl", messages(150))
     classify(folder, source, tmp_path / "whole")
-    plain, left = cuecraft.storage._sync, [40]
+    plain, left = cuecraft.core.storage._sync, [40]
 
     def full(path):
         left[0] -= 1
@@ -285,10 +284,10 @@ def test_a_full_disk_keeps_what_is_finished_and_the_job_goes_on(prompt, tmp_path
             raise OSError(errno.ENOSPC, "No space left on device")
         plain(path)
 
-    monkeypatch.setattr(cuecraft.storage, "_sync", full)
+    monkeypatch.setattr(cuecraft.core.storage, "_sync", full)
     with pytest.raises(BulkError, match=r"cannot be written \(No space left on device\); what is finished is kept"):
         classify(folder, source, tmp_path / "out")
-    monkeypatch.setattr(cuecraft.storage, "_sync", plain)
+    monkeypatch.setattr(cuecraft.core.storage, "_sync", plain)
     kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "shards").iterdir()}
     assert 0 < len(kept) < 6
     assert not list(tmp_path.glob("out/**/.*.tmp"))

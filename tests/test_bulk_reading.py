@@ -15,13 +15,12 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cuecraft.bulk.blocks import blocks_of
-from cuecraft.bulk.masking import masked
-from cuecraft.bulk.reading import read_block
-from cuecraft.bulk.rows import rows_of
-from cuecraft.bulk.sources import Format, find_sources
-from cuecraft.bulk.texts import Wanted, parsed_template
-from cuecraft.errors import BulkError
+from cuecraft.core.errors import BulkError
+from cuecraft.serving.bulk.blocks import blocks_of
+from cuecraft.serving.bulk.reading import read_block
+from cuecraft.serving.bulk.rows import rows_of
+from cuecraft.serving.bulk.sources import Format, find_sources
+from cuecraft.serving.bulk.texts import Wanted, masked, parsed_template
 
 NOWHERE = Path("/nowhere/out")
 PACK = {"": lambda data: data, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}

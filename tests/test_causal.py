@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from conftest import TEXTS, make_causal, make_examples, make_task
+from cuecraft.artifact import HardPrompt, PrefixPrompt, SoftPrompt
 from cuecraft.backbone import Budget, load_backbone
-from cuecraft.errors import PromptError
-from cuecraft.prompts import HardPrompt, PrefixPrompt, SoftPrompt
+from cuecraft.core.errors import PromptError
 from oracles import plain_class_logits
 
 TEMPLATES = {

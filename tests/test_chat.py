@@ -10,14 +10,14 @@ from architectures import tiny_model
 from chat_templates import CHATS, chat_tokenizer
 from conftest import LABELS, TEXTS, make_examples
 from cuecraft import PromptClassifier
+from cuecraft.artifact import HardPrompt, SoftPrompt, load_artifact
 from cuecraft.backbone import load_backbone
-from cuecraft.errors import MethodError, TemplateError
-from cuecraft.prompts import HardPrompt, SoftPrompt, load_artifact
-from cuecraft.serve.engine import Engine
-from cuecraft.serve.shelf import Shelf
+from cuecraft.core.errors import MethodError, TemplateError
+from cuecraft.methods.prepare import written_template
+from cuecraft.serving.artifacts import Shelf
+from cuecraft.serving.engine import Engine
 from cuecraft.task import Example, Shot, Task, Verbalizer
 from cuecraft.task.chat import Chat, chat_of
-from cuecraft.tune.prepare import written_template
 from tiny_backbones import assert_close
 
 CUE = "In one word, this is"

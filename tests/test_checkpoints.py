@@ -15,14 +15,14 @@ from safetensors import safe_open
 
 from conftest import LABELS, TEXTS, tiny_problem
 from cuecraft import PromptClassifier
-from cuecraft.checkpoints import Checkpoints, Keeping
-from cuecraft.errors import MethodError, StoppedError
-from cuecraft.method import CalibrationKind, Selection
-from cuecraft.tune import make_method
-from cuecraft.tune.deep_cue import OffsetTraining
-from cuecraft.tune.finish import make_artifact
-from cuecraft.tune.prepare import with_checkpoints
-from cuecraft.untuned import starting_point
+from cuecraft.core.checkpoints import Checkpoints, Keeping
+from cuecraft.core.errors import MethodError, StoppedError
+from cuecraft.methods import make_method
+from cuecraft.methods.fit import make_artifact
+from cuecraft.methods.prepare import with_checkpoints
+from cuecraft.methods.problem import CalibrationKind, Selection
+from cuecraft.methods.train.deep import OffsetTraining
+from cuecraft.methods.untuned import starting_point
 
 RESUMED = {
     "autoprompt": {"steps": 6, "candidates": 8, "prompt_length": 4},
@@ -125,7 +125,7 @@ import sys, json, torch
 from pathlib import Path
 torch.set_num_threads(1)
 from cuecraft import PromptClassifier
-from cuecraft.checkpoints import Keeping
+from cuecraft.core.checkpoints import Keeping
 folder, state, out, encoder, slow = sys.argv[1:]
 texts, labels = json.loads(sys.stdin.read())
 def report(event):
@@ -206,7 +206,7 @@ def test_without_a_dev_set_it_resumes_too(causal, tmp_path):
 
 def test_states_are_kept_as_often_as_asked_and_when_asked_to_stop(tmp_path, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("cuecraft.checkpoints.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("cuecraft.core.checkpoints.time.monotonic", lambda: now[0])
     asked_to_stop = []
     slot = Checkpoints(Keeping(tmp_path, steps=3, seconds=10.0, stop=lambda: bool(asked_to_stop)), "key").slot("a")
     found = []

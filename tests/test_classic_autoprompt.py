@@ -9,10 +9,10 @@ import pytest
 
 import cuecraft
 from conftest import LABELS, TEXTS, make_causal
-from cuecraft.classic import AutoPrompt
-from cuecraft.classifier import PromptClassifier
-from cuecraft.errors import BackboneError, CuecraftWarning, DataError, MethodError
-from cuecraft.prompts import HardPrompt, load_artifact
+from cuecraft.api.classic import AutoPrompt
+from cuecraft.api.estimators import PromptClassifier
+from cuecraft.artifact import HardPrompt, load_artifact
+from cuecraft.core.errors import BackboneError, CuecraftWarning, DataError, MethodError
 
 ROWS = [{"text": text, "label": LABELS[label]} for text, label in TEXTS * 2]
 WORDS = {"negative": "bad", "positive": "good"}
@@ -144,5 +144,5 @@ def test_the_package_offers_both_without_loading_torch():
         "print(json.dumps([before, AutoPrompt.__module__, PrefixTuning.__module__, 'AutoPrompt' in names]))"
     )
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    assert json.loads(found) == [False, "cuecraft.classic.autoprompt", "cuecraft.classic.prefix", True]
+    assert json.loads(found) == [False, "cuecraft.api.classic.autoprompt", "cuecraft.api.classic.prefix", True]
     assert {"AutoPrompt", "PrefixTuning"} <= set(cuecraft.__all__)

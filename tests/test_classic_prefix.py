@@ -27,9 +27,9 @@ from transformers import (
 )
 
 from conftest import LABELS, TEXTS, lively, make_causal, make_masked
-from cuecraft.classic import PrefixTuning
-from cuecraft.errors import BackboneError, DataError, PromptError
-from cuecraft.interop.folder import flatten_states
+from cuecraft.api.classic import PrefixTuning
+from cuecraft.core.errors import BackboneError, DataError, PromptError
+from cuecraft.export.peft_export import flatten_states
 from oracles import saved_bytes
 
 IDS = torch.tensor([[70, 71, 72, 73, 74], [80, 81, 82, 0, 0]])

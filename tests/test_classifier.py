@@ -12,7 +12,7 @@ from sklearn.preprocessing import FunctionTransformer
 
 from conftest import LABELS, TEXTS
 from cuecraft import CuecraftError, CuecraftWarning, PromptClassifier
-from cuecraft.errors import LabelWordError, MethodError
+from cuecraft.core.errors import LabelWordError, MethodError
 
 X = [text for text, _ in TEXTS] * 2
 Y = [LABELS[label] for _, label in TEXTS] * 2

@@ -5,8 +5,8 @@ import math
 import pytest
 
 from conftest import make_examples, tiny_problem
-from cuecraft.compare import run_methods, wilson_interval
-from cuecraft.method import label_context, score
+from cuecraft.methods.problem import label_context, score
+from cuecraft.study.compare import run_methods, wilson_interval
 
 
 @pytest.mark.parametrize(("accuracy", "count"), [(0.0, 10), (0.5, 40), (0.8, 300), (1.0, 25)])

@@ -14,16 +14,15 @@ import pytest
 import yaml
 
 from conftest import LABELS, TEXTS, make_examples, tiny_problem
-from cuecraft.compare import comparison, config
-from cuecraft.compare.config import CompareConfig, contenders, load_config
-from cuecraft.compare.schema import Cell, Comparison, Step
-from cuecraft.compare.splits import read_splits
-from cuecraft.compare.store import Folder, cell_key
-from cuecraft.compare.trial import repeat_trial, run_trial
-from cuecraft.errors import CompareError, CuecraftWarning, MethodError
-from cuecraft.method import CalibrationKind, Method, Selection, label_context, score
-from cuecraft.tune import METHODS, make_method
-from cuecraft.untuned import starting_point
+from cuecraft.core.errors import CompareError, CuecraftWarning, MethodError
+from cuecraft.methods import METHODS, make_method
+from cuecraft.methods.problem import CalibrationKind, Method, Selection, label_context, score
+from cuecraft.methods.untuned import starting_point
+from cuecraft.study.compare import comparison, config
+from cuecraft.study.compare.comparison import Folder, cell_key
+from cuecraft.study.compare.config import CompareConfig, contenders, load_config, read_splits
+from cuecraft.study.compare.schema import Cell, Comparison, Step
+from cuecraft.study.compare.trial import repeat_trial, run_trial
 
 ROWS = [{"text": text, "label": LABELS[label]} for text, label in TEXTS]
 QUICK = [
@@ -279,7 +278,7 @@ def test_a_backbone_without_words_is_compared_with_its_first_method(task, run, u
 
 
 def test_the_reference_of_a_backbone_without_words_is_the_linear_probe():
-    from cuecraft.compare.summary import untuned_name
+    from cuecraft.study.compare.report import untuned_name
 
     assert untuned_name({"deep-cue": [], "linear-probe": []}) == "linear-probe"
     assert untuned_name({"deep-cue": [], "linear-probe": [], "zero-shot": []}) == "zero-shot"

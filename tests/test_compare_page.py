@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cuecraft.compare import plots
-from cuecraft.compare.report import render_report
-from cuecraft.compare.schema import Comparison
+from cuecraft.study.compare import plots
+from cuecraft.study.compare.report import render_report
+from cuecraft.study.compare.schema import Comparison
 
 DOCUMENT = Path(__file__).parents[1] / "benchmarks" / "results" / "compare_sst-2.json"
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from sklearn.metrics import f1_score
 
-from cuecraft.compare import meters, statistics
-from cuecraft.compare.statistics import Resamples, interval, macro_f1, spread, two_sided_p
+from cuecraft.study.compare import formats as statistics
+from cuecraft.study.compare import trial as meters
+from cuecraft.study.compare.formats import Resamples, macro_f1, percentile_interval, spread, two_sided_p
 
 RANDOM = np.random.default_rng(5)
 TRUTH = RANDOM.integers(3, size=20)
@@ -66,7 +67,7 @@ def test_macro_f1_by_hand():
 
 def test_the_interval_of_one_seed_is_about_the_binomial_one():
     hits = (np.arange(400) < 300).astype(float)[None]
-    low, high = interval(Resamples.draw(1, 400).mean(hits))
+    low, high = percentile_interval(Resamples.draw(1, 400).mean(hits))
     half = 1.96 * math.sqrt(0.75 * 0.25 / 400)
     assert low == pytest.approx(0.75 - half, abs=0.006)
     assert high == pytest.approx(0.75 + half, abs=0.006)
@@ -75,7 +76,7 @@ def test_the_interval_of_one_seed_is_about_the_binomial_one():
 def test_seeds_that_differ_widen_the_interval():
     # Every row right with one seed and wrong with the other: rows alone would give 0.5 without any doubt.
     hits = np.array([np.ones(50), np.zeros(50)])
-    assert interval(Resamples.draw(2, 50).mean(hits)) == (0.0, 1.0)
+    assert percentile_interval(Resamples.draw(2, 50).mean(hits)) == (0.0, 1.0)
 
 
 def test_p_values_count_the_draws_beyond_zero():

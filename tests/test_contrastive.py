@@ -13,23 +13,22 @@ from torch.nn import functional
 from auto_parts import ONE, flipped, planned
 from conftest import TEXTS, records, tiny_problem
 from conftest import make_task as task_of
+from cuecraft.artifact import Calibration, DeepCue, HardPrompt, load_artifact
+from cuecraft.artifact.predictor import Candidate
 from cuecraft.backbone import ClassHead, FeatureScale
-from cuecraft.backbone.readout import class_scores
-from cuecraft.errors import MethodError
-from cuecraft.gradients import feature_gradients, features_of
-from cuecraft.method import score
-from cuecraft.predictor import Candidate
-from cuecraft.prompts import Calibration, DeepCue, HardPrompt, load_artifact
-from cuecraft.search.folds import stratified_folds
-from cuecraft.tune import make_method
-from cuecraft.tune.auto import crossfit
-from cuecraft.tune.auto.crossfit import HEAD_SHARES, ByHead, Configuration, Trainings, tokens_of
-from cuecraft.tune.auto.starts import BarePrefix, BareWords
-from cuecraft.tune.contrastive import Contrast, ContrastiveTraining, contrastive_losses
-from cuecraft.tune.contrastive.loss import nearest_is_alike
-from cuecraft.tune.contrastive.objective import balanced_batches
-from cuecraft.tune.finish import make_artifact
-from cuecraft.tune.prepare import make_problem
+from cuecraft.backbone.columns import class_scores
+from cuecraft.core.errors import MethodError
+from cuecraft.methods import make_method
+from cuecraft.methods.auto import crossfit
+from cuecraft.methods.auto.crossfit import HEAD_SHARES, ByHead, Configuration, Trainings, tokens_of
+from cuecraft.methods.auto.starts import BarePrefix, BareWords
+from cuecraft.methods.contrastive import Contrast, ContrastiveTraining, contrastive_losses
+from cuecraft.methods.contrastive.objective import balanced_batches, nearest_is_alike
+from cuecraft.methods.fit import make_artifact
+from cuecraft.methods.gradients import feature_gradients, features_of
+from cuecraft.methods.held_out import stratified_folds
+from cuecraft.methods.prepare import make_problem
+from cuecraft.methods.problem import score
 from tiny_backbones import builder
 
 KINDS = ("causal", "masked", "sequence")

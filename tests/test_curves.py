@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from conftest import tiny_problem
-from cuecraft.method import Selection, score
-from cuecraft.tune import make_method
+from cuecraft.methods import make_method
+from cuecraft.methods.problem import Selection, score
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ import torch
 from transformers import AlbertConfig, AlbertForMaskedLM
 
 from conftest import LM_TEMPLATE, make_causal, make_examples, make_masked, make_task, tiny_problem
+from cuecraft.artifact import DeepCue, HardPrompt, SoftPrompt, load_artifact
 from cuecraft.backbone import ClassHead, load_backbone
-from cuecraft.errors import BackboneError, PromptError
-from cuecraft.method import CalibrationKind, Selection, score
-from cuecraft.prompts import DeepCue, HardPrompt, SoftPrompt, load_artifact
-from cuecraft.tune import make_method
-from cuecraft.tune.finish import make_artifact
-from cuecraft.untuned import starting_point
+from cuecraft.core.errors import BackboneError, PromptError
+from cuecraft.methods import make_method
+from cuecraft.methods.fit import make_artifact
+from cuecraft.methods.problem import CalibrationKind, Selection, score
+from cuecraft.methods.untuned import starting_point
 from oracles import own_layers, plain_class_logits
 
 CUE = (300, 301, 302)
@@ -147,7 +147,7 @@ def test_a_model_whose_layers_share_weights_is_refused_in_one_line(word_tokenize
 
 @torch.no_grad()
 def test_a_users_own_pass_in_another_thread_is_left_alone(causal):
-    from cuecraft.backbone.layers import entering
+    from cuecraft.backbone.hooks import entering
 
     ids = torch.tensor([[5, 6, 7]])
     plain = causal.model(ids).logits

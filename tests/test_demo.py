@@ -14,14 +14,15 @@ import torch
 from torch.nn import functional
 
 from conftest import LABELS, TEXTS, tiny_problem
-from cuecraft import assets, display
-from cuecraft.compare import demo, demo_packages
-from cuecraft.compare.demo_report import render_demo
+from cuecraft.cli import display
+from cuecraft.core import assets
+from cuecraft.core.errors import MethodError
 from cuecraft.data import Record
-from cuecraft.errors import MethodError
-from cuecraft.method import CalibrationKind, score
-from cuecraft.search.written_words import WrittenWords
-from cuecraft.untuned import starting_point
+from cuecraft.methods.problem import CalibrationKind, score
+from cuecraft.methods.search.written_words import WrittenWords
+from cuecraft.methods.untuned import starting_point
+from cuecraft.study.compare import demo, demo_packages
+from cuecraft.study.compare.demo import render_demo
 
 SMALL = ("--shots", "4", "--test-size", "20")
 ROOT = Path(__file__).parents[1]

@@ -8,12 +8,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import DATA
-from cuecraft import PromptClassifier, assets
-from cuecraft.backbone import HeadKind, Pooling, load_backbone
+from cuecraft import PromptClassifier
+from cuecraft.artifact import DeepCue, HardPrompt
+from cuecraft.backbone import Pooling, load_backbone
+from cuecraft.core import assets
+from cuecraft.core.errors import AssetError, BackboneError
 from cuecraft.data import read_records
-from cuecraft.errors import AssetError, BackboneError
-from cuecraft.prompts import DeepCue, HardPrompt
 from cuecraft.task import Example, Task, Template, Verbalizer
+from cuecraft.task.rendering import HeadKind
 from oracles import plain_class_logits
 
 

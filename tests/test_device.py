@@ -9,14 +9,14 @@ from transformers import MambaConfig, MambaForCausalLM
 
 from conftest import LABELS, TEXTS, make_causal, make_examples, make_masked, make_task, tiny_problem
 from cuecraft import PromptClassifier
+from cuecraft.artifact import HardPrompt, load_artifact
 from cuecraft.backbone import Pooling, load_backbone
 from cuecraft.backbone.load import _dtype
-from cuecraft.errors import BackboneError, CuecraftWarning
-from cuecraft.method import CalibrationKind, Selection
-from cuecraft.prompts import HardPrompt, load_artifact
-from cuecraft.storage import digest
-from cuecraft.tune import make_method
-from cuecraft.untuned import starting_point
+from cuecraft.core.errors import BackboneError, CuecraftWarning
+from cuecraft.core.storage import digest
+from cuecraft.methods import make_method
+from cuecraft.methods.problem import CalibrationKind, Selection
+from cuecraft.methods.untuned import starting_point
 from test_tune import FAST, LEARN
 
 X, Y = [text for text, _ in TEXTS], [LABELS[label] for _, label in TEXTS]

@@ -16,11 +16,11 @@ import yaml
 from typer.main import get_command
 
 from conftest import tiny_problem
-from cuecraft.assets import model_folder
 from cuecraft.cli import app
 from cuecraft.cli.help import COMMANDS
-from cuecraft.errors import AssetError, DataError
-from cuecraft.runs.examples import read_splits
+from cuecraft.core.assets import model_folder
+from cuecraft.core.errors import AssetError, DataError
+from cuecraft.runs.tune import read_splits
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -267,8 +267,8 @@ def test_the_schema_reference_has_every_method_and_its_options(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "docs" / "hooks"))
     from schema import schema_reference
 
-    from cuecraft.recipe import json_schema
-    from cuecraft.tune import METHODS
+    from cuecraft.methods import METHODS
+    from cuecraft.runs import json_schema
 
     text = schema_reference(json_schema())
     for name, method in METHODS.items():
@@ -282,7 +282,7 @@ def test_the_http_reference_has_every_field(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "docs" / "hooks"))
     from schema import model_reference
 
-    from cuecraft.serve.http.wire import AnswerDocument, ClassifyRequest, ClassifyResponse
+    from cuecraft.serving.http.wire import AnswerDocument, ClassifyRequest, ClassifyResponse
 
     models = {model.__name__: model.model_json_schema() for model in (ClassifyRequest, ClassifyResponse)}
     text = model_reference(models)

@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import tiny_problem
-from cuecraft.method import CalibrationKind, Labelled, score
-from cuecraft.predictor import Candidate
-from cuecraft.prompts import Calibration, HardPrompt
-from cuecraft.search import AutoPrompt
-from cuecraft.search.elimination import best_swap, halving_rounds
-from cuecraft.search.vocabulary import allowed_tokens
-from cuecraft.untuned import starting_point
+from cuecraft.artifact import Calibration, HardPrompt
+from cuecraft.artifact.predictor import Candidate
+from cuecraft.methods.problem import CalibrationKind, Labelled, score
+from cuecraft.methods.search import AutoPrompt
+from cuecraft.methods.search.halving import best_swap, halving_rounds
+from cuecraft.methods.search.vocabulary import allowed_tokens
+from cuecraft.methods.untuned import starting_point
 from oracles import plain_class_logits
 
 

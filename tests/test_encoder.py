@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from conftest import LM_TEMPLATE, TEXTS, make_examples, make_masked, make_task
+from cuecraft.artifact import DeepCue, HardPrompt, PrefixPrompt, SoftPrompt
 from cuecraft.backbone import Budget, ClassHead, Pooling, load_backbone
-from cuecraft.errors import PromptError
-from cuecraft.prompts import DeepCue, HardPrompt, PrefixPrompt, SoftPrompt
+from cuecraft.core.errors import PromptError
 from tiny_backbones import random_head, random_states
 
 TEMPLATES = ["{text}{prompt: it was}{mask}.", "{prompt: it was}{mask}: {text}", "{mask}{prompt} {text}"]

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cuecraft.advise.endpoint import Endpoint, ask_all, key_from, question, read_answer
-from cuecraft.errors import EndpointError
+from cuecraft.core.errors import EndpointError
+from cuecraft.study.advise.endpoint import Endpoint, ask_all, key_from, question, read_answer
 
 LABELS = ("negative", "positive")
 KEY = "sk-Secret123"

@@ -8,8 +8,8 @@ import pytest
 
 from conftest import LABELS, TEXTS
 from cuecraft import PromptClassifier
-from cuecraft.errors import ArtifactError
-from cuecraft.predictor import PromptEnsemble
+from cuecraft.artifact.predictor import PromptEnsemble
+from cuecraft.core.errors import ArtifactError
 
 TEMPLATE = "{text}{prompt: it was}{mask}"
 
@@ -108,7 +108,7 @@ def test_a_folder_of_other_seeds_or_an_artifact_is_not_mixed_with_new_ones(run, 
 
 
 def test_all_seeds_are_tested_on_the_same_rows(run, causal_folder, tmp_path, monkeypatch):
-    from cuecraft import classifier
+    from cuecraft.api import estimators as classifier
 
     data, tested = rows(tmp_path / "rows.jsonl"), []
     plain = classifier.PromptClassifier.scores

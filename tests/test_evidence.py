@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cuecraft.evidence import compare_paired, judge, strength_of
+from cuecraft.methods.evidence import compare_paired, judge, strength_of
 
 
 def answers(probabilities):

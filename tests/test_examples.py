@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from conftest import LABELS, TEXTS
-from cuecraft.assets import model_folder
-from cuecraft.errors import AssetError
+from cuecraft.core.assets import model_folder
+from cuecraft.core.errors import AssetError
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SCRIPTS = sorted(path.stem for path in EXAMPLES.glob("*.py"))

@@ -15,13 +15,15 @@ pytest.importorskip("onnxruntime")
 
 from conftest import make_causal
 from cuecraft import PromptClassifier
+from cuecraft.core.errors import CuecraftWarning, DataError, ExportError, PromptError
 from cuecraft.data import Record
-from cuecraft.errors import CuecraftWarning, DataError, ExportError, PromptError
-from cuecraft.export import GraphRequest, export_graph, graph, precision, rows
-from cuecraft.export.precision import Recipe
-from cuecraft.runtime import ExportedClassifier, ExportedModel, RuntimeOptions, read_export
-from cuecraft.serve.engine import Engine, EngineOptions
-from cuecraft.serve.exported import ExportShelf
+from cuecraft.export import GraphRequest, export_graph, graph
+from cuecraft.export import quantise as precision
+from cuecraft.export import quantise as rows
+from cuecraft.export.quantise import Recipe
+from cuecraft.export.runtime import ExportedClassifier, ExportedModel, RuntimeOptions, read_export
+from cuecraft.serving.engine import Engine, EngineOptions
+from cuecraft.serving.exported import ExportShelf
 from serving import X, Y, classifiers
 
 ROOT = Path(__file__).parents[1]
@@ -232,7 +234,7 @@ def test_the_command_line_predicts_without_torch(soft):
 
 def test_what_serves_is_imported_without_torch():
     pytest.importorskip("fastapi")
-    code = NO_TORCH + "import cuecraft.serve.http.server, cuecraft.serve.exported, cuecraft.serve.command"
+    code = NO_TORCH + "import cuecraft.serving.http.server, cuecraft.serving.exported, cuecraft.serving.command"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -335,7 +337,7 @@ def test_a_weight_with_two_inputs_is_smoothed_for_each(tmp_path):
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
-    from cuecraft.export.rows import quantise_rows
+    from cuecraft.export.quantise import quantise_rows
 
     chance = np.random.default_rng(0)
     weight = chance.normal(size=(32, 32)).astype(np.float32)

@@ -26,7 +26,7 @@ TEXTS = [" ".join(WORDS[(3 * n + k * (1 + n % 5)) % len(WORDS)] for k in range(1
 ASKED = """
 import json, sys
 import numpy as np
-from cuecraft.runtime import ExportedClassifier
+from cuecraft.export.runtime import ExportedClassifier
 
 texts, found = json.load(open(sys.argv[1])), {}
 for folder in sys.argv[2:]:

@@ -14,11 +14,11 @@ pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
 from cuecraft import PromptClassifier
-from cuecraft.errors import ArtifactError, ExportError
+from cuecraft.core.errors import ArtifactError, ExportError
 from cuecraft.export import export_graph
-from cuecraft.runtime import ExportedClassifier, ExportedModel, RuntimeOptions, read_export
-from cuecraft.serve.engine import Engine, EngineOptions
-from cuecraft.serve.exported import ExportShelf
+from cuecraft.export.runtime import ExportedClassifier, ExportedModel, RuntimeOptions, read_export
+from cuecraft.serving.engine import Engine, EngineOptions
+from cuecraft.serving.exported import ExportShelf
 from serving import X, Y, classifiers
 from test_export import MANY, TEXTS, request
 

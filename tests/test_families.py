@@ -29,14 +29,14 @@ from transformers import (
 )
 
 from conftest import TEXTS, lively, make_causal, make_examples, make_task, tiny_problem
+from cuecraft.artifact import Calibration, DeepCue, HardPrompt
+from cuecraft.artifact.predictor import Candidate
 from cuecraft.backbone import Budget, load_backbone
-from cuecraft.backbone.batching import is_out_of_memory
-from cuecraft.errors import BackboneError, CuecraftWarning, DataError
-from cuecraft.gradients import loss_gradient
-from cuecraft.predictor import Candidate
-from cuecraft.prompts import Calibration, DeepCue, HardPrompt
+from cuecraft.backbone.budget import is_out_of_memory
+from cuecraft.core.errors import BackboneError, CuecraftWarning, DataError
+from cuecraft.methods import make_method
+from cuecraft.methods.gradients import loss_gradient
 from cuecraft.task import Example
-from cuecraft.tune import make_method
 from oracles import plain_class_logits
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
@@ -280,8 +280,8 @@ def test_reading_beside_a_pass_of_an_eager_model_keeps_its_causal_mask(byte_toke
 
 
 def test_another_number_type_than_tuned_with_is_warned_of(causal, byte_tokenizer, tmp_path):
-    from cuecraft.prompts import load_artifact
-    from cuecraft.tune.finish import make_artifact
+    from cuecraft.artifact import load_artifact
+    from cuecraft.methods.fit import make_artifact
 
     problem = tiny_problem(causal)
     method = make_method("zero-shot")

@@ -8,11 +8,11 @@ import torch
 
 from conftest import LABELS, TEXTS
 from cuecraft import PromptClassifier
-from cuecraft.checkpoints import Keeping
-from cuecraft.errors import ArtifactError, MethodError
-from cuecraft.family import PromptFamily
-from cuecraft.prompts import TaskPart, load_artifact
-from cuecraft.tune.multitask import MultitaskTuning
+from cuecraft.api.family import PromptFamily
+from cuecraft.artifact import TaskPart, load_artifact
+from cuecraft.core.checkpoints import Keeping
+from cuecraft.core.errors import ArtifactError, MethodError
+from cuecraft.methods.train.multitask import MultitaskTuning
 
 SENTIMENT = ([text for text, _ in TEXTS], [LABELS[label] for _, label in TEXTS])
 LENGTHS = ([text for text, _ in TEXTS], ["war" if len(text.split()) > 5 else "love" for text, _ in TEXTS])

@@ -11,15 +11,15 @@ from sklearn.linear_model import LogisticRegression
 from torch.nn import functional
 
 from conftest import LM_TEMPLATE, make_causal, make_examples, make_task, tiny_problem
+from cuecraft.artifact import DeepCue, HardPrompt
 from cuecraft.backbone import load_backbone
+from cuecraft.core.errors import MethodError
 from cuecraft.data import Record
-from cuecraft.errors import MethodError
-from cuecraft.method import CalibrationKind, Problem, Score, label_context, score
-from cuecraft.prompts import DeepCue, HardPrompt
-from cuecraft.search.folds import stratified_folds, texts_of
-from cuecraft.tune import make_method
-from cuecraft.tune.first_order import class_gradients, linearised, logistic
-from cuecraft.untuned import starting_point
+from cuecraft.methods import make_method
+from cuecraft.methods.first_order import class_gradients, linearised, logistic
+from cuecraft.methods.held_out import stratified_folds, texts_of
+from cuecraft.methods.problem import CalibrationKind, Problem, Score, label_context, score
+from cuecraft.methods.untuned import starting_point
 
 CUE = HardPrompt((300, 301, 302))
 
@@ -229,7 +229,7 @@ def test_a_class_head_is_refused(sequence):
 
 def test_what_does_not_fit_is_refused_before_it_is_computed(causal, monkeypatch):
     problem = tiny_problem(causal)
-    monkeypatch.setattr("cuecraft.tune.first_order.memory_of", lambda device: 1000)
+    monkeypatch.setattr("cuecraft.methods.first_order.memory_of", lambda device: 1000)
     with pytest.raises(MethodError, match="GiB; give fewer examples"):
         make_method("first-order").fit(problem)
     with pytest.raises(MethodError, match="penalties are positive"):

@@ -4,11 +4,10 @@ import pytest
 import torch
 
 from conftest import TEXTS, lively, make_causal, make_examples, make_task
+from cuecraft.artifact import Calibration, HardPrompt
 from cuecraft.backbone import CausalBackbone, ClassHead, FeatureScale, SequenceBackbone, load_backbone
-from cuecraft.errors import ExportError, TemplateError
-from cuecraft.export.folding import fold
-from cuecraft.export.several import FoldedSeveral, check_together
-from cuecraft.prompts import Calibration, HardPrompt
+from cuecraft.core.errors import ExportError, TemplateError
+from cuecraft.export.folding import FoldedSeveral, check_together, fold
 from cuecraft.task import Template
 from test_families import family
 from test_mixed import FIRST, KINDS, LAST, alone, draw, prompt_of, tasks_of, three_classes

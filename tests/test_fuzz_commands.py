@@ -17,7 +17,7 @@ import typer
 pytest.importorskip("orjson")
 pytest.importorskip("peft")
 pytest.importorskip("pyarrow")
-pytest.importorskip("cuecraft.serve.http.server")
+pytest.importorskip("cuecraft.serving.http.server")
 
 import pyarrow as arrow
 from pyarrow import parquet
@@ -25,11 +25,11 @@ from pyarrow import parquet
 from bulk import X, Y
 from conftest import LABELS, LM_TEMPLATE, TEXTS
 from cuecraft import PromptClassifier, cli
-from cuecraft.assets import DataAsset
-from cuecraft.interop.commands import ExportRequest, run_export
-from cuecraft.recipe import load_recipe, run_recipe
-from cuecraft.serve import command as serving
-from cuecraft.serve.http import server
+from cuecraft.core.assets import DataAsset
+from cuecraft.export.commands import ExportRequest, run_export
+from cuecraft.runs import load_recipe, run_recipe
+from cuecraft.serving import command as serving
+from cuecraft.serving.http import server
 from recipes import write_recipe
 
 WORDS = [
@@ -260,19 +260,19 @@ def sandbox(place, monkeypatch, tmp_path):
 
     monkeypatch.setattr(server, "run", stop)
     monkeypatch.setattr(serving, "run_cluster", lambda *ignored: None)
-    monkeypatch.setattr("cuecraft.recipe.verifying._run_again", run_here)
+    monkeypatch.setattr("cuecraft.runs.verifying._run_again", run_here)
     # Every model and data set of the demo is the tiny one, and the demo itself has few methods.
     data = os.path.join(os.path.dirname(good["ROWS"]), "demo.csv")
     monkeypatch.setattr(
-        "cuecraft.assets._installed",
+        "cuecraft.core.assets._installed",
         lambda name, asset: type(tmp_path)(data if isinstance(asset, DataAsset) else good["MODEL"]),
     )
     quick = ("zero-shot", "zero-shot", {}), ("prompt-tuning", "prompt-tuning", {"epochs": 1})
-    monkeypatch.setattr("cuecraft.compare.demo.METHODS", quick)
-    monkeypatch.setattr("cuecraft.compare.demo_packages.missing_packages", list)
-    monkeypatch.setattr("cuecraft.compare.demo_packages.install_packages", lambda: None)
+    monkeypatch.setattr("cuecraft.study.compare.demo.METHODS", quick)
+    monkeypatch.setattr("cuecraft.study.compare.demo_packages.missing_packages", list)
+    monkeypatch.setattr("cuecraft.study.compare.demo_packages.install_packages", lambda: None)
     monkeypatch.setattr("webbrowser.open", lambda address: True)
-    monkeypatch.setattr("cuecraft.compare.comparison.render_report", lambda document: "<!doctype html>")
+    monkeypatch.setattr("cuecraft.study.compare.comparison.render_report", lambda document: "<!doctype html>")
     monkeypatch.setenv("CUECRAFT_DATA", str(tmp_path / "no-data"))
     monkeypatch.setenv("PYTHONHASHSEED", "0")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

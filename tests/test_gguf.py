@@ -16,11 +16,12 @@ import torch
 
 from children import FINISHED, ended, forked, killed, steps_of
 from conftest import LABELS, TEXTS
-from cuecraft import PromptClassifier, assets
+from cuecraft import PromptClassifier
 from cuecraft.backbone import load_backbone
 from cuecraft.backbone.load import _load
-from cuecraft.errors import ArtifactError, AssetError, BackboneError
-from cuecraft.gguf_files.header import read_header
+from cuecraft.core import assets
+from cuecraft.core.errors import ArtifactError, AssetError, BackboneError
+from cuecraft.core.gguf_files.header import read_header
 from gguf_writing import LETTERS, MODELS, tensors, tiny, write_gguf
 
 IDS = torch.randint(3, 300, (3, 40), generator=torch.Generator().manual_seed(0))

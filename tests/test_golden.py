@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cuecraft.recipe import run_recipe
-from cuecraft.recipe.jobs import job_of
+from cuecraft.runs import run_recipe
+from cuecraft.runs.jobs import job_of
 from recipes import JOBS, recipe
 
 GOLDEN = Path(__file__).parent / "golden"

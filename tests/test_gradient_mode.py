@@ -8,15 +8,15 @@ import torch
 
 from conftest import LABELS, TEXTS, make_causal, tiny_problem
 from cuecraft import PromptClassifier
+from cuecraft.api.classic import AutoPrompt, PrefixTuning
+from cuecraft.api.family import PromptFamily
 from cuecraft.backbone import load_backbone
 from cuecraft.backbone.load import _load
-from cuecraft.classic import AutoPrompt, PrefixTuning
-from cuecraft.errors import BackboneError
-from cuecraft.family import PromptFamily
-from cuecraft.prompts.kinds import prompt_tensors
-from cuecraft.search.label_words import LabelWordSearch
-from cuecraft.tune import METHODS, make_method
-from cuecraft.tune.multitask import MultitaskTuning
+from cuecraft.backbone.prompt import prompt_tensors
+from cuecraft.core.errors import BackboneError
+from cuecraft.methods import METHODS, make_method
+from cuecraft.methods.search.label_words import LabelWordSearch
+from cuecraft.methods.train.multitask import MultitaskTuning
 
 X, Y = [text for text, _ in TEXTS], [LABELS[label] for _, label in TEXTS]
 ROWS = [{"text": text, "label": label} for text, label in zip(X, Y, strict=True)]

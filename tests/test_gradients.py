@@ -7,10 +7,10 @@ import torch
 from torch.nn import functional
 
 from conftest import tiny_problem
-from cuecraft.gradients import accumulate_gradients
-from cuecraft.method import CalibrationKind
-from cuecraft.prompts import DeepCue
-from cuecraft.untuned import starting_point
+from cuecraft.artifact import DeepCue
+from cuecraft.methods.gradients import accumulate_gradients
+from cuecraft.methods.problem import CalibrationKind
+from cuecraft.methods.untuned import starting_point
 
 ROWS = ([0, 1, 2, 3, 4], [5], [2, 6, 7])
 

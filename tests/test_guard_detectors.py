@@ -10,8 +10,8 @@ from transformers import BertConfig, BertForSequenceClassification, GPT2Config, 
 
 from conftest import TEXTS, lively
 from cuecraft import PromptClassifier
-from cuecraft.errors import GuardError
-from cuecraft.guard import Guard, GuardMode, HubDetector, PromptDetector, attack_classes
+from cuecraft.core.errors import GuardError
+from cuecraft.serving.guard import Guard, GuardMode, HubDetector, PromptDetector, attack_classes
 
 LONG = " ".join(["a good film from start to finish"] * 100)
 
@@ -221,7 +221,7 @@ def test_what_cannot_be_a_detector_is_told(word_tokenizer, folder, tmp_path):
 
 
 def test_the_guard_is_light():
-    code = "import sys, cuecraft.guard as g; g.Guard().screen('x'); sys.exit('torch' in sys.modules)"
+    code = "import sys, cuecraft.serving.guard as g; g.Guard().screen('x'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

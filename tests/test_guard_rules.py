@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from conftest import DATA
-from cuecraft.errors import GuardError
-from cuecraft.guard import Guard, Limits, Verdict, all_rules, read_rules, shipped_rules
-from cuecraft.guard.texts import ATTACK, BENIGN, Part, corpus_texts, own_texts
+from cuecraft.core.errors import GuardError
+from cuecraft.serving.guard import Guard, Limits, Verdict, all_rules, read_rules, shipped_rules
+from cuecraft.serving.guard.texts import ATTACK, BENIGN, Part, corpus_texts, own_texts
 
 RULES = {rule.id: rule for rule in shipped_rules()}
 PASSES, FLAGS = Verdict.PASS, Verdict.FLAG
@@ -118,7 +118,7 @@ PIECES = (
 def test_no_text_takes_long():
     """What takes quadratic time takes hours here, and the process is ended long before."""
     code = (
-        "from cuecraft.guard import Guard, Limits\n"
+        "from cuecraft.serving.guard import Guard, Limits\n"
         "import json, sys\n"
         "guard = Guard(limits=Limits(100_000, None))\n"
         "for piece in json.loads(sys.argv[1]):\n"

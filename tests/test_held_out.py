@@ -10,11 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import tiny_problem
-from cuecraft.method import CalibrationKind
-from cuecraft.prompts import Calibration, HardPrompt, calibration
-from cuecraft.search.folds import stratified_folds
-from cuecraft.tune.held_out import HeldOut, fold_problem, untuned_answers
-from cuecraft.untuned import starting_point
+from cuecraft.artifact import Calibration, HardPrompt, calibration
+from cuecraft.methods.held_out import HeldOut, fold_problem, stratified_folds, untuned_answers
+from cuecraft.methods.problem import CalibrationKind
+from cuecraft.methods.untuned import starting_point
 
 
 @settings(deadline=None)

@@ -11,16 +11,16 @@ from bulk import artifact as written
 from bulk import classify, messages, rows_of, write_jsonl
 from conftest import LABELS, TEXTS, make_examples, make_task, records
 from cuecraft import PromptClassifier
+from cuecraft.artifact import DeepCue, HardPrompt, PrefixPrompt, SoftPrompt, calibration, load_artifact
+from cuecraft.artifact.predictor import PromptEnsemble
+from cuecraft.core.errors import ArtifactError, CuecraftWarning, DataError, MethodError, PromptError, TemplateError
 from cuecraft.data import Record
-from cuecraft.errors import ArtifactError, CuecraftWarning, DataError, MethodError, PromptError, TemplateError
-from cuecraft.interop.folder import require_prompt_first
-from cuecraft.predictor import PromptEnsemble
-from cuecraft.prompts import DeepCue, HardPrompt, PrefixPrompt, SoftPrompt, calibration, load_artifact
-from cuecraft.serve.registry import member_logits
-from cuecraft.serve.shelf import ServedPrompt
+from cuecraft.export.peft_export import require_prompt_first
+from cuecraft.methods import make_method
+from cuecraft.methods.prepare import make_problem
+from cuecraft.serving.artifacts import ServedPrompt
+from cuecraft.serving.registry import member_logits
 from cuecraft.task import Example, Shot
-from cuecraft.tune import make_method
-from cuecraft.tune.prepare import make_problem
 from serving import FIRST, X, Y, classifiers
 from tiny_backbones import CAUSAL, SHORT, assert_close, builder, random_states
 
@@ -295,7 +295,7 @@ def test_an_exported_graph_answers_as_the_classifier(kind, request, tmp_path):
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     from cuecraft.export import GraphRequest, export_graph
-    from cuecraft.runtime import ExportedClassifier
+    from cuecraft.export.runtime import ExportedClassifier
 
     backbone = request.getfixturevalue(kind)
     own = in_context(backbone, template=MASKED if kind == "masked" else None)

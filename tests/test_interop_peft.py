@@ -13,11 +13,7 @@ from tokenizers import processors
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
 from conftest import LABELS, lively, make_causal, make_examples, make_task
-from cuecraft.backbone import ClassHead, load_backbone
-from cuecraft.backbone.weights import FullSpec
-from cuecraft.errors import ArtifactError, CuecraftWarning
-from cuecraft.interop import export_peft, import_peft
-from cuecraft.prompts import (
+from cuecraft.artifact import (
     Artifact,
     Calibration,
     DeepCue,
@@ -30,6 +26,10 @@ from cuecraft.prompts import (
     load_artifact,
     with_head,
 )
+from cuecraft.backbone import ClassHead, load_backbone
+from cuecraft.backbone.weights import FullSpec
+from cuecraft.core.errors import ArtifactError, CuecraftWarning
+from cuecraft.export import export_peft, import_peft
 
 peft = pytest.importorskip("peft")
 
@@ -479,7 +479,7 @@ def test_only_an_earlier_export_is_replaced_and_a_failed_one_leaves_nothing(
     def fail(*_, **__):
         raise OSError("disk full")
 
-    monkeypatch.setattr("cuecraft.interop.exporting.save_file", fail)
+    monkeypatch.setattr("cuecraft.export.peft_export.save_file", fail)
     with pytest.raises(ArtifactError, match=r"cannot write the folder \(disk full\)"):
         export_peft(make_artifact(causal, HardPrompt((63,))), causal, target)
     assert import_peft(target, causal).prompt.token_ids == (61, 62)

@@ -11,22 +11,18 @@ import torch
 
 from conftest import LABELS, LM_TEMPLATE, TEXTS, records, tiny_problem
 from cuecraft import PromptClassifier
-from cuecraft.backbone.rendering import Renderer
+from cuecraft.artifact import HardPrompt
+from cuecraft.core.errors import CuecraftWarning, DataError, LabelWordError, MethodError
 from cuecraft.data import Record
-from cuecraft.errors import CuecraftWarning, DataError, LabelWordError, MethodError
-from cuecraft.method import label_context
-from cuecraft.prompts import HardPrompt
-from cuecraft.search.label_free import LabelFreeSearch, Selector, TaskType, class_shares
-from cuecraft.search.label_free.agreement import Agreement
-from cuecraft.search.label_free.pool import guess_task_type, read_cues, shipped_cues, tokenised
-from cuecraft.search.label_free.selectors import (
-    pseudo_label_agreement,
-    pseudo_labels,
-)
-from cuecraft.search.vocabulary import allowed_tokens
+from cuecraft.methods.prepare import label_free_problem, label_free_task
+from cuecraft.methods.problem import label_context
+from cuecraft.methods.search.label_free import LabelFreeSearch, Selector, TaskType, class_shares
+from cuecraft.methods.search.label_free.answers import Agreement, pseudo_label_agreement, pseudo_labels
+from cuecraft.methods.search.label_free.pool import guess_task_type, read_cues, shipped_cues, tokenised
+from cuecraft.methods.search.vocabulary import allowed_tokens
+from cuecraft.methods.untuned import CONTENT_FREE
 from cuecraft.task import Example, Verbalizer
-from cuecraft.tune.prepare import label_free_problem, label_free_task
-from cuecraft.untuned import CONTENT_FREE
+from cuecraft.task.rendering import Renderer
 from test_label_free_selectors import slow_kappa, slow_mutual_information
 
 WORDS = {"negative": "bad", "positive": "good"}

@@ -11,14 +11,17 @@ from hypothesis import strategies as st
 from scipy.stats import entropy
 from sklearn.metrics import cohen_kappa_score
 
-from cuecraft.prompts import calibration
-from cuecraft.prompts.calibration import dividing_offsets, matching_offsets
-from cuecraft.search.label_free.agreement import Agreement, agreement_of, distrust, pairwise_kappa
-from cuecraft.search.label_free.selectors import (
+from cuecraft.artifact import calibration
+from cuecraft.artifact.calibration import dividing_offsets, matching_offsets
+from cuecraft.methods.search.label_free.answers import (
+    Agreement,
+    agreement_of,
     consensus,
+    distrust,
     global_entropy,
     local_entropy,
     mutual_information,
+    pairwise_kappa,
     pseudo_label_agreement,
     pseudo_labels,
     recalibrated,

@@ -15,19 +15,26 @@ from transformers import PreTrainedTokenizerFast
 
 from conftest import LABELS, TEXTS, WORDS, make_causal, make_masked, make_task, records, tiny_problem
 from cuecraft import PromptClassifier
+from cuecraft.artifact import HardPrompt
+from cuecraft.artifact.calibration import fitted_head
 from cuecraft.backbone import load_backbone
+from cuecraft.core.errors import LabelWordError, MethodError
+from cuecraft.core.seeding import numpy_generator
 from cuecraft.data import Record
-from cuecraft.errors import LabelWordError, MethodError
-from cuecraft.evidence import Evidence
-from cuecraft.method import CalibrationKind, label_context, score
-from cuecraft.prompts import HardPrompt
-from cuecraft.prompts.calibration import fitted_head
-from cuecraft.search.answer_words import read_words
-from cuecraft.search.label_words import LabelWordSearch, with_label_words
-from cuecraft.search.word_choice import WordTable, best_combination, choices, choose, contrast, shortlist
-from cuecraft.seeding import numpy_generator
-from cuecraft.tune.prepare import make_problem
-from cuecraft.untuned import starting_point
+from cuecraft.methods.evidence import Evidence
+from cuecraft.methods.prepare import make_problem
+from cuecraft.methods.problem import CalibrationKind, label_context, score
+from cuecraft.methods.search.label_words import LabelWordSearch, with_label_words
+from cuecraft.methods.search.word_choice import (
+    WordTable,
+    best_combination,
+    choices,
+    choose,
+    contrast,
+    read_words,
+    shortlist,
+)
+from cuecraft.methods.untuned import starting_point
 
 FILLER = "the film is a from start to finish it was in one word this plot actors and then again story of".split()
 MARKS = {0: "awful", 1: "joy"}
@@ -338,7 +345,7 @@ def test_other_label_words_on_a_masked_model(masked):
     assert torch.equal(found, fresh)
 
 
-@pytest.mark.filterwarnings("ignore::cuecraft.errors.CuecraftWarning")
+@pytest.mark.filterwarnings("ignore::cuecraft.core.errors.CuecraftWarning")
 @torch.no_grad()
 def test_texts_that_were_cut_for_longer_words_are_read_again(causal):
     long = [Record({"text": " ".join(["film"] * 30)}, label) for label in LABELS]

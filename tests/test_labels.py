@@ -13,10 +13,10 @@ from pyarrow import parquet
 
 from conftest import LABELS, TEXTS
 from cuecraft import CuecraftError, CuecraftWarning, PromptClassifier
+from cuecraft.core.errors import DataError
 from cuecraft.data import read_records
 from cuecraft.data.labels import class_names
 from cuecraft.data.texts import as_labels, as_records
-from cuecraft.errors import DataError
 
 X = [text for text, _ in TEXTS]
 Y = [LABELS[label] for _, label in TEXTS]

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from conftest import LM_TEMPLATE, make_examples, make_task
+from cuecraft.artifact import DeepCue, HardPrompt, SoftPrompt
 from cuecraft.backbone import Budget
-from cuecraft.backbone.batches import padding_share
-from cuecraft.errors import BackboneError
-from cuecraft.prompts import DeepCue, HardPrompt, SoftPrompt
+from cuecraft.core.errors import BackboneError
+from cuecraft.task.batches import padding_share
 from oracles import Tensors, saved_bytes
 
 LONG_WORDS = {"negative": ["never good", "bad"], "positive": ["bright and warm"]}
@@ -19,7 +19,7 @@ LONG_WORDS = {"negative": ["never good", "bad"], "positive": ["bright and warm"]
 @pytest.mark.parametrize("what", ["class_logits", "many", "swaps", "training"])
 def test_no_pass_makes_logits_over_the_vocabulary(kind, words, what, request, monkeypatch):
     backbone = request.getfixturevalue(kind)
-    monkeypatch.setattr("cuecraft.backbone.readout._SLICE_NUMBERS", 2000)
+    monkeypatch.setattr("cuecraft.backbone.columns._SLICE_NUMBERS", 2000)
     prompt = HardPrompt((30, 31))
     with Tensors() as seen:
         context = backbone.context(make_examples(), make_task(words=words))

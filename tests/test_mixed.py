@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import TEXTS, make_causal, make_examples, make_task
+from cuecraft.artifact import DeepCue, HardPrompt, PrefixPrompt, SoftPrompt
 from cuecraft.backbone import Budget, ClassHead, MaskedBackbone, SequenceBackbone, load_backbone
-from cuecraft.errors import PromptError
-from cuecraft.prompts import DeepCue, HardPrompt, PrefixPrompt, SoftPrompt
+from cuecraft.core.errors import PromptError
 from cuecraft.task import Task, Template, Verbalizer
 
 LAST, WORDLESS, FIRST = "{text}{prompt: it was}{mask}", "{text}{prompt}{mask}", "{prompt}{text} so{mask}"

@@ -11,15 +11,15 @@ from bulk import artifact as written
 from bulk import classify, messages, rows_of, write_jsonl
 from conftest import LABELS, TEXTS, make_examples, make_task, records
 from cuecraft import PromptClassifier
-from cuecraft.errors import DataError, MethodError, PromptError
-from cuecraft.interop.folder import require_prompt_first
-from cuecraft.prompts import HardPrompt
-from cuecraft.serve.engine import Engine
-from cuecraft.serve.registry import member_logits
-from cuecraft.serve.shelf import ServedPrompt, Shelf
+from cuecraft.artifact import HardPrompt
+from cuecraft.core.errors import DataError, MethodError, PromptError
+from cuecraft.export.peft_export import require_prompt_first
+from cuecraft.methods import make_method
+from cuecraft.methods.prepare import make_problem
+from cuecraft.serving.artifacts import ServedPrompt, Shelf
+from cuecraft.serving.engine import Engine
+from cuecraft.serving.registry import member_logits
 from cuecraft.task import Example, Shot
-from cuecraft.tune import make_method
-from cuecraft.tune.prepare import make_problem
 from serving import FIRST, X, Y
 from tiny_backbones import assert_close
 

@@ -13,11 +13,11 @@ from sklearn.model_selection import cross_val_predict
 
 from conftest import LABELS, TEXTS, make_causal
 from cuecraft import PromptClassifier
+from cuecraft.api.family import PromptFamily
+from cuecraft.artifact.predictor import PromptEnsemble
 from cuecraft.backbone import load_backbone
-from cuecraft.errors import ArtifactError, BackboneError, LabelWordError
-from cuecraft.family import PromptFamily
-from cuecraft.predictor import PromptEnsemble
-from cuecraft.tune.multitask import MultitaskTuning
+from cuecraft.core.errors import ArtifactError, BackboneError, LabelWordError
+from cuecraft.methods.train.multitask import MultitaskTuning
 
 X = [text for text, _ in TEXTS] * 2
 Y = [LABELS[label] for _, label in TEXTS] * 2

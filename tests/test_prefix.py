@@ -8,10 +8,10 @@ from transformers import DynamicCache
 
 from architectures import ARCHITECTURES
 from conftest import make_examples, make_task
+from cuecraft.artifact import HardPrompt, PrefixPrompt
 from cuecraft.backbone import Budget
 from cuecraft.backbone.weights import LoraSpec, Twin
-from cuecraft.errors import BackboneError, PromptError
-from cuecraft.prompts import HardPrompt, PrefixPrompt
+from cuecraft.core.errors import BackboneError, PromptError
 from oracles import plain_class_logits
 from tiny_backbones import (
     CAUSAL,

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from conftest import make_examples, make_task, tiny_problem
+from cuecraft.artifact import DeepCue, HardPrompt, PrefixPrompt, SoftPrompt
 from cuecraft.backbone import ClassHead
-from cuecraft.backbone.layers import gradient_checkpointing
+from cuecraft.backbone.hooks import gradient_checkpointing
 from cuecraft.backbone.weights import LoraSpec, Twin
-from cuecraft.prompts import DeepCue, HardPrompt, PrefixPrompt, SoftPrompt
-from cuecraft.tune import make_method
+from cuecraft.methods import make_method
 from oracles import own_layers, saved_bytes
 from tiny_backbones import (
     CAUSAL,

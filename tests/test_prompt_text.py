@@ -9,23 +9,21 @@ import pytest
 import torch
 
 from conftest import tiny_problem
-from cuecraft.backbone.words import cue_log_likelihood
-from cuecraft.errors import MethodError, TemplateError
-from cuecraft.gradients import loss_gradient
-from cuecraft.method import CalibrationKind, Labelled, score
-from cuecraft.predictor import Candidate
-from cuecraft.prompts import Calibration, HardPrompt
-from cuecraft.search import AutoPrompt, autoprompt
-from cuecraft.search.autoprompt import _turn
-from cuecraft.search.elimination import best_swap, halving_rounds
-from cuecraft.search.hotflip import best_tokens, first_order_change
-from cuecraft.search.space import SearchSpace
-from cuecraft.search.start import filled_ids
-from cuecraft.search.vocabulary import VocabularyOptions, make_vocabulary
-from cuecraft.seeding import numpy_generator
+from cuecraft.artifact import Calibration, HardPrompt
+from cuecraft.artifact.predictor import Candidate
+from cuecraft.backbone.likelihood import cue_log_likelihood
+from cuecraft.core.errors import MethodError, TemplateError
+from cuecraft.core.seeding import numpy_generator
+from cuecraft.methods import make_method
+from cuecraft.methods.gradients import loss_gradient
+from cuecraft.methods.problem import CalibrationKind, Labelled, score
+from cuecraft.methods.search import AutoPrompt, autoprompt
+from cuecraft.methods.search.autoprompt import _turn
+from cuecraft.methods.search.halving import best_swap, best_tokens, first_order_change, halving_rounds
+from cuecraft.methods.search.space import SearchSpace, filled_ids
+from cuecraft.methods.search.vocabulary import VocabularyOptions, make_vocabulary
+from cuecraft.methods.untuned import starting_point
 from cuecraft.task import Template
-from cuecraft.tune import make_method
-from cuecraft.untuned import starting_point
 from test_elimination import Rows, Table
 
 # Text that gives back its tokens.

@@ -18,10 +18,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from cuecraft.core.errors import AssetError, CuecraftWarning, DataError
 from cuecraft.data import BadRows, Reading, Record, read_partly_labelled, read_records, stream_texts
-from cuecraft.data.cells import csv_rows
+from cuecraft.data.files import csv_rows
 from cuecraft.data.texts import as_records, stdin_texts, unlabelled
-from cuecraft.errors import AssetError, CuecraftWarning, DataError
 
 SUFFIXES = ("csv", "tsv", "jsonl", "parquet")
 AWKWARD = [

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from conftest import LABELS, make_task, records
+from cuecraft.artifact import HardPrompt
+from cuecraft.core.errors import CuecraftWarning
 from cuecraft.data import Record
-from cuecraft.errors import CuecraftWarning
-from cuecraft.method import ReadingLimit
-from cuecraft.prompts import HardPrompt
-from cuecraft.tune import reading
-from cuecraft.tune.prepare import make_problem
+from cuecraft.methods import prepare as reading
+from cuecraft.methods.prepare import make_problem
+from cuecraft.methods.problem import ReadingLimit
 
 WORDS = "a joy from start to finish it was good bad great awful".split()
 

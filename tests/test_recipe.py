@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from conftest import DATA
-from cuecraft.errors import RecipeError
-from cuecraft.recipe import check_recipe, json_schema, load_recipe, recipe_path, run_recipe, shipped_names
-from cuecraft.recipe.reading import check_settings, shown_keys, to_yaml
-from cuecraft.recipe.schema import JOBS, KINDS
-from cuecraft.runs.guarding import write_guard_data
-from cuecraft.settings import Settings, parse_yaml
+from cuecraft.core.errors import RecipeError
+from cuecraft.core.yaml_files import Settings, parse_yaml
+from cuecraft.runs import check_recipe, json_schema, load_recipe, recipe_path, run_recipe, shipped_names
+from cuecraft.runs.guard import write_guard_data
+from cuecraft.runs.reading import check_settings, shown_keys, to_yaml
+from cuecraft.runs.spec import JOBS, KINDS
 from recipes import JOBS as JOB_NAMES
 from recipes import TUNED, settings, write_recipe
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-import cuecraft.prompts.artifact
-import cuecraft.storage
+import cuecraft.artifact.artifact
+import cuecraft.core.storage
 from children import FINISHED, STOPPED, ended, forked, killed, steps_of
-from cuecraft.errors import CuecraftWarning, MethodError, RunError, StoppedError
-from cuecraft.recipe import RunFolder, run_recipe
-from cuecraft.recipe.events import EventFile
+from cuecraft.core.errors import CuecraftWarning, MethodError, RunError, StoppedError
+from cuecraft.runs import RunFolder, run_recipe
+from cuecraft.runs.session import EventFile
 from recipes import JOBS, STATELESS, recipe
 
 #: What the quick suite kills; `slow` kills all, and test_checkpoints.py stops and resumes all within one process.
@@ -87,7 +87,7 @@ def dies(name):
         elif name == "while the state is put in place":
             Path.replace = lambda self, target: os.kill(os.getpid(), signal.SIGKILL)
         elif name == "while the artifact is written":
-            cuecraft.prompts.artifact.model_card = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+            cuecraft.artifact.artifact.model_card = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         elif name == "before the last record":
             plain = RunFolder.write
 
@@ -194,7 +194,7 @@ def test_a_stop_in_the_middle_of_an_epoch_goes_on_there(causal_folder, tmp_path)
     tune = {"method": "deep-cue", "epochs": 4, "batch_size": 2}
     asked = recipe("deep-cue", tmp_path / "asked", causal_folder, tune=tune)
     whole = run_recipe(asked, tmp_path / "whole")
-    from cuecraft.checkpoints import Slot
+    from cuecraft.core.checkpoints import Slot
 
     kept = []
     save = Slot.save
@@ -244,7 +244,7 @@ def test_a_full_disk_leaves_the_last_state_usable(causal_folder, tmp_path, monke
             full()
 
     with monkeypatch.context() as patch:
-        patch.setattr(cuecraft.storage, "_sync", fills_up)
+        patch.setattr(cuecraft.core.storage, "_sync", fills_up)
         with pytest.raises(MethodError, match=r"cannot write the training's state \(.*No space left.*free space"):
             run_recipe(asked, tmp_path / "run")
     record = RunFolder(tmp_path / "run").record()

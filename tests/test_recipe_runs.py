@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from conftest import TEXTS, records
+from cuecraft.core.environment import deterministic
+from cuecraft.core.errors import RunError, StoppedError
 from cuecraft.data import fingerprint
-from cuecraft.determinism import deterministic
-from cuecraft.errors import RunError, StoppedError
-from cuecraft.recipe import RunFolder, find_runs, run_recipe
-from cuecraft.recipe.running import run_folder
+from cuecraft.runs import RunFolder, find_runs, run_recipe
+from cuecraft.runs.session import run_folder
 from recipes import recipe, write_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -132,7 +132,7 @@ def test_global_generators_are_seeded_in_one_place_and_given_back():
 
 def test_the_seed_of_hashes_is_fixed_before_anything_else(causal_folder, tmp_path, monkeypatch):
     """The command replaces its own process where hashes are salted, once, with all its arguments."""
-    from cuecraft import determinism
+    from cuecraft.core import environment as determinism
 
     replaced = []
     monkeypatch.setattr(determinism.os, "execve", lambda *words: replaced.append(words))

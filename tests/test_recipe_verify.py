@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from conftest import DATA
-from cuecraft.method import Selection
-from cuecraft.recipe import RunFolder, compare_runs, differences, run_recipe, verify
+from cuecraft.methods.problem import Selection
+from cuecraft.runs import RunFolder, compare_runs, differences, run_recipe, verify
 from recipes import JOBS, recipe, write_recipe
 
 ROOT = Path(__file__).parents[1]

@@ -13,9 +13,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from conftest import LABELS, WORDS
-from cuecraft.backbone import HeadKind, Pieces, Renderer
-from cuecraft.errors import CuecraftWarning, LabelWordError, PromptError, TemplateError
+from cuecraft.core.errors import CuecraftWarning, LabelWordError, PromptError, TemplateError
 from cuecraft.task import Example, Task, Template, Verbalizer
+from cuecraft.task.rendering import HeadKind, Pieces, Renderer
 
 CAUSAL, MASKED, SEQUENCE = HeadKind.CAUSAL, HeadKind.MASKED, HeadKind.SEQUENCE
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from cuecraft.core.errors import DataError
 from cuecraft.data import Record, holdout, k_shot_split, subsample
-from cuecraft.errors import DataError
 
 quick = settings(max_examples=100, deadline=None)
 seeds = st.integers(0, 2**31)

@@ -6,17 +6,17 @@ import pytest
 import torch
 
 from conftest import make_causal, make_examples, make_task, tiny_problem
+from cuecraft.artifact import HardPrompt, SoftPrompt
+from cuecraft.artifact.predictor import Candidate
 from cuecraft.backbone import load_backbone
-from cuecraft.gradients import loss_gradient
-from cuecraft.method import CalibrationKind, Labelled, Problem, label_context, score
-from cuecraft.predictor import Candidate
-from cuecraft.prompts import HardPrompt, SoftPrompt
-from cuecraft.prompts.kinds import nearest_tokens
-from cuecraft.search import AutoPrompt, StraightThrough
-from cuecraft.search.hotflip import best_swaps, best_tokens, first_order_change
-from cuecraft.search.start import filled_ids
-from cuecraft.search.vocabulary import allowed_tokens
-from cuecraft.untuned import starting_point
+from cuecraft.backbone.prompt import nearest_tokens
+from cuecraft.methods.gradients import loss_gradient
+from cuecraft.methods.problem import CalibrationKind, Labelled, Problem, label_context, score
+from cuecraft.methods.search import AutoPrompt, StraightThrough
+from cuecraft.methods.search.halving import best_swaps, best_tokens, first_order_change
+from cuecraft.methods.search.space import filled_ids
+from cuecraft.methods.search.vocabulary import allowed_tokens
+from cuecraft.methods.untuned import starting_point
 
 
 def test_first_order_change_is_the_directional_derivative_of_the_loss(byte_tokenizer):

@@ -5,9 +5,9 @@ import threading
 
 import pytest
 
-from cuecraft.errors import ServeError
-from cuecraft.serve import EngineOptions
-from cuecraft.serve.http.access import RateLimit, Role, Tokens
+from cuecraft.core.errors import ServeError
+from cuecraft.serving import EngineOptions
+from cuecraft.serving.http.access import RateLimit, Role, Tokens
 from serving import X
 from serving_here import classify
 

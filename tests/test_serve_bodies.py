@@ -9,8 +9,8 @@ import zlib
 import httpx
 import pytest
 
-from cuecraft.serve.http.access import Role, Tokens
-from cuecraft.serve.limits import Limits
+from cuecraft.serving.http.access import Role, Tokens
+from cuecraft.serving.requests import Limits
 from serving import X
 from serving_here import classify
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from conftest import TEXTS
 from cuecraft import PromptClassifier
-from cuecraft.errors import (
+from cuecraft.artifact import CalibratedPrompt, Calibration
+from cuecraft.core.errors import (
     ArtifactError,
     BackboneError,
     DataError,
@@ -22,10 +23,9 @@ from cuecraft.errors import (
     ServeError,
     TemplateError,
 )
-from cuecraft.prompts import CalibratedPrompt, Calibration
-from cuecraft.serve.engine import Engine, EngineOptions
-from cuecraft.serve.requests import Watcher
-from cuecraft.serve.shelf import Shelf
+from cuecraft.serving.artifacts import Shelf
+from cuecraft.serving.engine import Engine, EngineOptions
+from cuecraft.serving.requests import Watcher
 from serving import X, Y, classifiers
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from cuecraft.errors import GuardError, UnknownPromptError
-from cuecraft.guard import Guard, GuardMode
-from cuecraft.serve.guarding import GuardSettings, Screener
+from cuecraft.core.errors import GuardError, UnknownPromptError
+from cuecraft.serving.guard import Guard, GuardMode
+from cuecraft.serving.guarding import GuardSettings, Screener
 from serving import X, classifiers
 from serving_here import classify
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cuecraft.serve.limits import Limits
+from cuecraft.serving.requests import Limits
 from serving import X, classifiers
 from serving_here import Server, classify
 

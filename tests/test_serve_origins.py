@@ -2,10 +2,10 @@
 
 import pytest
 
-from cuecraft.errors import ServeError
-from cuecraft.options import make_options
-from cuecraft.serve.command import ServeCommand
-from cuecraft.serve.limits import Limits
+from cuecraft.core.errors import ServeError
+from cuecraft.core.options import make_options
+from cuecraft.serving.command import ServeCommand
+from cuecraft.serving.requests import Limits
 from serving_here import classify
 
 

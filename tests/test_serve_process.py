@@ -104,7 +104,7 @@ def test_prompts_of_several_backbones_are_refused(run, artifacts, masked, tmp_pa
 
 
 def test_without_the_extra_the_command_says_what_to_install(run, artifacts, monkeypatch):
-    from cuecraft.serve import setup as serving
+    from cuecraft.serving import setup as serving
 
     folder, _ = artifacts
     monkeypatch.setattr(serving, "find_spec", lambda name: None)

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cuecraft.serve.http.access import Role, Tokens
-from cuecraft.serve.limits import Limits
+from cuecraft.serving.http.access import Role, Tokens
+from cuecraft.serving.requests import Limits
 from serving import X, classifiers
 from serving_here import classify
 

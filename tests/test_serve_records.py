@@ -4,9 +4,8 @@ import logging
 
 import pytest
 
-from cuecraft.serve import EngineOptions
-from cuecraft.serve.http.middleware import LOG
-from cuecraft.serve.http.tracing import add_tracing
+from cuecraft.serving import EngineOptions
+from cuecraft.serving.http.middleware import LOG, add_tracing
 from serving import X
 from serving_here import classify
 
@@ -51,7 +50,7 @@ def test_traces_have_route_and_status_and_no_text(serve):
 def test_the_log_has_texts_only_where_that_was_chosen(serve, monkeypatch, caplog, logs_texts):
     monkeypatch.setattr(LOG, "propagate", True)
     server = serve(logs_texts=logs_texts)
-    with caplog.at_level(logging.INFO, "cuecraft.serve"):
+    with caplog.at_level(logging.INFO, "cuecraft.serving"):
         response = server.ask(*classify("a secret joy", "hard"))
         server.ask("GET", "/healthz")
     (record,) = caplog.records
@@ -67,7 +66,7 @@ def test_a_failure_of_the_server_names_the_log_line_and_no_more(serve, causal, m
 
     monkeypatch.setattr(causal, "mixed_logits", broken)
     monkeypatch.setattr(LOG, "propagate", True)
-    with caplog.at_level(logging.ERROR, "cuecraft.serve"):
+    with caplog.at_level(logging.ERROR, "cuecraft.serving"):
         response = serve().ask(*classify(X[0], "hard"))
     assert response.status_code == 500
     assert "secret" not in response.text

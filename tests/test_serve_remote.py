@@ -14,11 +14,11 @@ import httpx
 import pytest
 
 from cuecraft import PromptClassifier
-from cuecraft.errors import ClosingError, DeadlineError, QueueFullError, ServeError, UnknownPromptError
-from cuecraft.serve.cluster import Front, Scale, build
-from cuecraft.serve.remote import Refusal, RemoteEngine
-from cuecraft.serve.requests import Answer, Watcher
-from cuecraft.serve.setup import ServeSettings, load_listing
+from cuecraft.core.errors import ClosingError, DeadlineError, QueueFullError, ServeError, UnknownPromptError
+from cuecraft.serving.cluster import Front, Scale, build
+from cuecraft.serving.remote import Refusal, RemoteEngine
+from cuecraft.serving.requests import Answer, Watcher
+from cuecraft.serving.setup import ServeSettings, load_listing
 from serving import X, Y
 
 ray = pytest.importorskip("ray", reason="pip install 'cuecraft[ray]'")
@@ -97,10 +97,10 @@ def test_errors_are_those_of_the_replica(folder):
 
 
 def test_where_others_answer_prompts_change_through_a_shared_folder_alone(folder):
-    from cuecraft.serve.http.access import Role, Tokens
-    from cuecraft.serve.http.app import create_app
-    from cuecraft.serve.http.metrics import Metrics
-    from cuecraft.serve.http.service import Service
+    from cuecraft.serving.http.access import Role, Tokens
+    from cuecraft.serving.http.app import create_app
+    from cuecraft.serving.http.middleware import Metrics
+    from cuecraft.serving.http.service import Service
 
     listing = load_listing(ServeSettings(prompts={"plain": folder / "plain"}))
     token = "admin-token-0123456789"

@@ -11,8 +11,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from cuecraft import load_backbone
-from cuecraft.serve import EngineOptions
-from cuecraft.serve.http.access import Role, Tokens
+from cuecraft.serving import EngineOptions
+from cuecraft.serving.http.access import Role, Tokens
 from serving import X, classifiers
 from serving_here import Server
 

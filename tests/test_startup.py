@@ -11,14 +11,20 @@ import pytest
 from conftest import LABELS, TEXTS
 from cuecraft import PromptClassifier
 from cuecraft.cli import app
-from cuecraft.recipe.made import artifact_of
-from cuecraft.tune import METHODS
+from cuecraft.methods import METHODS
+from cuecraft.runs.made import artifact_of
 
 X = [text for text, _ in TEXTS]
 Y = [LABELS[label] for _, label in TEXTS]
 #: What reads, computes or trains. `transformers` imports parts of SciPy with any model, so SciPy is not named here.
 HEAVY = {"torch", "transformers", "numpy", "yaml", "sklearn", "scipy", "pandas", "pyarrow", "tokenizers"}
-TRAINS = ("cuecraft.tune", "cuecraft.search", "cuecraft.classifier", "cuecraft.gradients", "cuecraft.family")
+TRAINS = (
+    "cuecraft.methods",
+    "cuecraft.methods.search",
+    "cuecraft.api.estimators",
+    "cuecraft.methods.gradients",
+    "cuecraft.api.family",
+)
 LEARNERS = ("sklearn", "pandas", "pyarrow", "scipy.stats", "transformers.trainer", "peft", "datasets", "matplotlib")
 COMMAND = """
 import json, sys
@@ -89,7 +95,7 @@ for name in {commands[:-1]!r}:
 def test_predict_imports_nothing_that_trains(made, causal_folder):
     shown, modules = imported("predict", made, "a joy", before=LOADED.format(folder=str(causal_folder)))
     assert "a joy" in shown
-    assert "cuecraft.predictor" in modules
+    assert "cuecraft.artifact.predictor" in modules
     assert not within(modules, TRAINS)
     assert not within(modules, (*LEARNERS, "scipy"))
 
@@ -99,7 +105,7 @@ def test_classify_imports_nothing_that_trains(made, causal_folder, tmp_path):
     (tmp_path / "in.txt").write_text("a joy\na bore\n")
     before = LOADED.format(folder=str(causal_folder))
     _, modules = imported("classify", made, "in.txt", "--out", "out", before=before, cwd=tmp_path)
-    assert "cuecraft.bulk.pipeline" in modules
+    assert "cuecraft.serving.bulk.pipeline" in modules
     assert not within(modules, TRAINS)
     assert not within(modules, (*LEARNERS, "scipy"))
 
@@ -139,11 +145,11 @@ def test_guard_and_show_load_no_model(made):
 def test_the_registry_imports_a_method_when_it_is_asked_for():
     code = """
 import sys
-from cuecraft.tune import METHODS
+from cuecraft.methods import METHODS
 assert "lora" in METHODS and len(list(METHODS)) > 15
-assert not [name for name in sys.modules if name.startswith(("cuecraft.search", "cuecraft.tune.")) and
-            name != "cuecraft.tune.registry"]
-assert METHODS["lora"].name == "lora" and "cuecraft.tune.auto" not in sys.modules
+assert not [name for name in sys.modules if name.startswith(("cuecraft.methods.search", "cuecraft.methods.")) and
+            name != "cuecraft.methods.registry"]
+assert METHODS["lora"].name == "lora" and "cuecraft.methods.auto" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -153,7 +159,7 @@ def test_what_is_wrong_in_a_module_that_is_imported_late_is_said(tmp_path, monke
     package = tmp_path / "late"
     package.mkdir()
     (package / "__init__.py").write_text(
-        "from cuecraft.lazy import loaded_on_use\n"
+        "from cuecraft.core.lazy import loaded_on_use\n"
         "__getattr__ = loaded_on_use(__name__, {'Own': 'own', 'Other': 'own'})\n"
     )
     (package / "own.py").write_text("import sys\nsys.no_such_thing\n")

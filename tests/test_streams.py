@@ -12,9 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from bulk import artifact, classify, rows_of, write_jsonl
-from cuecraft import display
-from cuecraft.bulk.sources import Format, Packing, Source
-from cuecraft.cli import streams
+from cuecraft.cli import display, streams
+from cuecraft.serving.bulk.sources import Format, Packing, Source
 
 TEXT = "a joy, naïve — 喜 \U0001f600"
 

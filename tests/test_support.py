@@ -26,14 +26,14 @@ from architectures import ARCHITECTURES, CLASSES, model_class, tiny_model
 from conftest import LABELS, lively, make_task, records
 from cuecraft.backbone import load_backbone
 from cuecraft.backbone.weights import TunedWeights
-from cuecraft.errors import BackboneError, CuecraftError
-from cuecraft.method import score
-from cuecraft.search import autoprompt
-from cuecraft.tune import METHODS, make_method
-from cuecraft.tune.first_order import linearised
-from cuecraft.tune.prepare import make_problem
-from cuecraft.tune.prompt_tuning import PromptTuning
-from cuecraft.tune.trainable import PromptTensor
+from cuecraft.core.errors import BackboneError, CuecraftError
+from cuecraft.methods import METHODS, make_method
+from cuecraft.methods.first_order import linearised
+from cuecraft.methods.prepare import make_problem
+from cuecraft.methods.problem import score
+from cuecraft.methods.search import autoprompt
+from cuecraft.methods.train.soft import PromptTuning
+from cuecraft.methods.train.trainable import PromptTensor
 
 PAGE = Path(__file__).parents[1] / "docs" / "support.md"
 WRITE = os.environ.get("CUECRAFT_WRITE") == "1"

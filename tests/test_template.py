@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cuecraft.errors import TemplateError
+from cuecraft.core.errors import TemplateError
 from cuecraft.task import Field, Literal, MaskSlot, PromptSlot, Template
 
 PIECES = {

@@ -12,15 +12,16 @@ from transformers.utils import logging
 
 from conftest import make_causal, make_masked
 from cuecraft import PromptClassifier
-from cuecraft.backbone import HeadKind, load_backbone
-from cuecraft.backbone.layers import entering
+from cuecraft.artifact import HardPrompt
+from cuecraft.backbone import load_backbone
+from cuecraft.backbone.columns import FeatureReadout, LabelReadout
+from cuecraft.backbone.hooks import entering
+from cuecraft.backbone.likelihood import next_word_log_probabilities
 from cuecraft.backbone.load import _load
-from cuecraft.backbone.readout import FeatureReadout, LabelReadout
-from cuecraft.backbone.token_ids import special_ids
-from cuecraft.backbone.words import next_word_log_probabilities
 from cuecraft.data.texts import as_records
-from cuecraft.method import label_context
-from cuecraft.prompts import HardPrompt
+from cuecraft.methods.problem import label_context
+from cuecraft.task.rendering import HeadKind
+from cuecraft.task.token_text import special_ids
 
 TRAIN = ["a good film", "the plot is bad", "great actors", "a bore from start to finish"]
 LABELS = ["good", "bad", "good", "bad"]

@@ -7,14 +7,16 @@ from dataclasses import replace
 import pytest
 
 from conftest import LABELS, TEXTS
-from cuecraft import deadline, load_backbone
+from cuecraft import load_backbone
+from cuecraft.api.estimators import PromptClassifier
+from cuecraft.artifact import Calibration, load_artifact
 from cuecraft.backbone import Budget
-from cuecraft.classifier import PromptClassifier
-from cuecraft.errors import CuecraftWarning
-from cuecraft.prompts import Calibration, load_artifact
+from cuecraft.core import deadline
+from cuecraft.core.errors import CuecraftWarning
+from cuecraft.methods import prepare
+from cuecraft.methods import prepare as reading
 from cuecraft.runs import run_tune
-from cuecraft.runs.requests import TuneRequest
-from cuecraft.tune import prepare, reading
+from cuecraft.runs.spec import TuneRequest
 from test_tune import FAST
 
 #: Passes that may follow the limit: the one under way, and those of what has to be there (a class head, one answer).

@@ -10,20 +10,19 @@ import torch
 
 from conftest import LABELS, TEXTS, tiny_problem
 from cuecraft import PromptClassifier
+from cuecraft.artifact import Artifact, CalibratedPrompt, Calibration, HardPrompt, load_artifact, stored_bytes
+from cuecraft.artifact.manifest import SCHEMA_VERSION
+from cuecraft.artifact.predictor import Candidate, PromptEnsemble, stored_candidate
+from cuecraft.backbone.prompt import prompt_tensors
+from cuecraft.core.errors import ArtifactError
+from cuecraft.core.storage import digest
 from cuecraft.data import Record
-from cuecraft.errors import ArtifactError
-from cuecraft.export import GraphRequest, export_graph
-from cuecraft.interop import commands, export_peft
-from cuecraft.interop.tensors import export_tensors
-from cuecraft.predictor import Candidate, PromptEnsemble, stored_candidate
-from cuecraft.prompts import Artifact, CalibratedPrompt, Calibration, HardPrompt, load_artifact, stored_bytes
-from cuecraft.prompts.kinds import prompt_tensors
-from cuecraft.prompts.manifest import SCHEMA_VERSION
-from cuecraft.serve.registry import member_logits
-from cuecraft.serve.shelf import ServedPrompt
-from cuecraft.storage import digest
+from cuecraft.export import GraphRequest, commands, export_graph, export_peft
+from cuecraft.export.peft_export import export_tensors
+from cuecraft.methods.auto.starts import OtherWords
+from cuecraft.serving.artifacts import ServedPrompt
+from cuecraft.serving.registry import member_logits
 from cuecraft.task import Verbalizer
-from cuecraft.tune.auto.starts import OtherWords
 
 X = [text for text, _ in TEXTS]
 Y = [LABELS[label] for _, label in TEXTS]

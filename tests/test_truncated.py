@@ -8,12 +8,12 @@ import pytest
 from bulk import classify, rows_of, write_jsonl
 from conftest import LABELS, TEXTS
 from cuecraft import PromptClassifier
+from cuecraft.artifact.predictor import PromptEnsemble
+from cuecraft.core.errors import CuecraftWarning
 from cuecraft.data import Record
-from cuecraft.errors import CuecraftWarning
-from cuecraft.predictor import PromptEnsemble
-from cuecraft.serve.engine import Engine
-from cuecraft.serve.http.wire import answer_document
-from cuecraft.serve.shelf import Shelf
+from cuecraft.serving.artifacts import Shelf
+from cuecraft.serving.engine import Engine
+from cuecraft.serving.http.wire import answer_document
 from cuecraft.task import Example
 
 X, Y = [text for text, _ in TEXTS], [LABELS[label] for _, label in TEXTS]
@@ -123,7 +123,7 @@ def test_an_exported_classifier_tells_it_as_its_artifact_does(limit, causal, tmp
     for name in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(name)
     from cuecraft.export import GraphRequest, export_graph
-    from cuecraft.runtime import ExportedClassifier
+    from cuecraft.export.runtime import ExportedClassifier
 
     texts, expected = three(limit)
     records = [Record({"text": text}) for text in X]

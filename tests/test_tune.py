@@ -8,14 +8,14 @@ from scipy.optimize import approx_fprime
 from sklearn.linear_model import LogisticRegression
 
 from conftest import TEXTS, make_task, records, tiny_problem
-from cuecraft.errors import MethodError
-from cuecraft.method import CalibrationKind, Selection, score
-from cuecraft.predictor import Candidate
-from cuecraft.prompts import Calibration, HardPrompt, SoftPrompt, calibration
-from cuecraft.tune import METHODS, make_method
-from cuecraft.tune.initial import Init, initial_vectors
-from cuecraft.tune.prepare import make_problem
-from cuecraft.untuned import calibrate, fit_head, starting_point
+from cuecraft.artifact import Calibration, HardPrompt, SoftPrompt, calibration
+from cuecraft.artifact.predictor import Candidate
+from cuecraft.core.errors import MethodError
+from cuecraft.methods import METHODS, make_method
+from cuecraft.methods.prepare import make_problem
+from cuecraft.methods.problem import CalibrationKind, Selection, score
+from cuecraft.methods.train.trainable import Init, initial_vectors
+from cuecraft.methods.untuned import calibrate, fit_head, starting_point
 
 FAST = {
     "zero-shot": {},
@@ -287,8 +287,8 @@ def test_a_prefix_learns_without_an_encoder_too(kind, request):
 def test_only_what_inference_needs_is_stored(causal, tmp_path):
     from safetensors.torch import load_file
 
-    from cuecraft.prompts import PrefixPrompt, stored_bytes
-    from cuecraft.tune.finish import make_artifact
+    from cuecraft.artifact import PrefixPrompt, stored_bytes
+    from cuecraft.methods.fit import make_artifact
 
     shallow = stored_bytes([SoftPrompt(torch.zeros(20, 768))])
     deep = stored_bytes([PrefixPrompt(HardPrompt(()), torch.zeros(12, 2, 12, 20, 64))])

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
+from cuecraft.core.errors import DataError, LabelWordError, TemplateError
 from cuecraft.data import Record
-from cuecraft.errors import DataError, LabelWordError, TemplateError
 from cuecraft.task import Example, Task, Template, Verbalizer
 
 

@@ -14,25 +14,28 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from conftest import CORPUS, LABELS, LM_TEMPLATE, TEXTS, WORDS, make_task, tiny_problem
+from cuecraft.artifact import HardPrompt
+from cuecraft.core.errors import DataError, MethodError
 from cuecraft.data import stream_texts
-from cuecraft.errors import DataError, MethodError
-from cuecraft.prompts import HardPrompt
-from cuecraft.search import AutoPrompt, filters
-from cuecraft.search.filters import (
+from cuecraft.methods import make_method
+from cuecraft.methods.prepare import run_key
+from cuecraft.methods.search import AutoPrompt
+from cuecraft.methods.search import vocabulary as filters
+from cuecraft.methods.search.space import SearchSpace, filled_ids
+from cuecraft.methods.search.vocabulary import (
     SCRIPTS,
     TokenFilter,
+    Tokens,
+    VocabularyOptions,
     corpus_counts,
+    is_word,
+    make_vocabulary,
     no_capitals,
     script,
     whole_words,
     without_words,
+    words_of,
 )
-from cuecraft.search.space import SearchSpace
-from cuecraft.search.start import filled_ids
-from cuecraft.search.tokens import Tokens, is_word, words_of
-from cuecraft.search.vocabulary import VocabularyOptions, make_vocabulary
-from cuecraft.tune import make_method
-from cuecraft.tune.prepare import run_key
 from test_readers import write
 
 # In domain words alone: what the corpus filter has to keep, and `love` but once.

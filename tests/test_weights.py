@@ -12,17 +12,17 @@ from torch.nn import functional
 
 from conftest import LABELS, TEXTS, make_causal, make_examples, make_task, tiny_problem
 from cuecraft import PromptClassifier
+from cuecraft.artifact import CalibratedPrompt, Calibration, DeepCue, HardPrompt, SoftPrompt, load_artifact
+from cuecraft.artifact.predictor import Candidate, fresh_logits
 from cuecraft.backbone import ClassHead, load_backbone
 from cuecraft.backbone.weights import FullSpec, LoraSpec, TunedWeights, Twin, load_weights
-from cuecraft.errors import ArtifactError, BackboneError, MethodError
-from cuecraft.gradients import accumulate_gradients
-from cuecraft.method import Selection, label_context, score
-from cuecraft.predictor import Candidate, fresh_logits
-from cuecraft.prompts import CalibratedPrompt, Calibration, DeepCue, HardPrompt, SoftPrompt, load_artifact
-from cuecraft.tune import make_method
-from cuecraft.tune.mix import mix_lora
-from cuecraft.tune.probe import SentenceEncoder
-from cuecraft.tune.soup import average
+from cuecraft.core.errors import ArtifactError, BackboneError, MethodError
+from cuecraft.methods import make_method
+from cuecraft.methods.gradients import accumulate_gradients
+from cuecraft.methods.problem import Selection, label_context, score
+from cuecraft.methods.train.probe import SentenceEncoder
+from cuecraft.methods.train.soup import average
+from cuecraft.methods.train.weights import mix_lora
 from oracles import plain_class_logits
 
 TEXT, LABEL = [text for text, _ in TEXTS], [LABELS[label] for _, label in TEXTS]

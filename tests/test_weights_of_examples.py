@@ -12,15 +12,15 @@ from sklearn.ensemble import BaggingClassifier
 
 from conftest import LABELS, TEXTS, records, tiny_problem
 from cuecraft import PromptClassifier
+from cuecraft.artifact import HardPrompt, SoftPrompt, calibration
+from cuecraft.core.errors import DataError, MethodError
 from cuecraft.data import Record
 from cuecraft.data.texts import repeated, weighed
-from cuecraft.errors import DataError, MethodError
-from cuecraft.gradients import accumulate_gradients
-from cuecraft.method import CalibrationKind, Score, score
-from cuecraft.prompts import HardPrompt, SoftPrompt, calibration
-from cuecraft.search.elimination import _losses
-from cuecraft.tune import METHODS
-from cuecraft.untuned import fit_head, starting_point
+from cuecraft.methods import METHODS
+from cuecraft.methods.gradients import accumulate_gradients
+from cuecraft.methods.problem import CalibrationKind, Score, score
+from cuecraft.methods.search.halving import _losses
+from cuecraft.methods.untuned import fit_head, starting_point
 
 X = [text for text, _ in TEXTS]
 Y = [LABELS[label] for _, label in TEXTS]

@@ -11,11 +11,11 @@ from transformers import PreTrainedTokenizerFast
 
 from architectures import tiny_model
 from conftest import TEXTS, make_causal, make_examples, make_masked, make_task
+from cuecraft.artifact import HardPrompt, SoftPrompt
 from cuecraft.backbone import Budget, load_backbone
+from cuecraft.backbone.likelihood import cue_log_likelihood, next_word_log_probabilities
 from cuecraft.backbone.tree import grow_tree, tree_groups
-from cuecraft.backbone.words import cue_log_likelihood, next_word_log_probabilities
-from cuecraft.errors import BackboneError, PromptError
-from cuecraft.prompts import HardPrompt, SoftPrompt
+from cuecraft.core.errors import BackboneError, PromptError
 
 CUES = [(300, 301, 302), (300, 301, 9), (300, 7), (5,), (300, 301, 302), (360, 300, 301, 302)]
 TOLERANCE = {"atol": 1e-4}  # nats, float32 beside float64

@@ -76,13 +76,13 @@ def _commands() -> str:
 
 
 def _schema() -> str:
-    from cuecraft.recipe import json_schema
+    from cuecraft.runs import json_schema
 
     return schema_reference(json_schema())
 
 
 def _http() -> str:
-    from cuecraft.serve.http import wire
+    from cuecraft.serving.http import wire
 
     models = (
         wire.ClassifyRequest,

@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from cuecraft.errors import CuecraftError, CuecraftWarning
-from cuecraft.lazy import loaded_on_use
+from cuecraft.core.errors import CuecraftError, CuecraftWarning
+from cuecraft.core.lazy import loaded_on_use
 
 # Threads of OpenMP that wait by spinning take a core from other processes and from the thread they wait for: with one
 # busy process on two cores a training took three times as long. OpenMP reads this once, when torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
+    from cuecraft.api.classic import AutoPrompt, PrefixTuning
+    from cuecraft.api.estimators import PromptClassifier
+    from cuecraft.artifact import load_artifact
     from cuecraft.backbone import load_backbone
-    from cuecraft.classic import AutoPrompt, PrefixTuning
-    from cuecraft.classifier import PromptClassifier
-    from cuecraft.prompts import load_artifact
     from cuecraft.task import Task, Template, Verbalizer
 
 __version__ = "0.1.0"
@@ -36,17 +36,20 @@ __all__ = [
 
 # Loaded on first use, so that `import cuecraft` does not wait for torch.
 _HOMES = {
-    "AutoPrompt": "classic",
-    "PrefixTuning": "classic",
-    "PromptClassifier": "classifier",
-    "Task": "task",
-    "Template": "task",
-    "Verbalizer": "task",
-    "load_artifact": "prompts",
-    "load_backbone": "backbone",
+    "backbone": ("load_backbone",),
+    "api.classic": (
+        "AutoPrompt",
+        "PrefixTuning",
+    ),
+    "api.estimators": ("PromptClassifier",),
+    "artifact": ("load_artifact",),
+    "task": (
+        "Task",
+        "Template",
+        "Verbalizer",
+    ),
 }
-
-__getattr__ = loaded_on_use(__name__, _HOMES)
+__getattr__ = loaded_on_use(__name__, {name: home for home, names in _HOMES.items() for name in names})
 
 
 def __dir__() -> list[str]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cuecraft.lazy import loaded_on_use
+from cuecraft.core.lazy import loaded_on_use
 
 if TYPE_CHECKING:
     from cuecraft.backbone.base import Backbone, ClassHead, Context, FeatureScale, Prompt, ReadyPrompt, Row, Swap
-    from cuecraft.backbone.batching import Budget
+    from cuecraft.backbone.budget import Budget
     from cuecraft.backbone.causal import CausalBackbone
     from cuecraft.backbone.encoder import EncoderBackbone, MaskedBackbone, Pooling, SequenceBackbone
     from cuecraft.backbone.load import AnyBackbone, load_backbone
-    from cuecraft.backbone.rendering import HeadKind, Pieces, Renderer
 
 __all__ = [
     "AnyBackbone",
@@ -23,29 +22,39 @@ __all__ = [
     "Context",
     "EncoderBackbone",
     "FeatureScale",
-    "HeadKind",
     "MaskedBackbone",
-    "Pieces",
     "Pooling",
     "Prompt",
     "ReadyPrompt",
-    "Renderer",
     "Row",
     "SequenceBackbone",
     "Swap",
     "load_backbone",
 ]
 
-# Loaded on first use: what renders texts and makes batches is used without PyTorch too.
+# Loaded on first use: none of them is there without PyTorch.
 _HOMES = {
-    **dict.fromkeys(
-        ("Backbone", "ClassHead", "Context", "FeatureScale", "Prompt", "ReadyPrompt", "Row", "Swap"), "base"
+    "base": (
+        "Backbone",
+        "ClassHead",
+        "Context",
+        "FeatureScale",
+        "Prompt",
+        "ReadyPrompt",
+        "Row",
+        "Swap",
     ),
-    **dict.fromkeys(("EncoderBackbone", "MaskedBackbone", "Pooling", "SequenceBackbone"), "encoder"),
-    **dict.fromkeys(("AnyBackbone", "load_backbone"), "load"),
-    **dict.fromkeys(("HeadKind", "Pieces", "Renderer"), "rendering"),
-    "Budget": "batching",
-    "CausalBackbone": "causal",
+    "budget": ("Budget",),
+    "causal": ("CausalBackbone",),
+    "encoder": (
+        "EncoderBackbone",
+        "MaskedBackbone",
+        "Pooling",
+        "SequenceBackbone",
+    ),
+    "load": (
+        "AnyBackbone",
+        "load_backbone",
+    ),
 }
-
-__getattr__ = loaded_on_use(__name__, _HOMES)
+__getattr__ = loaded_on_use(__name__, {name: home for home, names in _HOMES.items() for name in names})

@@ -22,8 +22,8 @@ from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from cuecraft.backbone.batching import ONE_PASS_AT_A_TIME
-from cuecraft.errors import BackboneError
+from cuecraft.backbone.budget import ONE_PASS_AT_A_TIME
+from cuecraft.core.errors import BackboneError
 
 _NAME = "cuecraft"
 _UNKNOWN_HERE = ("softcap", "s_aux", "position_bias")  # what some architectures add to attention

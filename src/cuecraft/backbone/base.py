@@ -9,10 +9,10 @@ from typing import Any, Protocol, Self, TypeVar
 
 from torch import Tensor
 
-from cuecraft.backbone.batching import Budget
-from cuecraft.backbone.rendering import HeadKind, Pieces, Renderer
+from cuecraft.backbone.budget import Budget
 from cuecraft.backbone.tree import CueTree
 from cuecraft.task import Example, Task
+from cuecraft.task.rendering import HeadKind, Pieces, Renderer
 
 T = TypeVar("T")
 Swap = tuple[int, int]  # a position of the prompt, and the token id put there

@@ -17,18 +17,17 @@ import torch
 from torch import Tensor
 
 from cuecraft.backbone.base import Context, Prompt, Swap
-from cuecraft.backbone.batches import padding_share, token_batches
-from cuecraft.backbone.batching import Budget, memory_of, restore_order
-from cuecraft.backbone.causal_mixed import MixedCausal
-from cuecraft.backbone.causal_pass import nothing_between
-from cuecraft.backbone.layers import entering
-from cuecraft.backbone.layout import Layout, own_tokens
-from cuecraft.backbone.past import Cues, Past, Rows, VectorTable
-from cuecraft.backbone.readout import FeatureReadout, Readout, SequenceReadout, readout
+from cuecraft.backbone.budget import Budget, memory_of, restore_order
+from cuecraft.backbone.columns import FeatureReadout, Readout, SequenceReadout, readout
+from cuecraft.backbone.cues import Cues, Past, Rows, VectorTable
+from cuecraft.backbone.hooks import entering
+from cuecraft.backbone.layout import Layout, MixedCausal, own_tokens
+from cuecraft.backbone.plan import nothing_between
 from cuecraft.backbone.tree import CueTree, tree_groups
-from cuecraft.deadline import check_time
-from cuecraft.errors import BackboneError, DataError, PromptError
+from cuecraft.core.deadline import check_time
+from cuecraft.core.errors import BackboneError, DataError, PromptError
 from cuecraft.task import Example, Task
+from cuecraft.task.batches import padding_share, token_batches
 
 
 class CausalBackbone(MixedCausal):

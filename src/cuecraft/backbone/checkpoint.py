@@ -11,10 +11,10 @@ from safetensors import SafetensorError, safe_open
 from transformers import CONFIG_MAPPING
 from transformers.quantizers import AutoHfQuantizer
 
-from cuecraft.backbone.batching import is_out_of_memory
-from cuecraft.backbone.rendering import HeadKind
-from cuecraft.errors import BackboneError
-from cuecraft.storage import parse_json
+from cuecraft.backbone.budget import is_out_of_memory
+from cuecraft.core.errors import BackboneError
+from cuecraft.core.storage import parse_json
+from cuecraft.task.rendering import HeadKind
 
 CONFIG, ADAPTER, INDEX = "config.json", "adapter_config.json", "model.safetensors.index.json"
 _POINTER = b"version https://git-lfs"

@@ -20,13 +20,8 @@ from torch import Tensor
 
 from cuecraft.backbone.attention import attending_again, attending_to, keeping
 from cuecraft.backbone.base import ClassHead, Context, Prompt, ReadyPrompt, Row, Swap
-from cuecraft.backbone.batches import padding_share, token_batches
-from cuecraft.backbone.batching import ONE_PASS_AT_A_TIME, Budget, restore_order
-from cuecraft.backbone.encoder_rows import Cues, LaidOut, RowCues, mask_slots
-from cuecraft.backbone.frozen import FrozenModel, agree
-from cuecraft.backbone.layers import adding, entering, recomputed
-from cuecraft.backbone.past import VectorTable
-from cuecraft.backbone.readout import (
+from cuecraft.backbone.budget import ONE_PASS_AT_A_TIME, Budget, restore_order
+from cuecraft.backbone.columns import (
     FeatureReadout,
     LabelReadout,
     MixedReadout,
@@ -35,10 +30,15 @@ from cuecraft.backbone.readout import (
     class_scores,
     readout,
 )
-from cuecraft.backbone.rendering import HeadKind, Pieces, Renderer
-from cuecraft.deadline import check_time
-from cuecraft.errors import BackboneError, PromptError
+from cuecraft.backbone.cues import VectorTable
+from cuecraft.backbone.encoder_rows import Cues, LaidOut, RowCues, mask_slots
+from cuecraft.backbone.frozen import FrozenModel, agree
+from cuecraft.backbone.hooks import adding, entering, recomputed
+from cuecraft.core.deadline import check_time
+from cuecraft.core.errors import BackboneError, PromptError
 from cuecraft.task import Example, Task
+from cuecraft.task.batches import padding_share, token_batches
+from cuecraft.task.rendering import HeadKind, Pieces, Renderer
 
 _PROBED = (5, 6, 7)  # columns of the vocabulary that a new backbone's logits are compared in
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from cuecraft.backbone.base import ReadyPrompt
-from cuecraft.backbone.past import VectorTable
-from cuecraft.backbone.rendering import Pieces
+from cuecraft.backbone.cues import VectorTable
+from cuecraft.task.rendering import Pieces
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from cuecraft.backbone.attention import numbers_of
 from cuecraft.backbone.base import Context, Prompt, Swap, T
-from cuecraft.backbone.batching import Budget, is_out_of_memory
-from cuecraft.backbone.layers import layer_list
+from cuecraft.backbone.budget import Budget, is_out_of_memory
+from cuecraft.backbone.hooks import layer_list
 from cuecraft.backbone.nearest import Nearest, NearestRenderer
-from cuecraft.backbone.rendering import HeadKind, Renderer
-from cuecraft.backbone.token_ids import reading_texts
-from cuecraft.errors import BackboneError, PromptError
+from cuecraft.core.errors import BackboneError, PromptError
 from cuecraft.task import Task
+from cuecraft.task.rendering import HeadKind, Renderer
+from cuecraft.task.token_text import reading_texts
 
 _TASKS_KEPT = 4  # whose examples' features are kept
 

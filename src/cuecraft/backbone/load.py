@@ -18,9 +18,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
-from cuecraft import assets
 from cuecraft.backbone.base import Backbone
-from cuecraft.backbone.borrowed import borrowed
 from cuecraft.backbone.causal import CausalBackbone
 from cuecraft.backbone.checkpoint import (
     CONFIG,
@@ -33,12 +31,13 @@ from cuecraft.backbone.checkpoint import (
     json_object,
 )
 from cuecraft.backbone.encoder import MaskedBackbone, Pooling, SequenceBackbone
-from cuecraft.backbone.gradient_mode import ordinary_tensors
-from cuecraft.backbone.rendering import HeadKind
-from cuecraft.backbone.token_ids import copied_tokenizer
-from cuecraft.backbone.vocabulary import within_vocabulary
-from cuecraft.errors import BackboneError, CuecraftError, CuecraftWarning
-from cuecraft.remembered import LARGE, keep, recall
+from cuecraft.backbone.hooks import ordinary_tensors
+from cuecraft.backbone.hosted import borrowed, within_vocabulary
+from cuecraft.core import assets
+from cuecraft.core.errors import BackboneError, CuecraftError, CuecraftWarning
+from cuecraft.core.remembered import LARGE, keep, recall
+from cuecraft.task.rendering import HeadKind
+from cuecraft.task.token_text import copied_tokenizer
 
 AnyBackbone = CausalBackbone | MaskedBackbone | SequenceBackbone
 _MEET_THE_CONTRACT: tuple[type[Backbone], ...] = (CausalBackbone, MaskedBackbone, SequenceBackbone)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from cuecraft.backbone.base import Context, Prompt
-from cuecraft.backbone.rendering import Frame, HeadKind, Pieces, Renderer
-from cuecraft.errors import PromptError
+from cuecraft.core.errors import PromptError
 from cuecraft.task import Example, Task
+from cuecraft.task.rendering import Frame, HeadKind, Pieces, Renderer
 
 _TOGETHER = 1024  # texts that are embedded together
 

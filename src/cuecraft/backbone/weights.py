@@ -17,10 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from cuecraft.backbone.base import Context
-from cuecraft.backbone.batching import ONE_PASS_AT_A_TIME
+from cuecraft.backbone.budget import ONE_PASS_AT_A_TIME
 from cuecraft.backbone.load import AnyBackbone
-from cuecraft.errors import BackboneError
-from cuecraft.seeding import torch_generator
+from cuecraft.core.errors import BackboneError
+from cuecraft.core.seeding import torch_generator
 
 
 class LoraSpec(BaseModel):

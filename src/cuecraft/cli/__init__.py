@@ -6,10 +6,12 @@ import sys
 import warnings
 from typing import Any
 
-from cuecraft import display
-from cuecraft.cli import classifying, comparing, guarding, running, serving, streams, tuning, using
+from cuecraft.cli import display, running, serving, streams, tuning, using
+from cuecraft.cli import running as comparing
+from cuecraft.cli import serving as classifying
+from cuecraft.cli import serving as guarding
 from cuecraft.cli.app import app
-from cuecraft.errors import CuecraftError, CuecraftWarning
+from cuecraft.core.errors import CuecraftError, CuecraftWarning
 
 __all__ = ["app", "classifying", "comparing", "guarding", "main", "running", "serving", "tuning", "using"]
 

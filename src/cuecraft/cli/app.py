@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from cuecraft.cli.help import COMMANDS, HelpfulCommand, OrderedGroup, epilog
-from cuecraft.data.formats import check_is_path
+from cuecraft.data.files import check_is_path
 
 
 class CommandApp(typer.Typer):

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from cuecraft.core.errors import BulkError, DataError, ExportError, LabelWordError, MethodError, ServeError
+from cuecraft.data.files import check_is_path
+
+if TYPE_CHECKING:
+    from cuecraft.data import Reading
+    from cuecraft.task.chat import ChatChoice
 
 
 class Backend(StrEnum):
@@ -102,3 +110,172 @@ CheckpointFolder = Annotated[
     Path | None, typer.Option(help="Keep the training's state here; after a crash the same command continues from it.")
 ]
 Out = Annotated[Path | None, typer.Option(help="Artifact folder. [default: runs/METHOD-SEED]")]
+
+
+def pairs_of(values: list[str]) -> dict[str, Any]:
+    """Return values by name.
+
+    Raises:
+        MethodError: something else than NAME=VALUE, or a name given twice.
+    """
+    pairs = [value.partition("=") for value in values]
+    for name, equals, value in pairs:
+        if not (name and equals and value):
+            raise MethodError(f"{name + equals + value!r} is not NAME=VALUE; write for instance epochs=10")
+        if sum(name == other for other, _, _ in pairs) > 1:
+            raise MethodError(f"{name!r} is given twice; give it once")
+    return {name: value for name, _, value in pairs}
+
+
+def words_of(values: list[str]) -> dict[str, list[str]] | None:
+    """Return label words by class; a class's name may have an equals sign, a word may not. None for no words.
+
+    Raises:
+        LabelWordError: something else than CLASS=word.
+    """
+    found: dict[str, list[str]] = {}
+    for value in values:
+        name, equals, words = value.rpartition("=")
+        if not (name and equals and words):
+            raise LabelWordError(f"{value!r} is not CLASS=word; write for instance positive=great,good")
+        found.setdefault(name, []).extend(words.split(","))
+    return found or None
+
+
+def made_folder(folder: Path) -> Path:
+    """Return the folder that answers: of a run, what it made; else the folder itself, of an artifact or an export."""
+    from cuecraft.export.runtime import is_export
+
+    if is_export(folder):  # PyTorch is not needed then, and may not be there
+        return folder
+    if find_spec("torch") is None:
+        raise ExportError(
+            f"{folder}: holds no exported graph that can be read, and anything else needs PyTorch; check the path, or "
+            "install torch"
+        )
+    from cuecraft.runs.made import artifact_of
+
+    return artifact_of(folder)
+
+
+def reading_of(delimiter: str | None, skip_bad_rows: bool = False) -> Reading:
+    """Return how files are read.
+
+    Raises:
+        DataError: the delimiter cannot be used.
+    """
+    from cuecraft.data import BadRows, Reading
+    from cuecraft.data.files import check_delimiter
+
+    return Reading(check_delimiter(delimiter), BadRows() if skip_bad_rows else None)
+
+
+def lines_of(texts: list[str] | None, file: Path | None) -> list[str]:
+    """Return texts given as arguments, or else the lines of stdin that are not blank; none where there is a file.
+
+    Raises:
+        DataError: there are both texts and a file.
+    """
+    if texts and file:
+        raise DataError("texts were given both as arguments and in --file; give one of them")
+    if texts or file:
+        return texts or []
+    from cuecraft.data.texts import stdin_texts
+
+    return stdin_texts()
+
+
+def names_of(value: str | None) -> tuple[str, ...] | None:
+    """Return names with commas between."""
+    return None if value is None else tuple(name.strip() for name in value.split(",") if name.strip())
+
+
+def numbers_of(value: str | None) -> tuple[int, ...] | None:
+    """Return whole numbers with commas between; None for no value.
+
+    Raises:
+        MethodError: something else.
+    """
+    try:
+        return None if value is None else tuple(int(part) for part in value.split(","))
+    except ValueError:
+        raise MethodError(f"{value!r} is not numbers with commas between; write for instance 0,1,2") from None
+
+
+def unescaped(template: str | None) -> str | None:
+    r"""Let `\n` and `\t` be written in a shell's quotes."""
+    return template and template.replace("\\n", "\n").replace("\\t", "\t")
+
+
+def chat_of(chat: bool | None, system: str | None) -> ChatChoice | None:
+    """Return what is asked of the tokenizer's chat template.
+
+    Raises:
+        TemplateError: a turn is given and chat is off.
+    """
+    if chat is None and system is None:
+        return None
+    from cuecraft.task.chat import given_turns
+
+    return given_turns(chat, {"system": unescaped(system)})
+
+
+def named_folders(arguments: list[str]) -> dict[str, Path]:
+    """Return the folder that answers for each id, of NAME=FOLDER; a folder without an id has its own name.
+
+    An exported folder that holds several prompts stands for all of them, by their names there; with an id, for that
+    one of them.
+
+    Raises:
+        ServeError: two would have the same id.
+        ExportError: an exported folder is damaged.
+    """
+    found: dict[str, Path] = {}
+    for argument in arguments:
+        name, folder = name_and_folder(argument)
+        path = made_folder(folder)
+        names = [name] if name is not None else _names_in(path) or [folder.resolve().name]
+        for own in names:
+            if own in found:
+                raise ServeError(f"two prompts would have the id {own!r}; give each one of its own, NAME=FOLDER")
+            found[own] = path
+    return found
+
+
+def name_and_folder(argument: str) -> tuple[str | None, Path]:
+    """Return both parts of NAME=FOLDER; no name where the argument as a whole is a path that is there.
+
+    Raises:
+        DataError: the folder is an address.
+    """
+    name, equals, folder = argument.partition("=")
+    check_is_path(argument)
+    check_is_path(folder)
+    try:
+        is_named = bool(equals) and not Path(argument).exists()
+    except OSError:  # too long for a name, so maybe a text
+        is_named = True
+    return (name, Path(folder)) if is_named else (None, Path(argument))
+
+
+def _names_in(folder: Path) -> list[str]:
+    """Return the names of the prompts that an exported folder holds, where it holds several."""
+    from cuecraft.export.runtime import is_export
+    from cuecraft.export.runtime.manifest import EXPORT
+
+    names = [own.name for own in EXPORT.read(folder).prompts] if is_export(folder) else []
+    return names if len(names) > 1 else []
+
+
+def share_of(value: str | None) -> float | None:
+    """Return a share given as `1%` or `0.01`; None for no value.
+
+    Raises:
+        BulkError: something else.
+    """
+    if value is None:
+        return None
+    try:
+        return float(value.removesuffix("%")) / (100 if value.endswith("%") else 1)
+    except ValueError:
+        raise BulkError(f"{value!r} is no share; write for instance 1% or 0.01") from None

@@ -10,7 +10,7 @@ import traceback
 from contextlib import suppress
 from typing import Any, TextIO, cast
 
-from cuecraft import display
+from cuecraft.cli import display
 
 _LONGEST = 200  # characters of a path that are shown
 #: What to do about an error of the operating system, by its number.
@@ -93,7 +93,7 @@ def end(code: str | int | None) -> str | int | None:
 def _unnamed(error: OSError) -> str:
     """Return where an error happened that does not say so: in stdout where results were shown, else in a file."""
     frames = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
-    if any(name.startswith("cuecraft.display") for name in frames):
+    if any(name.startswith("cuecraft.cli.display") for name in frames):
         return "stdout"
     try:
         sys.stdout.flush()

@@ -7,9 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from cuecraft import display
+from cuecraft.cli import display
 from cuecraft.cli.app import app
-from cuecraft.cli.arguments import chat_of, names_of, numbers_of, pairs_of, reading_of, unescaped, words_of
 from cuecraft.cli.options import (
     BackboneNow,
     ChatSwitch,
@@ -46,8 +45,15 @@ from cuecraft.cli.options import (
     TuneWords,
     Unlabeled,
     VocabFrom,
+    chat_of,
+    names_of,
+    numbers_of,
+    pairs_of,
+    reading_of,
+    unescaped,
+    words_of,
 )
-from cuecraft.errors import MethodError
+from cuecraft.core.errors import MethodError
 
 
 @app.command()
@@ -87,7 +93,7 @@ def tune(
     json: Json = False,
 ) -> None:
     """Find a prompt for labelled texts, or with --unlabeled for texts alone, and write it as an artifact."""
-    from cuecraft.checkpoints import Keeping
+    from cuecraft.core.checkpoints import Keeping
     from cuecraft.runs import TuneRequest, run_tune
 
     where: dict[str, Any] = {"device": device, "dtype": dtype, "local_files_only": local_files_only, "seed": seed}
@@ -193,7 +199,7 @@ def advise(
     json: Json = False,
 ) -> None:
     """Measure the data for about a minute: methods that fit, their time and memory, and whether tuning is worth it."""
-    from cuecraft.advise import AdviseRequest, run_advise
+    from cuecraft.study.advise import AdviseRequest, run_advise
 
     request = AdviseRequest(
         data=data,
@@ -245,7 +251,7 @@ def multitask(
     json: Json = False,
 ) -> None:
     """Tune several tasks together, over one prompt that they share."""
-    from cuecraft.checkpoints import Keeping
+    from cuecraft.core.checkpoints import Keeping
     from cuecraft.runs import MultitaskRequest, run_multitask
 
     request = MultitaskRequest(

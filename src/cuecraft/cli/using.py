@@ -7,12 +7,27 @@ from typing import Annotated
 
 import typer
 
-from cuecraft import display
+from cuecraft.cli import display
 from cuecraft.cli.app import app
-from cuecraft.cli.arguments import made_folder, named_folders, names_of, reading_of, unescaped, words_of
-from cuecraft.cli.options import BackboneNow, Delimiter, Device, Dtype, Json, LabelWords, Model, Offline, SkipBadRows
-from cuecraft.data.formats import STDIN
-from cuecraft.errors import DataError
+from cuecraft.cli.options import (
+    BackboneNow,
+    Delimiter,
+    Device,
+    Dtype,
+    Json,
+    LabelWords,
+    Model,
+    Offline,
+    SkipBadRows,
+    made_folder,
+    named_folders,
+    names_of,
+    reading_of,
+    unescaped,
+    words_of,
+)
+from cuecraft.core.errors import DataError
+from cuecraft.data.files import STDIN
 
 
 @app.command()
@@ -54,8 +69,8 @@ def show(
     artifact: Annotated[Path, typer.Argument(help="Artifact folder, or that of a run.")], json: Json = False
 ) -> None:
     """Show what an artifact holds."""
-    from cuecraft.prompts import load_artifact
-    from cuecraft.recipe.made import artifact_of
+    from cuecraft.artifact import load_artifact
+    from cuecraft.runs.made import artifact_of
 
     artifact = artifact_of(artifact)
     manifest = load_artifact(artifact).manifest
@@ -92,8 +107,8 @@ def export_(
     json: Json = False,
 ) -> None:
     """Write artifacts as one graph that needs no PyTorch, or a prompt as a folder of another library."""
-    from cuecraft.interop.commands import ExportRequest, run_export
-    from cuecraft.options import make_options
+    from cuecraft.core.options import make_options
+    from cuecraft.export.commands import ExportRequest, run_export
 
     given = {
         "format": kind,
@@ -134,7 +149,7 @@ def import_(
     json: Json = False,
 ) -> None:
     """Make an artifact of a PEFT adapter; one that `export` wrote needs no template and no words."""
-    from cuecraft.interop.commands import run_import
+    from cuecraft.export.commands import run_import
 
     names = names_of(classes)
     words = words_of(label_words or [])

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cuecraft.lazy import loaded_on_use
+from cuecraft.core.lazy import loaded_on_use
 
 if TYPE_CHECKING:
     from cuecraft.data.readers import Reading, read_partly_labelled, read_records, stream_texts
-    from cuecraft.data.records import BadRow, BadRows, Record, fingerprint
-    from cuecraft.data.sampling import KShotSplit, holdout, k_shot_split, subsample
+    from cuecraft.data.records import BadRow, BadRows, KShotSplit, Record, fingerprint, holdout, k_shot_split, subsample
 
 __all__ = [
     "BadRow",
@@ -27,8 +26,21 @@ __all__ = [
 ]
 
 _HOMES = {
-    "readers": ("Reading", "read_partly_labelled", "read_records", "stream_texts"),
-    "records": ("BadRow", "BadRows", "Record", "fingerprint"),
-    "sampling": ("KShotSplit", "holdout", "k_shot_split", "subsample"),  # needs NumPy, which the command line does not
+    "readers": (
+        "Reading",
+        "read_partly_labelled",
+        "read_records",
+        "stream_texts",
+    ),
+    "records": (
+        "BadRow",
+        "BadRows",
+        "Record",
+        "fingerprint",
+        "KShotSplit",
+        "holdout",
+        "k_shot_split",
+        "subsample",
+    ),
 }
 __getattr__ = loaded_on_use(__name__, {name: home for home, names in _HOMES.items() for name in names})

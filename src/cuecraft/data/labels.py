@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from cuecraft.core.errors import DataError, LabelWordError
 from cuecraft.data.records import check_nul
-from cuecraft.errors import DataError, LabelWordError
 
 _SHOWN = 60  # characters of a value in an error
 

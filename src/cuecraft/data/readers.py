@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cuecraft import assets
-from cuecraft.data.cells import csv_rows
-from cuecraft.data.formats import (
+from cuecraft.core import assets
+from cuecraft.core.errors import DataError
+from cuecraft.data.files import (
     DELIMITERS,
     STDIN,
     Format,
@@ -19,12 +19,12 @@ from cuecraft.data.formats import (
     check_delimiter,
     check_is_path,
     content_name,
+    csv_rows,
     kind_of,
     text_of,
 )
 from cuecraft.data.labels import check_kinds, is_missing, kind_of_label, label_name
 from cuecraft.data.records import BadRow, BadRows, Record, check_names, check_nul
-from cuecraft.errors import DataError
 
 #: Where a row stands (for error messages); and its columns, what is wrong with it, or None: a blank line.
 Row = tuple[str, dict[str, Any] | DataError | None]

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from cuecraft.data.formats import STDIN, Format, kind_of
+from cuecraft.core.errors import DataError, LabelWordError, MethodError
+from cuecraft.data.files import STDIN, Format, kind_of
 from cuecraft.data.labels import is_missing, label_name, python_value, words_by_name
 from cuecraft.data.readers import AS_USUAL, Reading, read_lines, read_records, stream_texts, text_value
 from cuecraft.data.records import BadRow, Record, check_names
-from cuecraft.errors import DataError, LabelWordError, MethodError
 
 #: Strings or mappings from field to string, one after another; an array; a pandas DataFrame; or an Arrow table.
 _MOST_COPIES = 1_000_000  # rows that weights may stand for

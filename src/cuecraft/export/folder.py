@@ -16,20 +16,16 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from cuecraft.backbone import AnyBackbone, CausalBackbone, Pieces
-from cuecraft.backbone.token_ids import control_tokens
+from cuecraft.artifact import Artifact
+from cuecraft.backbone import AnyBackbone, CausalBackbone
+from cuecraft.core.errors import ExportError
+from cuecraft.core.storage import MANIFEST, file_sha256, unwritable, write_folder
 from cuecraft.data import Record, fingerprint
-from cuecraft.errors import ExportError
-from cuecraft.export.examples import JAVASCRIPT, PYTHON, write_examples
-from cuecraft.export.folding import Folded, fold
-from cuecraft.export.graph import EXTERNAL, GRAPH, require_onnx, write_graph
-from cuecraft.export.precision import OPENVINO_GRAPH, Recipe, recipes_of
-from cuecraft.export.rows import Batches
-from cuecraft.export.several import FoldedSeveral, check_together
-from cuecraft.manifests import MANIFEST
-from cuecraft.prompts import Artifact
-from cuecraft.runtime import ExportedModel, RuntimeOptions
-from cuecraft.runtime.manifest import (
+from cuecraft.export.folding import Folded, FoldedSeveral, check_together, fold
+from cuecraft.export.graph import EXTERNAL, GRAPH, JAVASCRIPT, PYTHON, require_onnx, write_examples, write_graph
+from cuecraft.export.quantise import OPENVINO_GRAPH, Batches, Recipe, recipes_of
+from cuecraft.export.runtime import ExportedModel, RuntimeOptions
+from cuecraft.export.runtime.manifest import (
     TOKENIZER,
     AgreementEntry,
     ExportManifest,
@@ -41,10 +37,11 @@ from cuecraft.runtime.manifest import (
     TriedEntry,
     is_export,
 )
-from cuecraft.runtime.model import FoldedPrompt, feed_of
-from cuecraft.runtime.sessions import open_session
-from cuecraft.storage import file_sha256, unwritable, write_folder
+from cuecraft.export.runtime.model import FoldedPrompt, feed_of
+from cuecraft.export.runtime.sessions import open_session
 from cuecraft.task import Field
+from cuecraft.task.rendering import Pieces
+from cuecraft.task.token_text import control_tokens
 
 _OWN = {MANIFEST, TOKENIZER, GRAPH, EXTERNAL, OPENVINO_GRAPH, "model.bin", PYTHON, JAVASCRIPT}
 _PACKAGES = ("cuecraft", "torch", "transformers", "tokenizers", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf")

@@ -1,37 +1,83 @@
-"""What the commands do: files in, artifacts and JSON-ready documents out. Nothing is printed here."""
+"""Runs: what the commands and recipes do, files in, artifacts and JSON-ready documents out. Nothing is printed here."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cuecraft.lazy import loaded_on_use
+from cuecraft.core.lazy import loaded_on_use
 
 if TYPE_CHECKING:
-    from cuecraft.runs.families import run_mix, run_multitask
-    from cuecraft.runs.predicting import predict_records, read_texts
-    from cuecraft.runs.requests import MultitaskRequest, TuneRequest, WordsRequest
-    from cuecraft.runs.tune import run_tune
-    from cuecraft.runs.words import run_words
+    from cuecraft.runs.made import artifact_of
+    from cuecraft.runs.multitask import predict_records, read_texts, run_mix, run_multitask
+    from cuecraft.runs.reading import check_recipe, copy_recipe, load_recipe, recipe_path, shipped_names
+    from cuecraft.runs.record import RunFolder, find_runs
+    from cuecraft.runs.session import run_recipe
+    from cuecraft.runs.spec import MultitaskRequest, Recipe, TuneRequest, WordsRequest, json_schema
+    from cuecraft.runs.tune import run_tune, run_words
+    from cuecraft.runs.verifying import compare_runs, differences, verify
 
 __all__ = [
     "MultitaskRequest",
+    "Recipe",
+    "RunFolder",
     "TuneRequest",
     "WordsRequest",
+    "artifact_of",
+    "check_recipe",
+    "compare_runs",
+    "copy_recipe",
+    "differences",
+    "find_runs",
+    "json_schema",
+    "load_recipe",
     "predict_records",
     "read_texts",
+    "recipe_path",
     "run_mix",
     "run_multitask",
+    "run_recipe",
     "run_tune",
     "run_words",
+    "shipped_names",
+    "verify",
 ]
 
 # Loaded on first use: an exported folder answers without PyTorch.
 _HOMES = {
-    **dict.fromkeys(("run_mix", "run_multitask"), "families"),
-    **dict.fromkeys(("predict_records", "read_texts"), "predicting"),
-    **dict.fromkeys(("MultitaskRequest", "TuneRequest", "WordsRequest"), "requests"),
-    "run_tune": "tune",
-    "run_words": "words",
+    "multitask": (
+        "predict_records",
+        "read_texts",
+        "run_mix",
+        "run_multitask",
+    ),
+    "made": ("artifact_of",),
+    "reading": (
+        "check_recipe",
+        "copy_recipe",
+        "load_recipe",
+        "recipe_path",
+        "shipped_names",
+    ),
+    "record": (
+        "RunFolder",
+        "find_runs",
+    ),
+    "session": ("run_recipe",),
+    "spec": (
+        "MultitaskRequest",
+        "Recipe",
+        "TuneRequest",
+        "WordsRequest",
+        "json_schema",
+    ),
+    "tune": (
+        "run_tune",
+        "run_words",
+    ),
+    "verifying": (
+        "compare_runs",
+        "differences",
+        "verify",
+    ),
 }
-
-__getattr__ = loaded_on_use(__name__, _HOMES)
+__getattr__ = loaded_on_use(__name__, {name: home for home, names in _HOMES.items() for name in names})

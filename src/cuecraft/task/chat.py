@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-from cuecraft.errors import TemplateError
+from cuecraft.core.errors import TemplateError
 from cuecraft.task.template import MASK, PROMPT, Conversation, Template, escaped, slot
 
 #: As a user asks for a chat: whether at all, or turns by name.

@@ -16,7 +16,7 @@ import string
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cuecraft.errors import TemplateError
+from cuecraft.core.errors import TemplateError
 
 PROMPT = "prompt"
 MASK = "mask"

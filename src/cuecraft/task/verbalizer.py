@@ -8,8 +8,8 @@ from itertools import count, product
 from string import ascii_lowercase
 from typing import Any
 
+from cuecraft.core.errors import DataError, LabelWordError
 from cuecraft.data.labels import python_value
-from cuecraft.errors import DataError, LabelWordError
 
 WordChoice = Mapping[str, str | Sequence[str]]
 

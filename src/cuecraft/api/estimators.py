@@ -1,0 +1,433 @@
+"""The main interface: a scikit-learn classifier whose model is frozen and whose prompt is tuned."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.exceptions import NotFittedError
+
+from cuecraft.api.scored import ScoredClassifier
+from cuecraft.artifact import AnyPrompt, Artifact, load_artifact
+from cuecraft.artifact.artifact import as_folder, folder_files, loading_of
+from cuecraft.artifact.predictor import Candidate, class_probabilities, stored_candidate, truncated, with_backbone
+from cuecraft.backbone import AnyBackbone, load_backbone
+from cuecraft.backbone.frozen import FrozenModel
+from cuecraft.backbone.hooks import training
+from cuecraft.core.checkpoints import Keeping
+from cuecraft.core.deadline import Deadline
+from cuecraft.core.errors import DataError, MethodError
+from cuecraft.core.events import Event
+from cuecraft.core.options import check_arguments, make_options
+from cuecraft.data import Record, subsample
+from cuecraft.data.labels import class_names, label_name, names_to_compare, python_value
+from cuecraft.data.texts import (
+    Labels,
+    Texts,
+    as_labels,
+    as_records,
+    example_weights,
+    held_out_records,
+    repeated,
+    weighed,
+)
+from cuecraft.methods import make_method
+from cuecraft.methods.auto import Auto
+from cuecraft.methods.fit import answering_model, make_artifact
+from cuecraft.methods.prepare import (
+    given_words,
+    heeding,
+    label_free_problem,
+    label_free_task,
+    make_problem,
+    make_task,
+    run_key,
+    with_checkpoints,
+)
+from cuecraft.methods.problem import Method, Outcome, Problem
+from cuecraft.methods.search.label_free import LabelFreeSearch, class_shares
+from cuecraft.methods.search.label_words import LabelWordSearch, with_label_words
+from cuecraft.task.chat import asked_fields
+from cuecraft.task.verbalizer import WordChoice, default_word, distinct_words
+
+
+class PromptClassifier(ScoredClassifier, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    r"""Text classifier over a frozen language model, tuned through its prompt alone.
+
+    Args:
+        model: ``demo:smollm2-135m``, a folder, GGUF file, Hub name, pair `(model, tokenizer)` or a backbone.
+        method: a name in `cuecraft.methods.METHODS`, such as ``auto``, which chooses by itself, ``zero-shot``,
+            ``deep-cue``, ``autoprompt`` or ``lora``.
+        template: for instance ``"Review: {text}{prompt:\nSentiment:}{mask}"``; None for a general one.
+        chat: True for the tokenizer's chat template, or turns, ``{"system": ..., "user": "{text}", "assistant":
+            "{prompt:It is}{mask}"}``; False for none; None for none, unless `auto` finds it clearly better.
+        label_words: class -> word or words, or a list, array or Series of these in the order of ``classes_``, for
+            estimators that number the classes (`StackingClassifier`); None for the classes' own names; ``"auto"`` to
+            search them first (`methods.search.label_words.LabelWordSearch`); where nothing is better, names stay.
+        method_options: values for the method's options, ``{"epochs": 10}``.
+        validation_fraction: part of the training examples held out to choose by, where `fit` gets no dev set.
+        max_tokens: tokens of one input at most; None for what the model has positions for.
+        time_limit: seconds of `fit` without loading the model; None for no limit. A run that hits it may not repeat.
+        seed: of everything random.
+        head: ``causal``, ``masked`` or ``sequence``; None for what the checkpoint has.
+        device: a torch device, or ``auto``.
+        local_files_only: never ask the Hub for a model.
+        dtype: of the model's weights, or ``auto``: by the device.
+
+    After `fit`: ``classes_``; ``prompt_`` (the prompt); ``trace_`` (events); ``outcome_``; ``task_``; ``artifact_``;
+    ``padding_`` (share of padding, 0 to 1, in the batches that read the training texts).
+    """
+
+    def __init__(
+        self,
+        model: Any = "demo:smollm2-135m",
+        method: str = "auto",
+        *,
+        template: str | None = None,
+        chat: bool | Mapping[str, str] | None = None,
+        label_words: Mapping[Any, str | Sequence[str]] | Sequence[str | Sequence[str]] | Literal["auto"] | None = None,
+        method_options: Mapping[str, Any] | None = None,
+        validation_fraction: float = 0.25,
+        max_tokens: int | None = None,
+        time_limit: float | None = None,
+        seed: int = 0,
+        head: str | None = None,
+        device: str = "auto",
+        local_files_only: bool = False,
+        dtype: str = "auto",
+    ) -> None:
+        self.model = model
+        self.method = method
+        self.template = template
+        self.chat = chat
+        self.label_words = label_words
+        self.method_options = method_options
+        self.validation_fraction = validation_fraction
+        self.max_tokens = max_tokens
+        self.time_limit = time_limit
+        self.seed = seed
+        self.head = head
+        self.device = device
+        self.local_files_only = local_files_only
+        self.dtype = dtype
+
+    @training()
+    def fit(
+        self,
+        texts: Texts,
+        labels: Labels,
+        dev: tuple[Texts, Labels] | None = None,
+        report: Callable[[Event], None] = lambda event: None,
+        checkpoints: str | Path | Keeping | None = None,
+        sample_weight: Any = None,
+        then: int = 0,
+    ) -> Self:
+        """Find the prompt.
+
+        Args:
+            texts: `[N]` strings or mappings from field to string, a DataFrame, or an Arrow array or table.
+            labels: `[N]` classes: strings, truth values or whole numbers, in any container of one column. Strings lose
+                their outer spaces.
+            dev: texts and labels to choose and stop by.
+            report: progress callback, called with each step; never affects the result.
+            checkpoints: a folder for the state of search and training; the same call goes on from what it finds there,
+                and ends with the same bits as one that was not interrupted. Or a `Keeping`, which also says how often.
+            sample_weight: `[N]` weight of each text in the training loss, 0 or more; only their ratios count, and
+                texts of weight 0 are left out. Methods that train on no loss (`zero-shot`, `in-context`, `auto`)
+                take whole numbers, as so many copies of a row.
+            then: texts that `scores` is to answer afterwards within the same time limit, which leaves time for them.
+
+        Raises:
+            CuecraftError: anything about data, template, label words, method or model that cannot be used.
+            StoppedError: `Keeping.stop` asked for it; the state is kept.
+        """
+        check_arguments(self.get_params(deep=False))
+        method = make_method(self.method, self.method_options)
+        classes, train = self._examples(texts, labels, sample_weight, method)
+        held_out = held_out_records(dev, self._fields())
+        words = self._given_words(list(classes))
+        backbone = load_backbone(self.model, self.head, self.device, self.local_files_only, self.dtype)
+        if words is None and method.has_own_head:
+            words = distinct_words(list(classes))
+        longest = method.longest_prompt()
+        task = make_task(backbone, train, self.template, words, self.max_tokens, list(classes), longest, self.chat)
+        deadline = Deadline(self.time_limit)  # reading counts
+        asked: dict[str, Any] = {"seed": self.seed, "validation_fraction": self.validation_fraction}
+        asked |= {"deadline": deadline, "then": then, "report": report, "reading": method.reading_limit()}
+        problem = make_problem(backbone, task, train, held_out, **asked)
+        if isinstance(method, Auto):  # it searches words in each fold, by its training part
+            method = method.asked(self._searches_words, self.chat)
+        elif self._searches_words:
+            with problem.in_time():  # else the current words stay
+                problem = with_label_words(problem, LabelWordSearch().search(problem).words)
+        if checkpoints is not None:
+            problem = with_checkpoints(problem, Keeping.of(checkpoints), run_key(problem, method))
+        outcome = method.fit(problem)
+        deadline.keep_back(0.0)
+        return self._keep(problem, outcome, make_artifact(problem, outcome, method, classes), deadline)
+
+    @training()
+    def fit_unlabeled(
+        self,
+        texts: Texts,
+        classes: Sequence[Any] | None = None,
+        prior: Mapping[Any, float] | Sequence[float] | None = None,
+        report: Callable[[Event], None] = lambda event: None,
+        stop: Callable[[], bool] = lambda: False,
+        then: int = 0,
+    ) -> Self:
+        """Choose a prompt by texts without labels, among cues that come with the package.
+
+        `method` plays no part; `method_options` are those of `cuecraft.methods.search.label_free.LabelFreeSearch`.
+
+        Args:
+            texts: `[N]` strings, or mappings from field to string; `max_texts` of them are drawn.
+            classes: in the order of `classes_`; None for those of `label_words`.
+            prior: each class's share, by class or in their order; None for equal shares.
+            report: progress callback, called with each step; never affects the result.
+            stop: whether to stop, by StoppedError.
+            then: texts that `scores` is to answer afterwards within the same time limit, which leaves time for them.
+
+        Raises:
+            CuecraftError: anything about texts, classes, shares, template, label words, options or model that cannot be
+                used.
+        """
+        check_arguments(self.get_params(deep=False))
+        if self._searches_words:
+            raise MethodError("label words are searched with labels; without any, give label_words={class: word}")
+        words_given = self.label_words if isinstance(self.label_words, Mapping) else ()
+        given = list(words_given) if classes is None else as_labels(classes, "classes")
+        names = [label_name(f"class {number}", name) for number, name in enumerate(given, start=1)]
+        options = dict(self.method_options or {})
+        if prior is not None:
+            options["prior"] = class_shares(prior, names)
+        search = make_options(LabelFreeSearch, options)
+        records = subsample(as_records(texts, fields=self._fields()), search.max_texts, self.seed)
+        words = self._given_words(names)
+        backbone = load_backbone(self.model, self.head, self.device, self.local_files_only, self.dtype)
+        task = label_free_task(backbone, records, names, self.template, words, self.max_tokens, chat=self.chat)
+        longest = max(map(len, search.pool(task, backbone.tokenizer, self.seed)))
+        task = replace(task, reserve=max(task.reserve, longest))
+        deadline = Deadline(self.time_limit)
+        problem = label_free_problem(
+            backbone, task, records, seed=self.seed, deadline=deadline, then=then, report=report
+        )
+        outcome = search.fit(heeding(problem, stop))
+        deadline.keep_back(0.0)
+        values = (python_value(value) for value in given)
+        own = {name: name if isinstance(value, str) else value for name, value in zip(names, values, strict=True)}
+        return self._keep(problem, outcome, make_artifact(problem, outcome, search, own), deadline)
+
+    def _examples(
+        self, texts: Texts, labels: Labels, sample_weight: Any, method: Method
+    ) -> tuple[dict[str, Any], list[Record]]:
+        """Return the classes by name, and the training examples with their weights."""
+        labels = as_labels(labels)
+        classes = class_names(labels)
+        records = as_records(texts, labels, self._fields())
+        if not method.weighs_examples:
+            return classes, repeated(records, sample_weight, method.name)
+        records = weighed(records, sample_weight)
+        if self._searches_words and any(record.weight is not None for record in records):
+            raise MethodError("label_words='auto' searches words without sample_weight; give words or no weights")
+        return classes, records
+
+    @property
+    def _searches_words(self) -> bool:
+        return isinstance(self.label_words, str) and self.label_words == "auto"
+
+    def _given_words(self, names: Sequence[str]) -> WordChoice | None:
+        if self._searches_words:
+            return {name: default_word(name) for name in names}
+        return given_words(self.label_words, names)
+
+    def _fields(self) -> tuple[str, ...] | None:
+        """Return the fields that the template names; None where every column of the texts is one."""
+        return asked_fields(self.template, self.chat)
+
+    def _keep(self, problem: Problem, outcome: Outcome, artifact: Artifact, deadline: Deadline) -> Self:
+        # All at once and last: a fit that is interrupted leaves the classifier as it was.
+        self.artifact_ = artifact
+        self.backbone_, self.task_, self.outcome_ = problem.backbone, problem.task, outcome
+        self.candidate_, self._deadline = outcome.best, deadline
+        self.padding_ = problem.train.context.padding
+        self.classes_ = np.array(list(artifact.classes))
+        return self
+
+    @property
+    def prompt_(self) -> AnyPrompt:
+        """The tuned prompt; the first one where several answer together (`artifact_.prompts` has all)."""
+        return self._fitted().prompt
+
+    @property
+    def trace_(self) -> list[dict[str, Any]]:
+        """One event for each step of search and training."""
+        return [dict(event) for event in self._fitted().trace]
+
+    def leaderboard(self) -> list[dict[str, Any]]:
+        """Return what `auto` tried, the best first, each as `evidence.Tried`; of other methods nothing."""
+        if not hasattr(self, "outcome_"):
+            raise NotFittedError("what was tried is not kept in an artifact; call fit")
+        return [asdict(row) for row in self.outcome_.tried]
+
+    def predict_proba(self, texts: Texts, report: Callable[[Event], None] = lambda event: None) -> np.ndarray:
+        """Return class probabilities `[N, C]`, columns as in `classes_`; `report` is the progress callback."""
+        self._fitted()
+        found: np.ndarray = self._probabilities(texts, [self.candidate_], report)[0]
+        return found
+
+    def truncated(self, texts: Texts) -> np.ndarray:
+        """Return for each text `[N]` whether `predict_proba` cuts it at its end to fit; it is tokenised and not read.
+
+        How many tokens are left for a text follows from the model's positions, `max_tokens`, the template, and what is
+        kept for the prompt. Every answer is to what is left of the text.
+        """
+        task = self._fitted().task  # of a probe on another model it is that model's
+        return truncated(self.backbone_, task, self.candidate_, texts)
+
+    def predict(self, texts: Texts) -> np.ndarray:
+        """Return the likeliest class of each text `[N]`."""
+        likeliest = self.predict_proba(texts).argmax(1)
+        labels: np.ndarray = self.classes_[likeliest]
+        return labels
+
+    def score(self, texts: Texts, labels: Labels, sample_weight: Any = None) -> float:
+        """Return the share of texts whose likeliest class is their label's, by names, as `fit` reads labels.
+
+        Args:
+            texts: `[N]`.
+            labels: `[N]` classes; one that `fit` has not seen counts as a mistake.
+            sample_weight: `[N]` weight of each text; None for equal ones.
+        """
+        names = names_to_compare(self.classes_.tolist(), as_labels(labels))
+        found = self.predict_proba(texts).argmax(1)
+        if len(names) != len(found):
+            raise DataError(f"{len(found)} texts but {len(names)} labels; give one label for each text")
+        own = [label_name("a class", value) for value in self.classes_.tolist()]
+        hits = [own[row] == name for row, name in zip(found, names, strict=True)]
+        return float(np.average(hits, weights=example_weights(sample_weight, len(hits))))
+
+    def save(self, folder: str | Path) -> str:
+        """Write the artifact and return its hash.
+
+        Raises:
+            ArtifactError: the folder cannot be written, or holds something else.
+        """
+        return self._fitted().save(folder)
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        model: Any = None,
+        device: str = "auto",
+        local_files_only: bool = False,
+        dtype: str = "auto",
+    ) -> PromptClassifier:
+        """Read an artifact; ready to predict.
+
+        Args:
+            folder: the artifact.
+            model: where the backbone is now; None for the name it was tuned under.
+            device: a torch device, or ``auto``.
+            local_files_only: never ask the Hub for a model.
+            dtype: of the model's weights, or ``auto``: by the device.
+
+        Raises:
+            ArtifactError: no artifact, a damaged one, or another backbone than it was made for.
+        """
+        where = {"device": device, "local_files_only": local_files_only, "dtype": dtype}
+        loaded = cls.of(*with_backbone(folder, model, where))
+        loaded.set_params(**where)
+        return loaded
+
+    @classmethod
+    def of(cls, artifact: Artifact, backbone: AnyBackbone, model: Any = None) -> PromptClassifier:
+        """Return a classifier that answers with an artifact over a backbone already loaded.
+
+        Args:
+            artifact: the tuned prompt.
+            backbone: the model that it was made for.
+            model: what to call that model from now on; None for the backbone itself.
+
+        Raises:
+            ArtifactError: another backbone than it was made for.
+        """
+        manifest, chat = artifact.manifest, artifact.task.template.chat
+        found = cls(
+            backbone if model is None else model,
+            manifest.method,
+            template=None if chat else manifest.task.template,
+            chat=chat.turns if chat else None,
+            label_words=dict(zip(artifact.classes, manifest.task.label_words, strict=True)),
+            method_options=manifest.method_options,
+            max_tokens=manifest.task.max_tokens,
+            seed=manifest.seed,
+            head=manifest.backbone.head,
+        )
+        found._answer_with(artifact, backbone)
+        return found
+
+    def _answer_with(self, artifact: Artifact, backbone: AnyBackbone) -> None:
+        self.candidate_ = stored_candidate(artifact, backbone)
+        self.backbone_ = backbone
+        self.artifact_ = artifact
+        self.task_ = artifact.task
+        self.classes_ = np.array(artifact.classes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a pickle holds: the parameters, the artifact's files, and the name of the backbone.
+
+        Raises:
+            ArtifactError: the model was given in memory, and has no name.
+        """
+        parameters = self.get_params(deep=False)
+        if not isinstance(self.model, str | Path):
+            parameters |= loading_of(self.model if isinstance(self.model, FrozenModel) else None)
+        state: dict[str, Any] = {"parameters": parameters, "files": None}
+        if hasattr(self, "artifact_"):
+            answering = loading_of(answering_model(self.backbone_, self.candidate_))
+            # Where it runs is the classifier's choice; another use of the model in this process may have had its own.
+            answering |= {name: parameters[name] for name in ("device", "local_files_only")}
+            state |= {"files": folder_files(self.artifact_.whole().save), "answering": answering}
+            state |= {"padding": getattr(self, "padding_", None)}
+        return state
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        """Take over a pickled state; the backbone is loaded by its name.
+
+        Raises:
+            BackboneError: there is no such model now.
+            ArtifactError: the state is damaged, or the model is another one.
+        """
+        self.__init__(**state["parameters"])  # type: ignore[misc]
+        if state["files"] is not None:
+            with as_folder(state["files"]) as folder:
+                artifact = load_artifact(folder)
+            self._answer_with(artifact, load_backbone(**state["answering"]))
+            if state["padding"] is not None:
+                self.padding_ = state["padding"]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return a copy over the same model; what `fit` found is never changed in place, and shared."""
+        parameters = self.get_params(deep=False)
+        copied = {name: own if name == "model" else copy.deepcopy(own, memo) for name, own in parameters.items()}
+        twin = type(self)(**copied)
+        twin.__dict__.update({name: own for name, own in vars(self).items() if name not in parameters})
+        return twin
+
+    def _fitted(self) -> Artifact:
+        if not hasattr(self, "artifact_"):
+            raise NotFittedError("this PromptClassifier is not fitted; call fit(texts, labels) or load(folder) first")
+        return self.artifact_
+
+    def _probabilities(
+        self, texts: Texts, candidates: Sequence[Candidate], report: Callable[[Event], None]
+    ) -> np.ndarray:
+        """Return class probabilities `[T, N, C]` of several prompts."""
+        return class_probabilities(self.backbone_, self.task_, candidates, texts, report)

@@ -1,0 +1,36 @@
+"""Prompts in words, in vectors and on every layer; calibration, and the artifact that keeps them."""
+
+from cuecraft.artifact.artifact import (
+    Artifact,
+    StoredWeights,
+    check_target,
+    check_writable,
+    load_artifact,
+    member_folders,
+    stored_bytes,
+)
+from cuecraft.artifact.calibration import CalibratedPrompt, Calibration
+from cuecraft.artifact.shared import Sharing, TaskPart, shared_file
+from cuecraft.backbone.prompt import AnyPrompt, DeepCue, HardPrompt, PrefixPrompt, SoftPrompt, with_head, with_others
+
+__all__ = [
+    "AnyPrompt",
+    "Artifact",
+    "CalibratedPrompt",
+    "Calibration",
+    "DeepCue",
+    "HardPrompt",
+    "PrefixPrompt",
+    "Sharing",
+    "SoftPrompt",
+    "StoredWeights",
+    "TaskPart",
+    "check_target",
+    "check_writable",
+    "load_artifact",
+    "member_folders",
+    "shared_file",
+    "stored_bytes",
+    "with_head",
+    "with_others",
+]

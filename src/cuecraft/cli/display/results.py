@@ -1,0 +1,217 @@
+"""What the commands that tune, compare and use prompts show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from cuecraft.cli.display.console import page
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cuecraft.artifact.manifest import CalibrationEntry, Manifest
+    from cuecraft.study.compare.formats import TextTable
+    from cuecraft.study.compare.schema import Comparison
+
+_SHOWN_CUES = 5
+
+
+def print_predictions(predictions: list[dict[str, Any]]) -> None:
+    """Print texts with their label and its probability."""
+    for found in predictions:
+        share = found["probabilities"][found["label"]]
+        truth = f"  (truth: {found['true_label']})" if "true_label" in found else ""
+        cut = "  (cut at its end to fit)" if found.get("truncated") else ""
+        page.print(f"{found['label']:>12} {share:6.1%}  {found['text']}{truth}{cut}", markup=False, soft_wrap=True)
+
+
+def print_tuned(document: Mapping[str, Any]) -> None:
+    """Print what `tune` found, with one seed or several."""
+    _print_seeds(document) if "spread" in document else _print_metrics(document)
+
+
+def _print_metrics(document: Mapping[str, Any]) -> None:
+    """Print what `tune` found."""
+    table = Table(show_header=False)
+    table.add_row("method", Text(document["method"]))
+    table.add_row("prompt" if document["tuned"] else "prompt, untuned", Text(repr(document["prompt"])))
+    named = (f"{label} = {', '.join(words)}" for label, words in document["label_words"].items())
+    table.add_row("label words", Text("; ".join(named)))
+    if document.get("vocabulary"):
+        counts = (f"{row['tokens']:,} {row['filter']}" for row in document["vocabulary"])
+        table.add_row("tokens left", Text("\n".join(counts)))
+    if document.get("chat"):
+        table.add_row("template", "the tokenizer's chat template")
+    for name, value in document["metrics"].items():
+        if value is not None:
+            table.add_row(name.replace("_", " "), f"{value:.3f}")
+    if document["metrics"].get("test_accuracy") is None:
+        table.add_row("test accuracy", "not measured: no test rows were given")
+    table.add_row("seconds", f"{document['seconds']:.1f}")
+    table.add_row("artifact", Text(str(document["artifact"])))
+    page.print(table)
+    if document["verdict"]:
+        _print_tried(document["leaderboard"])
+        _print_verdict(document["verdict"])
+    if "cues" in document:
+        _print_cues(document)
+
+
+def _print_cues(document: Mapping[str, Any]) -> None:
+    """Print the best of the cues that were tried without labels."""
+    rows = document["cues"]
+    title = f"{len(rows)} cues ({document['task_type']}), by {document['texts']} texts without labels; the first ones"
+    table = Table(title=title, title_justify="left")
+    table.add_column("cue")
+    for name in rows[0]["scores"]:
+        table.add_column(name.replace("-", " "), justify="right")
+    for row in rows[:_SHOWN_CUES]:
+        values = ("-" if value is None else f"{value:.3f}" for value in row["scores"].values())
+        table.add_row(Text(repr(row["cue"])), *values)
+    page.print(table)
+
+
+def _print_seeds(document: Mapping[str, Any]) -> None:
+    """Print what `tune --seeds` found: a line for each seed, mean and standard deviation, and the ensemble."""
+    names = list(document["spread"])
+    table = Table()
+    for name in ("seed", *(name.replace("_", " ") for name in names), "seconds"):
+        table.add_column(name, justify="right")
+    for row in document["seeds"]:
+        table.add_row(str(row["seed"]), *(f"{row['metrics'][name]:.3f}" for name in names), f"{row['seconds']:.1f}")
+    spread = [document["spread"][name] for name in names]
+    table.add_row("mean", *(f"{found['mean']:.3f}" for found in spread), "", style="bold")
+    table.add_row("sd", *(f"{found['sd']:.3f}" for found in spread), "")
+    page.print(table)
+    if document["ensemble_test_accuracy"] is not None:
+        page.print(f"ensemble of all seeds: test accuracy {document['ensemble_test_accuracy']:.3f}")
+    page.print(f'try it: cuecraft predict {document["folder"]} "some text"', markup=False)
+
+
+def _print_tried(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print all that `auto` tried, the best first."""
+    table = Table(title="tried on held-out folds", title_justify="left")
+    for name in ("what", "loss", "accuracy", "sd", "folds", "rows", "seconds"):
+        table.add_column(name, justify="left" if name == "what" else "right", no_wrap=name != "what")
+    for row in rows:
+        sd = "-" if row["sd"] is None else f"{row['sd']:.3f}"
+        counts = (str(row["folds"]), str(row["rows"]), f"{row['seconds']:.1f}")
+        table.add_row(Text(row["name"]), f"{row['loss']:.3f}", f"{row['accuracy']:.3f}", sd, *counts)
+    page.print(table)
+
+
+def _print_verdict(verdict: Mapping[str, Any]) -> None:
+    """Print which prompt ships, and why."""
+    page.print(f"the {verdict['ships']} prompt ships: {verdict['reason']}", markup=False, soft_wrap=True)
+    if verdict["remark"]:
+        page.print(verdict["remark"], markup=False, soft_wrap=True)
+
+
+def print_words(document: Mapping[str, Any]) -> None:
+    """Print what `words` found, ready to paste."""
+    table = Table()
+    for name in ("class", "word", "score", ""):
+        table.add_column(name, justify="right" if name == "score" else "left")
+    for row in document["table"]:
+        score = "-" if row["score"] is None else f"{row['score']:+.2f}"
+        note = ", ".join(word for word, is_so in (("current", row["is_current"]), ("found", row["is_chosen"])) if is_so)
+        table.add_row(Text(row["label"]), Text(row["word"]), score, note)
+    page.print(table)
+    page.print(document["reason"], markup=False, soft_wrap=True)
+    for argument in document["arguments"]:
+        page.print(argument, markup=False, soft_wrap=True)
+
+
+def print_family(document: Mapping[str, Any]) -> None:
+    """Print what `multitask` found."""
+    table = Table()
+    for name in ("task", "train", "dev", "test"):
+        table.add_column(name, justify="left" if name == "task" else "right")
+    for name, metrics in document["tasks"].items():
+        values = [metrics.get(f"{part}_accuracy") for part in ("train", "dev", "test")]
+        table.add_row(name, *("-" if value is None else f"{value:.3f}" for value in values))
+    page.print(table)
+    page.print(f"family: {document['family']} ({document['seconds']:.1f} s)", markup=False)
+    first = next(iter(document["tasks"]))
+    page.print(f'try it: cuecraft predict {document["family"]}/tasks/{first} "some text"', markup=False)
+
+
+def print_mix(document: Mapping[str, Any]) -> None:
+    """Print what `mix` made."""
+    spec = document["weights"]
+    page.print(f"artifact: {document['artifact']} (LoRA of rank {spec['rank']})", markup=False)
+
+
+def print_exported(document: Mapping[str, Any]) -> None:
+    """Print what was exported, and how a graph's answers compare."""
+    line = f"{document['folder']} written"
+    if "agreement" in document:
+        found = document["agreement"]
+        made = f"{document['format']} {document['precision']} ({document['recipe']})"
+        line += (
+            f": {made}, {document['bytes'] / 1e6:,.1f} MB; "
+            f"{found['labels']:.1%} of the labels of {found['texts']} texts are PyTorch's, probabilities differ by "
+            f"{found['max_difference']:.2g} at most"
+        )
+    page.print(line, markup=False, soft_wrap=True)
+
+
+def print_manifest(manifest: Manifest, folder: str) -> None:
+    """Print an artifact's manifest."""
+    task, backbone, prompt = manifest.task, manifest.backbone, manifest.prompt
+    table = Table(show_header=False, title=Text(folder), title_justify="left")
+    table.add_column()
+    table.add_column(overflow="fold")
+    rows = {
+        "method": f"{manifest.method}, seed {manifest.seed}",
+        "backbone": f"{backbone.name} ({backbone.head}, {backbone.sha256[:12]})",
+        "template": repr(task.template),
+        "prompt": f"{prompt.kind}, {prompt.length} tokens: {prompt.described!r}",
+        "words": repr(manifest.words) if manifest.words else "",
+        "classes": "; ".join(
+            f"{label} = {', '.join(words)}" for label, words in zip(task.labels, task.label_words, strict=True)
+        ),
+        "calibration": _calibrations(manifest.calibrations),
+        "metrics": ", ".join(f"{name} {value:.3f}" for name, value in manifest.metrics.items()),
+        "data": ", ".join(f"{name} {d.rows} rows ({d.sha256[:8]})" for name, d in manifest.data.items()),
+        "hash": manifest.artifact_sha256,
+    }
+    for name, value in rows.items():
+        if value:
+            table.add_row(name, Text(value))
+    page.print(table)
+
+
+def _calibrations(entries: Sequence[CalibrationEntry]) -> str:
+    """Return the calibration of each prompt, or the one that all have."""
+    lines = [f"scale {entry.scale:.3f}, bias " + ", ".join(f"{b:+.3f}" for b in entry.bias) for entry in entries]
+    return "; ".join(lines if len(set(lines)) > 1 else lines[:1])
+
+
+def print_comparison(document: Comparison, tables: Sequence[TextTable], files: Sequence[Path]) -> None:
+    """Print a comparison as a person reads it: its tables, who was refused, and where the files are."""
+    seeds = ", ".join(str(entry.seed) for entry in document.seeds)
+    page.print(
+        f"{document.task.name}, {document.backbone.name}: seeds {seeds}; {document.test.rows} test rows", markup=False
+    )
+    for found in tables:
+        table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+        for number, name in enumerate(found.header):
+            table.add_column(name, justify="right" if number else "left", no_wrap=not number)
+        for row in found.rows:
+            cells = list(row)
+            is_best = cells[0] == document.best
+            cells[0] += " *" * is_best + " °" * (cells[0] == document.untuned)
+            table.add_row(*map(Text, cells), style="bold" if is_best else None)
+        page.print(table, "")
+    page.print("s, ms: seconds, milliseconds; MiB: peak memory; again: same steps in a second run (how many)")
+    page.print(f"* least dev loss; the test set chooses nothing\n° what 'vs untuned' compares with: {document.untuned}")
+    for refused in document.rows:
+        if refused.refused:
+            page.print(f"{refused.name} refused: {refused.refused}", markup=False, soft_wrap=True)
+    for path in files:
+        page.print(str(path), markup=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""What all packages share: errors, files, seeds, checkpoints, options, the time limit."""

@@ -1,0 +1,79 @@
+"""From an outcome to an artifact."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from cuecraft.artifact import Artifact, Sharing, StoredWeights
+from cuecraft.artifact.predictor import Candidate
+from cuecraft.backbone import AnyBackbone
+from cuecraft.backbone.weights import TunedWeights
+from cuecraft.core.errors import CuecraftWarning
+from cuecraft.methods.auto.forms import OtherTemplate
+from cuecraft.methods.auto.starts import OtherWords
+from cuecraft.methods.in_context import WithShots
+from cuecraft.methods.problem import Method, Outcome, Problem, score
+from cuecraft.methods.train.multitask import MultitaskTuning
+from cuecraft.methods.train.probe import SentenceEncoder
+
+_CUT = (
+    "the time limit ended before the untuned prompt was calibrated: it ships uncalibrated, or with a class head of one "
+    "example a class; give a longer --time-limit (time_limit=), fewer examples or a smaller model"
+)
+
+
+def make_artifact(
+    problem: Problem,
+    outcome: Outcome,
+    method: Method | MultitaskTuning,
+    classes: Mapping[str, Any] | None = None,
+    sharing: Sharing | None = None,
+) -> Artifact:
+    """Gather an outcome into an artifact, with its accuracy on those of the problem's own splits that have labels.
+
+    Where another model reads the texts, the artifact is that model's; with other label words, or examples in
+    front of every text, it has those. Of a method that learns from the dev set too, accuracy on dev would say
+    nothing: its held-out accuracy stands there. What the time limit leaves no time to measure is left out.
+    """
+    reader = outcome.best.reader
+    backbone, task = problem.backbone, problem.task
+    if isinstance(reader, SentenceEncoder | OtherWords | OtherTemplate | WithShots):
+        backbone, task = reader.backbone, reader.task
+    parts = {"train": problem.train} | ({"dev": problem.dev} if problem.dev and outcome.held_out is None else {})
+    known = {"dev": outcome.dev}
+    metrics = {}
+    for name, part in parts.items():
+        with problem.in_time():
+            if part.is_labelled:
+                found = known.get(name) or score(problem.backbone, outcome.best, part)
+                metrics[f"{name}_accuracy"] = found.accuracy
+    if outcome.best.is_cut:
+        warnings.warn(_CUT, CuecraftWarning, stacklevel=2)
+    if outcome.held_out is not None:
+        metrics["held_out_accuracy"] = outcome.held_out.accuracy
+    metrics |= outcome.figures
+    labels = problem.task.verbalizer.labels
+    return Artifact.create(
+        outcome.best.prompt,
+        outcome.best.calibration,
+        task,
+        backbone,
+        method=method.name,
+        method_options=method.model_dump(mode="json"),
+        seed=problem.seed,
+        metrics=metrics,
+        data=problem.data,
+        classes=[classes[label] for label in labels] if classes else None,
+        words=outcome.words.prompt.text(problem.backbone.tokenizer) if outcome.words else None,
+        trace=outcome.trace,
+        weights=StoredWeights(reader.spec, reader.tensors()) if isinstance(reader, TunedWeights) else None,
+        sharing=sharing if outcome.is_tuned else None,
+        others=outcome.best.others,
+    )
+
+
+def answering_model(backbone: AnyBackbone, best: Candidate) -> AnyBackbone:
+    """Return the model that reads the texts in the end: a probe's sentence encoder, or the backbone."""
+    return best.reader.backbone if isinstance(best.reader, SentenceEncoder) else backbone

@@ -1,0 +1,324 @@
+"""What every method meets: a problem to solve, an outcome to return, and the few steps that all share.
+
+To add a method, write one module with a subclass of `Method` and name it in `cuecraft.methods.registry`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from cuecraft.artifact import HardPrompt
+from cuecraft.artifact.manifest import DataEntry
+from cuecraft.artifact.predictor import Candidate
+from cuecraft.backbone import AnyBackbone, Context
+from cuecraft.backbone.hooks import ordinary_tensors, training
+from cuecraft.core.checkpoints import Checkpoints, NoSlot, Slot
+from cuecraft.core.deadline import Clock, WhileTimeLasts
+from cuecraft.core.errors import MethodError
+from cuecraft.core.events import Event
+from cuecraft.core.options import Options
+from cuecraft.methods.evidence import Tried, Verdict
+from cuecraft.task import Example, Task
+from cuecraft.task.rendering import HeadKind
+
+
+class CalibrationKind(StrEnum):
+    """How class logits are corrected before they are compared."""
+
+    NONE = "none"
+    CONTEXTUAL = "contextual"
+    BATCH = "batch"
+    FITTED = "fitted"
+
+
+#: The option of methods that calibrate.
+Calibrated = Annotated[
+    CalibrationKind, Field(description="correction of class logits: none, contextual, batch or fitted")
+]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A context, its class numbers `[B]` and, where they are not alike, the weights `[B]` of its examples."""
+
+    context: Context
+    labels: Tensor
+    weights: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether every example has a class."""
+        return bool((self.labels >= 0).all())
+
+    def select(self, rows: list[int]) -> Labelled:
+        """Return some of the examples."""
+        return Labelled(self.context.select(rows), self.labels[rows], self.weights_of(rows))
+
+    def weights_of(self, rows: list[int]) -> Tensor | None:
+        """Return the weights of some of the examples; None where all count alike."""
+        return None if self.weights is None else self.weights[rows]
+
+    def joined(self, other: Labelled) -> Labelled:
+        """Return these examples and then others of the same task."""
+        weights = None
+        if self.weights is not None or other.weights is not None:
+            own = [
+                torch.ones(len(d), device=d.labels.device) if d.weights is None else d.weights for d in (self, other)
+            ]
+            weights = torch.cat(own)
+        return Labelled(self.context.joined(other.context), torch.cat([self.labels, other.labels]), weights)
+
+    def chunks(self, size: int) -> Iterator[Labelled]:
+        """Yield the examples in order, `size` at a time."""
+        for start in range(0, len(self), size):
+            yield self.select(list(range(start, min(start + size, len(self)))))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a method is given.
+
+    Args:
+        backbone: the frozen model.
+        task: template and verbalizer.
+        train: examples to learn from.
+        dev: examples to choose and stop by; None to choose by the training loss.
+        seed: of everything random.
+        data: row count and hash of each split.
+        out_of_time: tells a method to stop with the best so far: whether fewer than `reserve` seconds are left. Asked
+            between steps, and may raise StoppedError.
+        is_over: whether the time limit is over; asked within passes too, which end there (`in_time`). Raises nothing.
+        report: progress callback, called with each step; never affects the result.
+        checkpoints: where trainings keep their state, to go on from after a crash; None to keep none.
+    """
+
+    backbone: AnyBackbone
+    task: Task
+    train: Labelled
+    dev: Labelled | None
+    seed: int = 0
+    data: Mapping[str, DataEntry] = field(default_factory=dict)
+    out_of_time: Clock = lambda reserve=0.0: False
+    is_over: Callable[[], bool] = lambda: False
+    report: Callable[[Event], None] = lambda event: None
+    checkpoints: Checkpoints | None = None
+
+    def slot(self, name: str) -> Slot | NoSlot:
+        """Return the place for the state of the next training or search."""
+        return self.checkpoints.slot(name) if self.checkpoints else NoSlot()
+
+    def in_time(self) -> WhileTimeLasts:
+        """Return a context in which passes end with the time limit; what was kept until then stays."""
+        return WhileTimeLasts(self.is_over)
+
+    @property
+    def pool(self) -> Labelled:
+        """The training and dev examples together, in this order; nothing is read again."""
+        return self.train if self.dev is None else self.train.joined(self.dev)
+
+    @property
+    def initial_ids(self) -> tuple[int, ...]:
+        """Token ids of the words that the template writes in its prompt slot."""
+        return self.train.context.renderer.prompt_ids
+
+
+@ordinary_tensors()
+def label_context(backbone: AnyBackbone, task: Task, examples: list[Example]) -> Labelled:
+    """Read examples and keep their class numbers and weights with the context."""
+    labels = torch.tensor([-1 if example.label is None else example.label for example in examples])
+    weights = None
+    if any(example.weight is not None for example in examples):
+        weights = torch.tensor([1.0 if example.weight is None else example.weight for example in examples])
+        weights = weights.to(backbone.device)
+    return Labelled(backbone.context(examples, task), labels.to(backbone.device), weights)
+
+
+@dataclass(frozen=True)
+class Score:
+    """Mean cross-entropy (nats) and accuracy over some labelled examples."""
+
+    loss: float
+    accuracy: float
+
+    @classmethod
+    def of(cls, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Score:
+        """Score logits `[B, C]` against class numbers `[B]`, by the examples' weights `[B]` where there are some."""
+        hits = (logits.argmax(-1) == labels).double()
+        if weights is None:
+            return cls(float(functional.cross_entropy(logits.double(), labels)), float(hits.mean()))
+        shares = weights.double() / weights.double().sum()
+        losses = functional.cross_entropy(logits.double(), labels, reduction="none")
+        return cls(float((shares * losses).sum()), float((shares * hits).sum()))
+
+
+@torch.no_grad()
+def score(backbone: AnyBackbone, candidate: Candidate, data: Labelled) -> Score:
+    """Score a candidate on labelled examples."""
+    return Score.of(candidate.logits(backbone, data.context), data.labels, data.weights)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a method returns.
+
+    Args:
+        start: the untuned prompt that competed, calibrated as the method calibrates.
+        best: the prompt that won.
+        trace: one event for each step, JSON-ready, without times.
+        words: the best prompt in words that was found on the way, where the winner is not in words itself.
+        held_out: the score on held-out examples, of a method that learns from the dev set too.
+        verdict: why this prompt ships and not the other, of a method that compares them on held-out examples.
+        tried: what such a method tried, the best first.
+        dev: the score on the dev set, of a method that chooses by it, where there was time for one.
+    """
+
+    start: Candidate
+    best: Candidate
+    trace: list[Event]
+    words: Candidate | None = None
+    held_out: Score | None = None
+    verdict: Verdict | None = None
+    tried: tuple[Tried, ...] = ()
+    dev: Score | None = None
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether anything better than the untuned prompt was found."""
+        return self.best is not self.start
+
+    @property
+    def figures(self) -> Mapping[str, float]:
+        """What else the method measured, by name, for the manifest's metrics."""
+        return {}
+
+    @property
+    def tuned_size(self) -> int:
+        """Numbers that were trained, or tokens that were chosen, of the best candidate; 0 where the untuned one won."""
+        if not self.is_tuned:
+            return 0
+        written, reader = self.start.prompt, self.best.reader
+        words = written.token_ids if isinstance(written, HardPrompt) else None
+        others = [own for own in self.best.prompts if not (isinstance(own, HardPrompt) and own.token_ids == words)]
+        heads = sum(own.head.weight.numel() + own.head.bias.numel() for own in self.best.prompts if own.head)
+        sizes = sum(own.size for own in others)
+        return sizes + heads + (reader.size if reader else 0)
+
+
+@dataclass(frozen=True)
+class ReadingLimit:
+    """How much a method wants to read.
+
+    Args:
+        examples: labelled examples, training and dev together, at most.
+        share: of its time limit, 0 to 1, that reading may take.
+    """
+
+    examples: int
+    share: float
+
+
+class Method(Options, ABC):
+    """A way to find a prompt; its options are the model's fields."""
+
+    name: ClassVar[str]
+    #: Whether it answers by a class head of its own, whatever the backbone's; then label words tell nothing.
+    has_own_head: ClassVar[bool] = False
+    #: Whether weights of examples enter what it minimises.
+    weighs_examples: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Let each method take gradients in its `fit`, also where a caller has switched them off."""
+        super().__init_subclass__(**options)
+        if "fit" in vars(cls):
+            cls.fit = training()(vars(cls)["fit"])  # type: ignore[method-assign]
+
+    def reading_limit(self) -> ReadingLimit | None:
+        """Return how much it wants to read; None for everything."""
+        return None
+
+    @abstractmethod
+    def fit(self, problem: Problem) -> Outcome:
+        """Find a prompt for the problem.
+
+        Raises:
+            MethodError: the method cannot work with the problem's backbone.
+        """
+
+
+@dataclass
+class Selection:
+    """Keeps the best candidate: least dev loss or, without a dev set, least training loss.
+
+    A later candidate must be strictly better to win, so the untuned prompt, seen first, wins a tie. Records a trace
+    event for each candidate that it sees.
+    """
+
+    problem: Problem
+    trace: list[Event] = field(default_factory=list)
+    best: Candidate | None = None
+    best_score: Score | None = None
+    last_score: Score | None = None  # what the last candidate was rated by
+
+    def see(self, candidate: Candidate, train: Score, dev: Score | None = None, **details: Any) -> bool:
+        """Consider a candidate with its training score; return whether it is the best so far.
+
+        Args:
+            candidate: the candidate.
+            train: its score on the training examples.
+            dev: its score on dev, where that is known already.
+            **details: what its event says in addition to the scores.
+        """
+        if self.problem.dev and dev is None:
+            dev = score(self.problem.backbone, candidate, self.problem.dev)
+        event: Event = {**details, "train_loss": train.loss, "train_accuracy": train.accuracy}
+        if dev:
+            event |= {"dev_loss": dev.loss, "dev_accuracy": dev.accuracy}
+        rated = self.last_score = dev or train
+        is_best = self.best_score is None or rated.loss < self.best_score.loss
+        if is_best:
+            self.best, self.best_score = candidate, rated
+        event["best"] = is_best
+        self.note(event)
+        return is_best
+
+    def note(self, event: Event) -> None:
+        """Add an event to the trace and report it."""
+        self.trace.append(event)
+        self.problem.report(event)
+
+    def state(self) -> dict[str, Any]:
+        """Return how far it has come, JSON-ready; the best candidate itself is not in it."""
+        best = self.best_score and {"loss": self.best_score.loss, "accuracy": self.best_score.accuracy}
+        return {"trace": self.trace, "best_score": best}
+
+    def restore(self, state: Mapping[str, Any], best: Candidate | None) -> None:
+        """Go on from a state; `best` is its best candidate, or None where that was seen before this selection began."""
+        self.trace[:] = state["trace"]
+        self.best_score = state["best_score"] and Score(**state["best_score"])
+        self.best = best or self.best
+
+    def outcome(self, start: Candidate) -> Outcome:
+        """Return what was found; the untuned prompt `start` where the time ended before anything was scored."""
+        rated = self.best_score if self.problem.dev else None
+        return Outcome(start, self.best or start, self.trace, dev=rated)
+
+
+def require_language_head(problem: Problem, name: str) -> None:
+    """Raise MethodError where a method needs words as answers and the backbone has a class head."""
+    if problem.backbone.head_kind is HeadKind.SEQUENCE:
+        raise MethodError(
+            f"{name} needs a causal or masked language model, but {problem.backbone.name} has only features; "
+            "use another method; they fit a class head"
+        )

@@ -1,0 +1,229 @@
+"""Prompts by id: put, swapped and dropped while a server runs. What they answer with is known elsewhere: no torch here.
+
+An engine, and whatever else answers texts, needs no more of a prompt than is written here. `serve.shelf` has those of
+artifacts, `serve.exported` those of exported folders.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+from cuecraft.core.errors import ServeError, UnknownPromptError
+from cuecraft.export.runtime.manifest import PROMPT_NAME
+from cuecraft.task import Example, Task
+from cuecraft.task.rendering import Pieces, Renderer
+
+
+def check_id(name: str) -> None:
+    """Raise ServeError where a prompt cannot have an id."""
+    if not PROMPT_NAME.fullmatch(name):
+        shown = name[:80]
+        raise ServeError(f"prompt id {shown!r} cannot be one; use letters, digits, dot, dash, underscore, 64 at most")
+
+
+class Listed(Protocol):
+    """What is known of a prompt without what answers with it."""
+
+    @property
+    def name(self) -> str:
+        """Its id."""
+        ...
+
+    @property
+    def task(self) -> Task:
+        """Template and verbalizer."""
+        ...
+
+    @property
+    def classes(self) -> tuple[Any, ...]:
+        """The classes `[C]` as the user's data has them."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """A hash that another prompt of this id has not."""
+        ...
+
+    def example(self, fields: Mapping[str, str]) -> Example:
+        """Return a text's fields as an example of the task; raises TemplateError where one is missing."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a client may know of it, JSON-ready."""
+        ...
+
+
+def described(prompt: Listed, **more: Any) -> dict[str, Any]:
+    """Return what a client may know of a prompt, JSON-ready: what all have, then `more`."""
+    template = prompt.task.template
+    return {
+        "id": prompt.name,
+        "version": prompt.version,
+        "classes": list(prompt.classes),
+        "fields": list(template.field_names),
+        "template": template.source,
+        **more,
+    }
+
+
+class Ready(Protocol):
+    """A prompt as its backbone takes it: how texts are written, and positions that it takes."""
+
+    @property
+    def renderer(self) -> Renderer:
+        """Its task as the tokenizer writes it."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """Positions that it takes in addition to a text's pieces."""
+        ...
+
+
+class Reader(Protocol):
+    """What reads texts: a backbone, or an exported graph."""
+
+    @property
+    def budget(self) -> Any:
+        """What one pass may take; its `tokens` are an engine's batch."""
+        ...
+
+    def mixed_logits(self, rows: Sequence[Any]) -> Sequence[Any]:
+        """Return class logits `[C]` of rows, each a ready prompt of this reader and a text's pieces."""
+        ...
+
+
+class Member(Protocol):
+    """One prompt of several that answer together, or the only one."""
+
+    @property
+    def backbone(self) -> Any:
+        """What reads the texts, a `Reader`."""
+        ...
+
+    @property
+    def ready(self) -> Any:
+        """The prompt as the reader takes it, a `Ready`."""
+        ...
+
+
+class Served(Listed, Protocol):
+    """A prompt that is ready to answer."""
+
+    @property
+    def members(self) -> Sequence[Any]:
+        """The prompts whose probabilities are averaged, each a `Member`; one, unless several answer together."""
+        ...
+
+    def probabilities(self, logits: Sequence[Any]) -> list[float]:
+        """Return class probabilities `[C]`, given what its members' readers returned for a text."""
+        ...
+
+
+def member_logits(rows: Sequence[tuple[Served, Pieces]]) -> list[list[Any]]:
+    """Return class logits `[C]` of each row's members, over as few passes as their readers allow.
+
+    Args:
+        rows: texts, each with a prompt of its own and as that prompt's renderer writes it.
+    """
+    by_reader: dict[int, tuple[Reader, list[tuple[int, Any]]]] = {}
+    for number, (served, pieces) in enumerate(rows):
+        for member in served.members:
+            _, own = by_reader.setdefault(id(member.backbone), (member.backbone, []))
+            own.append((number, (member.ready, pieces)))
+    found: list[list[Any]] = [[] for _ in rows]
+    for reader, own in by_reader.values():
+        logits = reader.mixed_logits([row for _, row in own])
+        for (number, _), part in zip(own, logits, strict=True):
+            found[number].append(part)
+    return found
+
+
+P = TypeVar("P", bound=Listed)
+
+
+class Prompts(ABC, Generic[P]):
+    """Prompts by id.
+
+    What is being answered with a prompt that is swapped or dropped is answered with it to the end.
+
+    Args:
+        most: how many there may be.
+    """
+
+    def __init__(self, most: int = 1024) -> None:
+        self._most = most
+        self._prompts: dict[str, P] = {}
+        self._lock = threading.Lock()
+
+    @property
+    @abstractmethod
+    def model(self) -> str:
+        """The name of the backbone that all of them were made for."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether others answer, who would not learn of a change."""
+        return False
+
+    def check_uploads(self) -> None:
+        """Raise ServeError where no artifact can be added."""
+
+    @abstractmethod
+    def _made(self, name: str, artifacts: Sequence[Any]) -> P:
+        """Return what stands for artifacts, or raise CuecraftError where they cannot be taken."""
+
+    def put(self, name: str, artifacts: Sequence[Any]) -> P:
+        """Add a prompt, or swap the one of that id for it; several artifacts are an ensemble.
+
+        Raises:
+            ServeError: the id is no id, or there are too many prompts.
+            CuecraftError: it cannot be served; then nothing has changed.
+        """
+        check_id(name)
+        made = self._made(name, artifacts)
+        with self._lock:
+            if name not in self._prompts and len(self._prompts) >= self._most:
+                raise ServeError(f"there are {self._most} prompts already, which is the limit; drop one first")
+            self._prompts = {**self._prompts, name: made}
+        return made
+
+    def drop(self, name: str) -> None:
+        """Remove a prompt.
+
+        Raises:
+            UnknownPromptError: there is none of that id.
+        """
+        with self._lock:
+            self.get(name)
+            self._prompts = {key: prompt for key, prompt in self._prompts.items() if key != name}
+
+    def get(self, name: str) -> P:
+        """Return a prompt.
+
+        Raises:
+            UnknownPromptError: there is none of that id.
+        """
+        found = self._prompts.get(name)
+        if found is None:
+            raise UnknownPromptError(
+                f"there is no prompt {name[:64]!r}; there are {', '.join(self._prompts) or 'none'}"
+            )
+        return found
+
+    def all(self) -> list[P]:
+        """Return all of them, in the order they were put."""
+        return list(self._prompts.values())
+
+
+class AnyShelf(Prompts[P]):
+    """Prompts that are ready to answer, over one reader."""
+
+    backbone: Any
+
+    @abstractmethod
+    def use_threads(self, count: int) -> None:
+        """Let each pass use so many threads of the processor."""

@@ -1,0 +1,1 @@
+"""Comparison of methods on one task, and advice before anything is tuned."""

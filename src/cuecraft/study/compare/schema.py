@@ -1,0 +1,197 @@
+"""The documents that a comparison writes: one for each cell (a method on a seed), and one for all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from cuecraft.artifact.manifest import BackboneEntry, DataEntry
+
+SCHEMA_VERSION = 1
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no NaN or infinity, and a diverged run may have them: such a number is left out."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Number = Annotated[float | None, BeforeValidator(_finite)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ScoreEntry(_Part):
+    """Mean cross-entropy (nats; null where it is no finite number) and accuracy."""
+
+    loss: Number
+    accuracy: float
+
+
+class MemoryEntry(_Part):
+    """Peak memory in bytes while a method was fitted; null where it cannot be measured."""
+
+    peak: int | None = Field(description="resident memory of the process (CPU) or the allocator's (GPU), at its peak")
+    rise: int | None = Field(description="peak less what was in use before")
+
+
+class SpeedEntry(_Part):
+    """Answers on test texts read fresh."""
+
+    examples_per_second: float = Field(description="many texts given at once")
+    rows: int = Field(description="how many texts that were")
+    latencies_ms: list[float] = Field(description="of single queries, one text each")
+
+
+class RepeatEntry(_Part):
+    """Whether the method's steps were the same, bit for bit, when it was run again."""
+
+    same: bool
+    steps: int = Field(description="how many steps of both runs were compared")
+
+
+class Step(_Part):
+    """One step of a search or training."""
+
+    phase: str
+    step: int
+    train_loss: Number = None
+    train_accuracy: Number = None
+    dev_loss: Number = None
+    dev_accuracy: Number = None
+    best: bool = False
+    accepted: bool | None = Field(None, description="of a search: whether the swap tried was taken")
+    prompt: str | None = Field(None, description="of a search: the prompt in words")
+
+    @classmethod
+    def of(cls, event: Mapping[str, Any], number: int) -> Step:
+        """Take what is known of a trace event; `number` stands in where it has no step."""
+        known = {name: event[name] for name in cls.model_fields if event.get(name) is not None}
+        return cls.model_validate({"phase": "", "step": number} | known)
+
+
+class Neighbours(_Part):
+    """The words nearest to one tuned vector, nearest first."""
+
+    words: list[str]
+    cosines: list[float]
+
+
+class Cell(_Part):
+    """One method on one seed."""
+
+    schema_version: int = SCHEMA_VERSION
+    key: str = Field(description="hash of everything that the cell depends on")
+    name: str
+    method: str
+    options: dict[str, Any]
+    seed: int
+    tuned: bool = Field(description="false where nothing better than the untuned prompt was found")
+    dev: ScoreEntry
+    test: ScoreEntry
+    macro_f1: float
+    predictions: list[int] = Field(description="class numbers of the test rows, in order")
+    seconds: float = Field(description="of search and training, texts already read")
+    memory: MemoryEntry
+    speed: SpeedEntry
+    tuned_parameters: int
+    stored_bytes: int
+    repeat: RepeatEntry | None = Field(description="measured on one seed of each method")
+    prompt: str = Field(description="in words, or a description")
+    words: str | None = Field(description="the best prompt in words found on the way, where the winner is not in words")
+    neighbours: list[Neighbours] | None = Field(description="of each vector of a soft prompt")
+    steps: list[Step]
+
+
+class Estimate(_Part):
+    """A mean over seeds."""
+
+    mean: float
+    sd: float | None = Field(description="over seeds; null with one seed")
+    low: float = Field(description="lower end of the 95% interval")
+    high: float = Field(description="upper end of the 95% interval")
+
+
+class Difference(_Part):
+    """Accuracy less another method's: paired bootstrap over seeds and rows."""
+
+    mean: float
+    low: float
+    high: float
+    p: float = Field(description="two-sided")
+
+
+class Row(_Part):
+    """One method over all seeds; results are null where it was refused."""
+
+    name: str
+    method: str
+    refused: str | None = Field(None, description="why the method does not go with the backbone")
+    accuracy: Estimate | None = None
+    macro_f1: Estimate | None = None
+    dev_loss: float | None = Field(None, description="mean over seeds; the best method is chosen by it")
+    versus_untuned: Difference | None = Field(None, description="null in the reference's own row")
+    versus_best: Difference | None = Field(None, description="null in the best method's own row")
+    tuned_seeds: int = Field(0, description="seeds on which something better than the untuned prompt was found")
+    train_seconds: float | None = Field(None, description="mean over seeds")
+    examples_per_second: float | None = Field(None, description="median over seeds")
+    latency_p50_ms: float | None = Field(None, description="of all single queries of all seeds")
+    latency_p95_ms: float | None = None
+    peak_memory_bytes: int | None = Field(None, description="greatest of the seeds")
+    memory_rise_bytes: int | None = Field(None, description="greatest of the seeds")
+    tuned_parameters: int | None = Field(None, description="greatest of the seeds")
+    stored_bytes: int | None = Field(None, description="greatest of the seeds")
+    reproducible: RepeatEntry | None = None
+    confusion: list[list[int]] | None = Field(None, description="[C, C] rows by true and by predicted class, all seeds")
+
+
+class TaskEntry(_Part):
+    """What was asked of the backbone."""
+
+    name: str
+    template: str
+    labels: list[str]
+    label_words: list[list[str]]
+    max_tokens: int | None
+    reserve: int
+
+
+class SplitEntry(_Part):
+    """A seed's own examples."""
+
+    seed: int
+    train: DataEntry
+    dev: DataEntry
+
+
+class MachineEntry(_Part):
+    """Where the latest part of the comparison ran."""
+
+    platform: str
+    cpu: str
+    device: str
+    threads: int
+    versions: dict[str, str]
+    date: str
+
+
+class Comparison(_Part):
+    """What `compare.json` holds."""
+
+    schema_version: int = SCHEMA_VERSION
+    task: TaskEntry
+    backbone: BackboneEntry
+    seeds: list[SplitEntry]
+    test: DataEntry
+    truth: list[int] = Field(description="class numbers of the test rows, in order")
+    untuned: str = Field(description="the row that stands for the untuned prompt")
+    best: str = Field(description="the row of least mean dev loss; the test rows choose nothing")
+    rows: list[Row]
+    cells: list[Cell]
+    kept_cells: int = Field(description="cells that an earlier run had finished")
+    skipped_rows: dict[str, Any] | None = Field(None, description="rows that were left out, each with its reason")
+    machine: MachineEntry
