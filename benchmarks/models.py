@@ -114,14 +114,16 @@ class Part:
     test_rows: int | None = None
 
 
+#: As studied on rows that are no test rows (docs/contrastive.md).
+CONTRASTIVE = {"loss": "contrastive", "batch_size": 48, "epochs": 15, "schedule": "linear"}
 ENCODERS = {
     "linear-probe": Way("linear-probe"),
     "contrastive": Way("contrastive"),
     "auto": Way("auto", {"preset": "good"}),
     "lora": Way("lora"),
     "full": Way("full"),
-    "lora-contrastive": Way("lora", {"loss": "contrastive"}),
-    "full-contrastive": Way("full", {"loss": "contrastive"}),
+    "lora-contrastive": Way("lora", CONTRASTIVE),
+    "full-contrastive": Way("full", CONTRASTIVE),
     "setfit": Way("setfit"),
 }
 #: Either way to put the text; a way that `PromptClassifier` cannot take is left out.

@@ -83,7 +83,10 @@ class WeightTraining(TrainingOptions, Method):
 
     weighs_examples: ClassVar[bool] = True
 
-    learning_rate: float = Field(gt=0, description="AdamW step of the weights")
+    #: AdamW steps by loss. Those of the contrastive loss were found on a sentence encoder (docs/contrastive.md).
+    rates: ClassVar[Mapping[Loss, float]]
+
+    learning_rate: float | None = Field(None, gt=0, description="AdamW step of the weights; by default as `loss` needs")
     head_learning_rate: float = Field(0.01, gt=0, description="AdamW step of a class head")
     loss: Loss = Field(
         Loss.CROSS_ENTROPY, description="`cross-entropy` of the answers, or `contrastive` and then a fitted class head"
@@ -103,6 +106,11 @@ class WeightTraining(TrainingOptions, Method):
                 train(self, problem, self._trainable(problem, untuned, twin), selection)
         return selection.outcome(untuned)
 
+    @property
+    def rate(self) -> float:
+        """AdamW step of the weights."""
+        return self.learning_rate or self.rates[self.loss]
+
     @model_validator(mode="after")
     def _reads_all(self) -> Self:
         if self.loss is Loss.CONTRASTIVE:
@@ -118,7 +126,7 @@ class WeightTraining(TrainingOptions, Method):
 
     def _trainable(self, problem: Problem, untuned: Candidate, twin: Twin) -> TrainedWeights:
         """Return what is trained."""
-        return TrainedWeights(twin, untuned, self.learning_rate, self.head_learning_rate)
+        return TrainedWeights(twin, untuned, self.rate, self.head_learning_rate)
 
 
 class LoraTuning(WeightTraining):
@@ -126,7 +134,11 @@ class LoraTuning(WeightTraining):
 
     name: ClassVar[str] = "lora"
 
-    learning_rate: float = Field(5e-4, gt=0, description="AdamW step of the adapters")
+    rates: ClassVar[Mapping[Loss, float]] = {Loss.CROSS_ENTROPY: 5e-4, Loss.CONTRASTIVE: 3e-3}
+
+    learning_rate: float | None = Field(
+        None, gt=0, description="AdamW step of the adapters; by default 5e-4, or 3e-3 with loss=contrastive"
+    )
     rank: int = Field(8, ge=1, description="of the adapters")
     alpha: float = Field(16.0, gt=0, description="adapters count alpha / rank times")
     targets: tuple[str, ...] | None = Field(
@@ -150,7 +162,7 @@ class LoraWithPrompt(LoraTuning):
         first = filled_start(problem, untuned, self.prompt_length, self.calibration)
         step = self.prompt_learning_rate * embedding_scale(backbone.embedding_matrix())
         vectors = (first.prompt.vectors(backbone.embed), step)
-        return TrainedWeights(twin, first, self.learning_rate, self.head_learning_rate, vectors)
+        return TrainedWeights(twin, first, self.rate, self.head_learning_rate, vectors)
 
 
 class FullFineTuning(WeightTraining):
@@ -158,7 +170,11 @@ class FullFineTuning(WeightTraining):
 
     name: ClassVar[str] = "full"
 
-    learning_rate: float = Field(1e-5, gt=0, description="AdamW step of the weights")
+    rates: ClassVar[Mapping[Loss, float]] = {Loss.CROSS_ENTROPY: 1e-5, Loss.CONTRASTIVE: 1e-4}
+
+    learning_rate: float | None = Field(
+        None, gt=0, description="AdamW step of the weights; by default 1e-5, or 1e-4 with loss=contrastive"
+    )
 
     def _spec(self) -> FullSpec:
         return FullSpec()
