@@ -81,7 +81,7 @@ def test_copies_of_examples_in_the_prompt_are_neither_trained_on_nor_calibrated_
         assert [row for row in range(16) if TEXTS[row % 8][0] not in shown] == chosen.others
     alike = make_problem(causal, make_task(), [*records(TEXTS[:1]) * 2, *records(TEXTS[1:2]) * 2], records(), seed=1)
     with pytest.raises(
-        MethodError, match=r"in-context: all 4 training examples are in the prompt or copies .* give more"
+        MethodError, match=r"in-context: all 4 training examples are in the prompt or copies, .* give more"
     ):
         make_method("in-context", {"shots": 2}).fit(alike)
     outcome = make_method("in-context", {"shots": 2, "calibration": "none"}).fit(alike)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from sklearn.metrics import f1_score
 
-from cuecraft.study.compare import formats as statistics
+from cuecraft.study.compare import statistics
 from cuecraft.study.compare import trial as meters
-from cuecraft.study.compare.formats import Resamples, macro_f1, percentile_interval, spread, two_sided_p
+from cuecraft.study.compare.statistics import Resamples, macro_f1, percentile_interval, spread, two_sided_p
 
 RANDOM = np.random.default_rng(5)
 TRUTH = RANDOM.integers(3, size=20)

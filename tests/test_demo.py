@@ -220,13 +220,13 @@ def pinned(path):
 
 
 def test_the_pinned_lists_have_every_package_in_the_version_that_is_read():
-    own = pinned(ROOT / "src" / "cuecraft" / "compare" / demo_packages.LIST)
+    own = pinned(ROOT / "src" / "cuecraft" / "study" / "compare" / demo_packages.LIST)
     assert [f"{name}=={version}" for name, version in own.items()] == [
         assets.package_of(name) for name in (demo_packages.MODEL, demo_packages.DATA)
     ]
     everything = own | pinned(ROOT / "assets.txt")
     assert everything == {asset.package: asset.version for asset in (*assets.MODELS.values(), *assets.DATA.values())}
-    for path in (ROOT / "assets.txt", ROOT / "src" / "cuecraft" / "compare" / demo_packages.LIST):
+    for path in (ROOT / "assets.txt", ROOT / "src" / "cuecraft" / "study" / "compare" / demo_packages.LIST):
         text = path.read_text(encoding="utf-8")
         assert text.count("==") == len(re.findall(r"--hash=sha256:[0-9a-f]{64}\b", text))
 

@@ -12,8 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cuecraft.core.errors import GuardError
-from cuecraft.serving.guard import Encoding, Guard, Limits, Severity, Verdict, hidden_texts, normalised
-from cuecraft.serving.guard import detectors as windows
+from cuecraft.serving.guard import Encoding, Guard, Limits, Severity, Verdict, hidden_texts, normalised, windows
 from cuecraft.serving.guard.findings import EXCERPT, excerpt
 from cuecraft.serving.guard.normalise import CHARACTERS, PIECES, _homoglyphs, _is_latin
 

@@ -83,7 +83,7 @@ class ScoredClassifier:
 
     def _scored(self, found: np.ndarray, labels: Labels) -> dict[str, dict[str, float]]:
         """Return the scores of class numbers `[3, N]` of the prompts that are compared."""
-        from cuecraft.study.compare.formats import macro_f1
+        from cuecraft.study.compare.statistics import macro_f1
 
         names = names_to_compare(self.classes_.tolist(), as_labels(labels))
         truth = np.asarray([self.task_.verbalizer.index(name) for name in names])

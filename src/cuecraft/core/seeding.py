@@ -9,9 +9,8 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 
@@ -23,6 +22,8 @@ def derived_seed(seed: int, purpose: str) -> int:
 
 def numpy_generator(seed: int, purpose: str) -> np.random.Generator:
     """Return a NumPy generator for one purpose, such as ``"split"``."""
+    import numpy as np
+
     return np.random.default_rng(derived_seed(seed, purpose))
 
 

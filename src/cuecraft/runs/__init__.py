@@ -8,7 +8,8 @@ from cuecraft.core.lazy import loaded_on_use
 
 if TYPE_CHECKING:
     from cuecraft.runs.made import artifact_of
-    from cuecraft.runs.multitask import predict_records, read_texts, run_mix, run_multitask
+    from cuecraft.runs.multitask import run_mix, run_multitask
+    from cuecraft.runs.predicting import predict_records, read_texts
     from cuecraft.runs.reading import check_recipe, copy_recipe, load_recipe, recipe_path, shipped_names
     from cuecraft.runs.record import RunFolder, find_runs
     from cuecraft.runs.session import run_recipe
@@ -45,10 +46,12 @@ __all__ = [
 # Loaded on first use: an exported folder answers without PyTorch.
 _HOMES = {
     "multitask": (
-        "predict_records",
-        "read_texts",
         "run_mix",
         "run_multitask",
+    ),
+    "predicting": (
+        "predict_records",
+        "read_texts",
     ),
     "made": ("artifact_of",),
     "reading": (

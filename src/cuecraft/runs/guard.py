@@ -25,7 +25,7 @@ from cuecraft.serving.guard import (
     only_field,
 )
 from cuecraft.serving.guard.texts import CORPUS, GuardText, Part, corpus_texts, own_texts
-from cuecraft.study.compare.formats import wilson_interval
+from cuecraft.study.compare.statistics import wilson_interval
 
 
 @dataclass(frozen=True)

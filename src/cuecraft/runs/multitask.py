@@ -5,29 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 from cuecraft.api.family import PromptFamily, check_family_target
 from cuecraft.artifact import check_target, load_artifact
 from cuecraft.backbone import load_backbone
-from cuecraft.core.errors import DataError, ExportError, MethodError
+from cuecraft.core.errors import DataError, MethodError
 from cuecraft.core.events import Event
 from cuecraft.core.options import make_options
 from cuecraft.data import Record, read_records, subsample
-from cuecraft.data.readers import AS_USUAL, Reading
-from cuecraft.data.texts import unlabelled
-from cuecraft.export.runtime import ExportedClassifier, RuntimeOptions, is_export
-from cuecraft.export.runtime.manifest import EXPORT
-from cuecraft.export.runtime.model import check_where
 from cuecraft.methods.prepare import data_entry
 from cuecraft.methods.train.multitask import MultitaskTuning
 from cuecraft.methods.train.weights import Combination, mix_lora
 from cuecraft.runs.spec import MultitaskRequest
 from cuecraft.runs.tune import check_labels, unzip
-
-if TYPE_CHECKING:
-    from cuecraft.artifact.predictor import PromptEnsemble, TunedPrompt
-    from cuecraft.core.events import Event
 
 
 def run_multitask(request: MultitaskRequest, started: Callable[[str], Callable[[Event], None]]) -> dict[str, Any]:
@@ -102,67 +93,3 @@ def run_mix(
     sha256 = mixed.save(out)
     assert mixed.weights is not None
     return {"artifact": str(out), "artifact_sha256": sha256, "weights": mixed.weights.spec.model_dump(mode="json")}
-
-
-def read_texts(
-    artifact: Path,
-    lines: Sequence[str],
-    file: Path | None,
-    columns: Sequence[str] | None,
-    reading: Reading = AS_USUAL,
-) -> list[Record]:
-    """Return unlabelled records of texts given as lines or in a file, for an artifact or an exported folder.
-
-    Raises:
-        DataError: no texts, or lines for a template of several fields.
-    """
-    if is_export(artifact):
-        task = EXPORT.read(artifact).prompts[0].task.task()  # all of them have the same fields
-    else:
-        from cuecraft.artifact import load_artifact, member_folders
-
-        task = load_artifact(next(iter(member_folders(artifact)), artifact)).task
-    return unlabelled(task.template.field_names, lines, file, columns, reading)
-
-
-def predict_records(
-    artifact: Path,
-    records: Sequence[Record],
-    prompt: str | None,
-    model: str | None,
-    device: str,
-    local_files_only: bool,
-    dtype: str,
-    report: Callable[[Event], None],
-) -> dict[str, Any]:
-    """Return the document of `cuecraft predict --json`; a folder of several seeds answers as an ensemble.
-
-    Of an exported folder with several prompts, `prompt` says which answers.
-    """
-    classifier = _classifier(artifact, prompt, model, device, local_files_only, dtype)
-    names = [str(name) for name in classifier.classes_.tolist()]
-    predictions = []
-    texts = [dict(record.fields) for record in records]
-    found, truncated = classifier.predict_proba(texts, report), classifier.truncated(texts).tolist()
-    for record, row, is_cut in zip(records, found, truncated, strict=True):
-        shares: dict[str, float] = dict(zip(names, row.tolist(), strict=True))
-        label = max(shares, key=lambda name: shares[name])
-        text = next(iter(record.fields.values()))
-        predictions.append({"text": text, "label": label, "probabilities": shares, "truncated": is_cut})
-    return {"artifact": str(artifact), "predictions": predictions}
-
-
-def _classifier(
-    folder: Path, prompt: str | None, model: str | None, device: str, local_files_only: bool, dtype: str
-) -> ExportedClassifier | TunedPrompt | PromptEnsemble:
-    """Return what answers; an exported folder needs no PyTorch, so nothing of it is imported then."""
-    if is_export(folder):
-        check_where(folder, model, dtype)
-        return ExportedClassifier.load(folder, RuntimeOptions(device=device), prompt)
-    if prompt is not None:
-        raise ExportError(f"{folder}: is no export of several prompts; leave --prompt out")
-    from cuecraft.artifact import member_folders
-    from cuecraft.artifact.predictor import PromptEnsemble, TunedPrompt
-
-    kind = PromptEnsemble if member_folders(folder) else TunedPrompt
-    return kind.load(folder, model, device, local_files_only, dtype)

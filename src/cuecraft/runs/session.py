@@ -20,10 +20,11 @@ import torch
 
 from cuecraft.artifact.manifest import DataEntry
 from cuecraft.backbone.load import device_named
-from cuecraft.core.checkpoints import Keeping, Stop
+from cuecraft.core.checkpoints import Keeping
 from cuecraft.core.environment import deterministic
 from cuecraft.core.errors import RecipeError, RunError, StoppedError
 from cuecraft.core.events import Event, Started
+from cuecraft.core.signals import Stop
 from cuecraft.runs.jobs import Job, job_of
 from cuecraft.runs.record import EVENTS, STATE, RunFolder, RunRecord, Status, surroundings_now
 from cuecraft.runs.spec import CompareRecipe, Recipe, Tracker, TuneRecipe

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cuecraft.artifact.manifest import BackboneEntry, DataEntry
-from cuecraft.core.checkpoints import stoppable
 from cuecraft.core.environment import HASH_SEED, PROGRAM, fixed_environment
 from cuecraft.core.errors import CuecraftError, RunError
 from cuecraft.core.events import Event
+from cuecraft.core.signals import stoppable
 from cuecraft.core.yaml_files import flattened
 from cuecraft.runs.jobs import Job, job_of
 from cuecraft.runs.reading import shown_keys

@@ -22,9 +22,9 @@ from typing import Any
 
 from pydantic import Field
 
-from cuecraft.core.checkpoints import Stop
 from cuecraft.core.errors import CuecraftError, ServeError
 from cuecraft.core.options import Options
+from cuecraft.core.signals import Stop
 from cuecraft.serving.engine import Engine
 from cuecraft.serving.kept import Kept, follow
 from cuecraft.serving.remote import Refusal, RemoteEngine, Reply

@@ -16,8 +16,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from cuecraft.core.checkpoints import Stop
 from cuecraft.core.errors import BulkError, StoppedError
+from cuecraft.core.signals import Stop
 from cuecraft.core.storage import FolderInUseError, locked, write_text
 from cuecraft.serving.bulk.blocks import Block, blocks_of
 from cuecraft.serving.bulk.folder import SUMMARY, JobFolder, Shard

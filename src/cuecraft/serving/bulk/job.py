@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from cuecraft.core.checkpoints import Stop
 from cuecraft.core.errors import BulkError
 from cuecraft.core.options import Options
+from cuecraft.core.signals import Stop
 from cuecraft.data.files import Format, check_delimiter
 from cuecraft.serving.bulk.blocks import blocks_expected, check_headers
 from cuecraft.serving.bulk.choices import Dedupe

@@ -234,7 +234,7 @@ def _put(service: Service, name: str, content: bytes) -> dict[str, Any]:
     """Take an uploaded artifact onto the shelf, and keep it where that was asked for."""
     service.engine.shelf.check_uploads()
     from cuecraft.artifact import load_artifact
-    from cuecraft.serving.http.access import unpack
+    from cuecraft.serving.http.archive import unpack
 
     if service.kept is None:
         _check_alone(service)

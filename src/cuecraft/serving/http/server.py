@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import uvicorn
 
-from cuecraft.core.checkpoints import Stop
 from cuecraft.core.errors import ServeError
+from cuecraft.core.signals import Stop
 from cuecraft.serving.http.app import create_app
 from cuecraft.serving.http.middleware import LOG, log_to_stderr
 from cuecraft.serving.http.service import Service

@@ -23,7 +23,7 @@ from cuecraft.data import Record
 from cuecraft.methods.held_out import stratified_folds
 from cuecraft.methods.search.word_choice import held_out_answers
 from cuecraft.study.advise.survey import Lengths
-from cuecraft.study.compare.formats import wilson_interval
+from cuecraft.study.compare.statistics import wilson_interval
 from cuecraft.task import Example, Field, PromptSlot, Task
 
 LIMIT = 2000  # texts at most: an accuracy is then known to about two points either way

@@ -8,7 +8,7 @@ from cuecraft.core.lazy import loaded_on_use
 
 if TYPE_CHECKING:
     from cuecraft.study.compare.demo import Leaderboard, run_methods
-    from cuecraft.study.compare.formats import wilson_interval
+    from cuecraft.study.compare.statistics import wilson_interval
     from cuecraft.study.compare.trial import Trial
 
 __all__ = ["Leaderboard", "Trial", "run_methods", "wilson_interval"]
@@ -19,7 +19,7 @@ _HOMES = {
         "Leaderboard",
         "run_methods",
     ),
-    "formats": ("wilson_interval",),
+    "statistics": ("wilson_interval",),
     "trial": ("Trial",),
 }
 __getattr__ = loaded_on_use(__name__, {name: home for home, names in _HOMES.items() for name in names})

@@ -20,16 +20,15 @@ from cuecraft.artifact import with_others
 from cuecraft.artifact.manifest import BackboneEntry, DataEntry
 from cuecraft.artifact.predictor import Candidate, fresh_logits
 from cuecraft.backbone import AnyBackbone, load_backbone
-from cuecraft.core.checkpoints import stoppable
 from cuecraft.core.environment import describe, versions
 from cuecraft.core.errors import CompareError, CuecraftError, CuecraftWarning, MethodError
 from cuecraft.core.events import Started
+from cuecraft.core.signals import stoppable
 from cuecraft.core.storage import LOCK, SCRATCH, FolderInUseError, locked, parse_json, unwritable, write_text
 from cuecraft.methods import METHODS, make_method
 from cuecraft.methods.prepare import data_entry, make_problem, make_task
 from cuecraft.methods.problem import Labelled, Problem, label_context
 from cuecraft.study.compare.config import CompareConfig, Contender, Splits, contenders, read_splits, with_references
-from cuecraft.study.compare.formats import macro_f1
 from cuecraft.study.compare.report import best_name, make_rows, nearest_words, render_report, untuned_name
 from cuecraft.study.compare.schema import (
     SCHEMA_VERSION,
@@ -44,6 +43,7 @@ from cuecraft.study.compare.schema import (
     Step,
     TaskEntry,
 )
+from cuecraft.study.compare.statistics import macro_f1
 from cuecraft.study.compare.trial import Speed, Trial, answer_speed, repeat_trial, run_trial
 from cuecraft.task import Task
 

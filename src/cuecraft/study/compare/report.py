@@ -17,8 +17,8 @@ from cuecraft.artifact import AnyPrompt, DeepCue, SoftPrompt
 from cuecraft.backbone import AnyBackbone
 from cuecraft.study.compare import formats, plots
 from cuecraft.study.compare.config import UNTUNED, Contender
-from cuecraft.study.compare.formats import Floats, Ints, Resamples, percentile_interval, spread, two_sided_p
 from cuecraft.study.compare.schema import Cell, Comparison, Difference, Estimate, Neighbours, Row
+from cuecraft.study.compare.statistics import Floats, Ints, Resamples, percentile_interval, spread, two_sided_p
 
 TEMPLATE = "report.html.j2"
 

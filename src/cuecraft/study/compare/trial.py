@@ -18,7 +18,7 @@ from torch import Tensor
 from cuecraft.artifact import stored_bytes
 from cuecraft.core.events import Event
 from cuecraft.methods.problem import Labelled, Method, Outcome, Problem, Score, score
-from cuecraft.study.compare.formats import wilson_interval
+from cuecraft.study.compare.statistics import wilson_interval
 
 T = TypeVar("T")
 
