@@ -14,6 +14,8 @@ from cuecraft.backbone.budget import ONE_PASS_AT_A_TIME
 from cuecraft.core.errors import BackboneError, CuecraftWarning
 from cuecraft.task.token_text import copied_tokenizer, special_ids
 
+_REMEDY = "resize the model to its tokenizer (resize_token_embeddings) and train it so, or give its first tokenizer"
+
 
 def borrowed(model: Any) -> Any:
     """Return a copy of a model's modules that shares all weights with it.
@@ -46,9 +48,6 @@ def borrowed(model: Any) -> Any:
             stacklevel=3,
         )
     return model
-
-
-_REMEDY = "resize the model to its tokenizer (resize_token_embeddings) and train it so, or give its first tokenizer"
 
 
 class Bounded:

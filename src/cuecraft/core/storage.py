@@ -21,6 +21,13 @@ from cuecraft.core.errors import CuecraftError
 
 SCRATCH = ".tmp"  # ending of a file in progress
 LOCK = ".lock"
+MANIFEST = "manifest.json"
+#: The key that tells each kind by its version, and what a folder of it is.
+_VERSIONS = {
+    "schema_version": "the artifact of a prompt; give it as such, or export it",
+    "export_version": "an exported graph; give the artifact that it was made of",
+}
+M = TypeVar("M", bound=BaseModel)
 
 
 class FolderInUseError(OSError):
@@ -180,15 +187,6 @@ def _fcntl() -> Any:
         return import_module("fcntl")
     except ImportError:
         return None
-
-
-MANIFEST = "manifest.json"
-#: The key that tells each kind by its version, and what a folder of it is.
-_VERSIONS = {
-    "schema_version": "the artifact of a prompt; give it as such, or export it",
-    "export_version": "an exported graph; give the artifact that it was made of",
-}
-M = TypeVar("M", bound=BaseModel)
 
 
 def manifest_document(folder: Path) -> dict[str, Any]:

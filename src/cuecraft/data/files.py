@@ -21,6 +21,7 @@ _BOM = b"\xef\xbb\xbf"
 _CHUNKS = {"gzip": 1 << 14, "zstd": 1 << 10}
 _MAGIC = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
 _PLAIN = 1 << 20
+_FIELD = 2**31 - 1  # characters of a cell
 
 
 class Format(StrEnum):
@@ -226,9 +227,6 @@ def _stdin() -> Iterator[tuple[bytes, int]]:
 def _plain(handle: BinaryIO) -> Iterator[tuple[bytes, int]]:
     while chunk := handle.read(_PLAIN):
         yield chunk, len(chunk)
-
-
-_FIELD = 2**31 - 1  # characters of a cell
 
 
 class CsvRow(NamedTuple):

@@ -25,6 +25,8 @@ from cuecraft.core.errors import ExportError
 from cuecraft.export.runtime.manifest import PROMPT_NAME
 from cuecraft.task.rendering import LabelIds
 
+_NEVER = -1e9  # as a logit; less would not be a number after subtraction
+
 
 class Folded(torch.nn.Module):
     """A backbone with one prompt folded in: `input_ids` `[B, L]`, `attention_mask` `[B, L]` -> probabilities `[B, C]`.
@@ -304,9 +306,6 @@ class FoldedSequence(_FoldedEncoder):
     def logits(self, input_ids: Tensor, valid: Tensor) -> Tensor:
         """Return class logits `[B, C]`, before calibration."""
         return class_scores(self._pooled(self.laid_out(input_ids, valid)[0]), self._class_head)
-
-
-_NEVER = -1e9  # as a logit; less would not be a number after subtraction
 
 
 def check_together(backbone: AnyBackbone, prompts: Mapping[str, ReadyPrompt]) -> None:

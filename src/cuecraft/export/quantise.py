@@ -34,6 +34,7 @@ _WEIGHT_TOP = 63  # of 7 bits
 _ROW_TOP = 127.0
 _CENTRE = 128
 _LEAST_WIDTH = 16  # of a weight matrix's sides; smaller ones take no time
+OPENVINO_GRAPH = "model.xml"
 
 
 def quantise_rows(source: Path, calibration: Batches, keeps: Callable[[int, int], bool]) -> Any:
@@ -196,9 +197,6 @@ def _uint8() -> int:
     from onnx import TensorProto
 
     return int(TensorProto.UINT8)
-
-
-OPENVINO_GRAPH = "model.xml"
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ from cuecraft.methods.search.halving import halving_rounds
 from cuecraft.methods.untuned import calibration_of
 from cuecraft.task import Example
 
+_RECALIBRATION_FOLDS = 16
+
 
 class Fold(NamedTuple):
     """Which rows are learnt from and which are held out."""
@@ -68,9 +70,6 @@ def stratified_folds(labels: Tensor, count: int, seed: int, groups: Sequence[Has
         if all(fold.held_out and {known[row] for row in fold.train} == set(known) for fold in folds):
             return folds
     return []
-
-
-_RECALIBRATION_FOLDS = 16
 
 
 def fold_problem(problem: Problem, pool: Labelled, folds: Sequence[Fold], number: int) -> Problem:

@@ -31,6 +31,8 @@ from cuecraft.runs.spec import TuneRequest, WordsRequest
 from cuecraft.task import Verbalizer
 from cuecraft.task.verbalizer import default_word, distinct_words
 
+_SPREAD = ("dev_accuracy", "held_out_accuracy", "test_accuracy", "test_macro_f1")
+
 
 def train_and_dev(
     request: TuneRequest | WordsRequest, first: int | None = None
@@ -316,9 +318,6 @@ def _shares(values: Sequence[str]) -> dict[str, float] | list[float] | None:
         raise DataError(
             f"--prior {' '.join(values)} is not shares of classes; write 0.9,0.1, or CLASS=0.9 for each class"
         ) from None
-
-
-_SPREAD = ("dev_accuracy", "held_out_accuracy", "test_accuracy", "test_macro_f1")
 
 
 def run_seeds(request: TuneRequest, started: Callable[[str], Callable[[Event], None]]) -> dict[str, Any]:

@@ -27,6 +27,9 @@ LOG = logging.getLogger("cuecraft.serving")
 
 
 _LOOK = 2.0  # seconds between two looks at the folder
+_WORD = re.compile(r"\S+")
+_NOTHING = "."  # in place of a text without words, which no prompt takes
+_MOST = 64  # variants of a text; a longer one has several words left out at once
 
 
 class Kept:
@@ -108,11 +111,6 @@ def follow(kept: Kept) -> None:
             kept.refresh()
 
     threading.Thread(target=look, name="cuecraft-kept", daemon=True).start()
-
-
-_WORD = re.compile(r"\S+")
-_NOTHING = "."  # in place of a text without words, which no prompt takes
-_MOST = 64  # variants of a text; a longer one has several words left out at once
 
 
 @dataclass(frozen=True)

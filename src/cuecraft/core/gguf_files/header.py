@@ -24,6 +24,11 @@ from cuecraft.core.remembered import known_sha256
 MAGIC = b"GGUF"
 _POINTER = b"version https://git-lfs"
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)", re.IGNORECASE)  # as llama.cpp's gguf-split names them
+_VERSIONS = (2, 3)
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
+_FLOAT32 = 0
+_ALIGNMENT = 32
 
 
 def is_gguf(name: str) -> bool:
@@ -84,13 +89,6 @@ def _check_begin(path: Path) -> None:
 def _begins(path: Path, sign: bytes) -> bool:
     with path.open("rb") as handle:
         return handle.read(len(sign)) == sign
-
-
-_VERSIONS = (2, 3)
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_STRING, _ARRAY = 8, 9
-_FLOAT32 = 0
-_ALIGNMENT = 32
 
 
 class _DamagedError(ValueError):

@@ -23,6 +23,9 @@ from cuecraft.methods.train.loop import Latest, LoopOptions, Part, Trainable, tr
 from cuecraft.methods.train.prefix import PTuningV2
 from cuecraft.methods.train.soft import EmbeddingTraining
 
+#: Penalties of class heads on features of unit length, scikit-learn's C.
+INVERSE_PENALTIES = (3.0, 10.0, 30.0, 100.0)
+
 
 class PromptOf(StrEnum):
     """Which tensor of the prompt is trained."""
@@ -73,10 +76,6 @@ class ContrastiveTraining(LoopOptions):
         """Train from several given prompts side by side, each on its selection's problem."""
         trained = [Part(own.problem, self.trainable(own.problem, start), own) for start, own in parts]
         train_side_by_side(self, trained, Contrast(self.temperature))
-
-
-#: Penalties of class heads on features of unit length, scikit-learn's C.
-INVERSE_PENALTIES = (3.0, 10.0, 30.0, 100.0)
 
 
 class Loss(StrEnum):

@@ -36,6 +36,10 @@ Columns = tuple[int, ...]  # words of one class, by their columns
 _FOLDS = 4  # in which combinations are compared
 _TIE = 0.01  # nats of held-out loss that are no reason to leave the current words
 _GAIN = 0.05  # nats of held-out loss for which one class may choose otherwise than the rest
+# To read a vocabulary takes seconds, and a search on every fold asks for it. By tokenizer, then by what stands before
+# the answer.
+_known: WeakKeyDictionary[Any, dict[str, dict[int, str]]] = WeakKeyDictionary()
+_ROWS = 64  # texts whose answers over the whole vocabulary are held at once
 
 
 @dataclass(frozen=True)
@@ -184,12 +188,6 @@ def choose(table: WordTable, rows: Sequence[int], word_scores: WordScores, most:
 def _offered(table: WordTable, rows: Sequence[int], word_scores: WordScores, most: int) -> list[list[Columns]]:
     listed = shortlist(word_scores(rows), table, most)
     return [choices(own, words, most) for own, words in zip(table.own, listed, strict=True)]
-
-
-# To read a vocabulary takes seconds, and a search on every fold asks for it. By tokenizer, then by what stands before
-# the answer.
-_known: WeakKeyDictionary[Any, dict[str, dict[int, str]]] = WeakKeyDictionary()
-_ROWS = 64  # texts whose answers over the whole vocabulary are held at once
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,9 @@ from cuecraft.methods.problem import Problem, Selection
 from cuecraft.methods.train.loop import Part, TrainingOptions, train, train_side_by_side
 from cuecraft.task.token_text import meant_by
 
+_COMMON = 5000  # Lester et al. sample from the 5,000 most common tokens: byte-level vocabularies start with them
+_DEFAULT_LENGTH = 8
+
 
 class TensorOptions(TrainingOptions):
     """Options of training one tensor of the prompt."""
@@ -152,10 +155,6 @@ class PromptTensor:
 def embedding_scale(embeddings: Tensor) -> float:
     """Return the root mean square of the embeddings `[V, d]`."""
     return float(embeddings.detach().float().square().mean().sqrt())
-
-
-_COMMON = 5000  # Lester et al. sample from the 5,000 most common tokens: byte-level vocabularies start with them
-_DEFAULT_LENGTH = 8
 
 
 class Init(StrEnum):

@@ -30,6 +30,10 @@ from cuecraft.methods.train.soft import require_read
 from cuecraft.methods.train.trainable import TrainedHead, embedding_scale
 from cuecraft.methods.untuned import begin
 
+#: Ways of PEFT's `add_weighted_adapter`: `cat` is the weighted sum of the adapters' products exactly, of summed rank;
+#: `linear` mixes the factors, of the same rank; `svd` is the sum's best approximation of the largest rank.
+Combination = Literal["cat", "linear", "svd"]
+
 
 class TrainedWeights:
     """A twin's weights in training, with a class head where there is one, and the prompt's vectors if asked for.
@@ -178,11 +182,6 @@ class FullFineTuning(WeightTraining):
 
     def _spec(self) -> FullSpec:
         return FullSpec()
-
-
-#: Ways of PEFT's `add_weighted_adapter`: `cat` is the weighted sum of the adapters' products exactly, of summed rank;
-#: `linear` mixes the factors, of the same rank; `svd` is the sum's best approximation of the largest rank.
-Combination = Literal["cat", "linear", "svd"]
 
 
 def mix_lora(

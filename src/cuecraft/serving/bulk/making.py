@@ -25,6 +25,10 @@ from cuecraft.serving.bulk.student import Student, fit_student
 from cuecraft.serving.bulk.table import MODEL, STUDENT, Answers, AnswerTable, undamaged
 from cuecraft.serving.registry import AnyShelf
 
+BASE = "base"
+_STUDENT, _TOLD = "student.safetensors", "student.json"
+_SPREAD = 16  # blocks that the sample comes from
+
 
 @dataclass(frozen=True)
 class Made:
@@ -169,11 +173,6 @@ def maker_of(job: Job, folder: JobFolder, shelf: AnyShelf[Any], table: AnswerTab
     writer = Writer(names, classes, command.keep, command.output)
     is_joined = command.is_joined and command.backend == "local"  # on Ray each block is answered by itself
     return Maker(folder, answerer, writer, table, is_joined, job.audited)
-
-
-BASE = "base"
-_STUDENT, _TOLD = "student.safetensors", "student.json"
-_SPREAD = 16  # blocks that the sample comes from
 
 
 def prepare(

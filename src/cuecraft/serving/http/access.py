@@ -25,6 +25,7 @@ CLIENT_VARIABLE, ADMIN_VARIABLE = "CUECRAFT_TOKENS", "CUECRAFT_ADMIN_TOKENS"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _SHORTEST = 16
 _BURST_SECONDS = 2.0  # so much of its rate may a token save up
+_NAMES = {MANIFEST, TENSORS, TRACE, CARD, WEIGHTS}
 
 
 class Role(StrEnum):
@@ -158,9 +159,6 @@ class RateLimit:
 def retry_after(seconds: float) -> str:
     """Return seconds as a Retry-After header has them: whole ones, one at least."""
     return str(max(1, math.ceil(min(seconds, 3600.0))))
-
-
-_NAMES = {MANIFEST, TENSORS, TRACE, CARD, WEIGHTS}
 
 
 def unpack(content: bytes, folder: Path, most: int) -> None:

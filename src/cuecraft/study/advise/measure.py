@@ -29,6 +29,12 @@ from cuecraft.task import Example, Field, PromptSlot, Task
 LIMIT = 2000  # texts at most: an accuracy is then known to about two points either way
 FOLDS = 5
 _FIRST, _GROWTH = 4, 4  # texts of the first read, which warms up, and how much larger each later one may be
+EPOCHS = 13  # 12 to 15 of at most 30
+BATCH = 16
+TRAIN_SHARE = 0.75  # of the labelled rows; the rest chooses
+POOL_PROMPTS, POOL_TEXTS = 40, 512  # of a label-free choice
+FROZEN, TRAINED = 2, 3  # forward passes that a pass with its gradient is worth; adapters took nearly as much as weights
+HELD = 2  # times what a pass is estimated to hold
 
 
 @dataclass(frozen=True)
@@ -179,14 +185,6 @@ def answer_shares(logits: Tensor) -> list[float]:
     """Return how often each class `[C]` is the answer."""
     counts = np.bincount(logits.argmax(-1).numpy(), minlength=logits.shape[1])
     return [float(count) for count in counts / counts.sum()]
-
-
-EPOCHS = 13  # 12 to 15 of at most 30
-BATCH = 16
-TRAIN_SHARE = 0.75  # of the labelled rows; the rest chooses
-POOL_PROMPTS, POOL_TEXTS = 40, 512  # of a label-free choice
-FROZEN, TRAINED = 2, 3  # forward passes that a pass with its gradient is worth; adapters took nearly as much as weights
-HELD = 2  # times what a pass is estimated to hold
 
 
 class Work(StrEnum):

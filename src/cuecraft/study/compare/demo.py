@@ -27,6 +27,18 @@ from cuecraft.study.compare.report import nearest_words
 from cuecraft.study.compare.trial import Trial, run_trial
 from cuecraft.task import Task
 
+#: Shown name, method, options. All of it takes about a minute and a half on two cores.
+METHODS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
+    ("untuned", "zero-shot", {}),
+    ("calibrated", "zero-shot", {"calibration": "fitted"}),
+    ("words", WrittenWords.name, {}),
+    ("auto", "auto", {"preset": "fast"}),
+)
+#: About how long one of `against` takes on two cores, for what is shown before it starts.
+MINUTES = {"lora": 4, "full": 8}
+_TOGETHER = 80  # held-out reviews that are read between two reports
+TEMPLATE = "demo.html.j2"
+
 
 @dataclass(frozen=True)
 class Leaderboard:
@@ -60,18 +72,6 @@ def run_methods(
             for name, kind, options in methods
         )
     )
-
-
-#: Shown name, method, options. All of it takes about a minute and a half on two cores.
-METHODS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
-    ("untuned", "zero-shot", {}),
-    ("calibrated", "zero-shot", {"calibration": "fitted"}),
-    ("words", WrittenWords.name, {}),
-    ("auto", "auto", {"preset": "fast"}),
-)
-#: About how long one of `against` takes on two cores, for what is shown before it starts.
-MINUTES = {"lora": 4, "full": 8}
-_TOGETHER = 80  # held-out reviews that are read between two reports
 
 
 @dataclass(frozen=True)
@@ -197,9 +197,6 @@ def _answers(
         (record.fields["text"], str(record.label), dict(zip(labels, row, strict=True)))
         for record, row in zip(records, logits.softmax(-1).tolist(), strict=True)
     ]
-
-
-TEMPLATE = "demo.html.j2"
 
 
 def render_demo(document: Mapping[str, Any], title: str) -> str:

@@ -13,6 +13,10 @@ from cuecraft.core.seeding import numpy_generator
 from cuecraft.study.compare.schema import Comparison, Difference, Estimate, RepeatEntry, Row
 
 NONE = "-"
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+RESAMPLES = 2000
+_BLOCK = 2_000_000  # numbers of one block of draws
 
 
 def estimate(found: Estimate | None) -> str:
@@ -131,12 +135,6 @@ def _taken(row: Row) -> tuple[str, ...]:
 def _short(value: int | None) -> str:
     """Return a count in few characters: all digits below a million."""
     return f"{value / 1e6:.1f}M" if value is not None and value >= 1e6 else count(value)
-
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-RESAMPLES = 2000
-_BLOCK = 2_000_000  # numbers of one block of draws
 
 
 def wilson_interval(accuracy: float, count: int, z: float = 1.96) -> tuple[float, float]:

@@ -21,6 +21,9 @@ from cuecraft.study.compare.formats import Floats, Ints, Resamples, percentile_i
 from cuecraft.study.compare.schema import Cell, Comparison, Difference, Estimate, Neighbours, Row
 
 TEMPLATE = "report.html.j2"
+NEAREST = 5
+#: Where there is no untuned prompt: features and a linear classifier are what one would do without tuning.
+PLAIN_CLASSIFIER = "linear-probe"
 
 
 def render_report(document: Comparison) -> str:
@@ -113,9 +116,6 @@ def _neighbours(document: Comparison, drawn: Callable[[str], Any]) -> list[dict[
     return found
 
 
-NEAREST = 5
-
-
 @torch.no_grad()
 def nearest_words(prompt: AnyPrompt, backbone: AnyBackbone, count: int = NEAREST) -> list[Neighbours] | None:
     """Return the words nearest to each vector of a soft prompt, by cosine; None for a prompt without vectors.
@@ -137,10 +137,6 @@ def _cosines(vectors: Tensor, embeddings: Tensor) -> Tensor:
     """Return the cosine `[S, V]` of each vector `[S, d]` to each row of the embedding matrix `[V, d]`."""
     unit = functional.normalize(vectors.float(), dim=1).to(embeddings.device)
     return unit @ functional.normalize(embeddings.float(), dim=1).T
-
-
-#: Where there is no untuned prompt: features and a linear classifier are what one would do without tuning.
-PLAIN_CLASSIFIER = "linear-probe"
 
 
 def untuned_name(cells: Mapping[str, Sequence[Cell]]) -> str:

@@ -25,6 +25,7 @@ T = TypeVar("T")
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 BATCH_ROWS, QUERY_ROWS, WARM_UP = 64, 30, 3
+REPEAT_SECONDS, REPEAT_SHARE = 5.0, 0.1
 
 
 @dataclass
@@ -120,9 +121,6 @@ def _seconds(answer: Callable[[Sequence[T]], object], rows: Sequence[T]) -> floa
     begun = time.perf_counter()
     answer(rows)
     return time.perf_counter() - begun
-
-
-REPEAT_SECONDS, REPEAT_SHARE = 5.0, 0.1
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,12 @@ from cuecraft.methods.problem import Problem
 from cuecraft.methods.untuned import CONTENT_FREE
 from cuecraft.task import Example
 
+Ids = tuple[int, ...]
+_TEXTS_AT_A_TIME = 64  # between two looks at the clock
+_FLUENCY_TEXTS = 16  # how likely a cue is as text differs little from text to text
+#: Halfway between chance, 0, and full agreement, 1; and on the other side, with swapped classes, between 0 and -1.
+ENOUGH = 0.5
+
 
 def recalibrated(logits: Tensor, offsets: Tensor) -> Tensor:
     """Return probabilities `[T, X, Y]` (float64) of class logits `[T, X, Y]` after each prompt's offsets `[T, Y]`.
@@ -113,11 +119,6 @@ def _spread(shares: Tensor, prior: Tensor) -> Tensor:
     """Return ``log Y - KL(shares || prior)`` of shares `[T, Y]`: their entropy where the prior is uniform."""
     spread: Tensor = torch.special.entr(shares) + torch.special.xlogy(shares, prior * len(prior))
     return spread.sum(-1)
-
-
-Ids = tuple[int, ...]
-_TEXTS_AT_A_TIME = 64  # between two looks at the clock
-_FLUENCY_TEXTS = 16  # how likely a cue is as text differs little from text to text
 
 
 class LabelFreeCalibration(StrEnum):
@@ -257,10 +258,6 @@ class Panel:
             likely = cue_log_likelihood(self.problem.backbone, [prompts[n] for n in written], few)
             found[written] = likely.cpu().double()
         return found
-
-
-#: Halfway between chance, 0, and full agreement, 1; and on the other side, with swapped classes, between 0 and -1.
-ENOUGH = 0.5
 
 
 @dataclass(frozen=True)
