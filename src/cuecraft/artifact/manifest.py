@@ -1,4 +1,4 @@
-"""The artifact's manifest: everything but the tensors, as checked JSON."""
+"""The artifact's manifest, all but the tensors as checked JSON; and the model card made of it."""
 
 from __future__ import annotations
 

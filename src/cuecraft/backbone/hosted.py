@@ -1,4 +1,4 @@
-"""A caller's model in memory, read without a change to it: the same weights in modules of our own."""
+"""A caller's model in memory, read without a change to it; and tokenizers with more tokens than a model embeds."""
 
 from __future__ import annotations
 

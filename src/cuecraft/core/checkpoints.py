@@ -1,4 +1,4 @@
-"""The state of unfinished trainings and searches on disk, so that a run that was killed goes on where it stood."""
+"""The state of unfinished trainings and searches on disk, and stopping by a signal: a run goes on where it stood."""
 
 from __future__ import annotations
 

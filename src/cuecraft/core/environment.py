@@ -1,7 +1,7 @@
-"""All that is global and decides a run's bits, set in one place before anything is drawn.
+"""What decides a run's bits, set in one place before anything is drawn; and what a result was made on.
 
-Nothing of ours draws from a global generator (`seeding.py`); libraries may. On one machine and with one number of
-threads, equal runs give equal bits.
+Nothing of ours draws from a global generator (`core/seeding.py`); libraries may. On one machine and with one number of
+threads, equal runs give equal bits. A result names machine, threads, package versions and commit.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Files and folders that a reader, or a crash, never meets half-written, and folders that one process works in."""
+"""Files and folders that no reader, and no crash, finds half-written; locks of folders; manifests with hashes.
+
+No torch here. A manifest is JSON with a version, a hash of its own, and hashes of the files next to it.
+"""
 
 from __future__ import annotations
 

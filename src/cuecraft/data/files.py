@@ -1,4 +1,7 @@
-"""Files of rows: their formats and packings by ending, and their bytes, unpacked, whatever wants them."""
+"""Files of rows: formats and packings by ending, their bytes unpacked, and the rows of CSV.
+
+Of a broken CSV row only the line that it begins in is lost: the lines after it are rows again.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""One graph: a backbone, a task's template pieces, a prompt, label words and calibration, from ids to probabilities.
+"""One graph of a backbone and one or several prompts: template pieces, label words, calibration; ids to probabilities.
 
 The modules here lay a batch out with tensor operations alone, so that it can be traced with any batch size and length.
 What they lay out is what `MixedCausal` and `EncoderBackbone` lay out row by row; the model runs through the same
-functions of the backbone, so masks of kept keys and values, offsets and readouts are not written twice.
+functions of the backbone, so masks of kept keys and values, offsets and readouts are not written twice. With several
+prompts a text is read once; what each puts behind it is a branch that sees the text and itself alone.
 """
 
 from __future__ import annotations

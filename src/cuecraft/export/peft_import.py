@@ -1,4 +1,4 @@
-"""From a PEFT folder to an artifact. PEFT itself is not needed."""
+"""From a PEFT folder to an artifact, once the base model that it names is the backbone. PEFT itself is not needed."""
 
 from __future__ import annotations
 

@@ -1,12 +1,11 @@
-"""8-bit multiplication with a scale for each row of the activations, and for each column of the weights.
+"""Smaller numbers: float16 and ways to 8 bits, the fastest first; multiplication by rows for one of them.
 
-ONNX Runtime's own dynamic quantisation has one scale for a whole batch of activations, so that one large number, of
-one token, takes the precision of all others; language models have such numbers. Here each token has a scale of its
-own, and what is large in a channel is moved into the weights first (SmoothQuant, Xiao et al., ICML 2023,
-arXiv 2211.10438, strength 0.5).
-
-Weights have 7 bits: processors without VNNI add two products in 16 bits and cut off what is more. That is not rare:
-with 8 bits the probabilities of a MiniLM were half as far off again.
+What quantises activations with one scale for a whole tensor changes answers: one large number, of one token, takes the
+precision of all others, and language models have such numbers. `quantise_rows` gives each token a scale of its own and
+moves what is large in a channel into the weights first (SmoothQuant, Xiao et al., ICML 2023, arXiv 2211.10438, strength
+0.5). Its weights have 7 bits: processors without VNNI add two products in 16 bits and cut off what is more; with 8 bits
+the probabilities of a MiniLM were half as far off again. `docs/export.md` has what each way was measured to do; which
+one is taken is decided by the labels that it keeps (`export/folder.py`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The problems of the folds, and what prompts answer to the part that is held out."""
+"""Cross-validation: stratified folds, their problems, and what prompts answer to the part that is held out."""
 
 from __future__ import annotations
 

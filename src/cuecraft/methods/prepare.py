@@ -1,4 +1,4 @@
-"""From records to a problem: default template, dev set, contexts, deadline."""
+"""From records to a problem: default template, dev set, contexts, deadline; no more is read than time allows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `multitask` and `mix` do."""
+"""What `multitask`, `mix` and `predict` do."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ from cuecraft.runs.tune import check_labels, unzip
 
 if TYPE_CHECKING:
     from cuecraft.artifact.predictor import PromptEnsemble, TunedPrompt
-    from cuecraft.core.events import Event
 
 
 def run_multitask(request: MultitaskRequest, started: Callable[[str], Callable[[Event], None]]) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""From a YAML file, overrides and declared environment variables to a checked recipe; and back to YAML."""
+"""From a YAML file, overrides and declared environment variables to a checked recipe, and back; the recipes that ship.
+
+`cuecraft recipe check` finds here all errors of a recipe that can be found without running it.
+"""
 
 from __future__ import annotations
 

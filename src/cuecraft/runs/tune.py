@@ -1,4 +1,7 @@
-"""What `tune` does with labels: files in, an artifact and a JSON-ready document out."""
+"""What `tune` does, with labels, without, or with several seeds, and what `words` does.
+
+Files in, an artifact and a JSON-ready document out.
+"""
 
 from __future__ import annotations
 

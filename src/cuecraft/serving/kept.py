@@ -1,4 +1,8 @@
-"""Prompts that were uploaded, in a folder: there after a restart, and shared by servers that have it in common."""
+"""Uploaded prompts in a folder, there after a restart and shared by servers; and which words of a text count.
+
+Words are explained by occlusion: how much less probable the label is without each (after Zeiler & Fergus, ECCV 2014,
+arXiv 1311.2901, with words in place of patches).
+"""
 
 from __future__ import annotations
 

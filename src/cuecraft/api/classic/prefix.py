@@ -1,4 +1,7 @@
-"""Prefix-tuning as a module around any model (Li & Liang, ACL 2021, arXiv 2101.00190)."""
+"""Prefix-tuning as a module around any model (Li & Liang, ACL 2021, arXiv 2101.00190), and its few-shot training.
+
+Language models are trained by the library's own loop, classification heads by a plain one.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The conversion of a GGUF model to float32 safetensors, through transformers, and what makes it refuse."""
+"""The conversion of a GGUF model to float32 safetensors, through transformers, and what makes it refuse.
+
+What the file says of a model and transformers leaves at its defaults is put into the configuration first.
+"""
 
 from __future__ import annotations
 

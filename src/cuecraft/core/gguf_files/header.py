@@ -1,4 +1,4 @@
-"""The header of a GGUF file, and joining the parts of a split one.
+"""The files of a GGUF model: which belong together, the hash of their content, their header, and joining split ones.
 
 The format is that of ggml's `docs/gguf.md`, versions 2 and 3, little-endian. Reading checks all lengths, so that a
 damaged file is found here and not in the middle of a conversion.

@@ -1,4 +1,4 @@
-"""Contrastive training of a tensor of the prompt: of offsets on every layer, of a prefix, or of input embeddings."""
+"""Contrastive training of a prompt's tensor (offsets, prefix, input embeddings) or of weights, then of class heads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The prompts in words that a search may take: allowed tokens, and text that gives back the same tokens."""
+"""The prompts in words that a search may take: allowed tokens, text that gives back the same tokens, and a start."""
 
 from __future__ import annotations
 

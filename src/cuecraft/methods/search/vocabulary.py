@@ -1,4 +1,7 @@
-"""Which tokens a discrete search may use: the filters that are always on, and those that the user asks for."""
+"""Which tokens a discrete search may use: the vocabulary as text, filters over it, and the user's choice of filters.
+
+A filter says which tokens may be used; `&` puts two together.
+"""
 
 from __future__ import annotations
 

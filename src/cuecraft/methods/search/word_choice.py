@@ -1,9 +1,10 @@
-"""Choosing label words on a table of log-probabilities that was read once: no pass of the model from here on.
+"""Label words: what a model says of each word after each labelled text, and the choice among words on that table.
 
-A class may keep its current words, take the first few of a shortlist that some score ranks, or have both. Combinations
-of such choices, one for each class, are compared by the log-loss that they give on held-out folds: neither shortlist
-nor calibration has seen what it is judged by. To choose among the single words of one shortlist instead, judged by the
-examples that made it, was tried and is much worse: with 16 examples of a class some words always fit those 16.
+The table of log-probabilities is read once; the choice takes no pass of the model. A class may keep its current words,
+take the first few of a shortlist that some score ranks, or have both. Combinations of such choices, one for each class,
+are compared by the log-loss that they give on held-out folds: neither shortlist nor calibration has seen what it is
+judged by. To choose among the single words of one shortlist instead, judged by the examples that made it, was tried and
+is much worse: with 16 examples of a class some words always fit those 16.
 """
 
 from __future__ import annotations

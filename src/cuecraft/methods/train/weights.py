@@ -1,7 +1,7 @@
-"""Fine-tuning baselines: LoRA, LoRA together with a prompt, and all weights, in the same training loop.
+"""Fine-tuning baselines in the same training loop: LoRA, LoRA with a prompt, all weights; and weighted mixes of LoRA.
 
 They answer through the same template, label words and calibration as the prompt methods, from the same start, and stop
-by the same rule.
+by the same rule. Mixes of adapters are made by PEFT.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Blocks: the pieces of the inputs that are read, answered and written each as one. Where they begin never varies."""
+"""Blocks: the pieces of the inputs that are read, answered and written each as one. Where they begin never varies.
+
+Bytes are cut where a row ends, in bounded memory whatever the bytes are.
+"""
 
 from __future__ import annotations
 

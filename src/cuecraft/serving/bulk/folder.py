@@ -1,4 +1,4 @@
-"""The folder of a job: shards of answers, what was put aside, and a manifest for each shard that makes it count.
+"""The folder of a job and its shards: answers, what was put aside, and the manifest that makes a shard count.
 
 ===========================  ===================================================================================
 job.json                     what the job is: prompts, inputs, options; another job's folder is refused

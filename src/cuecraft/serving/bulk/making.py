@@ -1,4 +1,7 @@
-"""From a block that was read to a shard: known answers, the student's, the backbone's; the audit; and onto the disk."""
+"""From a block that was read to a shard: known answers, the student's, the backbone's; the audit; and onto the disk.
+
+Before a job with a cascade, texts of blocks all over the inputs are answered, and a student is fitted on them.
+"""
 
 from __future__ import annotations
 
@@ -166,7 +169,7 @@ class Maker:
 
 
 def maker_of(job: Job, folder: JobFolder, shelf: AnyShelf[Any], table: AnswerTable) -> Maker:
-    """Return what makes the shards of a job with the prompts of a shelf."""
+    """Return what makes the shards of a job with the prompts of `shelf`."""
     command, served = job.command, shelf.all()
     answerer = Answerer(shelf, job.wanted, command.window, job.stop)
     names, classes = [prompt.name for prompt in served], [prompt.classes for prompt in served]

@@ -1,4 +1,7 @@
-"""A small student of the prompts: words and pairs of words, linear, fitted on their own answers; answers where sure."""
+"""A small student of the prompts, and how often its answers agree with the backbone's, as a random sample of rows says.
+
+The student is linear over words and pairs of words, fitted on the prompts' own answers; it answers where it is sure.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Detectors: classifiers that score how likely a text is an attack. Ours is a tuned prompt; any other will do."""
+"""Detectors: classifiers that score how likely a text is an attack, a tuned prompt or any other, over windows of it.
+
+Windows of a long text overlap, so that an attack in the middle is read whole by one of them.
+"""
 
 from __future__ import annotations
 

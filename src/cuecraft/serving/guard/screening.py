@@ -1,4 +1,4 @@
-"""The guard: a text in, a verdict and what was found out.
+"""The guard: a text in, a verdict and findings out; and the limits of length and repetition.
 
 A text is cut to the longest that is allowed, normalised, and searched for texts that are hidden in it; those are
 normalised and searched in turn, to a bounded depth. Rules and detectors then look at all of them.

@@ -1,4 +1,7 @@
-"""Who may ask: bearer tokens, compared in constant time, and how much each of them may ask for."""
+"""Who may ask: bearer tokens, compared in constant time, and their rates; and how an uploaded ZIP file is unpacked.
+
+An upload is unpacked where nothing else can be overwritten.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Around every request: its size, its log line, its metrics, and headers that keep a browser careful."""
+"""Around every request: its size, its log line, its metrics for Prometheus, its trace, and security headers.
+
+Traces go by OpenTelemetry to where its OTEL_* variables say; an extra: ``cuecraft[otel]``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All that was found, as one JSON-ready document."""
+"""What the command `advise` does: data and a model in, all that was found as one JSON-ready document out."""
 
 from __future__ import annotations
 

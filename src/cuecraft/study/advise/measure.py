@@ -1,4 +1,11 @@
-"""A measurement of about a minute: how fast the backbone reads, and how right it is untuned."""
+"""A measurement of about a minute, how fast the backbone reads and how right it is untuned; and costs by it.
+
+All times count tokens through the model. A forward pass is 1. A backward pass costs about as much again for the
+gradient of what goes through, and once more for the gradient of the weights where they are trained (Kaplan et al.,
+2020, arXiv 2001.08361, section 2.1). Epochs, and how much of a pass is held for its gradient, are set by what
+trainings on 64 examples of SST-2 took (`benchmarks/results/compare_sst-2.json`: deep cue, LoRA, full fine-tuning, three
+seeds each). Early stopping may end elsewhere on other data, so take all of it as right to within a factor of about two.
+"""
 
 from __future__ import annotations
 

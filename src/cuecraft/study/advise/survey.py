@@ -1,4 +1,4 @@
-"""What a file of texts shows without a model: labels, balance, duplicates, contradictions. No torch here."""
+"""What a file of texts shows without a model: labels, balance, duplicates, contradictions, lengths. No torch here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a comparison is asked for: a YAML file, flags, and the methods that these name."""
+"""What a comparison is asked for: a YAML file, flags, the methods that these name, and the examples of each seed."""
 
 from __future__ import annotations
 

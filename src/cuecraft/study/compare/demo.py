@@ -1,4 +1,7 @@
-"""The demo: a small frozen model judges one-sentence film reviews; untuned, calibrated, with words, and with `auto`."""
+"""The demo: several methods on film reviews, over one read of the texts, as a leaderboard and an HTML page.
+
+Its template draws with boxes, so that the demo needs no drawing package.
+"""
 
 from __future__ import annotations
 

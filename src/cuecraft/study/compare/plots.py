@@ -1,4 +1,7 @@
-"""The figures of the report, each made of the document alone."""
+"""The figures of the report, each made of the document alone, as inline SVG.
+
+Text stays text, and colours come from the page, so that a dark page has dark figures.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The report: one HTML page that stands alone, made of the comparison's document and of nothing else."""
+"""The report: one HTML page that stands alone, made of the comparison's document; and the rows of its table.
+
+Rows are made of finished cells; tuned vectors are shown by the words of the vocabulary that lie nearest to them.
+"""
 
 from __future__ import annotations
 

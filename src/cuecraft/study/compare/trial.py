@@ -1,4 +1,7 @@
-"""One method on one split: fitted once, timed, and scored on dev and test. All comparisons run through here."""
+"""One method on one split: fitted once, timed, and scored on dev and test. All comparisons run through here.
+
+Meters: memory at its highest, and the time of answers on texts read fresh.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,13 @@
-"""What prompts answer to texts without labels, and how these answers are calibrated."""
+"""What prompts answer to texts without labels: its calibration, which prompt is best by it, and whether to trust that.
+
+Selectors are functions of one tensor of probabilities ``p`` `[T, X, Y]` (T prompts, X texts, Y classes) and of the
+classes' shares ``prior`` `[Y]`, ``π`` below. Greater scores are better. ``H`` is the entropy in nats, ``KL`` the
+divergence, ``m_t = mean_x p[t, x]`` the marginal answer of a prompt. With equal shares every selector is the paper's;
+where the shares are given, what a paper holds against uniform is held against them.
+
+A choice can go only by what prompts have in common beyond chance. Where they hardly agree, most are wrong about most
+texts, and nothing in the texts says which is right; nor which of two that name the same classes the other way round.
+"""
 
 from __future__ import annotations
 
