@@ -1,4 +1,4 @@
-"""The house: imports point down, rooms stay small, the front door is light."""
+"""The structure of the source: imports point down, modules stay small, importing the package is light."""
 
 import ast
 import os

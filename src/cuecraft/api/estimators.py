@@ -270,7 +270,7 @@ class PromptClassifier(ScoredClassifier, ClassifierMixin, BaseEstimator):  # typ
         return [dict(event) for event in self._fitted().trace]
 
     def leaderboard(self) -> list[dict[str, Any]]:
-        """Return what `auto` tried, the best first, each as `evidence.Tried`; of other methods nothing."""
+        """Return what `auto` tried, the best first, each as `methods.evidence.Tried`; of other methods nothing."""
         if not hasattr(self, "outcome_"):
             raise NotFittedError("what was tried is not kept in an artifact; call fit")
         return [asdict(row) for row in self.outcome_.tried]

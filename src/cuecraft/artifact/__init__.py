@@ -1,4 +1,4 @@
-"""Prompts in words, in vectors and on every layer; calibration, and the artifact that keeps them."""
+"""A tuned prompt on disk: artifact, manifest and calibration; and what answers with it."""
 
 from cuecraft.artifact.artifact import (
     Artifact,

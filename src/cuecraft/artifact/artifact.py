@@ -69,6 +69,7 @@ REPORT = "report.html"  # of the demo: not part of the artifact, and replaced wi
 WEIGHTS = "weights.safetensors"
 SHARED = Path("..", "..", "shared.safetensors")  # next to the folder `tasks` that a task's folder lies in
 _PACKAGES = ("cuecraft", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scikit-learn")
+Files = Mapping[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -394,9 +395,6 @@ def _made_of(tensors: Mapping[str, Tensor]) -> AnyPrompt:
     if "states" in tensors:
         return PrefixPrompt(base, tensors["states"])
     return DeepCue(base, tensors["offsets"]) if "offsets" in tensors else base
-
-
-Files = Mapping[str, bytes]
 
 
 def folder_files(save: Callable[[Path], object]) -> dict[str, bytes]:

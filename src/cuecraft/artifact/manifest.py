@@ -1,4 +1,4 @@
-"""The artifact's manifest: everything but the tensors, as checked JSON."""
+"""The artifact's manifest, all but the tensors as checked JSON; and the model card made of it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from cuecraft.task.task import TaskEntry
 SCHEMA_VERSION = 7
 MOST_PROMPTS = 1024  # of one artifact; more is damage, or somebody's attempt to take all memory
 PromptKind = Literal["hard", "soft", "deep", "prefix"]
+#: Key of an event of the trace: what users of the prompt have to know.
+CAVEAT = "caveat"
 
 
 class _Part(BaseModel):
@@ -108,10 +110,6 @@ class Manifest(_Part):
         if len(self.other_calibrations) != count - 1:
             raise KeyError(f"other_calibrations: {len(self.other_calibrations)} for {count - 1} further prompts")
         return [self.calibration, *self.other_calibrations]
-
-
-#: Key of an event of the trace: what users of the prompt have to know.
-CAVEAT = "caveat"
 
 
 def model_card(manifest: Manifest, trace: Sequence[Mapping[str, Any]] = ()) -> str:

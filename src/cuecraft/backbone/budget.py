@@ -1,4 +1,4 @@
-"""What one pass may take, and results of batches back in input order."""
+"""What one pass may take, which errors mean that memory ran out, and results of batches back in input order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model's own layers: changing the hidden states that enter them, and gradient checkpointing."""
+"""The model's own layers: changing the hidden states that enter them, checkpointing, and gradients for training."""
 
 from __future__ import annotations
 

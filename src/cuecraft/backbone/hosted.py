@@ -1,4 +1,4 @@
-"""A caller's model in memory, read without a change to it: the same weights in modules of our own."""
+"""A caller's model in memory, read without a change to it; and tokenizers with more tokens than a model embeds."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from torch import Tensor
 from cuecraft.backbone.budget import ONE_PASS_AT_A_TIME
 from cuecraft.core.errors import BackboneError, CuecraftWarning
 from cuecraft.task.token_text import copied_tokenizer, special_ids
+
+_REMEDY = "resize the model to its tokenizer (resize_token_embeddings) and train it so, or give its first tokenizer"
 
 
 def borrowed(model: Any) -> Any:
@@ -46,9 +48,6 @@ def borrowed(model: Any) -> Any:
             stacklevel=3,
         )
     return model
-
-
-_REMEDY = "resize the model to its tokenizer (resize_token_embeddings) and train it so, or give its first tokenizer"
 
 
 class Bounded:

@@ -1,4 +1,9 @@
-"""How the tokens of a cue pass are numbered, and the trees that they make."""
+"""How the tokens of a cue pass are numbered, the trees that they make, and many prompts in one pass.
+
+`MixedCausal` reads rows with a prompt of their own, of any kind and task. A text and its prompt are read in one piece;
+several prompts over one text are branches behind it, so that it is read once. Where the prompt stands before the text,
+what comes before the text was read when the prompt was made ready, and a row holds the text alone.
+"""
 
 from __future__ import annotations
 

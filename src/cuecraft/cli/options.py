@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share, or that are long."""
+"""Arguments and options that several commands share, or that are long; and what the words of a command line mean."""
 
 from __future__ import annotations
 

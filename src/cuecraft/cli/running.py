@@ -1,4 +1,4 @@
-"""Commands of recipes and runs: run, verify, recipe, runs."""
+"""Commands of recipes, runs and comparisons: run, verify, recipe, runs, demo, compare."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command that serves prompts."""
+"""Commands that answer texts: serve, classify, and those of the guard (check, eval, data)."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What all packages share: errors, files, seeds, checkpoints, options, the time limit."""
+"""What all packages share: errors, events, files, seeds, checkpoints, options, assets, the time limit."""

@@ -1,7 +1,7 @@
-"""All that is global and decides a run's bits, set in one place before anything is drawn.
+"""What decides a run's bits, set in one place before anything is drawn; and what a result was made on.
 
-Nothing of ours draws from a global generator (`seeding.py`); libraries may. On one machine and with one number of
-threads, equal runs give equal bits.
+Nothing of ours draws from a global generator (`core/seeding.py`); libraries may. On one machine and with one number of
+threads, equal runs give equal bits. A result names machine, threads, package versions and commit.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 #: Runs the command line in a process of its own; `-P`: modules of the folder that it runs in are not taken for ours.
 PROGRAM = (sys.executable, "-P", "-m", "cuecraft")
 _FIXED_HASH_SEED, _CUBLAS_WORKSPACE = "0", ":4096:8"
+_PACKAGES = ("cuecraft", "torch", "transformers", "scikit-learn", "scipy", "peft")
+_OTHERS = ("numpy", "tokenizers", "safetensors", "pydantic")
 
 
 def fixed_environment() -> dict[str, str]:
@@ -91,10 +93,6 @@ def flags() -> Mapping[str, Any]:
         _CUBLAS: os.environ.get(_CUBLAS),
         HASH_SEED: os.environ.get(HASH_SEED, "random"),
     }
-
-
-_PACKAGES = ("cuecraft", "torch", "transformers", "scikit-learn", "scipy", "peft")
-_OTHERS = ("numpy", "tokenizers", "safetensors", "pydantic")
 
 
 def versions() -> dict[str, str | None]:

@@ -1,4 +1,7 @@
-"""Files and folders that a reader, or a crash, never meets half-written, and folders that one process works in."""
+"""Files and folders that no reader, and no crash, finds half-written; locks of folders; manifests with hashes.
+
+No torch here. A manifest is JSON with a version, a hash of its own, and hashes of the files next to it.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,13 @@ from cuecraft.core.errors import CuecraftError
 
 SCRATCH = ".tmp"  # ending of a file in progress
 LOCK = ".lock"
+MANIFEST = "manifest.json"
+#: The key that tells each kind by its version, and what a folder of it is.
+_VERSIONS = {
+    "schema_version": "the artifact of a prompt; give it as such, or export it",
+    "export_version": "an exported graph; give the artifact that it was made of",
+}
+M = TypeVar("M", bound=BaseModel)
 
 
 class FolderInUseError(OSError):
@@ -180,15 +190,6 @@ def _fcntl() -> Any:
         return import_module("fcntl")
     except ImportError:
         return None
-
-
-MANIFEST = "manifest.json"
-#: The key that tells each kind by its version, and what a folder of it is.
-_VERSIONS = {
-    "schema_version": "the artifact of a prompt; give it as such, or export it",
-    "export_version": "an exported graph; give the artifact that it was made of",
-}
-M = TypeVar("M", bound=BaseModel)
 
 
 def manifest_document(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Files of rows: their formats and packings by ending, and their bytes, unpacked, whatever wants them."""
+"""Files of rows: formats and packings by ending, their bytes unpacked, and the rows of CSV.
+
+Of a broken CSV row only the line that it begins in is lost: the lines after it are rows again.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ _BOM = b"\xef\xbb\xbf"
 _CHUNKS = {"gzip": 1 << 14, "zstd": 1 << 10}
 _MAGIC = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
 _PLAIN = 1 << 20
+_FIELD = 2**31 - 1  # characters of a cell
 
 
 class Format(StrEnum):
@@ -226,9 +230,6 @@ def _stdin() -> Iterator[tuple[bytes, int]]:
 def _plain(handle: BinaryIO) -> Iterator[tuple[bytes, int]]:
     while chunk := handle.read(_PLAIN):
         yield chunk, len(chunk)
-
-
-_FIELD = 2**31 - 1  # characters of a cell
 
 
 class CsvRow(NamedTuple):

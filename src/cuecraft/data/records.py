@@ -1,4 +1,7 @@
-"""One labelled text, what is wrong with a row that gives none, and the hash of a list of texts."""
+"""Labelled texts, what is wrong with a row that gives none, the hash of a list of texts, and samples by seed.
+
+A k-shot split follows LM-BFF (Gao et al., ACL 2021): k examples of each class to train on, as many others as dev set.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""One graph: a backbone, a task's template pieces, a prompt, label words and calibration, from ids to probabilities.
+"""One graph of a backbone and one or several prompts: template pieces, label words, calibration; ids to probabilities.
 
 The modules here lay a batch out with tensor operations alone, so that it can be traced with any batch size and length.
 What they lay out is what `MixedCausal` and `EncoderBackbone` lay out row by row; the model runs through the same
-functions of the backbone, so masks of kept keys and values, offsets and readouts are not written twice.
+functions of the backbone, so masks of kept keys and values, offsets and readouts are not written twice. With several
+prompts a text is read once; what each puts behind it is a branch that sees the text and itself alone.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from cuecraft.backbone.hosted import known_ids
 from cuecraft.core.errors import ExportError
 from cuecraft.export.runtime.manifest import PROMPT_NAME
 from cuecraft.task.rendering import LabelIds
+
+_NEVER = -1e9  # as a logit; less would not be a number after subtraction
 
 
 class Folded(torch.nn.Module):
@@ -304,9 +307,6 @@ class FoldedSequence(_FoldedEncoder):
     def logits(self, input_ids: Tensor, valid: Tensor) -> Tensor:
         """Return class logits `[B, C]`, before calibration."""
         return class_scores(self._pooled(self.laid_out(input_ids, valid)[0]), self._class_head)
-
-
-_NEVER = -1e9  # as a logit; less would not be a number after subtraction
 
 
 def check_together(backbone: AnyBackbone, prompts: Mapping[str, ReadyPrompt]) -> None:

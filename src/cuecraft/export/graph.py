@@ -1,4 +1,4 @@
-"""From a folded module to an ONNX file."""
+"""From a folded module to an ONNX file, and the short programs next to it that ask it without this library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,22 @@
-"""From an artifact to a PEFT folder."""
+"""From an artifact to a PEFT folder, or to the tensors of the prompt alone.
+
+=========================  ===============================================================================
+adapter_config.json        PEFT's configuration: kind, number of virtual tokens, shapes, name of the base model
+adapter_model.safetensors  one tensor, ``prompt_embeddings``: `[P, d]` input embeddings, or of a prefix
+                           `[P, n_layers * 2 * n_kv_heads * head_dim]` keys and values
+cuecraft.json              what PEFT has no place for: template, label words, calibration, token ids, metrics and
+                           trace. PEFT does not read it. With it, importing the folder gives the exported artifact.
+=========================  ===============================================================================
+
+A prompt alone, as tensors that any library reads:
+
+==================  =====================================================================================
+prompt.safetensors  ``vectors`` `[S, d]` input embeddings; ``offsets`` `[n_layers, S, d]` of a deep cue; ``states``
+                    `[n_layers, 2, n_kv_heads, P, head_dim]` of a prefix; ``head.weight`` `[C, d]`, ``head.bias`` `[C]`,
+                    or ``head.unit_weight`` in place of the former for features of unit length
+prompt.json         the artifact's manifest, the template as ids, and the label words' ids
+==================  =====================================================================================
+"""
 
 from __future__ import annotations
 

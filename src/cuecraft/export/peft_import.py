@@ -1,4 +1,4 @@
-"""From a PEFT folder to an artifact. PEFT itself is not needed."""
+"""From a PEFT folder to an artifact, once the base model that it names is the backbone. PEFT itself is not needed."""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ from cuecraft.task.rendering import HeadKind
 
 _CACHED = re.compile(r"models--([^/\\]+?)--([^/\\]+)[/\\]snapshots[/\\]([0-9a-f]+)")
 _MOVING = (None, "", "main")  # revisions that name no fixed state of a repository
+#: PEFT's kinds of adapter that hold one prompt, and the method of the same name here.
+_METHODS = {"PROMPT_TUNING": "prompt-tuning", "P_TUNING": "p-tuning", "PREFIX_TUNING": "prefix-tuning"}
 
 
 def check_base(
@@ -114,10 +116,6 @@ def _has_revision(base: str, revision: str | None, backbone: AnyBackbone) -> boo
     assert revision is not None
     loaded = str(getattr(backbone.model.config, "_commit_hash", None) or "")
     return bool(loaded) and loaded.startswith(revision.strip().lower()) and len(revision.strip()) >= 7
-
-
-#: PEFT's kinds of adapter that hold one prompt, and the method of the same name here.
-_METHODS = {"PROMPT_TUNING": "prompt-tuning", "P_TUNING": "p-tuning", "PREFIX_TUNING": "prefix-tuning"}
 
 
 @dataclass(frozen=True)

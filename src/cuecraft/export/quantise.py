@@ -1,12 +1,11 @@
-"""8-bit multiplication with a scale for each row of the activations, and for each column of the weights.
+"""Smaller numbers: float16 and ways to 8 bits, the fastest first; multiplication by rows for one of them.
 
-ONNX Runtime's own dynamic quantisation has one scale for a whole batch of activations, so that one large number, of
-one token, takes the precision of all others; language models have such numbers. Here each token has a scale of its
-own, and what is large in a channel is moved into the weights first (SmoothQuant, Xiao et al., ICML 2023,
-arXiv 2211.10438, strength 0.5).
-
-Weights have 7 bits: processors without VNNI add two products in 16 bits and cut off what is more. That is not rare:
-with 8 bits the probabilities of a MiniLM were half as far off again.
+What quantises activations with one scale for a whole tensor changes answers: one large number, of one token, takes the
+precision of all others, and language models have such numbers. `quantise_rows` gives each token a scale of its own and
+moves what is large in a channel into the weights first (SmoothQuant, Xiao et al., ICML 2023, arXiv 2211.10438, strength
+0.5). Its weights have 7 bits: processors without VNNI add two products in 16 bits and cut off what is more; with 8 bits
+the probabilities of a MiniLM were half as far off again. `docs/export.md` has what each way was measured to do; which
+one is taken is decided by the labels that it keeps (`export/folder.py`).
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ _WEIGHT_TOP = 63  # of 7 bits
 _ROW_TOP = 127.0
 _CENTRE = 128
 _LEAST_WIDTH = 16  # of a weight matrix's sides; smaller ones take no time
+OPENVINO_GRAPH = "model.xml"
 
 
 def quantise_rows(source: Path, calibration: Batches, keeps: Callable[[int, int], bool]) -> Any:
@@ -196,9 +196,6 @@ def _uint8() -> int:
     from onnx import TensorProto
 
     return int(TensorProto.UINT8)
-
-
-OPENVINO_GRAPH = "model.xml"
 
 
 @dataclass(frozen=True)

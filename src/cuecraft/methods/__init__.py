@@ -1,4 +1,4 @@
-"""Continuous methods, the hybrid of words and vectors, and the registry of all methods."""
+"""Methods: what all of them meet, and the registry. Trained ones in `train`, words in `search`, `auto` chooses."""
 
 from __future__ import annotations
 

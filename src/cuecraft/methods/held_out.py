@@ -1,4 +1,4 @@
-"""The problems of the folds, and what prompts answer to the part that is held out."""
+"""Cross-validation: stratified folds, their problems, and what prompts answer to the part that is held out."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from cuecraft.methods.problem import CalibrationKind, Labelled, Problem, Score
 from cuecraft.methods.search.halving import halving_rounds
 from cuecraft.methods.untuned import calibration_of
 from cuecraft.task import Example
+
+_RECALIBRATION_FOLDS = 16
 
 
 class Fold(NamedTuple):
@@ -68,9 +70,6 @@ def stratified_folds(labels: Tensor, count: int, seed: int, groups: Sequence[Has
         if all(fold.held_out and {known[row] for row in fold.train} == set(known) for fold in folds):
             return folds
     return []
-
-
-_RECALIBRATION_FOLDS = 16
 
 
 def fold_problem(problem: Problem, pool: Labelled, folds: Sequence[Fold], number: int) -> Problem:

@@ -1,4 +1,7 @@
-"""In-context learning: labelled examples in front of every text, as a baseline and as a start of tuning."""
+"""The template as written, and in-context learning: labelled examples in front of every text.
+
+Both are baselines. Examples in front are also a start of tuning (`BehindShots`).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From records to a problem: default template, dev set, contexts, deadline."""
+"""From records to a problem: default template, dev set, contexts, deadline; no more is read than time allows."""
 
 from __future__ import annotations
 
@@ -36,6 +36,10 @@ from cuecraft.task.verbalizer import WordChoice, distinct_words
 _TOGETHER = 64  # examples that are read together, at most
 #: Of a method that wants everything, where there is a time limit: a pass that answers takes as long again.
 WITHIN_TIME = ReadingLimit(sys.maxsize, 1 / 3)
+_FEW = 8  # examples whose answers say how long an answer takes
+_SURPRISES = 1.5  # times what few answers make expect: what was not answered in time is lost
+#: Starting words that do well on texts of many kinds; tuning takes it from there.
+DEFAULT_CUE = "\nIn one word, this is"
 
 
 def read_within(
@@ -121,12 +125,6 @@ def _read(
         return [], None
     places = sorted(range(len(taken)), key=lambda place: taken[place])
     return [taken[place] for place in places], found.select(places)
-
-
-_FEW = 8  # examples whose answers say how long an answer takes
-_SURPRISES = 1.5  # times what few answers make expect: what was not answered in time is lost
-#: Starting words that do well on texts of many kinds; tuning takes it from there.
-DEFAULT_CUE = "\nIn one word, this is"
 
 
 def default_template(head: HeadKind, fields: Sequence[str]) -> Template:

@@ -1,4 +1,7 @@
-"""From a YAML file, overrides and declared environment variables to a checked recipe; and back to YAML."""
+"""From a YAML file, overrides and declared environment variables to a checked recipe, and back; the recipes that ship.
+
+`cuecraft recipe check` finds here all errors of a recipe that can be found without running it.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,8 @@ from cuecraft.task import Template
 
 _VARIABLE = re.compile(r"(\$?)\$\{([^}]*)\}")  # `$${NAME}` stands for `${NAME}` itself
 _JOB = "job"
+_FOLDER = Path(__file__).parent / "shipped"
+_ENDING = ".yaml"
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -196,10 +201,6 @@ def _escaped(value: Any) -> Any:
 def shown_keys(recipe: Recipe) -> dict[str, Any]:
     """Return a recipe's values by dotted key, for comparing two."""
     return flattened(recipe.model_dump(mode="json", exclude={"env"}))
-
-
-_FOLDER = Path(__file__).parent / "shipped"
-_ENDING = ".yaml"
 
 
 def shipped_names() -> list[str]:

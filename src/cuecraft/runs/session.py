@@ -1,4 +1,7 @@
-"""`cuecraft run`: a recipe in a folder of its own, from the start or from where it was stopped."""
+"""`cuecraft run`: a recipe in a folder of its own, from the start or from where it was stopped.
+
+Its events go to a file and to trackers.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The keys of a recipe. `cuecraft recipe schema` prints them as JSON Schema."""
+"""What a run is asked for: the keys of a recipe, and the requests of the commands.
+
+`cuecraft recipe schema` prints the keys as JSON Schema.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What `tune` does with labels: files in, an artifact and a JSON-ready document out."""
+"""What `tune` does, with labels, without, or with several seeds, and what `words` does.
+
+Files in, an artifact and a JSON-ready document out.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,8 @@ from cuecraft.methods.search.label_words import LabelWordSearch
 from cuecraft.runs.spec import TuneRequest, WordsRequest
 from cuecraft.task import Verbalizer
 from cuecraft.task.verbalizer import default_word, distinct_words
+
+_SPREAD = ("dev_accuracy", "held_out_accuracy", "test_accuracy", "test_macro_f1")
 
 
 def train_and_dev(
@@ -316,9 +321,6 @@ def _shares(values: Sequence[str]) -> dict[str, float] | list[float] | None:
         raise DataError(
             f"--prior {' '.join(values)} is not shares of classes; write 0.9,0.1, or CLASS=0.9 for each class"
         ) from None
-
-
-_SPREAD = ("dev_accuracy", "held_out_accuracy", "test_accuracy", "test_macro_f1")
 
 
 def run_seeds(request: TuneRequest, started: Callable[[str], Callable[[Event], None]]) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class EngineOptions(Options):
 
 
 class Engine:
-    """Answers texts with the prompts of a shelf.
+    """Answers texts with the prompts of a collection.
 
     Args:
         shelf: the prompts, over one backbone; may change at any time.

@@ -1,4 +1,8 @@
-"""Prompts that were uploaded, in a folder: there after a restart, and shared by servers that have it in common."""
+"""Uploaded prompts in a folder, there after a restart and shared by servers; and which words of a text count.
+
+Words are explained by occlusion: how much less probable the label is without each (after Zeiler & Fergus, ECCV 2014,
+arXiv 1311.2901, with words in place of patches).
+"""
 
 from __future__ import annotations
 
@@ -27,6 +31,9 @@ LOG = logging.getLogger("cuecraft.serving")
 
 
 _LOOK = 2.0  # seconds between two looks at the folder
+_WORD = re.compile(r"\S+")
+_NOTHING = "."  # in place of a text without words, which no prompt takes
+_MOST = 64  # variants of a text; a longer one has several words left out at once
 
 
 class Kept:
@@ -108,11 +115,6 @@ def follow(kept: Kept) -> None:
             kept.refresh()
 
     threading.Thread(target=look, name="cuecraft-kept", daemon=True).start()
-
-
-_WORD = re.compile(r"\S+")
-_NOTHING = "."  # in place of a text without words, which no prompt takes
-_MOST = 64  # variants of a text; a longer one has several words left out at once
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Prompts by id: put, swapped and dropped while a server runs. What they answer with is known elsewhere: no torch here.
 
-An engine, and whatever else answers texts, needs no more of a prompt than is written here. `serve.shelf` has those of
-artifacts, `serve.exported` those of exported folders.
+An engine, and whatever else answers texts, needs no more of a prompt than is written here. `serving/artifacts.py` has
+those of artifacts, `serving/exported.py` those of exported folders.
 """
 
 from __future__ import annotations

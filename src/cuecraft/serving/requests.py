@@ -1,4 +1,4 @@
-"""What is asked of an engine, and what it answers."""
+"""What an engine is asked for, what it answers, and how much one request may hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A task: template, verbalizer, and the examples made of records."""
+"""A task: template, verbalizer, the examples made of records; and a task as a manifest has it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Tokens as a tokenizer's list prints them (``Ġgreat``, ``▁great``, ``##ing``), and the text that such a list means."""
+"""Text and tokens: ids of texts and of what a tokenizer puts around them, and tokens as a token list prints them.
+
+Special tokens inside a text stay text. Printed tokens (``Ġgreat``, ``▁great``, ``##ing``) are turned back into the text
+that they mean. No torch here.
+"""
 
 from __future__ import annotations
 

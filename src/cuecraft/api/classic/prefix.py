@@ -1,4 +1,7 @@
-"""Prefix-tuning as a module around any model (Li & Liang, ACL 2021, arXiv 2101.00190)."""
+"""Prefix-tuning as a module around any model (Li & Liang, ACL 2021, arXiv 2101.00190), and its few-shot training.
+
+Language models are trained by the library's own loop, classification heads by a plain one.
+"""
 
 from __future__ import annotations
 
@@ -43,6 +46,9 @@ from cuecraft.methods.train.soft import PromptEncoder
 
 #: Rows ``{"text": ..., "label": ...}``, or the same as columns, as a slice of a Hugging Face data set is.
 Rows = Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]
+_SEED = 0  # of the hold-out and of the order of rows
+_WIDTH = 256  # of the projection
+STATES = "states"
 
 
 def texts_and_labels(rows: Rows) -> tuple[list[Any], list[Any]]:
@@ -67,9 +73,6 @@ def texts_and_labels(rows: Rows) -> tuple[list[Any], list[Any]]:
     if not texts:
         raise DataError("no rows were given; give a few of each class")
     return texts, labels
-
-
-_SEED = 0  # of the hold-out and of the order of rows
 
 
 def train_language_model(
@@ -197,10 +200,6 @@ def _tokenizer(model: Any) -> Any:
         raise BackboneError(
             f"no tokenizer was saved with the model ({name or 'made in memory'}); give tokenizer="
         ) from error
-
-
-_WIDTH = 256  # of the projection
-STATES = "states"
 
 
 class PrefixTuning(nn.Module):

@@ -1,4 +1,4 @@
-"""What the commands of recipes and runs show."""
+"""What the commands of recipes and runs show, what `advise` shows, and what the guard shows."""
 
 from __future__ import annotations
 

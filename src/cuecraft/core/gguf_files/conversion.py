@@ -1,4 +1,7 @@
-"""The conversion of a GGUF model to float32 safetensors, through transformers, and what makes it refuse."""
+"""The conversion of a GGUF model to float32 safetensors, through transformers, and what makes it refuse.
+
+What the file says of a model and transformers leaves at its defaults is put into the configuration first.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,8 @@ _SAME = {
 _TWO_WIDTHS = "gemma4"  # its layers have heads of two widths, and the file names the wider
 #: Llama 3.1 and its successors (Dubey et al. 2024, arXiv 2407.21783) have these in common; GGUF keeps their outcome.
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+_INSTEAD = "give a folder with config.json, safetensors and tokenizer of the same model, or a Hub name"
+_NEEDED = ("gguf", "accelerate")  # transformers reads GGUF files through both
 
 
 def amend(config: Any, headers: Sequence[Header]) -> None:
@@ -94,10 +99,6 @@ def _unscaled(header: Header, kind: str) -> BackboneError:
         f"{header.path}: its rotary positions are scaled ({kind}), which is not carried over from GGUF; give a folder "
         "with config.json, safetensors and tokenizer of the same model, or a Hub name"
     )
-
-
-_INSTEAD = "give a folder with config.json, safetensors and tokenizer of the same model, or a Hub name"
-_NEEDED = ("gguf", "accelerate")  # transformers reads GGUF files through both
 
 
 def convert(files: Sequence[Path], folder: Path) -> None:

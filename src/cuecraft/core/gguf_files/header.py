@@ -1,4 +1,4 @@
-"""The header of a GGUF file, and joining the parts of a split one.
+"""The files of a GGUF model: which belong together, the hash of their content, their header, and joining split ones.
 
 The format is that of ggml's `docs/gguf.md`, versions 2 and 3, little-endian. Reading checks all lengths, so that a
 damaged file is found here and not in the middle of a conversion.
@@ -24,6 +24,11 @@ from cuecraft.core.remembered import known_sha256
 MAGIC = b"GGUF"
 _POINTER = b"version https://git-lfs"
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)", re.IGNORECASE)  # as llama.cpp's gguf-split names them
+_VERSIONS = (2, 3)
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
+_FLOAT32 = 0
+_ALIGNMENT = 32
 
 
 def is_gguf(name: str) -> bool:
@@ -84,13 +89,6 @@ def _check_begin(path: Path) -> None:
 def _begins(path: Path, sign: bytes) -> bool:
     with path.open("rb") as handle:
         return handle.read(len(sign)) == sign
-
-
-_VERSIONS = (2, 3)
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_STRING, _ARRAY = 8, 9
-_FLOAT32 = 0
-_ALIGNMENT = 32
 
 
 class _DamagedError(ValueError):

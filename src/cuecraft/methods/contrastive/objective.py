@@ -1,4 +1,10 @@
-"""The contrastive loss as what the training loop minimises, over batches in which all classes are alike frequent."""
+"""The supervised contrastive loss, and its objective over batches in which all classes are equally frequent.
+
+    loss_i = - 1 / |P(i)|  sum_{p in P(i)}  log  exp(z_i z_p / t) / sum_{a != i} exp(z_i z_a / t)
+
+`z` are features of unit length, `P(i)` the other texts of the batch with the class of text i, `t` the temperature
+(Khosla et al., NeurIPS 2020, arXiv 2004.11362, equation 2).
+"""
 
 from __future__ import annotations
 

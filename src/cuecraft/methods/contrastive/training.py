@@ -1,4 +1,4 @@
-"""Contrastive training of a tensor of the prompt: of offsets on every layer, of a prefix, or of input embeddings."""
+"""Contrastive training of a prompt's tensor (offsets, prefix, input embeddings) or of weights, then of class heads."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ from cuecraft.methods.train.deep import OffsetTraining
 from cuecraft.methods.train.loop import Latest, LoopOptions, Part, Trainable, train_side_by_side
 from cuecraft.methods.train.prefix import PTuningV2
 from cuecraft.methods.train.soft import EmbeddingTraining
+
+#: Penalties of class heads on features of unit length, scikit-learn's C.
+INVERSE_PENALTIES = (3.0, 10.0, 30.0, 100.0)
 
 
 class PromptOf(StrEnum):
@@ -73,10 +76,6 @@ class ContrastiveTraining(LoopOptions):
         """Train from several given prompts side by side, each on its selection's problem."""
         trained = [Part(own.problem, self.trainable(own.problem, start), own) for start, own in parts]
         train_side_by_side(self, trained, Contrast(self.temperature))
-
-
-#: Penalties of class heads on features of unit length, scikit-learn's C.
-INVERSE_PENALTIES = (3.0, 10.0, 30.0, 100.0)
 
 
 class Loss(StrEnum):

@@ -1,8 +1,9 @@
-"""Which swap is best: all examples for every candidate, or successive halving.
+"""Which swap of a token is best: first-order scores, then all examples for every candidate, or successive halving.
 
-Successive halving (Jamieson & Talwalkar, AISTATS 2016, arXiv 1502.07943) scores all candidates on a few examples, the
-better half on as many again and again more, and the last ones on all. Candidates are compared on the same examples,
-so what differs between two of them is not the luck of a draw.
+First-order scores: HotFlip (Ebrahimi et al., ACL 2018), AutoPrompt (Shin et al., EMNLP 2020). Successive halving
+(Jamieson & Talwalkar, AISTATS 2016, arXiv 1502.07943) scores all candidates on a few examples, the better half on as
+many again and again more, and the last ones on all. Candidates are compared on the same examples, so what differs
+between two of them is not the luck of a draw.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The prompts in words that a search may take: allowed tokens, and text that gives back the same tokens."""
+"""The prompts in words that a search may take: allowed tokens, text that gives back the same tokens, and a start."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from cuecraft.methods.search.vocabulary import TokenFilter, VocabularyOptions, m
 from cuecraft.methods.untuned import starting_point
 
 _CHUNK = 64  # prompts whose text is tried at a time
+_FILLER = " it is"
+_DEFAULT_LENGTH = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,10 +136,6 @@ class SearchSpace:
             f"no allowed token can stand at place {len(prefix) + 1} of the prompt so that its text gives back the same "
             "tokens; loosen the vocabulary, or give round_trip=false"
         )
-
-
-_FILLER = " it is"
-_DEFAULT_LENGTH = 5
 
 
 def filled_start(problem: Problem, untuned: Candidate, length: int | None, kind: CalibrationKind) -> Candidate:

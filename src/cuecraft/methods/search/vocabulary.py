@@ -1,4 +1,7 @@
-"""Which tokens a discrete search may use: the filters that are always on, and those that the user asks for."""
+"""Which tokens a discrete search may use: the vocabulary as text, filters over it, and the user's choice of filters.
+
+A filter says which tokens may be used; `&` puts two together.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,37 @@ _UNSPACED = (
     *("CJK UNIFIED IDEOGRAPH", "CJK COMPATIBILITY IDEOGRAPH", "IDEOGRAPHIC ITERATION MARK"),
     *("HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN"),
 )
+_DISTINCT = 1 << 17  # words of a corpus that are counted before they are credited to tokens: some 20 MB
+ASCII = "ascii"
+#: Scripts by name, and how the Unicode names of their characters begin.
+SCRIPTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        ASCII: (),
+        "arabic": ("ARABIC",),
+        "armenian": ("ARMENIAN",),
+        "bengali": ("BENGALI",),
+        "cyrillic": ("CYRILLIC",),
+        "devanagari": ("DEVANAGARI",),
+        "georgian": ("GEORGIAN",),
+        "greek": ("GREEK",),
+        "gujarati": ("GUJARATI",),
+        "han": ("CJK", "IDEOGRAPHIC", "FULLWIDTH COMMA", "FULLWIDTH COLON"),
+        "hangul": ("HANGUL",),
+        "hebrew": ("HEBREW",),
+        "hiragana": ("HIRAGANA", "KATAKANA-HIRAGANA"),
+        "japanese": ("HIRAGANA", "KATAKANA", "CJK", "IDEOGRAPHIC"),
+        "katakana": ("KATAKANA",),
+        "khmer": ("KHMER",),
+        "lao": ("LAO",),
+        "latin": ("LATIN",),
+        "myanmar": ("MYANMAR",),
+        "tamil": ("TAMIL",),
+        "telugu": ("TELUGU",),
+        "thai": ("THAI",),
+    }
+)
+_LEAST = 2  # a search has to choose between words
+_FILE = "@"
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,38 +171,6 @@ def _ranges(points: Sequence[int]) -> str:
         else:
             ranges.append([point, point])
     return "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in ranges)
-
-
-_DISTINCT = 1 << 17  # words of a corpus that are counted before they are credited to tokens: some 20 MB
-
-ASCII = "ascii"
-#: Scripts by name, and how the Unicode names of their characters begin.
-SCRIPTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        ASCII: (),
-        "arabic": ("ARABIC",),
-        "armenian": ("ARMENIAN",),
-        "bengali": ("BENGALI",),
-        "cyrillic": ("CYRILLIC",),
-        "devanagari": ("DEVANAGARI",),
-        "georgian": ("GEORGIAN",),
-        "greek": ("GREEK",),
-        "gujarati": ("GUJARATI",),
-        "han": ("CJK", "IDEOGRAPHIC", "FULLWIDTH COMMA", "FULLWIDTH COLON"),
-        "hangul": ("HANGUL",),
-        "hebrew": ("HEBREW",),
-        "hiragana": ("HIRAGANA", "KATAKANA-HIRAGANA"),
-        "japanese": ("HIRAGANA", "KATAKANA", "CJK", "IDEOGRAPHIC"),
-        "katakana": ("KATAKANA",),
-        "khmer": ("KHMER",),
-        "lao": ("LAO",),
-        "latin": ("LATIN",),
-        "myanmar": ("MYANMAR",),
-        "tamil": ("TAMIL",),
-        "telugu": ("TELUGU",),
-        "thai": ("THAI",),
-    }
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -312,10 +314,6 @@ def _credit(tokens: Tokens, found: Counter[str], counts: Tensor) -> None:
         if len(ids) == 1 or is_unspaced(word):
             for token in ids:
                 counts[token] += found[word]
-
-
-_LEAST = 2  # a search has to choose between words
-_FILE = "@"
 
 
 class VocabularyOptions(Options):

@@ -1,9 +1,10 @@
-"""Choosing label words on a table of log-probabilities that was read once: no pass of the model from here on.
+"""Label words: what a model says of each word after each labelled text, and the choice among words on that table.
 
-A class may keep its current words, take the first few of a shortlist that some score ranks, or have both. Combinations
-of such choices, one for each class, are compared by the log-loss that they give on held-out folds: neither shortlist
-nor calibration has seen what it is judged by. To choose among the single words of one shortlist instead, judged by the
-examples that made it, was tried and is much worse: with 16 examples of a class some words always fit those 16.
+The table of log-probabilities is read once; the choice takes no pass of the model. A class may keep its current words,
+take the first few of a shortlist that some score ranks, or have both. Combinations of such choices, one for each class,
+are compared by the log-loss that they give on held-out folds: neither shortlist nor calibration has seen what it is
+judged by. To choose among the single words of one shortlist instead, judged by the examples that made it, was tried and
+is much worse: with 16 examples of a class some words always fit those 16.
 """
 
 from __future__ import annotations
@@ -36,6 +37,10 @@ Columns = tuple[int, ...]  # words of one class, by their columns
 _FOLDS = 4  # in which combinations are compared
 _TIE = 0.01  # nats of held-out loss that are no reason to leave the current words
 _GAIN = 0.05  # nats of held-out loss for which one class may choose otherwise than the rest
+# To read a vocabulary takes seconds, and a search on every fold asks for it. By tokenizer, then by what stands before
+# the answer.
+_known: WeakKeyDictionary[Any, dict[str, dict[int, str]]] = WeakKeyDictionary()
+_ROWS = 64  # texts whose answers over the whole vocabulary are held at once
 
 
 @dataclass(frozen=True)
@@ -184,12 +189,6 @@ def choose(table: WordTable, rows: Sequence[int], word_scores: WordScores, most:
 def _offered(table: WordTable, rows: Sequence[int], word_scores: WordScores, most: int) -> list[list[Columns]]:
     listed = shortlist(word_scores(rows), table, most)
     return [choices(own, words, most) for own, words in zip(table.own, listed, strict=True)]
-
-
-# To read a vocabulary takes seconds, and a search on every fold asks for it. By tokenizer, then by what stands before
-# the answer.
-_known: WeakKeyDictionary[Any, dict[str, dict[int, str]]] = WeakKeyDictionary()
-_ROWS = 64  # texts whose answers over the whole vocabulary are held at once
 
 
 @dataclass(frozen=True)

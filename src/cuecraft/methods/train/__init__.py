@@ -1,1 +1,1 @@
-"""Methods that train vectors or weights."""
+"""Methods that train vectors, offsets, class heads or weights, and the one training loop."""

@@ -1,8 +1,9 @@
-"""Deep cue: trained offsets on the hidden states entering every layer, at the prompt's own positions.
+"""Deep cue: trained offsets on the hidden states entering every layer, at the prompt's own positions. And the hybrid.
 
 With offsets of zero the prompt is its base exactly, so tuning starts from what the words already do. A step costs the
 cue's tokens only, and no architecture has to accept keys and values that it did not make. Related: deep prompts of
-P-tuning v2 (Liu et al., ACL 2022, arXiv 2110.07602); interventions of ReFT (Wu et al., 2024, arXiv 2404.03592).
+P-tuning v2 (Liu et al., ACL 2022, arXiv 2110.07602); interventions of ReFT (Wu et al., 2024, arXiv 2404.03592). The
+hybrid takes words found by discrete search and refines them into vectors or offsets.
 """
 
 from __future__ import annotations

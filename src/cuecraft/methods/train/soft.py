@@ -1,6 +1,9 @@
-"""Prompt tuning: trained input embeddings (Lester et al., EMNLP 2021, arXiv 2104.08691).
+"""Prompt tuning (Lester et al., EMNLP 2021, arXiv 2104.08691), and P-tuning with a prompt encoder.
 
-And P-tuning: the same embeddings, made by a prompt encoder (Liu et al., 2021, arXiv 2103.10385).
+P-tuning (Liu et al., 2021, arXiv 2103.10385, section 3.2) runs trained embeddings of the prompt's positions through a
+bidirectional LSTM and a two-layer perceptron, or a perceptron alone; prefix-tuning (Li & Liang, ACL 2021, section 4.3)
+through a perceptron. Here the last layer starts at zero and what comes out is added to where the prompt starts, so
+step 0 is the prompt that training starts from. An encoder is dropped after training.
 """
 
 from __future__ import annotations

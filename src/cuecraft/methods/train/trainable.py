@@ -1,4 +1,8 @@
-"""What the training loop trains of a prompt: a tensor, as it is or made by a prompt encoder, and a class head."""
+"""What the training loop trains of a prompt: a tensor, as it is or made by an encoder, a class head; initial vectors.
+
+The scale of initial vectors matters more than the method: vectors from N(0, 1) next to word embeddings of standard
+deviation 0.02 or 0.1 get gradients tens of times too small. Every strategy here starts at the embeddings' own scale.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +25,9 @@ from cuecraft.methods.gradients import trained_copy
 from cuecraft.methods.problem import Problem, Selection
 from cuecraft.methods.train.loop import Part, TrainingOptions, train, train_side_by_side
 from cuecraft.task.token_text import meant_by
+
+_COMMON = 5000  # Lester et al. sample from the 5,000 most common tokens: byte-level vocabularies start with them
+_DEFAULT_LENGTH = 8
 
 
 class TensorOptions(TrainingOptions):
@@ -152,10 +159,6 @@ class PromptTensor:
 def embedding_scale(embeddings: Tensor) -> float:
     """Return the root mean square of the embeddings `[V, d]`."""
     return float(embeddings.detach().float().square().mean().sqrt())
-
-
-_COMMON = 5000  # Lester et al. sample from the 5,000 most common tokens: byte-level vocabularies start with them
-_DEFAULT_LENGTH = 8
 
 
 class Init(StrEnum):

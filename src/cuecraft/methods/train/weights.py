@@ -1,7 +1,7 @@
-"""Fine-tuning baselines: LoRA, LoRA together with a prompt, and all weights, in the same training loop.
+"""Fine-tuning baselines in the same training loop: LoRA, LoRA with a prompt, all weights; and weighted mixes of LoRA.
 
 They answer through the same template, label words and calibration as the prompt methods, from the same start, and stop
-by the same rule.
+by the same rule. Mixes of adapters are made by PEFT.
 """
 
 from __future__ import annotations
@@ -29,6 +29,10 @@ from cuecraft.methods.train.loop import TrainingOptions, train
 from cuecraft.methods.train.soft import require_read
 from cuecraft.methods.train.trainable import TrainedHead, embedding_scale
 from cuecraft.methods.untuned import begin
+
+#: Ways of PEFT's `add_weighted_adapter`: `cat` is the weighted sum of the adapters' products exactly, of summed rank;
+#: `linear` mixes the factors, of the same rank; `svd` is the sum's best approximation of the largest rank.
+Combination = Literal["cat", "linear", "svd"]
 
 
 class TrainedWeights:
@@ -178,11 +182,6 @@ class FullFineTuning(WeightTraining):
 
     def _spec(self) -> FullSpec:
         return FullSpec()
-
-
-#: Ways of PEFT's `add_weighted_adapter`: `cat` is the weighted sum of the adapters' products exactly, of summed rank;
-#: `linear` mixes the factors, of the same rank; `svd` is the sum's best approximation of the largest rank.
-Combination = Literal["cat", "linear", "svd"]
 
 
 def mix_lora(

@@ -48,7 +48,7 @@ class Work:
 
 
 class Answerer:
-    """Answers texts with all prompts of a shelf.
+    """Answers texts with all prompts of a collection.
 
     Windows are cut off the list of texts from its beginning, and a window that is answered is kept on disk: so what is
     answered together, and with it every bit of every answer, does not depend on where a job was broken off.

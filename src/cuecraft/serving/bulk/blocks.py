@@ -1,4 +1,7 @@
-"""Blocks: the pieces of the inputs that are read, answered and written each as one. Where they begin never varies."""
+"""Blocks: the pieces of the inputs that are read, answered and written each as one. Where they begin never varies.
+
+Bytes are cut where a row ends, in bounded memory whatever the bytes are.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ from cuecraft.serving.bulk.sources import Source
 CHUNK = 1 << 16  # bytes that are read at once where it is only looked for the end of a line
 
 TOO_LONG, SHRUNK = "too long", "the file has become shorter"
+_LOOKED_INTO = 32  # files whose names of columns are checked before a job begins
+_HEADER = 1 << 16  # bytes of a file that are looked at for that, about
 
 
 @dataclass(frozen=True)
@@ -177,10 +182,6 @@ class Cutter:
         self._start += end
         self._bad = []
         return found
-
-
-_LOOKED_INTO = 32  # files whose names of columns are checked before a job begins
-_HEADER = 1 << 16  # bytes of a file that are looked at for that, about
 
 
 @dataclass(frozen=True)

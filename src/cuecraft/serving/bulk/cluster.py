@@ -1,4 +1,4 @@
-"""A job on Ray Data: actors that read, answer and write blocks by themselves; the driver counts.
+"""What `cuecraft classify` does on one machine, and on Ray Data with actors that read, answer and write blocks.
 
 Ray's own readers of JSON lose a block, or the job, for one bad line. So what Ray Data hands around is where a block
 lies, and an actor reads and parses it as this machine would. A shard counts by its manifest alone: where an actor dies,

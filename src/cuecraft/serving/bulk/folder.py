@@ -1,4 +1,4 @@
-"""The folder of a job: shards of answers, what was put aside, and a manifest for each shard that makes it count.
+"""The folder of a job and its shards: answers, what was put aside, and the manifest that makes a shard count.
 
 ===========================  ===================================================================================
 job.json                     what the job is: prompts, inputs, options; another job's folder is refused
@@ -31,6 +31,9 @@ from cuecraft.serving.bulk.texts import answer_columns, kept_columns
 
 JOB, SUMMARY = "job.json", "summary.json"
 _FOLDERS = ("quarantine", "shards", "state")
+JSONL, PARQUET = "jsonl", "parquet"
+NO_TOKENS = "no tokens"
+_DIGITS = 6  # of a probability
 
 
 @dataclass(frozen=True)
@@ -211,11 +214,6 @@ def _difference(name: str, there: Any, now: Any) -> str:
         keys = [key for key in {**there, **now} if there.get(key) != now.get(key)]
         return f"{keys[0]} was {there.get(keys[0])!r}, and is {now.get(keys[0])!r}"
     return f"{name} was {there!r}, and is {now!r}"
-
-
-JSONL, PARQUET = "jsonl", "parquet"
-NO_TOKENS = "no tokens"
-_DIGITS = 6  # of a probability
 
 
 class Writer:

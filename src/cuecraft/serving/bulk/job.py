@@ -1,4 +1,4 @@
-"""What a job is asked for, and what it is made of."""
+"""What a job is asked for, what it is made of, and how far it has come."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""From a block that was read to a shard: known answers, the student's, the backbone's; the audit; and onto the disk."""
+"""From a block that was read to a shard: known answers, the student's, the backbone's; the audit; and onto the disk.
+
+Before a job with a cascade, texts of blocks all over the inputs are answered, and a student is fitted on them.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,10 @@ from cuecraft.serving.bulk.sources import Source
 from cuecraft.serving.bulk.student import Student, fit_student
 from cuecraft.serving.bulk.table import MODEL, STUDENT, Answers, AnswerTable, undamaged
 from cuecraft.serving.registry import AnyShelf
+
+BASE = "base"
+_STUDENT, _TOLD = "student.safetensors", "student.json"
+_SPREAD = 16  # blocks that the sample comes from
 
 
 @dataclass(frozen=True)
@@ -162,18 +169,13 @@ class Maker:
 
 
 def maker_of(job: Job, folder: JobFolder, shelf: AnyShelf[Any], table: AnswerTable) -> Maker:
-    """Return what makes the shards of a job with the prompts of a shelf."""
+    """Return what makes the shards of a job with the prompts of `shelf`."""
     command, served = job.command, shelf.all()
     answerer = Answerer(shelf, job.wanted, command.window, job.stop)
     names, classes = [prompt.name for prompt in served], [prompt.classes for prompt in served]
     writer = Writer(names, classes, command.keep, command.output)
     is_joined = command.is_joined and command.backend == "local"  # on Ray each block is answered by itself
     return Maker(folder, answerer, writer, table, is_joined, job.audited)
-
-
-BASE = "base"
-_STUDENT, _TOLD = "student.safetensors", "student.json"
-_SPREAD = 16  # blocks that the sample comes from
 
 
 def prepare(

@@ -1,4 +1,7 @@
-"""A small student of the prompts: words and pairs of words, linear, fitted on their own answers; answers where sure."""
+"""A small student of the prompts, and how often its answers agree with the backbone's, as a random sample of rows says.
+
+The student is linear over words and pairs of words, fitted on the prompts' own answers; it answers where it is sure.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,10 @@ from cuecraft.serving.bulk.texts import masked
 
 _LATELY = 200  # rows of a sample that show whether a student drifts
 _CHANCE = 0.001  # how likely so many disagreements may be where the student keeps its word
+_FEATURES = 2**17
+_HELD_OUT = 2, 5  # two in five texts of the sample calibrate
+_ARRAYS = ("weights", "bias", "classes")
+_GROWTH = 1.1  # of the rows that a threshold lets in, from one tried threshold to the next
 
 
 @dataclass(frozen=True)
@@ -92,12 +99,6 @@ def _tail(misses: int, rows: int, chance: float) -> float:
     """Return how likely so many misses or more are."""
     few = sum(math.comb(rows, n) * chance**n * (1 - chance) ** (rows - n) for n in range(misses))
     return 1.0 - few
-
-
-_FEATURES = 2**17
-_HELD_OUT = 2, 5  # two in five texts of the sample calibrate
-_ARRAYS = ("weights", "bias", "classes")
-_GROWTH = 1.1  # of the rows that a threshold lets in, from one tried threshold to the next
 
 
 @dataclass(frozen=True)

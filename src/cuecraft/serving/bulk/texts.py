@@ -1,4 +1,10 @@
-"""What of a row is classified: one field, several of them, or a template over some."""
+"""What of a row is classified (one field, several, or a template over some), and which texts count as one.
+
+Texts count as one where they are the same, or for logs the same but for numbers, ids, addresses, paths and times. A
+mask is a function of a text alone, so it is the same in any order, process or machine, and two texts that differ in a
+word are never one. Miners that learn templates from a stream (as Drain) merge more, and both is lost with them.
+Repetitions are bounded, so that no word takes longer than its length asks for.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Detectors: classifiers that score how likely a text is an attack. Ours is a tuned prompt; any other will do."""
+"""Detectors: classifiers that score how likely a text is an attack, a tuned prompt or any other, over windows of it.
+
+Windows of a long text overlap, so that an attack in the middle is read whole by one of them.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,10 @@ _ATTACKS = ("attack", "injection", "jailbreak", "malicious", "unsafe", "harmful"
 _NOT_ATTACKS = ("no", "non", "not", "without")
 _LONGEST = 512  # tokens that are read at once; a window has about 250 of English, thousands of Chinese
 _ANY_LENGTH = 100_000  # what a tokenizer says that knows no limit is far above this
+WORDS = 160  # of a window; about 250 tokens of English, which the smallest classifiers still take whole
+OVERLAP = 32  # words that a window shares with the next
+MOST = 64  # windows of one text; a longer text has wider ones
+_WORD = re.compile(r"\S{1,24}")  # a longer run, as in scripts without spaces, counts as several words
 
 
 class Detector(Protocol):
@@ -191,12 +198,6 @@ class HubDetector:
         if self._is_sigmoid:
             return [float(score) for score in logits.sigmoid()[:, self._columns].amax(1)]
         return [min(1.0, float(score)) for score in logits.softmax(-1)[:, self._columns].sum(1)]
-
-
-WORDS = 160  # of a window; about 250 tokens of English, which the smallest classifiers still take whole
-OVERLAP = 32  # words that a window shares with the next
-MOST = 64  # windows of one text; a longer text has wider ones
-_WORD = re.compile(r"\S{1,24}")  # a longer run, as in scripts without spaces, counts as several words
 
 
 def windows(text: str, words: int = WORDS, overlap: int = OVERLAP, most: int = MOST) -> list[str]:

@@ -1,10 +1,14 @@
-"""What a text says once all that does not show, or shows as something else, is out of it.
+"""What a text says once hidden and disguised characters are resolved, and the texts that an encoding hides in it.
 
 In order: compatible forms are made one (NFKC, Unicode Standard Annex 15); characters that do not show are taken out;
 ASCII that is written in tag characters (U+E0000 and on) or in variation selectors is decoded as a hidden text; letters
 of other scripts that look like Latin ones are read as Latin in words of mixed script. What is honest stays and is not
-told: joiners in emoji and in the scripts that need them, flags of tag characters, direction marks in texts that are
+reported: joiners in emoji and in the scripts that need them, flags of tag characters, direction marks in texts that are
 written from right to left, words of one script whichever it is.
+
+Encodings are those that models read: base64, hex, percent signs, rot13. Only pieces that are long enough and decode to
+readable UTF-8 count, so that keys, hashes and pictures give nothing. The work is bounded: in how many pieces, how long,
+and, by the caller, how deep.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The guard: a text in, a verdict and what was found out.
+"""The guard: a text in, a verdict and findings out; and the limits of length and repetition.
 
 A text is cut to the longest that is allowed, normalised, and searched for texts that are hidden in it; those are
 normalised and searched in turn, to a bounded depth. Rules and detectors then look at all of them.
@@ -19,6 +19,9 @@ from cuecraft.serving.guard.normalise import PIECES, hidden_texts, normalised
 from cuecraft.serving.guard.rules import Rule, shipped_rules
 
 _LONG_ENOUGH = 500  # bytes of a text whose repetition can be measured; shorter ones are not judged
+_DEPTH = 3  # how often what was decoded is decoded again
+_HIDDEN = 16  # hidden texts of one text that are screened at most
+_HIDDEN_CHARACTERS = 40_000  # of all of them together
 
 
 @dataclass(frozen=True)
@@ -61,11 +64,6 @@ class Limits:
                 reason = f"repeats itself: compressed it has {share:.1%} of its size"
                 found.append(Finding(Kind.LIMIT, "repetition", reason, excerpt(text)))
         return found
-
-
-_DEPTH = 3  # how often what was decoded is decoded again
-_HIDDEN = 16  # hidden texts of one text that are screened at most
-_HIDDEN_CHARACTERS = 40_000  # of all of them together
 
 
 class Verdict(StrEnum):

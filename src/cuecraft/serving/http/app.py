@@ -231,7 +231,7 @@ def _check_alone(service: Service) -> None:
 
 
 def _put(service: Service, name: str, content: bytes) -> dict[str, Any]:
-    """Take an uploaded artifact onto the shelf, and keep it where that was asked for."""
+    """Add an uploaded artifact to the prompts, and keep it where that was asked for."""
     service.engine.shelf.check_uploads()
     from cuecraft.artifact import load_artifact
     from cuecraft.serving.http.archive import unpack

@@ -1,4 +1,7 @@
-"""Around every request: its size, its log line, its metrics, and headers that keep a browser careful."""
+"""Around every request: its size, its log line, its metrics for Prometheus, its trace, and security headers.
+
+Traces go by OpenTelemetry to where its OTEL_* variables say; an extra: ``cuecraft[otel]``.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,19 @@ from cuecraft.serving.requests import AnyEngine, Watcher
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+AsgiApp = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+LOG = logging.getLogger("cuecraft.serving")
+_POLICY = b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:"
+_HEADERS = [
+    (b"content-security-policy", _POLICY + b"; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+]
+_QUIET = "healthz,readyz,metrics"
 
 
 class Metrics(Watcher):
@@ -82,21 +98,6 @@ class Metrics(Watcher):
     def document(self) -> bytes:
         """Return everything in Prometheus' text format."""
         return bytes(generate_latest(self._registry))
-
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-AsgiApp = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
-
-LOG = logging.getLogger("cuecraft.serving")
-_POLICY = b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:"
-_HEADERS = [
-    (b"content-security-policy", _POLICY + b"; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"),
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"cache-control", b"no-store"),
-]
 
 
 class JsonLines(logging.Formatter):
@@ -261,9 +262,6 @@ async def _refuse(send: Send, status: int, error: str) -> None:
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
-
-
-_QUIET = "healthz,readyz,metrics"
 
 
 def add_tracing(app: Any, provider: Any = None) -> None:

@@ -1,4 +1,4 @@
-"""All that was found, as one JSON-ready document."""
+"""What the command `advise` does: data and a model in, all that was found as one JSON-ready document out."""
 
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ from cuecraft.task.rendering import HeadKind
 
 _SHOWN = 5  # contradictions that are listed
 _SCARCE = 4  # labels of a class that has few compared with others
+ENDPOINT_ROWS = 100  # texts that are sent at most: an accuracy is then known to about ten points either way
 
 
 @dataclass(frozen=True)
@@ -206,9 +207,6 @@ def facts_of(
         else None,
         endpoint_lead=endpoint.accuracy.interval[0] - here.interval[1] if endpoint and here else None,
     )
-
-
-ENDPOINT_ROWS = 100  # texts that are sent at most: an accuracy is then known to about ten points either way
 
 
 def run_advise(request: AdviseRequest, started: Callable[[str], Callable[[Event], None]]) -> dict[str, Any]:

@@ -1,4 +1,11 @@
-"""A measurement of about a minute: how fast the backbone reads, and how right it is untuned."""
+"""A measurement of about a minute, how fast the backbone reads and how right it is untuned; and costs by it.
+
+All times count tokens through the model. A forward pass is 1. A backward pass costs about as much again for the
+gradient of what goes through, and once more for the gradient of the weights where they are trained (Kaplan et al.,
+2020, arXiv 2001.08361, section 2.1). Epochs, and how much of a pass is held for its gradient, are set by what
+trainings on 64 examples of SST-2 took (`benchmarks/results/compare_sst-2.json`: deep cue, LoRA, full fine-tuning, three
+seeds each). Early stopping may end elsewhere on other data, so take all of it as right to within a factor of about two.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +36,12 @@ from cuecraft.task import Example, Field, PromptSlot, Task
 LIMIT = 2000  # texts at most: an accuracy is then known to about two points either way
 FOLDS = 5
 _FIRST, _GROWTH = 4, 4  # texts of the first read, which warms up, and how much larger each later one may be
+EPOCHS = 13  # 12 to 15 of at most 30
+BATCH = 16
+TRAIN_SHARE = 0.75  # of the labelled rows; the rest chooses
+POOL_PROMPTS, POOL_TEXTS = 40, 512  # of a label-free choice
+FROZEN, TRAINED = 2, 3  # forward passes that a pass with its gradient is worth; adapters took nearly as much as weights
+HELD = 2  # times what a pass is estimated to hold
 
 
 @dataclass(frozen=True)
@@ -179,14 +192,6 @@ def answer_shares(logits: Tensor) -> list[float]:
     """Return how often each class `[C]` is the answer."""
     counts = np.bincount(logits.argmax(-1).numpy(), minlength=logits.shape[1])
     return [float(count) for count in counts / counts.sum()]
-
-
-EPOCHS = 13  # 12 to 15 of at most 30
-BATCH = 16
-TRAIN_SHARE = 0.75  # of the labelled rows; the rest chooses
-POOL_PROMPTS, POOL_TEXTS = 40, 512  # of a label-free choice
-FROZEN, TRAINED = 2, 3  # forward passes that a pass with its gradient is worth; adapters took nearly as much as weights
-HELD = 2  # times what a pass is estimated to hold
 
 
 class Work(StrEnum):

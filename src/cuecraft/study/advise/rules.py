@@ -1,4 +1,4 @@
-"""What to do with which data: two tables of thresholds and reasons. Nothing is decided anywhere else.
+"""What `advise` recommends: two tables of thresholds and reasons, the only place of decision; and the next command.
 
 `FITS` says which methods fit, by the labels of each class; of those that fit, the first is the one to try. `CHECKS`
 says what to look at: each is a figure, the value from which on it matters, and what to say then. A threshold is a

@@ -1,4 +1,4 @@
-"""What a file of texts shows without a model: labels, balance, duplicates, contradictions. No torch here."""
+"""What a file of texts shows without a model: labels, balance, duplicates, contradictions, lengths. No torch here."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from cuecraft.core.errors import DataError, LabelWordError
 from cuecraft.data import Record, subsample
 from cuecraft.task import Task
 from cuecraft.task.rendering import HeadKind, Renderer
+
+ROWS = 10_000  # texts that are counted at most: a share of one in a hundred is then known to a fifth of itself
 
 
 @dataclass(frozen=True)
@@ -115,9 +117,6 @@ def _check_classes(records: Sequence[Record], names: Sequence[str], named: bool)
         have = f"only one class ({names[0]})" if names else "no row has a label, so the classes are not known"
         how = "name at least two" if named or names else "name their column (--label-column), or them (--classes a,b)"
         raise DataError(f"{have}; {how}")
-
-
-ROWS = 10_000  # texts that are counted at most: a share of one in a hundred is then known to a fifth of itself
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a comparison is asked for: a YAML file, flags, and the methods that these name."""
+"""What a comparison is asked for: a YAML file, flags, the methods that these name, and the examples of each seed."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ UNTUNED, CALIBRATED = "zero-shot", "calibrated"
 #: Rows that are a method with options of its own.
 NAMED: Mapping[str, tuple[str, Mapping[str, Any]]] = {CALIBRATED: (UNTUNED, {"calibration": "fitted"})}
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+=-]{0,59}")
+_TEST_SEED = 0  # the same test rows whatever the seeds are
 
 
 class MethodEntry(BaseModel):
@@ -218,9 +219,6 @@ def with_references(found: Sequence[Contender], head: HeadKind) -> list[Contende
     names = {contender.name for contender in found}
     missing = [name for name in (UNTUNED, CALIBRATED) if name not in names]
     return [*(_contender(MethodEntry(name=name)) for name in missing), *found]
-
-
-_TEST_SEED = 0  # the same test rows whatever the seeds are
 
 
 @dataclass(frozen=True)

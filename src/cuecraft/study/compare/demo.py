@@ -1,4 +1,7 @@
-"""The demo: a small frozen model judges one-sentence film reviews; untuned, calibrated, with words, and with `auto`."""
+"""The demo: several methods on film reviews, over one read of the texts, as a leaderboard and an HTML page.
+
+Its template draws with boxes, so that the demo needs no drawing package.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,18 @@ from cuecraft.study.compare.demo_packages import DATA, MODEL
 from cuecraft.study.compare.report import nearest_words
 from cuecraft.study.compare.trial import Trial, run_trial
 from cuecraft.task import Task
+
+#: Shown name, method, options. All of it takes about a minute and a half on two cores.
+METHODS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
+    ("untuned", "zero-shot", {}),
+    ("calibrated", "zero-shot", {"calibration": "fitted"}),
+    ("words", WrittenWords.name, {}),
+    ("auto", "auto", {"preset": "fast"}),
+)
+#: About how long one of `against` takes on two cores, for what is shown before it starts.
+MINUTES = {"lora": 4, "full": 8}
+_TOGETHER = 80  # held-out reviews that are read between two reports
+TEMPLATE = "demo.html.j2"
 
 
 @dataclass(frozen=True)
@@ -60,18 +75,6 @@ def run_methods(
             for name, kind, options in methods
         )
     )
-
-
-#: Shown name, method, options. All of it takes about a minute and a half on two cores.
-METHODS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
-    ("untuned", "zero-shot", {}),
-    ("calibrated", "zero-shot", {"calibration": "fitted"}),
-    ("words", WrittenWords.name, {}),
-    ("auto", "auto", {"preset": "fast"}),
-)
-#: About how long one of `against` takes on two cores, for what is shown before it starts.
-MINUTES = {"lora": 4, "full": 8}
-_TOGETHER = 80  # held-out reviews that are read between two reports
 
 
 @dataclass(frozen=True)
@@ -197,9 +200,6 @@ def _answers(
         (record.fields["text"], str(record.label), dict(zip(labels, row, strict=True)))
         for record, row in zip(records, logits.softmax(-1).tolist(), strict=True)
     ]
-
-
-TEMPLATE = "demo.html.j2"
 
 
 def render_demo(document: Mapping[str, Any], title: str) -> str:

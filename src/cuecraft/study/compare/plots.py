@@ -1,4 +1,7 @@
-"""The figures of the report, each made of the document alone."""
+"""The figures of the report, each made of the document alone, as inline SVG.
+
+Text stays text, and colours come from the page, so that a dark page has dark figures.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,9 @@ _METADATA = re.compile(r"\s*<metadata>.*?</metadata>", re.DOTALL)
 _FONT_FAMILY = re.compile(r'font-family: [^;"]*;? ?')
 _FONT = re.compile(r'(\bfont: [^;"]*?px) [^;"]*')
 _IDS = re.compile(r'(\bid="|href="#|url\(#)')
+_WIDE, _SMALL = 4.8, 3.3  # inches: about the width of a phone, and a part of a page's
+_TEXT, _SMALL_TEXT = 9.5, 8.5
+_SHOWN_VECTORS = 16
 
 
 def series(number: int) -> str:
@@ -107,11 +113,6 @@ def as_svg(drawn: Figure, label: str, name: str) -> str:
     for color, variable in _VARIABLES.items():
         svg = svg.replace(color, f"var(--{variable})")
     return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(label)}" ', 1)
-
-
-_WIDE, _SMALL = 4.8, 3.3  # inches: about the width of a phone, and a part of a page's
-_TEXT, _SMALL_TEXT = 9.5, 8.5
-_SHOWN_VECTORS = 16
 
 
 def with_results(document: Comparison) -> list[tuple[Row, Estimate]]:

@@ -1,4 +1,7 @@
-"""The report: one HTML page that stands alone, made of the comparison's document and of nothing else."""
+"""The report: one HTML page that stands alone, made of the comparison's document; and the rows of its table.
+
+Rows are made of finished cells; tuned vectors are shown by the words of the vocabulary that lie nearest to them.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,9 @@ from cuecraft.study.compare.schema import Cell, Comparison, Difference, Estimate
 from cuecraft.study.compare.statistics import Floats, Ints, Resamples, percentile_interval, spread, two_sided_p
 
 TEMPLATE = "report.html.j2"
+NEAREST = 5
+#: Where there is no untuned prompt: features and a linear classifier are what one would do without tuning.
+PLAIN_CLASSIFIER = "linear-probe"
 
 
 def render_report(document: Comparison) -> str:
@@ -113,9 +119,6 @@ def _neighbours(document: Comparison, drawn: Callable[[str], Any]) -> list[dict[
     return found
 
 
-NEAREST = 5
-
-
 @torch.no_grad()
 def nearest_words(prompt: AnyPrompt, backbone: AnyBackbone, count: int = NEAREST) -> list[Neighbours] | None:
     """Return the words nearest to each vector of a soft prompt, by cosine; None for a prompt without vectors.
@@ -137,10 +140,6 @@ def _cosines(vectors: Tensor, embeddings: Tensor) -> Tensor:
     """Return the cosine `[S, V]` of each vector `[S, d]` to each row of the embedding matrix `[V, d]`."""
     unit = functional.normalize(vectors.float(), dim=1).to(embeddings.device)
     return unit @ functional.normalize(embeddings.float(), dim=1).T
-
-
-#: Where there is no untuned prompt: features and a linear classifier are what one would do without tuning.
-PLAIN_CLASSIFIER = "linear-probe"
 
 
 def untuned_name(cells: Mapping[str, Sequence[Cell]]) -> str:

@@ -23,7 +23,7 @@ _BLOCK = 2_000_000  # numbers of one block of draws
 
 
 def wilson_interval(accuracy: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Return the 95% Wilson score percentile_interval of an accuracy measured on `count` examples."""
+    """Return the 95% Wilson score interval of an accuracy measured on `count` examples."""
     middle = (accuracy + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(accuracy * (1 - accuracy) / count + (z / (2 * count)) ** 2)
     return max(0.0, middle - half), min(1.0, middle + half)

@@ -1,4 +1,13 @@
-"""What prompts answer to texts without labels, and how these answers are calibrated."""
+"""What prompts answer to texts without labels: its calibration, which prompt is best by it, and whether to trust that.
+
+Selectors are functions of one tensor of probabilities ``p`` `[T, X, Y]` (T prompts, X texts, Y classes) and of the
+classes' shares ``prior`` `[Y]`, ``π`` below. Greater scores are better. ``H`` is the entropy in nats, ``KL`` the
+divergence, ``m_t = mean_x p[t, x]`` the marginal answer of a prompt. With equal shares every selector is the paper's;
+where the shares are given, what a paper holds against uniform is held against them.
+
+A choice can go only by what prompts have in common beyond chance. Where they hardly agree, most are wrong about most
+texts, and nothing in the texts says which is right; nor which of two that name the same classes the other way round.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +28,12 @@ from cuecraft.backbone.likelihood import cue_log_likelihood
 from cuecraft.methods.problem import Problem
 from cuecraft.methods.untuned import CONTENT_FREE
 from cuecraft.task import Example
+
+Ids = tuple[int, ...]
+_TEXTS_AT_A_TIME = 64  # between two looks at the clock
+_FLUENCY_TEXTS = 16  # how likely a cue is as text differs little from text to text
+#: Halfway between chance, 0, and full agreement, 1; and on the other side, with swapped classes, between 0 and -1.
+ENOUGH = 0.5
 
 
 def recalibrated(logits: Tensor, offsets: Tensor) -> Tensor:
@@ -113,11 +128,6 @@ def _spread(shares: Tensor, prior: Tensor) -> Tensor:
     """Return ``log Y - KL(shares || prior)`` of shares `[T, Y]`: their entropy where the prior is uniform."""
     spread: Tensor = torch.special.entr(shares) + torch.special.xlogy(shares, prior * len(prior))
     return spread.sum(-1)
-
-
-Ids = tuple[int, ...]
-_TEXTS_AT_A_TIME = 64  # between two looks at the clock
-_FLUENCY_TEXTS = 16  # how likely a cue is as text differs little from text to text
 
 
 class LabelFreeCalibration(StrEnum):
@@ -257,10 +267,6 @@ class Panel:
             likely = cue_log_likelihood(self.problem.backbone, [prompts[n] for n in written], few)
             found[written] = likely.cpu().double()
         return found
-
-
-#: Halfway between chance, 0, and full agreement, 1; and on the other side, with swapped classes, between 0 and -1.
-ENOUGH = 0.5
 
 
 @dataclass(frozen=True)
