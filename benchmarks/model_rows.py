@@ -24,8 +24,10 @@ def model_tables() -> dict[str, list[str]]:
 
 
 def _means(way: Way, figure: str) -> list[float | None]:
-    """Return the mean of a figure on each task; None where the task was not measured."""
-    return [mean(way["tasks"][task][figure]) if task in way["tasks"] else None for task in TASKS]
+    """Return the mean of a figure on each task, over the runs that have it; None where none has."""
+    found = [way["tasks"].get(task, {}).get(figure, ()) for task in TASKS]
+    known = [[value for value in own if value is not None] for own in found]
+    return [mean(own) if own else None for own in known]
 
 
 def _accuracies(way: Way) -> list[str]:

@@ -334,12 +334,12 @@ def summary(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def way_row(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the figures of one way: by task as lists over seeds, and means of accuracy."""
     figures = ("accuracy", "seconds", "texts_per_second", "seconds_of_one", "bytes_stored")
-    names = [name for name in figures if name in cells[0]]
+    names = [name for name in figures if any(name in cell for cell in cells)]
     tasks: dict[str, Any] = {}
     for cell in cells:
         row = tasks.setdefault(cell["task"], {name: [] for name in ("seed", *names)})
         for name in ("seed", *names):
-            row[name].append(cell[name])
+            row[name].append(cell.get(name))  # cells of SetFit that `accuracy.py` made have no size and speed
         if "same_bits_from_the_folder" in cell:
             row.setdefault("same_bits_from_the_folder", []).append(cell["same_bits_from_the_folder"])
         if cell.get("verdict"):

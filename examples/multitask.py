@@ -14,8 +14,7 @@ from pathlib import Path
 import torch
 from peft import PromptTuningConfig, get_peft_model
 
-from cuecraft import load_backbone
-from cuecraft.api.family import PromptFamily
+from cuecraft import PromptFamily, load_backbone
 from cuecraft.data import k_shot_split, read_records, subsample
 from cuecraft.methods.train.multitask import MultitaskTuning
 

@@ -15,8 +15,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if TYPE_CHECKING:
     from cuecraft.api.classic import AutoPrompt, PrefixTuning
     from cuecraft.api.estimators import PromptClassifier
+    from cuecraft.api.family import PromptFamily
     from cuecraft.artifact import load_artifact
+    from cuecraft.artifact.predictor import PromptEnsemble
     from cuecraft.backbone import load_backbone
+    from cuecraft.export.runtime import ExportedClassifier
+    from cuecraft.serving.guard import Guard
     from cuecraft.task import Task, Template, Verbalizer
 
 __version__ = "0.1.0"
@@ -25,8 +29,12 @@ __all__ = [
     "AutoPrompt",
     "CuecraftError",
     "CuecraftWarning",
+    "ExportedClassifier",
+    "Guard",
     "PrefixTuning",
     "PromptClassifier",
+    "PromptEnsemble",
+    "PromptFamily",
     "Task",
     "Template",
     "Verbalizer",
@@ -36,18 +44,15 @@ __all__ = [
 
 # Loaded on first use, so that `import cuecraft` does not wait for torch.
 _HOMES = {
-    "backbone": ("load_backbone",),
-    "api.classic": (
-        "AutoPrompt",
-        "PrefixTuning",
-    ),
+    "api.classic": ("AutoPrompt", "PrefixTuning"),
     "api.estimators": ("PromptClassifier",),
+    "api.family": ("PromptFamily",),
     "artifact": ("load_artifact",),
-    "task": (
-        "Task",
-        "Template",
-        "Verbalizer",
-    ),
+    "artifact.predictor": ("PromptEnsemble",),
+    "backbone": ("load_backbone",),
+    "export.runtime": ("ExportedClassifier",),
+    "serving.guard": ("Guard",),
+    "task": ("Task", "Template", "Verbalizer"),
 }
 __getattr__ = loaded_on_use(__name__, {name: home for home, names in _HOMES.items() for name in names})
 
