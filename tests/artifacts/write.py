@@ -80,7 +80,7 @@ def fitted(method, seed=0, words=("bad", "good"), classes=("bad", "good"), **mor
 
 def joined(first, others):
     """Return a classifier whose prompt answers together with others."""
-    from cuecraft.prompts import Artifact
+    from cuecraft.prompts import Artifact  # noqa: I001  # a name of earlier commits
 
     from cuecraft import PromptClassifier
 
