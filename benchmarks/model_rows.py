@@ -13,13 +13,13 @@ Way = Mapping[str, Any]
 
 
 def model_tables() -> dict[str, list[str]]:
-    """Return the rows of each part, in the order of its ways; a part that was not measured has none."""
+    """Return the rows of each part that was measured, in the order of its ways."""
     parts = read_result("models.json").get("parts", {})
     makers = {"encoders": _encoder, "chat": _accuracies, "in-context": _in_context, "gguf": _gguf}
     found = {}
-    for part, row in makers.items():
-        ways = parts.get(part, {}).get("ways", {})
-        found[f"models-{part}"] = [f"| `{name}` | {' | '.join(row(way))} |" for name, way in ways.items()]
+    for part in parts:
+        ways = parts[part]["ways"]
+        found[f"models-{part}"] = [f"| `{name}` | {' | '.join(makers[part](way))} |" for name, way in ways.items()]
     return found
 
 
