@@ -11,10 +11,7 @@ from cuecraft.artifact.predictor import Candidate
 from cuecraft.backbone import AnyBackbone
 from cuecraft.backbone.weights import TunedWeights
 from cuecraft.core.errors import CuecraftWarning
-from cuecraft.methods.auto.forms import OtherTemplate
-from cuecraft.methods.auto.starts import OtherWords
-from cuecraft.methods.in_context import WithShots
-from cuecraft.methods.problem import Method, Outcome, Problem, score
+from cuecraft.methods.problem import Method, OtherTask, Outcome, Problem, score
 from cuecraft.methods.train.multitask import MultitaskTuning
 from cuecraft.methods.train.probe import SentenceEncoder
 
@@ -39,7 +36,7 @@ def make_artifact(
     """
     reader = outcome.best.reader
     backbone, task = problem.backbone, problem.task
-    if isinstance(reader, SentenceEncoder | OtherWords | OtherTemplate | WithShots):
+    if isinstance(reader, SentenceEncoder | OtherTask):
         backbone, task = reader.backbone, reader.task
     parts = {"train": problem.train} | ({"dev": problem.dev} if problem.dev and outcome.held_out is None else {})
     known = {"dev": outcome.dev}

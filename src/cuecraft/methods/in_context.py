@@ -5,19 +5,16 @@ Both are baselines. Examples in front are also a start of tuning (`BehindShots`)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from cuecraft.artifact import HardPrompt
 from cuecraft.artifact.predictor import Candidate, finite
-from cuecraft.backbone import AnyBackbone, Context
 from cuecraft.core.errors import MethodError, PromptError
 from cuecraft.core.options import Options
 from cuecraft.core.seeding import numpy_generator
@@ -26,6 +23,7 @@ from cuecraft.methods.problem import (
     CalibrationKind,
     Labelled,
     Method,
+    OtherTask,
     Outcome,
     Problem,
     Score,
@@ -38,17 +36,9 @@ from cuecraft.task import Example, Shot, Task
 
 
 @dataclass
-class WithShots:
-    """Reads every text behind labelled examples.
+class WithShots(OtherTask):
+    """Reads every text behind labelled examples, which are text and part of the manifest."""
 
-    Args:
-        backbone: the problem's.
-        task: the problem's, with the examples.
-        name: as a reader is called.
-    """
-
-    backbone: AnyBackbone
-    task: Task
     name: str = "in-context"
 
     @property
@@ -56,15 +46,6 @@ class WithShots:
         """Tokens of the examples."""
         ids = [self.backbone.renderer(task).template_length() for task in (self.task, replace(self.task, shots=()))]
         return ids[0] - ids[1]
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        """Return nothing: the examples are text, and stand in the manifest."""
-        return {}
-
-    @contextmanager
-    def over(self, context: Context) -> Iterator[tuple[AnyBackbone, Context]]:
-        """Lend the backbone, and its context of the same texts behind the examples."""
-        yield self.backbone, self.backbone.context(context.examples, self.task, keep_bytes=0)
 
 
 class ShotChoice(StrEnum):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar
@@ -143,6 +144,35 @@ def label_context(backbone: AnyBackbone, task: Task, examples: list[Example]) ->
         weights = torch.tensor([1.0 if example.weight is None else example.weight for example in examples])
         weights = weights.to(backbone.device)
     return Labelled(backbone.context(examples, task), labels.to(backbone.device), weights)
+
+
+@dataclass(eq=False)
+class OtherTask:
+    """A `Reader` that has the backbone read the same texts as another task writes them.
+
+    Args:
+        backbone: the problem's.
+        task: the other task, of the same classes.
+        name: as a reader is called.
+    """
+
+    backbone: AnyBackbone
+    task: Task
+    name: str
+
+    @property
+    def size(self) -> int:
+        """No numbers were trained."""
+        return 0
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Return nothing: an artifact stores the task."""
+        return {}
+
+    @contextmanager
+    def over(self, context: Context) -> Iterator[tuple[AnyBackbone, Context]]:
+        """Lend the backbone, and its context of the same texts in the other task."""
+        yield self.backbone, self.backbone.context(context.examples, self.task, keep_bytes=0)
 
 
 @dataclass(frozen=True)

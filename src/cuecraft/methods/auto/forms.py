@@ -7,16 +7,11 @@ it is longer, so everything that follows takes longer with it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from torch import Tensor
-
 from cuecraft.artifact import HardPrompt
 from cuecraft.artifact.predictor import Candidate
-from cuecraft.backbone import AnyBackbone, Context
 from cuecraft.core.errors import CuecraftError
 from cuecraft.core.events import Event
 from cuecraft.methods.auto.plans import Plan
@@ -24,7 +19,7 @@ from cuecraft.methods.auto.starts import OtherWords
 from cuecraft.methods.evidence import Evidence, Tried
 from cuecraft.methods.held_out import Fold, HeldOut, few_examples, untuned_answers
 from cuecraft.methods.prepare import default_template, written_template
-from cuecraft.methods.problem import CalibrationKind, Labelled, Outcome, Problem, label_context
+from cuecraft.methods.problem import CalibrationKind, Labelled, OtherTask, Outcome, Problem, label_context
 from cuecraft.task import Example, Task
 from cuecraft.task.chat import has_chat_template
 from cuecraft.task.rendering import HeadKind
@@ -34,32 +29,10 @@ PLAIN, CHAT = "plain template", "chat template"
 
 
 @dataclass(eq=False)
-class OtherTemplate:
-    """Reads texts as another template writes them.
+class OtherTemplate(OtherTask):
+    """Reads texts as another template writes them; the template is part of the manifest."""
 
-    Args:
-        backbone: the problem's.
-        task: the problem's, in the other template.
-        name: as a reader is called.
-    """
-
-    backbone: AnyBackbone
-    task: Task
     name: str = "template"
-
-    @property
-    def size(self) -> int:
-        """No numbers were trained."""
-        return 0
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        """Return nothing: the template stands in the manifest."""
-        return {}
-
-    @contextmanager
-    def over(self, context: Context) -> Iterator[tuple[AnyBackbone, Context]]:
-        """Lend the backbone, and its context of the same texts in the other template."""
-        yield self.backbone, self.backbone.context(context.examples, self.task, keep_bytes=0)
 
 
 @dataclass(frozen=True)

@@ -8,42 +8,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Self
 
-from torch import Tensor
-
 from cuecraft.artifact import AnyPrompt, Calibration, HardPrompt, PrefixPrompt
 from cuecraft.artifact.predictor import Candidate
 from cuecraft.backbone import AnyBackbone, Context
 from cuecraft.core.storage import digest
-from cuecraft.methods.problem import CalibrationKind, Problem
+from cuecraft.methods.problem import CalibrationKind, OtherTask, Problem
 from cuecraft.methods.search import AutoPrompt
 from cuecraft.methods.search.label_words import LabelWordSearch, with_label_words
 from cuecraft.methods.train.prefix import PTuningV2
 from cuecraft.methods.untuned import starting_point
-from cuecraft.task import Task
 
 
 @dataclass
-class OtherWords:
-    """Reads with other label words than the problem's; the texts and the prompt stay.
+class OtherWords(OtherTask):
+    """Reads with other label words than the problem's; the texts and the prompt stay, and nothing is read again."""
 
-    Args:
-        backbone: the problem's.
-        task: the problem's, with the other label words.
-        name: as a reader is called.
-    """
-
-    backbone: AnyBackbone
-    task: Task
     name: str = "label-words"
-
-    @property
-    def size(self) -> int:
-        """No numbers were trained."""
-        return 0
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        """Nothing in addition to the prompt has to be stored."""
-        return {}
 
     @contextmanager
     def over(self, context: Context) -> Iterator[tuple[AnyBackbone, Context]]:
