@@ -80,9 +80,8 @@ def fitted(method, seed=0, words=("bad", "good"), classes=("bad", "good"), **mor
 
 def joined(first, others):
     """Return a classifier whose prompt answers together with others."""
-    from cuecraft.prompts import Artifact  # noqa: I001  # a name of earlier commits
-
     from cuecraft import PromptClassifier
+    from cuecraft.prompts import Artifact  # a name of earlier commits
 
     backbone, first = first.backbone_, first.artifact_
     kept = first.manifest
