@@ -17,6 +17,7 @@ from cuecraft.core.errors import ArtifactError
 from cuecraft.core.storage import digest
 from cuecraft.data import Record
 from cuecraft.methods.auto import forms
+from cuecraft.methods.evidence import Evidence
 from cuecraft.methods.prepare import make_task, run_key
 from cuecraft.runs import load_recipe, run_recipe
 from recipes import write_recipe
@@ -207,7 +208,7 @@ def test_an_exported_graph_answers_as_the_classifier(turns, chatty, tmp_path):
 
 
 def chosen(backbone, monkeypatch, is_clear, **more):
-    monkeypatch.setattr(forms, "is_clear", lambda evidence: is_clear)
+    monkeypatch.setattr(forms, "prefers_chat", lambda found: is_clear)
     texts, labels = (ALL + [f"{text} again" for text in ALL]), Y + Y
     options = {"preset": "fast", **more.pop("options", {})}
     return classifier(backbone, "auto", method_options=options, **more).fit(texts, labels)
@@ -254,11 +255,38 @@ def test_the_choice_is_made_by_held_out_answers(chatty):
     from cuecraft.methods.auto.plans import PLANS, Preset
 
     form = forms.chosen_form(problem, PLANS[Preset.GOOD], None)
-    plain, chat = form.tried
-    evidence = next(event for event in form.trace if "p_loss" in event)
-    is_better = chat.loss < plain.loss and chat.accuracy >= plain.accuracy and evidence["p_loss"] < 0.05
-    assert form.is_chat == is_better
-    assert evidence["rows"] == len(problem.pool)
+    names = [row.name for row in form.tried]
+    assert [name for name in names if "class head" not in name] == [forms.PLAIN, forms.CHAT]
+    heads = [name.split(", ")[1] for name in names if "class head" in name]
+    assert heads == [forms.PLAIN, forms.CHAT]
+    event = next(event for event in form.trace if "p_loss" in event)
+    assert event["rows"] == len(problem.pool)
+    assert form.is_chat == (event["chosen"] == forms.CHAT)
+
+
+def evidence(chat, plain, p):
+    return Evidence(64, *chat_first(chat, plain), (0.0, 0.0), p, 0, 0, 1.0)
+
+
+def chat_first(chat, plain):
+    return chat[0], plain[0], chat[1], plain[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "heads", "expected"),
+    [
+        (((0.4, 0.8), (0.5, 0.8), 0.3), ((0.5, 0.7), (0.6, 0.7), 0.3), False),  # better, not clearly
+        (((0.4, 0.8), (0.5, 0.8), 0.3), ((0.5, 0.7), (0.6, 0.7), 0.01), True),
+        (((0.4, 0.8), (0.5, 0.8), 0.01), ((0.7, 0.7), (0.6, 0.7), 0.3), True),
+        (((0.4, 0.8), (0.5, 0.8), 0.04), ((0.5, 0.7), (0.6, 0.7), 0.3), False),  # two comparisons were made
+        (((0.4, 0.8), (0.5, 0.8), 0.01), ((0.7, 0.7), (0.6, 0.7), 0.01), False),  # clearly worse in the other
+        (((0.4, 0.7), (0.5, 0.8), 0.01), ((0.5, 0.7), (0.6, 0.7), 0.3), False),  # fewer right
+        (((0.4, 0.8), (0.5, 0.8), 0.04), None, True),
+    ],
+)
+def test_chat_is_preferred_where_it_is_clearly_better_and_nowhere_clearly_worse(words, heads, expected):
+    found = [evidence(*one) for one in (words, heads) if one is not None]
+    assert forms.prefers_chat(found) == expected
 
 
 def test_a_run_in_chat_has_a_key_of_its_own(chatty):

@@ -1,12 +1,15 @@
 """Whether texts are written plainly or by the tokenizer's chat template, where the user fixed neither.
 
-Both are tried untuned and calibrated on folds of some examples. The chat template is taken where it is clearly better:
-it is longer, so everything that follows takes longer with it.
+Both are tried on folds of some examples in two ways: the untuned prompt, calibrated, and a class head on the features
+at the answer slot. The first says how good the words are as they stand, the second what a tuned prompt can make of
+them: on TREC the calibrated prompts do not differ, the heads do, and so do the trained cues. The chat template is taken
+where it is clearly better in one of the two and not clearly worse in the other: each reading of it takes longer.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -14,8 +17,9 @@ from cuecraft.artifact import HardPrompt
 from cuecraft.artifact.predictor import Candidate
 from cuecraft.core.errors import CuecraftError
 from cuecraft.core.events import Event
+from cuecraft.methods.auto.contenders import probed
 from cuecraft.methods.auto.plans import Plan
-from cuecraft.methods.auto.starts import OtherWords
+from cuecraft.methods.auto.starts import GivenWords, OtherWords, Words
 from cuecraft.methods.evidence import Evidence, Tried
 from cuecraft.methods.held_out import Fold, HeldOut, few_examples, untuned_answers
 from cuecraft.methods.prepare import default_template, written_template
@@ -24,7 +28,7 @@ from cuecraft.task import Example, Task
 from cuecraft.task.chat import has_chat_template
 from cuecraft.task.rendering import HeadKind
 
-_CLEAR = 0.05  # p-value below which a form is clearly better
+_CLEAR = 0.05  # p-value below which a form is clearly better, over the comparisons made
 PLAIN, CHAT = "plain template", "chat template"
 
 
@@ -68,7 +72,7 @@ def chosen_form(problem: Problem, plan: Plan, asked: Literal["try", "keep"] | No
         return plain
     with problem.in_time():
         try:
-            return _compared(problem, some, folds)
+            return _compared(problem, plan, some, folds)
         except CuecraftError as error:  # such as label words that run into the end of a control token
             event: Event = {"phase": "refused", "reason": f"{CHAT}: {error}"}
             problem.report(event)
@@ -93,9 +97,32 @@ def read_in_chat(outcome: Outcome, problem: Problem) -> Outcome:
     return replace(outcome, start=read(outcome.start), best=read(outcome.best), words=words)
 
 
-def is_clear(evidence: Evidence) -> bool:
-    """Return whether one form is clearly better than the other."""
-    return evidence.is_better and evidence.p_loss < _CLEAR
+def is_clear(evidence: Evidence, comparisons: int = 1) -> bool:
+    """Return whether one form is clearly better than the other, as one of several comparisons (Bonferroni)."""
+    return evidence.is_better and comparisons * evidence.p_loss < _CLEAR
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What one form answers to held-out examples.
+
+    Args:
+        answers: of the untuned prompt, calibrated; and of class heads on its features, where they could be fitted.
+        tried: their lines of the leaderboard.
+    """
+
+    answers: Sequence[HeldOut]
+    tried: Sequence[Tried]
+
+    def compared_with(self, plain: _Measured, seed: int) -> list[Evidence]:
+        """Compare each kind of answers with that of another form."""
+        return [own.compared_with(other, seed) for own, other in zip(self.answers, plain.answers, strict=False)]
+
+
+def prefers_chat(found: Sequence[Evidence]) -> bool:
+    """Return whether the chat template is clearly better in one comparison, and clearly worse in none."""
+    worse = [evidence.loss > evidence.untuned_loss and evidence.p_loss < _CLEAR for evidence in found]
+    return any(is_clear(evidence, len(found)) for evidence in found) and not any(worse)
 
 
 def _is_tried(problem: Problem, asked: Literal["try", "keep"] | None) -> bool:
@@ -106,7 +133,7 @@ def _is_tried(problem: Problem, asked: Literal["try", "keep"] | None) -> bool:
     return has_chat_template(backbone.tokenizer) and (is_general or asked == "try")
 
 
-def _compared(problem: Problem, some: Labelled, folds: list[Fold]) -> Form:
+def _compared(problem: Problem, plan: Plan, some: Labelled, folds: list[Fold]) -> Form:
     """Measure both over some examples; return the problem in the better form.
 
     Raises:
@@ -115,28 +142,29 @@ def _compared(problem: Problem, some: Labelled, folds: list[Fold]) -> Form:
     names = problem.task.template.field_names
     template = written_template(problem.backbone, names, chat=True)
     own = replace(problem, task=replace(problem.task, template=template))
-    plain, row = _measured(problem, some, folds, PLAIN)
+    plain = _measured(problem, plan, some, folds, PLAIN)
     begun = time.perf_counter()
-    chat, chat_row = _measured(own, _read(own, some.context.examples, some), folds, CHAT)
-    evidence = chat.compared_with(plain, problem.seed)
+    chat = _measured(own, plan, _read(own, some.context.examples, some), folds, CHAT)
+    found = chat.compared_with(plain, problem.seed)
     # All texts are to be read again: as long again for each of them.
     needed = (time.perf_counter() - begun) / len(some) * len(problem.pool)
-    is_chat = is_clear(evidence) and not problem.out_of_time(2 * needed)
+    is_chat = prefers_chat(found) and not problem.out_of_time(2 * needed)
+    tried = (*plain.tried, *chat.tried)
     trace: list[Event] = [
-        {"phase": "form", "tried": one.name, "dev_loss": one.loss, "dev_accuracy": one.accuracy}
-        for one in (row, chat_row)
+        {"phase": "form", "tried": one.name, "dev_loss": one.loss, "dev_accuracy": one.accuracy} for one in tried
     ]
     chosen = CHAT if is_chat else PLAIN
-    trace.append({"phase": "form", "chosen": chosen, "rows": len(some), "p_loss": evidence.p_loss})
+    trace.append(
+        {"phase": "form", "chosen": chosen, "rows": len(some), "p_loss": min(evidence.p_loss for evidence in found)}
+    )
     for event in trace:
         problem.report(event)
-    found = problem
-    if is_chat:
-        parts = [part and _read(own, part.context.examples, part) for part in (problem.train, problem.dev)]
-        assert parts[0] is not None
-        kept = problem.checkpoints and problem.checkpoints.within("chat")
-        found = replace(own, train=parts[0], dev=parts[1], checkpoints=kept)
-    return Form(found, is_chat, (row, chat_row), tuple(trace))
+    if not is_chat:
+        return Form(problem, tried=tried, trace=tuple(trace))
+    parts = [part and _read(own, part.context.examples, part) for part in (problem.train, problem.dev)]
+    assert parts[0] is not None
+    kept = problem.checkpoints and problem.checkpoints.within("chat")
+    return Form(replace(own, train=parts[0], dev=parts[1], checkpoints=kept), True, tried, tuple(trace))
 
 
 def _read(problem: Problem, examples: tuple[Example, ...], like: Labelled) -> Labelled:
@@ -144,10 +172,19 @@ def _read(problem: Problem, examples: tuple[Example, ...], like: Labelled) -> La
     return replace(like, context=label_context(problem.backbone, problem.task, list(examples)).context)
 
 
-def _measured(problem: Problem, some: Labelled, folds: list[Fold], name: str) -> tuple[HeldOut, Tried]:
-    """Return what the untuned prompt answers to the held-out parts, calibrated, and its line of the leaderboard."""
+def _measured(problem: Problem, plan: Plan, some: Labelled, folds: list[Fold], name: str) -> _Measured:
+    """Return what the untuned prompt answers to the held-out parts, calibrated and by a class head."""
     begun = time.perf_counter()
-    prompt = HardPrompt(some.context.renderer.prompt_ids)
-    found = untuned_answers(problem, some, [prompt], folds)(0, CalibrationKind.FITTED)
-    own, seconds = found.score, time.perf_counter() - begun
-    return found, Tried(name, own.loss, own.accuracy, found.sd, len(found.sizes), len(found.labels), seconds)
+    start = Words(name, GivenWords(), some.context.renderer.prompt_ids, differs=False)
+    answers = [untuned_answers(problem, some, [HardPrompt(start.token_ids)], folds)(0, CalibrationKind.FITTED)]
+    tried = [_line(name, answers[0], time.perf_counter() - begun)]
+    try:
+        head = probed(replace(problem, train=some, dev=None), start, folds, plan.heads)
+    except CuecraftError:  # such as features that are all zero
+        return _Measured(answers, tried)
+    return _Measured([*answers, head.held_out], [*tried, _line(head.name, head.held_out, head.seconds)])
+
+
+def _line(name: str, found: HeldOut, seconds: float) -> Tried:
+    own = found.score
+    return Tried(name, own.loss, own.accuracy, found.sd, len(found.sizes), len(found.labels), seconds)
