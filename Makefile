@@ -12,7 +12,7 @@ SETFIT := .venv-setfit
 # As `import cuecraft` sets it; benchmarks and tests import torch first.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: structure demo test test-slow check lint format bench bench-accuracy bench-setfit bench-curves bench-models bench-speed bench-deep-cue bench-busy bench-label-free bench-logs bench-multitask bench-serve bench-bulk bench-guard bench-label-flip bench-export bench-gpu prestudy support docs tables clean bench-startup dist
+.PHONY: structure demo test test-slow check lint format bench bench-accuracy bench-setfit bench-curves bench-models bench-speed bench-deep-cue bench-busy bench-label-free bench-logs bench-multitask bench-serve bench-bulk bench-guard bench-label-flip bench-export bench-gpu prestudy support docs tables clean bench-startup bench-threads dist
 
 demo: $(DEMO)  ## install what the demo needs and run it: a prompt for film reviews, in about two minutes
 	$(BIN)/cuecraft demo --out runs/demo
@@ -78,6 +78,9 @@ bench-busy: $(READY)  ## a training alone and next to one busy process, by how t
 
 bench-startup: $(READY)  ## what --help and one `predict` take against loading the model alone
 	$(BIN)/python benchmarks/startup.py --write
+
+bench-threads: $(READY)  ## texts a second of one caller and of eight over one backbone
+	$(BIN)/python benchmarks/threads.py --write
 
 bench-logs: $(READY)  ## anomalous log lines, few-shot by time order, next to rules and TF-IDF
 	$(BIN)/python benchmarks/logs.py

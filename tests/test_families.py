@@ -254,13 +254,14 @@ def test_a_deep_cue_of_no_tokens_is_no_prompt(causal, labelled):
 
 @torch.no_grad()
 def test_reading_beside_a_pass_of_an_eager_model_keeps_its_causal_mask(byte_tokenizer):
-    """A user's own forward in another thread meets our attention's name in the configuration."""
+    """A forward of the same modules in another thread has the model's own attention."""
     import threading
 
-    from cuecraft.backbone.attention import attending_again
+    from cuecraft.backbone.attention import attending_to
 
     model = make_causal(byte_tokenizer)
     backbone = load_backbone((model, byte_tokenizer))
+    model = backbone.model
     ids = torch.tensor([[5, 6, 7, 8], [0, 0, 7, 8]])
     mask = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])
     plain = model(ids, attention_mask=mask).logits
@@ -271,10 +272,11 @@ def test_reading_beside_a_pass_of_an_eager_model_keeps_its_causal_mask(byte_toke
             found.append(model(ids, attention_mask=mask).logits)
 
     past = backbone._read([(5, 6, 7)])
-    with attending_again(model, past.layers):
+    with attending_to(backbone.model, past.layers):
         thread = threading.Thread(target=ask)
         thread.start()
         thread.join()
+        backbone.model(input_ids=ids[:1])
     assert torch.allclose(found[0][0], plain[0], atol=1e-5)
     assert torch.allclose(found[0][1, 2:], plain[1, 2:], atol=1e-5)
 

@@ -1,8 +1,11 @@
 """Threads that share a backbone, a classifier or a readout: each answer is the one that a thread alone gets."""
 
+import copy
 import itertools
+import pickle
 import sys
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,12 +13,12 @@ import torch
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
-from conftest import make_causal, make_masked
+from conftest import make_causal, make_examples, make_masked, make_task
 from cuecraft import PromptClassifier
-from cuecraft.artifact import HardPrompt
-from cuecraft.backbone import load_backbone
+from cuecraft.artifact import DeepCue, HardPrompt, PrefixPrompt, SoftPrompt
+from cuecraft.backbone import ClassHead, load_backbone
 from cuecraft.backbone.columns import FeatureReadout, LabelReadout
-from cuecraft.backbone.hooks import entering
+from cuecraft.backbone.hooks import gradient_checkpointing, passing
 from cuecraft.backbone.likelihood import next_word_log_probabilities
 from cuecraft.backbone.load import _load
 from cuecraft.data.texts import as_records
@@ -184,19 +187,99 @@ def test_two_passes_under_way_keep_what_they_read_apart(causal):
     assert [float(scores(logits).mean()) for scores, logits in kept] == [1.0, 2.0]
 
 
-@pytest.mark.parametrize("kind", ["causal", "masked", "sequence"])
-def test_a_model_that_has_a_pass_under_way_is_copied_after_it(kind, request):
+@pytest.mark.parametrize("kind", KINDS)
+def test_passes_meet_in_the_middle_of_the_model_and_nothing_waits(kind, request):
+    """Eight threads are in the first layer at once, each with a prompt of its own; a copy is made meanwhile."""
     backbone = request.getfixturevalue(kind)
-    loaded = []
-    loading = threading.Thread(
-        target=lambda: loaded.append(load_backbone((backbone.model, backbone.tokenizer), backbone.head_kind))
-    )
-    with entering(backbone.layers, lambda layer, hidden: hidden):
-        loading.start()
-        loading.join(0.2)  # long enough for a copy that does not wait
-        assert not loaded
-    loading.join()
-    assert not any(module._forward_pre_hooks for module in loaded[0].model.modules())
+    task = make_task("{prompt}{text}" if kind == "sequence" else "{text}{prompt}{mask}")
+    context = backbone.context(make_examples(), task)
+    prompts = [prompt for seed in range(2) for prompt in prompts_of_all_kinds(backbone, seed)]
+    alone = [backbone.class_logits(context, prompt) for prompt in prompts]
+    meeting = threading.Barrier(len(prompts), action=lambda: copies.append(copy.deepcopy(backbone.model)), timeout=60)
+    copies, met = [], threading.local()
+
+    def meet(module, args):
+        if not getattr(met, "is_done", False):
+            met.is_done = True
+            meeting.wait()
+
+    handle = backbone.layers[0].register_forward_pre_hook(meet)
+    try:
+        found = together(*(lambda prompt=prompt: backbone.class_logits(context, prompt) for prompt in prompts))
+    finally:
+        handle.remove()
+    for own, expected in zip(found, alone, strict=True):
+        assert torch.allclose(own, expected, atol=1e-6)
+    ids = torch.tensor([[5, 6, 7]])
+    first, other = (model(input_ids=ids)[0] for model in (backbone.model, copies[0].apply(without_hooks)))
+    assert torch.equal(first, other)
+
+
+def without_hooks(module):
+    module._forward_pre_hooks.clear()
+
+
+def prompts_of_all_kinds(backbone, seed):
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(*shape, generator=generator) / 3  # noqa: E731
+    head = ClassHead(draw(2, backbone.hidden_size), draw(2)) if backbone.head_kind is HeadKind.SEQUENCE else None
+    words = HardPrompt((5 + seed, 6), head)
+    yield words
+    yield SoftPrompt(draw(2, backbone.hidden_size), head)
+    yield DeepCue(words, draw(*backbone.offsets_shape(2)))
+    yield PrefixPrompt(words, draw(*backbone.states_shape(3)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_computed_again_in_another_thread_belong_to_their_pass(kind, request):
+    """Backward passes run in a thread of their own, as on a GPU, while another pass is under way there."""
+    backbone = request.getfixturevalue(kind)
+    task = make_task("{prompt}{text}" if kind == "sequence" else "{text}{prompt}{mask}")
+    context = backbone.context(make_examples(), task)
+    *_, prefix = prompts_of_all_kinds(backbone, 0)
+    states = prefix.states.clone().requires_grad_()
+    given = replace(prefix, states=states)
+    (plain,) = torch.autograd.grad(backbone.class_logits(context, given)[:, 0].sum(), [states])
+    with gradient_checkpointing():
+        loss = backbone.class_logits(context, given)[:, 0].sum()
+
+    def backward():
+        with passing(change=lambda layer, hidden: hidden * 0):
+            return torch.autograd.grad(loss, [states])[0]
+
+    assert torch.allclose(*together(backward), plain, atol=1e-6)
+
+
+def test_a_model_in_memory_is_not_changed_by_its_backbone(byte_tokenizer):
+    model = make_causal(byte_tokenizer)
+    classes = {name: type(module) for name, module in model.named_modules()}
+    backbone = load_backbone((model, byte_tokenizer))
+    with passing(change=lambda layer, hidden: hidden * 0):
+        assert not torch.equal(model(torch.tensor([[5, 6]])).logits, backbone.model(torch.tensor([[5, 6]])).logits)
+    assert {name: type(module) for name, module in model.named_modules()} == classes
+
+
+def test_a_hosted_model_in_a_pickle_is_hosted_still(causal):
+    ids = torch.tensor([[5, 6]])
+    again = pickle.loads(pickle.dumps(causal.model))
+    assert torch.equal(again(ids).logits, causal.model(ids).logits)
+    with passing(change=lambda layer, hidden: hidden + layer):
+        assert torch.equal(again(ids).logits, causal.model(ids).logits)
+
+
+def test_layers_of_a_model_that_accelerate_has_placed_are_reached(byte_tokenizer):
+    hooks = pytest.importorskip("accelerate.hooks")
+    plain = make_causal(byte_tokenizer)
+    placed = copy.deepcopy(plain).eval().requires_grad_(False)
+    for module in list(placed.modules()):
+        hooks.add_hook_to_module(module, hooks.AlignDevicesHook("cpu"))
+    found, backbone = (load_backbone((model, byte_tokenizer)) for model in (placed, plain))
+    assert found.model is placed
+    for prompt in prompts_of_all_kinds(backbone, 0):
+        own, expected = (
+            one.class_logits(one.context(make_examples(), make_task()), prompt) for one in (found, backbone)
+        )
+        assert torch.allclose(own, expected, atol=1e-6)
 
 
 def test_loads_at_once_leave_the_notices_of_transformers_as_they_were(causal_folder, monkeypatch):

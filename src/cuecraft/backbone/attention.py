@@ -9,66 +9,52 @@ Kept are the contexts of causal models, and prefixes (trained keys and values) o
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from cuecraft.backbone.budget import ONE_PASS_AT_A_TIME
+from cuecraft.backbone.hooks import Layers, current_pass, passing
 from cuecraft.core.errors import BackboneError
 
 _NAME = "cuecraft"
 _UNKNOWN_HERE = ("softcap", "s_aux", "position_bias")  # what some architectures add to attention
 
 
-#: For each layer keys and values `[b, n_kv_heads, P, head_dim]`.
-Layers = Sequence[tuple[Tensor, Tensor]]
+def _implementation(config: Any) -> str | None:
+    """Return the attention that a model has: ours within a pass that asks for it, else its own."""
+    own = current_pass()
+    name: str | None = config._attn_implementation_internal
+    return _NAME if own is not None and own.config is config else name
 
 
-class _Pass(threading.local):
-    """What this thread's pass attends to, or keeps."""
-
-    def __init__(self) -> None:
-        self.layers: Layers | None = None
-        self.kept: dict[int, tuple[Tensor, Tensor]] | None = None
-        self.numbers: Mapping[int, int] | None = None  # id of a module -> number of its layer
-        self.asked: set[int] = set()  # numbers of the layers that attended
-
-
-_PASS = _Pass()
-
-
-def numbers_of(layers: Sequence[Any]) -> dict[int, int]:
-    """Return the number of the layer that each module lies in, by the module's `id`."""
-    return {id(module): number for number, layer in enumerate(layers) for module in layer.modules()}
+# Once for the process, and no model is changed: a pass is of one context, and its configuration of one model.
+PreTrainedConfig._attn_implementation = property(_implementation, PreTrainedConfig._attn_implementation.fset)
 
 
 @contextmanager
-def attending_to(model: Any, layers: Layers, numbers: Mapping[int, int] | None = None) -> Iterator[None]:
-    """Let a pass of `model` attend to keys and values that it does not compute.
+def attending_to(model: Any, layers: Layers) -> Iterator[None]:
+    """Let a pass of a hosted model attend to keys and values that it does not compute.
 
     Args:
         model: a transformers model.
         layers: what to attend to, in front of the pass's own tokens.
-        numbers: the layer of each module (`numbers_of`); None to believe the modules' `layer_idx`.
 
     The pass's mask is `[b, 1, N, P + N]`, or of its own N tokens, which then all see all P. Positions are the pass's.
 
     Raises:
         BackboneError: a layer did not ask: the architecture has an attention of its own.
     """
-    _PASS.asked = set()
-    with attending_again(model, layers, numbers):
+    with passing(config=model.config.get_text_config(), past=layers, asked=set()) as own:
         yield
-        if len(_PASS.asked) != len(layers):
+        if len(own.asked) != len(layers):
             raise BackboneError(
                 f"the attention of {model.config.model_type} takes no keys and values from outside; "
                 "use another method or model"
@@ -76,42 +62,11 @@ def attending_to(model: Any, layers: Layers, numbers: Mapping[int, int] | None =
 
 
 @contextmanager
-def attending_again(model: Any, layers: Layers, numbers: Mapping[int, int] | None = None) -> Iterator[None]:
-    """Do the same for a part of the pass that is computed again."""
-    with _lent(model):
-        _PASS.layers, _PASS.numbers = layers, numbers
-        try:
-            yield
-        finally:
-            _PASS.layers = _PASS.numbers = None
-
-
-@contextmanager
-def keeping(model: Any, numbers: Mapping[int, int] | None = None) -> Iterator[dict[int, tuple[Tensor, Tensor]]]:
-    """Yield a mapping that a pass of `model` fills: layer -> keys and values `[b, n_kv_heads, N, head_dim]`."""
-    with _lent(model):
-        _PASS.kept, _PASS.numbers = {}, numbers
-        try:
-            yield _PASS.kept
-        finally:
-            _PASS.kept = _PASS.numbers = None
-
-
-@contextmanager
-def _lent(model: Any) -> Iterator[None]:
-    config = model.config.get_text_config()
-    with ONE_PASS_AT_A_TIME:
-        own = config._attn_implementation
-        config._attn_implementation = _NAME
-        try:
-            yield
-        finally:
-            config._attn_implementation = own
-
-
-def _layer_of(module: Any) -> int:
-    number = module.layer_idx if _PASS.numbers is None else _PASS.numbers[id(module)]
-    return int(number)
+def keeping(model: Any) -> Iterator[dict[int, tuple[Tensor, Tensor]]]:
+    """Yield a mapping that a pass of a hosted model fills: layer -> keys and values `[b, n_kv_heads, N, head_dim]`."""
+    kept: dict[int, tuple[Tensor, Tensor]] = {}
+    with passing(config=model.config.get_text_config(), kept=kept):
+        yield kept
 
 
 def _attention(
@@ -139,19 +94,20 @@ def _attention(
     Raises:
         NotImplementedError: the architecture adds something of its own to attention.
     """
-    layers = _PASS.layers
-    if _PASS.kept is not None:
-        _PASS.kept[_layer_of(module)] = (key, value)
-    if layers is None:  # a pass that is only kept, or another thread's over the same model
+    own = current_pass()
+    assert own is not None  # or this attention would not run
+    number = int(own.layer[0] if own.layer else module.layer_idx)
+    if own.kept is not None:
+        own.kept[number] = (key, value)
+    if own.past is None:
         output, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
         return output, None
     if any(options.get(name) is not None for name in _UNKNOWN_HERE):
         raise NotImplementedError("attention of an unknown kind")
-    number = _layer_of(module)
-    _PASS.asked.add(number)
-    old_key, old_value = layers[number]
+    own.asked.add(number)
+    old_key, old_value = own.past[number]
     rows, heads, count, width = query.shape
     groups = key.shape[1]
     # Heads that share keys and values stand below each other, as more queries of one head.

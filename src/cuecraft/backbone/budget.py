@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
@@ -12,9 +11,6 @@ import torch
 from torch import Tensor
 
 from cuecraft.task.batches import TokenBudget
-
-#: What a pass borrows from a model (output embedding, attention, layer inputs) is lent to one pass at once.
-ONE_PASS_AT_A_TIME = threading.RLock()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from cuecraft.backbone.base import Context, Prompt, Swap
 from cuecraft.backbone.budget import Budget, memory_of, restore_order
 from cuecraft.backbone.columns import FeatureReadout, Readout, SequenceReadout, readout
 from cuecraft.backbone.cues import Cues, Past, Rows, VectorTable
-from cuecraft.backbone.hooks import entering
+from cuecraft.backbone.hooks import passing
 from cuecraft.backbone.layout import Layout, MixedCausal, own_tokens
 from cuecraft.backbone.plan import nothing_between
 from cuecraft.backbone.tree import CueTree, tree_groups
@@ -329,15 +329,14 @@ class CausalBackbone(MixedCausal):
             inputs = torch.where(is_own[None, :, None], self.embed(own_ids)[:, at], inputs)
             valid = torch.where(is_own[None], own_valid[:, at], valid)
         slots = torch.tensor(tree.ends, device=self.device).expand(len(own_ids), -1)
-        with reads.reading(slots) as scores, entering(*self._entering(table, codes)):
+        with reads.reading(slots) as scores, passing(change=_change(table, codes)):
             logits = self._forward(inputs, tree.ancestors, valid, past).logits
         return scores(logits)
 
-    def _entering(
-        self, table: VectorTable, codes: Tensor
-    ) -> tuple[Sequence[Any], Callable[[int, Tensor], Tensor] | None]:
-        """Return what to change on the way into each layer: nodes `[..., N]` of the table get their offsets."""
-        if table.offsets is None or not table.offsets.shape[1]:
-            return (), None
-        offsets = table.offsets[:, codes.clamp(min=0)] * (codes >= 0)[..., None].to(table.offsets.dtype)
-        return self.layers, lambda layer, hidden: hidden + offsets[layer]
+
+def _change(table: VectorTable, codes: Tensor) -> Callable[[int, Tensor], Tensor] | None:
+    """Return what to change on the way into each layer: nodes `[..., N]` of the table get their offsets."""
+    if table.offsets is None or not table.offsets.shape[1]:
+        return None
+    offsets = table.offsets[:, codes.clamp(min=0)] * (codes >= 0)[..., None].to(table.offsets.dtype)
+    return lambda layer, hidden: hidden + offsets[layer]

@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from cuecraft.backbone.base import ClassHead, FeatureScale
-from cuecraft.backbone.budget import ONE_PASS_AT_A_TIME
+from cuecraft.backbone.hooks import passing
 from cuecraft.core.errors import BackboneError, LabelWordError
 from cuecraft.task.rendering import LabelIds
 
@@ -76,12 +76,8 @@ class Readout(ABC):
             kept[:] = [own]
             return logits
 
-        with ONE_PASS_AT_A_TIME:
-            self._head.forward = forward  # shadows the module's own method until deleted
-            try:
-                yield lambda logits: self._scores(logits, kept[0])
-            finally:
-                del self._head.forward
+        with passing(output=forward):
+            yield lambda logits: self._scores(logits, kept[0])
             if not kept:
                 raise BackboneError("this model makes its logits without calling its output embedding; use another")
 

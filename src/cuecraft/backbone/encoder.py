@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from enum import StrEnum
 from functools import partial
@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cuecraft.backbone.attention import attending_again, attending_to, keeping
+from cuecraft.backbone.attention import attending_to, keeping
 from cuecraft.backbone.base import ClassHead, Context, Prompt, ReadyPrompt, Row, Swap
-from cuecraft.backbone.budget import ONE_PASS_AT_A_TIME, Budget, restore_order
+from cuecraft.backbone.budget import Budget, restore_order
 from cuecraft.backbone.columns import (
     FeatureReadout,
     LabelReadout,
@@ -33,7 +33,7 @@ from cuecraft.backbone.columns import (
 from cuecraft.backbone.cues import VectorTable
 from cuecraft.backbone.encoder_rows import Cues, LaidOut, RowCues, mask_slots
 from cuecraft.backbone.frozen import FrozenModel, agree
-from cuecraft.backbone.hooks import adding, entering, recomputed
+from cuecraft.backbone.hooks import adding, passing
 from cuecraft.core.deadline import check_time
 from cuecraft.core.errors import BackboneError, PromptError
 from cuecraft.task import Example, Task
@@ -60,9 +60,8 @@ class EncoderBackbone(FrozenModel):
         ids = self._sample_ids(5)
         pieces = [Pieces(tuple(ids), ()), Pieces(tuple(ids[1:3]), ())]
         no_cue = RowCues([0] * len(pieces), self.embed(torch.zeros(0, dtype=torch.long)))
-        with ONE_PASS_AT_A_TIME:  # another backbone over the same model may have a pass in progress
-            found = self._probe(self._lay_out(pieces, no_cue), pieces).float()
-            plain = torch.cat([self._plain(piece) for piece in pieces])
+        found = self._probe(self._lay_out(pieces, no_cue), pieces).float()
+        plain = torch.cat([self._plain(piece) for piece in pieces])
         if not agree(found, plain, self.name):
             raise BackboneError(
                 f"{self.name} ({self.model.config.model_type}) cannot be used as a {self.head_kind} backbone: "
@@ -149,12 +148,13 @@ class EncoderBackbone(FrozenModel):
         Raises:
             BackboneError: the model's attention does not show them.
         """
+        layers = self.layers
         try:
-            with keeping(self.model, self.layer_numbers) as kept:
+            with keeping(self.model) as kept:
                 self.model(input_ids=torch.tensor([list(token_ids)], device=self.device))
-        except (KeyError, ValueError):  # an attention that lies outside of the layers, or a name it does not know
+        except (AttributeError, ValueError):  # an attention that lies outside of the layers, or a name it does not know
             kept = {}
-        if len(kept) != len(self.layers):
+        if len(kept) != len(layers):
             raise BackboneError(
                 f"the attention of {self.name} ({self.model.config.model_type}) takes no keys and values from "
                 "outside; use another method"
@@ -274,15 +274,9 @@ class EncoderBackbone(FrozenModel):
 
     def run_pass(self, laid_out: LaidOut) -> Any:
         """Run the model on one batch."""
-        layers = () if laid_out.change is None else self.layers
-        attending: AbstractContextManager[None] = nullcontext()
-        attending_later: Callable[[], AbstractContextManager[None]] = nullcontext
-        if laid_out.states is not None:
-            seen = [(keys, values) for keys, values in laid_out.states]
-            attending = attending_to(self.model, seen, self.layer_numbers)
-            attending_later = partial(attending_again, self.model, seen, self.layer_numbers)
-        recomputing = recomputed(lambda: self.layers, attending_later)
-        with ONE_PASS_AT_A_TIME, entering(layers, laid_out.change), attending, recomputing:
+        states = laid_out.states
+        attending = nullcontext() if states is None else attending_to(self.model, [(own[0], own[1]) for own in states])
+        with passing(change=laid_out.change), attending:
             return self.model(**laid_out.inputs)
 
     def _lay_out(self, pieces: Sequence[Pieces], cues: RowCues) -> LaidOut:

@@ -11,10 +11,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from cuecraft.backbone.attention import numbers_of
 from cuecraft.backbone.base import Context, Prompt, Swap, T
 from cuecraft.backbone.budget import Budget, is_out_of_memory
-from cuecraft.backbone.hooks import layer_list
+from cuecraft.backbone.hooks import hosted, layer_list
 from cuecraft.backbone.nearest import Nearest, NearestRenderer
 from cuecraft.core.errors import BackboneError, PromptError
 from cuecraft.task import Task
@@ -41,7 +40,7 @@ class FrozenModel(ABC):
     def __init__(
         self, model: Any, tokenizer: Any, name: str, fingerprint: Callable[[], str], budget: Budget | None = None
     ) -> None:
-        self.model = model.eval().requires_grad_(False)
+        self.model = hosted(model.eval().requires_grad_(False))
         self.tokenizer = tokenizer
         #: A copy that reads texts and nothing else. See `reading_texts`.
         self.text_tokenizer = reading_texts(tokenizer)
@@ -66,9 +65,8 @@ class FrozenModel(ABC):
         Its hash is this one's: it says what the tuned weights stand on.
         """
         twin = copy.copy(self)
-        for derived in ("layers", "layer_numbers"):
-            twin.__dict__.pop(derived, None)
-        twin.model, twin.name, twin._nearest = model, name, {}
+        twin.__dict__.pop("layers", None)
+        twin.model, twin.name, twin._nearest = hosted(model), name, {}
         return twin
 
     @property
@@ -112,15 +110,6 @@ class FrozenModel(ABC):
             BackboneError: the model has no list of its layers.
         """
         return layer_list(self.model, self.name)
-
-    @cached_property
-    def layer_numbers(self) -> dict[int, int]:
-        """The number of the layer that each module lies in, by the module's `id`.
-
-        Raises:
-            BackboneError: the model has no list of its layers.
-        """
-        return numbers_of(self.layers)
 
     @abstractmethod
     def read_states(self, token_ids: Sequence[int]) -> Tensor:

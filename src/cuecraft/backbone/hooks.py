@@ -1,19 +1,157 @@
-"""The model's own layers: changing the hidden states that enter them, checkpointing, and gradients for training."""
+"""What a forward pass does otherwise than the model by itself.
+
+A hosted model (`hosted`) has layers and an output embedding that ask for the pass of the current context. Without one
+they do what they always do. So threads run passes over one model at once, and no pass changes what another one sees.
+"""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import partial
+from contextlib import contextmanager, nullcontext, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from cuecraft.backbone.budget import ONE_PASS_AT_A_TIME
 from cuecraft.core.errors import BackboneError
+
+#: For each layer keys and values `[b, n_kv_heads, P, head_dim]`.
+Layers = Sequence[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Pass:
+    """What one forward pass does otherwise.
+
+    Args:
+        config: of the model whose attention reads `past` or fills `kept`; None where attention is the model's own.
+        past: keys and values in front of the pass's own tokens; None for none.
+        kept: filled with the keys and values `[b, n_kv_heads, N, head_dim]` of each layer; None to keep none.
+        change: given a layer's number and the hidden states `[b, L, d]` entering it, returns what enters instead.
+        output: given what enters the output embedding `[b, L, d]`, returns what stands for the logits.
+        saves: keep only what enters each layer, and compute the layers again for the gradient.
+        asked: numbers of the layers that read `past`.
+        layer: the number of the layer that runs now; empty between layers.
+    """
+
+    config: Any = None
+    past: Layers | None = None
+    kept: dict[int, tuple[Tensor, Tensor]] | None = None
+    change: Callable[[int, Tensor], Tensor] | None = None
+    output: Callable[[Tensor], Tensor] | None = None
+    saves: bool = False
+    asked: set[int] = field(default_factory=set)
+    layer: list[int] = field(default_factory=list)
+
+
+_PASS: ContextVar[Pass | None] = ContextVar("cuecraft_pass", default=None)
+
+
+def current_pass() -> Pass | None:
+    """Return the pass of this context; None where there is none."""
+    return _PASS.get()
+
+
+@contextmanager
+def passing(**changes: Any) -> Iterator[Pass]:
+    """Let passes in this context do this too: fields of `Pass`."""
+    with _within(replace(_PASS.get() or Pass(), layer=[], **changes)) as own:
+        yield own
+
+
+@contextmanager
+def _within(own: Pass) -> Iterator[Pass]:
+    before = _PASS.set(own)
+    try:
+        yield own
+    finally:
+        _PASS.reset(before)
+
+
+def gradient_checkpointing() -> Any:
+    """Have passes of this context keep only what enters each layer, and compute the layers again for the gradient.
+
+    Transformers' own switch works in training mode only, and would compute a layer again without what the pass did
+    otherwise.
+    """
+    return passing(saves=True)
+
+
+class _Hosted:
+    """A module's class mixed with this one asks for the pass of its context; a copy of the module does too."""
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return _blank, type(self).__bases__, self.__getstate__()
+
+
+class _Layer(_Hosted):
+    hosted_number: int
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the layer."""
+        own = _PASS.get()
+        if own is None:
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        if own.change is not None and args:
+            args = (own.change(self.hosted_number, args[0]), *args[1:])
+        elif own.change is not None:
+            kwargs = kwargs | {"hidden_states": own.change(self.hosted_number, kwargs["hidden_states"])}
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            own.layer[:] = [self.hosted_number]
+            try:
+                return super(_Layer, self).forward(*args, **kwargs)  # type: ignore[misc]
+            finally:
+                own.layer.clear()
+
+        if not (own.saves and torch.is_grad_enabled()):
+            return run(*args, **kwargs)
+        # The second computation is made within the backward pass, perhaps in a thread of its own.
+        return checkpoint(run, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), _within(own)), **kwargs)
+
+
+class _OutputEmbedding(_Hosted):
+    def forward(self, hidden: Tensor) -> Any:
+        """Return the logits of hidden states, or what the pass makes of them."""
+        own = _PASS.get()
+        if own is None or own.output is None:
+            return super().forward(hidden)  # type: ignore[misc]
+        return own.output(hidden)
+
+
+@cache
+def _mixed(kind: Any, base: Any) -> Any:
+    return type(base.__name__, (kind, base), {"__module__": base.__module__})
+
+
+def _blank(kind: Any, base: Any) -> Any:
+    made = _mixed(kind, base)
+    return made.__new__(made)
+
+
+def _host(module: Any, kind: Any) -> None:
+    if isinstance(module, kind):
+        return
+    own: Any = type(module)
+    module.__class__ = _mixed(kind, own)
+    if hasattr(module, "_old_forward"):  # accelerate calls this one, which is of the class before
+        module._old_forward = type(module).forward.__get__(module)
+
+
+def hosted(model: Any) -> Any:
+    """Return a model with layers and an output embedding, where it has such, that ask for the pass of their context."""
+    with suppress(BackboneError):
+        for number, layer in enumerate(layer_list(model, "")):
+            _host(layer, _Layer)
+            layer.hosted_number = number
+    head = model.get_output_embeddings()
+    if head is not None:
+        _host(head, _OutputEmbedding)
+    return model
 
 
 def layer_list(model: Any, name: str) -> tuple[Any, ...]:
@@ -29,89 +167,9 @@ def layer_list(model: Any, name: str) -> tuple[Any, ...]:
     raise BackboneError(f"{name} ({model.config.model_type}) has no list of its layers; use another method")
 
 
-@contextmanager
-def entering(layers: Sequence[Any], change: Callable[[int, Tensor], Tensor] | None) -> Iterator[None]:
-    """Change the hidden states that enter each layer, for the passes of this thread.
-
-    Args:
-        layers: the model's layers.
-        change: given a layer's number and the hidden states `[b, L, d]` entering it, returns what enters instead;
-            None changes nothing.
-    """
-    if change is None:
-        yield
-        return
-    owner = threading.get_ident()
-
-    def hook(number: int, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if threading.get_ident() != owner:
-            return None
-        if args:
-            return (change(number, args[0]), *args[1:]), kwargs
-        return args, kwargs | {"hidden_states": change(number, kwargs["hidden_states"])}
-
-    with ONE_PASS_AT_A_TIME, ExitStack() as stack:
-        for number, layer in enumerate(layers):
-            handle = layer.register_forward_pre_hook(partial(hook, number), with_kwargs=True)
-            stack.callback(handle.remove)
-        yield
-
-
 def adding(offsets: Tensor, rows: Tensor, columns: Tensor) -> Callable[[int, Tensor], Tensor]:
     """Return a change, for `entering`, that adds offsets `[n_layers, M, d]` at M places (row, column) of a batch."""
     return lambda layer, hidden: hidden.index_put((rows, columns), offsets[layer], accumulate=True)
-
-
-class _Saving(threading.local):
-    is_on = False
-
-
-_SAVING = _Saving()
-
-
-@contextmanager
-def gradient_checkpointing() -> Iterator[None]:
-    """Have passes of this thread keep only what enters each layer, and compute the layers again for the gradient."""
-    before, _SAVING.is_on = _SAVING.is_on, True
-    try:
-        yield
-    finally:
-        _SAVING.is_on = before
-
-
-@contextmanager
-def recomputed(
-    layers: Callable[[], Sequence[Any]], around: Callable[[], AbstractContextManager[None]]
-) -> Iterator[None]:
-    """Where `gradient_checkpointing` is on, checkpoint each layer for the passes of this thread.
-
-    Transformers' own switch works in training mode only, and would compute a layer again after this pass has given
-    back what it borrowed from the model.
-
-    Args:
-        layers: gives the model's layers.
-        around: surrounds a layer's second computation with what the pass had borrowed.
-    """
-    if not (_SAVING.is_on and torch.is_grad_enabled()):
-        yield
-        return
-    owner = threading.get_ident()
-
-    def forward(own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if threading.get_ident() != owner:
-            return own(*args, **kwargs)
-        surroundings = lambda: (nullcontext(), around())  # noqa: E731
-        return checkpoint(own, *args, use_reentrant=False, context_fn=surroundings, **kwargs)
-
-    with ONE_PASS_AT_A_TIME:
-        lent = layers()
-        for layer in lent:
-            layer.forward = partial(forward, layer.forward)  # shadows the module's own method until deleted
-        try:
-            yield
-        finally:
-            for layer in lent:
-                del layer.forward
 
 
 @contextmanager

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cuecraft.backbone.budget import ONE_PASS_AT_A_TIME
 from cuecraft.core.errors import BackboneError, CuecraftWarning
 from cuecraft.task.token_text import copied_tokenizer, special_ids
 
@@ -36,8 +35,7 @@ def borrowed(model: Any) -> Any:
         weights = {id(own): torch.nn.Parameter(own.detach(), requires_grad=False) for own in model.parameters()}
         gradients = {id(own.grad): None for own in model.parameters() if own.grad is not None}
         try:
-            with ONE_PASS_AT_A_TIME:  # what a pass in another thread lends to the modules is not theirs
-                return copy.deepcopy(model, {**{id(own): own for own in model.buffers()}, **gradients, **weights})
+            return copy.deepcopy(model, {**{id(own): own for own in model.buffers()}, **gradients, **weights})
         except Exception:  # modules hold whatever their makers like, such as locks and open files
             pass
     if model.training or any(own.requires_grad for own in model.parameters()):

@@ -18,7 +18,7 @@ from cuecraft.backbone.base import Prompt, ReadyPrompt, Row
 from cuecraft.backbone.budget import Budget
 from cuecraft.backbone.columns import MixedReadout, readout
 from cuecraft.backbone.cues import Past, VectorTable, padded
-from cuecraft.backbone.hooks import adding, entering
+from cuecraft.backbone.hooks import adding, passing
 from cuecraft.backbone.plan import CausalModel, nothing_between
 from cuecraft.backbone.tree import CueTree, grow_tree
 from cuecraft.task import Task
@@ -297,7 +297,7 @@ class MixedCausal(CausalModel):
             inputs = inputs.index_put(where, table.vectors)
             change = None if table.offsets is None else adding(table.offsets, *where)
         mixed = MixedReadout(self.model, [prompt.reads for prompt in prompts])
-        with mixed.reading(at, slot_rows) as scores, entering(self.layers if change else (), change):
+        with mixed.reading(at, slot_rows) as scores, passing(change=change):
             logits = self._forward(inputs, *_seen(rows, width, self.device), self._past_of(rows)).logits
         return scores(logits)[0]
 

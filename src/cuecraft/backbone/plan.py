@@ -7,20 +7,19 @@ through `CausalModel._read`, for texts that are read alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cuecraft.backbone.attention import Layers, attending_again, attending_to, cache_of, keeping
-from cuecraft.backbone.budget import ONE_PASS_AT_A_TIME, Budget
+from cuecraft.backbone.attention import attending_to, cache_of, keeping
+from cuecraft.backbone.budget import Budget
 from cuecraft.backbone.columns import FeatureReadout
 from cuecraft.backbone.cues import Past, Rows, padded
 from cuecraft.backbone.frozen import FrozenModel, agree
-from cuecraft.backbone.hooks import recomputed
+from cuecraft.backbone.hooks import Layers
 from cuecraft.backbone.tree import grow_tree
 from cuecraft.core.errors import BackboneError, PromptError
 from cuecraft.task.rendering import HeadKind, Pieces, Renderer
@@ -105,8 +104,7 @@ class CausalModel(FrozenModel):
 
     def _plain_logits(self, ids: Sequence[int]) -> Tensor:
         """Return logits `[V]` after a text, as the model gives them by itself."""
-        with ONE_PASS_AT_A_TIME:  # another backbone over the same model may have a pass in progress
-            logits: Tensor = self.model(input_ids=torch.tensor([ids], device=self.device)).logits[0, -1].float()
+        logits: Tensor = self.model(input_ids=torch.tensor([ids], device=self.device)).logits[0, -1].float()
         return logits
 
     @property
@@ -157,17 +155,11 @@ class CausalModel(FrozenModel):
             layers: for each layer keys and values `[b, n_kv_heads, P, head_dim]` that are kept; empty for none. Where
                 `shares_context` is true, one row may stand for all.
         """
-        cache = None
-        attending: AbstractContextManager[None] = nullcontext()
-        attending_later: Callable[[], AbstractContextManager[None]] = nullcontext
-        if layers and self._shares_context:
-            attending = attending_to(self.model, layers)
-            attending_later = partial(attending_again, self.model, layers)
-        elif layers:
-            cache = cache_of(layers)
+        cache = cache_of(layers) if layers and not self._shares_context else None
+        attending = attending_to(self.model, layers) if layers and self._shares_context else nullcontext()
         mask = torch.zeros(allowed.shape, dtype=inputs.dtype, device=inputs.device)
         mask.masked_fill_(~allowed, torch.finfo(inputs.dtype).min)
-        with ONE_PASS_AT_A_TIME, attending, recomputed(lambda: self.layers, attending_later):
+        with attending:
             return self.model(
                 inputs_embeds=inputs,
                 attention_mask=mask[:, None],
@@ -193,8 +185,7 @@ class CausalModel(FrozenModel):
         ids = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.long)
         for row, text in enumerate(texts):
             ids[row, : len(text)] = torch.tensor(text)
-        with ONE_PASS_AT_A_TIME:  # a pass meanwhile would have the model attend in its own way
-            layers = self.model.base_model(input_ids=ids.to(self.device), use_cache=True).past_key_values.layers
+        layers = self.model.base_model(input_ids=ids.to(self.device), use_cache=True).past_key_values.layers
         lengths = torch.tensor([len(text) for text in texts], device=self.device)
         return Past([(layer.keys, layer.values) for layer in layers], lengths)
 

@@ -7,6 +7,7 @@ full fine-tuning has a copy.
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -17,7 +18,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from cuecraft.backbone.base import Context
-from cuecraft.backbone.budget import ONE_PASS_AT_A_TIME
 from cuecraft.backbone.load import AnyBackbone
 from cuecraft.core.errors import BackboneError
 from cuecraft.core.seeding import torch_generator
@@ -70,10 +70,12 @@ class Twin:
         #: The trained tensors by name.
         self.trained: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self._holds: object = None
+        #: Held while the trained tensors have to keep their values.
+        self.lock = threading.RLock()
 
     def hold(self, weights: TunedWeights) -> None:
         """Give the trained tensors the values of `weights`, unless they have them."""
-        with ONE_PASS_AT_A_TIME, torch.no_grad():
+        with self.lock, torch.no_grad():
             if self._holds is not weights and weights.values is not None:
                 for name, tensor in self.trained.items():
                     tensor.copy_(weights.values[name])
@@ -128,7 +130,7 @@ class TunedWeights:
 
         No other thread gives the twin other values meanwhile.
         """
-        with ONE_PASS_AT_A_TIME:
+        with self._twin.lock:
             yield self.held(), context.unread()
 
 
@@ -167,14 +169,12 @@ def _copied_model(backbone: AnyBackbone) -> Any:
     """Return a copy of the model whose weights all have gradients, in float32: steps are lost in half precision."""
     if any(not weight.is_floating_point() for weight in backbone.model.parameters()):
         raise BackboneError(f"{backbone.name} has weights of 4 or 8 bits, which cannot be trained; use lora")
-    with ONE_PASS_AT_A_TIME:  # a pass in another thread borrows from the model meanwhile
-        return copy.deepcopy(backbone.model).float().requires_grad_()
+    return copy.deepcopy(backbone.model).float().requires_grad_()
 
 
 def shared_copy(model: Any) -> Any:
     """Return a model of new modules around the very same weight tensors."""
-    with ONE_PASS_AT_A_TIME:
-        return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
 
 
 def _lora_model(backbone: AnyBackbone, spec: LoraSpec, seed: int) -> Any:

@@ -20,7 +20,7 @@ from cuecraft.backbone import AnyBackbone, CausalBackbone, MaskedBackbone, Ready
 from cuecraft.backbone.base import ClassHead
 from cuecraft.backbone.columns import LabelReadout, Readout, class_scores, readout
 from cuecraft.backbone.encoder_rows import LaidOut
-from cuecraft.backbone.hooks import entering
+from cuecraft.backbone.hooks import passing
 from cuecraft.backbone.hosted import known_ids
 from cuecraft.core.errors import ExportError
 from cuecraft.export.runtime.manifest import PROMPT_NAME
@@ -187,8 +187,7 @@ class FoldedCausal(Folded):
             rows = 1 if self._backbone.shares_context else inputs.shape[0]
             layers = [(own[0][None].expand(rows, -1, -1, -1), own[1][None].expand(rows, -1, -1, -1)) for own in kept]
         is_moved = any(own is not None for own in sides.offsets)
-        moved = entering(self._backbone.layers if is_moved else (), self._moved)
-        with self._readout.picking(self._at_slots) as scores, moved:
+        with self._readout.picking(self._at_slots) as scores, passing(change=self._moved if is_moved else None):
             found = self._backbone.attend(inputs, allowed, positions, layers).logits
         return scores(found)[0]
 
@@ -411,8 +410,8 @@ class FoldedSeveral(torch.nn.Module):
 
         reads = self._readout
         reads.prompts = prompts
-        layers = self._backbone.layers if offsets is not None else ()
-        with reads.picking(lambda hidden: hidden[:, at]) as scores, entering(layers, moved):
+        change = None if offsets is None else moved
+        with reads.picking(lambda hidden: hidden[:, at]) as scores, passing(change=change):
             found = self._backbone.attend(inputs, allowed, positions, []).logits
         logits = scores(found) * self._scale[prompts] + self._bias[prompts]
         return torch.where(reads.is_word[prompts][:, :, 0], logits, _NEVER).softmax(-1)

@@ -5,16 +5,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from cuecraft.backbone.attention import Layers, attending_again, attending_to, keeping, numbers_of
+from cuecraft.backbone.attention import attending_to, keeping
 from cuecraft.backbone.frozen import agree, position_limit
-from cuecraft.backbone.hooks import gradient_checkpointing, layer_list, recomputed
+from cuecraft.backbone.hooks import Layers, gradient_checkpointing, hosted, layer_list
 from cuecraft.core.errors import BackboneError, PromptError
 
 _SAME = 1e-5  # relative: beyond that a later token is seen by an earlier one
@@ -34,8 +33,8 @@ class PrefixHost:
         self._name = f"{type(model).__name__} ({model.config.model_type})"
         if getattr(model.config, "is_encoder_decoder", False):
             raise BackboneError(f"{self._name} is an encoder-decoder, which prefix-tuning does not support here")
-        self.model = model.eval().requires_grad_(False)
-        self._layers = layer_list(model, type(model).__name__)
+        self._count = len(layer_list(model, type(model).__name__))
+        self.model = hosted(model.eval().requires_grad_(False))
         #: Whether tokens see only those before them; then a prefix takes positions, else none.
         self.is_causal = False
         if not self._check():
@@ -43,11 +42,6 @@ class PrefixHost:
                 f"the attention of {self._name} takes no keys and values from outside, or not as its own; "
                 "use another model, or prompt tuning"
             )
-
-    @property
-    def _numbers(self) -> dict[int, int]:
-        # Found again for each pass: a copy of the module has layers of its own.
-        return numbers_of(self._layers)
 
     @property
     def vocab_size(self) -> int:
@@ -72,9 +66,9 @@ class PrefixHost:
     @torch.no_grad()
     def read(self, token_ids: Sequence[int]) -> Tensor:
         """Return keys and values `[n_layers, 2, n_kv_heads, L, head_dim]` of tokens that are read alone."""
-        with keeping(self.model, self._numbers) as kept:
+        with keeping(self.model) as kept:
             self._hidden(token_ids)
-        return torch.stack([torch.stack([part[0] for part in kept[n]]) for n in range(len(self._layers))])
+        return torch.stack([torch.stack([part[0] for part in kept[n]]) for n in range(self._count)])
 
     def run(self, states: Tensor, inputs: dict[str, Any], body: bool = False) -> Any:
         """Return the model's output for a batch whose tokens all attend to a prefix.
@@ -114,12 +108,7 @@ class PrefixHost:
     def _attending(self, seen: Layers) -> Iterator[None]:
         # Transformers' own checkpointing is for training mode, and would compute a layer again without the prefix.
         is_saving = any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules())
-        again = partial(attending_again, self.model, seen, self._numbers)
-        with (
-            gradient_checkpointing() if is_saving else nullcontext(),
-            attending_to(self.model, seen, self._numbers),
-            recomputed(lambda: self._layers, again),
-        ):
+        with gradient_checkpointing() if is_saving else nullcontext(), attending_to(self.model, seen):
             yield
 
     def _positions(self, inputs: dict[str, Any], prefix: int, tokens: Tensor) -> dict[str, Any]:
