@@ -46,9 +46,10 @@ from curves_picture import draw
 from peers import fresh_model
 
 from cuecraft.artifact.predictor import Candidate
+from cuecraft.core.events import Scored
 from cuecraft.methods import make_method
 from cuecraft.methods.prepare import make_task
-from cuecraft.methods.problem import Labelled, Method, Problem, Selection, score
+from cuecraft.methods.problem import Labelled, Method, Problem, Score, Selection, score
 from cuecraft.study.compare.trial import run_trial
 
 CURVES = ("deep-cue", "lora", "peft-prompt-tuning")
@@ -82,10 +83,10 @@ def every_best(keep: Callable[[int, float, Candidate], None], phase: str) -> Ite
     """
     see = Selection.see
 
-    def seen(self: Selection, *given: Any, **details: Any) -> bool:
-        is_best = see(self, *given, **details)
-        if details.get("phase") == phase and self.best is not None and self.best_score is not None:
-            keep(details["step"], self.best_score.loss, self.best)
+    def seen(self: Selection, candidate: Candidate, train: Score, event: Scored, dev: Score | None = None) -> bool:
+        is_best = see(self, candidate, train, event, dev)
+        if event.phase == phase and self.best is not None and self.best_score is not None:
+            keep(event.step or 0, self.best_score.loss, self.best)
         return is_best
 
     with patch.object(Selection, "see", seen):

@@ -30,6 +30,7 @@ from cuecraft import PromptClassifier
 from cuecraft.artifact import Artifact, load_artifact
 from cuecraft.backbone import AnyBackbone, load_backbone
 from cuecraft.core.errors import ExportError
+from cuecraft.core.events import Event
 from cuecraft.data import Record, read_records, subsample
 from cuecraft.export import GraphRequest, export_graph, own_texts
 from cuecraft.export.runtime import ExportedClassifier, ExportedModel, RuntimeOptions, is_export, read_export
@@ -77,8 +78,8 @@ def export(name: str, graph: str, work: Path) -> None:
     begun = time.perf_counter()
     texts = sentences()
 
-    def told(event: dict[str, Any]) -> None:
-        print(name, graph, event["phase"], flush=True)
+    def told(event: Event) -> None:
+        print(name, graph, event.phase, flush=True)
 
     def run(floor: float | None) -> None:
         wanted = GraphRequest(kind, precision, "cut", texts, floor)  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cuecraft.artifact import HardPrompt
 from cuecraft.artifact.predictor import fresh_logits
 from cuecraft.backbone import load_backbone
+from cuecraft.core.events import Event
 from cuecraft.core.seeding import numpy_generator
 from cuecraft.data import read_records
 from cuecraft.methods import make_method
@@ -95,8 +96,8 @@ def _epoch(bench: Bench, method: str) -> float:
 
     times: list[float] = []
 
-    def note(event: dict[str, object]) -> None:
-        if event["phase"] == method:
+    def note(event: Event) -> None:
+        if event.phase == method:
             times.append(time.perf_counter())
 
     problem = Problem(bench.backbone, bench.task, bench.train, None, report=note)

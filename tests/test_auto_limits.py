@@ -199,10 +199,10 @@ def watched(monkeypatch, rows):
     """Return the epochs as they are seen of trainings on so many examples, 0 for what is there before the first."""
     seen, plain = [], Latest.see
 
-    def see(self, *args, **details):
+    def see(self, candidate, train, event, dev=None):
         if len(self.problem.train) == rows:
-            seen.append(details["step"])
-        return plain(self, *args, **details)
+            seen.append(event.step)
+        return plain(self, candidate, train, event, dev)
 
     monkeypatch.setattr(Latest, "see", see)
     return seen
@@ -226,9 +226,9 @@ def test_a_training_that_is_cut_leaves_time_for_its_answers(causal, monkeypatch)
     problem = tiny_problem(causal)
     watch, plain = Watch(126, monkeypatch), Latest.see
 
-    def see(self, *args, **details):
-        watch.now += 10.0 if details["step"] else 0.0
-        return plain(self, *args, **details)
+    def see(self, candidate, train, event, dev=None):
+        watch.now += 10.0 if event.step else 0.0
+        return plain(self, candidate, train, event, dev)
 
     monkeypatch.setattr(crossfit, "_PASSES", 0.5)
     monkeypatch.setattr(Latest, "see", see)

@@ -15,6 +15,7 @@ import yaml
 
 from conftest import LABELS, TEXTS, make_examples, tiny_problem
 from cuecraft.core.errors import CompareError, CuecraftWarning, MethodError
+from cuecraft.core.events import TrainStep
 from cuecraft.methods import METHODS, make_method
 from cuecraft.methods.problem import CalibrationKind, Method, Selection, label_context, score
 from cuecraft.methods.untuned import starting_point
@@ -450,14 +451,14 @@ class Steps(Method):
     def fit(self, problem):
         start = starting_point(problem, problem.initial_ids, CalibrationKind.NONE)
         selection = Selection(problem)
-        selection.see(start, score(problem.backbone, start, problem.train), phase="untuned", step=0)
+        selection.see(start, score(problem.backbone, start, problem.train), TrainStep("untuned", 0))
         count = 0
         for step, loss in enumerate(self.losses, start=1):
             if problem.out_of_time():
                 break
             count = step
-            selection.note({"phase": "steps", "step": step, "train_loss": loss})
-        selection.note({"phase": "end", "step": count})
+            selection.note(TrainStep("steps", step, train_loss=loss))
+        selection.note(TrainStep("end", count))
         return selection.outcome(start)
 
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,8 +86,8 @@ def test_two_runs_that_differ_say_in_which_step_first(causal_folder, tmp_path, c
     note = Selection.note
 
     def off(self, event):
-        is_it = event.get("phase") == "deep-cue" and event["step"] == 2
-        note(self, event | {"train_loss": event["train_loss"] + 1e-12} if is_it else event)
+        is_it = event.phase == "deep-cue" and event.step == 2
+        note(self, replace(event, train_loss=event.train_loss + 1e-12) if is_it else event)
 
     with monkeypatch.context() as patch:
         patch.setattr(Selection, "note", off)

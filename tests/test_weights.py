@@ -17,6 +17,7 @@ from cuecraft.artifact.predictor import Candidate, fresh_logits
 from cuecraft.backbone import ClassHead, load_backbone
 from cuecraft.backbone.weights import FullSpec, LoraSpec, TunedWeights, Twin, load_weights
 from cuecraft.core.errors import ArtifactError, BackboneError, MethodError
+from cuecraft.core.events import TrainStep
 from cuecraft.methods import make_method
 from cuecraft.methods.gradients import accumulate_gradients
 from cuecraft.methods.problem import Selection, label_context, score
@@ -270,7 +271,7 @@ def test_a_method_that_trains_weights_says_so_in_its_size(causal):
     assert outcome.tuned_size == expected > 0
     selection = Selection(problem)
     untuned = outcome.start
-    selection.see(untuned, score(causal, untuned, problem.train), phase="untuned", step=0)
+    selection.see(untuned, score(causal, untuned, problem.train), TrainStep("untuned", 0))
     assert selection.outcome(untuned).tuned_size == 0
 
 

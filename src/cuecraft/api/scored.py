@@ -63,7 +63,7 @@ class ScoredClassifier:
             part = [dict(record.fields) for record in given[first : first + _TOGETHER]]
 
             def listen(event: Event, first: int = first) -> None:
-                report(event | {"step": first + event["step"], "total": len(given)})
+                report(replace(event, step=first + (event.step or 0), total=len(given)))
 
             with WhileTimeLasts(self._deadline.is_over):
                 found.append(self._probabilities(part, compared, listen).argmax(2))

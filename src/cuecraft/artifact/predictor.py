@@ -17,7 +17,7 @@ from cuecraft.artifact import AnyPrompt, Artifact, CalibratedPrompt, Calibration
 from cuecraft.backbone import AnyBackbone, Context, load_backbone
 from cuecraft.backbone.hooks import training
 from cuecraft.core.errors import ArtifactError, BackboneError
-from cuecraft.core.events import Event
+from cuecraft.core.events import Answered, Event
 from cuecraft.data.texts import Texts, as_records
 from cuecraft.task import Example, Task
 
@@ -138,7 +138,8 @@ def fresh_logits(
                 logits = own.class_logits_many(texts, prompts).split([len(candidates[n].prompts) for n in rows])
             found |= {n: candidates[n].joined(part) for n, part in zip(rows, logits, strict=True)}
         parts.append(torch.stack([found[n] for n in range(len(candidates))]))
-        report({"phase": "predict", "step": start + len(context), "total": len(examples), "padding": context.padding})
+        done = start + len(context)
+        report(Answered(step=done, total=len(examples), padding=context.padding))
     return finite(torch.cat(parts, dim=1), backbone)
 
 

@@ -11,6 +11,7 @@ from pydantic import Field
 from cuecraft.artifact import Artifact, check_target, load_artifact, member_folders
 from cuecraft.backbone import load_backbone
 from cuecraft.core.errors import ExportError
+from cuecraft.core.events import Event
 from cuecraft.core.options import Options
 from cuecraft.data import Record, subsample
 from cuecraft.data.texts import unlabelled
@@ -38,7 +39,7 @@ def run_export(
     folders: Mapping[str, Path],
     out: Path,
     request: ExportRequest,
-    report: Callable[[dict[str, Any]], None] = lambda event: None,
+    report: Callable[[Event], None] = lambda event: None,
 ) -> dict[str, Any]:
     """Export artifacts by name, several as one graph; return the document of `cuecraft export --json`.
 

@@ -10,7 +10,7 @@ from importlib import import_module, metadata
 from importlib.util import find_spec
 from itertools import islice, product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from cuecraft.artifact import Artifact
 from cuecraft.backbone import AnyBackbone, CausalBackbone
 from cuecraft.core.errors import ExportError
+from cuecraft.core.events import Event, Progress
 from cuecraft.core.storage import MANIFEST, file_sha256, unwritable, write_folder
 from cuecraft.data import Record, fingerprint
 from cuecraft.export.folding import Folded, FoldedSeveral, check_together, fold
@@ -103,7 +104,7 @@ def export_graph(
     backbone: AnyBackbone,
     target: Path,
     request: GraphRequest,
-    report: Callable[[dict[str, Any]], None] = lambda event: None,
+    report: Callable[[Event], None] = lambda event: None,
 ) -> ExportManifest:
     """Write artifacts as one graph with all that is needed to ask it.
 
@@ -145,7 +146,7 @@ def export_graph(
     nearest = next(place for place in target.absolute().parents if place.exists())
     try:
         with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=nearest) as scratch:
-            report({"phase": "tracing", "step": 0, "total": 1 + len(recipes)})
+            report(Progress("tracing", 0, 1 + len(recipes)))
             source = write_graph(folded, Path(scratch))
             chosen = making.chosen(recipes, source, Path(scratch))
             manifest = making.completed(chosen)
@@ -208,7 +209,7 @@ class _Making:
         artifacts: Mapping[str, Artifact],
         backbone: AnyBackbone,
         request: GraphRequest,
-        report: Callable[[dict[str, Any]], None],
+        report: Callable[[Event], None],
     ) -> None:
         self._artifacts, self._backbone, self._request, self._report = artifacts, backbone, request, report
         self._ready = {name: backbone.ready(own.prompt, own.task) for name, own in artifacts.items()}
@@ -260,7 +261,7 @@ class _Making:
         floor, tried = self._request.floor, []
         best: _Made | None = None
         for number, recipe in enumerate(recipes, start=1):
-            self._report({"phase": recipe.name, "step": number, "total": 1 + len(recipes)})
+            self._report(Progress(recipe.name, number, 1 + len(recipes)))
             folder = scratch / f"recipe-{number}"
             folder.mkdir()
             recipe.make(source, folder, self._batches())

@@ -38,9 +38,9 @@ from cuecraft.backbone import AnyBackbone, Context
 from cuecraft.backbone.budget import Budget, memory_of
 from cuecraft.core.deadline import check_time
 from cuecraft.core.errors import MethodError
-from cuecraft.core.events import Event
+from cuecraft.core.events import Document, Progress, Scored
 from cuecraft.methods.held_out import Fold, stratified_folds, texts_of, untuned_answers
-from cuecraft.methods.problem import CalibrationKind, Method, Outcome, Problem, Score, require_language_head
+from cuecraft.methods.problem import CalibrationKind, Method, Outcome, Problem, Score, note, require_language_head
 from cuecraft.methods.search.space import filled_start
 from cuecraft.methods.untuned import untuned_prompt
 
@@ -90,6 +90,19 @@ class FirstOrder(Method):
         return _Choice(whole, self, untuned, learnt, folds).made()
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PenaltyStep(Scored):
+    """Answers to held-out rows at one penalty; None for an infinite one, which leaves the prompt as it was."""
+
+    penalty: float | None
+    linear_loss: float
+
+    def document(self) -> Document:
+        """Return its fields, JSON-ready."""
+        names = ("phase", "step", "total", "penalty", "train_loss", "linear_loss", "dev_loss", "dev_accuracy", "best")
+        return {name: getattr(self, name) for name in names}
+
+
 @dataclass
 class _Choice:
     """A choice among penalties, and the untuned prompt, by answers to held-out examples.
@@ -107,7 +120,7 @@ class _Choice:
     untuned: Candidate
     learnt: Score
     folds: Sequence[Fold]
-    trace: list[Event] = field(default_factory=list)
+    trace: list[Document] = field(default_factory=list)
     least_accuracy: float = 0.0  # of what is to take the untuned prompt's place
     best: tuple[float, Score] | None = None  # the penalty, infinite for the untuned prompt, and its held-out score
 
@@ -162,19 +175,18 @@ class _Choice:
             self.best = (penalty, own)
         if math.isinf(penalty):
             self.least_accuracy = own.accuracy
-        event = {
-            "phase": FirstOrder.name,
-            "step": len(self.trace),
-            "total": len(self.options.penalties),
-            "penalty": _shown(penalty),
-            "train_loss": learnt.loss,
-            "linear_loss": self._score(expected, held_out).loss,
-            "dev_loss": own.loss,
-            "dev_accuracy": own.accuracy,
-            "best": is_best,
-        }
-        self.trace.append(event)
-        self.whole.report(event)
+        step = PenaltyStep(
+            FirstOrder.name,
+            len(self.trace),
+            len(self.options.penalties),
+            penalty=_shown(penalty),
+            train_loss=learnt.loss,
+            linear_loss=self._score(expected, held_out).loss,
+            dev_loss=own.loss,
+            dev_accuracy=own.accuracy,
+            best=is_best,
+        )
+        note(self.whole, self.trace, step)
 
 
 def _shown(penalty: float) -> float | None:
@@ -272,7 +284,7 @@ def linearised(problem: Problem, prompt: HardPrompt) -> Linearised | None:
             return None  # all of them are needed
         some = context.select(range(first, min(first + step, len(context))))
         parts.append(class_gradients(backbone, some, prompt, shape))
-        problem.report({"phase": "gradients", "step": first + len(some), "total": len(context)})
+        problem.report(Progress("gradients", first + len(some), len(context)))
     if problem.out_of_time(rows**3 * _SECONDS):
         return None
     gradients, logits = (torch.cat(own) for own in zip(*parts, strict=True))

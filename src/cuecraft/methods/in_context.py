@@ -16,6 +16,7 @@ from pydantic import Field
 from cuecraft.artifact import HardPrompt
 from cuecraft.artifact.predictor import Candidate, finite
 from cuecraft.core.errors import MethodError, PromptError
+from cuecraft.core.events import SearchStep
 from cuecraft.core.options import Options
 from cuecraft.core.seeding import numpy_generator
 from cuecraft.methods.problem import (
@@ -101,7 +102,8 @@ class InContext(Method):
         selection = Selection(problem)
         with problem.in_time():
             candidate, found = self._calibrated(problem, chosen)
-            selection.see(candidate, found, phase=self.name, step=0, shots=self.shots, choice=self.choice.value)
+            step = SearchStep(self.name, 0, shots=self.shots, choice=self.choice.value)
+            selection.see(candidate, found, step)
         # It answers without the untuned prompt, which is shown next to it and ships only where the time ended first.
         return selection.outcome(untuned_prompt(problem, self.calibration)[0])
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar
 
@@ -25,7 +25,7 @@ from cuecraft.backbone.hooks import ordinary_tensors, training
 from cuecraft.core.checkpoints import Checkpoints, NoSlot, Slot
 from cuecraft.core.deadline import Clock, WhileTimeLasts
 from cuecraft.core.errors import MethodError
-from cuecraft.core.events import Event
+from cuecraft.core.events import Document, Event, Scored
 from cuecraft.core.options import Options
 from cuecraft.methods.evidence import Tried, Verdict
 from cuecraft.task import Example, Task
@@ -206,7 +206,7 @@ class Outcome:
     Args:
         start: the untuned prompt that competed, calibrated as the method calibrates.
         best: the prompt that won.
-        trace: one event for each step, JSON-ready, without times.
+        trace: the document of one event for each step, without times.
         words: the best prompt in words that was found on the way, where the winner is not in words itself.
         held_out: the score on held-out examples, of a method that learns from the dev set too.
         verdict: why this prompt ships and not the other, of a method that compares them on held-out examples.
@@ -216,7 +216,7 @@ class Outcome:
 
     start: Candidate
     best: Candidate
-    trace: list[Event]
+    trace: list[Document]
     words: Candidate | None = None
     held_out: Score | None = None
     verdict: Verdict | None = None
@@ -287,6 +287,18 @@ class Method(Options, ABC):
         """
 
 
+def with_scores(event: Scored, train: Score, dev: Score | None = None, is_best: bool | None = None) -> Scored:
+    """Return an event with scores in it."""
+    found = replace(event, train_loss=train.loss, train_accuracy=train.accuracy, best=is_best)
+    return found if dev is None else replace(found, dev_loss=dev.loss, dev_accuracy=dev.accuracy)
+
+
+def note(problem: Problem, trace: list[Document], event: Event) -> None:
+    """Add an event to a trace and report it."""
+    trace.append(event.document())
+    problem.report(event)
+
+
 @dataclass
 class Selection:
     """Keeps the best candidate: least dev loss or, without a dev set, least training loss.
@@ -296,37 +308,32 @@ class Selection:
     """
 
     problem: Problem
-    trace: list[Event] = field(default_factory=list)
+    trace: list[Document] = field(default_factory=list)
     best: Candidate | None = None
     best_score: Score | None = None
     last_score: Score | None = None  # what the last candidate was rated by
 
-    def see(self, candidate: Candidate, train: Score, dev: Score | None = None, **details: Any) -> bool:
+    def see(self, candidate: Candidate, train: Score, event: Scored, dev: Score | None = None) -> bool:
         """Consider a candidate with its training score; return whether it is the best so far.
 
         Args:
             candidate: the candidate.
             train: its score on the training examples.
+            event: the step that found it, without the scores.
             dev: its score on dev, where that is known already.
-            **details: what its event says in addition to the scores.
         """
         if self.problem.dev and dev is None:
             dev = score(self.problem.backbone, candidate, self.problem.dev)
-        event: Event = {**details, "train_loss": train.loss, "train_accuracy": train.accuracy}
-        if dev:
-            event |= {"dev_loss": dev.loss, "dev_accuracy": dev.accuracy}
         rated = self.last_score = dev or train
         is_best = self.best_score is None or rated.loss < self.best_score.loss
         if is_best:
             self.best, self.best_score = candidate, rated
-        event["best"] = is_best
-        self.note(event)
+        self.note(with_scores(event, train, dev, is_best))
         return is_best
 
     def note(self, event: Event) -> None:
         """Add an event to the trace and report it."""
-        self.trace.append(event)
-        self.problem.report(event)
+        note(self.problem, self.trace, event)
 
     def state(self) -> dict[str, Any]:
         """Return how far it has come, JSON-ready; the best candidate itself is not in it."""

@@ -11,6 +11,7 @@ from cuecraft.artifact import AnyPrompt, Calibration, HardPrompt, calibration
 from cuecraft.artifact.predictor import Candidate, finite
 from cuecraft.backbone import ClassHead, SequenceBackbone
 from cuecraft.backbone.columns import class_scores
+from cuecraft.core.events import TrainStep
 from cuecraft.methods.problem import CalibrationKind, Problem, Score, Selection
 from cuecraft.task import Example
 
@@ -61,7 +62,7 @@ def begin(problem: Problem, kind: CalibrationKind, phase: str = "untuned") -> tu
     selection = Selection(problem)
     if found is not None:
         with problem.in_time():
-            selection.see(untuned, found, phase=phase, step=0)
+            selection.see(untuned, found, TrainStep(phase, 0))
     return untuned, selection
 
 

@@ -16,7 +16,7 @@ from cuecraft.artifact import Artifact, load_artifact
 from cuecraft.artifact.manifest import BackboneEntry, DataEntry
 from cuecraft.core.checkpoints import Keeping
 from cuecraft.core.errors import CompareError, CuecraftError, CuecraftWarning, DataError, StoppedError
-from cuecraft.core.events import Event, Started
+from cuecraft.core.events import Answered, Document, Event, Started
 from cuecraft.core.storage import digest, file_sha256
 from cuecraft.data import read_records
 from cuecraft.methods.prepare import data_entry
@@ -95,7 +95,7 @@ class Job(ABC):
         """
 
     @abstractmethod
-    def trajectories(self) -> Iterator[tuple[str, Sequence[Event]]]:
+    def trajectories(self) -> Iterator[tuple[str, Sequence[Document]]]:
         """Yield the steps of each search and training that lies in the folder, with its name."""
 
 
@@ -116,7 +116,7 @@ class ArtifactJob(Job):
         """Return the hash of each artifact."""
         return {name: artifact.manifest.artifact_sha256 for name, artifact in self._artifacts()}
 
-    def trajectories(self) -> Iterator[tuple[str, Sequence[Event]]]:
+    def trajectories(self) -> Iterator[tuple[str, Sequence[Document]]]:
         """Yield the trace of each artifact."""
         for name, artifact in self._artifacts():
             yield name, [dict(event) for event in artifact.trace]
@@ -158,7 +158,7 @@ class TuneJob(ArtifactJob):
     def run(self, keeping: Keeping, started: Started) -> Result:
         """Tune."""
         with _labels_are_not_meant(), _told_by_key():
-            document = run_tune(self._request(keeping), heeding(started, keeping.stop, "predict"))
+            document = run_tune(self._request(keeping), heeding(started, keeping.stop, Answered))
         if self._recipe.seeds is None:
             metrics = {name: value for name, value in document["metrics"].items() if value is not None}
         else:
@@ -229,7 +229,7 @@ class MultitaskJob(ArtifactJob):
 
     def run(self, keeping: Keeping, started: Started) -> Result:
         """Train the tasks together."""
-        document = run_multitask(self._request(keeping), heeding(started, keeping.stop, "predict"))
+        document = run_multitask(self._request(keeping), heeding(started, keeping.stop, Answered))
         metrics = {f"{name}.{key}": value for name, own in document["tasks"].items() for key, value in own.items()}
         return self._made(metrics)
 
@@ -299,7 +299,7 @@ class CompareJob(Job):
         cells = self._document().cells
         return {f"{cell.name}, seed {cell.seed}": _cell_hash(cell.model_dump(mode="json")) for cell in cells}
 
-    def trajectories(self) -> Iterator[tuple[str, Sequence[Event]]]:
+    def trajectories(self) -> Iterator[tuple[str, Sequence[Document]]]:
         """Yield the steps of each cell."""
         for cell in self._document().cells:
             yield f"{cell.name}, seed {cell.seed}", [step.model_dump(mode="json") for step in cell.steps]
@@ -327,13 +327,13 @@ def _cell_hash(cell: Mapping[str, Any]) -> str:
     return digest({name: cell[name] for name in names})
 
 
-def heeding(started: Started, stop: Callable[[], bool], phase: str | None = None) -> Started:
+def heeding(started: Started, stop: Callable[[], bool], kind: type[Event] = Event) -> Started:
     """Return listeners that raise StoppedError once a step was reported, where `stop` says so.
 
     Args:
         started: called with each part, and returns the listener of its steps.
         stop: whether to stop.
-        phase: of the steps that heed it; None for all. Those of a training, which keeps its state first, must not.
+        kind: of the events that heed it. Those of a training, which keeps its state first, must not.
     """
 
     def start(part: str) -> Callable[[Event], None]:
@@ -341,7 +341,7 @@ def heeding(started: Started, stop: Callable[[], bool], phase: str | None = None
 
         def listen(event: Event) -> None:
             tell(event)
-            if phase in (None, event.get("phase")) and stop():
+            if isinstance(event, kind) and stop():
                 raise StoppedError
 
         return listen

@@ -48,7 +48,7 @@ class Listener(Protocol):
         Args:
             part: of the run.
             number: the event's own step, or how many events of the part were before it.
-            event: JSON-ready.
+            event: what happened.
         """
         ...
 
@@ -77,7 +77,7 @@ class EventFile:
     def note(self, part: str, number: int, event: Event) -> None:
         """Write one line."""
         seconds = round(time.monotonic() - self._begun, 3)
-        line = {"session": self._session, "seconds": seconds, "part": part, **event}
+        line = {"session": self._session, "seconds": seconds, "part": part, **event.document()}
         self._handle.write(json.dumps(line, ensure_ascii=False) + "\n")
         self._handle.flush()
 
@@ -110,7 +110,7 @@ class TensorBoard:
     def note(self, part: str, number: int, event: Event) -> None:
         """Write the numbers of an event."""
         for name, value in _figures(event):
-            self._writer.add_scalar(f"{part}/{event.get('phase', 'step')}/{name}", value, number)
+            self._writer.add_scalar(f"{part}/{event.phase}/{name}", value, number)
 
     def close(self, is_finished: bool) -> None:
         """Write what is left to write."""
@@ -138,9 +138,7 @@ class MlFlow:
     def note(self, part: str, number: int, event: Event) -> None:
         """Write the numbers of an event."""
         for name, value in _figures(event):
-            key = "".join(
-                c if c.isalnum() or c in "_-. /" else "_" for c in f"{part}/{event.get('phase', 'step')}/{name}"
-            )
+            key = "".join(c if c.isalnum() or c in "_-. /" else "_" for c in f"{part}/{event.phase}/{name}")
             self._client.log_metric(self._run, key, value, step=number)
 
     def close(self, is_finished: bool) -> None:
@@ -181,9 +179,8 @@ def listening(path: Path, session: int, trackers: Sequence[Tracker], shown: Star
 
             def tell(event: Event) -> None:
                 number = next(count)
-                step = event.get("step")
                 for listener in listeners:
-                    _told(listener, part, step if isinstance(step, int) else number, event)
+                    _told(listener, part, number if event.step is None else event.step, event)
                 show(event)
 
             return tell

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from cuecraft.artifact.manifest import BackboneEntry, DataEntry
 from cuecraft.core.environment import HASH_SEED, PROGRAM, fixed_environment
 from cuecraft.core.errors import CuecraftError, RunError
-from cuecraft.core.events import Event
+from cuecraft.core.events import Document
 from cuecraft.core.signals import stoppable
 from cuecraft.core.yaml_files import flattened
 from cuecraft.runs.jobs import Job, job_of
@@ -209,7 +209,7 @@ def _first_difference(first: RunFolder, second: RunFolder) -> Row:
     return Row("steps", "equal", f"{count} steps", f"{count} steps")
 
 
-def _shown_difference(place: str, one: Event | None, other: Event | None) -> tuple[str, str]:
+def _shown_difference(place: str, one: Document | None, other: Document | None) -> tuple[str, str]:
     """Return a step with the first of its values that differs, and that value of the other run."""
     event = one or other or {}
     step = f"{place} ({event.get('phase', '')} {event.get('step', '')})"

@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
-Listener = Callable[[dict[str, Any]], None]
+from cuecraft.core.events import Answered, Event, HeldOutStep, Scored
+
+Listener = Callable[[Event], None]
 
 notes = Console(stderr=True, highlight=False, soft_wrap=True)
 page = Console(highlight=False)
@@ -111,13 +113,15 @@ def _plain_part(name: str) -> Listener:
     return lambda event: None
 
 
-def _advance(bars: Progress, bar: TaskID, event: Mapping[str, Any]) -> None:
-    state = f"{event['phase']}: loss {event['train_loss']:.3f}" if "train_loss" in event else str(event["phase"])
-    if "dev_accuracy" in event:
-        state += f", dev accuracy {event['dev_accuracy']:.3f}"
-    if "padding" in event:
-        state += f", {event['padding']:.0%} padding"
-    counted = {"completed": event["step"], "total": event["total"]} if "total" in event else {}
+def _advance(bars: Progress, bar: TaskID, event: Event) -> None:
+    state = event.phase
+    if isinstance(event, Scored) and event.train_loss is not None:
+        state += f": loss {event.train_loss:.3f}"
+    if isinstance(event, Scored | HeldOutStep) and event.dev_accuracy is not None:
+        state += f", dev accuracy {event.dev_accuracy:.3f}"
+    if isinstance(event, Answered) and event.padding is not None:
+        state += f", {event.padding:.0%} padding"
+    counted: dict[str, Any] = {} if event.total is None else {"completed": event.step, "total": event.total}
     bars.update(bar, state=state, **counted)
 
 

@@ -7,11 +7,11 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from cuecraft.core.errors import CuecraftWarning, DataError, ExportError, PromptError
+from cuecraft.core.events import Answered, Event
 from cuecraft.data.texts import Texts, as_records
 from cuecraft.export.runtime.manifest import (
     EXPORT,
@@ -214,7 +214,7 @@ class ExportedClassifier:
         EXPORT.read(Path(folder)).prompt(prompt)  # before the graph is loaded, which takes a while
         return cls(ExportedModel.load(folder, options), prompt)
 
-    def predict_proba(self, texts: Texts, report: Callable[[dict[str, Any]], None] = lambda event: None) -> np.ndarray:
+    def predict_proba(self, texts: Texts, report: Callable[[Event], None] = lambda event: None) -> np.ndarray:
         """Return class probabilities `[N, C]`, columns as in `classes_`; `report` is the progress callback.
 
         Warns:
@@ -234,7 +234,7 @@ class ExportedClassifier:
             pieces, is_cut = ready.renderer.fitted(examples[start : start + step])
             cut += sum(is_cut)
             parts += self.model.mixed_logits([(ready, own) for own in pieces])
-            report({"step": min(start + step, len(examples)), "total": len(examples)})
+            report(Answered(step=min(start + step, len(examples)), total=len(examples)))
         if cut:
             most = ready.entry.max_text_tokens
             warnings.warn(

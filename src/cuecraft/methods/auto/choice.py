@@ -26,7 +26,7 @@ from cuecraft.artifact import HardPrompt
 from cuecraft.artifact.predictor import Candidate
 from cuecraft.backbone import FeatureScale
 from cuecraft.core.errors import BackboneError, MethodError, PromptError
-from cuecraft.core.events import Event
+from cuecraft.core.events import Document, Event, HeldOutStep, Refused
 from cuecraft.methods.auto.contenders import Contender, FirstOrderCue, Together, WordsAlone, probed
 from cuecraft.methods.auto.crossfit import Trainings
 from cuecraft.methods.auto.forms import chosen_form, read_in_chat
@@ -37,7 +37,7 @@ from cuecraft.methods.evidence import Evidence, Tried, Verdict, judge
 from cuecraft.methods.first_order import linearised
 from cuecraft.methods.held_out import gather, stratified_folds, texts_of
 from cuecraft.methods.in_context import BehindShots
-from cuecraft.methods.problem import CalibrationKind, Method, Outcome, Problem, ReadingLimit, Score
+from cuecraft.methods.problem import CalibrationKind, Method, Outcome, Problem, ReadingLimit, Score, note
 from cuecraft.methods.search.space import filled_ids
 from cuecraft.methods.untuned import untuned_prompt
 from cuecraft.task.rendering import HeadKind
@@ -97,6 +97,17 @@ class Auto(BehindShots, Method):
         return self.model_copy(update={"label_words": words, "chat": "keep" if chat is False else self.chat})
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Decided(Event):
+    """Which prompt ships, and why."""
+
+    verdict: Verdict
+
+    def document(self) -> Document:
+        """Return phase and verdict, JSON-ready."""
+        return {"phase": self.phase, **self.verdict.document()}
+
+
 @dataclass
 class _Choice:
     """One problem in progress.
@@ -108,7 +119,7 @@ class _Choice:
 
     problem: Problem
     options: Auto
-    trace: list[Event] = field(default_factory=list)
+    trace: list[Document] = field(default_factory=list)
     contenders: list[Contender] = field(default_factory=list)
     refusal: str | None = None  # why something could not be tried
     tried: list[Tried] = field(default_factory=list)  # before
@@ -196,18 +207,17 @@ class _Choice:
                 found = attempt()
         except (MethodError, BackboneError, PromptError) as error:
             self.refusal = str(error)
-            self._note({"phase": "refused", "reason": str(error)})
+            self._note(Refused(reason=str(error)))
         if found is not None:
             self._add(found)
 
     def _add(self, contender: Contender) -> None:
         self.contenders.append(contender)
         row = contender.tried(self.problem.seed)
-        self._note({"phase": "tried", "tried": row.name, "dev_loss": row.loss, "dev_accuracy": row.accuracy})
+        self._note(HeldOutStep("tried", tried=row.name, dev_loss=row.loss, dev_accuracy=row.accuracy))
 
     def _note(self, event: Event) -> None:
-        self.trace.append(event)
-        self.problem.report(event)
+        note(self.problem, self.trace, event)
 
     def _words_alone(self, untrained: Untrained, start: Words) -> Contender | None:
         begun = time.perf_counter()
@@ -318,7 +328,6 @@ class _Choice:
         words: Candidate | None,
         tried: Sequence[Tried],
     ) -> Outcome:
-        event = {"phase": "verdict", **verdict.document()}
-        self._note(event)
+        self._note(Decided("verdict", verdict=verdict))
         ranked = tuple(sorted(tried, key=lambda row: (-row.rows, row.loss)))
         return Outcome(untuned, best, self.trace, words, held_out, verdict, ranked)

@@ -22,7 +22,7 @@ from cuecraft.artifact.predictor import Candidate
 from cuecraft.backbone import ClassHead, FeatureScale
 from cuecraft.backbone.columns import class_scores
 from cuecraft.core.errors import MethodError
-from cuecraft.core.events import Event
+from cuecraft.core.events import Document
 from cuecraft.core.seeding import derived_seed
 from cuecraft.core.storage import digest
 from cuecraft.methods.auto.contenders import Contender
@@ -328,7 +328,7 @@ class Trainings:
     """
 
     def __init__(
-        self, problem: Problem, pool: Labelled, folds: Sequence[Fold], pace: float, most: int, trace: list[Event]
+        self, problem: Problem, pool: Labelled, folds: Sequence[Fold], pace: float, most: int, trace: list[Document]
     ) -> None:
         self._problem = problem
         self._pool = pool

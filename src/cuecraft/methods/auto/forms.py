@@ -16,14 +16,14 @@ from typing import Literal
 from cuecraft.artifact import HardPrompt
 from cuecraft.artifact.predictor import Candidate
 from cuecraft.core.errors import CuecraftError
-from cuecraft.core.events import Event
+from cuecraft.core.events import Document, Event, HeldOutStep, Refused
 from cuecraft.methods.auto.contenders import probed
 from cuecraft.methods.auto.plans import Plan
 from cuecraft.methods.auto.starts import GivenWords, OtherWords, Words
 from cuecraft.methods.evidence import Evidence, Tried
 from cuecraft.methods.held_out import Fold, HeldOut, few_examples, untuned_answers
 from cuecraft.methods.prepare import default_template, written_template
-from cuecraft.methods.problem import CalibrationKind, Labelled, OtherTask, Outcome, Problem, label_context
+from cuecraft.methods.problem import CalibrationKind, Labelled, OtherTask, Outcome, Problem, label_context, note
 from cuecraft.task import Example, Task
 from cuecraft.task.chat import has_chat_template
 from cuecraft.task.rendering import HeadKind
@@ -37,6 +37,15 @@ class OtherTemplate(OtherTask):
     """Reads texts as another template writes them; the template is part of the manifest."""
 
     name: str = "template"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FormChosen(Event):
+    """How texts are written, by how many rows; `p_loss` is the p-value of the difference in log-loss."""
+
+    chosen: str
+    rows: int
+    p_loss: float
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,7 @@ class Form:
     problem: Problem
     is_chat: bool = False
     tried: tuple[Tried, ...] = ()
-    trace: tuple[Event, ...] = field(default=())
+    trace: tuple[Document, ...] = field(default=())
 
 
 def chosen_form(problem: Problem, plan: Plan, asked: Literal["try", "keep"] | None) -> Form:
@@ -74,9 +83,9 @@ def chosen_form(problem: Problem, plan: Plan, asked: Literal["try", "keep"] | No
         try:
             return _compared(problem, plan, some, folds)
         except CuecraftError as error:  # such as label words that run into the end of a control token
-            event: Event = {"phase": "refused", "reason": f"{CHAT}: {error}"}
-            problem.report(event)
-            return replace(plain, trace=(event,))
+            refused = Refused(reason=f"{CHAT}: {error}")
+            problem.report(refused)
+            return replace(plain, trace=(refused.document(),))
     return plain
 
 
@@ -150,15 +159,11 @@ def _compared(problem: Problem, plan: Plan, some: Labelled, folds: list[Fold]) -
     needed = (time.perf_counter() - begun) / len(some) * len(problem.pool)
     is_chat = prefers_chat(found) and not problem.out_of_time(2 * needed)
     tried = (*plain.tried, *chat.tried)
-    trace: list[Event] = [
-        {"phase": "form", "tried": one.name, "dev_loss": one.loss, "dev_accuracy": one.accuracy} for one in tried
-    ]
-    chosen = CHAT if is_chat else PLAIN
-    trace.append(
-        {"phase": "form", "chosen": chosen, "rows": len(some), "p_loss": min(evidence.p_loss for evidence in found)}
-    )
-    for event in trace:
-        problem.report(event)
+    trace: list[Document] = []
+    for one in tried:
+        note(problem, trace, HeldOutStep("form", tried=one.name, dev_loss=one.loss, dev_accuracy=one.accuracy))
+    chosen, p_loss = CHAT if is_chat else PLAIN, min(evidence.p_loss for evidence in found)
+    note(problem, trace, FormChosen("form", chosen=chosen, rows=len(some), p_loss=p_loss))
     if not is_chat:
         return Form(problem, tried=tried, trace=tuple(trace))
     parts = [part and _read(own, part.context.examples, part) for part in (problem.train, problem.dev)]

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from cuecraft.artifact import HardPrompt
 from cuecraft.artifact.predictor import Candidate
-from cuecraft.core.events import Event
+from cuecraft.core.events import Document, HeldOutStep
 from cuecraft.methods.auto.crossfit import tokens_of
 from cuecraft.methods.auto.plans import Plan
 from cuecraft.methods.auto.starts import GivenWords, SearchedWords, Start, Words
@@ -22,7 +22,7 @@ from cuecraft.methods.held_out import (
     log_probabilities,
     untuned_answers,
 )
-from cuecraft.methods.problem import CalibrationKind, Labelled, Problem
+from cuecraft.methods.problem import CalibrationKind, Labelled, Problem, note
 from cuecraft.methods.search.label_free.pool import guess_task_type, shipped_cues, tokenised
 from cuecraft.methods.search.label_words import LabelWordSearch
 from cuecraft.methods.search.space import filled_ids, filler_ids
@@ -62,7 +62,7 @@ class Untrained:
         self._answers: dict[str, HeldOut] = {}
         self.pace = 0.0  # seconds that a pass over all examples takes, for each token that it reads of one
         self.tried: list[Tried] = []
-        self.trace: list[Event] = []
+        self.trace: list[Document] = []
 
     @property
     def best(self) -> HeldOut:
@@ -212,6 +212,5 @@ class Untrained:
         """Put one thing that was tried on the leaderboard and into the trace."""
         own = found.score
         self.tried.append(Tried(name, own.loss, own.accuracy, found.sd, len(found.sizes), len(found.labels), seconds))
-        event = {"phase": "untrained", "tried": name, "dev_loss": own.loss, "dev_accuracy": own.accuracy}
-        self.trace.append(event)
-        self._problem.report(event)
+        step = HeldOutStep("untrained", tried=name, dev_loss=own.loss, dev_accuracy=own.accuracy)
+        note(self._problem, self.trace, step)

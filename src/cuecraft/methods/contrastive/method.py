@@ -22,14 +22,14 @@ from cuecraft.artifact import HardPrompt
 from cuecraft.artifact.predictor import Candidate
 from cuecraft.backbone import FeatureScale
 from cuecraft.core.errors import MethodError
-from cuecraft.core.events import Event
+from cuecraft.core.events import Document, HeldOutStep
 from cuecraft.methods.auto.contenders import Contender, probed
 from cuecraft.methods.auto.crossfit import ByHead, Configuration, Trainings, tokens_of
 from cuecraft.methods.auto.starts import BarePrefix, BareWords
 from cuecraft.methods.contrastive.training import ContrastiveTraining, PromptOf
 from cuecraft.methods.evidence import Evidence, Tried, Verdict, judge
 from cuecraft.methods.held_out import HeldOut, stratified_folds, texts_of, untuned_answers
-from cuecraft.methods.problem import Calibrated, CalibrationKind, Method, Outcome, Problem, Score
+from cuecraft.methods.problem import Calibrated, CalibrationKind, Method, Outcome, Problem, Score, note
 from cuecraft.methods.search.space import filled_ids
 from cuecraft.methods.untuned import untuned_prompt
 from cuecraft.task import Task
@@ -91,7 +91,7 @@ class _Choice:
     options: Contrastive
 
     def __post_init__(self) -> None:
-        self.trace: list[Event] = []
+        self.trace: list[Document] = []
         self.contenders: list[Contender] = []
         self.pool = self.problem.pool
         self.whole = replace(self.problem, train=self.pool, dev=None)
@@ -154,9 +154,8 @@ class _Choice:
 
     def _note(self, name: str, found: HeldOut) -> None:
         score = found.score
-        event = {"phase": "tried", "tried": name, "dev_loss": score.loss, "dev_accuracy": score.accuracy}
-        self.trace.append(event)
-        self.problem.report(event)
+        step = HeldOutStep("tried", tried=name, dev_loss=score.loss, dev_accuracy=score.accuracy)
+        note(self.problem, self.trace, step)
 
     def _judged(self, untuned: Candidate, before: HeldOut, seconds: float) -> Outcome:
         """Return the contender of least held-out loss that is better than the untuned prompt, or that one."""

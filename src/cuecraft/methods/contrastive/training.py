@@ -15,6 +15,7 @@ from cuecraft.artifact.calibration import fitted_head
 from cuecraft.artifact.predictor import Candidate
 from cuecraft.backbone import FeatureScale
 from cuecraft.backbone.columns import class_scores
+from cuecraft.core.events import TrainStep
 from cuecraft.methods.contrastive.objective import Contrast
 from cuecraft.methods.gradients import features_of
 from cuecraft.methods.problem import Problem, Score, Selection
@@ -123,4 +124,4 @@ def _fit_heads(problem: Problem, trained: Candidate, selection: Selection, penal
         held_out = None
         if dev is not None and others is not None:
             held_out = Score.of(class_scores(others, head), dev.labels, dev.weights)
-        selection.see(candidate, seen, held_out, phase="class head", step=step, total=len(penalties))
+        selection.see(candidate, seen, TrainStep("class head", step, len(penalties)), held_out)

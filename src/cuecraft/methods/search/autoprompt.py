@@ -9,7 +9,7 @@ text gives back its tokens, and what is lowered may have a term for how likely t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -20,7 +20,7 @@ from cuecraft.artifact.predictor import Candidate
 from cuecraft.backbone.likelihood import cue_log_likelihood
 from cuecraft.core.checkpoints import kept_when_stopped
 from cuecraft.core.errors import MethodError
-from cuecraft.core.events import Event
+from cuecraft.core.events import SearchStep
 from cuecraft.core.seeding import numpy_generator
 from cuecraft.methods.gradients import loss_gradient
 from cuecraft.methods.problem import (
@@ -33,6 +33,7 @@ from cuecraft.methods.problem import (
     Score,
     Selection,
     score,
+    with_scores,
 )
 from cuecraft.methods.search.halving import best_swap, first_order_change, halving_rounds
 from cuecraft.methods.search.space import SearchSpace, filled_ids
@@ -176,11 +177,11 @@ class AutoPrompt(Method):
         if state is not None:
             under_way = _UnderWay.of(state[0], selection, untuned, current)
         else:
-            event: Event = {"phase": PHASE, "step": 0, "vocabulary": space.vocabulary.report()}
+            event = SearchStep(PHASE, 0, vocabulary=space.vocabulary.report())
             for begin in dict.fromkeys((untuned, current)):
                 found = score(problem.backbone, begin, data)
-                selection.see(begin, found, **event, **_words(problem, begin))
-                event.pop("vocabulary", None)
+                selection.see(begin, found, _showing(event, problem, begin))
+                event = replace(event, vocabulary=None)
             under_way = _UnderWay(_Standing(current, found, self._penalties(problem, [ids])[0]))
 
         with kept_when_stopped(lambda: slot.save(under_way.document(selection, untuned), {})):
@@ -198,19 +199,17 @@ class AutoPrompt(Method):
             if problem.out_of_time() or len(search.tried) == len(now.candidate.prompt):
                 break
             search.step += 1
-            event: Event = {"phase": PHASE, "step": search.step, "total": self.steps}
+            event = SearchStep(PHASE, search.step, self.steps, accepted=False)
             positions = self._positions(problem, now.candidate, search.step)
             found = self._step(problem, now.candidate, data, space, positions, search.step)
             search.tried |= set(positions)
             if found is not None and found.objective < now.objective:
                 search.now, search.tried = found, set()
-                event |= {"accepted": True, "position": found.position, **_words(problem, found.candidate)}
-                if self.fluency:
-                    event["log_likelihood"] = -found.penalty / self.fluency
-                selection.see(found.candidate, found.score, **event)
+                likelihood = -found.penalty / self.fluency if self.fluency else None
+                event = replace(event, accepted=True, position=found.position, log_likelihood=likelihood)
+                selection.see(found.candidate, found.score, _showing(event, problem, found.candidate))
             else:
-                scores = {"train_loss": now.score.loss, "train_accuracy": now.score.accuracy}
-                selection.note({**event, "accepted": False, **scores})
+                selection.note(with_scores(event, now.score))
             yield search.step
 
     def _positions(self, problem: Problem, current: Candidate, step: int) -> list[int]:
@@ -280,7 +279,7 @@ def _swapped(current: Candidate, swap: tuple[int, int]) -> Candidate:
     return Candidate(_hard(current).swapped(*swap), current.calibration)
 
 
-def _words(problem: Problem, candidate: Candidate) -> Event:
-    """Return what an event says of a prompt: its ids and its text."""
+def _showing(event: SearchStep, problem: Problem, candidate: Candidate) -> SearchStep:
+    """Return an event with a prompt's ids and text in it."""
     prompt = _hard(candidate)
-    return {"token_ids": list(prompt.token_ids), "prompt": prompt.text(problem.backbone.tokenizer)}
+    return replace(event, token_ids=list(prompt.token_ids), prompt=prompt.text(problem.backbone.tokenizer))

@@ -24,6 +24,7 @@ from cuecraft.artifact import HardPrompt
 from cuecraft.backbone import AnyBackbone, Context
 from cuecraft.backbone.hooks import training
 from cuecraft.core.errors import MethodError
+from cuecraft.core.events import Progress
 from cuecraft.core.options import Options
 from cuecraft.core.seeding import numpy_generator
 from cuecraft.methods.evidence import Evidence, compare_paired, strength_of
@@ -183,7 +184,7 @@ class LabelWordSearch(Options):
             words = self._choose(table, fold[0], scores, problem.seed)
             found[fold[1]] = held_out_answers(class_log_probabilities(table, words), table.labels, fold)
             current[fold[1]] = held_out_answers(class_log_probabilities(table, table.own), table.labels, fold)
-            problem.report({"phase": PHASE, "step": step, "total": len(folds)})
+            problem.report(Progress(PHASE, step, len(folds)))
         if not folds:
             return None
         return compare_paired(found.numpy(), current.numpy(), table.labels.numpy(), problem.seed)

@@ -16,9 +16,18 @@ from torch import Tensor
 from cuecraft.artifact import HardPrompt
 from cuecraft.artifact.predictor import Candidate
 from cuecraft.core.checkpoints import kept_when_stopped
-from cuecraft.core.events import Event
+from cuecraft.core.events import SearchStep
 from cuecraft.methods.gradients import loss_gradient, trained_copy
-from cuecraft.methods.problem import Calibrated, CalibrationKind, Method, Outcome, Problem, Selection, score
+from cuecraft.methods.problem import (
+    Calibrated,
+    CalibrationKind,
+    Method,
+    Outcome,
+    Problem,
+    Selection,
+    score,
+    with_scores,
+)
 from cuecraft.methods.search.space import SearchSpace, filled_ids
 from cuecraft.methods.search.vocabulary import VocabularyOptions
 from cuecraft.methods.untuned import starting_point, untuned_prompt
@@ -66,8 +75,8 @@ class StraightThrough(Method):
         if state is not None:
             descent.restore(*state)
         else:
-            begin: Event = {"phase": PHASE, "step": 0, "vocabulary": space.vocabulary.report()}
-            selection.see(untuned, score(problem.backbone, untuned, problem.train), **begin)
+            begin = SearchStep(PHASE, 0, vocabulary=space.vocabulary.report())
+            selection.see(untuned, score(problem.backbone, untuned, problem.train), begin)
         with kept_when_stopped(lambda: slot.save(*descent.state())):
             while descent.done < self.steps and not problem.out_of_time():
                 descent.step()
@@ -108,17 +117,12 @@ class _Descent:
         problem, ids = self._problem, self._ids
         current = self._with_words(ids)
         found, self._free.grad = loss_gradient(problem, current, problem.train)
-        event: Event = {
-            "phase": PHASE,
-            "step": self.done,
-            "total": self._total,
-            "token_ids": list(ids),
-            "prompt": current.prompt.text(problem.backbone.tokenizer),
-        }
+        text = current.prompt.text(problem.backbone.tokenizer)
+        step = SearchStep(PHASE, self.done, self._total, token_ids=list(ids), prompt=text)
         if ids not in self._seen:
-            self.selection.see(current, found, **event)
+            self.selection.see(current, found, step)
         else:
-            self.selection.note({**event, "train_loss": found.loss, "train_accuracy": found.accuracy})
+            self.selection.note(with_scores(step, found))
         self._seen.add(ids)
         self._optimizer.step()
         self._ids = self._space.nearest(self._free.detach())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cuecraft.artifact import HardPrompt
 from cuecraft.artifact.predictor import Candidate, finite
-from cuecraft.core.events import Event
+from cuecraft.core.events import SearchStep
 from cuecraft.methods.problem import (
     CalibrationKind,
     Labelled,
@@ -79,10 +79,10 @@ class WrittenWords(Method):
         joined = best[0].candidate.joined_by([one.candidate for one in best[1:]])
         logits = [torch.stack(parts) for parts in zip(*(one.logits for one in best), strict=True)]
         rated = _scores(problem, joined, logits)
-        event: Event = {"phase": _PHASE, "prompts": [one.text for one in best], "train_loss": rated[0].loss}
+        event = SearchStep(_PHASE, prompts=[one.text for one in best], train_loss=rated[0].loss)
         dev = rated[1] if problem.dev is not None else None
         if dev is not None:
-            event |= {"dev_loss": dev.loss, "dev_accuracy": dev.accuracy}
+            event = replace(event, dev_loss=dev.loss, dev_accuracy=dev.accuracy)
         selection.note(event)
         if rated[-1].loss < own:
             return Outcome(untuned, joined, selection.trace, dev=dev)
@@ -108,9 +108,8 @@ class WrittenWords(Method):
                 fitted = calibration_of(problem, prompt, CalibrationKind.FITTED, answers[0][number])
                 candidate = Candidate(prompt, fitted)
             logits, text = tuple(own[number] for own in answers), prompt.text(backbone.tokenizer)
-            event: Event = {"phase": _PHASE, "step": before + number, "total": total, "prompt": text}
             scores = _scores(problem, candidate, [own[None] for own in logits])
-            selection.see(candidate, *scores, **event)
+            selection.see(candidate, scores[0], SearchStep(_PHASE, before + number, total, prompt=text), *scores[1:])
             found.append(_Tried(candidate, logits, text, scores[-1].loss))
         return found
 

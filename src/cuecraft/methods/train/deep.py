@@ -17,6 +17,7 @@ from pydantic import Field
 from cuecraft.artifact import DeepCue, PrefixPrompt
 from cuecraft.artifact.predictor import Candidate
 from cuecraft.core.errors import MethodError
+from cuecraft.core.events import TrainStep
 from cuecraft.methods.in_context import BehindShots
 from cuecraft.methods.problem import Calibrated, CalibrationKind, Method, Outcome, Problem, Selection, score
 from cuecraft.methods.search import AutoPrompt
@@ -86,7 +87,7 @@ class Hybrid(Method):
         best = searched.best
         selection = Selection(problem, trace=list(searched.trace), best=best)
         with problem.in_time():
-            selection.see(best, score(problem.backbone, best, problem.train), phase="handover", step=0)
+            selection.see(best, score(problem.backbone, best, problem.train), TrainStep("handover", 0))
             ending = self.tune if self.ending == "tune" else self.deep
             ending.refine(problem, best, selection)
         found = selection.outcome(searched.start)

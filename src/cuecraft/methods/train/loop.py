@@ -21,10 +21,11 @@ from cuecraft.artifact.predictor import Candidate
 from cuecraft.backbone import AnyBackbone
 from cuecraft.backbone.hooks import gradient_checkpointing
 from cuecraft.core.checkpoints import kept_when_stopped
+from cuecraft.core.events import Scored, TrainStep
 from cuecraft.core.options import Options
 from cuecraft.core.seeding import torch_generator
 from cuecraft.methods.gradients import accumulate_gradients
-from cuecraft.methods.problem import Labelled, Problem, Score, Selection, score
+from cuecraft.methods.problem import Labelled, Problem, Score, Selection, score, with_scores
 
 
 class Trainable(Protocol):
@@ -168,10 +169,10 @@ class Latest(Selection):
         """Whole epochs that were seen."""
         return int(self.trace[-1]["step"]) if self.trace else 0
 
-    def see(self, candidate: Candidate, train: Score, dev: Score | None = None, **details: Any) -> bool:
+    def see(self, candidate: Candidate, train: Score, event: Scored, dev: Score | None = None) -> bool:
         """Take note of an epoch; keep its candidate, unless it is the start, before the first one."""
         self.last_score = train
-        self.note({**details, "train_loss": train.loss, "train_accuracy": train.accuracy})
+        self.note(with_scores(event, train))
         if not self.epochs:
             return False
         self.best, self.best_score = candidate, train
@@ -387,8 +388,8 @@ class _Training:
         _set(self._tensors, [tensors[f"trained/{n}"] for n in range(len(self._tensors))])
 
     def _see(self, number: int, candidate: Candidate, seen: Score) -> None:
-        details: dict[str, Any] = {"phase": self._options.name, "step": self._epoch, "total": self._options.epochs}
-        if self._parts[number].selection.see(candidate, seen, **details) and self._slot.keeps:
+        step = TrainStep(self._options.name, self._epoch, self._options.epochs)
+        if self._parts[number].selection.see(candidate, seen, step) and self._slot.keeps:
             self._best[number] = [tensor.detach().clone() for tensor in _trained(self._parts[number])]
 
     def _judge(self) -> None:

@@ -20,6 +20,7 @@ from cuecraft.artifact import AnyPrompt, DeepCue, HardPrompt, PrefixPrompt, Soft
 from cuecraft.artifact.predictor import Candidate
 from cuecraft.backbone.hooks import training
 from cuecraft.core.errors import MethodError
+from cuecraft.core.events import TrainStep
 from cuecraft.core.seeding import torch_generator
 from cuecraft.methods.gradients import trained_copy
 from cuecraft.methods.problem import Calibrated, CalibrationKind, Outcome, Problem, Selection, score
@@ -148,7 +149,7 @@ class MultitaskTuning(TrainingOptions):
             problem, found = problems[name], task.snapshot()
             selection = Selection(problem, trace=watching[name].trace)
             for candidate, phase in ((begun[name].untuned, "untuned"), (found, "joint")):
-                selection.see(candidate, score(problem.backbone, candidate, problem.train), phase=phase, step=0)
+                selection.see(candidate, score(problem.backbone, candidate, problem.train), TrainStep(phase, 0))
             outcomes[name] = TaskOutcome(selection.outcome(begun[name].untuned), task.part())
         return MultitaskOutcome(shared.detach().clone(), outcomes)
 

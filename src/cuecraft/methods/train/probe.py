@@ -17,6 +17,7 @@ from cuecraft.artifact.predictor import Candidate, lent
 from cuecraft.backbone import AnyBackbone, ClassHead, Context, FeatureScale, load_backbone
 from cuecraft.backbone.columns import class_scores
 from cuecraft.core.errors import MethodError
+from cuecraft.core.events import TrainStep
 from cuecraft.methods.prepare import default_template
 from cuecraft.methods.problem import CalibrationKind, Labelled, Method, Outcome, Problem, Score, Selection
 from cuecraft.methods.untuned import untuned_prompt
@@ -125,7 +126,7 @@ def _fit_heads(
         held_out = None
         if problem.dev is not None and dev is not None:
             held_out = Score.of(class_scores(dev, head), problem.dev.labels, problem.dev.weights)
-        selection.see(candidate, seen, held_out, phase=options.name, step=step, total=len(options.inverse_penalties))
+        selection.see(candidate, seen, TrainStep(options.name, step, len(options.inverse_penalties)), held_out)
 
 
 def scaled_head(

@@ -19,6 +19,7 @@ from cuecraft.artifact import AnyPrompt, DeepCue, PrefixPrompt, SoftPrompt, with
 from cuecraft.artifact.predictor import Candidate
 from cuecraft.backbone import ClassHead
 from cuecraft.core.errors import MethodError
+from cuecraft.core.events import TrainStep
 from cuecraft.core.seeding import derived_seed
 from cuecraft.methods.problem import Calibrated, CalibrationKind, Method, Outcome, Problem, Selection, score
 from cuecraft.methods.search.space import filled_start
@@ -63,7 +64,7 @@ class Soup(Method):
             found.append((member.best_score.loss, number, member.best))
             train = score(problem.backbone, member.best, problem.train)
             dev = member.best_score if problem.dev else None
-            selection.see(member.best, train, dev, phase="member", step=number)
+            selection.see(member.best, train, TrainStep("member", number), dev)
         return sorted(found, key=lambda entry: entry[:2])
 
     def _stir(self, problem: Problem, members: Sequence[tuple[float, int, Candidate]], selection: Selection) -> None:
@@ -74,7 +75,7 @@ class Soup(Method):
         kept = [first]
         for step, (_, _, member) in enumerate(members[1:], start=1):
             mixed = average([*kept, member])
-            selection.see(mixed, score(problem.backbone, mixed, problem.train), phase="soup", step=step)
+            selection.see(mixed, score(problem.backbone, mixed, problem.train), TrainStep("soup", step))
             assert selection.last_score is not None
             if selection.last_score.loss < loss:
                 kept.append(member)

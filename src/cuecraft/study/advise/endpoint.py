@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
 from cuecraft.core.errors import EndpointError
-from cuecraft.core.events import Event
+from cuecraft.core.events import Event, Progress
 from cuecraft.study.advise.measure import Accuracy
 
 KEY_VARIABLE = "OPENAI_API_KEY"
@@ -198,7 +198,7 @@ def ask_all(
             said = read_answer(reply.text, labels)
             hits += said == truth[asked[done]]
             unclear += said is None
-            report({"phase": "asking", "step": len(replies), "total": len(texts)})
+            report(Progress("asking", len(replies), len(texts)))
     finally:
         stop.set()  # a thread that waits for another attempt gives up
         pool.shutdown(wait=True, cancel_futures=True)

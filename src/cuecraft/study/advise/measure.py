@@ -24,7 +24,7 @@ from cuecraft.artifact import Calibration, HardPrompt
 from cuecraft.artifact.predictor import Candidate, fresh_logits
 from cuecraft.backbone import AnyBackbone, Budget, CausalBackbone, SequenceBackbone
 from cuecraft.core.errors import CuecraftWarning
-from cuecraft.core.events import Event
+from cuecraft.core.events import Event, Progress
 from cuecraft.core.seeding import numpy_generator
 from cuecraft.data import Record
 from cuecraft.methods.held_out import stratified_folds
@@ -138,7 +138,7 @@ def read_sample(
             warnings.simplefilter("ignore", CuecraftWarning)  # how many are cut is said for all texts
             parts.append(_untuned(backbone, task, chunk))
         done += len(chunk)
-        report({"phase": "reading", "step": done, "total": len(order)})
+        report(Progress("reading", done, len(order)))
         now = clock()
         each = (now - warm) / (done - rate_from)
         fitting = int((seconds - (now - begun)) / each) if each > 0 else len(order)

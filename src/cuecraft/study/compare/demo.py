@@ -16,7 +16,7 @@ from cuecraft.artifact.predictor import Candidate, fresh_logits
 from cuecraft.backbone import AnyBackbone, load_backbone
 from cuecraft.core.assets import model_place
 from cuecraft.core.errors import MethodError
-from cuecraft.core.events import Event
+from cuecraft.core.events import Event, Progress
 from cuecraft.core.options import make_options
 from cuecraft.data import Record, k_shot_split, read_records, subsample
 from cuecraft.methods import METHODS as ALL_METHODS
@@ -168,7 +168,7 @@ def _read(backbone: AnyBackbone, task: Task, records: Sequence[Record], report: 
     parts = []
     for first in range(0, len(examples), _TOGETHER):
         parts.append(label_context(backbone, task, examples[first : first + _TOGETHER]))
-        report({"phase": "reading", "step": min(first + _TOGETHER, len(examples)), "total": len(examples)})
+        report(Progress("reading", min(first + _TOGETHER, len(examples)), len(examples)))
     return reduce(Labelled.joined, parts)
 
 

@@ -250,6 +250,6 @@ def repeat_trial(trial: Trial, problem: Problem, clock: Callable[[], float] = ti
     return Repeat(_exact(events[:steps]) == _exact(trial.events[:steps]), steps)
 
 
-def _exact(events: list[Event] | tuple[Event, ...]) -> str:
+def _exact(events: Sequence[Event]) -> str:
     """Return events as text that is equal where they are equal bit for bit, NaN included."""
-    return json.dumps(list(events), sort_keys=True)
+    return json.dumps([event.document() for event in events], sort_keys=True)

@@ -25,6 +25,7 @@ from cuecraft.artifact.calibration import dividing_offsets, matching_offsets
 from cuecraft.artifact.predictor import Candidate, finite
 from cuecraft.backbone import Context
 from cuecraft.backbone.likelihood import cue_log_likelihood
+from cuecraft.core.events import Progress
 from cuecraft.methods.problem import Problem
 from cuecraft.methods.untuned import CONTENT_FREE
 from cuecraft.task import Example
@@ -221,7 +222,7 @@ class Panel:
             for part in self._parts(prompts):
                 parts.append(part)
                 done += part.shape[1]
-                self.problem.report({"phase": "label-free", "step": done, "total": len(self.context)})
+                self.problem.report(Progress("label-free", done, len(self.context)))
                 if self.problem.out_of_time():
                     break
         if not parts:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,10 +17,10 @@ from torch import Tensor
 from cuecraft.artifact import HardPrompt
 from cuecraft.artifact.predictor import Candidate
 from cuecraft.core.errors import CuecraftWarning, DataError
-from cuecraft.core.events import Event
+from cuecraft.core.events import Document, Event, SearchStep
 from cuecraft.core.seeding import numpy_generator
 from cuecraft.data.labels import label_name
-from cuecraft.methods.problem import Method, Outcome, Problem, require_language_head
+from cuecraft.methods.problem import Method, Outcome, Problem, note, require_language_head
 from cuecraft.methods.search.label_free.answers import (
     Agreement,
     Answers,
@@ -79,6 +79,15 @@ class CueRow:
     token_ids: Ids
     scores: Mapping[str, float | None]
     candidate: Candidate
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Ranked(Event):
+    """A cue's place among all, and what each selector gives it."""
+
+    rank: int
+    prompt: str
+    scores: dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -161,14 +170,14 @@ class LabelFreeSearch(Method):
         labels = pseudo_labels(answers.probabilities, prior)
         best = int(selector_scores(answers, prior, labels)[self.selector].argmax())
         agreement = agreement_of(answers.logits, prior, best)
-        trace: list[Event] = []
+        trace: list[Document] = []
         mutated = answers.select([best])
         with problem.in_time():
             mutated = self._mutated(panel, mutated, labels, trace)
         if mutated.prompts[0] not in pool:
             answers = answers.joined(mutated)
         rows = _leaderboard(answers, selector_scores(answers, prior, labels), self.selector, tokenizer)
-        trace += [{"phase": PHASE, "rank": row.rank, "prompt": row.cue, "scores": dict(row.scores)} for row in rows]
+        trace += [Ranked(PHASE, rank=row.rank, prompt=row.cue, scores=dict(row.scores)).document() for row in rows]
         if doubt := distrust(agreement):
             warnings.warn(doubt, CuecraftWarning, stacklevel=2)
         untuned = next(row.candidate for row in rows if row.token_ids == problem.initial_ids)
@@ -193,7 +202,7 @@ class LabelFreeSearch(Method):
             raise DataError(f"the prior has {len(prior)} shares, but there are {classes} classes; give one for each")
         return torch.tensor(prior, dtype=torch.float64)
 
-    def _mutated(self, panel: Panel, current: Answers, labels: Tensor, trace: list[Event]) -> Answers:
+    def _mutated(self, panel: Panel, current: Answers, labels: Tensor, trace: list[Document]) -> Answers:
         """Return the best cue after rounds of single swaps, each kept where the selector's score rises."""
         problem = panel.problem
         if not self.mutations or not current.prompts[0]:
@@ -213,9 +222,8 @@ class LabelFreeSearch(Method):
             best = int(selector_scores(answers, panel.prior, labels)[self.selector].argmax())
             current = answers.select([best])
             text = HardPrompt(current.prompts[0]).text(problem.backbone.tokenizer)
-            event = {"phase": "label-free-mutation", "step": step, "total": self.mutations, "accepted": best > 0}
-            trace.append({**event, "position": position, "prompt": text})
-            problem.report(trace[-1])
+            found = SearchStep("label-free-mutation", step, self.mutations, accepted=best > 0)
+            note(problem, trace, replace(found, position=position, prompt=text))
         return current
 
 
