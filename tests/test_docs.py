@@ -165,7 +165,7 @@ def test_rows_are_left_for_what_a_line_of_tune_asks_for(page, words, monkeypatch
 
 
 def test_a_test_set_without_rows_left_for_it_is_found(monkeypatch, tmp_path):
-    with pytest.raises(DataError, match="--test-size needs"):
+    with pytest.raises(DataError, match="test_size= needs"):
         splits_of(["tune", "reviews.csv", "--test-size", "200"], monkeypatch, tmp_path)
 
 

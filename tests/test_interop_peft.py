@@ -336,7 +336,7 @@ def test_an_adapter_is_taken_for_the_base_model_that_it_names(
         artifact.save(tmp_path / "artifact")
         assert "Warning" not in (tmp_path / "artifact" / "README.md").read_text()
         return
-    with pytest.raises(ArtifactError, match=rf"was trained on {re.escape(named)}, and not .*--any-base, any_base=True"):
+    with pytest.raises(ArtifactError, match=rf"was trained on {re.escape(named)}, and not .*any_base="):
         import_peft(tmp_path / "peft", backbone, make_task(FIRST))
     with pytest.warns(CuecraftWarning, match="its answers mean nothing"):
         artifact = import_peft(tmp_path / "peft", backbone, make_task(FIRST), any_base=True)

@@ -222,7 +222,7 @@ def test_distrust_ends_above_half_and_begins_again_with_swapped_classes():
     assert "only one cue was read" in distrust(None)
     for agreement in (None, Agreement(0.2, 0), Agreement(0.9, -1)):
         assert "label 16 texts of each class or more" in distrust(agreement)
-        assert "--method auto" in distrust(agreement)
+        assert "the method auto" in distrust(agreement)
     assert distrust(Agreement(0.501, -0.499)) is None
 
 

@@ -330,7 +330,7 @@ def test_a_delimiter_is_taken_from_the_reading_and_missed_by_name(put):
     path = put("a.csv", "text;label\nx, y;c\n")
     for mark, content in ((";", "text;label\nx, y;c\n"), ("\\t", "text\tlabel\nx, y\tc\n")):
         assert read_records(put("b.csv", content), reading=Reading(mark)) == [Record({"text": "x, y"}, "c")]
-    refusal(put("a.csv", "text;label\nx;c\n"), "the columns are 'text;label'; is another --delimiter meant?")
+    refusal(put("a.csv", "text;label\nx;c\n"), "the columns are 'text;label'; is another delimiter= meant?")
     for mark in ("", ";;", '"', "\n", "é"):
         with pytest.raises(DataError, match="cannot be used; give one character"):
             read_records(path, reading=Reading(mark))

@@ -171,7 +171,7 @@ def test_asked_to_stop_it_keeps_its_state_and_goes_on(number, causal_folder, tmp
     folder = RunFolder(tmp_path / "run")
     assert folder.record().status == "stopped"
     assert 15 <= epoch_of(folder.path / "state" / "01-deep-cue.safetensors") <= taken
-    with pytest.raises(RunError, match=r"was not finished; go on with --resume"):
+    with pytest.raises(RunError, match=r"was not finished; go on with resume="):
         run_recipe(asked, folder.path)
 
 
@@ -269,7 +269,7 @@ def test_a_full_disk_for_events_says_so(causal_folder, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(EventFile, "__init__", on_a_full_disk)
-        with pytest.raises(RunError, match=r"events.jsonl: cannot be written \(No space left.*go on with --resume"):
+        with pytest.raises(RunError, match=r"events.jsonl: cannot be written \(No space left.*go on with resume="):
             run_recipe(asked, tmp_path / "run")
     assert run_recipe(asked, tmp_path / "run", resume=True).record.artifacts == whole.record.artifacts
 

@@ -57,7 +57,7 @@ class _Document(BaseModel):
 def check_family_target(folder: Path) -> None:
     """Raise ArtifactError where something else stands in the way of a family, or nothing can be written."""
     if folder.exists() and not (folder / _DOCUMENT).is_file():
-        raise ArtifactError(f"{folder}: exists and is no family of prompts; choose another --out or remove it")
+        raise ArtifactError(f"{folder}: exists and is no family of prompts; choose another folder or remove it")
     check_writable(folder)
 
 

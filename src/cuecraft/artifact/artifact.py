@@ -215,8 +215,8 @@ class Artifact:
         """Raise ArtifactError where several prompts answer together and `what` holds one."""
         if self.others:
             raise ArtifactError(
-                f"{len(self.prompts)} prompts answer together here, and {what} holds one; tune `auto` again with "
-                "--option prompts=1"
+                f"{len(self.prompts)} prompts answer together here, and {what} holds one; tune `auto` again with its "
+                "option prompts=1"
             )
 
     def reader(self, backbone: AnyBackbone) -> TunedWeights | None:
@@ -267,7 +267,7 @@ def check_target(folder: Path) -> None:
         names = {path.name for path in folder.iterdir()} if folder.is_dir() else {""}
         keys = {_ARTIFACT.version, _ARTIFACT.sha256}  # of a manifest of ours, whatever its schema version
         if not names <= {MANIFEST, TENSORS, TRACE, CARD, WEIGHTS, REPORT} or not keys <= set(manifest_document(folder)):
-            raise ArtifactError(f"{folder}: exists and is no artifact; choose another --out or remove it")
+            raise ArtifactError(f"{folder}: exists and is no artifact; choose another folder or remove it")
     check_writable(folder)
 
 
@@ -275,7 +275,7 @@ def check_writable(folder: Path) -> None:
     """Raise ArtifactError where a folder cannot be made."""
     where = unwritable(folder.absolute().parent)  # a folder that is there is replaced as a whole
     if where is not None:
-        raise ArtifactError(f"{folder}: {where} cannot be written to; choose another --out")
+        raise ArtifactError(f"{folder}: {where} cannot be written to; choose another folder")
 
 
 def stored_bytes(prompts: Sequence[AnyPrompt], weights: Mapping[str, Tensor] | None = None) -> int:

@@ -12,7 +12,7 @@ from transformers import CONFIG_MAPPING
 from transformers.quantizers import AutoHfQuantizer
 
 from cuecraft.backbone.budget import is_out_of_memory
-from cuecraft.core.errors import BackboneError
+from cuecraft.core.errors import BackboneError, named
 from cuecraft.core.storage import parse_json
 from cuecraft.task.rendering import HeadKind
 
@@ -46,7 +46,7 @@ _MEANINGS = (
         "has no tokenizer that can be read; save one into its folder (tokenizer.save_pretrained)",
     ),
     (("does not recognize this architecture",), "is of a kind that this version of transformers does not know"),
-    (("unrecognized configuration class",), "has no such head; choose another with head=/--head"),
+    (("unrecognized configuration class",), f"has no such head; choose another with {named('model.head')}"),
 )
 
 
@@ -245,7 +245,7 @@ def check_read(name: str, model: Any, info: Mapping[str, Any], kind: HeadKind) -
     if missing:
         raise BackboneError(
             f"{name}: the checkpoint has no weights for {missing[0]!r} ({len(missing)} missing), so it has no "
-            f"{kind} head; choose another with head=/--head"
+            f"{kind} head; choose another with {named('model.head')}"
         )
     left_out = [key for key in unexpected if _is_of_layers(key, body, model.base_model_prefix)]
     if left_out:

@@ -11,6 +11,7 @@ from cuecraft.cli import running as comparing
 from cuecraft.cli import serving as classifying
 from cuecraft.cli import serving as guarding
 from cuecraft.cli.app import app
+from cuecraft.cli.options import flag_of
 from cuecraft.core.errors import CuecraftError, CuecraftWarning
 
 __all__ = ["app", "classifying", "comparing", "guarding", "main", "running", "serving", "tuning", "using"]
@@ -22,8 +23,8 @@ def main() -> None:
     show_others = warnings.showwarning
 
     def show_warning(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
-        if issubclass(category, CuecraftWarning):
-            display.warn(str(message))
+        if isinstance(message, CuecraftWarning):
+            display.warn(message.worded(flag_of))
         else:
             show_others(message, category, *rest, **more)
 
@@ -37,6 +38,6 @@ def main() -> None:
     except BrokenPipeError:
         code = 1
     except (CuecraftError, OSError, UnicodeError) as error:
-        display.fail(str(error) if isinstance(error, CuecraftError) else streams.shown(error))
+        display.fail(error.worded(flag_of) if isinstance(error, CuecraftError) else streams.shown(error))
         code = 2
     sys.exit(streams.end(code))

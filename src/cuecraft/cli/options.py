@@ -112,6 +112,12 @@ CheckpointFolder = Annotated[
 Out = Annotated[Path | None, typer.Option(help="Artifact folder. [default: runs/METHOD-SEED]")]
 
 
+def flag_of(place: str) -> str:
+    """Return what the command line calls an option, given its key in a recipe."""
+    name = place.rpartition(".")[2]
+    return name.upper() if place == "data.train" else "--" + name.replace("_", "-")
+
+
 def pairs_of(values: list[str]) -> dict[str, Any]:
     """Return values by name.
 

@@ -26,6 +26,7 @@ from cuecraft.cli.options import (
     SystemTurn,
     TemplateText,
     TextColumn,
+    flag_of,
     names_of,
     unescaped,
     words_of,
@@ -277,7 +278,7 @@ def compare(
     flags |= {"dtype": dtype, "local_files_only": local_files_only or None, "out": out and str(out)}
     try:
         with display.progress() as started:
-            document, files = run_comparison(load_config(config, flags), started)
+            document, files = run_comparison(load_config(config, flags, flag_of), started)
     except KeyboardInterrupt:
         display.stopped()
         raise typer.Exit(130) from None

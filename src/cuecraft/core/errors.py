@@ -1,7 +1,54 @@
 """The mistakes a user can fix, each in one line: what is wrong, where, and what to do."""
 
+from __future__ import annotations
 
-class CuecraftError(ValueError):
+from collections.abc import Callable
+from typing import Any
+
+_MARK = "\x1e"  # around the place of an option; no keyboard types it
+
+
+def named(place: str) -> str:
+    """Return what stands for an option in the text of an error or a warning; each front end has its own word for it.
+
+    Args:
+        place: its key in a recipe, such as "data.dev".
+    """
+    return f"{_MARK}{place}{_MARK}"
+
+
+def python_word(place: str) -> str:
+    """Return what Python calls an option: its argument, such as `dev=`."""
+    return f"{place.rpartition('.')[2]}="
+
+
+class Worded:
+    """One line that may name options."""
+
+    args: tuple[Any, ...]
+
+    @property
+    def field(self) -> str | None:
+        """The place of the first option that is named, such as "data.dev"."""
+        return next(iter(self._parts()[1::2]), None)
+
+    def worded(self, word: Callable[[str], str]) -> str:
+        """Return the line with a front end's words for options.
+
+        Args:
+            word: gives its word for a place.
+        """
+        return "".join(word(part) if number % 2 else part for number, part in enumerate(self._parts()))
+
+    def __str__(self) -> str:
+        return self.worded(python_word)
+
+    def _parts(self) -> list[str]:
+        """Return texts and places in turns."""
+        return "".join(map(str, self.args)).split(_MARK)
+
+
+class CuecraftError(Worded, ValueError):
     """Base of every error that is the caller's to fix; the command line turns it into exit code 2."""
 
 
@@ -89,7 +136,7 @@ class BulkError(CuecraftError):
     """A job over files cannot be begun, gone on with, or brought to its end."""
 
 
-class CuecraftWarning(UserWarning):
+class CuecraftWarning(Worded, UserWarning):
     """Something was done that the user would want to know of, such as texts cut to fit the model."""
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cuecraft.core import assets
-from cuecraft.core.errors import DataError
+from cuecraft.core.errors import DataError, named
 from cuecraft.data.files import (
     DELIMITERS,
     STDIN,
@@ -178,7 +178,7 @@ def _records(
     if not records and bad:
         raise DataError(f"{bad[0].reason} (so it is with all {len(bad)} rows: none can be used)")
     if not records and name == "stdin":
-        raise DataError("no text to classify; give texts as arguments, on stdin or in a --file")
+        raise DataError(f"no text to classify; give texts as arguments, on stdin or in a {named('file')}")
     if not records:
         raise DataError(f"{name}: no rows; give a file with at least one example")
     check_kinds(f"{name}: ", kinds)
@@ -364,7 +364,7 @@ def _column(where: str, row: Mapping[str, Any], column: str) -> Any:
     if column in row:
         return row[column]
     (only, *others) = row or [""]
-    hint = "; is another --delimiter meant?" if not others and any(mark in only for mark in ",;\t|") else ""
+    hint = f"; is another {named('delimiter')} meant?" if not others and any(mark in only for mark in ",;\t|") else ""
     raise DataError(f"{where}: no column {column!r}; the columns are {', '.join(map(repr, row))}{hint}")
 
 

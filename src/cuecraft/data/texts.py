@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cuecraft.core.errors import DataError, LabelWordError, MethodError
+from cuecraft.core.errors import DataError, LabelWordError, MethodError, named
 from cuecraft.data.files import STDIN, Format, kind_of
 from cuecraft.data.labels import is_missing, label_name, python_value, words_by_name
 from cuecraft.data.readers import AS_USUAL, Reading, read_lines, read_records, stream_texts, text_value
@@ -57,11 +57,11 @@ def unlabelled(
         used = fields if columns is None or set(fields) <= set(columns) else columns
         return read_records(file, used, label_column=None, reading=reading)
     if len(fields) > 1:
-        raise DataError(f"the prompt takes the fields {', '.join(fields)}; give them as columns of a --file")
+        raise DataError(f"the prompt takes the fields {', '.join(fields)}; give them as columns of a {named('file')}")
     if file is not None:
         return read_lines(file, fields[0], reading)
     if not lines:
-        raise DataError("no text to classify; give texts as arguments, on stdin or in a --file")
+        raise DataError(f"no text to classify; give texts as arguments, on stdin or in a {named('file')}")
     records = [Record({fields[0]: line}, row=number) for number, line in enumerate(lines, start=1)]
     return records if reading.bad is None else _usable(records, "texts", reading)
 

@@ -19,7 +19,7 @@ from cuecraft.artifact.manifest import CAVEAT
 from cuecraft.backbone import AnyBackbone
 from cuecraft.backbone.load import checkpoint_hash
 from cuecraft.core import assets
-from cuecraft.core.errors import ArtifactError, AssetError, BackboneError, CuecraftWarning
+from cuecraft.core.errors import ArtifactError, AssetError, BackboneError, CuecraftWarning, named
 from cuecraft.core.storage import file_sha256, parse_json
 from cuecraft.export.peft_export import (
     CONFIG,
@@ -76,7 +76,7 @@ def check_base(
     if base and base.strip() and not any_base:
         raise ArtifactError(
             f"{folder}: {note}; give the model that it was trained on, or allow it where both are the same weights "
-            "(--any-base, any_base=True)"
+            f"({named('any_base')})"
         )
     note += "; where it was trained on other weights, its answers mean nothing"
     warnings.warn(f"{folder}: {note}", CuecraftWarning, stacklevel=3)

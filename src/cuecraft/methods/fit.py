@@ -10,14 +10,14 @@ from cuecraft.artifact import Artifact, Sharing, StoredWeights
 from cuecraft.artifact.predictor import Candidate
 from cuecraft.backbone import AnyBackbone
 from cuecraft.backbone.weights import TunedWeights
-from cuecraft.core.errors import CuecraftWarning
+from cuecraft.core.errors import CuecraftWarning, named
 from cuecraft.methods.problem import Method, OtherTask, Outcome, Problem, score
 from cuecraft.methods.train.multitask import MultitaskTuning
 from cuecraft.methods.train.probe import SentenceEncoder
 
 _CUT = (
     "the time limit ended before the untuned prompt was calibrated: it ships uncalibrated, or with a class head of one "
-    "example a class; give a longer --time-limit (time_limit=), fewer examples or a smaller model"
+    f"example a class; give a longer {named('time_limit')}, fewer examples or a smaller model"
 )
 
 

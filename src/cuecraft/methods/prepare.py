@@ -18,7 +18,7 @@ from cuecraft.backbone import AnyBackbone
 from cuecraft.core.checkpoints import Checkpoints, Keeping
 from cuecraft.core.deadline import Deadline, WhileTimeLasts
 from cuecraft.core.environment import versions
-from cuecraft.core.errors import CuecraftWarning, DataError, StoppedError, TemplateError
+from cuecraft.core.errors import CuecraftWarning, DataError, StoppedError, TemplateError, named
 from cuecraft.core.events import Event
 from cuecraft.core.seeding import numpy_generator
 from cuecraft.core.storage import digest
@@ -80,8 +80,8 @@ def read_within(
     read = sum(map(len, kept))
     if read < total:
         warnings.warn(
-            f"{read} of {total} labelled examples are used; a longer --time-limit{_or_preset(limit)} uses more, and "
-            "LoRA or full fine-tuning may be better with so many",
+            f"{read} of {total} labelled examples are used; a longer {named('time_limit')}{_or_preset(limit)} uses "
+            "more, and LoRA or full fine-tuning may be better with so many",
             CuecraftWarning,
             stacklevel=2,
         )
@@ -169,7 +169,8 @@ def written_template(
         return Template(template) if template else default_template(backbone.head_kind, fields)
     if backbone.head_kind is not HeadKind.CAUSAL:
         raise TemplateError(
-            f"{backbone.name} is no causal language model, and only those answer in a chat; leave --chat (chat=) out"
+            f"{backbone.name} is no causal language model, and only those answer in a chat; leave "
+            f"{named('task.chat')} out"
         )
     return turns.written(backbone.tokenizer, backbone.name)
 
@@ -243,7 +244,7 @@ def label_free_task(
     if label_words is None and has_words and all(map(_is_number, labels)):
         warnings.warn(
             f"the classes are named {', '.join(labels)}, and a language model does not know what these mean; "
-            "give it words (--label-words, label_words=)",
+            f"give it words ({named('task.label_words')})",
             CuecraftWarning,
             stacklevel=2,
         )

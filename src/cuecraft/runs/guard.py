@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cuecraft.core.errors import DataError, GuardError
+from cuecraft.core.errors import DataError, GuardError, named
 from cuecraft.core.storage import write_text
 from cuecraft.data import Record, read_records, stream_texts
 from cuecraft.serving.guard import (
@@ -95,7 +95,7 @@ def guard_texts(lines: Sequence[str], file: Path | None, column: str) -> list[st
     """
     texts = list(lines) if file is None else list(stream_texts(file, column))
     if not texts:
-        raise DataError("no text to screen; give texts as arguments, on stdin or in a --file")
+        raise DataError(f"no text to screen; give texts as arguments, on stdin or in a {named('file')}")
     return texts
 
 

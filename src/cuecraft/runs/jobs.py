@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Any, ClassVar
 from cuecraft.artifact import Artifact, load_artifact
 from cuecraft.artifact.manifest import BackboneEntry, DataEntry
 from cuecraft.core.checkpoints import Keeping
-from cuecraft.core.errors import CompareError, CuecraftError, CuecraftWarning, DataError, StoppedError
+from cuecraft.core.errors import CompareError, CuecraftError, CuecraftWarning, DataError, StoppedError, named
 from cuecraft.core.events import Answered, Document, Event, Started
 from cuecraft.core.storage import digest, file_sha256
 from cuecraft.data import read_records
@@ -66,7 +65,7 @@ class Job(ABC):
             CuecraftError: something about them, or about the method, cannot be used.
         """
         try:
-            with _told_by_key():
+            with _named_by_key():
                 return self._data()
         except DataError as error:
             taken = [f"{name}={os.environ.get(name, default)}" for name, default in self._env.items()]
@@ -157,7 +156,7 @@ class TuneJob(ArtifactJob):
 
     def run(self, keeping: Keeping, started: Started) -> Result:
         """Tune."""
-        with _labels_are_not_meant(), _told_by_key():
+        with _labels_are_not_meant(), _named_by_key():
             document = run_tune(self._request(keeping), heeding(started, keeping.stop, Answered))
         if self._recipe.seeds is None:
             metrics = {name: value for name, value in document["metrics"].items() if value is not None}
@@ -349,31 +348,19 @@ def heeding(started: Started, stop: Callable[[], bool], kind: type[Event] = Even
     return start
 
 
-#: What the command's arguments are called in a recipe.
-_KEYS = {
-    "--dev": "data.dev",
-    "--test-size": "data.test_size",
-    "--test": "data.test",
-    "--shots": "data.shots",
-    "--first": "data.first",
-    "--seeds": "seeds",
-    "--seed": "seed",
-    "--label-words": "task.label_words",
-    "--classes": "task.classes",
-    "--chat": "task.chat",
-    "--prior": "tune.prior",
-    "--unlabeled": "tune.method label-free",
-}
-
-
 @contextmanager
-def _told_by_key() -> Iterator[None]:
-    """Let errors name the keys of the recipe, and not the arguments of the command that does the same."""
+def _named_by_key() -> Iterator[None]:
+    """Let errors name the keys of the recipe."""
     try:
         yield
     except CuecraftError as error:
-        told = re.sub(r"--[a-z-]+", lambda found: _KEYS.get(found[0], found[0]), str(error))
-        raise type(error)(told) from error
+        raise type(error)(error.worded(_key)) from error
+
+
+def _key(place: str) -> str:
+    if place == "unlabeled":
+        return "tune.method label-free"
+    return place if "." in place or place in ("seed", "seeds", "time_limit") else named(place)
 
 
 def _option_files(options: Mapping[str, Any], place: str = "tune") -> dict[str, DataEntry]:

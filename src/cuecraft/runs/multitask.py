@@ -10,7 +10,7 @@ from typing import Any, get_args
 from cuecraft.api.family import PromptFamily, check_family_target
 from cuecraft.artifact import check_target, load_artifact
 from cuecraft.backbone import load_backbone
-from cuecraft.core.errors import DataError, MethodError
+from cuecraft.core.errors import DataError, MethodError, named
 from cuecraft.core.events import Event
 from cuecraft.core.options import make_options
 from cuecraft.data import Record, read_records, subsample
@@ -30,7 +30,10 @@ def run_multitask(request: MultitaskRequest, started: Callable[[str], Callable[[
     begun = time.perf_counter()
     check_family_target(request.out)
     if request.add_to is not None and (request.options or request.head or request.seed is not None):
-        raise MethodError("--option, --head and --seed are the family's own; leave them out with --add-to")
+        raise MethodError(
+            f"{named('option')}, {named('model.head')} and {named('seed')} are the family's own; leave them out "
+            f"with {named('add_to')}"
+        )
     read = read_tasks(request)
     where = {"device": request.device, "dtype": request.dtype, "local_files_only": request.local_files_only}
     texts = {part: {name: unzip(records) for name, records in own.items()} for part, own in read.items()}

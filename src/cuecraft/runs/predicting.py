@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cuecraft.core.errors import ExportError
+from cuecraft.core.errors import ExportError, named
 from cuecraft.data import Record
 from cuecraft.data.readers import AS_USUAL, Reading
 from cuecraft.data.texts import unlabelled
@@ -75,7 +75,7 @@ def _classifier(
         check_where(folder, model, dtype)
         return ExportedClassifier.load(folder, RuntimeOptions(device=device), prompt)
     if prompt is not None:
-        raise ExportError(f"{folder}: is no export of several prompts; leave --prompt out")
+        raise ExportError(f"{folder}: is no export of several prompts; leave {named('prompt')} out")
     from cuecraft.artifact import member_folders
     from cuecraft.artifact.predictor import PromptEnsemble, TunedPrompt
 

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cuecraft.artifact.manifest import BackboneEntry, DataEntry
 from cuecraft.core import environment as determinism
 from cuecraft.core.environment import describe, git_commit
-from cuecraft.core.errors import RunError
+from cuecraft.core.errors import RunError, named
 from cuecraft.core.storage import LOCK, SCRATCH, FolderInUseError, locked, parse_json, unwritable, write_text
 from cuecraft.runs.made import RECORD, is_run
 from cuecraft.runs.reading import load_recipe, shown_keys, to_yaml
@@ -122,7 +122,9 @@ class RunFolder:
         """
         record = self.record()
         if record.status != "finished":
-            raise RunError(f"{self.path}: the run is {record.status}, not finished; finish it with --resume first")
+            raise RunError(
+                f"{self.path}: the run is {record.status}, not finished; finish it with {named('resume')} first"
+            )
         return record
 
     def shown(self) -> dict[str, Any]:
@@ -172,19 +174,20 @@ class RunFolder:
             write_text(self.path / name, text)
         except OSError as error:
             raise RunError(
-                f"{self.path / name}: cannot be written ({error.strerror or error}); free space or choose another --out"
+                f"{self.path / name}: cannot be written ({error.strerror or error}); free space or choose another "
+                f"{named('out')}"
             ) from error
 
     def check_writable(self) -> None:
         """Raise RunError where something else stands here, or nothing can be written; before anything long is done."""
         try:
             if self.is_taken:
-                raise RunError(f"{self.path}: exists and is no run; choose another --out or remove it")
+                raise RunError(f"{self.path}: exists and is no run; choose another {named('out')} or remove it")
             where = unwritable(self.path)
         except OSError as error:
-            raise RunError(f"{self.path}: {error.strerror}; choose another --out") from error
+            raise RunError(f"{self.path}: {error.strerror}; choose another {named('out')}") from error
         if where is not None:
-            raise RunError(f"{self.path}: {where} cannot be written to; choose another --out")
+            raise RunError(f"{self.path}: {where} cannot be written to; choose another {named('out')}")
 
     def _is_ours(self) -> bool:
         """Return whether a run lies here, or can: the folder is empty, or a run was killed before it had a record."""
@@ -209,7 +212,7 @@ class RunFolder:
                 ) from error
             except OSError as error:
                 raise RunError(
-                    f"{self.path}: cannot be written to ({error.strerror or error}); choose another --out"
+                    f"{self.path}: cannot be written to ({error.strerror or error}); choose another {named('out')}"
                 ) from error
             yield
 
@@ -229,7 +232,7 @@ class RunFolder:
             if before.get(key) != now.get(key):
                 raise RunError(
                     f"{self.path}: was begun with {key} = {before.get(key)!r}, and the recipe now has "
-                    f"{now.get(key)!r}; resume with the same recipe, or choose another --out"
+                    f"{now.get(key)!r}; resume with the same recipe, or choose another {named('out')}"
                 )
 
 

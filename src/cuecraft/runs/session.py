@@ -25,7 +25,7 @@ from cuecraft.artifact.manifest import DataEntry
 from cuecraft.backbone.load import device_named
 from cuecraft.core.checkpoints import Keeping
 from cuecraft.core.environment import deterministic
-from cuecraft.core.errors import RecipeError, RunError, StoppedError
+from cuecraft.core.errors import RecipeError, RunError, StoppedError, named
 from cuecraft.core.events import Event, Started
 from cuecraft.core.signals import Stop
 from cuecraft.runs.jobs import Job, job_of
@@ -72,7 +72,9 @@ class EventFile:
                 _drop_half_line(path)
             self._handle = path.open("a", encoding="utf-8")
         except OSError as error:
-            raise RunError(f"{path}: cannot be written ({error.strerror or error}); choose another --out") from error
+            raise RunError(
+                f"{path}: cannot be written ({error.strerror or error}); choose another {named('out')}"
+            ) from error
 
     def note(self, part: str, number: int, event: Event) -> None:
         """Write one line."""
@@ -203,7 +205,8 @@ def _told(listener: Listener, part: str, number: int, event: Event) -> None:
         listener.note(part, number, event)
     except OSError as error:
         raise RunError(
-            f"{listener.name}: cannot be written ({error.strerror or error}); free space, then go on with --resume"
+            f"{listener.name}: cannot be written ({error.strerror or error}); free space, then go on with "
+            f"{named('resume')}"
         ) from error
 
 
@@ -228,11 +231,12 @@ def run_folder(recipe: Recipe, out: Path | None, resume: bool) -> Path:
     Raises:
         RunError: an unfinished run of that name is there and `resume` was not said, or something else is.
     """
-    unfinished = "is a run that was not finished; go on with --resume, or choose another --out"
+    unfinished = f"is a run that was not finished; go on with {named('resume')}, or choose another {named('out')}"
     if out is not None:
         if RunFolder(out).is_there and not resume:
             is_finished = RunFolder(out).record().status == "finished"
-            how = "is a finished run; choose another --out or remove it" if is_finished else unfinished
+            finished = f"is a finished run; choose another {named('out')} or remove it"
+            how = finished if is_finished else unfinished
             raise RunError(f"{out}: {how}")
         return out
     latest: Path | None = None

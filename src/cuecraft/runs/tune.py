@@ -19,7 +19,7 @@ from cuecraft.api.estimators import PromptClassifier
 from cuecraft.artifact import check_target, member_folders
 from cuecraft.artifact.predictor import PromptEnsemble
 from cuecraft.backbone import load_backbone
-from cuecraft.core.errors import ArtifactError, CuecraftWarning, DataError, MethodError
+from cuecraft.core.errors import ArtifactError, CuecraftWarning, DataError, MethodError, named
 from cuecraft.core.events import Event
 from cuecraft.core.options import make_options, option_places
 from cuecraft.core.seeding import numpy_generator
@@ -66,16 +66,21 @@ def read_splits(request: TuneRequest) -> tuple[list[Record], list[Record] | None
     if request.first is not None:
         if not rest:
             raise DataError(
-                f"--first {request.first} leaves no row of {request.train} to test on; lower it, or give --test"
+                f"{named('data.first')} {request.first} leaves no row of {request.train} to test on; lower it, or "
+                f"give {named('data.test')}"
             )
         return train, dev, _test_rows(request, rest)
     if request.test_size is None:
         return train, dev, []
     if not request.shots:
-        raise DataError("--test-size needs --test, or --shots or --first so that rows of TRAIN are left to test on")
+        raise DataError(
+            f"{named('data.test_size')} needs {named('data.test')}, or {named('data.shots')} or "
+            f"{named('data.first')} so that rows of {named('data.train')} are left to test on"
+        )
     if not rest:
         raise DataError(
-            f"--shots {request.shots} leaves no rows of {request.train} to test on; lower it or give --test"
+            f"{named('data.shots')} {request.shots} leaves no rows of {request.train} to test on; lower it or give "
+            f"{named('data.test')}"
         )
     return train, dev, subsample(rest, request.test_size, request.seed)
 
@@ -131,7 +136,10 @@ def checked_splits(request: TuneRequest) -> tuple[list[Record], list[Record] | N
         CuecraftError: the data, the method's options or the label words cannot be used.
     """
     if request.classes or request.prior:
-        raise MethodError("--classes and --prior go with --unlabeled; with labels, the classes are the labels'")
+        raise MethodError(
+            f"{named('task.classes')} and {named('tune.prior')} go with {named('unlabeled')}; with labels, the "
+            "classes are the labels'"
+        )
     make_method(request.method, _method_options(request))
     train, dev, test = read_splits(request)
     others = {request.dev or f"dev rows of {request.train}": dev or [], request.test or request.train: test}
@@ -222,7 +230,7 @@ def _tested(
         return found, test
     warnings.warn(
         f"{count} of {len(test)} test rows were answered within the time limit, drawn at random; "
-        "give a longer --time-limit, or fewer rows with --test-size",
+        f"give a longer {named('time_limit')}, or fewer rows with {named('data.test_size')}",
         CuecraftWarning,
         stacklevel=2,
     )
@@ -237,10 +245,14 @@ def _method_options(request: TuneRequest) -> dict[str, Any]:
     places = {name: option_places(kind, "vocabulary.corpus") for name, kind in METHODS.items()}
     if not places[request.method]:
         able = ", ".join(name for name, found in places.items() if found)
-        raise MethodError(f"--vocab-from goes with methods that search for words ({able}), not with {request.method}")
+        raise MethodError(
+            f"{named('vocab_from')} goes with methods that search for words ({able}), not with {request.method}"
+        )
     for place in places[request.method]:
         if place in options:
-            raise MethodError(f"--vocab-from and --option {place} both name a corpus; give one of them")
+            raise MethodError(
+                f"{named('vocab_from')} and {named('option')} {place} both name a corpus; give one of them"
+            )
         options[place] = str(request.vocab_from)
     return options
 
@@ -254,7 +266,7 @@ def run_label_free(request: TuneRequest, started: Callable[[str], Callable[[Even
     test: list[Record] = []
     if request.test:
         test = read_test(request, request.test)
-        check_labels("--classes", [Record({}, name) for name in classes], {request.test: test})
+        check_labels("the classes", [Record({}, name) for name in classes], {request.test: test})
     classifier = make_classifier(request, request.method_options)
     prior = _shares(request.prior)
     listener = started(LabelFreeSearch.name)
@@ -271,7 +283,7 @@ def read_unlabelled(request: TuneRequest) -> list[Record]:
     records = read_partly_labelled(request.train, request.text_columns, request.label_column, request.reading)
     if any(record.label is not None for record in records):
         warnings.warn(
-            f"{request.train}: the labels in column {request.label_column!r} are not used (--unlabeled)",
+            f"{request.train}: the labels in column {request.label_column!r} are not used ({named('unlabeled')})",
             CuecraftWarning,
             stacklevel=2,
         )
@@ -285,20 +297,31 @@ def check_label_free(request: TuneRequest) -> tuple[str, ...]:
         MethodError: something was asked for that needs labels, or an option cannot be used.
         DataError: the classes are not named, or a file of cues cannot be read.
     """
-    given: dict[str, object] = {"--dev": request.dev, "--shots": request.shots, "--checkpoints": request.checkpoints}
-    given |= {"--vocab-from": request.vocab_from, "--first": request.first}
-    for name, value in given.items():
+    given: dict[str, object] = {"data.dev": request.dev, "data.shots": request.shots, "data.first": request.first}
+    given |= {"checkpoints": request.checkpoints, "vocab_from": request.vocab_from}
+    for place, value in given.items():
         if value is not None:
-            raise MethodError(f"{name} has no meaning with --unlabeled; leave one of them out")
+            raise MethodError(f"{named(place)} has no meaning with {named('unlabeled')}; leave one of them out")
     if request.test_size is not None and request.test is None:
-        raise MethodError("--test-size needs --test with --unlabeled; no row of the data has a label to test by")
+        raise MethodError(
+            f"{named('data.test_size')} needs {named('data.test')} with {named('unlabeled')}; no row of the data "
+            "has a label to test by"
+        )
     if request.seeds is not None:
-        raise MethodError("--seeds has no meaning with --unlabeled, which draws nothing but the texts; leave it out")
+        raise MethodError(
+            f"{named('seeds')} has no meaning with {named('unlabeled')}, which draws nothing but the texts; leave "
+            "it out"
+        )
     if request.label_words == "auto":
-        raise MethodError("label words are searched with labels; without any, give --label-words CLASS=word")
+        raise MethodError(
+            f"label words are searched with labels; without any, give {named('task.label_words')} CLASS=word"
+        )
     classes = request.classes or tuple(request.label_words or ())
     if not classes:
-        raise DataError("without labels the classes must be named; give --label-words CLASS=word, or --classes a,b")
+        raise DataError(
+            f"without labels the classes must be named; give {named('task.label_words')} CLASS=word, or "
+            f"{named('task.classes')} a,b"
+        )
     Verbalizer.from_labels(classes, request.label_words)
     search = make_options(LabelFreeSearch, request.method_options)
     if search.pool_file is not None:
@@ -319,7 +342,8 @@ def _shares(values: Sequence[str]) -> dict[str, float] | list[float] | None:
         return [float(share) for value in values for share in value.split(",")] or None
     except ValueError:
         raise DataError(
-            f"--prior {' '.join(values)} is not shares of classes; write 0.9,0.1, or CLASS=0.9 for each class"
+            f"{named('tune.prior')} {' '.join(values)} is not shares of classes; write 0.9,0.1, or CLASS=0.9 for "
+            "each class"
         ) from None
 
 
@@ -338,7 +362,7 @@ def run_seeds(request: TuneRequest, started: Callable[[str], Callable[[Event], N
     """
     seeds = request.seeds or ()
     if len(set(seeds)) < 2:
-        raise DataError("--seeds needs two seeds at least, such as 0,1,2; for one, give --seed")
+        raise DataError(f"{named('seeds')} needs two seeds at least, such as 0,1,2; for one, give {named('seed')}")
     folders = {seed: request.out / f"seed-{seed}" for seed in seeds}
     _check_folder(request.out, list(folders.values()))
     runs = {}
@@ -358,11 +382,11 @@ def run_seeds(request: TuneRequest, started: Callable[[str], Callable[[Event], N
 def _check_folder(out: Path, folders: Sequence[Path]) -> None:
     """Raise an error where the folder cannot become that of these seeds alone, before anything long is done."""
     if (out / MANIFEST).exists():
-        raise ArtifactError(f"{out}: is an artifact; give --seeds another --out")
+        raise ArtifactError(f"{out}: is an artifact; give {named('seeds')} another {named('out')}")
     others = [path.name for path in member_folders(out) if path not in folders]
     if others:
         raise ArtifactError(
-            f"{out}: has artifacts of other seeds ({', '.join(others)}); remove them, or give another --out"
+            f"{out}: has artifacts of other seeds ({', '.join(others)}); remove them, or give another {named('out')}"
         )
     for folder in folders:
         check_target(folder)

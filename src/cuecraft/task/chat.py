@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-from cuecraft.core.errors import TemplateError
+from cuecraft.core.errors import TemplateError, named
 from cuecraft.task.template import MASK, PROMPT, Conversation, Template, escaped, slot
 
 #: As a user asks for a chat: whether at all, or turns by name.
@@ -185,8 +185,8 @@ class _Writer:
     def __init__(self, tokenizer: Any, name: str) -> None:
         if not has_chat_template(tokenizer):
             raise TemplateError(
-                f"{name}: its tokenizer has no chat template, which --chat (chat=) needs; leave it out, or take a "
-                "model that was trained on conversations"
+                f"{name}: its tokenizer has no chat template, which {named('task.chat')} needs; leave it out, or "
+                "take a model that was trained on conversations"
             )
         self._tokenizer, self._name = tokenizer, name
         try:

@@ -9,7 +9,7 @@ from enum import StrEnum
 from itertools import takewhile
 from typing import Any
 
-from cuecraft.core.errors import CuecraftWarning, DataError, LabelWordError, PromptError, TemplateError
+from cuecraft.core.errors import CuecraftWarning, DataError, LabelWordError, PromptError, TemplateError, named
 from cuecraft.task import Example, Field, Literal, MaskSlot, PromptSlot, Shot, Task
 from cuecraft.task.token_text import (
     BYTE_SPACE,
@@ -412,7 +412,7 @@ class Renderer:
             shown = " ".join(self.tokenizer.convert_ids_to_tokens(list(ids)))
             raise LabelWordError(
                 f"label word {word!r} is {len(ids)} tokens ({shown}), but a masked LM fills one {{mask}}; "
-                "give a label word of one token (--label-words, label_words=)"
+                f"give a label word of one token ({named('task.label_words')})"
             )
         return ids
 

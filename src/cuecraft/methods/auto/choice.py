@@ -25,7 +25,7 @@ from pydantic import Field
 from cuecraft.artifact import HardPrompt
 from cuecraft.artifact.predictor import Candidate
 from cuecraft.backbone import FeatureScale
-from cuecraft.core.errors import BackboneError, MethodError, PromptError
+from cuecraft.core.errors import BackboneError, MethodError, PromptError, named
 from cuecraft.core.events import Document, Event, HeldOutStep, Refused
 from cuecraft.methods.auto.contenders import Contender, FirstOrderCue, Together, WordsAlone, probed
 from cuecraft.methods.auto.crossfit import Trainings
@@ -81,7 +81,7 @@ class Auto(BehindShots, Method):
             raise MethodError("examples in the prompt (shots) are written with the label words; give label_words=keep")
         if self.chat == "try":
             raise MethodError(
-                "examples in the prompt (shots) are written in one template; give --chat (chat=) or chat=keep"
+                f"examples in the prompt (shots) are written in one template; give {named('task.chat')} or chat=keep"
             )
         own = self.model_copy(update={"label_words": "keep"})
         return self.tuned_behind(problem, lambda behind: _Choice(behind, own).made())

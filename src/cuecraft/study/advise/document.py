@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from cuecraft.backbone import AnyBackbone, load_backbone
-from cuecraft.core.errors import DataError, EndpointError, LabelWordError
+from cuecraft.core.errors import DataError, EndpointError, LabelWordError, named
 from cuecraft.core.events import Event
 from cuecraft.data import Record, read_partly_labelled
 from cuecraft.methods.prepare import label_free_task
@@ -224,7 +224,9 @@ def run_advise(request: AdviseRequest, started: Callable[[str], Callable[[Event]
     found = survey(records, request.classes)
     labelled = [record for record in records if record.label is not None]
     if endpoint and not labelled:
-        raise EndpointError("an endpoint is a reference for accuracy, and no row has a label; leave --endpoint out")
+        raise EndpointError(
+            f"an endpoint is a reference for accuracy, and no row has a label; leave {named('endpoint')} out"
+        )
     started("loading the model")
     backbone = load_backbone(
         request.model, request.head, request.device, local_files_only=request.local_files_only, dtype=request.dtype
@@ -250,10 +252,14 @@ def run_advise(request: AdviseRequest, started: Callable[[str], Callable[[Event]
 def _endpoint(request: AdviseRequest) -> Endpoint | None:
     if request.endpoint is None:
         if request.endpoint_model or request.endpoint_key_env:
-            raise EndpointError("--endpoint-model and --endpoint-key-env need --endpoint with an address")
+            raise EndpointError(
+                f"{named('endpoint_model')} and {named('endpoint_key_env')} need {named('endpoint')} with an address"
+            )
         return None
     if not request.endpoint_model:
-        raise EndpointError("--endpoint needs --endpoint-model, the name that the server knows the model by")
+        raise EndpointError(
+            f"{named('endpoint')} needs {named('endpoint_model')}, the name that the server knows the model by"
+        )
     return Endpoint(request.endpoint, request.endpoint_model, key_from(request.endpoint_key_env, request.endpoint))
 
 

@@ -22,7 +22,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
-from cuecraft.core.errors import EndpointError
+from cuecraft.core.errors import EndpointError, named
 from cuecraft.core.events import Event, Progress
 from cuecraft.study.advise.measure import Accuracy
 
@@ -217,7 +217,8 @@ def _ask(endpoint: Endpoint, content: str, stop: threading.Event) -> Reply:
             waiting = endpoint.wait * 2 ** (attempt - 1) if failed.after is None else failed.after
             if attempt == endpoint.attempts or stop.wait(min(waiting, _LONGEST_WAIT)):
                 raise EndpointError(
-                    f"{endpoint.address} {failed} ({attempt} attempts); try again later, or leave --endpoint out"
+                    f"{endpoint.address} {failed} ({attempt} attempts); try again later, or leave "
+                    f"{named('endpoint')} out"
                 ) from None
             attempt += 1
 

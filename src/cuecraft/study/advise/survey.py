@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cuecraft.backbone import AnyBackbone
-from cuecraft.core.errors import DataError, LabelWordError
+from cuecraft.core.errors import DataError, LabelWordError, named
 from cuecraft.data import Record, subsample
 from cuecraft.task import Task
 from cuecraft.task.rendering import HeadKind, Renderer
@@ -106,16 +106,20 @@ def survey(records: Sequence[Record], classes: Sequence[str] | None = None) -> S
     )
 
 
+_CLASSES = named("task.classes")
+_NAME_THEM = f"name their column ({named('data.label_column')}), or them ({_CLASSES} a,b)"
+
+
 def _check_classes(records: Sequence[Record], names: Sequence[str], named: bool) -> None:
     for row, record in enumerate(records, start=1):
         if record.label is not None and record.label not in names:
             raise DataError(
                 f"row {row}: label {record.label!r} is not one of the classes ({', '.join(names)}); "
-                "fix the label or name it in --classes"
+                f"fix the label or name it in {_CLASSES}"
             )
     if len(set(names)) < 2:
         have = f"only one class ({names[0]})" if names else "no row has a label, so the classes are not known"
-        how = "name at least two" if named or names else "name their column (--label-column), or them (--classes a,b)"
+        how = "name at least two" if named or names else _NAME_THEM
         raise DataError(f"{have}; {how}")
 
 

@@ -21,7 +21,7 @@ from cuecraft.artifact.manifest import BackboneEntry, DataEntry
 from cuecraft.artifact.predictor import Candidate, fresh_logits
 from cuecraft.backbone import AnyBackbone, load_backbone
 from cuecraft.core.environment import describe, versions
-from cuecraft.core.errors import CompareError, CuecraftError, CuecraftWarning, MethodError
+from cuecraft.core.errors import CompareError, CuecraftError, CuecraftWarning, MethodError, named
 from cuecraft.core.events import Started
 from cuecraft.core.signals import stoppable
 from cuecraft.core.storage import LOCK, SCRATCH, FolderInUseError, locked, parse_json, unwritable, write_text
@@ -72,7 +72,7 @@ class Folder:
             _check_own(path)
         where = unwritable(path)
         if where is not None:
-            raise CompareError(f"{path}: {where} cannot be written to; choose another --out")
+            raise CompareError(f"{path}: {where} cannot be written to; choose another {named('out')}")
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -87,7 +87,8 @@ class Folder:
                 (self.path / _CELLS).mkdir(exist_ok=True)
             except FolderInUseError as error:
                 raise CompareError(
-                    f"{self.path}: another cuecraft compare is at work here; wait for it or choose another --out"
+                    f"{self.path}: another cuecraft compare is at work here; wait for it or choose another "
+                    f"{named('out')}"
                 ) from error
             yield
 
@@ -127,7 +128,9 @@ class Folder:
         try:
             write_text(path, text)
         except OSError as error:
-            raise CompareError(f"{path}: cannot be written ({error}); free space or choose another --out") from error
+            raise CompareError(
+                f"{path}: cannot be written ({error}); free space or choose another {named('out')}"
+            ) from error
 
     def _cell(self, name: str, seed: int) -> Path:
         return self.path / _CELLS / f"{name}-seed-{seed}.json"
@@ -139,7 +142,7 @@ def _check_own(path: Path) -> None:
         found = {child.name for child in path.iterdir() if not child.name.endswith(SCRATCH)}
         if found <= own and (_CELLS in found or not found):
             return
-    raise CompareError(f"{path}: exists and is no comparison's folder; choose another --out or remove it")
+    raise CompareError(f"{path}: exists and is no comparison's folder; choose another {named('out')} or remove it")
 
 
 def run_comparison(

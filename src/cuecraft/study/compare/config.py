@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from cuecraft.core.assets import PREFIX, is_asset
-from cuecraft.core.errors import CompareError, DataError, MethodError
+from cuecraft.core.errors import CompareError, DataError, MethodError, named, python_word
 from cuecraft.core.yaml_files import Place, Settings, explained, keys_of, read_yaml
 from cuecraft.data import BadRows, Reading, Record, k_shot_split, read_records, subsample
 from cuecraft.methods import METHODS, make_method
@@ -122,12 +122,13 @@ def _words(value: str) -> list[str]:
     return [part.strip() for part in value.split(",") if part.strip()]
 
 
-def load_config(file: Path | None, flags: Mapping[str, Any]) -> CompareConfig:
+def load_config(file: Path | None, flags: Mapping[str, Any], word: Callable[[str], str] = python_word) -> CompareConfig:
     """Return the settings of a YAML file, with flags in place of the keys that they name.
 
     Args:
         file: the YAML file, if any.
         flags: values by key; None is no value.
+        word: gives what a key is called where it was given so.
 
     Raises:
         CompareError: the file cannot be read, or a key or value is wrong.
@@ -135,10 +136,10 @@ def load_config(file: Path | None, flags: Mapping[str, Any]) -> CompareConfig:
     settings = read_yaml(file, CompareError) if file else Settings()
     for name, value in flags.items():
         if value is not None:
-            settings = settings.overridden([name], value, f"--{name.replace('_', '-')}")
+            settings = settings.overridden([name], value, word(name))
     if "task" not in settings.values:
         where = f"{file}: " if file else ""
-        raise CompareError(f"{where}no task; give --task FOLDER, or task in a --config file")
+        raise CompareError(f"{where}no task; give {named('data.task')} FOLDER, or task in a {named('config')} file")
     try:
         return CompareConfig.model_validate(settings.values)
     except ValidationError as error:
@@ -285,7 +286,8 @@ def _from_rows(config: CompareConfig, reading: Reading) -> tuple[dict[int, Split
     """Draw each seed's examples; what no seed drew is the test set."""
     if config.shots is None:
         raise DataError(
-            f"{config.task}: no folder of splits; give a folder with seed-S/train.jsonl, or --shots K to draw from rows"
+            f"{config.task}: no folder of splits; give a folder with seed-S/train.jsonl, or {named('data.shots')} K "
+            "to draw from rows"
         )
     rows = read_records(config.task, config.text_columns, config.label_column, reading)
     seeds = {}

@@ -15,7 +15,7 @@ from cuecraft.artifact import Artifact, HardPrompt
 from cuecraft.artifact.predictor import Candidate, fresh_logits
 from cuecraft.backbone import AnyBackbone, load_backbone
 from cuecraft.core.assets import model_place
-from cuecraft.core.errors import MethodError
+from cuecraft.core.errors import MethodError, named
 from cuecraft.core.events import Event, Progress
 from cuecraft.core.options import make_options
 from cuecraft.data import Record, k_shot_split, read_records, subsample
@@ -104,9 +104,9 @@ def check_against(names: Sequence[str]) -> None:
     """Raise MethodError where a method to compare with is unknown, or has the name of a row that is shown anyway."""
     for name in names:
         if name in (shown for shown, _, _ in METHODS):
-            raise MethodError(f"--against {name!r} is in the demo already; leave it out")
+            raise MethodError(f"{named('against')} {name!r} is in the demo already; leave it out")
         if name not in ALL_METHODS:
-            raise MethodError(f"--against {name!r} is no method; choose {', '.join(ALL_METHODS)}")
+            raise MethodError(f"{named('against')} {name!r} is no method; choose {', '.join(ALL_METHODS)}")
 
 
 def run_demo(

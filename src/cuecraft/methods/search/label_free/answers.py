@@ -344,5 +344,5 @@ def distrust(agreement: Agreement | None) -> str | None:
         return None
     return (
         f"{why}: do not trust this choice; label 16 texts of each class or more and tune with them, "
-        "e.g. --method auto (method='auto')"
+        "e.g. by the method auto"
     )
