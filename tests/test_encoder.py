@@ -117,8 +117,8 @@ def test_prompts_over_texts_of_their_own_share_passes_and_give_what_each_gives_a
     parts = list(zip([context.select(rows) for rows in ([0, 1, 2], [3, 4], [5, 6, 7])], prompts, strict=True))
     assert backbone.share_passes(parts)
     passes = []
-    run_pass = type(backbone).run_pass
-    monkeypatch.setattr(type(backbone), "run_pass", lambda own, laid: passes.append(1) or run_pass(own, laid))
+    run = type(backbone).run
+    monkeypatch.setattr(type(backbone), "run", lambda own, *asked: passes.append(1) or run(own, *asked))
     found = backbone.class_logits_each(parts)
     assert len(passes) == 1
     alone = [backbone.class_logits(own, prompt) for own, prompt in parts]

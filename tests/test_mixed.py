@@ -1,5 +1,7 @@
 """Rows of one pass, each with a prompt of its own: class logits are those of each prompt alone."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -94,9 +96,7 @@ def passes_of(causal, monkeypatch):
     """Note the shape `[b, N]` of each pass."""
     shapes = []
     plain = causal._forward
-    monkeypatch.setattr(
-        causal, "_forward", lambda inputs, *rest: shapes.append(inputs.shape[:2]) or plain(inputs, *rest)
-    )
+    monkeypatch.setattr(causal, "_forward", lambda plan: shapes.append(plan.inputs.shape[:2]) or plain(plan))
     return shapes
 
 
@@ -133,6 +133,29 @@ def test_a_prompt_before_the_text_is_read_when_it_is_made_ready(causal, monkeypa
     piece = ready.renderer.render(make_examples(TEXTS[:1]))[0]
     causal.mixed_logits([(ready, piece)])
     assert shapes == [(1, len(piece.after))]
+
+
+@pytest.mark.parametrize("kind", ["soft", "deep", "prefix"])
+@pytest.mark.parametrize("backbone", ["causal", "masked", "sequence"])
+def test_gradients_of_rows_are_those_of_each_prompt_alone(backbone, kind, request):
+    """Two prompts over two texts each, of which one is the same."""
+    backbone = request.getfixturevalue(backbone)
+    task = tasks_of(backbone)[0 if kind == "prefix" or not isinstance(backbone, SequenceBackbone) else 1]
+    name = {"soft": "embeddings", "deep": "offsets", "prefix": "states"}[kind]
+    head = ClassHead(draw(2, backbone.hidden_size), draw(2)) if isinstance(backbone, SequenceBackbone) else None
+    prompts = [prompt_of(kind, backbone, seed, head) for seed in (1, 2)]
+    leaves = [getattr(prompt, name).clone().requires_grad_() for prompt in prompts]
+    prompts = [replace(prompt, **{name: leaf}) for prompt, leaf in zip(prompts, leaves, strict=True)]
+    texts = [TEXTS[0][0], TEXTS[1][0]], [TEXTS[0][0], TEXTS[2][0]]
+    rows = [(task, prompt, text) for prompt, own in zip(prompts, texts, strict=True) for text in own]
+    ready = {id(prompt): backbone.ready(prompt, task) for prompt in prompts}
+    pieces = [ready[id(own)].renderer.render(make_examples([(text, 0)]))[0] for _, own, text in rows]
+    together = backbone.read_rows([(ready[id(own)], piece) for (_, own, _), piece in zip(rows, pieces, strict=True)])
+    apart = [alone(backbone, *row) for row in rows]
+    found, expected = (torch.autograd.grad(sum(own[0] for own in logits), leaves) for logits in (together, apart))
+    for one, other in zip(found, expected, strict=True):
+        assert other.abs().max() > 1e-4
+        assert torch.allclose(one, other, atol=1e-5)
 
 
 def test_a_small_budget_changes_no_logits(stock, monkeypatch):

@@ -124,7 +124,7 @@ def test_results_are_kept_by_all_of_the_key(cache):
 @pytest.fixture
 def checks(cache, monkeypatch):
     """How often a causal model was checked; every model counts as large."""
-    from cuecraft.backbone.plan import CausalModel
+    from cuecraft.backbone.decoder import CausalModel
 
     monkeypatch.setattr(loading, "LARGE", 0)
     found = []
@@ -163,7 +163,7 @@ def test_a_model_is_checked_once_and_again_where_something_differs(checks, causa
 
 def test_what_the_check_found_is_kept_as_it_is(checks, causal_folder, monkeypatch):
     """Of a model that takes no shared contexts, too."""
-    from cuecraft.backbone.plan import CausalModel
+    from cuecraft.backbone.decoder import CausalModel
 
     monkeypatch.setattr(CausalModel, "_answers_alike", lambda self: not self._shares_context)
     loading._load.cache_clear()

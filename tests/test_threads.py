@@ -17,7 +17,8 @@ from conftest import make_causal, make_examples, make_masked, make_task
 from cuecraft import PromptClassifier
 from cuecraft.artifact import DeepCue, HardPrompt, PrefixPrompt, SoftPrompt
 from cuecraft.backbone import ClassHead, load_backbone
-from cuecraft.backbone.columns import FeatureReadout, LabelReadout
+from cuecraft.backbone.base import Query
+from cuecraft.backbone.columns import columns_of
 from cuecraft.backbone.hooks import gradient_checkpointing, passing
 from cuecraft.backbone.likelihood import next_word_log_probabilities
 from cuecraft.backbone.load import _load
@@ -163,28 +164,18 @@ def test_eight_threads_get_2000_answers_each(shared, tmp_path):
 
 
 def test_two_passes_under_way_keep_what_they_read_apart(causal):
-    """A readout that two threads share: the second pass is made between the first one's pass and its scores."""
-    ids = ((((70,), (80, 90)), ((75,), (81, 91))),)
-    reads = LabelReadout(causal.model, ids[0])
-    slots = torch.arange(1 + len(reads.beginnings))[None]
-
-    def one_pass(seed):
-        hidden = torch.randn(1, 8, causal.hidden_size, generator=torch.Generator().manual_seed(seed))
-        with reads.reading(slots) as scores:
-            logits = causal.model.lm_head(hidden)
-        return scores, logits
-
-    expected = [scores(logits) for scores, logits in (one_pass(1), one_pass(2))]
-    first, second = one_pass(1), one_pass(2)
-    assert torch.equal(first[0](first[1]), expected[0])
-    assert torch.equal(second[0](second[1]), expected[1])
-    features = FeatureReadout(causal.model)
-    kept = []
-    for seed in (1, 2):
-        hidden = torch.full((1, 8, causal.hidden_size), float(seed))
-        with features.reading(slots[:, :1]) as scores:
-            kept.append((scores, causal.model.lm_head(hidden)))
-    assert [float(scores(logits).mean()) for scores, logits in kept] == [1.0, 2.0]
+    """Columns that two threads share: the second pass is made between the first one's pass and its scores."""
+    options = (((70,), (80, 90)), ((75,), (81, 91)))
+    columns = columns_of(causal.model, Query("options", options), None)
+    hidden = [
+        torch.randn(1, 1 + len(columns.beginnings), causal.hidden_size, generator=torch.Generator().manual_seed(seed))
+        for seed in (1, 2)
+    ]
+    expected = [columns.scores(*columns.logits(own)) for own in hidden]
+    first, second = (columns.logits(own) for own in hidden)
+    assert torch.equal(columns.scores(*first), expected[0])
+    assert torch.equal(columns.scores(*second), expected[1])
+    assert not torch.allclose(*expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Literal, Protocol, Self, TypeVar
 
 from torch import Tensor
 
 from cuecraft.backbone.budget import Budget
 from cuecraft.backbone.tree import CueTree
 from cuecraft.task import Example, Task
-from cuecraft.task.rendering import HeadKind, Pieces, Renderer
+from cuecraft.task.rendering import HeadKind, LabelIds, Pieces, Renderer
 
 T = TypeVar("T")
 Swap = tuple[int, int]  # a position of the prompt, and the token id put there
@@ -63,31 +63,66 @@ class Prompt(Protocol):
         ...
 
 
-@dataclass(frozen=True, eq=False)
-class ReadyPrompt:
-    """A prompt made ready for passes that it shares with prompts of other tasks (`Backbone.mixed_logits`).
+@dataclass(frozen=True)
+class Query:
+    """What is read of a text.
 
     Args:
-        renderer: its task as the backbone's tokenizer writes it.
+        read: `options` for the scores of options, by the prompt's class head where it has one; `features` for what a
+            class head reads; `vocabulary` for the log-probabilities (nats) of all words at the answer slot.
+        options: option -> word -> token ids; `()` where only a class head answers.
+        norm: `row` for scores of options up to a constant of the row, `vocabulary` for the log-probabilities of options
+            of one word each.
+    """
+
+    read: Literal["options", "features", "vocabulary"]
+    options: LabelIds = ()
+    norm: Literal["row", "vocabulary"] = "row"
+
+
+FEATURES, VOCABULARY = Query("features"), Query("vocabulary")
+
+
+@dataclass(frozen=True, eq=False)
+class PlacedPrompt:
+    """A prompt on the model's device, checked.
+
+    Args:
         vectors: `[S, d]` its input embeddings.
         offsets: `[n_layers, S, d]` added to the hidden states entering each layer there; None for nothing.
         states: `[n_layers, 2, n_kv_heads, P, head_dim]` keys and values in front of the vectors; None for nothing.
         head: the class head that answers, in place of label words.
+    """
+
+    vectors: Tensor
+    offsets: Tensor | None
+    states: Tensor | None
+    head: ClassHead | None = None
+
+    @property
+    def length(self) -> int:
+        """Positions that it takes in addition to a text's pieces."""
+        return len(self.vectors) + (0 if self.states is None else self.states.shape[3])
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ReadyPrompt(PlacedPrompt):
+    """A prompt made ready for passes that it shares with prompts of other tasks (`Backbone.read_rows`).
+
+    Args:
+        renderer: its task as the backbone's tokenizer writes it.
+        columns: what is read at the answer slot.
         opening: `[n_layers, 2, n_kv_heads, L, head_dim]` keys and values of all that stands before the text, the prompt
-            included, where that is the same for every text; the fields above are used up in it. None elsewhere.
-        reads: what is read at the answer slot; None where features are pooled.
+            included, where that is the same for every text; vectors, offsets and states are used up in it. None
+            elsewhere.
         branches: the beginnings of its label words of several tokens, which grow after the answer slot; None for none.
         shared: `[n_layers, 2, n_kv_heads, L, head_dim]` keys and values of the ids with which every text begins
             (`Renderer.shared_ids`), where the prompt stands behind the text. None for nothing.
     """
 
     renderer: Renderer
-    vectors: Tensor
-    offsets: Tensor | None
-    states: Tensor | None
-    head: ClassHead | None = None
+    columns: Any
     opening: Tensor | None = None
-    reads: Any = None
     branches: CueTree | None = None
     shared: Tensor | None = None
 
@@ -96,7 +131,7 @@ class ReadyPrompt:
         """Positions that it takes in addition to a text's pieces."""
         if self.opening is not None:
             return self.opening.shape[3] - len(self.renderer.opening_ids or ())
-        return len(self.vectors) + (0 if self.states is None else self.states.shape[3])
+        return super().length
 
     @property
     def num_classes(self) -> int:
@@ -108,39 +143,54 @@ Row = tuple[ReadyPrompt, Pieces]  # a prompt, and one text as the prompt's rende
 
 
 @dataclass(frozen=True, eq=False)
-class Context:
-    """What a backbone knows of some examples without knowing the prompt.
+class Rows:
+    """Texts to be read.
 
     Args:
-        renderer: the task as this backbone's tokenizer writes it.
-        examples: `[B]` the texts.
-        pieces: `[B]` token ids of each example.
-        states: `[B]` what was computed and kept for each example: for a causal backbone the keys and values
+        pieces: `[B]` token ids of each text.
+        states: `[B]` what was computed and kept for each text: for a causal backbone the keys and values
             `[n_layers, 2, n_kv_heads, len(before), head_dim]` of the ids before the prompt. None where nothing is
             kept (other backbones; beyond the byte budget), to be computed again by each pass.
-        padding: the share of padding in the batches that read the examples, 0 to 1.
         opening: `[n_layers, 2, n_kv_heads, L, head_dim]` keys and values of the ids with which every text begins
             (`Renderer.shared_ids`), read once for all. None where nothing is kept of them.
     """
 
-    renderer: Renderer
-    examples: tuple[Example, ...]
-    pieces: tuple[Pieces, ...]
-    states: tuple[Tensor | None, ...]
-    padding: float = 0.0
+    pieces: Sequence[Pieces]
+    states: Sequence[Tensor | None]
     opening: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.pieces)
 
     def select(self, rows: Sequence[int]) -> Self:
-        """Return the context of some of the examples; nothing is computed or copied."""
+        """Return some of the texts; nothing is computed or copied."""
         return replace(
-            self,
-            examples=tuple(self.examples[row] for row in rows),
-            pieces=tuple(self.pieces[row] for row in rows),
-            states=tuple(self.states[row] for row in rows),
+            self, pieces=tuple(self.pieces[row] for row in rows), states=tuple(self.states[row] for row in rows)
         )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Context(Rows):
+    """What a backbone knows of some examples without knowing the prompt.
+
+    Args:
+        renderer: the task as this backbone's tokenizer writes it.
+        examples: `[B]` the texts.
+        padding: the share of padding in the batches that read the examples, 0 to 1.
+    """
+
+    renderer: Renderer
+    examples: tuple[Example, ...]
+    padding: float = 0.0
+
+    @property
+    def query(self) -> Query:
+        """The query for scores of the task's classes."""
+        return Query("options", self.renderer.label_ids)
+
+    def select(self, rows: Sequence[int]) -> Self:
+        """Return the context of some of the examples; nothing is computed or copied."""
+        return replace(super().select(rows), examples=tuple(self.examples[row] for row in rows))
 
     def joined(self, other: Self) -> Self:
         """Return the context of these examples and then of others of the same task."""
@@ -159,7 +209,8 @@ class Context:
 class Backbone(Protocol):
     """A frozen model and its tokenizer, of one kind of head.
 
-    Placement, attention mask, position ids and pooling live in one function of each implementation.
+    All that is asked of it is a `read` of texts with prompts. Placement, attention mask, position ids and pooling live
+    in one function of each implementation.
     """
 
     name: str
@@ -171,40 +222,27 @@ class Backbone(Protocol):
         """Read examples once, as far as that is possible without the prompt, and keep `keep_bytes` of it at most."""
         ...
 
-    def class_logits(self, context: Context, prompt: Prompt) -> Tensor:
-        """Return class logits `[B, C]`, differentiable with respect to the prompt's tensors."""
-        ...
+    def read(self, texts: Rows, prompts: Any, query: Query, owners: Sequence[int] = ()) -> Tensor:
+        """Return what a query reads of every text with every prompt, `[T, B, X]`, differentiable.
 
-    def class_logits_many(self, context: Context, prompts: Sequence[Prompt]) -> Tensor:
-        """Return class logits `[T, B, C]` of several prompts over the same examples."""
-        ...
-
-    def share_passes(self, parts: Sequence[tuple[Context, Prompt]]) -> bool:
-        """Return whether `class_logits_each` reads these together."""
-        ...
-
-    def class_logits_each(self, parts: Sequence[tuple[Context, Prompt]]) -> list[Tensor]:
-        """Return class logits `[B, C]` of several prompts, each over examples of its own; differentiable."""
+        Args:
+            texts: `[B]` the texts.
+            prompts: `[T]` prompts as one table (`cuecraft.backbone.plan.Prompts`).
+            query: what is read.
+            owners: `[B]` the number of each text's own prompt, where it has one; the result is then `[1, B, X]`.
+        """
         ...
 
     def ready(self, prompt: Prompt, task: Task) -> ReadyPrompt:
-        """Return a prompt as `mixed_logits` takes it."""
+        """Return a prompt as `read_rows` takes it: checked, on the device, and read ahead where nothing varies."""
         ...
 
-    def mixed_logits(self, rows: Sequence[Row]) -> list[Tensor]:
-        """Return class logits `[C]` of each row: a text with a prompt of its own, of any task and kind; no gradient."""
+    def read_rows(self, rows: Sequence[Row]) -> list[Tensor]:
+        """Return class logits `[C]` of each row: a text with a prompt of its own, of any task; differentiable."""
         ...
 
-    def features(self, context: Context, prompt: Prompt) -> Tensor:
-        """Return what a class head reads `[B, d]`, differentiable with respect to the prompt's tensors."""
-        ...
-
-    def score_swaps(self, context: Context, prompt: Prompt, swaps: Sequence[Swap]) -> Tensor:
-        """Return class logits `[K, B, C]` with each swap (position, token id) made alone; no gradient."""
-        ...
-
-    def score_candidates(self, context: Context, prompt: Prompt, position: int, token_ids: Sequence[int]) -> Tensor:
-        """Return class logits `[K, B, C]` with each candidate token in turn at one position; no gradient."""
+    def shares(self, prompts: Any) -> bool:
+        """Return whether `read` takes prompts, each over texts of its own, in passes that they share."""
         ...
 
     def within_memory(self, run: Callable[[Budget], T]) -> T:

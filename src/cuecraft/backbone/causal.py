@@ -10,27 +10,27 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cuecraft.backbone.base import Context, Prompt, Swap
+from cuecraft.backbone.attention import keeping
+from cuecraft.backbone.base import Context, Prompt, Query, ReadyPrompt, Row, Rows
 from cuecraft.backbone.budget import Budget, memory_of, restore_order
-from cuecraft.backbone.columns import FeatureReadout, Readout, SequenceReadout, readout
-from cuecraft.backbone.cues import Cues, Past, Rows, VectorTable
-from cuecraft.backbone.hooks import passing
-from cuecraft.backbone.layout import Layout, MixedCausal, own_tokens
-from cuecraft.backbone.plan import nothing_between
-from cuecraft.backbone.tree import CueTree, tree_groups
+from cuecraft.backbone.columns import Columns, columns_of, row_columns
+from cuecraft.backbone.decoder import CausalModel
+from cuecraft.backbone.layout import Branch, RowTree, SharedTrees, own_tokens, rows_plan
+from cuecraft.backbone.plan import Prompts
+from cuecraft.backbone.tree import grow_tree
 from cuecraft.core.deadline import check_time
 from cuecraft.core.errors import BackboneError, DataError, PromptError
 from cuecraft.task import Example, Task
 from cuecraft.task.batches import padding_share, token_batches
+from cuecraft.task.rendering import Renderer
 
 
-class CausalBackbone(MixedCausal):
+class CausalBackbone(CausalModel):
     """A decoder-only language model that answers with its next word.
 
     Args:
@@ -87,7 +87,7 @@ class CausalBackbone(MixedCausal):
         parts = [[len(ids) - shared for ids in distinct], [len(piece.after) for piece in pieces]]
         padding = padding_share(*((part, list(token_batches(part, self.budget))) for part in parts))
         states = tuple(kept.get(piece.before) for piece in pieces)
-        return Context(renderer, tuple(examples), pieces, states, padding, opening)
+        return Context(pieces, states, opening, renderer=renderer, examples=tuple(examples), padding=padding)
 
     def _release(self, size: int) -> None:
         with self._counting:
@@ -114,127 +114,27 @@ class CausalBackbone(MixedCausal):
                     free -= state.nbytes
         return kept
 
-    def class_logits(self, context: Context, prompt: Prompt) -> Tensor:
-        """Return class logits `[B, C]`, differentiable with respect to the prompt's tensors."""
-        return self.class_logits_many(context, [prompt])[0]
+    def shares(self, prompts: Prompts) -> bool:
+        """Return whether `read` takes prompts, each over texts of its own, together: of one length, without more."""
+        more = (*prompts.states, *prompts.heads)
+        return len(set(map(len, prompts.codes))) == 1 and all(own is None for own in more)
 
-    def class_logits_many(self, context: Context, prompts: Sequence[Prompt]) -> Tensor:
-        """Return class logits `[T, B, C]` of several prompts over the same examples.
-
-        Prompts without a prefix and a class head of their own share their passes.
-        """
-        shared = [n for n, prompt in enumerate(prompts) if prompt.states is None and prompt.head is None]
-        alone = [n for n in range(len(prompts)) if n not in shared]
-        groups = [group for group in (shared, *([n] for n in alone)) if group]
-        parts = [self._score_together(context, [prompts[n] for n in group]) for group in groups]
-        return restore_order(parts, groups, dim=0)
-
-    def share_passes(self, parts: Sequence[tuple[Context, Prompt]]) -> bool:
-        """Return whether `class_logits_each` reads these together: prompts of one length, without prefix and head."""
-        lengths = {len(prompt.vectors(self.embed)) for _, prompt in parts}
-        return len(lengths) == 1 and all(
-            context.renderer is parts[0][0].renderer and prompt.states is None and prompt.head is None
-            for context, prompt in parts
-        )
-
-    def class_logits_each(self, parts: Sequence[tuple[Context, Prompt]]) -> list[Tensor]:
-        """Return class logits `[B, C]` of several prompts, each over examples of its own; differentiable."""
-        if not self.share_passes(parts):
-            return super().class_logits_each(parts)
-        vectors = [self._vectors(prompt) for _, prompt in parts]
-        offsets = [self._offsets(prompt, len(own)) for (_, prompt), own in zip(parts, vectors, strict=True)]
-        whole, length = reduce(Context.joined, (context for context, _ in parts)), len(vectors[0])
-        firsts = [number * length for number, (context, _) in enumerate(parts) for _ in range(len(context))]
-        cues = Cues([tuple(range(length))], None, None)
-        scores = self._score(whole, VectorTable.of(vectors, offsets), cues, firsts=firsts)[0]
-        return list(scores.split([len(context) for context, _ in parts]))
-
-    def features(self, context: Context, prompt: Prompt) -> Tensor:
-        """Return the hidden states at the answer slot `[B, d]`, as the output embedding gets them; differentiable."""
-        return self.read_answer(context, prompt, FeatureReadout(self.model))
-
-    def read_answer(self, context: Context, prompt: Prompt, reads: Readout) -> Tensor:
-        """Return what a readout reads at the answer slots `[B, X]`."""
-        return self._score_together(context, [prompt], reads)[0]
-
-    @torch.no_grad()
-    def read_cues(self, texts: Rows, cues: Sequence[tuple[int, ...]]) -> Tensor:
-        """Return log-probabilities (nats) `[B, K]` of cues standing right after texts.
-
-        Args:
-            texts: texts with ids before the prompt and none after it.
-            cues: ids of each, none empty, in sorted order: neighbours share the nodes of their beginnings.
-        """
-        no_vectors = VectorTable(self.embed(torch.zeros(0, dtype=torch.long)), None)
-        nodes = self._tree_nodes(self.budget, max(len(piece.before) for piece in texts.pieces))
-        parts = []
-        for group in tree_groups(cues, nodes):
-            reads = SequenceReadout(self.model, group)
-            table, layout = self._laid_out(no_vectors, [()], reads, has_tails=False)
-            parts.append(self._score_rows(texts, table, layout, (reads, None))[0])
-        return torch.cat(parts, dim=1)
-
-    def _score_together(self, context: Context, prompts: Sequence[Prompt], reads: Readout | None = None) -> Tensor:
-        """Return what is read `[T, B, X]` of several prompts with the first one's prefix and class head."""
-        if not prompts:
-            raise BackboneError("there is nothing to score; give at least one example and one prompt")
-        vectors = [self._vectors(prompt) for prompt in prompts]
-        offsets = [self._offsets(prompt, len(own)) for prompt, own in zip(prompts, vectors, strict=True)]
-        codes = torch.arange(sum(map(len, vectors))).split([len(own) for own in vectors])
-        cues = Cues([tuple(own.tolist()) for own in codes], self._states(prompts[0]), prompts[0].head)
-        return self._score(context, VectorTable.of(vectors, offsets), cues, reads)
-
-    @torch.no_grad()
-    def score_swaps(self, context: Context, prompt: Prompt, swaps: Sequence[Swap]) -> Tensor:
-        """Return class logits `[K, B, C]` with each swap (position, token id) made alone; no gradient.
-
-        All share the context, and all that share a beginning of the prompt share that: they are branches of one tree.
-        """
-        vectors = self._vectors(prompt)
-        offsets = self._offsets(prompt, len(vectors))
-        cue, swaps = tuple(range(len(vectors))), self._checked_swaps(swaps, len(vectors))
-        new = self.embed(torch.tensor([token for _, token in swaps], dtype=torch.long)).to(vectors.dtype)
-        # A token that takes another's place gets the offsets of that place.
-        moved = None if offsets is None else offsets[:, [position for position, _ in swaps]]
-        cues = [(*cue[:at], len(cue) + k, *cue[at + 1 :]) for k, (at, _) in enumerate(swaps)]
-        with_prefix = Cues(cues, self._states(prompt), prompt.head)
-        return self._score(context, VectorTable.of([vectors, new], [offsets, moved]), with_prefix)
-
-    def _score(
-        self,
-        context: Context,
-        table: VectorTable,
-        cues: Cues,
-        reads: Readout | None = None,
-        firsts: Sequence[int] = (),
-    ) -> Tensor:
-        """Return what is read `[K, B, X]` of cues that are rows of the table; by default class logits.
-
-        `firsts` as in `Rows`.
-        """
-        if not len(context) or not cues.codes:
-            raise BackboneError("there is nothing to score; give at least one example and one prompt")
-        has_tails = any(piece.after for piece in context.pieces)
-        context.renderer.check_length(context.pieces, cues.length)
-        reads = reads or readout(self.model, context.renderer.label_ids, cues.head)
-        table, layout = self._laid_out(table, cues.codes, reads, has_tails)
-        if layout.lead and cues.states is not None:
+    def _check_fit(self, context: Context, prompts: Prompts) -> None:
+        super()._check_fit(context, prompts)
+        is_bare = not all(prompts.codes) and not any(piece.after for piece in context.pieces)
+        if is_bare and any(states is not None for states in prompts.states):
             raise nothing_between(context.renderer)
-        texts = Rows(context.pieces, context.states, firsts, context.opening)
-        return self._score_rows(texts, table, layout, (reads, cues.states))
 
-    def _laid_out(
-        self, table: VectorTable, codes: Sequence[tuple[int, ...]], reads: Readout, has_tails: bool
-    ) -> tuple[VectorTable, Layout]:
-        """Return the table with the vectors of the tokens that a readout grows, and the layout of its cues."""
-        words = tuple(sorted({token for ids in reads.beginnings for token in ids}))
-        layout = Layout(codes, words, reads.beginnings, len(table.vectors), has_tails)
-        return (table.extended(self.embed(torch.tensor(words))) if words else table), layout
+    def read(self, texts: Rows, prompts: Prompts, query: Query, owners: Sequence[int] = ()) -> Tensor:
+        """Return what a query reads of every text with every prompt `[T, B, X]`; as `Backbone.read`.
 
-    def _score_rows(
-        self, texts: Rows, table: VectorTable, layout: Layout, shared: tuple[Readout, Tensor | None]
-    ) -> Tensor:
-        """Return what is read `[K, B, X]` of cues laid out; `shared` as in `_group_scores`."""
+        Prompts stand behind every text as branches of one tree, which share their beginnings. They have the first one's
+        prefix and class head.
+        """
+        if not len(texts) or not prompts.codes:
+            raise BackboneError("there is nothing to score; give at least one example and one prompt")
+        columns = columns_of(self.model, query, prompts.heads[0])
+        trees = SharedTrees(prompts, columns, self.embed, owners, any(piece.after for piece in texts.pieces))
 
         def run(budget: Budget) -> Tensor:
             # Rows whose context comes from one read; the passes over them hold fewer rows, or more, as nodes ask.
@@ -250,52 +150,44 @@ class CausalBackbone(MixedCausal):
             order, parts = [], []
             for group in token_batches(read, budget, shares):
                 rows = sorted(group, key=lambda row: (-len(texts.pieces[row].after), -len(texts.pieces[row].before)))
-                parts += self._group_scores(texts.select(rows), table, layout, shared, budget)
+                parts += self._read_group(texts, rows, trees, columns, prompts.states[0], budget)
                 order.append(rows)
             return restore_order(parts, order, dim=1)
 
         return self._score_within_memory(run)
 
-    def _group_scores(
+    def _read_group(
         self,
         texts: Rows,
-        table: VectorTable,
-        layout: Layout,
-        shared: tuple[Readout, Tensor | None],
+        rows: Sequence[int],
+        trees: SharedTrees,
+        columns: Columns,
+        prefix: Tensor | None,
         budget: Budget,
     ) -> list[Tensor]:
-        """Return what is read `[K, b, X]` of one pass after another over rows sorted by the length of their tails.
-
-        Args:
-            texts: the rows.
-            table: the vectors.
-            layout: of the cues.
-            shared: what is read, and the keys and values of a prefix.
-            budget: of a pass.
-        """
-        reads, prefix = shared
-        lead = self._lead(texts, layout, prefix, budget)
-        past = replace(self._past(texts, lead), prefix=prefix)
+        """Return what is read `[K, b, X]` of one pass after another over rows sorted by the length of their tails."""
+        own = texts.select(rows)
+        lead = self._lead(own, trees, prefix, budget)
+        past = replace(self._past(own, lead), prefix=prefix)
         parts = []
         start = 0
-        while start < len(texts.pieces):
-            width = len(texts.pieces[start].after)
-            trees = layout.trees(width, lead, self._tree_nodes(budget, past.seen))
-            nodes = max(len(tree.codes) for tree in trees)
-            size = self._pass_bytes(past.seen, nodes) + reads.slot_bytes * max(len(tree.ends) for tree in trees)
+        while start < len(rows):
+            width = len(own.pieces[start].after)
+            grown = trees.trees(width, lead, self.tree_nodes(past.seen, budget))
+            nodes = max(len(tree.codes) for tree in grown)
+            size = self._pass_bytes(past.seen, nodes) + columns.slot_bytes * max(len(tree.ends) for tree in grown)
             stop = start + max(1, budget.tokens // budget.charge(nodes, size))
-            own = own_tokens(texts.pieces[start:stop], width, lead)
-            rows = past.rows(start, stop)
-            grown = [layout.for_rows(tree, texts.firsts[start:stop]) for tree in trees]
+            tokens = own_tokens(own.pieces[start:stop], width, lead)
+            before = past.rows(start, stop)
             scores = []
             for tree in grown:
                 check_time()
-                scores.append(self._tree_scores(rows, own, table, tree, reads))
+                scores.append(self.run(trees.plan(tree, rows[start:stop], tokens, before), columns))
             parts.append(torch.cat(scores))
             start = stop
         return parts
 
-    def _lead(self, texts: Rows, layout: Layout, prefix: Tensor | None, budget: Budget) -> int:
+    def _lead(self, texts: Rows, trees: SharedTrees, prefix: Tensor | None, budget: Budget) -> int:
         """Return how many of the last tokens before the prompt stand at the root of the tree."""
         whole = max(len(piece.before) for piece in texts.pieces)
         if self.trains_weights:
@@ -303,40 +195,120 @@ class CausalBackbone(MixedCausal):
                 raise PromptError("a prefix after the text cannot be trained together with the model's weights")
             return whole  # what is read apart carries no gradient
         if any(state is not None for state in texts.states) or prefix is not None:
-            return layout.lead
+            return trees.lead
         shared = 0 if texts.opening is None else texts.opening.shape[3]
-        fits = whole - shared + layout.cost(len(texts.pieces[0].after)) <= self._tree_nodes(budget, shared)
-        return max(whole - shared, layout.lead) if fits else layout.lead  # one pass and not two
+        fits = whole - shared + trees.cost(len(texts.pieces[0].after)) <= self.tree_nodes(shared, budget)
+        return max(whole - shared, trees.lead) if fits else trees.lead  # one pass and not two
 
-    def _tree_scores(
-        self,
-        past: Past,
-        own: tuple[Tensor, Tensor],
-        table: VectorTable,
-        tree: CueTree,
-        reads: Readout,
-    ) -> Tensor:
-        """Return what is read `[K, b, X]` of one tree over one batch of rows."""
-        own_ids, own_valid = (part.to(self.device) for part in own)
-        codes = tree.codes.to(self.device)
-        # A zero row stands for the vectors of a table that has none (no prompt, one-token label words).
-        vectors = table.vectors if len(table.vectors) else table.vectors.new_zeros(1, table.vectors.shape[1])
-        inputs = vectors[codes.clamp(min=0)].expand(len(own_ids), -1, -1).clone()  # some models scale it in place
-        valid = torch.ones(inputs.shape[:2], dtype=torch.bool, device=self.device)
-        if own_ids.shape[1]:
-            tokens = codes if codes.ndim == 1 else codes[0]  # of the rows' own ones the numbers are the same in all
-            is_own, at = tokens < 0, (-1 - tokens).clamp(min=0)
-            inputs = torch.where(is_own[None, :, None], self.embed(own_ids)[:, at], inputs)
-            valid = torch.where(is_own[None], own_valid[:, at], valid)
-        slots = torch.tensor(tree.ends, device=self.device).expand(len(own_ids), -1)
-        with reads.reading(slots) as scores, passing(change=_change(table, codes)):
-            logits = self._forward(inputs, tree.ancestors, valid, past).logits
-        return scores(logits)
+    def ready(self, prompt: Prompt, task: Task) -> ReadyPrompt:
+        """Return a prompt as `read_rows` takes it.
+
+        Where it stands before the text, it is read ahead; then it carries no gradient.
+
+        Raises:
+            PromptError: it does not fit the backbone or the task.
+            TemplateError, LabelWordError: the task does not fit the backbone.
+        """
+        renderer, own = self.renderer(task), self.placed(prompt)
+        columns = columns_of(self.model, Query("options", renderer.label_ids), own.head)
+        branches = grow_tree(columns.beginnings) if columns.beginnings else None
+        found = ReadyPrompt(**vars(own), renderer=renderer, columns=columns, branches=branches)
+        if found.states is not None and not len(found.vectors) and not renderer.has_tail:
+            raise nothing_between(renderer)
+        opening = renderer.opening_ids
+        if opening is None or not self._shares_context or not (opening or found.length):
+            return replace(found, shared=self._shared_opening(renderer))
+        none = found.vectors.new_zeros(0, found.vectors.shape[1])
+        return replace(found, vectors=none, offsets=None, states=None, opening=self._opened(opening, found))
+
+    @torch.no_grad()
+    def _opened(self, before: tuple[int, ...], prompt: ReadyPrompt) -> Tensor:
+        """Return the keys and values of ids and a prompt behind them `[n_layers, 2, n_kv_heads, L, head_dim]`."""
+        parts = [self.read_states(before)] if before else []
+        parts += [] if prompt.states is None else [prompt.states]
+        past = torch.cat(parts, dim=3) if parts else None
+        if len(prompt.vectors):
+            with keeping(self.model) as kept:
+                self._run_rows([RowTree(past, (), (Branch(0, prompt, ()),))])
+            new = torch.stack([torch.stack([part[0] for part in kept[layer]]) for layer in sorted(kept)])
+            parts.append(new[:, :, :, : len(prompt.vectors)])
+        return torch.cat(parts, dim=3)
+
+    def read_rows(self, rows: Sequence[Row]) -> list[Tensor]:
+        """Return class logits `[C]` of each row: a text with a prompt of its own, of any task and kind; differentiable.
+
+        Raises:
+            PromptError: a prompt and its text are longer than the backbone's positions.
+        """
+        for prompt, piece in rows:
+            prompt.renderer.check_length([piece], prompt.length)
+
+        def run(budget: Budget) -> list[Tensor]:
+            trees = self._row_trees(rows, budget)
+            nodes = [row.nodes for row in trees]
+            shares = [budget.charge(row.nodes, self._pass_bytes(row.seen, row.nodes)) for row in trees]
+            found: dict[int, Tensor] = {}
+            for batch in token_batches(nodes, budget, shares):
+                own = [trees[n] for n in batch]
+                found |= zip((part.number for row in own for part in row.parts), self._run_rows(own), strict=True)
+            return [found[n][: prompt.num_classes] for n, (prompt, _) in enumerate(rows)]
+
+        return self._score_within_memory(run)
+
+    def _run_rows(self, rows: Sequence[RowTree]) -> Tensor:
+        """Run one pass; return class scores `[branches, C]`, zeros behind a branch's own classes."""
+        columns = row_columns([part.prompt.columns for row in rows for part in row.parts])
+        return self.run(rows_plan(rows, self.embed, self.device), columns)[0]
+
+    def _row_trees(self, rows: Sequence[Row], budget: Budget) -> list[RowTree]:
+        """Lay rows out: those of one text together, as branches of it, where they are not too many.
+
+        What is read apart instead: texts of too many prompts, and texts that a prefix stands behind.
+        """
+        found, apart = [], []
+        together: dict[tuple[int, tuple[int, ...]], list[Branch]] = {}
+        for number, (prompt, piece) in enumerate(rows):
+            part = Branch(number, prompt, piece.after)
+            if prompt.opening is not None:
+                found.append(RowTree(prompt.opening, (), (part,)))
+            elif prompt.states is not None and piece.before:
+                apart.append((piece.before, part))
+            elif prompt.states is not None:
+                found.append(RowTree(prompt.states, (), (part,)))
+            else:
+                shared = 0 if prompt.shared is None else prompt.shared.shape[3]
+                together.setdefault((shared, piece.before), []).append(part)
+        for (shared, before), parts in together.items():
+            row = RowTree(parts[0].prompt.shared, before[shared:], tuple(parts))
+            if len(parts) == 1 or (before and row.nodes <= self.tree_nodes(shared, budget)):
+                found.append(row)
+            elif before:
+                apart += [(before, part) for part in parts]
+            else:
+                found += [RowTree(None, (), (part,)) for part in parts]
+        return found + self._behind(apart, budget)
+
+    def _behind(self, parts: Sequence[tuple[tuple[int, ...], Branch]], budget: Budget) -> list[RowTree]:
+        """Read texts apart, each once; return rows of the prompts behind them."""
+        texts = list(dict.fromkeys(before for before, _ in parts))
+        kept: dict[tuple[int, ...], Tensor] = {}
+        for batch in token_batches([len(ids) for ids in texts], budget):
+            own = [texts[n] for n in batch]
+            kept |= zip(own, self._read(own).states(), strict=True)
+        found = []
+        for before, part in parts:
+            past, lead = kept[before], before[:0]
+            if part.prompt.states is not None:
+                past = torch.cat([past, part.prompt.states], dim=3)
+            elif not part.path:  # the text's last token is the answer slot
+                past, lead = past[:, :, :, :-1], before[-1:]
+            found.append(RowTree(past, lead, (part,)))
+        return found
 
 
-def _change(table: VectorTable, codes: Tensor) -> Callable[[int, Tensor], Tensor] | None:
-    """Return what to change on the way into each layer: nodes `[..., N]` of the table get their offsets."""
-    if table.offsets is None or not table.offsets.shape[1]:
-        return None
-    offsets = table.offsets[:, codes.clamp(min=0)] * (codes >= 0)[..., None].to(table.offsets.dtype)
-    return lambda layer, hidden: hidden + offsets[layer]
+def nothing_between(renderer: Renderer) -> PromptError:
+    """Return the error of a prefix behind which no token stands that could answer."""
+    return PromptError(
+        f"nothing stands between the prefix and the answer in {renderer.task.template.source!r}; "
+        "write words in its prompt slot, {prompt:words}, or put {prompt} before the text"
+    )

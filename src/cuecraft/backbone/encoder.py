@@ -8,38 +8,29 @@ and mask.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from enum import StrEnum
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cuecraft.backbone.attention import attending_to, keeping
-from cuecraft.backbone.base import ClassHead, Context, Prompt, ReadyPrompt, Row, Swap
+from cuecraft.backbone.base import ClassHead, Context, Prompt, Query, ReadyPrompt, Row, Rows
 from cuecraft.backbone.budget import Budget, restore_order
-from cuecraft.backbone.columns import (
-    FeatureReadout,
-    LabelReadout,
-    MixedReadout,
-    Readout,
-    WordReadout,
-    class_scores,
-    readout,
-)
-from cuecraft.backbone.cues import VectorTable
-from cuecraft.backbone.encoder_rows import Cues, LaidOut, RowCues, mask_slots
+from cuecraft.backbone.columns import Columns, class_scores, columns_of, feature_columns, row_columns
 from cuecraft.backbone.frozen import FrozenModel, agree
-from cuecraft.backbone.hooks import adding, passing
+from cuecraft.backbone.hooks import passing
+from cuecraft.backbone.plan import Past, Plan, Prompts, adding
 from cuecraft.core.deadline import check_time
 from cuecraft.core.errors import BackboneError, PromptError
 from cuecraft.task import Example, Task
 from cuecraft.task.batches import padding_share, token_batches
-from cuecraft.task.rendering import HeadKind, Pieces, Renderer
+from cuecraft.task.rendering import HeadKind, Pieces
 
+_FEATURES = feature_columns()
 _PROBED = (5, 6, 7)  # columns of the vocabulary that a new backbone's logits are compared in
 
 
@@ -58,9 +49,8 @@ class EncoderBackbone(FrozenModel):
     def check(self) -> None:
         """Raise BackboneError where what is read of a text depends on its padding, or is not the model's."""
         ids = self._sample_ids(5)
-        pieces = [Pieces(tuple(ids), ()), Pieces(tuple(ids[1:3]), ())]
-        no_cue = RowCues([0] * len(pieces), self.embed(torch.zeros(0, dtype=torch.long)))
-        found = self._probe(self._lay_out(pieces, no_cue), pieces).float()
+        pieces = [Pieces(tuple(ids), (), len(ids) - 1), Pieces(tuple(ids[1:3]), (), 1)]
+        found = self._probe(self._lay_out(pieces, self.no_prompt(), [0, 0]), pieces).float()
         plain = torch.cat([self._plain(piece) for piece in pieces])
         if not agree(found, plain, self.name):
             raise BackboneError(
@@ -69,8 +59,8 @@ class EncoderBackbone(FrozenModel):
             )
 
     @abstractmethod
-    def _probe(self, laid_out: LaidOut, pieces: Sequence[Pieces]) -> Tensor:
-        """Return something read off the output for a padded batch without a cue `[b, X]`."""
+    def _probe(self, plan: Plan, pieces: Sequence[Pieces]) -> Tensor:
+        """Return something read off the output for a padded batch without a prompt `[b, X]`."""
 
     @abstractmethod
     def _plain(self, piece: Pieces) -> Tensor:
@@ -84,62 +74,7 @@ class EncoderBackbone(FrozenModel):
         renderer.check_length(pieces, 0)
         lengths = [len(piece) for piece in pieces]
         padding = padding_share((lengths, list(token_batches(lengths, self.budget))))
-        return Context(renderer, tuple(examples), pieces, (None,) * len(pieces), padding)
-
-    def class_logits(self, context: Context, prompt: Prompt) -> Tensor:
-        """Return class logits `[B, C]`, differentiable with respect to the prompt's tensors."""
-        return self._scores(context, self._cues(prompt), prompt.head)[0]
-
-    def class_logits_many(self, context: Context, prompts: Sequence[Prompt]) -> Tensor:
-        """Return class logits `[T, B, C]` of several prompts over the same examples."""
-        return torch.stack([self.class_logits(context, prompt) for prompt in prompts])
-
-    def share_passes(self, parts: Sequence[tuple[Context, Prompt]]) -> bool:
-        """Return whether `class_logits_each` reads these together: prompts of one task without prefixes.
-
-        Either all of them have a class head or none.
-        """
-        first = parts[0][0].renderer
-        return len({prompt.head is None for _, prompt in parts}) == 1 and all(
-            context.renderer is first and prompt.states is None for context, prompt in parts
-        )
-
-    def class_logits_each(self, parts: Sequence[tuple[Context, Prompt]]) -> list[Tensor]:
-        """Return class logits `[B, C]` of several prompts, each over examples of its own; differentiable."""
-        if not self.share_passes(parts):
-            return super().class_logits_each(parts)
-        cues = [self._cues(prompt) for _, prompt in parts]
-        texts = [piece for context, _ in parts for piece in context.pieces]
-        owners = [number for number, (context, _) in enumerate(parts) for _ in range(len(context))]
-        for own, (context, _) in zip(cues, parts, strict=True):
-            context.renderer.check_length(context.pieces, own.length)
-        lengths = [len(piece) + cues[number].length for piece, number in zip(texts, owners, strict=True)]
-        has_heads = parts[0][1].head is not None
-        read = self._reading(parts[0][0].renderer, has_heads)
-
-        def run(budget: Budget) -> Tensor:
-            shares = [budget.charge(length, self._pass_bytes(0, length)) for length in lengths]
-            batches = list(token_batches(lengths, budget, shares))
-            found = []
-            for batch in batches:
-                check_time()
-                pieces, own = [texts[n] for n in batch], [cues[owners[n]] for n in batch]
-                table = VectorTable.of([cue.vectors[0] for cue in own], [cue.offsets for cue in own])
-                rows = RowCues([cue.vectors.shape[1] for cue in own], table.vectors, table.offsets)
-                found.append(read(self._lay_out(pieces, rows), pieces))
-            return restore_order(found, batches, dim=0)
-
-        scores = self._score_within_memory(run).split([len(context) for context, _ in parts])
-        heads = [prompt.head for _, prompt in parts]
-        return [own if head is None else class_scores(own, head) for own, head in zip(scores, heads, strict=True)]
-
-    @abstractmethod
-    def _reading(self, renderer: Renderer, has_heads: bool) -> Callable[[LaidOut, Sequence[Pieces]], Tensor]:
-        """Return what reads class logits of one batch `[b, C]`; for class heads the features `[b, d]`."""
-
-    @abstractmethod
-    def features(self, context: Context, prompt: Prompt) -> Tensor:
-        """Return what a class head reads `[B, d]`, differentiable with respect to the prompt's tensors."""
+        return Context(pieces, (None,) * len(pieces), renderer=renderer, examples=tuple(examples), padding=padding)
 
     @torch.no_grad()
     def read_states(self, token_ids: Sequence[int]) -> Tensor:
@@ -161,31 +96,57 @@ class EncoderBackbone(FrozenModel):
             )
         return torch.stack([torch.stack([part[0] for part in kept[number]]) for number in sorted(kept)])
 
-    @torch.no_grad()
-    def score_swaps(self, context: Context, prompt: Prompt, swaps: Sequence[Swap]) -> Tensor:
-        """Return class logits `[K, B, C]` with each swap (position, token id) made alone; no gradient."""
-        cues = self._cues(prompt)
-        checked = self._checked_swaps(swaps, cues.vectors.shape[1])
-        vectors = cues.vectors.repeat(len(checked), 1, 1)
-        if checked:
-            positions, tokens = (torch.tensor(part, dtype=torch.long) for part in zip(*checked, strict=True))
-            vectors[torch.arange(len(checked)), positions] = self.embed(tokens).to(vectors.dtype)
-        return self._scores(context, replace(cues, vectors=vectors), prompt.head)
+    def shares(self, prompts: Prompts) -> bool:
+        """Return whether `read` takes prompts, each over texts of its own, together: without prefixes.
+
+        Either all of them have a class head or none.
+        """
+        return len({head is None for head in prompts.heads}) == 1 and all(own is None for own in prompts.states)
+
+    def read(self, texts: Rows, prompts: Prompts, query: Query, owners: Sequence[int] = ()) -> Tensor:
+        """Return what a query reads of every text with every prompt `[T, B, X]`; as `Backbone.read`.
+
+        Where texts have prompts of their own, they have class heads of their own too.
+        """
+        if not len(texts) or not prompts.codes:
+            raise BackboneError("there is nothing to score; give at least one example and one prompt")
+        by_head = bool(owners) and query.read == "options" and prompts.heads[0] is not None
+        columns = feature_columns() if by_head else self._columns(query, prompts.heads[0])
+        count = 1 if owners else len(prompts.codes)
+        pieces = list(texts.pieces) * count
+        each = list(owners) or [n for n in range(count) for _ in range(len(texts))]
+        sizes = [prompts.length_of(n) for n in range(len(prompts.codes))]
+        lengths = [len(piece) + sizes[own] for piece, own in zip(pieces, each, strict=True)]
+
+        def run(budget: Budget) -> Tensor:
+            parts, batches = [], []
+            for batch in self._batches(lengths, budget, columns.slot_bytes):
+                plan = self._lay_out([pieces[n] for n in batch], prompts, [each[n] for n in batch])
+                parts.append(self.run(plan, columns)[0])
+                batches.append(batch)
+            return restore_order(parts, batches, dim=0)
+
+        found = self._score_within_memory(run)
+        if by_head:
+            # Texts of one prompt stand together.
+            parts = found.split([each.count(n) for n in range(len(prompts.codes))])
+            pairs = zip(parts, prompts.heads, strict=True)
+            found = torch.cat([own if head is None else class_scores(own, head) for own, head in pairs])
+        return found.reshape(count, len(texts), -1)
 
     def ready(self, prompt: Prompt, task: Task) -> ReadyPrompt:
-        """Return a prompt as `mixed_logits` takes it.
+        """Return a prompt as `read_rows` takes it.
 
         Raises:
             PromptError: it does not fit the backbone.
             TemplateError, LabelWordError: the task does not fit the backbone.
         """
-        renderer, cues = self.renderer(task), self._cues(prompt)
-        reads = self._ready_reads(renderer, prompt.head)
-        return ReadyPrompt(renderer, cues.vectors[0], cues.offsets, cues.states, prompt.head, reads=reads)
+        renderer, own = self.renderer(task), self.placed(prompt)
+        columns = self._columns(Query("options", renderer.label_ids), own.head)
+        return ReadyPrompt(**vars(own), renderer=renderer, columns=columns)
 
-    @torch.no_grad()
-    def mixed_logits(self, rows: Sequence[Row]) -> list[Tensor]:
-        """Return class logits `[C]` of each row: a text with a prompt of its own; no gradient.
+    def read_rows(self, rows: Sequence[Row]) -> list[Tensor]:
+        """Return class logits `[C]` of each row: a text with a prompt of its own; differentiable.
 
         Rows share passes with rows whose prefixes are as long as their own, or that have none too.
 
@@ -201,110 +162,71 @@ class EncoderBackbone(FrozenModel):
             found: dict[int, Tensor] = {}
             for group in groups.values():
                 lengths = [len(rows[n][1]) + rows[n][0].length for n in group]
-                shares = [budget.charge(length, self._pass_bytes(0, length)) for length in lengths]
-                for batch in token_batches(lengths, budget, shares):
+                for batch in self._batches(lengths, budget):
                     own = [group[n] for n in batch]
-                    chosen = [rows[n] for n in own]
-                    cues = RowCues.of([prompt for prompt, _ in chosen])
-                    laid_out = self._lay_out([piece for _, piece in chosen], cues)
-                    found |= zip(own, self._read_rows(laid_out, chosen), strict=True)
-            return [found[n][: prompt.num_classes] for n, (prompt, _) in enumerate(rows)]
+                    prompts = [rows[n][0] for n in own]
+                    plan = self._lay_out([rows[n][1] for n in own], Prompts.of(prompts), range(len(own)))
+                    columns = row_columns([prompt.columns for prompt in prompts])
+                    found |= zip(own, self.run(plan, columns)[0], strict=True)
+            return [self._answer(found[n], prompt) for n, (prompt, _) in enumerate(rows)]
 
-        return self.within_memory(run)
+        return self._score_within_memory(run)
 
-    @abstractmethod
-    def _read_rows(self, laid_out: LaidOut, rows: Sequence[Row]) -> Sequence[Tensor]:
-        """Run one batch; return what each row's prompt reads of it, its class scores first."""
+    def _answer(self, found: Tensor, prompt: ReadyPrompt) -> Tensor:
+        """Return the class logits `[C]` of one row, given what its prompt's columns read."""
+        return found[: prompt.num_classes]
 
-    @abstractmethod
-    def _ready_reads(self, renderer: Renderer, head: ClassHead | None) -> Readout | None:
-        """Return what reads a prompt's answers at its mask; None where features are pooled."""
+    def _columns(self, query: Query, head: ClassHead | None) -> Columns:
+        """Return the columns of a query."""
+        return columns_of(self.model, query, head)
 
-    def _cues(self, prompt: Prompt) -> Cues:
-        vectors = self._vectors(prompt)
-        return Cues(vectors[None], self._offsets(prompt, len(vectors)), self._states(prompt))
+    def _batches(self, lengths: Sequence[int], budget: Budget, slot_bytes: int = 0) -> Iterator[Sequence[int]]:
+        """Yield the numbers of length-sorted batches of inputs."""
+        shares = [budget.charge(length, self._pass_bytes(0, length) + slot_bytes) for length in lengths]
+        for batch in token_batches(lengths, budget, shares):
+            check_time()
+            yield batch
 
-    @abstractmethod
-    def _scores(self, context: Context, cues: Cues, head: ClassHead | None) -> Tensor:
-        """Return class logits `[K, B, C]` of K cues with B examples each."""
-
-    def _run(
-        self,
-        context: Context,
-        cues: Cues,
-        read: Callable[[LaidOut, Sequence[Pieces]], Tensor],
-        slot_bytes: int = 0,
-    ) -> Tensor:
-        """Run K cues with B examples each, in length-sorted batches; return what is read `[K, B, X]`.
-
-        Args:
-            context: the examples.
-            cues: the cues.
-            read: runs one batch and returns what is wanted of it `[b, X]`.
-            slot_bytes: bytes that this takes for each row, beyond what any pass takes.
-        """
-        if not len(context) or not len(cues.vectors):
-            raise BackboneError("there is nothing to score; give at least one example and one prompt")
-        context.renderer.check_length(context.pieces, cues.length)
-        return self._run_texts(context.pieces, cues, read, slot_bytes)
-
-    def _run_texts(
-        self,
-        texts: Sequence[Pieces],
-        cues: Cues,
-        read: Callable[[LaidOut, Sequence[Pieces]], Tensor],
-        slot_bytes: int,
-    ) -> Tensor:
-        """Run K cues with B texts each; return what is read `[K, B, X]`; arguments as in `_run`."""
-        prompts, count = len(cues.vectors), len(texts)
-        lengths = [len(piece) + cues.length for piece in texts] * prompts
-
-        def run(budget: Budget) -> Tensor:
-            shares = [budget.charge(length, self._pass_bytes(0, length) + slot_bytes) for length in lengths]
-            batches = list(token_batches(lengths, budget, shares))
-            parts = []
-            for batch in batches:
-                check_time()
-                pieces = [texts[n % count] for n in batch]
-                laid_out = self._lay_out(pieces, cues.rows([n // count for n in batch]))
-                parts.append(read(laid_out, pieces))
-            return restore_order(parts, batches, dim=0)
-
-        return self._score_within_memory(run).reshape(prompts, count, -1)
-
-    def run_pass(self, laid_out: LaidOut) -> Any:
+    def _forward(self, plan: Plan) -> Any:
         """Run the model on one batch."""
-        states = laid_out.states
-        attending = nullcontext() if states is None else attending_to(self.model, [(own[0], own[1]) for own in states])
-        with passing(change=laid_out.change), attending:
-            return self.model(**laid_out.inputs)
+        layers = () if plan.past is None else plan.past.layers
+        with attending_to(self.model, layers) if layers else nullcontext():
+            return self.model(inputs_embeds=plan.inputs, attention_mask=plan.valid.to(torch.long))
 
-    def _lay_out(self, pieces: Sequence[Pieces], cues: RowCues) -> LaidOut:
-        """Lay out one batch with a cue for each row, right-padded: the only place that places tokens and masks.
+    def _lay_out(self, pieces: Sequence[Pieces], prompts: Prompts, owners: Sequence[int]) -> Plan:
+        """Lay out one batch with a prompt for each row, right-padded: the only place that places tokens and masks.
 
-        A prefix takes no position: in a bidirectional model it stands nowhere in particular.
+        What is read stands at each text's answer. A prefix takes no position: in a bidirectional model it stands
+        nowhere in particular.
         """
-        width = max(len(piece) + size for piece, size in zip(pieces, cues.sizes, strict=True))
+        sizes = [len(prompts.codes[owner]) for owner in owners]
+        width = max(len(piece) + size for piece, size in zip(pieces, sizes, strict=True))
         ids = torch.zeros(len(pieces), width, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        places = []
-        for row, (piece, size) in enumerate(zip(pieces, cues.sizes, strict=True)):
+        valid = torch.zeros_like(ids, dtype=torch.bool)
+        places, slots = [], []
+        for row, (piece, size) in enumerate(zip(pieces, sizes, strict=True)):
             start, stop = len(piece.before), len(piece) + size
             ids[row, :start] = torch.tensor(piece.before, dtype=torch.long)
             ids[row, start + size : stop] = torch.tensor(piece.after, dtype=torch.long)
-            mask[row, :stop] = 1
+            valid[row, :stop] = True
             places += [(row, column) for column in range(start, start + size)]
-        text = mask.clone()
-        inputs = self.embed(ids)
-        change = None
+            slots.append(piece.answer + (size if piece.answer >= start else 0))
+        text, inputs, change = valid.clone(), self.embed(ids), None
+        vectors, offsets, states = prompts.rows(owners)
         if places:
             rows, columns = torch.tensor(places).unbind(1)
-            text[rows, columns] = 0
+            text[rows, columns] = False
             at = (rows.to(self.device), columns.to(self.device))
-            inputs = inputs.index_put(at, cues.vectors)
-            change = None if cues.offsets is None else adding(cues.offsets, *at)
-        batch = {"inputs_embeds": inputs, "attention_mask": mask.to(self.device)}
-        return LaidOut(batch, text.to(self.device), cues.sizes, change, cues.states)
+            inputs = inputs.index_put(at, vectors)
+            change = None if offsets is None else adding(offsets, *at)
+        return Plan(
+            inputs=inputs,
+            valid=valid.to(self.device),
+            pick=lambda hidden: hidden[torch.arange(len(slots)), torch.tensor(slots)][:, None],
+            past=None if states is None else Past.of(states),
+            change=change,
+            text=text.to(self.device),
+        )
 
 
 class MaskedBackbone(EncoderBackbone):
@@ -312,61 +234,12 @@ class MaskedBackbone(EncoderBackbone):
 
     head_kind = HeadKind.MASKED
 
-    def _probe(self, laid_out: LaidOut, pieces: Sequence[Pieces]) -> Tensor:
-        columns = tuple(((column,),) for column in _PROBED)
-        return self._read(laid_out, [len(piece) - 1 for piece in pieces], LabelReadout(self.model, columns))
+    def _probe(self, plan: Plan, pieces: Sequence[Pieces]) -> Tensor:
+        return self.run(plan, columns_of(self.model, Query("options", tuple(((own,),) for own in _PROBED)), None))[0]
 
     def _plain(self, piece: Pieces) -> Tensor:
         logits: Tensor = self.model(input_ids=torch.tensor([piece.before], device=self.device)).logits[:, -1]
         return logits[:, list(_PROBED)].float()
-
-    def features(self, context: Context, prompt: Prompt) -> Tensor:
-        """Return the states at the mask `[B, d]`, as the output embedding gets them; differentiable."""
-        return self.read_answer(context, prompt, FeatureReadout(self.model))
-
-    def read_answer(self, context: Context, prompt: Prompt, reads: Readout) -> Tensor:
-        """Return what a readout reads at the masks `[B, X]`."""
-        return self._at_masks(context, self._cues(prompt), reads)[0]
-
-    def read_blanks(self, blanks: Sequence[Pieces], tokens: Sequence[int]) -> Tensor:
-        """Return the log-probability `[N]` of one token each at the masks of whole inputs."""
-        reads = WordReadout(self.model)
-        wanted = {id(piece): token for piece, token in zip(blanks, tokens, strict=True)}
-
-        def read(laid_out: LaidOut, pieces: Sequence[Pieces]) -> Tensor:
-            found = self._read(laid_out, [piece.answer for piece in pieces], reads)
-            return found.gather(1, torch.tensor([[wanted[id(piece)]] for piece in pieces], device=found.device))
-
-        no_cue = Cues(self.embed(torch.zeros(1, 0, dtype=torch.long)))
-        return self._run_texts(blanks, no_cue, read, reads.slot_bytes)[0, :, 0]
-
-    def _scores(self, context: Context, cues: Cues, head: ClassHead | None) -> Tensor:
-        return self._at_masks(context, cues, readout(self.model, context.renderer.label_ids, head))
-
-    def _at_masks(self, context: Context, cues: Cues, reads: Readout) -> Tensor:
-        """Return what is read at the mask of each input `[K, B, X]`."""
-        return self._run(context, cues, partial(self._read_masks, reads), reads.slot_bytes)
-
-    def _reading(self, renderer: Renderer, has_heads: bool) -> Callable[[LaidOut, Sequence[Pieces]], Tensor]:
-        reads = FeatureReadout(self.model) if has_heads else LabelReadout(self.model, renderer.label_ids)
-        return partial(self._read_masks, reads)
-
-    def _read_masks(self, reads: Readout, laid_out: LaidOut, pieces: Sequence[Pieces]) -> Tensor:
-        """Run one batch; return what is read at the mask of each row `[b, X]`."""
-        return self._read(laid_out, mask_slots(laid_out, pieces), reads)
-
-    def _read_rows(self, laid_out: LaidOut, rows: Sequence[Row]) -> Sequence[Tensor]:
-        reads = MixedReadout(self.model, [prompt.reads for prompt, _ in rows])
-        return list(self._read_masks(reads, laid_out, [piece for _, piece in rows]))
-
-    def _ready_reads(self, renderer: Renderer, head: ClassHead | None) -> Readout:
-        return readout(self.model, renderer.label_ids, head)
-
-    def _read(self, laid_out: LaidOut, slots: Sequence[int], reads: Readout) -> Tensor:
-        """Run one batch; return what is read at one slot of each row `[b, X]`."""
-        with reads.reading(torch.tensor(slots)[:, None]) as scores:
-            logits = self.run_pass(laid_out).logits
-        return scores(logits)[0]
 
 
 class SequenceBackbone(EncoderBackbone):
@@ -386,53 +259,49 @@ class SequenceBackbone(EncoderBackbone):
         super().__init__(model, tokenizer, name, fingerprint)
         self.pooling = pooling
 
-    def features(self, context: Context, prompt: Prompt) -> Tensor:
-        """Return pooled features `[B, d]`, differentiable with respect to the prompt's tensors."""
-        return self._run(context, self._cues(prompt), self._pooled)[0]
-
-    def _scores(self, context: Context, cues: Cues, head: ClassHead | None) -> Tensor:
-        return class_scores(self._run(context, cues, self._pooled), self._required(head))
-
-    def _reading(self, renderer: Renderer, has_heads: bool) -> Callable[[LaidOut, Sequence[Pieces]], Tensor]:
-        if not has_heads:
-            self._required(None)
-        return self._pooled
-
-    def _required(self, head: ClassHead | None) -> ClassHead:
-        if head is None:
+    def _columns(self, query: Query, head: ClassHead | None) -> Columns:
+        if query.read == "vocabulary":
+            raise BackboneError(
+                f"{self.name} has no language head and gives words no probability; "
+                "use a causal or masked language model"
+            )
+        if query.read == "options" and head is None:
             raise PromptError(
                 f"{self.name} has no language head and the prompt brings no class head; tune it first "
                 "(zero-shot needs a causal or masked language model)"
             )
-        return head
+        return feature_columns(None if query.read == "features" else head)
 
-    def _ready_reads(self, renderer: Renderer, head: ClassHead | None) -> None:
-        self._required(head)
+    def ready(self, prompt: Prompt, task: Task) -> ReadyPrompt:
+        """Return a prompt as `read_rows` takes it; errors as of other encoders."""
+        return replace(super().ready(prompt, task), columns=_FEATURES)
 
-    def _read_rows(self, laid_out: LaidOut, rows: Sequence[Row]) -> Sequence[Tensor]:
-        features = self.pooled(laid_out)
-        pairs = zip(features, rows, strict=True)
-        return [class_scores(own, self._required(prompt.head)) for own, (prompt, _) in pairs]
+    def _answer(self, found: Tensor, prompt: ReadyPrompt) -> Tensor:
+        assert prompt.head is not None  # or `ready` had refused it
+        return class_scores(found, prompt.head)
 
-    def _probe(self, laid_out: LaidOut, pieces: Sequence[Pieces]) -> Tensor:
-        hidden: Tensor = self.run_pass(laid_out).last_hidden_state
+    def run(self, plan: Plan, columns: Columns) -> Tensor:
+        """Run one pass; return what is read of the pooled features `[1, b, Y]`."""
+        with passing(change=plan.change):
+            hidden: Tensor = self._forward(plan).last_hidden_state
+        return columns.scores(*columns.logits(self._pooled(hidden, plan)[:, None]))
+
+    def _pooled(self, hidden: Tensor, plan: Plan) -> Tensor:
+        """Return the features `[b, d]` of the last layer's hidden states."""
+        assert plan.text is not None
+        if self.pooling is Pooling.CLS:
+            return hidden[:, 0]
+        if self.pooling is Pooling.LAST:
+            last = plan.valid.to(torch.long).sum(1) - 1
+            return hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
+        weights = plan.text.to(hidden.dtype)
+        return (hidden * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)
+
+    def _probe(self, plan: Plan, pieces: Sequence[Pieces]) -> Tensor:
+        hidden: Tensor = self._forward(plan).last_hidden_state
         return torch.stack([row[: len(piece)].mean(0) for row, piece in zip(hidden, pieces, strict=True)])
 
     def _plain(self, piece: Pieces) -> Tensor:
         ids = torch.tensor([piece.before], device=self.device)
         hidden: Tensor = self.model(input_ids=ids).last_hidden_state
         return hidden.mean(1).float()
-
-    def _pooled(self, laid_out: LaidOut, pieces: Sequence[Pieces]) -> Tensor:
-        return self.pooled(laid_out)
-
-    def pooled(self, laid_out: LaidOut) -> Tensor:
-        """Run one batch; return pooled features `[b, d]`."""
-        hidden: Tensor = self.run_pass(laid_out).last_hidden_state
-        if self.pooling is Pooling.CLS:
-            return hidden[:, 0]
-        if self.pooling is Pooling.LAST:
-            last = laid_out.inputs["attention_mask"].sum(1) - 1
-            return hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
-        weights = laid_out.text.to(hidden.dtype)
-        return (hidden * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from cuecraft.backbone.base import Context, Prompt, Swap, T
-from cuecraft.backbone.budget import Budget, is_out_of_memory
-from cuecraft.backbone.hooks import hosted, layer_list
+from cuecraft.backbone.base import FEATURES, Context, PlacedPrompt, Prompt, Query, Row, Rows, Swap, T
+from cuecraft.backbone.budget import Budget, is_out_of_memory, restore_order
+from cuecraft.backbone.columns import Columns
+from cuecraft.backbone.hooks import hosted, layer_list, passing
 from cuecraft.backbone.nearest import Nearest, NearestRenderer
+from cuecraft.backbone.plan import Plan, Prompts
 from cuecraft.core.errors import BackboneError, PromptError
 from cuecraft.task import Task
 from cuecraft.task.rendering import HeadKind, Renderer
@@ -36,6 +38,8 @@ class FrozenModel(ABC):
     """
 
     head_kind: HeadKind
+    #: Whether several prompts over one text are branches behind it, which is read once for all of them.
+    reads_texts_once = False
 
     def __init__(
         self, model: Any, tokenizer: Any, name: str, fingerprint: Callable[[], str], budget: Budget | None = None
@@ -138,14 +142,6 @@ class FrozenModel(ABC):
         """
         return len(self.layers), length, self.model.config.get_text_config().hidden_size
 
-    def score_candidates(self, context: Context, prompt: Prompt, position: int, token_ids: Sequence[int]) -> Tensor:
-        """Return class logits `[K, B, C]` with each candidate token in turn at one position; no gradient."""
-        return self.score_swaps(context, prompt, [(position, token) for token in token_ids])
-
-    @abstractmethod
-    def score_swaps(self, context: Context, prompt: Prompt, swaps: Sequence[Swap]) -> Tensor:
-        """Return class logits `[K, B, C]` with each swap (position, token id) made alone; no gradient."""
-
     def embed(self, token_ids: Tensor) -> Tensor:
         """Return input embeddings `[..., d]` of token ids `[...]`, scaled as the model scales them."""
         embedded: Tensor = self.model.get_input_embeddings()(token_ids.to(self.device))
@@ -173,10 +169,6 @@ class FrozenModel(ABC):
         self._nearest = dict([*self._nearest.items(), (task, found)][-_TASKS_KEPT:])
         return NearestRenderer(*parts, found)
 
-    @abstractmethod
-    def features(self, context: Context, prompt: Prompt) -> Tensor:
-        """Return what a class head reads `[B, d]`, differentiable with respect to the prompt's tensors."""
-
     def fingerprint(self) -> str:
         """Return the SHA-256 (hex) of weights and tokenizer."""
         if self._hash is None:
@@ -184,16 +176,135 @@ class FrozenModel(ABC):
         return self._hash
 
     @abstractmethod
+    def read(self, texts: Rows, prompts: Prompts, query: Query, owners: Sequence[int] = ()) -> Tensor:
+        """Return what a query reads of every text with every prompt; as `Backbone.read`."""
+
+    @abstractmethod
+    def shares(self, prompts: Prompts) -> bool:
+        """Return whether `read` takes prompts, each over texts of its own, in passes that they share."""
+
+    @abstractmethod
+    def read_rows(self, rows: Sequence[Row]) -> list[Tensor]:
+        """Return class logits `[C]` of each row: a text with a prompt of its own, of any task; differentiable."""
+
     def class_logits(self, context: Context, prompt: Prompt) -> Tensor:
         """Return class logits `[B, C]`, differentiable with respect to the prompt's tensors."""
+        return self.asked(context, [prompt], context.query)[0]
+
+    def class_logits_many(self, context: Context, prompts: Sequence[Prompt]) -> Tensor:
+        """Return class logits `[T, B, C]` of several prompts over the same examples.
+
+        On a causal model, prompts without a prefix and a class head of their own share their passes.
+        """
+        shared = [
+            n for n, own in enumerate(prompts) if self.reads_texts_once and own.states is None and own.head is None
+        ]
+        groups = [group for group in (shared, *([n] for n in range(len(prompts)) if n not in shared)) if group]
+        parts = [self.asked(context, [prompts[n] for n in group], context.query) for group in groups or [[]]]
+        return restore_order(parts, groups, dim=0)
+
+    def features(self, context: Context, prompt: Prompt) -> Tensor:
+        """Return what a class head reads `[B, d]`, differentiable with respect to the prompt's tensors.
+
+        Hidden states at the answer slot, as the output embedding gets them; of a model without one, pooled.
+        """
+        return self.asked(context, [prompt], FEATURES)[0]
 
     def share_passes(self, parts: Sequence[tuple[Context, Prompt]]) -> bool:
-        """Return whether `class_logits_each` reads these together: only some backbones can."""
-        return False
+        """Return whether `class_logits_each` reads these together."""
+        return self._table(parts) is not None
+
+    def _table(self, parts: Sequence[tuple[Context, Prompt]]) -> Prompts | None:
+        """Return the prompts of parts that share passes; None where these do not."""
+        first = parts[0][0].renderer
+        if any(context.renderer is not first for context, _ in parts):
+            return None
+        prompts = Prompts.of([self.placed(prompt) for _, prompt in parts])
+        return prompts if self.shares(prompts) else None
 
     def class_logits_each(self, parts: Sequence[tuple[Context, Prompt]]) -> list[Tensor]:
         """Return class logits `[B, C]` of several prompts, each over examples of its own; differentiable."""
-        return [self.class_logits(context, prompt) for context, prompt in parts]
+        prompts = self._table(parts)
+        if prompts is None:
+            return [self.class_logits(context, prompt) for context, prompt in parts]
+        for number, (context, _) in enumerate(parts):
+            context.renderer.check_length(context.pieces, prompts.length_of(number))
+        whole = reduce(Context.joined, (context for context, _ in parts))
+        owners = [number for number, (context, _) in enumerate(parts) for _ in range(len(context))]
+        return list(self.read(whole, prompts, whole.query, owners)[0].split([len(context) for context, _ in parts]))
+
+    @torch.no_grad()
+    def score_swaps(self, context: Context, prompt: Prompt, swaps: Sequence[Swap]) -> Tensor:
+        """Return class logits `[K, B, C]` with each swap (position, token id) made alone; no gradient.
+
+        On a causal model all share the context, and all that share a beginning of the prompt share that.
+        """
+        prompts = Prompts.of([self.placed(prompt)])
+        checked = self._checked_swaps(swaps, len(prompts.codes[0]))
+        new = self.embed(torch.tensor([token for _, token in checked], dtype=torch.long))
+        self._check_fit(context, prompts)
+        return self.read(context, prompts.swapped([position for position, _ in checked], new), context.query)
+
+    def score_candidates(self, context: Context, prompt: Prompt, position: int, token_ids: Sequence[int]) -> Tensor:
+        """Return class logits `[K, B, C]` with each candidate token in turn at one position; no gradient."""
+        return self.score_swaps(context, prompt, [(position, token) for token in token_ids])
+
+    @torch.no_grad()
+    def mixed_logits(self, rows: Sequence[Row]) -> list[Tensor]:
+        """Return class logits `[C]` of each row: a text with a prompt of its own, of any task and kind; no gradient."""
+        return self.read_rows(rows)
+
+    def asked(self, context: Context, prompts: Sequence[Prompt], query: Query) -> Tensor:
+        """Return what a query reads `[T, B, X]` of examples with prompts that share their passes.
+
+        Raises:
+            PromptError: a prompt does not fit the backbone, or makes an input longer than its positions.
+        """
+        if not len(context) or not prompts:
+            raise BackboneError("there is nothing to score; give at least one example and one prompt")
+        table = Prompts.of([self.placed(prompt) for prompt in prompts])
+        self._check_fit(context, table)
+        return self.read(context, table, query)
+
+    def _check_fit(self, context: Context, prompts: Prompts) -> None:
+        """Raise PromptError where prompts make an input longer than the model's positions, or cannot answer."""
+        context.renderer.check_length(context.pieces, prompts.length)
+
+    def run(self, plan: Plan, columns: Columns) -> Tensor:
+        """Run one pass; return what is read `[K, b, Y]`.
+
+        Raises:
+            BackboneError: the model did not call its output embedding.
+        """
+        kept: list[Any] = []  # one item after the pass: what `columns.logits` keeps for `columns.scores`
+
+        def output(hidden: Tensor) -> Tensor:
+            logits, own = columns.logits(plan.pick(hidden))
+            kept[:] = [own]
+            return logits
+
+        with passing(change=plan.change, output=output):
+            found = self._forward(plan)
+        if not kept:
+            raise BackboneError("this model makes its logits without calling its output embedding; use another")
+        return columns.scores(found.logits, kept[0])
+
+    @abstractmethod
+    def _forward(self, plan: Plan) -> Any:
+        """Call the model: the only place that makes masks and positions."""
+
+    def no_prompt(self) -> Prompts:
+        """Return a prompt of no tokens."""
+        return Prompts.of([PlacedPrompt(self.embed(torch.zeros(0, dtype=torch.long)), None, None)])
+
+    def placed(self, prompt: Prompt) -> PlacedPrompt:
+        """Return a prompt on the model's device.
+
+        Raises:
+            PromptError: it does not fit the backbone.
+        """
+        vectors = self._vectors(prompt)
+        return PlacedPrompt(vectors, self._offsets(prompt, len(vectors)), self._states(prompt), prompt.head)
 
     def within_memory(self, run: Callable[[Budget], T]) -> T:
         """Run with the budget; where memory runs out, halve the budget for good and run again.
@@ -215,7 +326,7 @@ class FrozenModel(ABC):
             # Outside of the except block, where the error would keep the failed pass's tensors alive.
             self.budget = smaller
 
-    def _score_within_memory(self, run: Callable[[Budget], Tensor]) -> Tensor:
+    def _score_within_memory(self, run: Callable[[Budget], T]) -> T:
         """Run passes that score; with a gradient they are in the care of who takes the backward pass."""
         return run(self.budget) if torch.is_grad_enabled() else self.within_memory(run)
 

@@ -1,75 +1,69 @@
-"""How the tokens of a cue pass are numbered, the trees that they make, and many prompts in one pass.
+"""How the new tokens of causal passes are laid out: one tree for all rows, or a tree of its own for each row.
 
-`MixedCausal` reads rows with a prompt of their own, of any kind and task. A text and its prompt are read in one piece;
-several prompts over one text are branches behind it, so that it is read once. Where the prompt stands before the text,
-what comes before the text was read when the prompt was made ready, and a row holds the text alone.
+`SharedTrees` lays the same prompts out behind every text, or one for each text where they are as long as each other.
+`RowTree` holds one text with prompts of its own, of any kind and task: several of them are branches behind it, so that
+it is read once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from cuecraft.backbone.attention import keeping
-from cuecraft.backbone.base import Prompt, ReadyPrompt, Row
-from cuecraft.backbone.budget import Budget
-from cuecraft.backbone.columns import MixedReadout, readout
-from cuecraft.backbone.cues import Past, VectorTable, padded
-from cuecraft.backbone.hooks import adding, passing
-from cuecraft.backbone.plan import CausalModel, nothing_between
+from cuecraft.backbone.base import ReadyPrompt
+from cuecraft.backbone.columns import Columns
+from cuecraft.backbone.plan import Past, Plan, Prompts, adding, at_slots, padded
 from cuecraft.backbone.tree import CueTree, grow_tree
-from cuecraft.task import Task
-from cuecraft.task.batches import token_batches
 from cuecraft.task.rendering import Pieces
 
 
-class Layout:
-    """How the tokens of a cue pass are numbered.
+class SharedTrees:
+    """Trees of the same nodes in every row.
 
     Codes from 0 on are rows of the table of vectors; negative codes are the row's own tokens.
 
     Args:
-        cues: codes of each cue.
-        words: ids of the tokens in beginnings of long label words.
-        beginnings: of long label words, as ids; branches that grow after the answer slot.
-        first_code: the first of `words` in the table.
-        has_tails: whether ids stand after the cue.
+        prompts: the prompts.
+        columns: what is read; tokens that it grows are further branches.
+        embed: looks token ids up.
+        owners: `[B]` the number of each text's own prompt; empty where all texts have all prompts.
+        has_tails: whether ids stand after the prompts.
     """
 
     def __init__(
         self,
-        cues: Sequence[tuple[int, ...]],
-        words: Sequence[int],
-        beginnings: Sequence[tuple[int, ...]],
-        first_code: int,
+        prompts: Prompts,
+        columns: Columns,
+        embed: Callable[[Tensor], Tensor],
+        owners: Sequence[int],
         has_tails: bool,
     ) -> None:
-        codes = {token: first_code + n for n, token in enumerate(words)}
-        self._cues = cues
-        self._branches = ((), *(tuple(codes[token] for token in ids) for ids in beginnings))
+        self._embed = embed
+        words = sorted({token for ids in columns.beginnings for token in ids})
+        codes = {token: len(prompts.vectors) + n for n, token in enumerate(words)}
+        self._vectors, self._offsets = prompts.vectors, prompts.offsets
+        if words:
+            self._vectors, self._offsets = prompts.with_words(embed(torch.tensor(words)))
+        self._cues = prompts.codes[:1] if owners else prompts.codes
+        #: `[B]` by how much the codes of each text's own prompt lie behind those of the first one.
+        self._firsts = [prompts.codes[owner][0] if prompts.codes[owner] else 0 for owner in owners]
+        self._branches = ((), *(tuple(codes[token] for token in ids) for ids in columns.beginnings))
         self._grown: dict[tuple[int, int, int], list[CueTree]] = {}
-        #: Tokens of a kept context that are read again: 1 where without cue and tail nothing else would stand at the
-        #: answer slot, else 0.
-        self.lead = int(not all(cues) and not has_tails)
+        #: Tokens of a kept context that are read again: 1 where without prompt and tail nothing else would stand at
+        #: the answer slot, else 0.
+        self.lead = int(not all(self._cues) and not has_tails)
 
     def cost(self, width: int) -> int:
-        """Return the nodes of all cues in one tree, at most, without lead."""
+        """Return the nodes of all prompts in one tree, at most, without lead."""
         return sum(len(cue) + width + len(self._branches) - 1 for cue in self._cues)
 
-    def for_rows(self, tree: CueTree, firsts: Sequence[int]) -> CueTree:
-        """Return a tree whose cues are, in each of some rows, those that many codes behind (`Rows.firsts`)."""
-        if not firsts:
-            return tree
-        is_cue = (tree.codes >= 0) & (tree.codes <= max((code for cue in self._cues for code in cue), default=-1))
-        return replace(tree, codes=tree.codes + torch.tensor(firsts)[:, None] * is_cue)
-
     def trees(self, width: int, lead: int, nodes: int) -> list[CueTree]:
-        """Return trees of `nodes` nodes at most, of one cue at least, that hold all cues.
+        """Return trees of `nodes` nodes at most, of one prompt at least, that hold all prompts.
 
-        Each cue has 1 + I ends, the answer slot first.
+        Each prompt has 1 + I ends, the answer slot first.
 
         Args:
             width: ids of the longest tail.
@@ -88,6 +82,46 @@ class Layout:
             ]
         return self._grown[width, lead, nodes]
 
+    def plan(self, tree: CueTree, rows: Sequence[int], own: tuple[Tensor, Tensor], past: Past) -> Plan:
+        """Return the pass of one tree over some texts.
+
+        Args:
+            tree: one of `trees`.
+            rows: numbers of the texts.
+            own: the tokens of each (`own_tokens`).
+            past: what stands before them.
+        """
+        tree = self._of_rows(tree, rows)
+        device = self._vectors.device
+        own_ids, own_valid = (part.to(device) for part in own)
+        codes = tree.codes.to(device)
+        # A zero row stands for the vectors of a table that has none (no prompt, one-token label words).
+        vectors = self._vectors if len(self._vectors) else self._vectors.new_zeros(1, self._vectors.shape[1])
+        inputs = vectors[codes.clamp(min=0)].expand(len(own_ids), -1, -1).clone()  # some models scale it in place
+        valid = torch.ones(inputs.shape[:2], dtype=torch.bool, device=device)
+        if own_ids.shape[1]:
+            tokens = codes if codes.ndim == 1 else codes[0]  # of the rows' own ones the numbers are the same in all
+            is_own, at = tokens < 0, (-1 - tokens).clamp(min=0)
+            inputs = torch.where(is_own[None, :, None], self._embed(own_ids)[:, at], inputs)
+            valid = torch.where(is_own[None], own_valid[:, at], valid)
+        slots = torch.tensor(tree.ends, device=device).expand(len(own_ids), -1)
+        change = self._change(codes)
+        return Plan(inputs=inputs, valid=valid, pick=at_slots(slots), sees=tree.ancestors, past=past, change=change)
+
+    def _of_rows(self, tree: CueTree, rows: Sequence[int]) -> CueTree:
+        """Return a tree whose prompt is, in each of some texts, the text's own."""
+        if not self._firsts:
+            return tree
+        is_cue = (tree.codes >= 0) & (tree.codes <= max((code for cue in self._cues for code in cue), default=-1))
+        return replace(tree, codes=tree.codes + torch.tensor([self._firsts[row] for row in rows])[:, None] * is_cue)
+
+    def _change(self, codes: Tensor) -> Callable[[int, Tensor], Tensor] | None:
+        """Return a `Plan.change`: nodes `[..., N]` of the table get their offsets."""
+        if self._offsets is None or not self._offsets.shape[1]:
+            return None
+        offsets = self._offsets[:, codes.clamp(min=0)] * (codes >= 0)[..., None].to(self._offsets.dtype)
+        return lambda layer, hidden: hidden + offsets[layer]
+
 
 def own_tokens(pieces: Sequence[Pieces], width: int, lead: int) -> tuple[Tensor, Tensor]:
     """Return each row's own ids `[b, width + lead]`, tail and lead, and which are real.
@@ -104,7 +138,7 @@ def own_tokens(pieces: Sequence[Pieces], width: int, lead: int) -> tuple[Tensor,
 
 
 @dataclass(frozen=True, eq=False)
-class _Part:
+class Branch:
     """One prompt of a row, and what stands behind it.
 
     Args:
@@ -129,7 +163,7 @@ class _Part:
 
 
 @dataclass(frozen=True, eq=False)
-class _Laid:
+class RowTree:
     """One row, laid out: what was read before it, and its new tokens: a text, and prompts that branch off behind it.
 
     Args:
@@ -140,7 +174,7 @@ class _Laid:
 
     past: Tensor | None
     lead: tuple[int, ...]
-    parts: tuple[_Part, ...]
+    parts: tuple[Branch, ...]
 
     @property
     def nodes(self) -> int:
@@ -152,7 +186,7 @@ class _Laid:
         """Tokens that were read before."""
         return 0 if self.past is None else self.past.shape[3]
 
-    def starts(self) -> Iterator[tuple[int, _Part]]:
+    def starts(self) -> Iterator[tuple[int, Branch]]:
         """Yield where each prompt begins among the new tokens."""
         start = len(self.lead)
         for part in self.parts:
@@ -160,154 +194,37 @@ class _Laid:
             start += part.nodes
 
 
-class MixedCausal(CausalModel):
-    """A causal language model whose passes hold rows of many prompts."""
-
-    @torch.no_grad()
-    def ready(self, prompt: Prompt, task: Task) -> ReadyPrompt:
-        """Return a prompt as `mixed_logits` takes it.
-
-        Raises:
-            PromptError: it does not fit the backbone or the task.
-            TemplateError, LabelWordError: the task does not fit the backbone.
-        """
-        renderer = self.renderer(task)
-        vectors = self._vectors(prompt)
-        reads = readout(self.model, renderer.label_ids, prompt.head)
-        found = ReadyPrompt(
-            renderer,
-            vectors,
-            self._offsets(prompt, len(vectors)),
-            self._states(prompt),
-            prompt.head,
-            reads=reads,
-            branches=grow_tree(reads.beginnings) if reads.beginnings else None,
-        )
-        if found.states is not None and not len(vectors) and not renderer.has_tail:
-            raise nothing_between(renderer)
-        opening = renderer.opening_ids
-        if opening is None or not self._shares_context or not (opening or found.length):
-            return replace(found, shared=self._shared_opening(renderer))
-        none = vectors.new_zeros(0, vectors.shape[1])
-        states = self._opened(opening, found)
-        return ReadyPrompt(renderer, none, None, None, prompt.head, states, reads, found.branches)
-
-    def _opened(self, before: tuple[int, ...], prompt: ReadyPrompt) -> Tensor:
-        """Return the keys and values of ids and a prompt behind them `[n_layers, 2, n_kv_heads, L, head_dim]`."""
-        parts = [self.read_states(before)] if before else []
-        parts += [] if prompt.states is None else [prompt.states]
-        past = torch.cat(parts, dim=3) if parts else None
-        if len(prompt.vectors):
-            with keeping(self.model) as kept:
-                self._run_rows([_Laid(past, (), (_Part(0, prompt, ()),))])
-            new = torch.stack([torch.stack([part[0] for part in kept[layer]]) for layer in sorted(kept)])
-            parts.append(new[:, :, :, : len(prompt.vectors)])
-        return torch.cat(parts, dim=3)
-
-    @torch.no_grad()
-    def mixed_logits(self, rows: Sequence[Row]) -> list[Tensor]:
-        """Return class logits `[C]` of each row: a text with a prompt of its own; no gradient.
-
-        Raises:
-            PromptError: a prompt and its text are longer than the backbone's positions.
-        """
-        for prompt, piece in rows:
-            prompt.renderer.check_length([piece], prompt.length)
-
-        def run(budget: Budget) -> list[Tensor]:
-            laid = self._laid(rows, budget)
-            nodes = [row.nodes for row in laid]
-            shares = [budget.charge(row.nodes, self._pass_bytes(row.seen, row.nodes)) for row in laid]
-            found: dict[int, Tensor] = {}
-            for batch in token_batches(nodes, budget, shares):
-                own = [laid[n] for n in batch]
-                found |= zip((part.number for row in own for part in row.parts), self._run_rows(own), strict=True)
-            return [found[n][: prompt.num_classes] for n, (prompt, _) in enumerate(rows)]
-
-        return self.within_memory(run)
-
-    def _laid(self, rows: Sequence[Row], budget: Budget) -> list[_Laid]:
-        """Lay rows out: those of one text together, as branches of it, where they are not too many.
-
-        What is read apart instead: texts of too many prompts, and texts that a prefix stands behind.
-        """
-        found, apart = [], []
-        together: dict[tuple[int, tuple[int, ...]], list[_Part]] = {}
-        for number, (prompt, piece) in enumerate(rows):
-            part = _Part(number, prompt, piece.after)
-            if prompt.opening is not None:
-                found.append(_Laid(prompt.opening, (), (part,)))
-            elif prompt.states is not None and piece.before:
-                apart.append((piece.before, part))
-            elif prompt.states is not None:
-                found.append(_Laid(prompt.states, (), (part,)))
-            else:
-                shared = 0 if prompt.shared is None else prompt.shared.shape[3]
-                together.setdefault((shared, piece.before), []).append(part)
-        for (shared, before), parts in together.items():
-            row = _Laid(parts[0].prompt.shared, before[shared:], tuple(parts))
-            if len(parts) == 1 or (before and row.nodes <= self._tree_nodes(budget, shared)):
-                found.append(row)
-            elif before:
-                apart += [(before, part) for part in parts]
-            else:
-                found += [_Laid(None, (), (part,)) for part in parts]
-        return found + self._behind(apart, budget)
-
-    def _behind(self, parts: Sequence[tuple[tuple[int, ...], _Part]], budget: Budget) -> list[_Laid]:
-        """Read texts apart, each once; return rows of the prompts behind them."""
-        texts = list(dict.fromkeys(before for before, _ in parts))
-        kept: dict[tuple[int, ...], Tensor] = {}
-        for batch in token_batches([len(ids) for ids in texts], budget):
-            own = [texts[n] for n in batch]
-            kept |= zip(own, self._read(own).states(), strict=True)
-        found = []
-        for before, part in parts:
-            past, lead = kept[before], before[:0]
-            if part.prompt.states is not None:
-                past = torch.cat([past, part.prompt.states], dim=3)
-            elif not part.path:  # the text's last token is the answer slot
-                past, lead = past[:, :, :, :-1], before[-1:]
-            found.append(_Laid(past, lead, (part,)))
-        return found
-
-    def _run_rows(self, rows: Sequence[_Laid]) -> Tensor:
-        """Run one pass; return class scores `[parts, C]` of all rows' parts, zeros behind a part's own classes."""
-        width = max(row.nodes for row in rows)
-        ids, slots, slot_rows, place = [], [], [], []
-        for number, row in enumerate(rows):
-            own = list(row.lead)
-            for start, part in row.starts():
-                branch, size = part.prompt.branches, len(part.prompt.vectors)
-                own += [*[0] * size, *part.after, *(branch.codes.tolist() if branch else ())]
-                place += [(number, start + n) for n in range(size)]
-                end = start + part.path
-                slots.append(
-                    [end - 1 if part.path else len(row.lead) - 1, *(end + n for n in (branch.ends if branch else ()))]
-                )
-                slot_rows.append(number)
-            ids.append(own + [0] * (width - len(own)))
-        reads = max(map(len, slots))
-        at = torch.tensor([own + own[:1] * (reads - len(own)) for own in slots], device=self.device)
-        prompts = [part.prompt for row in rows for part in row.parts]
-        inputs, change = self.embed(torch.tensor(ids)), None
-        if place:
-            where = torch.tensor(place, device=self.device).unbind(1)
-            table = VectorTable.of([own.vectors for own in prompts], [own.offsets for own in prompts])
-            inputs = inputs.index_put(where, table.vectors)
-            change = None if table.offsets is None else adding(table.offsets, *where)
-        mixed = MixedReadout(self.model, [prompt.reads for prompt in prompts])
-        with mixed.reading(at, slot_rows) as scores, passing(change=change):
-            logits = self._forward(inputs, *_seen(rows, width, self.device), self._past_of(rows)).logits
-        return scores(logits)[0]
-
-    def _past_of(self, rows: Sequence[_Laid]) -> Past:
-        known = {n: row.past for n, row in enumerate(rows) if row.past is not None and row.seen}
-        lengths = torch.tensor([row.seen for row in rows], device=self.device)
-        return Past(padded(known, len(rows)) if known else [], lengths)
+def rows_plan(rows: Sequence[RowTree], embed: Callable[[Tensor], Tensor], device: torch.device) -> Plan:
+    """Return the pass of some rows; its slots are those of their branches, `[branches, R]`."""
+    width = max(row.nodes for row in rows)
+    ids, slots, slot_rows, place = [], [], [], []
+    for number, row in enumerate(rows):
+        own = list(row.lead)
+        for start, part in row.starts():
+            branch, size = part.prompt.branches, len(part.prompt.vectors)
+            own += [*[0] * size, *part.after, *(branch.codes.tolist() if branch else ())]
+            place += [(number, start + n) for n in range(size)]
+            end = start + part.path
+            answer = end - 1 if part.path else len(row.lead) - 1
+            slots.append([answer, *(end + n for n in (branch.ends if branch else ()))])
+            slot_rows.append(number)
+        ids.append(own + [0] * (width - len(own)))
+    reads = max(map(len, slots))
+    at = torch.tensor([own + own[:1] * (reads - len(own)) for own in slots], device=device)
+    inputs, change = embed(torch.tensor(ids)), None
+    if place:
+        where = torch.tensor(place, device=device).unbind(1)
+        table = Prompts.of([part.prompt for row in rows for part in row.parts])
+        inputs = inputs.index_put(where, table.vectors)
+        change = None if table.offsets is None else adding(table.offsets, *where)
+    known = {n: row.past for n, row in enumerate(rows) if row.past is not None and row.seen}
+    lengths = torch.tensor([row.seen for row in rows], device=device)
+    past = Past(padded(known, len(rows)) if known else [], lengths)
+    sees, valid = _seen(rows, width, device)
+    return Plan(inputs=inputs, valid=valid, pick=at_slots(at, slot_rows), sees=sees, past=past, change=change)
 
 
-def _seen(rows: Sequence[_Laid], width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _seen(rows: Sequence[RowTree], width: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return which new tokens each new token may see `[b, N, N]`, and which are real `[b, N]`."""
     ancestors = torch.ones(width, width, dtype=torch.bool).tril().expand(len(rows), -1, -1)
     if any(len(row.parts) > 1 or row.parts[0].prompt.branches is not None for row in rows):

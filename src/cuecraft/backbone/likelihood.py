@@ -9,17 +9,17 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from cuecraft.backbone.base import Context, Prompt
+from cuecraft.backbone.base import VOCABULARY, Context, Prompt, Query, Rows
 from cuecraft.backbone.causal import CausalBackbone
-from cuecraft.backbone.columns import SequenceReadout, WordReadout
-from cuecraft.backbone.cues import Rows
 from cuecraft.backbone.encoder import MaskedBackbone
 from cuecraft.backbone.load import AnyBackbone
+from cuecraft.backbone.tree import tree_groups
 from cuecraft.core.errors import BackboneError, PromptError
 from cuecraft.task.rendering import Pieces
 from cuecraft.task.token_text import special_ids
 
 Cue = tuple[int, ...]
+_BLANKS = 64  # whole inputs whose vocabularies are held at once
 
 
 @torch.no_grad()
@@ -32,8 +32,7 @@ def next_word_log_probabilities(backbone: AnyBackbone, context: Context, prompt:
     Raises:
         BackboneError: the backbone has no language head.
     """
-    model = _language_model(backbone)
-    return model.read_answer(context, prompt, WordReadout(model.model))
+    return _language_model(backbone).asked(context, [prompt], VOCABULARY)[0]
 
 
 @torch.no_grad()
@@ -58,7 +57,7 @@ def word_log_probabilities(
     if not wanted or not all(wanted) or (longest > 1 and isinstance(model, MaskedBackbone)):
         raise PromptError("a word needs one token, or on a causal model one or more; give others")
     context.renderer.check_length(context.pieces, len(prompt.vectors(model.embed)) + longest - 1)
-    return model.read_answer(context, prompt, SequenceReadout(model.model, wanted))
+    return model.asked(context, [prompt], _likelihood_of(wanted))[0]
 
 
 @torch.no_grad()
@@ -91,6 +90,10 @@ def cue_log_likelihood(backbone: AnyBackbone, cues: Sequence[Sequence[int]], con
         found = _log_likelihood(model, distinct, context)
     places = {cue: n for n, cue in enumerate(distinct)}
     return found[[places[cue] for cue in wanted]]
+
+
+def _likelihood_of(sequences: Sequence[Cue]) -> Query:
+    return Query("options", tuple((ids,) for ids in sequences), norm="vocabulary")
 
 
 def _language_model(backbone: AnyBackbone) -> CausalBackbone | MaskedBackbone:
@@ -135,8 +138,15 @@ def _log_likelihood(backbone: CausalBackbone, cues: Sequence[Cue], context: Cont
     if counts:
         texts = Rows([Pieces(before, ()) for before in counts], [states[before] for before in counts])
         weights = torch.tensor(list(counts.values()), device=backbone.device)
-        total += (weights[:, None] * backbone.read_cues(texts, cues)).sum(0) / _lengths(backbone, cues)
+        total += (weights[:, None] * _read_cues(backbone, texts, cues)).sum(0) / _lengths(backbone, cues)
     return total / (bare + counts.total())
+
+
+def _read_cues(backbone: CausalBackbone, texts: Rows, cues: Sequence[Cue]) -> Tensor:
+    """Return log-probabilities (nats) `[B, K]` of cues, sorted, right after texts without ids after the prompt."""
+    nodes = backbone.tree_nodes(max(len(piece.before) for piece in texts.pieces))
+    groups = tree_groups(cues, nodes)
+    return torch.cat([backbone.read(texts, backbone.no_prompt(), _likelihood_of(own))[0] for own in groups], dim=1)
 
 
 def _lengths(backbone: CausalBackbone, cues: Sequence[Cue]) -> Tensor:
@@ -152,7 +162,7 @@ def _after_first_token(backbone: CausalBackbone, cues: Sequence[Cue]) -> Tensor:
     parts = []
     for first, group in groupby(cues, key=lambda cue: cue[0]):
         text = Rows([Pieces((first,), ())], [None])
-        parts.append(backbone.read_cues(text, [cue[1:] for cue in group])[0])
+        parts.append(_read_cues(backbone, text, [cue[1:] for cue in group])[0])
     return torch.cat(parts)
 
 
@@ -169,6 +179,11 @@ def _pseudo_log_likelihood(backbone: MaskedBackbone, cues: Sequence[Cue], contex
                 blanks.append(Pieces((*before, *masked), after, len(before) + n))
                 tokens.append(token)
                 weights.append(count / len(pieces) / len(cue))
-    found = backbone.read_blanks(blanks, tokens)
+    parts = []
+    for start in range(0, len(blanks), _BLANKS):
+        own, wanted = blanks[start : start + _BLANKS], tokens[start : start + _BLANKS]
+        words = backbone.read(Rows(own, [None] * len(own)), backbone.no_prompt(), VOCABULARY)[0]
+        parts.append(words[torch.arange(len(own)), wanted])
+    found = torch.cat(parts)
     shares = (torch.tensor(weights, device=found.device) * found).split([len(cue) * len(counts) for cue in cues])
     return torch.stack([part.sum() for part in shares])

@@ -103,7 +103,8 @@ class Nearest:
         for start in range(0, len(examples), _TOGETHER):
             own = tuple(examples[start : start + _TOGETHER])
             # Longer texts are cut here as behind examples, where a warning counts them.
-            context = Context(renderer, own, tuple(renderer.fitted(own)[0]), (None,) * len(own))
+            pieces = tuple(renderer.fitted(own)[0])
+            context = Context(pieces, (None,) * len(own), renderer=renderer, examples=own)
             parts.append(self._backbone.features(context, words).float().cpu())
         return torch.cat(parts)
 

@@ -1,258 +1,216 @@
-"""One pass of a causal language model: where tokens stand, what they see and how they are numbered.
-
-All passes go through `CausalModel._forward`, the one place that knows about placement, masks and positions; and
-through `CausalModel._read`, for texts that are read alone.
-"""
+"""What one forward pass is made of: prompts as a table of vectors, what stands before the new tokens, and the pass."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
+from typing import Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from cuecraft.backbone.attention import attending_to, cache_of, keeping
-from cuecraft.backbone.budget import Budget
-from cuecraft.backbone.columns import FeatureReadout
-from cuecraft.backbone.cues import Past, Rows, padded
-from cuecraft.backbone.frozen import FrozenModel, agree
-from cuecraft.backbone.hooks import Layers
-from cuecraft.backbone.tree import grow_tree
-from cuecraft.core.errors import BackboneError, PromptError
-from cuecraft.task.rendering import HeadKind, Pieces, Renderer
-
-# GPT-Neo masks by the number of keys before a key, so branches must fit into its window next to the context.
-_COUNT_KEYS = {"gpt_neo"}
+from cuecraft.backbone.base import ClassHead, PlacedPrompt
 
 
-class CausalModel(FrozenModel):
-    """A decoder-only language model, one pass at a time.
+@dataclass(frozen=True, eq=False)
+class Past:
+    """Keys and values of what stands before the new tokens of a pass.
 
     Args:
-        model: an ``AutoModelForCausalLM``.
-        tokenizer: its tokenizer.
-        name: what to call it in messages and artifacts.
-        fingerprint: computes the hash of weights and tokenizer.
-        budget: what one pass may take; None for the default of the model's device.
-        shares_context: what an earlier check of the same model found; None to check now.
-
-    Raises:
-        BackboneError: it does not answer alike with and without a context that is kept.
+        layers: for each layer keys and values `[b, n_kv_heads, W, head_dim]`, right-padded; empty for nothing.
+        lengths: `[b]` how many of the W are seen.
+        prefix: `[n_layers, 2, n_kv_heads, P, head_dim]` that stand behind them in each row; None for nothing.
     """
 
-    head_kind = HeadKind.CAUSAL
-
-    def __init__(
-        self,
-        model: Any,
-        tokenizer: Any,
-        name: str,
-        fingerprint: Callable[[], str],
-        budget: Budget | None = None,
-        shares_context: bool | None = None,
-    ) -> None:
-        super().__init__(model, tokenizer, name, fingerprint, budget)
-        self._shares_context = True if shares_context is None else shares_context
-        if shares_context is None and not self._answers_alike():
-            self._shares_context = False
-            if not self._answers_alike():
-                raise BackboneError(
-                    f"{name} ({model.config.model_type}) cannot be used as a causal backbone: it does not answer alike "
-                    "with and without a context cache; use another model or head"
-                )
+    layers: Sequence[tuple[Tensor, Tensor]]
+    lengths: Tensor
+    prefix: Tensor | None = None
 
     @property
-    def shares_context(self) -> bool:
-        """Whether its attention takes kept keys and values as they are, without a copy for each row."""
-        return self._shares_context
+    def width(self) -> int:
+        """Tokens of the longest row, without the prefix."""
+        return self.layers[0][0].shape[2] if self.layers else 0
 
     @property
-    def max_positions(self) -> int | None:
-        """Tokens that one input may have; None when the model sets no limit.
-
-        Masks are made here for full attention, so inputs stay within an attention window, where both are the same;
-        and within the length up to which positions are encoded alike whatever the length of the input.
-        """
-        config = self.model.config.get_text_config()
-        kinds = getattr(config, "layer_types", None)
-        is_windowed = kinds is None or any(kind != "full_attention" for kind in kinds)
-        names = ("sliding_window", "window_size", "attention_chunk_size") if is_windowed else ()
-        limits = [super().max_positions, *(getattr(config, name, None) for name in names), _rope_limit(config)]
-        return min((limit for limit in limits if limit), default=None)
-
-    @torch.no_grad()
-    def _answers_alike(self) -> bool:
-        """Return whether branches over kept, padded contexts have the logits of plain forward passes, one text each."""
-        ids = self._sample_ids(7)
-        texts, cues = [tuple(ids[:5]), tuple(ids[2:4])], [(0, 1), (0, 2), (3,)]
-        vectors = torch.tensor([*ids[:3], ids[6]])
-        tree = grow_tree(cues)
-        try:
-            plain = [
-                [self._plain_logits([*text, *(int(vectors[code]) for code in cue)]) for cue in cues] for text in texts
-            ]
-            past = self._past(Rows([Pieces(text, ()) for text in texts], self._read(texts).states()), 0)
-            inputs = self.embed(vectors)[tree.codes.to(self.device)].repeat(2, 1, 1)
-            valid = torch.ones(inputs.shape[:2], dtype=torch.bool, device=self.device)
-            found = self._forward(inputs, tree.ancestors, valid, past).logits[:, list(tree.ends)].float()
-        except Exception:  # architectures without an ordinary cache or attention fail in ways of their own
-            return False
-        return agree(found, torch.stack([torch.stack(row) for row in plain]), self.name)
-
-    def _plain_logits(self, ids: Sequence[int]) -> Tensor:
-        """Return logits `[V]` after a text, as the model gives them by itself."""
-        logits: Tensor = self.model(input_ids=torch.tensor([ids], device=self.device)).logits[0, -1].float()
-        return logits
+    def prefix_length(self) -> int:
+        """Tokens that the prefix stands for."""
+        return 0 if self.prefix is None else self.prefix.shape[3]
 
     @property
-    def counts_keys(self) -> bool:
-        """Whether it masks by how many keys stand before a key, so that branches push a text out of its window."""
-        return self.model.config.get_text_config().model_type in _COUNT_KEYS
+    def seen(self) -> int:
+        """Tokens of the longest row, the prefix included."""
+        return self.width + self.prefix_length
 
-    def _tree_nodes(self, budget: Budget, width: int) -> int:
-        """Return how many nodes one tree may have over a context of `width` tokens."""
-        if self.counts_keys and self.max_positions is not None:
-            return min(budget.tree, self.max_positions - width)
-        return budget.tree
-
-    def _context_bytes(self, width: int) -> int:
-        """Return about how many bytes the keys and values of `width` tokens take."""
-        config = self.model.config.get_text_config()
-        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        shared = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        return int(2 * config.num_hidden_layers * shared * head * width * self.model.dtype.itemsize)
-
-    def _forward(self, inputs: Tensor, ancestors: Tensor, valid: Tensor, past: Past) -> Any:
-        """Run one pass: the only place that makes masks and positions.
+    @classmethod
+    def repeated(cls, state: Tensor, lengths: Tensor) -> Self:
+        """Return keys and values `[n_layers, 2, n_kv_heads, L, head_dim]` as those of several rows; nothing is copied.
 
         Args:
-            inputs: `[b, N, d]` vectors of the new tokens.
-            ancestors: `[N, N]` bool, which new tokens each new token may see; or `[b, N, N]`, in each row.
-            valid: `[b, N]` bool, false at padding.
-            past: keys and values of the tokens before.
+            state: the keys and values.
+            lengths: `[b]` how many of the L each row sees.
         """
-        seen = ancestors.to(inputs.device) & valid[:, None, :]
-        # A new token's position counts the context and its own real ancestors, so padding moves nothing.
-        positions = (past.lengths[:, None] + past.prefix_length + seen.sum(-1) - 1).clamp(min=0)
-        allowed = seen | torch.eye(seen.shape[-1], dtype=torch.bool, device=seen.device)
-        if past.seen:
-            # The context is padded on the right; a prefix stands behind it and is seen by all.
-            real = torch.arange(past.width, device=inputs.device) < past.lengths[:, None]
-            real = functional.pad(real, (0, past.prefix_length), value=True)
-            allowed = torch.cat([real[:, None, :].expand(-1, allowed.shape[1], -1), allowed], dim=-1)
-        return self.attend(inputs, allowed, positions, past.with_prefix() if past.seen else ())
+        return replace(cls.of(state[:, :, None].expand(-1, -1, len(lengths), -1, -1, -1)), lengths=lengths)
 
-    def attend(self, inputs: Tensor, allowed: Tensor, positions: Tensor, layers: Layers) -> Any:
-        """Run the model on new tokens.
+    @classmethod
+    def of(cls, states: Tensor) -> Self:
+        """Return keys and values `[n_layers, 2, b, n_kv_heads, W, head_dim]` of b rows, all seen."""
+        lengths = torch.full((states.shape[2],), states.shape[4], device=states.device)
+        return cls([(keys, values) for keys, values in states], lengths)
 
-        Args:
-            inputs: `[b, N, d]` their vectors.
-            allowed: `[b, N, P + N]` bool, which kept and which new tokens each sees.
-            positions: `[b, N]` their position numbers.
-            layers: for each layer keys and values `[b, n_kv_heads, P, head_dim]` that are kept; empty for none. Where
-                `shares_context` is true, one row may stand for all.
+    def rows(self, start: int, stop: int) -> Self:
+        """Return some of the rows, no wider than they need; nothing is copied."""
+        lengths = self.lengths[start:stop]
+        width = int(lengths.max())
+        layers = [(k[start:stop, :, :width], v[start:stop, :, :width]) for k, v in self.layers]
+        return type(self)(layers, lengths, self.prefix)
+
+    def with_prefix(self) -> Sequence[tuple[Tensor, Tensor]]:
+        """Return keys and values `[b, n_kv_heads, W + P, head_dim]`."""
+        if self.prefix is None:
+            return self.layers
+        rows = [part[:, None].expand(-1, len(self.lengths), -1, -1, -1) for part in self.prefix]
+        if not self.layers:
+            return [(keys, values) for keys, values in rows]
+        pairs = zip(self.layers, rows, strict=True)
+        return [(torch.cat([k, own[0]], dim=2), torch.cat([v, own[1]], dim=2)) for (k, v), own in pairs]
+
+    def states(self) -> list[Tensor]:
+        """Return a copy of each row `[n_layers, 2, n_kv_heads, length, head_dim]`."""
+        return [
+            torch.stack([torch.stack([k[row, :, :length], v[row, :, :length]]) for k, v in self.layers])
+            for row, length in enumerate(self.lengths.tolist())
+        ]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Plan:
+    """One forward pass, laid out: b rows of N new tokens, of which R slots are read.
+
+    Args:
+        inputs: `[b, N, d]` vectors of the new tokens.
+        valid: `[b, N]` bool, false at padding.
+        pick: returns the hidden states at the slots `[b, R, d]`, given those of all new tokens `[b, N, d]`.
+        sees: which new tokens each new token may see, `[N, N]` bool, or `[b, N, N]` in each row; None for all.
+        past: keys and values of what stands before; None for nothing.
+        sees_past: `[N]` bool, which new tokens see what stands before; None for all.
+        change: given a layer's number and the hidden states entering it, returns what enters instead; None for those.
+        text: `[b, N]` which new tokens are neither padding nor prompt; None where nothing is pooled.
+    """
+
+    inputs: Tensor
+    valid: Tensor
+    pick: Callable[[Tensor], Tensor]
+    sees: Tensor | None = None
+    past: Past | None = None
+    sees_past: Tensor | None = None
+    change: Callable[[int, Tensor], Tensor] | None = None
+    text: Tensor | None = None
+
+
+def at_slots(slots: Tensor, rows: Sequence[int] | None = None) -> Callable[[Tensor], Tensor]:
+    """Return a `Plan.pick` of slots `[b, R]`, which lie in some rows `[b]` of the pass; by default in all, in order."""
+    numbers = torch.arange(len(slots)) if rows is None else torch.tensor(rows)
+    return lambda hidden: hidden[numbers.to(hidden.device)[:, None], slots.to(hidden.device)]
+
+
+def adding(offsets: Tensor, rows: Tensor, columns: Tensor) -> Callable[[int, Tensor], Tensor]:
+    """Return a `Plan.change` that adds offsets `[n_layers, M, d]` at M places (row, column) of a batch."""
+    return lambda layer, hidden: hidden.index_put((rows, columns), offsets[layer], accumulate=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """Prompts as one table of vectors.
+
+    Args:
+        vectors: `[M, d]`.
+        offsets: `[n_layers, M, d]` added to the hidden states entering each layer; None for nothing.
+        codes: `[T]` the rows of the table that each prompt is.
+        states: `[T]` keys and values `[n_layers, 2, n_kv_heads, P, head_dim]` in front of each; None for nothing.
+        heads: `[T]` the class head of each; None for label words.
+    """
+
+    vectors: Tensor
+    offsets: Tensor | None
+    codes: Sequence[tuple[int, ...]]
+    states: Sequence[Tensor | None]
+    heads: Sequence[ClassHead | None]
+
+    @classmethod
+    def of(cls, prompts: Sequence[PlacedPrompt]) -> Self:
+        """Return a table of prompts; one without offsets gets zeros where another has some."""
+        vectors, offsets = _stacked([own.vectors for own in prompts], [own.offsets for own in prompts])
+        ends = accumulate((len(own.vectors) for own in prompts), initial=0)
+        codes = [tuple(range(start, stop)) for start, stop in pairwise(ends)]
+        return cls(vectors, offsets, codes, [own.states for own in prompts], [own.head for own in prompts])
+
+    @property
+    def length(self) -> int:
+        """Positions that the longest prompt takes, its prefix included."""
+        return max(self.length_of(number) for number in range(len(self.codes)))
+
+    def length_of(self, number: int) -> int:
+        """Return the positions that one prompt takes, its prefix included."""
+        states = self.states[number]
+        return len(self.codes[number]) + (0 if states is None else states.shape[3])
+
+    def swapped(self, positions: Sequence[int], vectors: Tensor) -> Self:
+        """Return K prompts, each the first one with another vector `[K, d]` at one of its positions.
+
+        What takes another's place gets the offsets of that place.
         """
-        cache = cache_of(layers) if layers and not self._shares_context else None
-        attending = attending_to(self.model, layers) if layers and self._shares_context else nullcontext()
-        mask = torch.zeros(allowed.shape, dtype=inputs.dtype, device=inputs.device)
-        mask.masked_fill_(~allowed, torch.finfo(inputs.dtype).min)
-        with attending:
-            return self.model(
-                inputs_embeds=inputs,
-                attention_mask=mask[:, None],
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=False,
-            )
+        cue, count = self.codes[0], len(self.vectors)
+        moved = None if self.offsets is None else self.offsets[:, [cue[at] for at in positions]]
+        table, offsets = _stacked([self.vectors, vectors.to(self.vectors.dtype)], [self.offsets, moved])
+        codes = [(*cue[:at], count + k, *cue[at + 1 :]) for k, at in enumerate(positions)]
+        return type(self)(table, offsets, codes, [self.states[0]] * len(codes), [self.heads[0]] * len(codes))
 
-    @torch.no_grad()
-    def read_states(self, token_ids: Sequence[int]) -> Tensor:
-        """Return keys and values `[n_layers, 2, n_kv_heads, L, head_dim]` of a text that is read alone."""
-        return self._read([tuple(token_ids)]).states()[0]
+    def with_words(self, vectors: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the table `[M + W, d]` with further vectors behind it, and its offsets."""
+        return _stacked([self.vectors, vectors.to(self.vectors.dtype)], [self.offsets, None])
 
-    @torch.no_grad()
-    def _read(self, texts: Sequence[tuple[int, ...]], opening: Tensor | None = None) -> Past:
-        """Read sequences of ids in one pass; `opening` is of what all begin with, as in `Context`.
+    def rows(self, owners: Sequence[int]) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return what the prompts of b rows consist of, one row's behind another's.
 
-        They are padded on the right, where no real token of a causal model sees the padding: the model's own mask and
-        positions hold.
+        Vectors `[M, d]`, offsets `[n_layers, M, d]` or None, and states `[n_layers, 2, b, n_kv_heads, P, head_dim]` or
+        None; states have to be as long as each other.
         """
-        if opening is not None:
-            return self._read_behind(opening, texts)
-        ids = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.long)
-        for row, text in enumerate(texts):
-            ids[row, : len(text)] = torch.tensor(text)
-        layers = self.model.base_model(input_ids=ids.to(self.device), use_cache=True).past_key_values.layers
-        lengths = torch.tensor([len(text) for text in texts], device=self.device)
-        return Past([(layer.keys, layer.values) for layer in layers], lengths)
-
-    def _shared_opening(self, renderer: Renderer) -> Tensor | None:
-        """Return the keys and values `[n_layers, 2, n_kv_heads, L, head_dim]` of a task's examples; None for none.
-
-        None too where attention takes no keys and values from outside: such texts are read whole.
-        """
-        ids = renderer.shared_ids
-        return self.read_states(ids) if ids and self._shares_context else None
-
-    @torch.no_grad()
-    def _read_behind(self, opening: Tensor, texts: Sequence[tuple[int, ...]]) -> Past:
-        """Read sequences of ids that all begin with those that an opening was read from; return all of each."""
-        shared = opening.shape[3]
-        past = Past.repeated(opening, torch.full((len(texts),), shared, device=self.device))
-        own = [text[shared:] for text in texts]
-        width = max(map(len, own))
-        if not width:
-            return past
-        ids, valid = torch.zeros(len(own), width, dtype=torch.long), torch.zeros(len(own), width, dtype=torch.bool)
-        for row, text in enumerate(own):
-            ids[row, : len(text)] = torch.tensor(text, dtype=torch.long)
-            valid[row, : len(text)] = True
-        before_it = torch.ones(width, width, dtype=torch.bool).tril()
-        # No logits are wanted, so one position stands for all.
-        with FeatureReadout(self.model).picking(lambda hidden: hidden[:, :1]), keeping(self.model) as kept:
-            self._forward(self.embed(ids), before_it, valid.to(self.device), past)
-        pairs = zip(past.layers, (kept[layer] for layer in sorted(kept)), strict=True)
-        layers = [(torch.cat([k, new[0]], dim=2), torch.cat([v, new[1]], dim=2)) for (k, v), new in pairs]
-        return Past(layers, past.lengths + torch.tensor([len(text) for text in own], device=self.device))
-
-    @torch.no_grad()
-    def _past(self, texts: Rows, lead: int) -> Past:
-        """Return the keys and values before the prompt of some rows, without each row's last `lead`."""
-        pieces, states, opening = texts.pieces, texts.states, texts.opening
-        lengths = torch.tensor([max(0, len(piece.before) - lead) for piece in pieces], device=self.device)
-        if not lengths.any():
-            return Past([], lengths)
-        if opening is not None and int(lengths.max()) <= opening.shape[3]:
-            return Past.repeated(opening, lengths)
-        absent = [n for n, piece in enumerate(pieces) if piece.before and states[n] is None]
-        distinct = list(dict.fromkeys(pieces[n].before for n in absent))
-        fresh = self._read(distinct, opening) if absent else None
-        if fresh is not None and len(distinct) == len(pieces):
-            return Past(fresh.layers, lengths)
-        known = {n: state for n, state in enumerate(states) if state is not None}
-        if fresh is not None:
-            found = dict(zip(distinct, fresh.states(), strict=True))
-            known |= {n: found[pieces[n].before] for n in absent}
-        return Past(padded(known, len(pieces)), lengths)
+        count, is_one = len(owners), len(set(owners)) == 1
+        codes = [code for owner in owners for code in self.codes[owner]]
+        offsets = self.offsets
+        if offsets is not None:  # repeating keeps the order in which gradients are summed
+            own = list(self.codes[owners[0]])
+            offsets = offsets[:, own].repeat(1, count, 1) if is_one else offsets[:, codes]
+        known = [own for own in (self.states[owner] for owner in owners) if own is not None]
+        states = None
+        if known:
+            states = known[0][:, :, None].expand(-1, -1, count, -1, -1, -1) if is_one else torch.stack(known, dim=2)
+        return self.vectors[codes], offsets, states
 
 
-def nothing_between(renderer: Renderer) -> PromptError:
-    """Return the error of a prefix behind which no token stands that could answer."""
-    return PromptError(
-        f"nothing stands between the prefix and the answer in {renderer.task.template.source!r}; "
-        "write words in its prompt slot, {prompt:words}, or put {prompt} before the text"
-    )
+def _stacked(vectors: Sequence[Tensor], offsets: Sequence[Tensor | None]) -> tuple[Tensor, Tensor | None]:
+    """Return vectors `[M, d]` and offsets `[n_layers, M, d]` of several parts; zeros for a part without offsets."""
+    first = next((part for part in offsets if part is not None), None)
+    if first is None:
+        return torch.cat(list(vectors)), None
+    filled = [
+        first.new_zeros(first.shape[0], len(own), first.shape[2]) if part is None else part
+        for own, part in zip(vectors, offsets, strict=True)
+    ]
+    return torch.cat(list(vectors)), torch.cat(filled, dim=1)
 
 
-def _rope_limit(config: Any) -> int | None:
-    """Return the length beyond which a model encodes positions otherwise, for all tokens of the input; or None."""
-    ropes = getattr(config, "rope_parameters", None) or {}
-    ropes = [ropes] if "rope_type" in ropes else [rope for rope in ropes.values() if isinstance(rope, dict)]
-    if not any(rope.get("rope_type") in ("longrope", "dynamic") for rope in ropes):
-        return None
-    lengths = [rope.get("original_max_position_embeddings") for rope in ropes]
-    lengths.append(getattr(config, "original_max_position_embeddings", None))
-    return min((length for length in lengths if length), default=None)
+def padded(states: Mapping[int, Tensor], rows: int) -> list[tuple[Tensor, Tensor]]:
+    """Return for each layer keys and values `[rows, n_kv_heads, W, head_dim]` of some rows, zeros at the others.
+
+    Args:
+        states: row -> `[n_layers, 2, n_kv_heads, length, head_dim]`; one at least.
+        rows: how many rows there are.
+    """
+    layers, two, heads, _, size = next(iter(states.values())).shape
+    width = max(state.shape[3] for state in states.values())
+    joined = next(iter(states.values())).new_zeros(layers, two, rows, heads, width, size)
+    for row, state in states.items():
+        joined[:, :, row, :, : state.shape[3]] = state
+    return [(keys, values) for keys, values in joined]

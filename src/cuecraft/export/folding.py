@@ -1,14 +1,15 @@
 """One graph of a backbone and one or several prompts: template pieces, label words, calibration; ids to probabilities.
 
-The modules here lay a batch out with tensor operations alone, so that it can be traced with any batch size and length.
-What they lay out is what `MixedCausal` and `EncoderBackbone` lay out row by row; the model runs through the same
-functions of the backbone, so masks of kept keys and values, offsets and readouts are not written twice. With several
+The modules here make the plan of a pass with tensor operations alone, so that it can be traced with any batch size and
+length. What they lay out is what `RowTree` and `EncoderBackbone` lay out row by row; the pass itself is the backbone's
+own (`run`), so masks, positions, kept keys and values, offsets and what is read are not written twice. With several
 prompts a text is read once; what each puts behind it is a branch that sees the text and itself alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -16,12 +17,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from cuecraft.artifact import Calibration
-from cuecraft.backbone import AnyBackbone, CausalBackbone, MaskedBackbone, ReadyPrompt, SequenceBackbone
-from cuecraft.backbone.base import ClassHead
-from cuecraft.backbone.columns import LabelReadout, Readout, class_scores, readout
-from cuecraft.backbone.encoder_rows import LaidOut
-from cuecraft.backbone.hooks import passing
+from cuecraft.backbone import AnyBackbone, CausalBackbone, MaskedBackbone, ReadyPrompt
+from cuecraft.backbone.columns import Columns, feature_columns, option_columns
 from cuecraft.backbone.hosted import known_ids
+from cuecraft.backbone.plan import Past, Plan
 from cuecraft.core.errors import ExportError
 from cuecraft.export.runtime.manifest import PROMPT_NAME
 from cuecraft.task.rendering import LabelIds
@@ -43,16 +42,19 @@ class Folded(torch.nn.Module):
     def __init__(self, backbone: AnyBackbone, ready: ReadyPrompt, calibration: Calibration) -> None:
         super().__init__()
         self.model = backbone.model  # so that its weights are the graph's
+        self._backbone: Any = backbone
         self._calibration = calibration
-        self._tokenizer = backbone.tokenizer
+        self._sides = Sides(backbone, ready)
+        self._columns = _columns(backbone, ready)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return class probabilities `[B, C]`."""
-        logits = self.logits(known_ids(self._tokenizer, input_ids), attention_mask.to(torch.bool))
+        plan = self.plan(known_ids(self._backbone.tokenizer, input_ids), attention_mask.to(torch.bool))
+        logits = self._backbone.run(plan, self._columns)[0]
         return self._calibration.apply(logits.to(torch.float32)).softmax(-1)
 
-    def logits(self, input_ids: Tensor, valid: Tensor) -> Tensor:
-        """Return class logits `[B, C]`, before calibration."""
+    def plan(self, input_ids: Tensor, valid: Tensor) -> Plan:
+        """Return the pass of a batch."""
         raise NotImplementedError
 
 
@@ -62,32 +64,24 @@ def fold(backbone: AnyBackbone, ready: ReadyPrompt, calibration: Calibration) ->
     Raises:
         TemplateError: the prompt stands between two fields.
     """
-    kinds: dict[type[AnyBackbone], type[Folded]] = {
-        CausalBackbone: FoldedCausal,
-        MaskedBackbone: FoldedMasked,
-        SequenceBackbone: FoldedSequence,
-    }
+    kind: type[Folded] = FoldedCausal if isinstance(backbone, CausalBackbone) else FoldedEncoder
     with torch.no_grad():
-        return kinds[type(backbone)](backbone, ready, calibration).eval()
+        return kind(backbone, ready, calibration).eval()
 
 
-class _LabelRows(LabelReadout):
-    """Label words whose rows of the output embedding are held apart, so that a graph need not hold the others."""
-
-    def __init__(self, model: Any, label_ids: LabelIds) -> None:
-        super().__init__(model, label_ids)
-        self._weight = self._head.weight[self._rows].clone()
-        self._bias = None if self._head.bias is None else self._head.bias[self._rows].clone()
-
-    def _logits(self, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
-        if self.beginnings:  # these are normalised over the whole vocabulary
-            return super()._logits(hidden)
-        return functional.linear(hidden, self._weight, self._bias), None
-
-
-def _reads(backbone: AnyBackbone, ready: ReadyPrompt) -> Readout:
-    label_ids = ready.renderer.label_ids
-    return _LabelRows(backbone.model, label_ids) if ready.head is None else readout(backbone.model, (), ready.head)
+def _columns(backbone: AnyBackbone, ready: ReadyPrompt) -> Columns:
+    """Return what is read; of label words of one token with their rows alone, so that a graph need not hold others."""
+    if ready.head is not None:
+        return feature_columns(ready.head)
+    options = ready.renderer.label_ids
+    if ready.columns.beginnings:  # these are normalised over the whole vocabulary
+        return option_columns(backbone.model.get_output_embeddings(), options)
+    tokens = sorted({token for words in options for (token,) in words})
+    places = {token: place for place, token in enumerate(tokens)}
+    embedding = backbone.model.get_output_embeddings()
+    weight, bias = (None if own is None else own[tokens].clone() for own in (embedding.weight, embedding.bias))
+    numbered = tuple(tuple((places[token],) for (token,) in words) for words in options)
+    return option_columns(SimpleNamespace(weight=weight, bias=bias), numbered)
 
 
 def _offset_rows(offsets: Tensor, before: int, after: int) -> Tensor:
@@ -132,28 +126,14 @@ class Sides(torch.nn.Module):
         return torch.cat([rows[0], inner, rows[1]], dim=1)
 
 
-def placed(seen: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what each token may attend to `[B, N, N]` and its position number `[B, N]`.
-
-    Args:
-        seen: `[B, N, N]` which real tokens each token sees, itself included where it is real; padding sees itself.
-    """
-    allowed = seen | torch.eye(seen.shape[-1], dtype=torch.bool, device=seen.device)
-    # OpenVINO sums whole numbers wrongly in batches of more rows than a row has tokens; floats count as well here.
-    return allowed, (seen.to(torch.float32).sum(-1).to(torch.long) - 1).clamp(min=0)
-
-
 class FoldedCausal(Folded):
     """A causal model: the text between its constant sides, padding anywhere; the answer is read near the end.
 
     Positions count real tokens and masks leave padding out, so that padding moves nothing.
     """
 
-    def __init__(self, backbone: CausalBackbone, ready: ReadyPrompt, calibration: Calibration) -> None:
+    def __init__(self, backbone: AnyBackbone, ready: ReadyPrompt, calibration: Calibration) -> None:
         super().__init__(backbone, ready, calibration)
-        self._backbone = backbone
-        self._sides = Sides(backbone, ready)
-        self._readout = _reads(backbone, ready)
         branches = ready.branches
         self._grown = 0 if branches is None else len(branches.codes)
         if branches is not None:
@@ -171,25 +151,25 @@ class FoldedCausal(Folded):
         #: `[n_layers, 2, n_kv_heads, P, head_dim]`
         self._kept = None if states is None or not states.shape[3] else states
 
-    def logits(self, input_ids: Tensor, valid: Tensor) -> Tensor:
-        """Return class logits `[B, C]`, before calibration."""
+    def plan(self, input_ids: Tensor, valid: Tensor) -> Plan:
+        """Return the pass of a batch."""
         sides, kept = self._sides, self._kept
         inputs = sides.around(self._backbone.embed(input_ids), sides.vectors)
         ones = [torch.ones(side.shape[:2], dtype=torch.bool, device=valid.device) for side in sides.vectors]
-        seen = self._ancestors(inputs.shape[1], inputs.device) & sides.around(valid, ones)[:, None, :]
-        allowed, positions = placed(seen)
-        layers: list[tuple[Tensor, Tensor]] = []
+        past = None
         if kept is not None:
-            behind = self._behind(inputs.shape[1], inputs.device)
-            positions = positions + behind * kept.shape[3]
-            columns = behind[None, :, None].expand(inputs.shape[0], -1, kept.shape[3])
-            allowed = torch.cat([columns, allowed], dim=-1)
             rows = 1 if self._backbone.shares_context else inputs.shape[0]
-            layers = [(own[0][None].expand(rows, -1, -1, -1), own[1][None].expand(rows, -1, -1, -1)) for own in kept]
+            past = Past.of(kept[:, :, None].expand(-1, -1, rows, -1, -1, -1))
         is_moved = any(own is not None for own in sides.offsets)
-        with self._readout.picking(self._at_slots) as scores, passing(change=self._moved if is_moved else None):
-            found = self._backbone.attend(inputs, allowed, positions, layers).logits
-        return scores(found)[0]
+        return Plan(
+            inputs=inputs,
+            valid=sides.around(valid, ones),
+            pick=lambda hidden: torch.stack([hidden[:, hidden.shape[1] - back] for back in self._slots], dim=1),
+            sees=self._ancestors(inputs.shape[1], inputs.device),
+            past=past,
+            sees_past=self._behind(inputs.shape[1], inputs.device),
+            change=self._moved if is_moved else None,
+        )
 
     def _ancestors(self, count: int, device: torch.device) -> Tensor:
         """Return which tokens each sees `[N, N]`."""
@@ -208,9 +188,6 @@ class FoldedCausal(Folded):
             return numbers >= sides.start
         return numbers >= count - sides.vectors[1].shape[1] + sides.start
 
-    def _at_slots(self, hidden: Tensor) -> Tensor:
-        return torch.stack([hidden[:, hidden.shape[1] - back] for back in self._slots], dim=1)
-
     def _moved(self, layer: int, hidden: Tensor) -> Tensor:
         parts = [
             hidden.new_zeros(1, side.shape[1], hidden.shape[2]) if own is None else own[layer][None]
@@ -222,22 +199,19 @@ class FoldedCausal(Folded):
         return torch.cat(moved, dim=1)
 
 
-class _FoldedEncoder(Folded):
+class FoldedEncoder(Folded):
     """An encoder: the text, padded on the right, between its constant sides; padding ends up behind all."""
 
-    def __init__(
-        self, backbone: MaskedBackbone | SequenceBackbone, ready: ReadyPrompt, calibration: Calibration
-    ) -> None:
+    def __init__(self, backbone: AnyBackbone, ready: ReadyPrompt, calibration: Calibration) -> None:
         super().__init__(backbone, ready, calibration)
-        self._backbone = backbone
-        self._sides = Sides(backbone, ready)
         self._states = ready.states
         moved = [own for own in self._sides.offsets if own is not None]
         #: `[n_layers, 1 + A or Z, d]`, the first row zeros; None for nothing.
         self._moves = _offset_rows(moved[0], 1, 0) if moved else None
+        self._mask_id = backbone.tokenizer.mask_token_id if isinstance(backbone, MaskedBackbone) else -1
 
-    def laid_out(self, input_ids: Tensor, valid: Tensor) -> tuple[LaidOut, Callable[[Tensor], Tensor]]:
-        """Return a batch laid out, and what puts other values `[B, N, ...]` of opening, text, closing in its order."""
+    def plan(self, input_ids: Tensor, valid: Tensor) -> Plan:
+        """Return the pass of a batch."""
         sides = self._sides
         opening, closing = (side.shape[1] for side in sides.vectors)
         rows, length = input_ids.shape
@@ -247,22 +221,30 @@ class _FoldedEncoder(Folded):
         # The text's padding is passed over: what stands behind it moves up to its last token.
         at = torch.where(numbers < opening + own, numbers, numbers + length - own).clamp(max=width - 1)
         mask = numbers < opening + own + closing
-        flat = (at + torch.arange(rows, device=at.device)[:, None] * width).flatten()
+        places = torch.arange(rows, device=at.device)
+        flat = (at + places[:, None] * width).flatten()
 
-        def ordered(values: Tensor) -> Tensor:
-            found: Tensor = values.flatten(0, 1)[flat].unflatten(0, (rows, width))
+        def ordered(inner: Tensor, of_sides: list[Tensor]) -> Tensor:
+            """Put a text's own values `[B, L, ...]` and those of opening and closing into the order of the pass."""
+            found: Tensor = sides.around(inner, of_sides).flatten(0, 1)[flat].unflatten(0, (rows, width))
             return found
 
-        inputs = ordered(sides.around(self._backbone.embed(input_ids), sides.vectors))
         is_text = [(side >= 0).to(input_ids.device) for side in sides.codes]
-        text = ordered(sides.around(torch.ones_like(valid), is_text)) & mask
-        batch = {"inputs_embeds": inputs, "attention_mask": mask.to(torch.long)}
+        # Texts are tokenised without special tokens, so the mask's id stands in each input once.
+        slot = (ordered(input_ids, sides.codes) == self._mask_id).to(torch.int).argmax(1)
         states = self._states
-        if states is not None:
-            states = states[:, :, None].expand(-1, -1, rows, -1, -1, -1)
-        return LaidOut(batch, text.to(torch.long), (), self._change(ordered, input_ids), states), ordered
+        return Plan(
+            inputs=ordered(self._backbone.embed(input_ids), sides.vectors),
+            valid=mask,
+            pick=lambda hidden: hidden[places, slot][:, None],
+            past=None if states is None else Past.of(states[:, :, None].expand(-1, -1, rows, -1, -1, -1)),
+            change=self._change(ordered, input_ids),
+            text=ordered(torch.ones_like(valid), is_text) & mask,
+        )
 
-    def _change(self, ordered: Callable[[Tensor], Tensor], input_ids: Tensor) -> Callable[[int, Tensor], Tensor] | None:
+    def _change(
+        self, ordered: Callable[[Tensor, list[Tensor]], Tensor], input_ids: Tensor
+    ) -> Callable[[int, Tensor], Tensor] | None:
         """Return what adds a deep cue's offsets at its own positions; None where there are none."""
         moves, sides = self._moves, self._sides
         if moves is None:
@@ -271,41 +253,8 @@ class _FoldedEncoder(Folded):
             torch.zeros_like(side) if own is None else torch.arange(1, 1 + side.shape[1])[None]
             for side, own in zip(sides.codes, sides.offsets, strict=True)
         ]
-        rows = ordered(sides.around(torch.zeros_like(input_ids), numbers))
+        rows = ordered(torch.zeros_like(input_ids), numbers)
         return lambda layer, hidden: hidden + moves[layer][rows]
-
-
-class FoldedMasked(_FoldedEncoder):
-    """A masked language model, read at its mask."""
-
-    def __init__(self, backbone: MaskedBackbone, ready: ReadyPrompt, calibration: Calibration) -> None:
-        super().__init__(backbone, ready, calibration)
-        self._readout = _reads(backbone, ready)
-        self._mask_id = backbone.tokenizer.mask_token_id
-
-    def logits(self, input_ids: Tensor, valid: Tensor) -> Tensor:
-        """Return class logits `[B, C]`, before calibration."""
-        laid_out, ordered = self.laid_out(input_ids, valid)
-        # Texts are tokenised without special tokens, so this id stands in each input once.
-        slot = (ordered(self._sides.around(input_ids, self._sides.codes)) == self._mask_id).to(torch.int).argmax(1)
-        rows = torch.arange(input_ids.shape[0], device=input_ids.device)
-        with self._readout.picking(lambda hidden: hidden[rows, slot][:, None]) as scores:
-            found = self._backbone.run_pass(laid_out).logits
-        return scores(found)[0]
-
-
-class FoldedSequence(_FoldedEncoder):
-    """Pooled features and a class head."""
-
-    def __init__(self, backbone: SequenceBackbone, ready: ReadyPrompt, calibration: Calibration) -> None:
-        super().__init__(backbone, ready, calibration)
-        assert isinstance(ready.head, ClassHead)  # `ready` has refused the others
-        self._class_head = ready.head
-        self._pooled = backbone.pooled
-
-    def logits(self, input_ids: Tensor, valid: Tensor) -> Tensor:
-        """Return class logits `[B, C]`, before calibration."""
-        return class_scores(self._pooled(self.laid_out(input_ids, valid)[0]), self._class_head)
 
 
 def check_together(backbone: AnyBackbone, prompts: Mapping[str, ReadyPrompt]) -> None:
@@ -365,8 +314,8 @@ class FoldedSeveral(torch.nn.Module):
             self._behind = torch.stack([self._late(own.vectors[1][0]) for own in sides])
             self._real = torch.stack([self._late(torch.ones(own.vectors[1].shape[1], 1))[:, 0] > 0 for own in sides])
             self._offsets = self._offset_table(sides)
-            self._readout = _SeveralWords(backbone, [ready.renderer.label_ids for ready, _ in prompts])
-            classes = self._readout.is_word.shape[1]
+            self._words = _Words(backbone, [ready.renderer.label_ids for ready, _ in prompts])
+            classes = self._words.there.shape[1]
             #: `[P, 1]` and `[P, C]`.
             self._scale = torch.tensor([[own.scale] for _, own in prompts])
             self._bias = torch.tensor([[*own.bias, *[0.0] * (classes - len(own.bias))] for _, own in prompts])
@@ -398,8 +347,6 @@ class FoldedSeveral(torch.nn.Module):
         # Of the prompts each token belongs to one, counted from 1; what all see has 0.
         branch = ((numbers - start).div(self._width, rounding_mode="floor") + 1).clamp(min=0)
         own = (branch[None] == 0) | (branch[:, None] == branch[None])
-        seen = (numbers[:, None] >= numbers[None]) & own & real[:, None, :]
-        allowed, positions = placed(seen)
         at = start + (torch.arange(prompts.shape[0], device=device) + 1) * self._width - 1
         offsets = self._offsets
 
@@ -408,49 +355,51 @@ class FoldedSeveral(torch.nn.Module):
             added = offsets[layer][prompts].flatten(0, 1)[None]
             return torch.cat([hidden[:, :start], hidden[:, start:] + added], dim=1)
 
-        reads = self._readout
-        reads.prompts = prompts
-        change = None if offsets is None else moved
-        with reads.picking(lambda hidden: hidden[:, at]) as scores, passing(change=change):
-            found = self._backbone.attend(inputs, allowed, positions, []).logits
-        logits = scores(found) * self._scale[prompts] + self._bias[prompts]
-        return torch.where(reads.is_word[prompts][:, :, 0], logits, _NEVER).softmax(-1)
+        plan = Plan(
+            inputs=inputs,
+            valid=real,
+            pick=lambda hidden: hidden[:, at],
+            sees=(numbers[:, None] >= numbers[None]) & own,
+            change=None if offsets is None else moved,
+        )
+        found = self._backbone.run(plan, self._words.columns(prompts))
+        logits = found * self._scale[prompts] + self._bias[prompts]
+        return torch.where(self._words.there[prompts][:, :, 0], logits, _NEVER).softmax(-1)
 
 
-class _SeveralWords(Readout):
-    """Class scores of label words of one token, of several prompts.
+class _Words:
+    """Label words of one token, of several prompts.
 
     Args:
         backbone: with an output embedding.
         label_ids: of each prompt.
     """
 
-    prompts: Tensor
-
     def __init__(self, backbone: CausalBackbone, label_ids: Sequence[LabelIds]) -> None:
-        super().__init__(backbone.model)
-        self.beginnings = []
         classes = max(len(own) for own in label_ids)
         words = max(len(tokens) for own in label_ids for tokens in own)
         ids = torch.zeros(len(label_ids), classes, words, dtype=torch.long)
         #: `[P, C, M]` which words there are.
-        self.is_word = torch.zeros(ids.shape, dtype=torch.bool)
+        self.there = torch.zeros(ids.shape, dtype=torch.bool)
         for number, own in enumerate(label_ids):
             for c, tokens in enumerate(own):
                 ids[number, c, : len(tokens)] = torch.tensor([token for (token,) in tokens])
-                self.is_word[number, c, : len(tokens)] = True
-        weight, bias = self._head.weight, self._head.bias
+                self.there[number, c, : len(tokens)] = True
+        embedding = backbone.model.get_output_embeddings()
         #: `[P, d, C * M]`
-        self._weight = weight[ids].flatten(1, 2).transpose(1, 2).contiguous()
-        self._bias = None if bias is None else bias[ids].flatten(1, 2)
+        self._weight = embedding.weight[ids].flatten(1, 2).transpose(1, 2).contiguous()
+        self._bias = None if embedding.bias is None else embedding.bias[ids].flatten(1, 2)
 
-    def _logits(self, hidden: Tensor) -> tuple[Tensor, None]:
-        """Return the words' logits `[B, K, C * M]`, given the hidden states `[B, K, d]`."""
-        found: Tensor = (hidden[:, :, None] @ self._weight[self.prompts][None])[:, :, 0]
-        return found if self._bias is None else found + self._bias[self.prompts][None], None
+    def columns(self, prompts: Tensor) -> Columns:
+        """Return what gives the class scores `[B, K, C]` of the prompts asked for; very low ones behind a prompt's."""
 
-    def _scores(self, logits: Tensor, kept: None) -> Tensor:
-        """Return class scores `[B, K, C]`; those of classes that a prompt has not are very low."""
-        there = self.is_word[self.prompts]
-        words = logits.to(torch.promote_types(logits.dtype, torch.float32)).unflatten(2, there.shape[1:])
-        return torch.where(there[None], words, _NEVER).logsumexp(-1)
+        def logits(hidden: Tensor) -> tuple[Tensor, None]:
+            found: Tensor = (hidden[:, :, None] @ self._weight[prompts][None])[:, :, 0]
+            return found if self._bias is None else found + self._bias[prompts][None], None
+
+        def scores(logits: Tensor, kept: None) -> Tensor:
+            there = self.there[prompts]
+            words = logits.to(torch.promote_types(logits.dtype, torch.float32)).unflatten(2, there.shape[1:])
+            return torch.where(there[None], words, _NEVER).logsumexp(-1)
+
+        return Columns(logits, scores)
