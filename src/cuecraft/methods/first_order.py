@@ -36,6 +36,7 @@ from cuecraft.artifact import Calibration, DeepCue, HardPrompt
 from cuecraft.artifact.predictor import Candidate, finite
 from cuecraft.backbone import AnyBackbone, Context
 from cuecraft.backbone.budget import Budget, memory_of
+from cuecraft.backbone.lanes import at_once, lanes
 from cuecraft.core.deadline import check_time
 from cuecraft.core.errors import MethodError
 from cuecraft.core.events import Document, Progress, Scored
@@ -307,20 +308,22 @@ def class_gradients(
     """
     dtype = torch.promote_types(backbone.model.dtype, torch.float32)
 
+    def taken(rows: range) -> tuple[Tensor, Tensor]:
+        offsets = torch.zeros(len(rows), *shape, dtype=dtype, device=backbone.device, requires_grad=True)
+        parts = [(context.select([row]), DeepCue(prompt, own)) for row, own in zip(rows, offsets, strict=True)]
+        with torch.enable_grad():
+            own = torch.cat(backbone.class_logits_each(parts))
+        classes, each = own.shape[1], []
+        for c in range(classes):
+            check_time()
+            each.append(torch.autograd.grad(own[:, c].sum(), offsets, retain_graph=c + 1 < classes)[0])
+        return torch.stack([part.flatten(1) for part in each], dim=1), own.detach()
+
     def run(budget: Budget) -> tuple[Tensor, Tensor]:
-        found, logits = [], []
-        for first in range(0, len(context), budget.rows):
-            rows = range(first, min(first + budget.rows, len(context)))
-            offsets = torch.zeros(len(rows), *shape, dtype=dtype, device=backbone.device, requires_grad=True)
-            parts = [(context.select([row]), DeepCue(prompt, own)) for row, own in zip(rows, offsets, strict=True)]
-            with torch.enable_grad():
-                own = torch.cat(backbone.class_logits_each(parts))
-            classes, each = own.shape[1], []
-            for c in range(classes):
-                check_time()
-                each.append(torch.autograd.grad(own[:, c].sum(), offsets, retain_graph=c + 1 < classes)[0])
-            found.append(torch.stack([part.flatten(1) for part in each], dim=1))
-            logits.append(own.detach())
+        count = lanes(backbone.device)
+        most = -(-budget.rows // count)
+        passes = [range(first, min(first + most, len(context))) for first in range(0, len(context), most)]
+        found, logits = zip(*at_once(taken, passes, count), strict=True)
         return torch.cat(found), torch.cat(logits)
 
     return backbone.within_memory(run)

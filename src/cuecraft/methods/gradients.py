@@ -12,7 +12,10 @@ from torch.nn import functional
 from cuecraft.artifact import SoftPrompt
 from cuecraft.artifact.predictor import Candidate, lent
 from cuecraft.backbone import AnyBackbone, Budget
+from cuecraft.backbone.lanes import at_once, lanes
 from cuecraft.methods.problem import Labelled, Problem, Score
+
+_LEAST = 8  # examples of a pass that runs next to others
 
 
 def trained_copy(tensor: Tensor) -> Tensor:
@@ -36,29 +39,42 @@ def accumulate_gradients(
     with torch.no_grad():
         candidates = [make() for make, _ in parts]
     reader = candidates[0].reader
+    # Tuned weights have a gradient as large as the model, one for each pass at a time.
+    count = lanes(backbone.device) if reader is None else 1
     shared = (
-        len(parts) > 1
+        count == 1
+        and len(parts) > 1
         and all(own.reader is None for own in candidates)
         and backbone.share_passes(
             [(data.context, own.prompt) for own, (_, data) in zip(candidates, parts, strict=True)]
         )
     )
 
+    def taken(group: Sequence[tuple[int, range]]) -> tuple[Sequence[Tensor | None], list[Tensor]]:
+        own = [(parts[number][0](), parts[number][1].select(list(rows))) for number, rows in group]
+        logits = _logits_each(backbone, own)
+        losses = [
+            _summed_loss(part, data) / len(parts[number][1])
+            for (number, _), part, (_, data) in zip(group, logits, own, strict=True)
+        ]
+        slopes = torch.autograd.grad(torch.stack(losses).sum(), trained, allow_unused=True)
+        return slopes, [part.detach() for part in logits]
+
     def run(budget: Budget) -> list[Tensor]:
         for tensor in trained:
             tensor.grad = None
         found: list[list[Tensor]] = [[] for _ in parts]
+        sizes = [len(data) for _, data in parts]
         most = budget.shared_rows if shared else budget.rows
-        for group in _passes([len(data) for _, data in parts], most, shared):
-            own = [(parts[number][0](), parts[number][1].select(list(rows))) for number, rows in group]
-            logits = _logits_each(backbone, own)
-            losses = [
-                _summed_loss(part, data) / len(parts[number][1])
-                for (number, _), part, (_, data) in zip(group, logits, own, strict=True)
-            ]
-            torch.stack(losses).sum().backward()
+        if count > 1:
+            most = min(-(-most // count), max(_LEAST, -(-sum(sizes) // count)))
+        groups = _passes(sizes, most, shared)
+        for group, (slopes, logits) in zip(groups, at_once(taken, groups, count), strict=True):
+            for tensor, slope in zip(trained, slopes, strict=True):
+                if slope is not None:
+                    tensor.grad = slope if tensor.grad is None else tensor.grad + slope
             for (number, _), part in zip(group, logits, strict=True):
-                found[number].append(part.detach())
+                found[number].append(part)
         return [torch.cat(own) for own in found]
 
     # The one whose passes these are: memory that runs out shall not change the batches of another.
