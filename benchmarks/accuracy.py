@@ -144,12 +144,12 @@ def run_cell(cell: Cell, method: str) -> dict[str, Any]:
     problem, test, reading = cell.prepare(template)
     trial = run_trial(method, make_method(name, options), problem, test)
     return {
-        "accuracy": trial.test.accuracy,
+        "accuracy": trial.test.primary,
         "loss": trial.test.loss,
         "dev_loss": trial.dev.loss,
         "seconds": round(trial.seconds + reading, 1),
         "tuned": trial.outcome.is_tuned,
-        "own_untuned_accuracy": score(problem.backbone, trial.outcome.start, test).accuracy,
+        "own_untuned_accuracy": score(problem.backbone, trial.outcome.start, test).primary,
         "verdict": trial.outcome.verdict.document() if trial.outcome.verdict else None,
         "tried": [asdict(row) for row in trial.outcome.tried],
         "options": trial.method.model_dump(mode="json"),

@@ -71,7 +71,7 @@ def main() -> None:
         for name, candidate in (("untuned", outcome.start), ("shipped", outcome.best)):
             found = score(backbone, candidate, asked)
             print(
-                f"  {name}: log-loss {found.loss:.3f}, accuracy {found.accuracy:.3f} on {len(asked)} other rows",
+                f"  {name}: log-loss {found.loss:.3f}, accuracy {found.primary:.3f} on {len(asked)} other rows",
                 flush=True,
             )
 

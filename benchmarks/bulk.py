@@ -139,7 +139,7 @@ def bare_part(artifact: Path, work: Path, asked: argparse.Namespace) -> dict[str
     from cuecraft.artifact import load_artifact
     from cuecraft.backbone import load_backbone
     from cuecraft.serving import Engine, EngineOptions, Shelf
-    from cuecraft.serving.registry import member_logits
+    from cuecraft.serving.registry import decide_mixed
 
     ids = labels_of(work / f"modes-plain-{asked.modes_mb:g}mb")
     texts = []
@@ -164,7 +164,7 @@ def bare_part(artifact: Path, work: Path, asked: argparse.Namespace) -> dict[str
     for start in range(0, len(texts), 512):
         window = [served.example({"text": text}) for text in texts[start : start + 512]]
         pieces = served.members[0].ready.renderer.fitted(window)[0]
-        member_logits([(served, piece) for piece in pieces])
+        decide_mixed([(served, *row) for row in zip(window, pieces, strict=True)])
     alone = len(texts) / (time.perf_counter() - begun)
     found = read_result(RESULT)["modes"]["plain"]
     plain = found["computed"] / found["seconds"]

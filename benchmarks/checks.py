@@ -15,9 +15,9 @@ from peers import (
 from tasks import CANDIDATES, FIRST_CANDIDATE, LENGTH, MEMORY_LENGTHS, MEMORY_TEXTS, MODEL, Bench
 
 from cuecraft.artifact import DeepCue, HardPrompt, SoftPrompt
-from cuecraft.artifact.predictor import fresh_logits
 from cuecraft.backbone import CausalBackbone, Context
 from cuecraft.methods import make_method
+from cuecraft.methods.candidate import fresh_logits
 from cuecraft.methods.problem import Problem, label_context
 from cuecraft.study.compare.trial import peak_bytes
 from cuecraft.task import Example, Template

@@ -19,15 +19,15 @@ from auto_study import rows_of
 from common import require_data
 
 from cuecraft.artifact.calibration import fitted_head
-from cuecraft.artifact.predictor import Candidate
 from cuecraft.backbone import FeatureScale, load_backbone
 from cuecraft.backbone.columns import class_scores
 from cuecraft.methods.auto.crossfit import Latest
 from cuecraft.methods.auto.starts import BarePrefix, BareWords
+from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.contrastive import ContrastiveTraining, PromptOf
 from cuecraft.methods.gradients import features_of
 from cuecraft.methods.prepare import make_problem, make_task
-from cuecraft.methods.problem import Labelled, Problem, Score, label_context
+from cuecraft.methods.problem import Labelled, Problem, label_context
 from cuecraft.methods.search.space import filled_ids
 from cuecraft.methods.train.soup import part_of_the_way
 
@@ -42,8 +42,8 @@ def answers(problem: Problem, candidate: Candidate, asked: Labelled) -> str:
     classes, found = problem.task.verbalizer.num_classes, []
     for penalty in PENALTIES:
         head = fitted_head(own, problem.train.labels, classes, penalty, None, FeatureScale.UNIT)
-        score = Score.of(class_scores(others, head), asked.labels)
-        found.append(f"{score.loss:.3f} {score.accuracy:.3f}")
+        score = asked.scores(class_scores(others, head)).mean
+        found.append(f"{score.loss:.3f} {score.primary:.3f}")
     return "  ".join(found)
 
 

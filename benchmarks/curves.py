@@ -45,9 +45,9 @@ from common import RESULTS, ROOT, machine, read_result, require_data, write_resu
 from curves_picture import draw
 from peers import fresh_model
 
-from cuecraft.artifact.predictor import Candidate
 from cuecraft.core.events import Scored
 from cuecraft.methods import make_method
+from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.prepare import make_task
 from cuecraft.methods.problem import Labelled, Method, Problem, Score, Selection, score
 from cuecraft.study.compare.trial import run_trial
@@ -112,7 +112,7 @@ def training_curve(cell: Cell, name: str) -> list[dict[str, float]]:
     """Return the curve of a method of cuecraft's."""
     problem, test, reading = cell.prepare()
     steps = training_steps(make_method(*METHODS[name]), problem, test)
-    return curve(steps, reading, lambda candidate: score(problem.backbone, candidate, test).accuracy)
+    return curve(steps, reading, lambda candidate: score(problem.backbone, candidate, test).primary)
 
 
 def peft_curve(cell: Cell, name: str) -> list[dict[str, float]]:

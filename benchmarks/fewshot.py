@@ -55,9 +55,9 @@ def run_cell(model: str, task_name: str, seed: int, test_size: int) -> dict[str,
         "rows": [
             {
                 "method": row.name,
-                "test_accuracy": round(row.test.accuracy, 4),
+                "test_accuracy": round(row.test.primary, 4),
                 "test_loss": round(row.test.loss, 4),
-                "dev_accuracy": round(row.dev.accuracy, 4),
+                "dev_accuracy": round(row.dev.primary, 4),
                 "interval_95": [round(x, 4) for x in row.interval],
                 "seconds": round(row.seconds, 1),
                 "tuned_parameters": row.tuned_parameters,

@@ -28,10 +28,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from cuecraft.artifact.predictor import Candidate, fresh_logits
 from cuecraft.backbone import AnyBackbone, load_backbone
 from cuecraft.data import Record
 from cuecraft.methods import make_method
+from cuecraft.methods.candidate import Candidate, fresh_logits
 from cuecraft.methods.prepare import make_problem, make_task
 from cuecraft.study.compare.trial import peak_memory
 

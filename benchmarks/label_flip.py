@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from common import DATA, machine, read_result, require_data, write_result
 
-from cuecraft.artifact.predictor import Candidate, fresh_logits
 from cuecraft.backbone import load_backbone
 from cuecraft.data import Record, read_records, subsample
 from cuecraft.methods import make_method
+from cuecraft.methods.candidate import Candidate, fresh_logits
 from cuecraft.methods.prepare import make_problem, make_task
 
 MODEL = "demo:smollm2-135m"

@@ -72,7 +72,7 @@ def main() -> None:
                 {
                     "options": chosen,
                     "dev_loss": best["dev_loss"],
-                    "dev_accuracy": score(backbone, outcome.best, problem.dev).accuracy,
+                    "dev_accuracy": score(backbone, outcome.best, problem.dev).primary,
                     "first_dev_loss": trained[0]["dev_loss"],
                     "best_epoch": best["step"],
                     "epochs": trained[-1]["step"],

@@ -8,9 +8,9 @@ import torch
 from common import DATA
 
 from cuecraft.artifact import AnyPrompt, Calibration, SoftPrompt
-from cuecraft.artifact.predictor import Candidate
 from cuecraft.backbone import CausalBackbone, load_backbone
 from cuecraft.data import read_records, subsample
+from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.prepare import make_task
 from cuecraft.methods.problem import Labelled, label_context
 from cuecraft.task import Example, Task

@@ -18,14 +18,14 @@ from tasks import CANDIDATES, CURVE_LENGTHS, ENCODERS, FIRST_CANDIDATE, LENGTH, 
 from torch.utils.flop_counter import FlopCounterMode
 
 from cuecraft.artifact import HardPrompt
-from cuecraft.artifact.predictor import fresh_logits
 from cuecraft.backbone import load_backbone
 from cuecraft.core.events import Event
 from cuecraft.core.seeding import numpy_generator
 from cuecraft.data import read_records
 from cuecraft.methods import make_method
+from cuecraft.methods.candidate import fresh_logits
 from cuecraft.methods.prepare import make_task
-from cuecraft.methods.problem import CalibrationKind, Problem, Score, label_context
+from cuecraft.methods.problem import CalibrationKind, Problem, label_context
 from cuecraft.methods.search.halving import best_swap, halving_rounds
 from cuecraft.methods.search.space import filled_ids
 from cuecraft.methods.untuned import starting_point
@@ -195,14 +195,14 @@ def encoder(bench: Bench) -> dict[str, dict[str, object]]:
         prompt = current.prompt
         swaps = [(3, token) for token in range(FIRST_CANDIDATE, FIRST_CANDIDATE + CANDIDATES)]
         everything = [list(range(len(data)))]
-        halving = halving_rounds(data.labels.tolist(), numpy_generator(13, "rounds"))
+        halving = halving_rounds(data.golds.strata, numpy_generator(13, "rounds"))
         winners: dict[str, tuple[int, int]] = {}
 
         def plain(backbone=backbone, data=data, current=current, prompt=prompt, swaps=swaps, winners=winners) -> None:
             losses = {}
             for swap in swaps:
                 logits = plain_encoder_logits(backbone, data.context, prompt.swapped(*swap))
-                losses[swap] = Score.of(current.calibration.apply(logits), data.labels).loss
+                losses[swap] = data.scores(current.calibration.apply(logits)).mean.loss
             winners["plain"] = min(swaps, key=lambda swap: losses[swap])
 
         def ours(name, rounds, backbone=backbone, data=data, current=current, swaps=swaps, winners=winners) -> None:

@@ -198,8 +198,8 @@ MUTATIONS = [
     M("folds", "dev=pool.select(fold.held_out)", "dev=pool.select(fold.train)", "held_out auto_crossfit"),
     M(
         "folds",
-        "calibration.tempered(self.log_probs[learnt], self.labels[learnt])",
-        "calibration.tempered(self.log_probs[held], self.labels[held])",
+        "self.golds.select(learnt).tempered(self.values[learnt])",
+        "self.golds.select(held).tempered(self.values[held])",
         "held_out",
     ),
     M(

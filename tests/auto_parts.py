@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from conftest import tiny_problem
+from conftest import golds_of, tiny_problem
 from cuecraft.artifact import Calibration, DeepCue, HardPrompt, SoftPrompt, calibration, with_head
 from cuecraft.backbone import ClassHead
 from cuecraft.methods import make_method
@@ -166,7 +166,7 @@ def flipped(problem, rows):
     pool = problem.pool
     labels = pool.labels.clone()
     labels[rows] = 1 - labels[rows]
-    return replace(problem, train=replace(pool, labels=labels), dev=None)
+    return replace(problem, train=replace(pool, golds=golds_of(labels)), dev=None)
 
 
 def problem_of(kind, request, **options):
@@ -203,7 +203,7 @@ def answers(right, labels):
     own = torch.as_tensor(right, dtype=torch.float64)
     log_probs = torch.stack([1 - own, own], 1).log()
     sizes = (len(labels) // 2, len(labels) - len(labels) // 2)
-    return HeldOut(torch.where(labels[:, None] == 1, log_probs, log_probs.flip(1)), labels, sizes)
+    return HeldOut(torch.where(labels[:, None] == 1, log_probs, log_probs.flip(1)), golds_of(labels), sizes)
 
 
 def tempered_by_hand(parts):
@@ -211,7 +211,7 @@ def tempered_by_hand(parts):
     prompts, calibrations = [], []
     for part in parts:
         own = part.made()
-        temperature = calibration.tempered(part.held_out.log_probs, part.held_out.labels).scale
+        temperature = calibration.tempered(part.held_out.values, part.held_out.golds.classes).scale
         prompts += own.prompts
         calibrations += [
             Calibration(tuple(temperature * bias for bias in one.bias), temperature * one.scale)

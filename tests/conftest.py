@@ -28,6 +28,7 @@ from transformers import (
 from cuecraft import cli
 from cuecraft.backbone import load_backbone
 from cuecraft.backbone.causal import CausalBackbone
+from cuecraft.methods.objectives import Golds, objective_of
 from cuecraft.methods.prepare import make_problem
 from cuecraft.methods.problem import label_context
 from cuecraft.task import Example, Task, Template, Verbalizer
@@ -156,6 +157,13 @@ LM_TEMPLATE = "{text}{prompt: it was}{mask}"
 
 def make_task(template=LM_TEMPLATE, words=None, **options):
     return Task(Template(template), Verbalizer.from_labels(LABELS, words), **options)
+
+
+def golds_of(classes):
+    """Return right answers, given class numbers; of as many classes as there are numbers, two at least."""
+    numbers = tuple(int(number) for number in classes)
+    names = [f"class {n}" for n in range(max(2, 1 + max(numbers)))]
+    return Golds(objective_of(Verbalizer.from_labels(names)), numbers)
 
 
 def make_examples(texts=TEXTS):

@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from functools import cache
 from threading import Thread
 
+import numpy as np
 import pytest
 
 from conftest import LABELS, TEXTS
 from cuecraft import PromptClassifier
+from cuecraft.serving.registry import decide_mixed
 
 X = [text for text, _ in TEXTS]
 Y = [LABELS[label] for _, label in TEXTS]
@@ -84,3 +86,12 @@ def served(*arguments, **environment):
             process.wait(30)
             reader.join()
     assert process.returncode == 0, "".join(log)
+
+
+def answered(served, texts):
+    """Return the probabilities `[N, O]` that a served prompt answers to texts of one field, in one batch."""
+    (field,) = served.task.template.field_names
+    examples = [served.example({field: text}) for text in texts]
+    pieces, _ = served.members[0].ready.renderer.fitted(examples)
+    rows = [(served, *row) for row in zip(examples, pieces, strict=True)]
+    return np.array([list(decision.options.values()) for decision in decide_mixed(rows)])

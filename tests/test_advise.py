@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from conftest import LABELS, TEXTS, make_task
 from cuecraft.artifact import Calibration, HardPrompt, calibration
-from cuecraft.artifact.predictor import Candidate, fresh_logits
 from cuecraft.core.errors import CuecraftWarning, DataError
 from cuecraft.data import Record
+from cuecraft.methods.candidate import Candidate, fresh_logits
 from cuecraft.methods.registry import make_method
 from cuecraft.study.advise.document import Scores, facts_of
 from cuecraft.study.advise.endpoint import Reference

@@ -11,11 +11,11 @@ from auto_parts import ONE, TINY, assert_same_prompt, auto, by_hand, crossfitted
 from conftest import LABELS, TEXTS, make_task, records, tiny_problem
 from cuecraft import PromptClassifier
 from cuecraft.artifact import Calibration, HardPrompt, load_artifact
-from cuecraft.artifact.predictor import Candidate
 from cuecraft.methods.auto import choice
 from cuecraft.methods.auto import untrained as untrained_module
 from cuecraft.methods.auto.starts import OtherWords
 from cuecraft.methods.auto.untrained import Untrained
+from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.evidence import Evidence, Tried
 from cuecraft.methods.fit import make_artifact
 from cuecraft.methods.held_out import HeldOut, stratified_folds
@@ -41,7 +41,7 @@ def test_it_ships_the_better_prompt_of_the_two(kind, tiny_plans, request):
     assert outcome.verdict.ships == ("tuned" if evidence.is_better else "untuned")
     assert outcome.is_tuned == evidence.is_better
     assert evidence.rows == len(TEXTS)
-    assert outcome.held_out.accuracy == (evidence.accuracy if evidence.is_better else evidence.untuned_accuracy)
+    assert outcome.held_out.primary == (evidence.accuracy if evidence.is_better else evidence.untuned_accuracy)
     assert outcome.trace[-1]["phase"] == "verdict"
     full = [row for row in outcome.tried if row.folds == 2]
     assert {row.rows for row in full} == {len(TEXTS)}
@@ -69,9 +69,9 @@ def test_what_ships_are_the_prompts_of_the_folds_with_one_temperature(kind, monk
     ((contender,), best) = contenders, outcome.best
     held = contender.held_out
     scales = np.exp(np.linspace(-4, 4, 8001))
-    rows = torch.arange(len(held.labels))
+    rows = torch.arange(len(held.golds.classes))
     losses = [
-        -float((scale * held.log_probs).log_softmax(-1)[rows, held.labels].mean()) + np.log(scale) ** 2 / 16
+        -float((scale * held.values).log_softmax(-1)[rows, held.golds.classes].mean()) + np.log(scale) ** 2 / 16
         for scale in scales
     ]
     temperature = scales[np.argmin(losses)]
@@ -113,12 +113,12 @@ def test_other_label_words_are_taken_only_where_they_are_clearly_better(causal, 
     problem = tiny_problem(causal)
     folds = stratified_folds(problem.pool.labels, 2, 0)
     untrained = Untrained(problem, problem.pool, folds, replace(TINY, searches_words=True, cues=0))
-    held = HeldOut(torch.full((8, 2), 0.5).log(), problem.pool.labels, (4, 4))
+    held = HeldOut(torch.full((8, 2), 0.5).log(), problem.pool.golds, (4, 4))
 
     def found(right):
-        said = torch.full((8, 2), 1 - right).scatter(1, held.labels[:, None], right)
+        said = torch.full((8, 2), 1 - right).scatter(1, held.golds.classes[:, None], right)
         said[0] = torch.tensor([0.45, 0.55])  # where all differ by the same, there is nothing to judge by
-        return replace(held, log_probs=said.log())
+        return replace(held, values=said.log())
 
     def own_task(*losses):
         answers = iter(losses)
@@ -129,7 +129,7 @@ def test_other_label_words_are_taken_only_where_they_are_clearly_better(causal, 
     monkeypatch.setattr(LabelWordSearch, "search", lambda self, own, *ids: replace(plain(self, own, *ids), words=other))
     assert own_task(held, found(0.9)) == [False]
     lucky = found(0.9)
-    lucky.log_probs[1:] = held.log_probs[1:] - 0.01  # one example makes all the difference
+    lucky.values[1:] = held.values[1:] - 0.01  # one example makes all the difference
     assert lucky.score.loss < held.score.loss
     assert own_task(held, lucky) == [True]
 
@@ -182,13 +182,13 @@ def test_the_artifact_says_what_was_held_out_and_not_what_was_learnt_from(causal
     outcome = auto().fit(problem)
     artifact = make_artifact(problem, outcome, auto())
     assert "dev_accuracy" not in artifact.manifest.metrics
-    assert artifact.manifest.metrics["held_out_accuracy"] == outcome.held_out.accuracy
+    assert artifact.manifest.metrics["held_out_accuracy"] == outcome.held_out.primary
 
 
 def test_other_label_words_reach_the_artifact(causal, causal_folder, tmp_path):
     """A prompt found with other label words answers the same from its artifact."""
     problem = tiny_problem(causal)
-    task = replace(problem.task, verbalizer=make_task(words={"negative": "bad", "positive": "good"}).verbalizer)
+    task = replace(problem.task, answers=make_task(words={"negative": "bad", "positive": "good"}).verbalizer)
     candidate = starting_point(problem, problem.initial_ids, CalibrationKind.NONE)
     other = replace(candidate, reader=OtherWords(causal, task))
     outcome = replace(auto_outcome(problem), best=other)

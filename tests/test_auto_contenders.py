@@ -77,8 +77,8 @@ def test_the_penalty_is_the_one_of_least_held_out_loss(kind, weighs, monkeypatch
         )
         losses[penalty] = -float(answers[penalty][range(len(rows)), pool.labels[rows]].log().mean())
     assert found.penalty == min(losses, key=losses.get)
-    assert torch.allclose(found.held_out.log_probs.exp(), answers[found.penalty], atol=1e-4)
-    assert found.held_out.labels.tolist() == pool.labels[rows].tolist()
+    assert torch.allclose(found.held_out.values.exp(), answers[found.penalty], atol=1e-4)
+    assert found.held_out.golds.classes.tolist() == pool.labels[rows].tolist()
     assert found.held_out.sizes == tuple(len(fold.held_out) for fold in folds)
     assert f"{found.penalty:g}" in found.name
     assert own.whole.dev is None
@@ -93,8 +93,8 @@ def test_held_out_labels_do_not_touch_the_fit(causal, monkeypatch):
     other.folds = own.folds
     again = other._first_order(words(problem))
     count = len(held)
-    assert torch.equal(found.held_out.log_probs[:count], again.held_out.log_probs[:count])
-    assert not torch.equal(found.held_out.log_probs[count:], again.held_out.log_probs[count:])
+    assert torch.equal(found.held_out.values[:count], again.held_out.values[:count])
+    assert not torch.equal(found.held_out.values[count:], again.held_out.values[count:])
 
 
 @pytest.mark.parametrize("weighs", [False, True])
@@ -160,7 +160,7 @@ def test_a_penalty_whose_answers_are_not_finite_is_not_taken(causal, monkeypatch
     _, found = first_order(problem, monkeypatch)
     assert asked == [*PENALTIES]
     assert found.penalty == 0.3
-    assert torch.equal(found.held_out.log_probs, expected.held_out.log_probs)
+    assert torch.equal(found.held_out.values, expected.held_out.values)
     with pytest.raises(MethodError, match="first-order, own: its answers are not finite"):
         first_order(problem, monkeypatch, (0.03, 3.0))
 
@@ -184,7 +184,7 @@ def test_penalties_that_were_checked_before_the_time_ended_compete(done, causal,
         return
     _, expected = first_order(problem, monkeypatch, PENALTIES[:done])
     assert found.penalty == expected.penalty
-    assert torch.equal(found.held_out.log_probs, expected.held_out.log_probs)
+    assert torch.equal(found.held_out.values, expected.held_out.values)
 
 
 def test_prompts_of_several_answer_together_each_counting_alike():
@@ -195,10 +195,10 @@ def test_prompts_of_several_answer_together_each_counting_alike():
         for name, count in (("a", 3), ("b", 1))
     ]
     found = Together.of(parts, 7)
-    one, other = (part.held_out.recalibrated(7).log_probs.exp() for part in parts)
-    assert torch.allclose(found.held_out.log_probs.exp(), (3 * one + other) / 4)
-    assert not torch.allclose(one, parts[0].held_out.log_probs.exp(), atol=1e-3)
-    assert found.held_out.labels is labels
+    one, other = (part.held_out.recalibrated(7).values.exp() for part in parts)
+    assert torch.allclose(found.held_out.values.exp(), (3 * one + other) / 4)
+    assert not torch.allclose(one, parts[0].held_out.values.exp(), atol=1e-3)
+    assert found.held_out.golds is parts[0].held_out.golds
     assert found.members == 4
     assert found.name == "together: a; b"
 
@@ -294,8 +294,8 @@ def test_the_one_of_least_loss_whose_accuracy_is_no_less_ships(causal, monkeypat
 
 
 def wrong(found):
-    said = torch.full_like(found.log_probs, 0.99).scatter(1, found.labels[:, None], 0.01)
-    return replace(found, log_probs=said.log())
+    said = torch.full_like(found.values, 0.99).scatter(1, found.golds.classes[:, None], 0.01)
+    return replace(found, values=said.log())
 
 
 def test_what_is_surely_wrong_on_held_out_examples_does_not_ship(causal, tiny_plans, monkeypatch):

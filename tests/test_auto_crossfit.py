@@ -79,8 +79,8 @@ def test_answers_are_those_of_each_prompt_to_the_fold_that_it_did_not_see(kind, 
         part = problem.pool.select(fold.held_out)
         expected.append(probabilities(problem.backbone, part.context, [candidate.prompt], [candidate.calibration]))
         labels += part.labels.tolist()
-    assert torch.allclose(found.held_out.log_probs.exp(), torch.cat(expected), atol=1e-5)
-    assert found.held_out.labels.tolist() == labels
+    assert torch.allclose(found.held_out.values.exp(), torch.cat(expected), atol=1e-5)
+    assert found.held_out.golds.classes.tolist() == labels
     assert found.held_out.sizes == tuple(len(fold.held_out) for fold in trainings._folds)
 
 
@@ -95,7 +95,7 @@ def test_answers_are_those_of_a_plain_forward_of_the_whole_text(causal):
         with torch.no_grad():
             logits = plain_class_logits(causal, context, own.base.token_ids, own.offsets)
         expected.append(candidate.calibration.apply(logits).log_softmax(-1))
-    assert torch.allclose(found.held_out.log_probs, torch.cat(expected), atol=1e-4)
+    assert torch.allclose(found.held_out.values, torch.cat(expected), atol=1e-4)
 
 
 def starts(problem):
@@ -126,7 +126,7 @@ def test_held_out_labels_touch_neither_start_nor_training(share, start, causal, 
     assert one.prompt.base.token_ids == two.prompt.base.token_ids
     assert one.calibration == two.calibration
     assert getattr(one.reader, "task", None) == getattr(two.reader, "task", None)
-    assert torch.equal(found.held_out.log_probs[: len(held)], again.held_out.log_probs[: len(held)])
+    assert torch.equal(found.held_out.values[: len(held)], again.held_out.values[: len(held)])
     assert [e for e in plain._trace if e["fold"] == 0] == [e for e in other._trace if e["fold"] == 0]
     assert not torch.equal(one_more.prompt.offsets, two_more.prompt.offsets)
     assert found.held_out.score != again.held_out.score
@@ -294,7 +294,7 @@ def test_each_fold_trains_and_answers_with_label_words_of_its_own(causal, monkey
         assert isinstance(candidate.reader, OtherWords)
         verbalizer = candidate.reader.task.verbalizer
         seen.add(verbalizer.words)
-        other = replace(problem.task, verbalizer=verbalizer)
+        other = replace(problem.task, answers=verbalizer)
         train, held = (
             replace(part, context=replace(part.context, renderer=causal.renderer(other)))
             for part in (problem.pool.select(fold.train), problem.pool.select(fold.held_out))
@@ -302,7 +302,7 @@ def test_each_fold_trains_and_answers_with_label_words_of_its_own(causal, monkey
         expected, correction = by_hand(configuration, causal, train)
         assert_same_prompt(candidate.prompt, expected)
         answers = probabilities(causal, held.context, [expected], [correction])
-        assert torch.allclose(found.held_out.log_probs.split(found.held_out.sizes)[number].exp(), answers, atol=1e-4)
+        assert torch.allclose(found.held_out.values.split(found.held_out.sizes)[number].exp(), answers, atol=1e-4)
     assert seen == {(("cold",), ("warm",)), (("warm",), ("cold",))}
     assert not found.joins
     assert found.members == 1
@@ -363,7 +363,7 @@ def test_of_the_shares_of_the_way_one_with_finite_answers_is_taken(causal, monke
     def answers(problems, candidates, folds):
         found = answers_of_folds(problems, candidates, folds)
         calls.append(found)
-        return replace(found, log_probs=found.log_probs * torch.nan) if len(calls) != 2 else found
+        return replace(found, values=found.values * torch.nan) if len(calls) != 2 else found
 
     calls = []
     monkeypatch.setattr(crossfit, "answers_of_folds", answers)

@@ -68,7 +68,7 @@ def assert_sound(outcome, problem):
     if outcome.is_tuned:
         evidence = verdict.evidence
         assert evidence.is_better
-        assert (outcome.held_out.loss, outcome.held_out.accuracy) == (evidence.loss, evidence.accuracy)
+        assert (outcome.held_out.loss, outcome.held_out.primary) == (evidence.loss, evidence.accuracy)
         assert any(row.loss == pytest.approx(evidence.loss) for row in outcome.tried)
     assert all(math.isfinite(row.loss) and row.rows > 0 for row in outcome.tried)
     found = score(problem.backbone, outcome.best, problem.pool)

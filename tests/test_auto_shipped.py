@@ -11,12 +11,12 @@ from sklearn.linear_model import LogisticRegression
 from auto_parts import ONE, TINY, Given, answers, auto, deep, planned, probabilities, trainings_of, words
 from conftest import TEXTS, make_task, records, tiny_problem
 from cuecraft.artifact import CalibratedPrompt, Calibration, DeepCue, HardPrompt, calibration
-from cuecraft.artifact.predictor import Candidate
 from cuecraft.core.deadline import OutOfTimeError
 from cuecraft.methods.auto.choice import _Choice
 from cuecraft.methods.auto.contenders import FirstOrderCue, Together, probed
 from cuecraft.methods.auto.crossfit import Trainings
 from cuecraft.methods.auto.untrained import Untrained
+from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.first_order import Linearised
 from cuecraft.methods.held_out import HeldOut, stratified_folds, untuned_answers
 from cuecraft.methods.prepare import make_problem
@@ -54,7 +54,7 @@ def test_class_heads_are_scikit_learns_on_features_of_one_size(kind, request):
     rows = [row for fold in folds for row in fold.held_out]
     losses = {s: -own[np.arange(len(rows)), labels[rows]].mean() for s, own in expected.items()}
     assert found.inverse_penalty == min(losses, key=losses.get)
-    assert np.allclose(found.held_out.log_probs.numpy(), expected[found.inverse_penalty], atol=1e-3)
+    assert np.allclose(found.held_out.values.numpy(), expected[found.inverse_penalty], atol=1e-3)
     unit, own = model(range(len(labels)), found.inverse_penalty)
     with torch.no_grad():
         answered = found.made().logits(problem.backbone, whole.train.context).double().log_softmax(-1)
@@ -69,7 +69,7 @@ def test_what_ships_of_several_has_the_held_out_loss_that_the_verdict_says():
     rights = [torch.rand(8, generator=generator).double() * 0.9 + 0.05 for _ in range(2)]
     parts = [Given(str(n), answers(right, LABELS), 1.0, count=1 + n) for n, right in enumerate(rights)]
     found = Together.of(parts, 3)
-    tempered = [part.held_out.recalibrated(3).log_probs.exp() for part in parts]
+    tempered = [part.held_out.recalibrated(3).values.exp() for part in parts]
     mean = (tempered[0] + 2 * tempered[1]) / 3
     loss = -float(mean[torch.arange(8), LABELS].log().mean())
     assert found.answers(3).score.loss == pytest.approx(loss)
@@ -81,7 +81,7 @@ def test_each_part_ships_with_its_own_temperature(causal):
     trained = trainings_of(problem, folds=4).cross_fit(deep(problem))
     head = probed(whole_of(problem), words(problem), stratified_folds(problem.pool.labels, 4, 0), (1.0,))
     made = Together.of([trained, head], problem.seed).shipped(problem.in_time)
-    scales = [calibration.tempered(part.held_out.log_probs, part.held_out.labels).scale for part in (trained, head)]
+    scales = [calibration.tempered(part.held_out.values, part.held_out.golds.classes).scale for part in (trained, head)]
     expected = [scales[0] * one.calibration.scale for one in trained.candidates] + [scales[1]]
     assert [own.scale for own in made.calibrations] == pytest.approx(expected)
     with torch.no_grad():
@@ -136,7 +136,7 @@ def test_one_joins_within_one_standard_error_and_several_within_two(mean, one, s
     spread = math.sqrt(0.08 * 7 / 8)
     best = losses_of([0.0] * 8)
     other = losses_of([mean + sign * spread for sign in (1, -1)] * 1 + [mean + sign * spread for sign in (1, -1) * 3])
-    difference = other.losses - best.losses
+    difference = other.scores.losses - best.scores.losses
     assert float(difference.std()) / math.sqrt(8) == pytest.approx(0.1)
     assert other.is_near(best) == one
     assert other.is_near(best, 2) == several

@@ -82,9 +82,9 @@ def test_weights_of_examples_enter_class_heads(kind, request):
     }
     losses = {strength: -np.log(own[range(len(labels)), labels]).mean() for strength, own in expected.items()}
     assert found.inverse_penalty == min(losses, key=losses.get)
-    assert np.allclose(found.held_out.log_probs.exp().numpy(), expected[found.inverse_penalty], atol=2e-3)
+    assert np.allclose(found.held_out.values.exp().numpy(), expected[found.inverse_penalty], atol=2e-3)
     plain = probed(whole_of(problem), start, folds, (found.inverse_penalty,))
-    assert not torch.allclose(found.held_out.log_probs, plain.held_out.log_probs, atol=1e-2)
+    assert not torch.allclose(found.held_out.values, plain.held_out.values, atol=1e-2)
     on_all = logistic(whole, features, range(len(features)), found.inverse_penalty)(features)
     with torch.no_grad():
         answered = found.made().logits(problem.backbone, whole.train.context).softmax(-1)
@@ -97,8 +97,8 @@ def test_held_out_labels_do_not_touch_a_class_head(causal):
     folds = folds_of(whole)
     held = folds[0].held_out
     found, again = (probed(own, words(problem), folds, (1.0,)) for own in (whole, flipped(problem, held)))
-    assert torch.equal(found.held_out.log_probs[: len(held)], again.held_out.log_probs[: len(held)])
-    assert not torch.equal(found.held_out.log_probs[len(held) :], again.held_out.log_probs[len(held) :])
+    assert torch.equal(found.held_out.values[: len(held)], again.held_out.values[: len(held)])
+    assert not torch.equal(found.held_out.values[len(held) :], again.held_out.values[len(held) :])
 
 
 @pytest.mark.parametrize("training", KINDS)
@@ -121,7 +121,7 @@ def test_each_fold_is_trained_from_its_own_start_and_all_ship(kind, training, mo
         context = problem.pool.context.select(fold.held_out)
         held.append(probabilities(problem.backbone, context, [prompt], [correction]))
         expected.append((prompt, correction))
-    assert torch.allclose(found.held_out.log_probs.exp(), torch.cat(held), atol=1e-4)
+    assert torch.allclose(found.held_out.values.exp(), torch.cat(held), atol=1e-4)
     made, context = found.made(), problem.pool.context
     assert len(made.prompts) == found.members == 4
     with torch.no_grad():
@@ -172,7 +172,7 @@ def test_near_is_within_standard_errors_of_the_paired_difference():
     for _ in range(200):
         labels = torch.from_numpy(generator.integers(0, 2, 12))
         one, other = (answers(torch.from_numpy(generator.uniform(0.05, 0.95, 12)), labels) for _ in range(2))
-        losses = [[-float(own.log_probs[row, label]) for row, label in enumerate(labels)] for own in (one, other)]
+        losses = [[-float(own.values[row, label]) for row, label in enumerate(labels)] for own in (one, other)]
         gaps = [first - second for first, second in zip(*losses, strict=True)]
         error = np.std(gaps, ddof=1) / math.sqrt(12)
         for errors in (1.0, 2.0):

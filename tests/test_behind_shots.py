@@ -14,8 +14,7 @@ from cuecraft.methods import make_method
 from cuecraft.methods.in_context import ShotChoice, choose_shots
 from cuecraft.methods.prepare import make_problem
 from cuecraft.serving.artifacts import ServedPrompt
-from cuecraft.serving.registry import member_logits
-from serving import X, Y
+from serving import X, Y, answered
 from tiny_backbones import assert_close
 
 QUICK = {"epochs": 3, "batch_size": 4}
@@ -103,9 +102,7 @@ def test_an_artifact_answers_behind_its_examples_everywhere(choice, causal, tmp_
     assert again.artifact_.task.nearest == (2 if choice == "nearest" else None)
     assert np.abs(again.predict_proba(X) - expected).max() < 1e-5
     served = ServedPrompt.over(causal, "own", [again.artifact_])
-    pieces, _ = served.members[0].ready.renderer.fitted([served.example({"text": text}) for text in X])
-    rows = member_logits([(served, piece) for piece in pieces])
-    assert np.abs(np.array([served.probabilities(row) for row in rows]) - expected).max() < 1e-4
+    assert np.abs(answered(served, X) - expected).max() < 1e-4
 
 
 def test_auto_chooses_behind_examples(causal):

@@ -150,7 +150,7 @@ SHOTS = (Shot((("text", "a joy"),), 1), Shot((("text", "a bore again"),), 0), Sh
 def test_examples_in_the_prompt_are_earlier_rounds_of_the_conversation(name, chatty):
     backbone = chatty(name)
     task = task_of(backbone, {"system": "be brief."}, shots=SHOTS, reserve=8)
-    rounds = [(dict(shot.fields)["text"], f"{CUE} {WORDS[LABELS[shot.label]][0]}") for shot in SHOTS]
+    rounds = [(dict(shot.fields)["text"], f"{CUE} {WORDS[LABELS[shot.gold]][0]}") for shot in SHOTS]
     system, space = "be brief.", " " * (name in SPACED)
     if name in MERGES:
         rounds[0] = (f"{system}\n\n{space}{rounds[0][0]}", rounds[0][1])

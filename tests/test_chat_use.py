@@ -173,7 +173,7 @@ def rewritten(folder, version):
 def test_artifacts_of_schema_version_6_are_still_read(causal, tmp_path):
     fitted = PromptClassifier(causal, "zero-shot").fit(ALL, Y)
     fitted.save(tmp_path / "a")
-    assert json.loads((tmp_path / "a" / "manifest.json").read_text())["schema_version"] == 7
+    assert json.loads((tmp_path / "a" / "manifest.json").read_text())["schema_version"] == 8
     rewritten(tmp_path / "a", 6)
     loaded = PromptClassifier.of(load_artifact(tmp_path / "a"), causal)
     assert loaded.chat is None

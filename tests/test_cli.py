@@ -203,7 +203,7 @@ def test_label_words_and_newlines_in_templates(run, data, causal_folder):
     template = ("--template", r"{text}{prompt:\nit was}{mask}")
     assert run("tune", data, "--model", causal_folder, "--method", "zero-shot", *words, *template)[0] == 0
     manifest = json.loads(run("show", "runs/zero-shot-0", "--json")[1])
-    assert manifest["task"]["label_words"] == [["bad", "awful"], ["good"]]
+    assert manifest["task"]["answers"]["words"] == [["bad", "awful"], ["good"]]
     assert manifest["task"]["template"] == "{text}{prompt:\nit was}{mask}"
 
 
@@ -351,7 +351,7 @@ def test_a_class_name_may_hold_an_equals_sign_and_words_add_up(run, tmp_path, ca
     words = ("--label-words", "a=b=bad", "--label-words", "a=b=awful", "--label-words", "c=good")
     assert run("tune", data, "--model", causal_folder, "--method", "zero-shot", *words)[0] == 0
     manifest = json.loads(run("show", "runs/zero-shot-0", "--json")[1])
-    assert manifest["task"]["label_words"] == [["bad", "awful"], ["good"]]
+    assert manifest["task"]["answers"]["words"] == [["bad", "awful"], ["good"]]
 
 
 def test_texts_with_odd_line_separators_stay_whole(run, artifact, tmp_path):

@@ -29,7 +29,7 @@ def test_rows_hold_what_each_method_found(causal):
     assert set(heard) == {"zero-shot", "tuned"}
     for row in board.rows:
         assert row.test == score(causal, row.outcome.best, test)
-        assert row.interval[0] <= row.test.accuracy <= row.interval[1]
+        assert row.interval[0] <= row.test.primary <= row.interval[1]
     plain, tuned = board.rows
     assert plain.tuned_parameters == 0
     assert tuned.tuned_parameters == len(problem.initial_ids) * 32

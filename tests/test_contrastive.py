@@ -11,10 +11,9 @@ from sklearn.linear_model import LogisticRegression
 from torch.nn import functional
 
 from auto_parts import ONE, flipped, planned
-from conftest import TEXTS, records, tiny_problem
+from conftest import TEXTS, golds_of, records, tiny_problem
 from conftest import make_task as task_of
 from cuecraft.artifact import Calibration, DeepCue, HardPrompt, load_artifact
-from cuecraft.artifact.predictor import Candidate
 from cuecraft.backbone import ClassHead, FeatureScale
 from cuecraft.backbone.columns import class_scores
 from cuecraft.core.errors import MethodError
@@ -22,6 +21,7 @@ from cuecraft.methods import make_method
 from cuecraft.methods.auto import crossfit
 from cuecraft.methods.auto.crossfit import HEAD_SHARES, ByHead, Configuration, Trainings, tokens_of
 from cuecraft.methods.auto.starts import BarePrefix, BareWords
+from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.contrastive import Contrast, ContrastiveTraining, contrastive_losses
 from cuecraft.methods.contrastive.objective import balanced_batches, nearest_is_alike
 from cuecraft.methods.fit import make_artifact
@@ -241,7 +241,7 @@ def test_answers_are_those_of_a_head_that_did_not_see_the_fold_and_what_ships_ha
             features = problem.backbone.features(pool.context, candidate.prompt).double().numpy()
             answered = candidate.logits(problem.backbone, pool.context).log_softmax(-1).numpy()
         own = head_by_hand(features[fold.train], labels[fold.train], 10.0)(features[fold.held_out])
-        assert np.allclose(found.held_out.log_probs[at : at + len(own)].numpy(), own, atol=2e-3)
+        assert np.allclose(found.held_out.values[at : at + len(own)].numpy(), own, atol=2e-3)
         assert np.allclose(answered, head_by_hand(features, labels, 10.0)(features), atol=2e-3)
         at += len(own)
 
@@ -259,7 +259,7 @@ def test_held_out_labels_touch_neither_training_nor_head(of, sequence, monkeypat
     (one, one_more), (two, two_more) = found.candidates, again.candidates
     assert torch.equal(getattr(one.prompt, tensor), getattr(two.prompt, tensor))
     assert not torch.equal(getattr(one_more.prompt, tensor), getattr(two_more.prompt, tensor))
-    assert torch.equal(found.held_out.log_probs[: len(held)], again.held_out.log_probs[: len(held)])
+    assert torch.equal(found.held_out.values[: len(held)], again.held_out.values[: len(held)])
 
 
 def test_share_and_penalty_are_those_of_least_loss(sequence):
@@ -312,7 +312,7 @@ def test_the_prompts_of_the_folds_ship_or_one_that_is_trained_on_all(sequence, t
 
 def test_where_nothing_is_better_the_untuned_prompt_ships(sequence):
     problem = tiny_problem(sequence)
-    shuffled = replace(problem, train=replace(problem.train, labels=torch.tensor([0, 1, 0, 1, 0])))
+    shuffled = replace(problem, train=replace(problem.train, golds=golds_of([0, 1, 0, 1, 0])))
     outcome = make_method("contrastive", FAST).fit(replace(shuffled, seed=5))
     assert outcome.verdict.ships == ("tuned" if outcome.is_tuned else "untuned")
     if outcome.is_tuned:

@@ -11,15 +11,20 @@ import tomllib
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from typer.main import get_command
 
 from conftest import tiny_problem
+from cuecraft.artifact import load_artifact
+from cuecraft.artifact.predictor import Predictor
 from cuecraft.cli import app
 from cuecraft.cli.help import COMMANDS
 from cuecraft.core.assets import model_folder
 from cuecraft.core.errors import AssetError, DataError
+from cuecraft.methods.fit import make_artifact
 from cuecraft.runs.tune import read_splits
 
 ROOT = Path(__file__).parents[1]
@@ -200,13 +205,36 @@ def test_python_of_a_page_compiles_and_imports_what_is_there(page):
                 assert not [own.name for own in node.names if not hasattr(module, own.name)]
 
 
-def test_the_method_of_the_architecture_page_finds_a_prompt(causal, monkeypatch):
-    (block,) = [own for own in blocks(ROOT / "docs" / "architecture.md", "python") if "class RandomWords" in own]
-    module = types.ModuleType("random_words")
-    monkeypatch.setitem(sys.modules, "random_words", module)
-    exec(compile(block, "architecture.md", "exec", dont_inherit=True), module.__dict__)
-    outcome = module.RandomWords(tries=3).fit(tiny_problem(causal))
+def of_page(name, monkeypatch):
+    """Run the file on the page about extending that has a class, and return that class."""
+    (block,) = [own for own in blocks(ROOT / "docs" / "extending.md", "python") if f"class {name}(" in own]
+    module = types.ModuleType(name.lower())
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(compile(block, "extending.md", "exec", dont_inherit=True), module.__dict__)
+    return getattr(module, name)
+
+
+def test_the_method_of_the_page_on_extending_finds_a_prompt(causal, monkeypatch):
+    outcome = of_page("RandomWords", monkeypatch)(tries=3).fit(tiny_problem(causal))
     assert len(outcome.trace) == 4
+
+
+@pytest.mark.parametrize("kind", ["causal", "masked"])
+def test_the_prompt_of_the_page_on_extending_is_tuned_and_stored(kind, request, monkeypatch, tmp_path):
+    backbone = request.getfixturevalue(kind)
+    problem, method = tiny_problem(backbone), of_page("LevelCue", monkeypatch)(epochs=4)
+    outcome = method.fit(problem)
+    assert outcome.is_tuned
+    offsets = outcome.best.prompt.offsets
+    assert float(offsets.abs().max()) > 0
+    assert torch.equal(offsets[0], offsets[-1])
+    artifact = make_artifact(problem, outcome, method)
+    artifact.save(tmp_path / "level")
+    examples = list(problem.train.context.examples)
+    found = Predictor.of(load_artifact(tmp_path / "level"), backbone).probabilities(examples)
+    with torch.no_grad():
+        expected = outcome.best.logits(backbone, problem.train.context).softmax(-1).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.slow

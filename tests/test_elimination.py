@@ -6,9 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import tiny_problem
+from conftest import golds_of, tiny_problem
 from cuecraft.artifact import Calibration, HardPrompt
-from cuecraft.artifact.predictor import Candidate
+from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.problem import CalibrationKind, Labelled, score
 from cuecraft.methods.search import AutoPrompt
 from cuecraft.methods.search.halving import best_swap, halving_rounds
@@ -57,7 +57,7 @@ def table_problem(candidates, examples, seed):
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(candidates, examples, 3, generator=generator)
     labels = torch.randint(3, (examples,), generator=generator)
-    return Table(logits), Labelled(Rows(range(examples)), labels)
+    return Table(logits), Labelled(Rows(range(examples)), golds_of(labels))
 
 
 def losses(backbone, data):
@@ -84,7 +84,7 @@ def test_the_winner_is_scored_on_all_examples_and_the_cost_falls(seed):
     assert swap == (0, 7)
     assert found.loss == pytest.approx(float(losses(backbone, data)[7]))
     hits = backbone.logits[7].argmax(-1) == data.labels
-    assert found.accuracy == pytest.approx(float(hits.double().mean()))
+    assert found.primary == pytest.approx(float(hits.double().mean()))
 
 
 def test_of_equal_swaps_the_first_is_taken():
@@ -101,7 +101,10 @@ def test_a_tie_at_the_end_goes_to_the_first_whatever_the_rounds_before_said():
     logits = torch.zeros(2, 16, 2)
     labels = torch.zeros(16, dtype=torch.long)
     logits[0, 8:, 0], logits[1, :8, 0] = 1.0, 1.0  # equal over all rows; the second is ahead after eight
-    backbone, data = Table(torch.cat([logits, torch.full((2, 16, 2), 0.0)])), Labelled(Rows(range(16)), labels)
+    backbone, data = (
+        Table(torch.cat([logits, torch.full((2, 16, 2), 0.0)])),
+        Labelled(Rows(range(16)), golds_of(labels)),
+    )
     current = Candidate(HardPrompt((0,)), Calibration.none(2))
     swap, _ = best_swap(backbone, current, data, [(0, n) for n in range(4)], [list(range(8)), list(range(8, 16))])
     assert swap == (0, 0)

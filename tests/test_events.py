@@ -23,7 +23,7 @@ def test_a_document_has_the_keys_that_have_a_value_and_the_scores_last():
         "total": 8,
         "padding": 0.0,
     }
-    assert list(HeldOutStep("tried", tried="words", dev_loss=0.1, dev_accuracy=1.0)) == [
+    assert list(HeldOutStep("tried", tried="words", dev_loss=0.1, dev_score=1.0)) == [
         "phase",
         "tried",
         "dev_loss",

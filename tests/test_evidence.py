@@ -5,8 +5,10 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
+from conftest import golds_of
 from cuecraft.methods.evidence import compare_paired, judge, strength_of
 
 
@@ -14,6 +16,11 @@ def answers(probabilities):
     """Log-probabilities of two classes, of the probability of class 1."""
     p = np.asarray(probabilities, dtype=float)
     return np.log(np.stack([1 - p, p], axis=1))
+
+
+def compared(tuned, untuned, labels):
+    golds = golds_of(labels)
+    return compare_paired(*(golds.scores(torch.from_numpy(own)) for own in (tuned, untuned)))
 
 
 LABELS = np.array([1, 1, 1, 0, 0, 0, 1, 0])
@@ -29,20 +36,20 @@ def test_the_permutation_test_is_that_of_all_sign_changes():
     difference = losses(UNTUNED) - losses(TUNED)
     means = [np.mean(difference * signs) for signs in itertools.product((1, -1), repeat=8)]
     as_extreme = sum(abs(mean) >= abs(difference.mean()) - 1e-12 for mean in means) / len(means)
-    found = compare_paired(TUNED, UNTUNED, LABELS)
+    found = compared(TUNED, UNTUNED, LABELS)
     assert found.p_loss == pytest.approx(as_extreme, abs=1e-9)
 
 
 def test_the_interval_is_the_t_interval_of_the_mean_difference():
     difference = losses(UNTUNED) - losses(TUNED)
     half = stats.t.ppf(0.975, 7) * difference.std(ddof=1) / math.sqrt(8)
-    found = compare_paired(TUNED, UNTUNED, LABELS)
+    found = compared(TUNED, UNTUNED, LABELS)
     assert found.gain_interval == pytest.approx((difference.mean() - half, difference.mean() + half))
     assert found.untuned_loss - found.loss == pytest.approx(difference.mean())
 
 
 def test_the_mcnemar_test_is_exact():
-    found = compare_paired(TUNED, UNTUNED, LABELS)
+    found = compared(TUNED, UNTUNED, LABELS)
     # By hand: the tuned prompt errs on row 6, the untuned one on rows 2, 5 and 6.
     assert (found.only_tuned_right, found.only_untuned_right) == (2, 0)
     assert found.p_accuracy == pytest.approx(2 * 0.5**2)
@@ -50,24 +57,24 @@ def test_the_mcnemar_test_is_exact():
 
 
 def test_equal_answers_are_no_evidence():
-    found = compare_paired(TUNED, TUNED, LABELS)
+    found = compared(TUNED, TUNED, LABELS)
     assert (found.p_loss, found.p_accuracy) == (1.0, 1.0)
     assert not found.is_better
     assert strength_of(found.p_loss) == "hardly any"
 
 
 def test_more_rows_of_the_same_make_the_evidence_stronger():
-    few = compare_paired(TUNED, UNTUNED, LABELS)
-    many = compare_paired(np.tile(TUNED, (20, 1)), np.tile(UNTUNED, (20, 1)), np.tile(LABELS, 20))
+    few = compared(TUNED, UNTUNED, LABELS)
+    many = compared(np.tile(TUNED, (20, 1)), np.tile(UNTUNED, (20, 1)), np.tile(LABELS, 20))
     assert many.p_loss < 0.001 < few.p_loss
     assert strength_of(many.p_loss) == "strong"
 
 
 def test_the_tuned_prompt_ships_only_with_less_loss_and_no_less_accuracy():
-    better = judge(compare_paired(TUNED, UNTUNED, LABELS), {"zero-shot": 0.5}, 0.875, 0.01)
+    better = judge(compared(TUNED, UNTUNED, LABELS), {"zero-shot": 0.5}, 0.875, 0.01)
     assert better.ships == "tuned"
     assert "p = " in better.reason
-    worse = judge(compare_paired(UNTUNED, TUNED, LABELS), {"zero-shot": 0.5}, 0.875, 0.01)
+    worse = judge(compared(UNTUNED, TUNED, LABELS), {"zero-shot": 0.5}, 0.875, 0.01)
     assert worse.ships == "untuned"
     assert "log-loss did not fall" in worse.reason
 
@@ -75,7 +82,7 @@ def test_the_tuned_prompt_ships_only_with_less_loss_and_no_less_accuracy():
 def test_less_loss_with_less_accuracy_does_not_ship():
     sure_but_wrong_once = answers([0.99, 0.99, 0.99, 0.01, 0.01, 0.01, 0.99, 0.51])
     timid_and_right = answers([0.51, 0.51, 0.51, 0.49, 0.49, 0.49, 0.51, 0.49])
-    found = compare_paired(sure_but_wrong_once, timid_and_right, LABELS)
+    found = compared(sure_but_wrong_once, timid_and_right, LABELS)
     assert found.loss < found.untuned_loss
     verdict = judge(found, {}, 1.0, 0.01)
     assert verdict.ships == "untuned"
@@ -83,7 +90,7 @@ def test_less_loss_with_less_accuracy_does_not_ship():
 
 
 def test_the_remark_names_the_cheapest_that_is_near_the_best():
-    evidence = compare_paired(TUNED, UNTUNED, LABELS)
+    evidence = compared(TUNED, UNTUNED, LABELS)
     untuned = {"zero-shot": 0.80, "batch calibration": 0.87, "calibrated": 0.875}
     assert "batch calibration alone" in judge(evidence, untuned, 0.875, 0.01).remark
     assert "zero-shot alone" in judge(evidence, untuned, 0.875, 0.1).remark
@@ -93,12 +100,12 @@ def test_the_remark_names_the_cheapest_that_is_near_the_best():
 def test_the_document_is_json_ready():
     import json
 
-    document = judge(compare_paired(TUNED, UNTUNED, LABELS), {}, 1.0, 0.01).document()
+    document = judge(compared(TUNED, UNTUNED, LABELS), {}, 1.0, 0.01).document()
     assert json.loads(json.dumps(document)) == document
 
 
 def test_the_strength_is_that_after_correction_for_all_that_competed():
-    evidence = compare_paired(TUNED, UNTUNED, LABELS)
+    evidence = compared(TUNED, UNTUNED, LABELS)
     alone, among = (judge(evidence, {}, 1.0, 0.01, count).reason for count in (1, 6))
     assert f"p = {evidence.p_loss:.3g}" in alone
     assert f"p = {min(1.0, 6 * evidence.p_loss):.3g} after correction for the 6 that competed" in among

@@ -133,7 +133,7 @@ def test_the_manifest_says_what_is_there(soft):
     manifest = read_export(folder)
     assert manifest.prompts[0].artifact_sha256 == classifier.artifact_.manifest.artifact_sha256
     assert set(manifest.files) == {"example.mjs", "example.py", "model.onnx", "tokenizer.json"}
-    assert manifest.prompts[0].task.classes == list(classifier.artifact_.classes)
+    assert manifest.prompts[0].task.answers.classes == tuple(classifier.artifact_.classes)
     assert (manifest.padding, manifest.truncation, manifest.precision) == ("left", "cut", "fp32")
     assert [own.model_dump() for own in manifest.span] == [{"field": "text", "prefix": "", "strip": False}]
     assert manifest.tried[0].recipe == "float32"
@@ -421,7 +421,7 @@ def test_folders_that_are_damaged_are_told(soft, tmp_path):
     (changed / "manifest.json").write_text(text.replace('"padding": "left"', '"padding": "right"'))
     with pytest.raises(ExportError, match="was changed after it was written"):
         ExportedModel.load(changed)
-    (changed / "manifest.json").write_text(text.replace('"export_version": 2', '"export_version": 9'))
+    (changed / "manifest.json").write_text(text.replace('"export_version": 3', '"export_version": 9'))
     with pytest.raises(ExportError, match="has version 9"):
         ExportedModel.load(changed)
     (changed / "manifest.json").write_text(text.replace('"padding": "left"', '"padding": "up"'))

@@ -30,11 +30,11 @@ from transformers import (
 
 from conftest import TEXTS, lively, make_causal, make_examples, make_task, tiny_problem
 from cuecraft.artifact import Calibration, DeepCue, HardPrompt
-from cuecraft.artifact.predictor import Candidate
 from cuecraft.backbone import Budget, load_backbone
 from cuecraft.backbone.budget import is_out_of_memory
 from cuecraft.core.errors import BackboneError, CuecraftWarning, DataError
 from cuecraft.methods import make_method
+from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.gradients import loss_gradient
 from cuecraft.task import Example
 from oracles import plain_class_logits

@@ -10,7 +10,7 @@ from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 from torch.nn import functional
 
-from conftest import LM_TEMPLATE, make_causal, make_examples, make_task, tiny_problem
+from conftest import LM_TEMPLATE, golds_of, make_causal, make_examples, make_task, tiny_problem
 from cuecraft.artifact import DeepCue, HardPrompt
 from cuecraft.backbone import load_backbone
 from cuecraft.core.errors import MethodError
@@ -176,7 +176,7 @@ def test_where_tuning_does_not_help_held_out_answers_the_untuned_prompt_ships(ca
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(0, 2, (len(problem.train),), generator=generator)
     labels[:2] = torch.tensor([0, 1])
-    chance = replace(problem, train=replace(problem.train, labels=labels), dev=None)
+    chance = replace(problem, train=replace(problem.train, golds=golds_of(labels)), dev=None)
     outcome = make_method("first-order", {"penalties": [0.01]}).fit(chance)
     assert outcome.trace[0]["dev_loss"] < outcome.trace[1]["dev_loss"]
     assert outcome.best is outcome.start
@@ -213,13 +213,13 @@ def test_labels_that_the_untuned_prompt_knows_by_itself_are_not_unlearnt(causal)
     with torch.no_grad():
         logits = causal.class_logits(labelled.context, HardPrompt(()))
     truth = (logits - logits.mean(0)).argmax(1)
-    data = replace(labelled, labels=truth)
+    data = replace(labelled, golds=golds_of(truth))
     for seed in range(3):
         rows = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
         problem = Problem(causal, task, data.select(rows[:32]), None, seed=seed)
         outcome = make_method("first-order").fit(problem)
         rest = data.select(rows[32:])
-        assert score(causal, outcome.best, rest).accuracy >= score(causal, outcome.start, rest).accuracy - 0.05
+        assert score(causal, outcome.best, rest).primary >= score(causal, outcome.start, rest).primary - 0.05
 
 
 def test_a_class_head_is_refused(sequence):

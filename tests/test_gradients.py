@@ -38,9 +38,11 @@ def test_gradients_of_several_candidates_are_those_of_each_alone(kind, most, req
     ]
     monkeypatch.setattr(backbone, "budget", replace(backbone.budget, rows=most, shared_rows=most))
     found = accumulate_gradients(backbone, parts, trained)
-    for (make, data), own, logits in zip(parts, trained, found, strict=True):
+    for (make, data), own, scores in zip(parts, trained, found, strict=True):
         alone = make().logits(backbone, data.context)
-        assert torch.allclose(logits, alone, atol=1e-5)
+        losses = functional.cross_entropy(alone, data.labels, reduction="none")
+        assert torch.allclose(scores.losses, losses.double(), atol=1e-5)
+        assert torch.equal(scores.primary, (alone.argmax(1) == data.labels).double())
         (expected,) = torch.autograd.grad(functional.cross_entropy(alone, data.labels), own)
         assert torch.allclose(own.grad, expected, atol=1e-5)
         assert expected.abs().max() > 1e-4

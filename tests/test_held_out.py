@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import tiny_problem
+from conftest import golds_of, tiny_problem
 from cuecraft.artifact import Calibration, HardPrompt, calibration
 from cuecraft.methods.held_out import HeldOut, fold_problem, stratified_folds, untuned_answers
 from cuecraft.methods.problem import CalibrationKind
@@ -46,8 +46,8 @@ def test_untuned_answers_are_those_of_a_fit_on_each_fold_alone(kind, causal):
         candidate = starting_point(replace(own, dev=None), ids, kind)
         with torch.no_grad():
             expected.append(candidate.logits(causal, own.dev.context).double().log_softmax(-1))
-    assert torch.allclose(found.log_probs, torch.cat(expected), atol=1e-5)
-    assert found.labels.tolist() == [int(pool.labels[row]) for fold in folds for row in fold.held_out]
+    assert torch.allclose(found.values, torch.cat(expected), atol=1e-5)
+    assert found.golds.classes.tolist() == [int(pool.labels[row]) for fold in folds for row in fold.held_out]
 
 
 def test_untuned_answers_of_a_class_head_are_those_of_a_fit_on_each_fold_alone(sequence):
@@ -60,7 +60,7 @@ def test_untuned_answers_of_a_class_head_are_those_of_a_fit_on_each_fold_alone(s
         own = fold_problem(problem, pool, folds, number)
         with torch.no_grad():
             expected.append(starting_point(own, (), CalibrationKind.NONE).logits(sequence, own.dev.context).double())
-    assert torch.allclose(found.log_probs, torch.cat(expected).log_softmax(-1), atol=1e-5)
+    assert torch.allclose(found.values, torch.cat(expected).log_softmax(-1), atol=1e-5)
 
 
 def test_joined_examples_have_the_logits_of_each_part(causal):
@@ -77,12 +77,12 @@ def test_recalibrated_answers_are_each_calibrated_by_the_others():
     labels = torch.tensor([0, 1] * 12)
     sure = 6 * torch.randn(24, 2, generator=generator, dtype=torch.float64)
     sure[range(24), labels] += 2.0
-    found = HeldOut(sure.log_softmax(-1), labels, (12, 12))
+    found = HeldOut(sure.log_softmax(-1), golds_of(labels), (12, 12))
     again = found.recalibrated(3)
     for fold in stratified_folds(labels, 16, 3):
-        own = calibration.tempered(found.log_probs[fold.train], labels[fold.train])
-        expected = own.apply(found.log_probs[fold.held_out]).log_softmax(-1)
-        assert torch.allclose(again.log_probs[fold.held_out], expected)
+        own = calibration.tempered(found.values[fold.train], labels[fold.train])
+        expected = own.apply(found.values[fold.held_out]).log_softmax(-1)
+        assert torch.allclose(again.values[fold.held_out], expected)
     assert again.score.loss < found.score.loss
 
 

@@ -19,7 +19,7 @@ from cuecraft.export.peft_export import require_prompt_first
 from cuecraft.methods import make_method
 from cuecraft.methods.prepare import make_problem
 from cuecraft.serving.artifacts import ServedPrompt
-from cuecraft.serving.registry import member_logits
+from cuecraft.serving.registry import decide_mixed
 from cuecraft.task import Example, Shot
 from serving import FIRST, X, Y, classifiers
 from tiny_backbones import CAUSAL, SHORT, assert_close, builder, random_states
@@ -38,7 +38,7 @@ def build(byte_tokenizer, word_tokenizer):
 def shown(task, written_as):
     """The examples of a task as one string."""
     labels = task.verbalizer.labels
-    return "".join(written_as.format(dict(shot.fields)["text"], labels[shot.label]) for shot in task.shots)
+    return "".join(written_as.format(dict(shot.fields)["text"], labels[shot.gold]) for shot in task.shots)
 
 
 def log_shares(scores):
@@ -174,12 +174,12 @@ def test_choice_follows_the_seed_and_takes_the_training_examples_of_each_class_i
 
     for seed in range(4):
         own = chosen(seed)
-        assert sorted(shot.label for shot in own) == [0, 0, 1, 1]
-        assert {(shot.fields[0][1], shot.label) for shot in own} <= set(TEXTS[:6])
+        assert sorted(shot.gold for shot in own) == [0, 0, 1, 1]
+        assert {(shot.fields[0][1], shot.gold) for shot in own} <= set(TEXTS[:6])
         assert len(set(own)) == 4
         assert own == chosen(seed)
     assert len({chosen(seed) for seed in range(4)}) > 1
-    assert len({tuple(shot.label for shot in chosen(seed)) for seed in range(8)}) > 1  # order, too
+    assert len({tuple(shot.gold for shot in chosen(seed)) for seed in range(8)}) > 1  # order, too
 
 
 @pytest.mark.parametrize("kind", ["none", "contextual", "batch", "fitted"])
@@ -252,7 +252,7 @@ def test_the_artifact_holds_all_that_is_needed(kind, request, tmp_path):
     assert len(again.task_.shots) == 2
     assert np.abs(again.predict_proba(X) - expected).max() < 1e-5
     manifest = json.loads((tmp_path / "own" / "manifest.json").read_text())
-    assert [shot["label"] for shot in manifest["task"]["shots"]] == [LABELS[s.label] for s in again.task_.shots]
+    assert [shot["label"] for shot in manifest["task"]["shots"]] == [LABELS[s.gold] for s in again.task_.shots]
     assert "2 labelled examples" in (tmp_path / "own" / "README.md").read_text()
 
 
@@ -264,11 +264,11 @@ def test_a_server_answers_in_batches_mixed_with_other_prompts(kind, request):
     known |= {name: classifiers(backbone)[name] for name in ("hard", "deep", "soft-first")}
     served = {name: ServedPrompt.over(backbone, name, [own.artifact_]) for name, own in known.items()}
     asked = [(name, text) for text in X for name in known]
-    rows = [
-        (served[name], served[name].members[0].ready.renderer.render([served[name].example({"text": text})])[0])
-        for name, text in asked
-    ]
-    found = [own.probabilities(part) for (own, _), part in zip(rows, member_logits(rows), strict=True)]
+    rows = []
+    for name, text in asked:
+        example = served[name].example({"text": text})
+        rows.append((served[name], example, served[name].members[0].ready.renderer.render([example])[0]))
+    found = [list(decision.options.values()) for decision in decide_mixed(rows)]
     expected = {name: own.predict_proba(X) for name, own in known.items()}
     for (name, text), probabilities in zip(asked, found, strict=True):
         assert np.abs(expected[name][X.index(text)] - probabilities).max() < 1e-4, (name, text)

@@ -45,9 +45,9 @@ def test_import_takes_template_and_words(run, artifact, causal_folder, tmp_path)
     assert run(*begin, *template, *words, "--out", "words")[:2] == (0, "words written\n")
     task = json.loads(run("show", "words", "--json")[1])["task"]
     assert task["template"] == "{prompt}{text}\nIt was{mask}"
-    assert (task["classes"], task["label_words"]) == (["no", "yes"], [["bad", "cold"], ["warm"]])
+    assert (task["answers"]["classes"], task["answers"]["words"]) == (["no", "yes"], [["bad", "cold"], ["warm"]])
     assert run(*begin, *template, "--classes", "cold, warm", "--out", "names")[0] == 0
-    assert json.loads(run("show", "names", "--json")[1])["task"]["label_words"] == [["cold"], ["warm"]]
+    assert json.loads(run("show", "names", "--json")[1])["task"]["answers"]["words"] == [["cold"], ["warm"]]
     code, out, _ = run("predict", "names", "a warm story", "--json")
     assert code == 0
     assert set(json.loads(out)["predictions"][0]["probabilities"]) == {"cold", "warm"}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import LABELS, LM_TEMPLATE, TEXTS, records, tiny_problem
+from conftest import LABELS, LM_TEMPLATE, TEXTS, golds_of, records, tiny_problem
 from cuecraft import PromptClassifier
 from cuecraft.artifact import HardPrompt
 from cuecraft.core.errors import CuecraftWarning, DataError, LabelWordError, MethodError
@@ -160,7 +160,10 @@ def test_cues_that_agree_raise_no_warning(causal, agreeing):
 def test_labels_are_not_read(causal):
     plain = problem_of(causal)
     labels = torch.tensor([0, 1] * 4)
-    problems = [plain, *(replace(plain, train=replace(plain.train, labels=found)) for found in (labels, 1 - labels))]
+    problems = [
+        plain,
+        *(replace(plain, train=replace(plain.train, golds=golds_of(found))) for found in (labels, 1 - labels)),
+    ]
     traces = [LabelFreeSearch(mutations=2).fit(problem).trace for problem in problems]
     assert traces[0] == traces[1] == traces[2]
 

@@ -107,7 +107,7 @@ def test_both_ways_find_planted_words(planted, way):
         for own in (planted, solved)
     )
     assert after.loss < before.loss
-    assert after.accuracy > before.accuracy
+    assert after.primary > before.primary
 
 
 def test_several_words_of_a_class_are_found_together(planted):
@@ -416,7 +416,7 @@ def test_tune_searches_label_words_first(run, data, planted_folder):
     assert code == 0, err
     found = json.loads(out)
     manifest = json.loads(run("show", "runs/zero-shot-0", "--json")[1])
-    assert manifest["task"]["label_words"] == [found["label_words"][label] for label in LABELS]
+    assert manifest["task"]["answers"]["words"] == [found["label_words"][label] for label in LABELS]
     assert "dull" in found["label_words"]["negative"]
     assert "bright" in found["label_words"]["positive"]
     assert found["metrics"]["test_accuracy"] > 0.9

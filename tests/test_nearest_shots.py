@@ -18,9 +18,8 @@ from cuecraft.methods import make_method
 from cuecraft.methods.prepare import make_problem
 from cuecraft.serving.artifacts import ServedPrompt, Shelf
 from cuecraft.serving.engine import Engine
-from cuecraft.serving.registry import member_logits
 from cuecraft.task import Example, Shot
-from serving import FIRST, X, Y
+from serving import FIRST, X, Y, answered
 from tiny_backbones import assert_close
 
 MASKED = "{text}{prompt: it was}{mask}."
@@ -79,14 +78,14 @@ def test_a_text_never_sees_its_own_label(causal):
     task = make_task(shots=POOL, nearest=len(POOL), reserve=6)
     before = answers(causal, task, X)
     for row in range(len(POOL)):
-        turned = tuple(replace(shot, label=1 - shot.label) if n == row else shot for n, shot in enumerate(POOL))
+        turned = tuple(replace(shot, gold=1 - shot.gold) if n == row else shot for n, shot in enumerate(POOL))
         moved = (answers(causal, replace(task, shots=turned), X) - before).abs().amax(1)
         assert moved[row] < 1e-6
         assert moved[[n for n in range(len(X)) if n != row]].min() > 1e-6
 
 
 def test_of_two_alike_both_are_left_out(causal):
-    twice = (*POOL, replace(POOL[0], label=1 - POOL[0].label))
+    twice = (*POOL, replace(POOL[0], gold=1 - POOL[0].gold))
     task = make_task(shots=twice, nearest=len(twice))
     rows = causal.renderer(task)._nearest.rows(make_examples(TEXTS[:1]))[0]
     assert sorted(rows) == list(range(1, len(POOL)))
@@ -143,9 +142,7 @@ def test_an_artifact_answers_alike_everywhere(kind, request, tmp_path):
     assert np.abs(again.predict_proba(ASKED) - expected).max() < 1e-5
     assert "the 2 nearest of 8 labelled examples" in (tmp_path / "own" / "README.md").read_text()
     served = ServedPrompt.over(backbone, "own", [again.artifact_])
-    pieces, _ = served.members[0].ready.renderer.fitted([served.example({"text": text}) for text in ASKED])
-    rows = member_logits([(served, piece) for piece in pieces])
-    assert np.abs(np.array([served.probabilities(row) for row in rows]) - expected).max() < 1e-4
+    assert np.abs(answered(served, ASKED) - expected).max() < 1e-4
 
 
 def test_an_engine_answers_texts_that_come_one_by_one(causal):

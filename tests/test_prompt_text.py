@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import tiny_problem
+from conftest import golds_of, tiny_problem
 from cuecraft.artifact import Calibration, HardPrompt
-from cuecraft.artifact.predictor import Candidate
 from cuecraft.backbone.likelihood import cue_log_likelihood
 from cuecraft.core.errors import MethodError, TemplateError
 from cuecraft.core.seeding import numpy_generator
 from cuecraft.methods import make_method
+from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.gradients import loss_gradient
 from cuecraft.methods.problem import CalibrationKind, Labelled, score
 from cuecraft.methods.search import AutoPrompt, autoprompt
@@ -215,7 +215,7 @@ def test_a_class_head_gives_words_no_probability(sequence):
 
 
 def test_penalties_decide_between_swaps_of_equal_loss():
-    data = Labelled(Rows(range(16)), torch.zeros(16, dtype=torch.long))
+    data = Labelled(Rows(range(16)), golds_of([0] * 16))
     backbone = Table(torch.zeros(6, 16, 2))
     current = Candidate(HardPrompt((0,)), Calibration.none(2))
     swaps = [(0, n) for n in (4, 2, 0, 3, 1, 5)]

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from conftest import make_causal, make_examples, make_task, tiny_problem
+from conftest import golds_of, make_causal, make_examples, make_task, tiny_problem
 from cuecraft.artifact import HardPrompt, SoftPrompt
-from cuecraft.artifact.predictor import Candidate
 from cuecraft.backbone import load_backbone
 from cuecraft.backbone.prompt import nearest_tokens
+from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.gradients import loss_gradient
 from cuecraft.methods.problem import CalibrationKind, Labelled, Problem, label_context, score
 from cuecraft.methods.search import AutoPrompt, StraightThrough
@@ -109,7 +109,7 @@ def test_the_best_prompt_is_the_one_of_least_dev_loss(searched):
 
 def test_the_untuned_prompt_wins_when_every_swap_is_worse_on_dev(causal):
     problem = tiny_problem(causal)
-    turned = replace(problem, dev=Labelled(problem.train.context, 1 - problem.train.labels))
+    turned = replace(problem, dev=Labelled(problem.train.context, golds_of(1 - problem.train.labels)))
     start = starting_point(problem, problem.initial_ids, CalibrationKind.FITTED)
     outcome = AutoPrompt(steps=8, candidates=12).fit(turned)
     assert any(event.get("accepted") for event in outcome.trace)

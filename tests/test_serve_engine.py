@@ -111,8 +111,8 @@ def test_answers_are_those_of_each_classifier_whatever_the_batch(loaded, data):
 def test_an_answer_names_prompt_version_and_label(engine, causal):
     (answer,) = engine.ask(fields(X[0]), ["hard"])
     classifier = classifiers(causal)["hard"]
-    assert (answer.prompt, answer.classes) == ("hard", ("negative", "positive"))
-    assert answer.label == classifier.predict(X[:1])[0]
+    assert (answer.prompt, tuple(answer.decision.options)) == ("hard", ("negative", "positive"))
+    assert answer.decision.value == classifier.predict(X[:1])[0]
     assert answer.version == engine.shelf.get("hard").version
     assert not answer.is_cut
 
@@ -225,14 +225,14 @@ def test_a_row_that_fails_in_the_model_spoils_no_other(engine, causal, monkeypat
     assert engine.waiting == 0
 
 
-@pytest.mark.parametrize("part", ["probabilities", "fitted"])
+@pytest.mark.parametrize("part", ["decided", "fitted"])
 def test_a_prompt_that_fails_in_any_way_takes_no_other_and_no_thread_with_it(engine, monkeypatch, part):
     served = engine.shelf.get("soft")
 
     def broken(*arguments):
         raise ZeroDivisionError
 
-    owner = served if part == "probabilities" else served.members[0].ready.renderer
+    owner = served if part == "decided" else served.members[0].ready.renderer
     object.__setattr__(owner, part, broken)
     bad, good = engine.submit(fields(X[0]), ["soft"]), engine.submit(fields(X[0]), ["hard"])
     with pytest.raises(ZeroDivisionError):
@@ -310,7 +310,7 @@ def test_an_artifact_whose_parts_do_not_fit_is_not_served(causal):
     artifact = classifiers(causal)["hard"].artifact_
     other = CalibratedPrompt(artifact.prompt, Calibration((0.0, 0.0, 0.0)))
     for part in ({"calibration": other.calibration}, {"others": (other,)}):
-        with pytest.raises(ArtifactError, match="different numbers of classes"):
+        with pytest.raises(ArtifactError, match="different numbers of options"):
             Shelf(causal).put("broken", [replace(artifact, **part)])
 
 

@@ -19,6 +19,7 @@ from cuecraft.serving.cluster import Front, Scale, build
 from cuecraft.serving.remote import Refusal, RemoteEngine
 from cuecraft.serving.requests import Answer, Watcher
 from cuecraft.serving.setup import ServeSettings, load_listing
+from cuecraft.task import Decision
 from serving import X, Y
 
 ray = pytest.importorskip("ray", reason="pip install 'cuecraft[ray]'")
@@ -64,7 +65,7 @@ def asked(folder, *replies, timeout=5.0, prompts=("plain",), stop=False):
     return asyncio.run(ask()), replicas
 
 
-ANSWERS = [Answer("plain", "v", ("a", "b"), (0.25, 0.75), False)]
+ANSWERS = [Answer("plain", "v", Decision("b", 0.75, {"a": 0.25, "b": 0.75}), False)]
 
 
 def test_another_replica_is_asked_where_one_dies(folder):

@@ -10,9 +10,9 @@ from cuecraft import PromptClassifier
 from cuecraft.api.family import PromptFamily
 from cuecraft.artifact import load_artifact
 from cuecraft.artifact.manifest import SCHEMA_VERSION
-from cuecraft.artifact.predictor import TunedPrompt
+from cuecraft.artifact.predictor import Predictor
 from cuecraft.serving.artifacts import ServedPrompt
-from cuecraft.serving.registry import member_logits
+from serving import answered
 
 STORED = Path(__file__).parent / "artifacts"
 MODEL = str(STORED / "model")
@@ -27,16 +27,20 @@ def manifest_of(folder):
     return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
 
 
+def answers_of(task):
+    """What a stored task says of its answers, as schema 8 writes it."""
+    if "answers" in task:
+        return task["answers"]
+    return {"kind": "labels", "labels": task["labels"], "words": task["label_words"], "classes": task["classes"]}
+
+
 def loaded(folder):
-    return TunedPrompt.load(folder, MODEL, device="cpu", local_files_only=True)
+    return Predictor.load(folder, MODEL, device="cpu", local_files_only=True)
 
 
 def served(artifact, backbone):
     """Return class probabilities `[N, C]` as the server computes them."""
-    prompt = ServedPrompt.over(backbone, "p", [artifact])
-    renderer = prompt.members[0].ready.renderer
-    pieces = renderer.fitted([prompt.example({"text": text}) for text in TEXTS])[0]
-    return [prompt.probabilities(own) for own in member_logits([(prompt, piece) for piece in pieces])]
+    return answered(ServedPrompt.over(backbone, "p", [artifact]), TEXTS)
 
 
 def assert_shown(shown, stored):
@@ -62,11 +66,11 @@ def test_it_answers_as_when_it_was_written(name):
     expected = np.array(ANSWERS[name])
     assert np.abs(expected - expected[0]).max() > 1e-2  # the texts are told apart
     tuned = loaded(STORED / name)
-    assert tuned.classes_.tolist() == manifest_of(STORED / name)["task"]["classes"]
+    assert tuned.classes_.tolist() == answers_of(manifest_of(STORED / name)["task"])["classes"]
     np.testing.assert_allclose(tuned.predict_proba(TEXTS), expected, atol=1e-5)
     classifier = PromptClassifier.load(STORED / name, MODEL, device="cpu", local_files_only=True)
     np.testing.assert_allclose(classifier.predict_proba(TEXTS), expected, atol=1e-5)
-    np.testing.assert_allclose(served(load_artifact(STORED / name), tuned.backbone_), expected, atol=1e-5)
+    np.testing.assert_allclose(served(load_artifact(STORED / name), tuned.backbone), expected, atol=1e-5)
 
 
 @every_artifact
@@ -74,7 +78,9 @@ def test_the_command_line_shows_it_and_predicts(name, run):
     stored = manifest_of(STORED / name)
     code, out, _ = run("show", STORED / name, "--json")
     assert code == 0
-    assert_shown(json.loads(out), stored)
+    answers, task = answers_of(stored["task"]), stored.pop("task")
+    kept = {key: value for key, value in task.items() if key not in ("labels", "label_words", "classes")}
+    assert_shown(json.loads(out), stored | {"task": kept | {"answers": answers}})
     code, out, _ = run("show", STORED / name)
     assert code == 0
     assert f"{stored['method']}, seed {stored['seed']}" in out
@@ -82,7 +88,7 @@ def test_the_command_line_shows_it_and_predicts(name, run):
     code, out, _ = run("predict", STORED / name, *TEXTS, "--model", MODEL, "--device", "cpu", "--json")
     assert code == 0
     rows = json.loads(out)["predictions"]
-    found = [[row["probabilities"][label] for label in stored["task"]["labels"]] for row in rows]
+    found = [[row["probabilities"][label] for label in answers["labels"]] for row in rows]
     np.testing.assert_allclose(found, ANSWERS[name], atol=1e-5)
 
 

@@ -12,7 +12,7 @@ from conftest import LABELS, TEXTS, tiny_problem
 from cuecraft import PromptClassifier
 from cuecraft.artifact import Artifact, CalibratedPrompt, Calibration, HardPrompt, load_artifact, stored_bytes
 from cuecraft.artifact.manifest import SCHEMA_VERSION
-from cuecraft.artifact.predictor import Candidate, PromptEnsemble, stored_candidate
+from cuecraft.artifact.predictor import PromptEnsemble
 from cuecraft.backbone.prompt import prompt_tensors
 from cuecraft.core.errors import ArtifactError
 from cuecraft.core.storage import digest
@@ -20,9 +20,10 @@ from cuecraft.data import Record
 from cuecraft.export import GraphRequest, commands, export_graph, export_peft
 from cuecraft.export.peft_export import export_tensors
 from cuecraft.methods.auto.starts import OtherWords
+from cuecraft.methods.candidate import Candidate
 from cuecraft.serving.artifacts import ServedPrompt
-from cuecraft.serving.registry import member_logits
 from cuecraft.task import Verbalizer
+from serving import answered
 
 X = [text for text, _ in TEXTS]
 Y = [LABELS[label] for _, label in TEXTS]
@@ -75,7 +76,6 @@ def joined(classifiers, backbone, calibrations=CALIBRATIONS):
         seed=0,
         metrics={},
         data={},
-        classes=first.classes,
         others=[CalibratedPrompt(one.artifact_.prompt, calibration) for one, calibration in pairs],
     )
 
@@ -97,9 +97,7 @@ def together(alone, calibrations=CALIBRATIONS):
 
 def served(backbone, artifacts):
     prompt = ServedPrompt.over(backbone, "p", artifacts)
-    renderer = prompt.members[0].ready.renderer
-    pieces = renderer.fitted([prompt.example({"text": text}) for text in X])[0]
-    return prompt, [prompt.probabilities(own) for own in member_logits([(prompt, piece) for piece in pieces])]
+    return prompt, answered(prompt, X)
 
 
 def test_they_are_read_back_and_answer_with_the_mean_of_their_probabilities(case):
@@ -131,7 +129,8 @@ def test_one_more_calibration_goes_on_after_each_own(case):
     """As a temperature on all of them: on the candidate of several, and of one."""
     backbone, folder, alone = case
     context, more = tiny_problem(backbone).pool.context, Calibration((0.3, -0.2), 0.5)
-    several = stored_candidate(load_artifact(folder), backbone)
+    stored = load_artifact(folder)
+    several = Candidate(stored.prompt, stored.calibration, others=stored.others)
     own = slowly(alone, CALIBRATIONS)
     for candidate, count in ((several, 3), (replace(several, others=()), 1)):
         found = candidate.logits(backbone, context).softmax(-1)
@@ -280,7 +279,7 @@ def test_with_other_label_words_all_of_them_read_those(causal):
     """The one that `auto` makes of label words that it found."""
     problem = tiny_problem(causal)
     words = Verbalizer(problem.task.verbalizer.labels, (("d",), ("c",)))
-    task = replace(problem.task, verbalizer=words)
+    task = replace(problem.task, answers=words)
     prompts = [HardPrompt(problem.initial_ids), HardPrompt(problem.initial_ids[::-1])]
     second = CalibratedPrompt(prompts[1], CALIBRATIONS[1])
     both = Candidate(prompts[0], CALIBRATIONS[0], OtherWords(causal, task), (second,))

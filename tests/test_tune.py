@@ -9,9 +9,9 @@ from sklearn.linear_model import LogisticRegression
 
 from conftest import TEXTS, make_task, records, tiny_problem
 from cuecraft.artifact import Calibration, HardPrompt, SoftPrompt, calibration
-from cuecraft.artifact.predictor import Candidate
 from cuecraft.core.errors import MethodError
 from cuecraft.methods import METHODS, make_method
+from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.prepare import make_problem
 from cuecraft.methods.problem import CalibrationKind, Selection, score
 from cuecraft.methods.train.trainable import Init, initial_vectors
@@ -86,8 +86,8 @@ def test_training_learns_and_never_ships_worse_than_the_start(name, kind, reques
 def test_prompt_tuning_fits_a_separable_task(causal):
     problem = make_problem(causal, make_task(), records(), records(), seed=1)
     outcome = make_method("prompt-tuning", {"epochs": 60, "learning_rate": 0.1, "patience": 60}).fit(problem)
-    assert score(causal, outcome.best, problem.train).accuracy == 1.0
-    assert score(causal, outcome.start, problem.train).accuracy < 1.0
+    assert score(causal, outcome.best, problem.train).primary == 1.0
+    assert score(causal, outcome.start, problem.train).primary < 1.0
 
 
 @pytest.mark.parametrize("kind", ["causal", "masked", "sequence"])

@@ -13,12 +13,12 @@ from torch.nn import functional
 from conftest import LABELS, TEXTS, make_causal, make_examples, make_task, tiny_problem
 from cuecraft import PromptClassifier
 from cuecraft.artifact import CalibratedPrompt, Calibration, DeepCue, HardPrompt, SoftPrompt, load_artifact
-from cuecraft.artifact.predictor import Candidate, fresh_logits
 from cuecraft.backbone import ClassHead, load_backbone
 from cuecraft.backbone.weights import FullSpec, LoraSpec, TunedWeights, Twin, load_weights
 from cuecraft.core.errors import ArtifactError, BackboneError, MethodError
 from cuecraft.core.events import TrainStep
 from cuecraft.methods import make_method
+from cuecraft.methods.candidate import Candidate, fresh_logits
 from cuecraft.methods.gradients import accumulate_gradients
 from cuecraft.methods.problem import Selection, label_context, score
 from cuecraft.methods.train.probe import SentenceEncoder

@@ -10,7 +10,7 @@ import pytest
 import torch
 from sklearn.ensemble import BaggingClassifier
 
-from conftest import LABELS, TEXTS, records, tiny_problem
+from conftest import LABELS, TEXTS, golds_of, records, tiny_problem
 from cuecraft import PromptClassifier
 from cuecraft.artifact import HardPrompt, SoftPrompt, calibration
 from cuecraft.core.errors import DataError, MethodError
@@ -18,8 +18,7 @@ from cuecraft.data import Record
 from cuecraft.data.texts import repeated, weighed
 from cuecraft.methods import METHODS
 from cuecraft.methods.gradients import accumulate_gradients
-from cuecraft.methods.problem import CalibrationKind, Score, score
-from cuecraft.methods.search.halving import _losses
+from cuecraft.methods.problem import CalibrationKind, score
 from cuecraft.methods.untuned import fit_head, starting_point
 
 X = [text for text, _ in TEXTS]
@@ -51,14 +50,14 @@ def test_scores_heads_and_calibrations_are_those_of_repeated_rows(causal, sequen
     weighted, many = two(causal)
     start = starting_point(many, many.initial_ids, CalibrationKind.NONE)
     found, expected = (score(causal, start, own.train) for own in (weighted, many))
-    assert (found.loss, found.accuracy) == pytest.approx((expected.loss, expected.accuracy))
+    assert (found.loss, found.primary) == pytest.approx((expected.loss, expected.primary))
     assert found != score(causal, start, replace(weighted.train, weights=None))
     logits, others = (causal.class_logits(own.train.context, start.prompt) for own in (weighted, many))
     # The penalty of a calibration is that of the rows there are, so it is turned off to compare.
     fitted = calibration.fitted(logits, weighted.train.labels, 0.0, weighted.train.weights)
     assert fitted.scale == pytest.approx(calibration.fitted(others, many.train.labels, 0.0).scale, rel=1e-2)
-    losses = _losses(torch.stack([logits, -logits]), weighted.train.labels, weighted.train.weights)
-    assert torch.allclose(losses, _losses(torch.stack([others, -others]), many.train.labels, None))
+    losses = weighted.train.scores(torch.stack([logits, -logits])).mean_losses
+    assert torch.allclose(losses, many.train.scores(torch.stack([others, -others])).mean_losses)
     weighted, many = two(sequence)
     plain = replace(weighted, train=replace(weighted.train, weights=None))
     heads = [fit_head(own, HardPrompt(())) for own in (weighted, plain)]
@@ -84,8 +83,8 @@ def test_weights_stay_with_their_examples(causal):
     assert part.weights.tolist() == weighted.train.weights[[3, 1]].tolist()
     assert weighted.pool.weights.tolist() == [*weighted.train.weights.tolist(), 1.0, 1.0, 1.0]
     assert tiny_problem(causal).pool.weights is None
-    half = Score.of(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 1]), torch.tensor([3.0, 1.0]))
-    assert half.accuracy == 0.75
+    half = golds_of([0, 1]).scores(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([3.0, 1.0])).mean
+    assert half.primary == 0.75
 
 
 @pytest.mark.parametrize("method", QUICK)

@@ -15,10 +15,11 @@ from sklearn.exceptions import NotFittedError
 from cuecraft.api.scored import ScoredClassifier
 from cuecraft.artifact import AnyPrompt, Artifact, load_artifact
 from cuecraft.artifact.artifact import as_folder, folder_files, loading_of
-from cuecraft.artifact.predictor import Candidate, class_probabilities, stored_candidate, truncated, with_backbone
+from cuecraft.artifact.predictor import Predictor, with_backbone
 from cuecraft.backbone import AnyBackbone, load_backbone
 from cuecraft.backbone.frozen import FrozenModel
 from cuecraft.backbone.hooks import training
+from cuecraft.backbone.weights import TunedWeights
 from cuecraft.core.checkpoints import Keeping
 from cuecraft.core.deadline import Deadline
 from cuecraft.core.errors import DataError, MethodError
@@ -38,6 +39,7 @@ from cuecraft.data.texts import (
 )
 from cuecraft.methods import make_method
 from cuecraft.methods.auto import Auto
+from cuecraft.methods.candidate import Candidate, fresh_logits
 from cuecraft.methods.fit import answering_model, make_artifact
 from cuecraft.methods.prepare import (
     given_words,
@@ -52,8 +54,8 @@ from cuecraft.methods.prepare import (
 from cuecraft.methods.problem import Method, Outcome, Problem
 from cuecraft.methods.search.label_free import LabelFreeSearch, class_shares
 from cuecraft.methods.search.label_words import LabelWordSearch, with_label_words
+from cuecraft.task.answers.labels import WordChoice, default_word, distinct_words
 from cuecraft.task.chat import asked_fields
-from cuecraft.task.verbalizer import WordChoice, default_word, distinct_words
 
 
 class PromptClassifier(ScoredClassifier, ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -254,7 +256,10 @@ class PromptClassifier(ScoredClassifier, ClassifierMixin, BaseEstimator):  # typ
         # All at once and last: a fit that is interrupted leaves the classifier as it was.
         self.artifact_ = artifact
         self.backbone_, self.task_, self.outcome_ = problem.backbone, problem.task, outcome
-        self.candidate_, self._deadline = outcome.best, deadline
+        self._deadline = deadline
+        reader = outcome.best.reader
+        weights = reader if isinstance(reader, TunedWeights) else None
+        self.predictor_ = Predictor.of(artifact, answering_model(problem.backbone, outcome.best), weights)
         self.padding_ = problem.train.context.padding
         self.classes_ = np.array(list(artifact.classes))
         return self
@@ -278,8 +283,7 @@ class PromptClassifier(ScoredClassifier, ClassifierMixin, BaseEstimator):  # typ
     def predict_proba(self, texts: Texts, report: Callable[[Event], None] = lambda event: None) -> np.ndarray:
         """Return class probabilities `[N, C]`, columns as in `classes_`; `report` is the progress callback."""
         self._fitted()
-        found: np.ndarray = self._probabilities(texts, [self.candidate_], report)[0]
-        return found
+        return self.predictor_.predict_proba(texts, report)
 
     def truncated(self, texts: Texts) -> np.ndarray:
         """Return for each text `[N]` whether `predict_proba` cuts it at its end to fit; it is tokenised and not read.
@@ -287,8 +291,8 @@ class PromptClassifier(ScoredClassifier, ClassifierMixin, BaseEstimator):  # typ
         How many tokens are left for a text follows from the model's positions, `max_tokens`, the template, and what is
         kept for the prompt. Every answer is to what is left of the text.
         """
-        task = self._fitted().task  # of a probe on another model it is that model's
-        return truncated(self.backbone_, task, self.candidate_, texts)
+        self._fitted()
+        return self.predictor_.truncated(texts)
 
     def predict(self, texts: Texts) -> np.ndarray:
         """Return the likeliest class of each text `[N]`."""
@@ -364,7 +368,7 @@ class PromptClassifier(ScoredClassifier, ClassifierMixin, BaseEstimator):  # typ
             manifest.method,
             template=None if chat else manifest.task.template,
             chat=chat.turns if chat else None,
-            label_words=dict(zip(artifact.classes, manifest.task.label_words, strict=True)),
+            label_words=dict(zip(artifact.classes, artifact.task.verbalizer.words, strict=True)),
             method_options=manifest.method_options,
             max_tokens=manifest.task.max_tokens,
             seed=manifest.seed,
@@ -374,7 +378,7 @@ class PromptClassifier(ScoredClassifier, ClassifierMixin, BaseEstimator):  # typ
         return found
 
     def _answer_with(self, artifact: Artifact, backbone: AnyBackbone) -> None:
-        self.candidate_ = stored_candidate(artifact, backbone)
+        self.predictor_ = Predictor.of(artifact, backbone)
         self.backbone_ = backbone
         self.artifact_ = artifact
         self.task_ = artifact.task
@@ -391,7 +395,7 @@ class PromptClassifier(ScoredClassifier, ClassifierMixin, BaseEstimator):  # typ
             parameters |= loading_of(self.model if isinstance(self.model, FrozenModel) else None)
         state: dict[str, Any] = {"parameters": parameters, "files": None}
         if hasattr(self, "artifact_"):
-            answering = loading_of(answering_model(self.backbone_, self.candidate_))
+            answering = loading_of(self.predictor_.backbone)
             # Where it runs is the classifier's choice; another use of the model in this process may have had its own.
             answering |= {name: parameters[name] for name in ("device", "local_files_only")}
             state |= {"files": folder_files(self.artifact_.whole().save), "answering": answering}
@@ -430,4 +434,6 @@ class PromptClassifier(ScoredClassifier, ClassifierMixin, BaseEstimator):  # typ
         self, texts: Texts, candidates: Sequence[Candidate], report: Callable[[Event], None]
     ) -> np.ndarray:
         """Return class probabilities `[T, N, C]` of several prompts."""
-        return class_probabilities(self.backbone_, self.task_, candidates, texts, report)
+        examples = self.task_.examples(as_records(texts, fields=self.task_.template.field_names))
+        logits = fresh_logits(self.backbone_, self.task_, candidates, examples, report)
+        return self.task_.answers.probabilities(logits.double().cpu().numpy())

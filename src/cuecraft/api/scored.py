@@ -11,11 +11,11 @@ import numpy as np
 from sklearn.exceptions import NotFittedError
 
 from cuecraft.artifact import Calibration
-from cuecraft.artifact.predictor import Candidate
 from cuecraft.core.deadline import Deadline, WhileTimeLasts
 from cuecraft.core.events import Event
 from cuecraft.data.labels import names_to_compare
 from cuecraft.data.texts import Labels, Texts, as_labels, as_records
+from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.problem import Outcome
 from cuecraft.task import Task
 

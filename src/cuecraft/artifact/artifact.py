@@ -87,8 +87,7 @@ class Artifact:
     Args:
         prompt: the prompt.
         calibration: of its logits.
-        task: template and verbalizer.
-        classes: `[C]` the classes as the user's data has them (strings, integers, ...).
+        task: template and answer space.
         manifest: what is written next to the tensors.
         trace: one event for each step.
         weights: tuned weights that the prompt stands on; None for the backbone's own.
@@ -99,12 +98,16 @@ class Artifact:
     prompt: AnyPrompt
     calibration: Calibration
     task: Task
-    classes: tuple[Any, ...]
     manifest: Manifest
     trace: Sequence[Mapping[str, Any]] = ()
     weights: StoredWeights | None = None
     sharing: Sharing | None = None
     others: tuple[CalibratedPrompt, ...] = ()
+
+    @property
+    def classes(self) -> tuple[Any, ...]:
+        """The options that all texts share, `[O]`, as the user's data has them."""
+        return self.task.answers.classes
 
     @property
     def prompts(self) -> tuple[AnyPrompt, ...]:
@@ -129,7 +132,6 @@ class Artifact:
         seed: int,
         metrics: Mapping[str, float],
         data: Mapping[str, DataEntry],
-        classes: Sequence[Any] | None = None,
         words: str | None = None,
         trace: Sequence[Mapping[str, Any]] = (),
         weights: StoredWeights | None = None,
@@ -137,7 +139,6 @@ class Artifact:
         others: Sequence[CalibratedPrompt] = (),
     ) -> Artifact:
         """Gather a tuned prompt and what it depends on."""
-        names = tuple(classes or task.verbalizer.labels)
         manifest = Manifest(
             method=method,
             method_options=dict(method_options),
@@ -149,7 +150,7 @@ class Artifact:
                 hidden_size=backbone.hidden_size,
                 dtype=backbone.dtype_name,
             ),
-            task=TaskEntry.of(task, names),
+            task=TaskEntry.of(task),
             prompt=PromptEntry(
                 kind=_KINDS[type(prompt)],
                 length=len(prompt),
@@ -166,7 +167,7 @@ class Artifact:
             versions={name: metadata.version(name) for name in _PACKAGES},
             files={},
         )
-        return cls(prompt, calibration, task, names, manifest, tuple(trace), weights, sharing, tuple(others))
+        return cls(prompt, calibration, task, manifest, tuple(trace), weights, sharing, tuple(others))
 
     def with_test(self, metrics: Mapping[str, float], data: DataEntry) -> Artifact:
         """Return the artifact with metrics of a test set, and that set's hash, in its manifest."""
@@ -199,7 +200,13 @@ class Artifact:
         prompt = self.manifest.prompt.model_copy(update={"count": len(self.prompts)})
         first, *rest = [CalibrationEntry.of(own) for own in self.calibrations]
         # What was read from an older version is written as this one.
-        own = {"schema_version": SCHEMA_VERSION, "prompt": prompt, "calibration": first, "other_calibrations": rest}
+        own = {
+            "schema_version": SCHEMA_VERSION,
+            "task": TaskEntry.of(self.task),
+            "prompt": prompt,
+            "calibration": first,
+            "other_calibrations": rest,
+        }
         own |= {"files": files, "artifact_sha256": ""}
         manifest = self.manifest.model_copy(update=own)
         manifest = manifest.model_copy(update={"artifact_sha256": digest(manifest.model_dump(mode="json"))})
@@ -304,9 +311,8 @@ def load_artifact(folder: str | Path) -> Artifact:
         trace = [json.loads(line) for line in (source / TRACE).read_text(encoding="utf-8").split("\n") if line]
     except (SafetensorError, KeyError, OSError, json.JSONDecodeError) as error:
         raise ArtifactError(f"{source}: is damaged ({error}); restore the folder or tune again") from error
-    task, classes = manifest.task.task(), tuple(manifest.task.classes)
     others = tuple(CalibratedPrompt(own, calibrated) for own, calibrated in zip(prompts, rest, strict=True))
-    return Artifact(prompt, calibration, task, classes, manifest, trace, weights, sharing, others)
+    return Artifact(prompt, calibration, manifest.task.task(), manifest, trace, weights, sharing, others)
 
 
 _ARTIFACT = ManifestKind(

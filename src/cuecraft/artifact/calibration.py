@@ -7,6 +7,7 @@ map of the class logits, ``scale * logits + bias``.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,13 +18,15 @@ from cuecraft.backbone.columns import scaled_features
 from cuecraft.backbone.prompt import AnyPrompt
 from cuecraft.core.errors import MethodError
 
+V = TypeVar("V", Tensor, np.ndarray)
+
 
 @dataclass(frozen=True)
 class Calibration:
-    """``scale * logits + bias``.
+    """``scale * values + bias``.
 
     Args:
-        bias: `[C]` added to each class's logit.
+        bias: `[O]` added to each option's value; empty where examples bring options of their own.
         scale: factor on all logits, positive.
     """
 
@@ -40,9 +43,14 @@ class Calibration:
         bias = tuple(own * other.scale + added for own, added in zip(self.bias, other.bias, strict=True))
         return Calibration(bias, self.scale * other.scale)
 
-    def apply(self, logits: Tensor) -> Tensor:
-        """Return calibrated logits `[..., C]`."""
-        return logits * self.scale + torch.tensor(self.bias, dtype=logits.dtype, device=logits.device)
+    def apply(self, values: V) -> V:
+        """Return calibrated values `[..., O]`, of torch or of NumPy; no bias at all is added as zeros."""
+        scaled = values * self.scale
+        if not self.bias:
+            return scaled
+        if isinstance(values, Tensor):
+            return scaled + torch.tensor(self.bias, dtype=values.dtype, device=values.device)
+        return np.asarray(scaled + np.array(self.bias))
 
 
 @dataclass(frozen=True)

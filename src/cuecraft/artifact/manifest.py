@@ -14,8 +14,8 @@ from cuecraft.task.task import TaskEntry
 
 # 2: deep cues, dtype of the backbone; 3: prefixes, tuned weights, shared parts; 4: several prompts; 5: a calibration
 # of each of them; 6: examples in front of every text, all or the nearest; 7: the turns of a chat template, class heads
-# on features of unit length.
-SCHEMA_VERSION = 7
+# on features of unit length; 8: the answer space in place of classes and label words.
+SCHEMA_VERSION = 8
 MOST_PROMPTS = 1024  # of one artifact; more is damage, or somebody's attempt to take all memory
 PromptKind = Literal["hard", "soft", "deep", "prefix"]
 #: Key of an event of the trace: what users of the prompt have to know.
@@ -116,7 +116,7 @@ def model_card(manifest: Manifest, trace: Sequence[Mapping[str, Any]] = ()) -> s
     """Return the artifact's README in Markdown, with the caveats of its trace first."""
     caveats = "".join(f"\n**Warning: {event[CAVEAT]}.**\n" for event in trace if CAVEAT in event)
     task, backbone, prompt = manifest.task, manifest.backbone, manifest.prompt
-    words = [f"| {label} | {', '.join(words)} |" for label, words in zip(task.labels, task.label_words, strict=True)]
+    words = [f"| {name} | {', '.join(words)} |" for name, words in task.answers.options.items()]
     metrics = [f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in manifest.metrics.items()]
     data = [f"| {name} | {split.rows} | `{split.sha256[:16]}` |" for name, split in manifest.data.items()]
     found = f"\nFound on the way, in words: `{manifest.words!r}`\n" if manifest.words else ""

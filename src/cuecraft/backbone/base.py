@@ -136,7 +136,7 @@ class ReadyPrompt(PlacedPrompt):
     @property
     def num_classes(self) -> int:
         """Classes of its task, C."""
-        return self.renderer.task.verbalizer.num_classes
+        return self.renderer.task.answers.size
 
 
 Row = tuple[ReadyPrompt, Pieces]  # a prompt, and one text as the prompt's renderer writes it

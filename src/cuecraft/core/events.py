@@ -55,23 +55,34 @@ class Answered(Progress):
     padding: float | None = field(default=None, kw_only=True)
 
 
-_SCORES = ("train_loss", "train_accuracy", "dev_loss", "dev_accuracy", "best")
+_SCORES = ("train_loss", "train_score", "dev_loss", "dev_score", "best")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Scored(Event):
-    """A prompt was scored: losses in nats, accuracies 0 to 1; `best` says whether it is the best so far."""
+    """A prompt was scored.
+
+    Args:
+        train_loss: mean loss on the training examples (nats).
+        train_score: mean primary score on them.
+        dev_loss: the same on dev.
+        dev_score: the same on dev.
+        best: whether it is the best so far.
+        measure: the name of the primary score, which a document has in place of `score`: `train_accuracy`.
+    """
 
     train_loss: float | None = None
-    train_accuracy: float | None = None
+    train_score: float | None = None
     dev_loss: float | None = None
-    dev_accuracy: float | None = None
+    dev_score: float | None = None
     best: bool | None = None
+    measure: str = "accuracy"
 
     def document(self) -> Document:
         """Return its fields that have a value, the scores last."""
         found = super().document()
-        scores = {name: found.pop(name) for name in _SCORES if name in found}
+        del found["measure"]
+        scores = {name.replace("score", self.measure): found.pop(name) for name in _SCORES if name in found}
         return found | scores
 
 
@@ -109,11 +120,17 @@ class SearchStep(Scored):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class HeldOutStep(Event):
-    """Something, called `tried`, was measured on held-out folds: loss in nats, accuracy 0 to 1."""
+    """Something, called `tried`, was measured on held-out folds: mean loss in nats, mean primary score by its name."""
 
     tried: str
     dev_loss: float
-    dev_accuracy: float
+    dev_score: float
+    measure: str = "accuracy"
+
+    def document(self) -> Document:
+        """Return its fields that have a value."""
+        found = super().document()
+        return found | {f"dev_{found.pop('measure')}": found.pop("dev_score")}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

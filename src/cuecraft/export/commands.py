@@ -141,5 +141,5 @@ def run_import(
         "method": manifest.method,
         "prompt": manifest.prompt.described,
         "template": manifest.task.template,
-        "classes": manifest.task.classes,
+        "classes": list(artifact.classes),
     }

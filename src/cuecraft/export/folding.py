@@ -50,8 +50,9 @@ class Folded(torch.nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return class probabilities `[B, C]`."""
         plan = self.plan(known_ids(self._backbone.tokenizer, input_ids), attention_mask.to(torch.bool))
-        logits = self._backbone.run(plan, self._columns)[0]
-        return self._calibration.apply(logits.to(torch.float32)).softmax(-1)
+        logits: Tensor = self._backbone.run(plan, self._columns)[0]
+        calibrated: Tensor = self._calibration.apply(logits.to(torch.float32))
+        return calibrated.softmax(-1)
 
     def plan(self, input_ids: Tensor, valid: Tensor) -> Plan:
         """Return the pass of a batch."""

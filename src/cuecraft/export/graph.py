@@ -156,7 +156,7 @@ inputs = {{"input_ids": ids, "attention_mask": numpy.ones_like(ids)}}
 if len(prompts) > 1:
     inputs["prompts"] = numpy.arange(len(prompts), dtype=numpy.int64)  # all; give the numbers of fewer to ask fewer
 for prompt, shares in zip(prompts, numpy.reshape({run}, (len(prompts), -1))):
-    print(prompt["name"], dict(zip(prompt["task"]["labels"], shares.tolist())))
+    print(prompt["name"], dict(zip(prompt["task"]["answers"]["labels"], shares.tolist())))
 """
 
 _JAVASCRIPT = """// npm install onnxruntime-node @huggingface/tokenizers; node example.mjs 'a text'
@@ -187,7 +187,7 @@ const row = [1, ids.length], inputs = {{ input_ids: tensor(ids, row), attention_
 if (prompts.length > 1) inputs.prompts = tensor([...prompts.keys()], [prompts.length]);
 const {{ probabilities: {{ data }} }} = await graph.run(inputs), width = data.length / prompts.length;
 prompts.forEach(({{ name, task }}, k) =>
-  console.log(name, Object.fromEntries(task.labels.map((label, n) => [label, data[k * width + n]]))));
+  console.log(name, Object.fromEntries(task.answers.labels.map((label, n) => [label, data[k * width + n]]))));
 """
 
 

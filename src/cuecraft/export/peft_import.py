@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +184,7 @@ def import_peft(
     given = any(part is not None for part in (task, template, label_words, classes))
     if task is not None and any(part is not None for part in (template, label_words, classes)):
         raise ArtifactError("a task and a template or label words were given; give one of them")
-    wanted, names = _task(source, beside, task, template, label_words, classes)
+    wanted = _task(source, beside, task, template, label_words, classes)
     require_prompt_first(backbone, wanted)
     prompt = _prompt(adapter, backbone)
     if beside is not None and is_own and not given:
@@ -196,17 +196,10 @@ def import_peft(
             stacklevel=2,
         )
     note = check_base(source, adapter.config, beside, backbone, any_base)
-    return _new(adapter, prompt, wanted, names, backbone, note)
+    return _new(adapter, prompt, wanted, backbone, note)
 
 
-def _new(
-    adapter: _Adapter,
-    prompt: AnyPrompt,
-    task: Task,
-    classes: Sequence[Any],
-    backbone: AnyBackbone,
-    note: str | None,
-) -> Artifact:
+def _new(adapter: _Adapter, prompt: AnyPrompt, task: Task, backbone: AnyBackbone, note: str | None) -> Artifact:
     """Return an artifact of an adapter that PEFT has trained; `note` is what its card warns of."""
     event = {
         "phase": "import",
@@ -224,7 +217,6 @@ def _new(
         seed=0,
         metrics={},
         data={},
-        classes=classes,
         trace=[event if note is None else event | {CAVEAT: note}],
     )
 
@@ -288,10 +280,10 @@ def _task(
     template: str | None,
     label_words: Mapping[Any, str | Sequence[str]] | None,
     classes: Sequence[Any] | None,
-) -> tuple[Task, tuple[Any, ...]]:
-    """Return the task, made of what is given and, where that is silent, of `cuecraft.json`; and the classes."""
+) -> Task:
+    """Return the task, made of what is given and, where that is silent, of `cuecraft.json`."""
     if task is not None:
-        return task, task.verbalizer.labels
+        return task
     stored = beside.manifest.task if beside else None
     template = stored.template if template is None and stored is not None else template
     if template is None:
@@ -303,11 +295,11 @@ def _task(
     if label_words is None and classes is None:
         if stored is None:
             raise ArtifactError(f"{source}: PEFT keeps no classes; give label words, or classes named by such words")
-        words = tuple(tuple(own) for own in stored.label_words)
-        return Task(written, Verbalizer(tuple(stored.labels), words), **options), tuple(stored.classes)
+        return Task(written, stored.answers, **options)
     names = tuple(classes if classes is not None else label_words or ())
     chosen = label_words and {str(name): words for name, words in label_words.items()}
-    return Task(written, Verbalizer.from_labels([str(name) for name in names], chosen), **options), names
+    found = Verbalizer.from_labels([str(name) for name in names], chosen)
+    return Task(written, replace(found, classes=names), **options)
 
 
 def _prompt(adapter: _Adapter, backbone: AnyBackbone) -> AnyPrompt:
@@ -342,6 +334,6 @@ def _restored(beside: Beside, prompt: AnyPrompt, task: Task, backbone: AnyBackbo
     elif ids:
         prompt = HardPrompt(tuple(ids))
     calibration = manifest.calibration.calibration()
-    artifact = Artifact(prompt, calibration, task, tuple(manifest.task.classes), manifest, beside.trace)
+    artifact = Artifact(prompt, calibration, task, manifest, beside.trace)
     artifact.check_backbone(backbone)
     return artifact

@@ -1,8 +1,8 @@
 """Is a tuned prompt better than the untuned one? Paired comparison on held-out examples, and the verdict.
 
-A tuned prompt ships only where it is better on examples that it was not trained on: less mean log-loss, and accuracy
-not lower. The strength of that evidence is stated. It does not decide: with few labels little would ever be
-certain, and the better of two prompts is the better guess at any strength.
+A tuned prompt ships only where it is better on examples that it was not trained on: less mean log-loss, and a primary
+score (accuracy, of labels) that is not lower. The strength of that evidence is stated. It does not decide: with few
+labels little would ever be certain, and the better of two prompts is the better guess at any strength.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cuecraft.core.seeding import numpy_generator
+from cuecraft.methods.objectives import Scores
 
 _RESAMPLES = 9999
 _BATCH = 500  # of them at once: all would take a gigabyte for 2,000 examples
@@ -29,13 +30,14 @@ class Evidence:
         rows: examples, N.
         loss: mean log-loss (nats) of the tuned prompt.
         untuned_loss: of the untuned one.
-        accuracy: of the tuned prompt, 0 to 1.
+        accuracy: mean primary score of the tuned prompt.
         untuned_accuracy: of the untuned one.
         gain_interval: 95% t-interval of the mean difference of the log-losses, untuned minus tuned.
         p_loss: two-sided p-value of that difference, by random changes of sign (paired permutation test).
-        only_tuned_right: examples that only the tuned prompt gets right.
-        only_untuned_right: examples that only the untuned prompt gets right.
-        p_accuracy: two-sided p-value of those two counts (exact McNemar test).
+        only_tuned_right: examples that the tuned prompt answers with a higher score: that it alone gets right.
+        only_untuned_right: examples that the untuned prompt answers with a higher score.
+        p_accuracy: two-sided p-value of those two counts (exact sign test; of 0 and 1, McNemar's).
+        measure: the name of the primary score.
     """
 
     rows: int
@@ -48,15 +50,16 @@ class Evidence:
     only_tuned_right: int
     only_untuned_right: int
     p_accuracy: float
+    measure: str = "accuracy"
 
     @property
     def is_better(self) -> bool:
-        """Whether the tuned prompt has less log-loss and no less accuracy."""
+        """Whether the tuned prompt has less log-loss and no lower score."""
         return is_better((self.loss, self.accuracy), (self.untuned_loss, self.untuned_accuracy))
 
 
 def is_better(tuned: tuple[float, float], untuned: tuple[float, float]) -> bool:
-    """Return whether (mean log-loss, accuracy) of a tuned prompt are better than those of the untuned one."""
+    """Return whether (mean log-loss, mean score) of a tuned prompt are better than those of the untuned one."""
     return tuned[0] < untuned[0] and tuned[1] >= untuned[1]
 
 
@@ -65,27 +68,24 @@ def strength_of(p: float) -> str:
     return next((word for limit, word in _STRENGTHS if p < limit), "hardly any")
 
 
-def compare_paired(
-    tuned: NDArray[np.float64], untuned: NDArray[np.float64], labels: NDArray[np.int64], seed: int = 0
-) -> Evidence:
+def compare_paired(tuned: Scores, untuned: Scores, seed: int = 0) -> Evidence:
     """Compare two prompts' answers to the same held-out examples.
 
     Args:
-        tuned: `[N, C]` log-probabilities (nats) of the tuned prompt.
-        untuned: `[N, C]` of the untuned one.
-        labels: `[N]` class numbers.
+        tuned: `[N]` of the tuned prompt.
+        untuned: `[N]` of the untuned one.
         seed: of the permutation test.
     """
     from scipy.stats import binomtest
 
-    rows = np.arange(len(labels))
-    losses, untuned_losses = -tuned[rows, labels], -untuned[rows, labels]
-    hits, untuned_hits = tuned.argmax(1) == labels, untuned.argmax(1) == labels
-    only_tuned, only_untuned = int((hits & ~untuned_hits).sum()), int((untuned_hits & ~hits).sum())
+    losses, untuned_losses, hits, untuned_hits = (
+        own.cpu().numpy() for own in (tuned.losses, untuned.losses, tuned.primary, untuned.primary)
+    )
+    only_tuned, only_untuned = int((hits > untuned_hits).sum()), int((untuned_hits > hits).sum())
     differing = only_tuned + only_untuned
     interval, p_loss = _paired_difference(untuned_losses - losses, seed)
     return Evidence(
-        len(labels),
+        len(losses),
         float(losses.mean()),
         float(untuned_losses.mean()),
         float(hits.mean()),
@@ -95,6 +95,7 @@ def compare_paired(
         only_tuned,
         only_untuned,
         float(binomtest(only_tuned, differing).pvalue) if differing else 1.0,
+        tuned.measure,
     )
 
 
@@ -147,15 +148,15 @@ def judge(evidence: Evidence, untuned: Mapping[str, float], best: float, margin:
 
     Args:
         evidence: how they compare on held-out examples.
-        untuned: held-out accuracy of the prompt as written, by what was done to it, the cheapest first
+        untuned: held-out score of the prompt as written, by what was done to it, the cheapest first
             (`zero-shot`, `calibrated`).
-        best: the best held-out accuracy that was reached by anything.
-        margin: of accuracy within which tuning is called hardly worth it.
+        best: the best held-out score that was reached by anything.
+        margin: of the score within which tuning is called hardly worth it.
         among: how many tuned prompts competed on the same examples; the best of many looks good by luck, and the
             strength that is reported is that after Bonferroni's correction.
     """
     loss = f"log-loss {evidence.untuned_loss:.3f} -> {evidence.loss:.3f}"
-    hits = f"accuracy {evidence.untuned_accuracy:.3f} -> {evidence.accuracy:.3f}"
+    hits = f"{evidence.measure} {evidence.untuned_accuracy:.3f} -> {evidence.accuracy:.3f}"
     found = f"on {evidence.rows} held-out examples {loss}, {hits}"
     near = [(name, accuracy) for name, accuracy in untuned.items() if best - accuracy <= margin]
     remark = None
@@ -170,7 +171,7 @@ def judge(evidence: Evidence, untuned: Mapping[str, float], best: float, margin:
         strength = f"{strength_of(p)} evidence: paired permutation test, p = {p:.3g}"
         strength += f" after correction for the {among} that competed" if among > 1 else ""
         return Verdict("tuned", f"{found} ({strength})", evidence, remark)
-    worse = "log-loss did not fall" if evidence.loss >= evidence.untuned_loss else "accuracy fell"
+    worse = "log-loss did not fall" if evidence.loss >= evidence.untuned_loss else f"{evidence.measure} fell"
     return Verdict("untuned", f"{found}: {worse}, so the untuned prompt ships", evidence, remark)
 
 
@@ -181,8 +182,8 @@ class Tried:
     Args:
         name: what was tried.
         loss: mean held-out log-loss (nats).
-        accuracy: held-out accuracy, 0 to 1.
-        sd: standard deviation of the accuracy over folds; None with fewer than two.
+        accuracy: mean held-out primary score: accuracy, of labels.
+        sd: standard deviation of the score over folds; None with fewer than two.
         folds: how many folds it was tried on.
         rows: held-out examples of these folds.
         seconds: spent on it.

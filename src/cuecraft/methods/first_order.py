@@ -33,15 +33,17 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from cuecraft.artifact import Calibration, DeepCue, HardPrompt
-from cuecraft.artifact.predictor import Candidate, finite
+from cuecraft.artifact.predictor import finite
 from cuecraft.backbone import AnyBackbone, Context
 from cuecraft.backbone.budget import Budget, memory_of
 from cuecraft.backbone.lanes import at_once, lanes
 from cuecraft.core.deadline import check_time
 from cuecraft.core.errors import MethodError
 from cuecraft.core.events import Document, Progress, Scored
+from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.held_out import Fold, stratified_folds, texts_of, untuned_answers
-from cuecraft.methods.problem import CalibrationKind, Method, Outcome, Problem, Score, note, require_language_head
+from cuecraft.methods.objectives import Score
+from cuecraft.methods.problem import CalibrationKind, Method, Outcome, Problem, note, require_language_head
 from cuecraft.methods.search.space import filled_start
 from cuecraft.methods.untuned import untuned_prompt
 
@@ -85,7 +87,9 @@ class FirstOrder(Method):
         require_language_head(problem, self.name)
         whole = replace(problem, train=problem.pool, dev=None)
         untuned, learnt = untuned_prompt(whole, self.calibration)
-        folds = stratified_folds(whole.train.labels, self.folds, problem.seed, texts_of(whole.train.context.examples))
+        folds = stratified_folds(
+            whole.train.golds.strata, self.folds, problem.seed, texts_of(whole.train.context.examples)
+        )
         if learnt is None or not folds:  # the time is over, or nothing can be checked
             return Outcome(untuned, untuned, [])
         return _Choice(whole, self, untuned, learnt, folds).made()
@@ -100,8 +104,8 @@ class PenaltyStep(Scored):
 
     def document(self) -> Document:
         """Return its fields, JSON-ready."""
-        names = ("phase", "step", "total", "penalty", "train_loss", "linear_loss", "dev_loss", "dev_accuracy", "best")
-        return {name: getattr(self, name) for name in names}
+        names = ("phase", "step", "total", "penalty", "train_loss", "linear_loss", "dev_loss", "dev_score", "best")
+        return {name.replace("score", self.measure): getattr(self, name) for name in names}
 
 
 @dataclass
@@ -122,7 +126,7 @@ class _Choice:
     learnt: Score
     folds: Sequence[Fold]
     trace: list[Document] = field(default_factory=list)
-    least_accuracy: float = 0.0  # of what is to take the untuned prompt's place
+    least_score: float = -math.inf  # of what is to take the untuned prompt's place
     best: tuple[float, Score] | None = None  # the penalty, infinite for the untuned prompt, and its held-out score
 
     def made(self) -> Outcome:
@@ -152,7 +156,7 @@ class _Choice:
         prompt = self.untuned.prompt
         assert isinstance(prompt, HardPrompt)
         answers = untuned_answers(self.whole, self.whole.train, [prompt], self.folds)
-        found = answers(0, self.options.calibration).log_probs
+        found = answers(0, self.options.calibration).values
         self._rate(math.inf, self.learnt, found, found)
 
     def _see(self, linear: Linearised, penalty: float) -> None:
@@ -162,20 +166,19 @@ class _Choice:
         self._rate(penalty, self._score(learnt, rows), expected, found)
 
     def _score(self, logits: Tensor, rows: Sequence[int]) -> Score:
-        some = self.whole.train.select(list(rows))
-        return Score.of(logits, some.labels.cpu(), None if some.weights is None else some.weights.cpu())
+        return self.whole.train.select(list(rows)).scores(logits).mean
 
     def _rate(self, penalty: float, learnt: Score, expected: Tensor, found: Tensor) -> None:
         """Note answers to the held-out rows of one fold after another `[N, C]`, of the linear model and the model."""
         held_out = [row for fold in self.folds for row in fold.held_out]
         own = self._score(found, held_out)
         is_best = math.isfinite(own.loss) and (
-            self.best is None or (own.loss < self.best[1].loss and own.accuracy >= self.least_accuracy)
+            self.best is None or (own.loss < self.best[1].loss and own.primary >= self.least_score)
         )
         if is_best:
             self.best = (penalty, own)
         if math.isinf(penalty):
-            self.least_accuracy = own.accuracy
+            self.least_score = own.primary
         step = PenaltyStep(
             FirstOrder.name,
             len(self.trace),
@@ -184,7 +187,8 @@ class _Choice:
             train_loss=learnt.loss,
             linear_loss=self._score(expected, held_out).loss,
             dev_loss=own.loss,
-            dev_accuracy=own.accuracy,
+            dev_score=own.primary,
+            measure=own.measure,
             best=is_best,
         )
         note(self.whole, self.trace, step)
@@ -269,7 +273,7 @@ def linearised(problem: Problem, prompt: HardPrompt) -> Linearised | None:
     """
     backbone, context = problem.backbone, problem.train.context
     shape = backbone.offsets_shape(len(prompt))
-    classes = problem.task.verbalizer.num_classes
+    classes = problem.task.answers.size
     rows = len(context) * classes
     size = rows * math.prod(shape) * 4
     if rows > _LARGEST_KERNEL or size > memory_of(backbone.device) // _MEMORY:

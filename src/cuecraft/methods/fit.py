@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from cuecraft.artifact import Artifact, Sharing, StoredWeights
-from cuecraft.artifact.predictor import Candidate
 from cuecraft.backbone import AnyBackbone
 from cuecraft.backbone.weights import TunedWeights
 from cuecraft.core.errors import CuecraftWarning, named
+from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.problem import Method, OtherTask, Outcome, Problem, score
 from cuecraft.methods.train.multitask import MultitaskTuning
 from cuecraft.methods.train.probe import SentenceEncoder
@@ -39,19 +40,21 @@ def make_artifact(
     if isinstance(reader, SentenceEncoder | OtherTask):
         backbone, task = reader.backbone, reader.task
     parts = {"train": problem.train} | ({"dev": problem.dev} if problem.dev and outcome.held_out is None else {})
-    known = {"dev": outcome.dev}
+    known, primary = {"dev": outcome.dev}, task.answers.primary
     metrics = {}
     for name, part in parts.items():
         with problem.in_time():
-            if part.is_labelled:
+            if part.golds.are_known:
                 found = known.get(name) or score(problem.backbone, outcome.best, part)
-                metrics[f"{name}_accuracy"] = found.accuracy
+                metrics[f"{name}_{primary}"] = found.primary
     if outcome.best.is_cut:
         warnings.warn(_CUT, CuecraftWarning, stacklevel=2)
     if outcome.held_out is not None:
-        metrics["held_out_accuracy"] = outcome.held_out.accuracy
+        metrics[f"held_out_{primary}"] = outcome.held_out.primary
     metrics |= outcome.figures
-    labels = problem.task.verbalizer.labels
+    if classes:
+        own = tuple(classes[label] for label in task.verbalizer.labels)
+        task = replace(task, answers=replace(task.verbalizer, classes=own))
     return Artifact.create(
         outcome.best.prompt,
         outcome.best.calibration,
@@ -62,7 +65,6 @@ def make_artifact(
         seed=problem.seed,
         metrics=metrics,
         data=problem.data,
-        classes=[classes[label] for label in labels] if classes else None,
         words=outcome.words.prompt.text(problem.backbone.tokenizer) if outcome.words else None,
         trace=outcome.trace,
         weights=StoredWeights(reader.spec, reader.tensors()) if isinstance(reader, TunedWeights) else None,

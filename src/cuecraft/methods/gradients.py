@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import reduce
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from cuecraft.artifact import SoftPrompt
-from cuecraft.artifact.predictor import Candidate, lent
 from cuecraft.backbone import AnyBackbone, Budget
 from cuecraft.backbone.lanes import at_once, lanes
-from cuecraft.methods.problem import Labelled, Problem, Score
+from cuecraft.methods.candidate import Candidate, lent
+from cuecraft.methods.objectives import Score, Scores
+from cuecraft.methods.problem import Labelled, Problem
 
 _LEAST = 8  # examples of a pass that runs next to others
 
@@ -25,8 +26,8 @@ def trained_copy(tensor: Tensor) -> Tensor:
 
 def accumulate_gradients(
     backbone: AnyBackbone, parts: Sequence[tuple[Callable[[], Candidate], Labelled]], trained: Sequence[Tensor]
-) -> list[Tensor]:
-    """Set the gradients of the sum of each candidate's mean loss on its examples; return the logits `[B, C]`, detached.
+) -> list[Scores]:
+    """Set the gradients of the sum of each candidate's mean loss on its examples; return the scores before.
 
     Takes a backward pass for each few examples, fewer where memory runs out.
 
@@ -50,43 +51,41 @@ def accumulate_gradients(
         )
     )
 
-    def taken(group: Sequence[tuple[int, range]]) -> tuple[Sequence[Tensor | None], list[Tensor]]:
+    def taken(group: Sequence[tuple[int, range]]) -> tuple[Sequence[Tensor | None], list[Scores]]:
         own = [(parts[number][0](), parts[number][1].select(list(rows))) for number, rows in group]
-        logits = _logits_each(backbone, own)
+        values = _values_each(backbone, own)
         losses = [
             _summed_loss(part, data) / len(parts[number][1])
-            for (number, _), part, (_, data) in zip(group, logits, own, strict=True)
+            for (number, _), part, (_, data) in zip(group, values, own, strict=True)
         ]
         slopes = torch.autograd.grad(torch.stack(losses).sum(), trained, allow_unused=True)
-        return slopes, [part.detach() for part in logits]
+        return slopes, [data.scores(part.detach()) for part, (_, data) in zip(values, own, strict=True)]
 
-    def run(budget: Budget) -> list[Tensor]:
+    def run(budget: Budget) -> list[Scores]:
         for tensor in trained:
             tensor.grad = None
-        found: list[list[Tensor]] = [[] for _ in parts]
+        found: list[list[Scores]] = [[] for _ in parts]
         sizes = [len(data) for _, data in parts]
         most = budget.shared_rows if shared else budget.rows
         if count > 1:
             most = min(-(-most // count), max(_LEAST, -(-sum(sizes) // count)))
         groups = _passes(sizes, most, shared)
-        for group, (slopes, logits) in zip(groups, at_once(taken, groups, count), strict=True):
+        for group, (slopes, scores) in zip(groups, at_once(taken, groups, count), strict=True):
             for tensor, slope in zip(trained, slopes, strict=True):
                 if slope is not None:
                     tensor.grad = slope if tensor.grad is None else tensor.grad + slope
-            for (number, _), part in zip(group, logits, strict=True):
+            for (number, _), part in zip(group, scores, strict=True):
                 found[number].append(part)
-        return [torch.cat(own) for own in found]
+        return [reduce(Scores.joined, own) for own in found]
 
     # The one whose passes these are: memory that runs out shall not change the batches of another.
     return (backbone if reader is None else reader.backbone).within_memory(run)
 
 
-def _summed_loss(logits: Tensor, data: Labelled) -> Tensor:
-    """Return the sum of the losses of logits `[b, C]`, each by its example's weight, which is 1 on average."""
-    if data.weights is None:
-        return functional.cross_entropy(logits, data.labels, reduction="sum")
-    losses = functional.cross_entropy(logits, data.labels, reduction="none")
-    return (losses * data.weights.to(losses.dtype)).sum()
+def _summed_loss(values: Tensor, data: Labelled) -> Tensor:
+    """Return the sum of the losses of values `[b, O]`, each by its example's weight, which is 1 on average."""
+    losses = data.golds.losses(values)
+    return losses.sum() if data.weights is None else (losses * data.weights.to(losses.dtype)).sum()
 
 
 def _passes(sizes: Sequence[int], most: int, shared: bool) -> list[list[tuple[int, range]]]:
@@ -108,8 +107,8 @@ def _passes(sizes: Sequence[int], most: int, shared: bool) -> list[list[tuple[in
     return groups
 
 
-def _logits_each(backbone: AnyBackbone, parts: Sequence[tuple[Candidate, Labelled]]) -> list[Tensor]:
-    """Return the calibrated class logits `[B, C]` of each candidate on examples of its own."""
+def _values_each(backbone: AnyBackbone, parts: Sequence[tuple[Candidate, Labelled]]) -> list[Tensor]:
+    """Return the calibrated values `[B, O]` of each candidate on examples of its own."""
     if len(parts) == 1:
         ((candidate, data),) = parts
         return [candidate.logits(backbone, data.context)]
@@ -122,9 +121,9 @@ def loss_gradient(problem: Problem, candidate: Candidate, data: Labelled) -> tup
     backbone, prompt = problem.backbone, candidate.prompt
     vectors = trained_copy(prompt.vectors(backbone.embed)).requires_grad_()
     free = replace(candidate, prompt=SoftPrompt(vectors, prompt.head))
-    (logits,) = accumulate_gradients(backbone, [(lambda: free, data)], [vectors])
+    (found,) = accumulate_gradients(backbone, [(lambda: free, data)], [vectors])
     assert vectors.grad is not None
-    return Score.of(logits, data.labels, data.weights), vectors.grad
+    return found.mean, vectors.grad
 
 
 def features_of(backbone: AnyBackbone, candidate: Candidate, data: Labelled) -> Tensor:

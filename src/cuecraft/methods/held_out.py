@@ -6,19 +6,21 @@ import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from cuecraft.artifact import Calibration, HardPrompt, calibration
-from cuecraft.artifact.calibration import fitted_head
-from cuecraft.artifact.predictor import Candidate
+from cuecraft.artifact import Calibration, HardPrompt
 from cuecraft.backbone import SequenceBackbone
 from cuecraft.backbone.columns import class_scores
 from cuecraft.core.seeding import derived_seed, numpy_generator
-from cuecraft.methods.evidence import Evidence, compare_paired
-from cuecraft.methods.problem import CalibrationKind, Labelled, Problem, Score
+from cuecraft.methods.candidate import Candidate
+from cuecraft.methods.evidence import Evidence, Tried, compare_paired
+from cuecraft.methods.objectives import Golds, Score, Scores
+from cuecraft.methods.problem import CalibrationKind, Labelled, Problem
 from cuecraft.methods.search.halving import halving_rounds
 from cuecraft.methods.untuned import calibration_of
 from cuecraft.task import Example
@@ -38,21 +40,23 @@ def texts_of(examples: Sequence[Example]) -> list[Hashable]:
     return [tuple(sorted(example.fields.items())) for example in examples]
 
 
-def stratified_folds(labels: Tensor, count: int, seed: int, groups: Sequence[Hashable] | None = None) -> list[Fold]:
-    """Return stratified folds (scikit-learn): `count`, or as many as the rarest class has different groups.
+def stratified_folds(
+    strata: Sequence[int] | Tensor, count: int, seed: int, groups: Sequence[Hashable] | None = None
+) -> list[Fold]:
+    """Return stratified folds (scikit-learn): `count`, or as many as the rarest stratum has different groups.
 
-    Each leaves examples of every class to learn from. Returns none where that cannot be, as where a class has one
+    Each leaves examples of every stratum to learn from. Returns none where that cannot be, as where a class has one
     example only: then there is nothing to check a prompt on.
 
     Args:
-        labels: `[N]` class numbers.
+        strata: `[N]` numbers of what every fold holds in equal shares, such as classes (`AnswerSpace.strata`).
         count: folds, at most.
         seed: of the shuffle.
         groups: `[N]` what must not be split, such as the texts: a copy of a text that was learnt from proves nothing.
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-    known = labels.tolist()
+    known = [int(own) for own in strata]
     groups = range(len(known)) if groups is None else groups
     numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
     own = [numbers[group] for group in groups]
@@ -84,25 +88,25 @@ def fold_problem(problem: Problem, pool: Labelled, folds: Sequence[Fold], number
 
 
 def few_examples(problem: Problem, pool: Labelled, count: int, folds: int) -> tuple[Labelled, list[Fold]]:
-    """Return some examples, at least two of each class in turn, and their folds; none where they cannot be split.
+    """Return some examples, at least two of each stratum in turn, and their folds; none where they cannot be split.
 
     Args:
-        problem: gives the seed and the classes.
+        problem: gives the seed and the answer space.
         pool: all labelled examples.
         count: how many, at least; all where there are fewer.
         folds: how many.
     """
-    order = halving_rounds(pool.labels.tolist(), numpy_generator(problem.seed, "screened"))
-    few = max(count, 2 * problem.task.verbalizer.num_classes)  # two of a class can be split
+    order = halving_rounds(pool.golds.strata, numpy_generator(problem.seed, "screened"))
+    few = max(count, problem.task.answers.fewest)
     some = pool.select(sorted([row for part in order for row in part][:few]))
-    return some, stratified_folds(some.labels, folds, problem.seed, texts_of(some.context.examples))
+    return some, stratified_folds(some.golds.strata, folds, problem.seed, texts_of(some.context.examples))
 
 
 @torch.no_grad()
-def log_probabilities(problem: Problem, candidate: Candidate) -> Tensor:
-    """Return what a candidate answers to the problem's dev set: log-probabilities `[n, C]` (nats), float64."""
+def held_out_values(problem: Problem, candidate: Candidate) -> Tensor:
+    """Return what a candidate answers to the problem's dev set: calibrated values `[n, O]`."""
     assert problem.dev is not None
-    return candidate.logits(problem.backbone, problem.dev.context).double().log_softmax(-1).cpu()
+    return candidate.logits(problem.backbone, problem.dev.context)
 
 
 @dataclass(frozen=True)
@@ -110,66 +114,83 @@ class HeldOut:
     """Answers to held-out examples.
 
     Args:
-        log_probs: `[n, C]` log-probabilities (nats), float64.
-        labels: `[n]` class numbers.
+        values: `[n, O]` calibrated values as `Objective.normalised` gives them: log-probabilities (nats) of labels.
+        golds: `[n]` right answers.
         sizes: how many of them each fold has, in order.
     """
 
-    log_probs: Tensor
-    labels: Tensor
+    values: Tensor
+    golds: Golds
     sizes: tuple[int, ...]
+
+    @classmethod
+    def of(cls, parts: Sequence[Tensor], golds: Golds, folds: Sequence[Fold]) -> HeldOut:
+        """Return the answers to the held-out parts of folds.
+
+        Args:
+            parts: `[n, O]` calibrated values of each fold; O may differ.
+            golds: right answers in the same order.
+            folds: which rows are held out.
+        """
+        width = max(part.shape[1] for part in parts)
+        padded = [functional.pad(part, (0, width - part.shape[1]), value=-torch.inf) for part in parts]
+        values = golds.objective.normalised(torch.cat(padded)).cpu()
+        return cls(values, replace(golds, device=values.device), tuple(len(fold.held_out) for fold in folds))
+
+    @property
+    def scores(self) -> Scores:
+        """How good each answer is."""
+        return self.golds.scores(self.values)
 
     @property
     def score(self) -> Score:
-        """Mean log-loss and accuracy over all of them."""
-        return Score.of(self.log_probs, self.labels)
-
-    @property
-    def losses(self) -> Tensor:
-        """Log-losses `[n]` (nats)."""
-        return -self.log_probs.gather(1, self.labels[:, None])[:, 0]
+        """Mean loss and primary score over all of them."""
+        return self.scores.mean
 
     def is_near(self, best: HeldOut, errors: float = 1.0) -> bool:
         """Return whether these answers are within so many standard errors of better ones to the same examples.
 
-        By the mean log-loss and the standard error of the paired difference (Breiman et al., 1984, section 3.4.3).
+        By the mean loss and the standard error of the paired difference (Breiman et al., 1984, section 3.4.3).
         """
-        difference = self.losses - best.losses
+        difference = self.scores.losses - best.scores.losses
         error = float(difference.std()) / math.sqrt(len(difference)) if len(difference) > 1 else 0.0
         return float(difference.mean()) <= errors * error
 
     def compared_with(self, untuned: HeldOut, seed: int) -> Evidence:
         """Compare these answers with the untuned prompt's to the same examples; `seed` is of the permutation test."""
-        return compare_paired(self.log_probs.numpy(), untuned.log_probs.numpy(), self.labels.numpy(), seed)
+        return compare_paired(self.scores, untuned.scores, seed)
 
     def recalibrated(self, seed: int) -> HeldOut:
         """Return the answers with another temperature, every few of them by all others.
 
-        What is trained on few examples is too sure of itself. That costs log-loss, and a temperature takes it back. One
+        What is trained on few examples is too sure of itself. That costs loss, and a temperature takes it back. One
         number only: more of them, fitted to a few dozen answers, cost more than they gain.
         """
-        found = self.log_probs.clone()
-        for learnt, held in stratified_folds(self.labels, _RECALIBRATION_FOLDS, seed):
-            temperature = calibration.tempered(self.log_probs[learnt], self.labels[learnt])
-            found[held] = temperature.apply(self.log_probs[held]).log_softmax(-1)
-        return replace(self, log_probs=found)
+        found, objective = self.values.clone(), self.golds.objective
+        for learnt, held in stratified_folds(self.golds.strata, _RECALIBRATION_FOLDS, seed):
+            temperature = self.golds.select(learnt).tempered(self.values[learnt])
+            found[held] = objective.normalised(temperature.apply(self.values[held]))
+        return replace(self, values=found)
 
     def calibration(self) -> Calibration:
         """Return the temperature fitted to all of the answers."""
-        return calibration.tempered(self.log_probs, self.labels)
+        return self.golds.tempered(self.values)
 
     @property
     def sd(self) -> float | None:
-        """The standard deviation of the accuracy over folds (denominator n - 1); None with fewer than two."""
-        hits = (self.log_probs.argmax(-1) == self.labels).double().split(self.sizes)
-        accuracies = torch.stack([part.mean() for part in hits])
-        return float(accuracies.std()) if len(accuracies) > 1 else None
+        """The standard deviation of the primary score over folds (denominator n - 1); None with fewer than two."""
+        means = torch.stack([part.mean() for part in self.scores.primary.split(self.sizes)])
+        return float(means.std()) if len(means) > 1 else None
+
+    def tried(self, name: str, seconds: float) -> Tried:
+        """Return the line of the leaderboard of what was tried under a name, and took so many seconds."""
+        own = self.score
+        return Tried(name, own.loss, own.primary, self.sd, len(self.sizes), len(self.golds), seconds)
 
 
-def gather(parts: Sequence[Tensor], labels: Tensor, folds: Sequence[Fold]) -> HeldOut:
-    """Return the answers of some folds, one part `[n, C]` for each, as one."""
-    rows = [row for fold in folds for row in fold.held_out]
-    return HeldOut(torch.cat(list(parts)), labels.cpu()[rows], tuple(len(fold.held_out) for fold in folds))
+def gather(parts: Sequence[Tensor], golds: Golds, folds: Sequence[Fold]) -> HeldOut:
+    """Return the answers of some folds, one part `[n, O]` for each, as one; `golds` are of all rows."""
+    return HeldOut.of(parts, golds.select([row for fold in folds for row in fold.held_out]), folds)
 
 
 @torch.no_grad()
@@ -187,11 +208,8 @@ def answers_of_folds(problems: Sequence[Problem], candidates: Sequence[Candidate
         parts.append(own.dev)
     pairs = [(part.context, own.prompt) for part, own in zip(parts, candidates, strict=True)]
     logits = problems[0].backbone.class_logits_each(pairs)
-    found = [
-        own.calibration.apply(part.double()).log_softmax(-1).cpu() for own, part in zip(candidates, logits, strict=True)
-    ]
-    sizes = tuple(len(fold.held_out) for fold in folds)
-    return HeldOut(torch.cat(found), torch.cat([part.labels.cpu() for part in parts]), sizes)
+    found = [own.calibration.apply(part.double()) for own, part in zip(candidates, logits, strict=True)]
+    return HeldOut.of(found, reduce(Golds.joined, [part.golds for part in parts]), folds)
 
 
 @torch.no_grad()
@@ -203,7 +221,7 @@ def untuned_answers(
     Every example is read once for each prompt. Calibrations, and class heads, are fitted to the training part of each
     fold.
     """
-    backbone, classes = problem.backbone, problem.task.verbalizer.num_classes
+    backbone, objective = problem.backbone, problem.objective
     is_read_by_head = isinstance(backbone, SequenceBackbone)
     if is_read_by_head:
         read = torch.stack([backbone.features(pool.context, prompt) for prompt in prompts])
@@ -214,13 +232,12 @@ def untuned_answers(
         own, parts = read[number], []
         for fold in folds:
             train, held = fold.train, own[fold.held_out]
-            labels = pool.labels[train]
             if is_read_by_head:
-                logits = class_scores(held, fitted_head(own[train], labels, classes))
+                logits = class_scores(held, objective.fitted_head(own[train], pool.golds.select(train).values))
             else:
                 fitted = replace(problem, train=pool.select(train))
                 logits = calibration_of(fitted, prompts[number], kind, own[train]).apply(held)
-            parts.append(logits.double().log_softmax(-1).cpu())
-        return gather(parts, pool.labels, folds)
+            parts.append(logits)
+        return gather(parts, pool.golds, folds)
 
     return answers

@@ -14,11 +14,13 @@ import torch
 from pydantic import Field
 
 from cuecraft.artifact import HardPrompt
-from cuecraft.artifact.predictor import Candidate, finite
+from cuecraft.artifact.predictor import finite
 from cuecraft.core.errors import MethodError, PromptError
 from cuecraft.core.events import SearchStep
 from cuecraft.core.options import Options
 from cuecraft.core.seeding import numpy_generator
+from cuecraft.methods.candidate import Candidate
+from cuecraft.methods.objectives import Score
 from cuecraft.methods.problem import (
     Calibrated,
     CalibrationKind,
@@ -27,7 +29,6 @@ from cuecraft.methods.problem import (
     OtherTask,
     Outcome,
     Problem,
-    Score,
     Selection,
     require_language_head,
 )
@@ -116,7 +117,7 @@ class InContext(Method):
         apart = replace(problem, task=chosen.task, train=train.select(chosen.others))
         calibration = calibration_of(apart, prompt, self.calibration, logits[chosen.others])
         found = Candidate(prompt, calibration, reader)
-        return found, Score.of(found.joined(logits[None]), train.labels, train.weights)
+        return found, train.scores(found.joined(logits[None], problem.objective)).mean
 
 
 class BehindShots(Options):
@@ -164,31 +165,31 @@ def choose_shots(problem: Problem, count: int, choice: ShotChoice, name: str, us
         MethodError: there are too few training examples.
         PromptError: the examples do not fit in front of a text.
     """
-    labels = problem.train.labels.tolist()
+    strata = problem.train.golds.strata
     is_nearest = choice is ShotChoice.NEAREST
-    most = len(labels) - (1 if use or is_nearest else 0)
+    most = len(strata) - (1 if use or is_nearest else 0)
     if count > most:
         for_what = f", one of them for {use}" if use else ", and a text is none of its own"
         raise MethodError(
-            f"{name} is to put {count} examples in the prompt, and there are {len(labels)} training examples"
-            f"{for_what if most < len(labels) else ''}; give more, or shots={max(1, most)}"
+            f"{name} is to put {count} examples in the prompt, and there are {len(strata)} training examples"
+            f"{for_what if most < len(strata) else ''}; give more, or shots={max(1, most)}"
         )
     if is_nearest:
-        shots = tuple(_shot(problem, row) for row in range(len(labels)))
+        shots = tuple(_shot(problem, row) for row in range(len(strata)))
         lengths = problem.train.context.renderer.text_lengths(problem.train.context.examples)
-        longest = sorted(range(len(labels)), key=lambda row: -lengths[row])
+        longest = sorted(range(len(strata)), key=lambda row: -lengths[row])
         _check_fit(problem, [shots[row] for row in longest[:count]])
-        return Chosen(replace(problem.task, shots=shots, nearest=count), list(range(len(labels))))
-    rounds = halving_rounds(labels, numpy_generator(problem.seed, "examples in the prompt"))
+        return Chosen(replace(problem.task, shots=shots, nearest=count), list(range(len(strata))))
+    rounds = halving_rounds(strata, numpy_generator(problem.seed, "examples in the prompt"))
     rows = [row for drawn in rounds for row in drawn][:count]
     drawn = [_shot(problem, row) for row in rows]
     _check_fit(problem, drawn)
     order = numpy_generator(problem.seed, "order of examples in the prompt").permutation(count)
     shown = {shot.fields for shot in drawn}
-    others = [row for row in range(len(labels)) if _shot(problem, row).fields not in shown]  # copies see the label too
+    others = [row for row in range(len(strata)) if _shot(problem, row).fields not in shown]  # copies see the label too
     if use and not others:
         raise MethodError(
-            f"{name}: all {len(labels)} training examples are in the prompt or copies, and {use} needs others; give "
+            f"{name}: all {len(strata)} training examples are in the prompt or copies, and {use} needs others; give "
             "more, or fewer shots"
         )
     return Chosen(replace(problem.task, shots=tuple(drawn[n] for n in order)), others)
@@ -213,9 +214,9 @@ def _as_of(problem: Problem, outcome: Outcome, task: Task) -> Outcome:
 
 
 def _shot(problem: Problem, row: int) -> Shot:
-    """Return a training example as one of the prompt: the fields that the template names, and its class."""
+    """Return a training example as one of the prompt: the fields that the template names, and its answer."""
     fields, names = problem.train.context.examples[row].fields, problem.task.template.field_names
-    return Shot(tuple((name, fields[name]) for name in names), int(problem.train.labels[row]))
+    return Shot(tuple((name, fields[name]) for name in names), problem.train.golds.values[row])
 
 
 def _check_fit(problem: Problem, shots: Sequence[Shot]) -> None:

@@ -28,10 +28,11 @@ from cuecraft.methods.problem import Labelled, Method, Problem, ReadingLimit, la
 from cuecraft.methods.search.halving import halving_rounds
 from cuecraft.methods.train.loop import TrainingOptions
 from cuecraft.task import Task, Template, Verbalizer
+from cuecraft.task.answers import answers_document
+from cuecraft.task.answers.labels import WordChoice, distinct_words
 from cuecraft.task.chat import ChatChoice, chat_of
 from cuecraft.task.rendering import HeadKind
 from cuecraft.task.template import FIELD_NAME
-from cuecraft.task.verbalizer import WordChoice, distinct_words
 
 _TOGETHER = 64  # examples that are read together, at most
 #: Of a method that wants everything, where there is a time limit: a pass that answers takes as long again.
@@ -69,9 +70,9 @@ def read_within(
     contexts: list[Labelled | None] = []
     kept: list[list[Record]] = []
     for part in parts:
-        labels = [task.verbalizer.index(str(record.label)) for record in part]
-        order = [n for rows in halving_rounds(labels, numpy_generator(seed, "reading")) for n in rows]
-        order = order[: max(min(len(part), 2 * task.verbalizer.num_classes), round(wanted * len(part)))]
+        strata = task.answers.strata([task.answers.gold(record) for record in part])
+        order = [n for rows in halving_rounds(strata, numpy_generator(seed, "reading")) for n in rows]
+        order = order[: max(min(len(part), task.answers.fewest), round(wanted * len(part)))]
         until = None if time_limit is None else begun + time_limit * limit.share * (len(part) / max(1, total))
         order, context = _read(backbone, task, part, order, until)
         begun = time.monotonic()
@@ -106,7 +107,7 @@ def _read(
     """Read records in an order until a time; return which were read, in their own order, and their context."""
     found: Labelled | None = None
     taken: list[int] = []
-    enough = 2 * task.verbalizer.num_classes  # classes take turns
+    enough = task.answers.fewest  # strata take turns
 
     def is_over() -> bool:
         return until is not None and len(taken) >= enough and time.monotonic() >= until
@@ -298,7 +299,7 @@ def label_free_problem(
 
 def run_key(problem: Problem, method: Method | TrainingOptions) -> str:
     """Return the hash of all that a run's result depends on."""
-    task, verbalizer = problem.task, problem.task.verbalizer
+    task = problem.task
     chat = {} if task.template.chat is None else {"chat": vars(task.template.chat)}
     return digest(
         chat
@@ -307,7 +308,7 @@ def run_key(problem: Problem, method: Method | TrainingOptions) -> str:
             "options": method.model_dump(mode="json"),
             "seed": problem.seed,
             "backbone": [problem.backbone.fingerprint(), problem.backbone.dtype_name, problem.backbone.head_kind],
-            "task": [task.template.source, verbalizer.labels, verbalizer.words, task.max_tokens, task.reserve],
+            "task": [task.template.source, answers_document(task.answers), task.max_tokens, task.reserve],
             "data": {name: entry.model_dump() for name, entry in problem.data.items()},
             "device": problem.backbone.device.type,
             "versions": versions(),

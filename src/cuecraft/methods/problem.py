@@ -8,26 +8,26 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional
 
 from cuecraft.artifact import HardPrompt
 from cuecraft.artifact.manifest import DataEntry
-from cuecraft.artifact.predictor import Candidate
-from cuecraft.backbone import AnyBackbone, Context
+from cuecraft.backbone import AnyBackbone, ClassHead, Context, FeatureScale
 from cuecraft.backbone.hooks import ordinary_tensors, training
 from cuecraft.core.checkpoints import Checkpoints, NoSlot, Slot
 from cuecraft.core.deadline import Clock, WhileTimeLasts
 from cuecraft.core.errors import MethodError
-from cuecraft.core.events import Document, Event, Scored
+from cuecraft.core.events import Document, Event, HeldOutStep, Scored
 from cuecraft.core.options import Options
+from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.evidence import Tried, Verdict
+from cuecraft.methods.objectives import Golds, Objective, Score, Scores, objective_of
 from cuecraft.task import Example, Task
 from cuecraft.task.rendering import HeadKind
 
@@ -49,23 +49,33 @@ Calibrated = Annotated[
 
 @dataclass(frozen=True)
 class Labelled:
-    """A context, its class numbers `[B]` and, where they are not alike, the weights `[B]` of its examples."""
+    """A context, its right answers `[B]` and, where they are not alike, the weights `[B]` of its examples."""
 
     context: Context
-    labels: Tensor
+    golds: Golds
     weights: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.golds)
 
     @property
-    def is_labelled(self) -> bool:
-        """Whether every example has a class."""
-        return bool((self.labels >= 0).all())
+    def labels(self) -> Tensor:
+        """Class numbers `[B]`, for methods that compare classes; raises as `Golds.classes`."""
+        return self.golds.classes
+
+    def scores(self, values: Tensor) -> Scores:
+        """Return how good values `[..., B, O]` are as answers, by the examples' weights."""
+        return self.golds.scores(values, self.weights)
+
+    def fitted_head(
+        self, features: Tensor, inverse_penalty: float = 1.0, scale: FeatureScale = FeatureScale.PLAIN
+    ) -> ClassHead:
+        """Return the class head fitted to features `[B, d]`; arguments and errors as for `Objective.fitted_head`."""
+        return self.golds.objective.fitted_head(features, self.golds.values, inverse_penalty, self.weights, scale)
 
     def select(self, rows: list[int]) -> Labelled:
         """Return some of the examples."""
-        return Labelled(self.context.select(rows), self.labels[rows], self.weights_of(rows))
+        return Labelled(self.context.select(rows), self.golds.select(rows), self.weights_of(rows))
 
     def weights_of(self, rows: list[int]) -> Tensor | None:
         """Return the weights of some of the examples; None where all count alike."""
@@ -75,11 +85,9 @@ class Labelled:
         """Return these examples and then others of the same task."""
         weights = None
         if self.weights is not None or other.weights is not None:
-            own = [
-                torch.ones(len(d), device=d.labels.device) if d.weights is None else d.weights for d in (self, other)
-            ]
+            own = [torch.ones(len(d), device=d.golds.device) if d.weights is None else d.weights for d in (self, other)]
             weights = torch.cat(own)
-        return Labelled(self.context.joined(other.context), torch.cat([self.labels, other.labels]), weights)
+        return Labelled(self.context.joined(other.context), self.golds.joined(other.golds), weights)
 
     def chunks(self, size: int) -> Iterator[Labelled]:
         """Yield the examples in order, `size` at a time."""
@@ -93,7 +101,7 @@ class Problem:
 
     Args:
         backbone: the frozen model.
-        task: template and verbalizer.
+        task: template and answer space.
         train: examples to learn from.
         dev: examples to choose and stop by; None to choose by the training loss.
         seed: of everything random.
@@ -125,6 +133,11 @@ class Problem:
         return WhileTimeLasts(self.is_over)
 
     @property
+    def objective(self) -> Objective:
+        """What is minimised on the task's kind of answers."""
+        return objective_of(self.task.answers)
+
+    @property
     def pool(self) -> Labelled:
         """The training and dev examples together, in this order; nothing is read again."""
         return self.train if self.dev is None else self.train.joined(self.dev)
@@ -137,13 +150,13 @@ class Problem:
 
 @ordinary_tensors()
 def label_context(backbone: AnyBackbone, task: Task, examples: list[Example]) -> Labelled:
-    """Read examples and keep their class numbers and weights with the context."""
-    labels = torch.tensor([-1 if example.label is None else example.label for example in examples])
+    """Read examples and keep their right answers and weights with the context."""
+    golds = Golds(objective_of(task.answers), tuple(example.gold for example in examples), backbone.device)
     weights = None
     if any(example.weight is not None for example in examples):
         weights = torch.tensor([1.0 if example.weight is None else example.weight for example in examples])
         weights = weights.to(backbone.device)
-    return Labelled(backbone.context(examples, task), labels.to(backbone.device), weights)
+    return Labelled(backbone.context(examples, task), golds, weights)
 
 
 @dataclass(eq=False)
@@ -175,28 +188,10 @@ class OtherTask:
         yield self.backbone, self.backbone.context(context.examples, self.task, keep_bytes=0)
 
 
-@dataclass(frozen=True)
-class Score:
-    """Mean cross-entropy (nats) and accuracy over some labelled examples."""
-
-    loss: float
-    accuracy: float
-
-    @classmethod
-    def of(cls, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Score:
-        """Score logits `[B, C]` against class numbers `[B]`, by the examples' weights `[B]` where there are some."""
-        hits = (logits.argmax(-1) == labels).double()
-        if weights is None:
-            return cls(float(functional.cross_entropy(logits.double(), labels)), float(hits.mean()))
-        shares = weights.double() / weights.double().sum()
-        losses = functional.cross_entropy(logits.double(), labels, reduction="none")
-        return cls(float((shares * losses).sum()), float((shares * hits).sum()))
-
-
 @torch.no_grad()
 def score(backbone: AnyBackbone, candidate: Candidate, data: Labelled) -> Score:
     """Score a candidate on labelled examples."""
-    return Score.of(candidate.logits(backbone, data.context), data.labels, data.weights)
+    return data.scores(candidate.logits(backbone, data.context)).mean
 
 
 @dataclass(frozen=True)
@@ -289,8 +284,13 @@ class Method(Options, ABC):
 
 def with_scores(event: Scored, train: Score, dev: Score | None = None, is_best: bool | None = None) -> Scored:
     """Return an event with scores in it."""
-    found = replace(event, train_loss=train.loss, train_accuracy=train.accuracy, best=is_best)
-    return found if dev is None else replace(found, dev_loss=dev.loss, dev_accuracy=dev.accuracy)
+    found = replace(event, train_loss=train.loss, train_score=train.primary, best=is_best, measure=train.measure)
+    return found if dev is None else replace(found, dev_loss=dev.loss, dev_score=dev.primary)
+
+
+def held_out_step(phase: str, row: Tried, measure: str) -> HeldOutStep:
+    """Return the event of a line of the leaderboard; `measure` is the name of the primary score."""
+    return HeldOutStep(phase, tried=row.name, dev_loss=row.loss, dev_score=row.accuracy, measure=measure)
 
 
 def note(problem: Problem, trace: list[Document], event: Event) -> None:
@@ -337,8 +337,7 @@ class Selection:
 
     def state(self) -> dict[str, Any]:
         """Return how far it has come, JSON-ready; the best candidate itself is not in it."""
-        best = self.best_score and {"loss": self.best_score.loss, "accuracy": self.best_score.accuracy}
-        return {"trace": self.trace, "best_score": best}
+        return {"trace": self.trace, "best_score": self.best_score and asdict(self.best_score)}
 
     def restore(self, state: Mapping[str, Any], best: Candidate | None) -> None:
         """Go on from a state; `best` is its best candidate, or None where that was seen before this selection began."""

@@ -2,56 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping
-from importlib import import_module
+from collections.abc import Mapping
 from typing import Any
 
 from cuecraft.core.errors import MethodError
+from cuecraft.core.lazy import Registry
 from cuecraft.core.options import make_options
 from cuecraft.methods.problem import Method
 
-
-class Registry(MutableMapping[str, type[Method]]):
-    """Methods by name, in the order in which they are shown.
-
-    Args:
-        homes: `module:Class` of each method, by its name.
-    """
-
-    def __init__(self, homes: Mapping[str, str]) -> None:
-        self._methods: dict[str, str | type[Method]] = dict(homes)
-
-    def __getitem__(self, name: str) -> type[Method]:
-        """Return a method's class, imported now if it was not before."""
-        found = self._methods[name]
-        if isinstance(found, str):
-            module, _, kind = found.partition(":")
-            method: type[Method] = getattr(import_module(module), kind)
-            self._methods[name] = found = method
-        return found
-
-    def __setitem__(self, name: str, method: type[Method]) -> None:
-        """Add a method, or replace the one of that name."""
-        self._methods[name] = method
-
-    def __delitem__(self, name: str) -> None:
-        """Remove a method."""
-        del self._methods[name]
-
-    def __iter__(self) -> Iterator[str]:
-        """Yield the names; nothing is imported."""
-        return iter(self._methods)
-
-    def __len__(self) -> int:
-        """Return how many methods there are."""
-        return len(self._methods)
-
-    def __contains__(self, name: object) -> bool:
-        """Return whether there is a method of that name; nothing is imported."""
-        return name in self._methods
-
-
-METHODS = Registry(
+METHODS: Registry[Method] = Registry(
     {
         "zero-shot": "cuecraft.methods.in_context:ZeroShot",
         "in-context": "cuecraft.methods.in_context:InContext",

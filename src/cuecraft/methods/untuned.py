@@ -7,12 +7,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from cuecraft.artifact import AnyPrompt, Calibration, HardPrompt, calibration
-from cuecraft.artifact.predictor import Candidate, finite
+from cuecraft.artifact import AnyPrompt, Calibration, HardPrompt
+from cuecraft.artifact.predictor import finite
 from cuecraft.backbone import ClassHead, SequenceBackbone
 from cuecraft.backbone.columns import class_scores
 from cuecraft.core.events import TrainStep
-from cuecraft.methods.problem import CalibrationKind, Problem, Score, Selection
+from cuecraft.methods.candidate import Candidate
+from cuecraft.methods.objectives import Score
+from cuecraft.methods.problem import CalibrationKind, Problem, Selection
 from cuecraft.task import Example
 
 
@@ -27,20 +29,20 @@ def _scored_start(problem: Problem, token_ids: tuple[int, ...], kind: Calibratio
     prompt, backbone = HardPrompt(token_ids), problem.backbone
     if isinstance(backbone, SequenceBackbone):
         features = backbone.features(problem.train.context, prompt)
-        head = _head_of(problem, features)
+        head = problem.train.fitted_head(features)
         candidate = calibrated(problem, replace(prompt, head=head), kind)
         logits = class_scores(features, head)
     else:
         logits = finite(backbone.class_logits(problem.train.context, prompt), backbone)
         candidate = Candidate(prompt, calibration_of(problem, prompt, kind, logits))
-    return candidate, Score.of(candidate.joined(logits[None]), problem.train.labels, problem.train.weights)
+    return candidate, problem.train.scores(candidate.joined(logits[None], problem.objective)).mean
 
 
 def untuned_prompt(problem: Problem, kind: CalibrationKind) -> tuple[Candidate, Score | None]:
     """Return the template's own words as `starting_point` does, and their score on the training examples.
 
     Where the time ends first they stay uncalibrated and unscored. A class head, which has to be there, is then fitted
-    to one example of each class, outside of the limit.
+    to one example of each stratum, outside of the limit.
 
     Raises:
         BackboneError: the model answers with NaN or infinity.
@@ -48,10 +50,9 @@ def untuned_prompt(problem: Problem, kind: CalibrationKind) -> tuple[Candidate, 
     with problem.in_time():
         return _scored_start(problem, problem.initial_ids, kind)
     if not isinstance(problem.backbone, SequenceBackbone):
-        plain = Calibration.none(problem.task.verbalizer.num_classes)
-        return Candidate(HardPrompt(problem.initial_ids), plain, is_cut=True), None
-    labels = problem.train.labels.tolist()
-    few = replace(problem, train=problem.train.select([labels.index(label) for label in sorted(set(labels))]))
+        return Candidate(HardPrompt(problem.initial_ids), problem.objective.plain(), is_cut=True), None
+    strata = problem.train.golds.strata
+    few = replace(problem, train=problem.train.select([strata.index(own) for own in sorted(set(strata))]))
     found = starting_point(few, problem.initial_ids, CalibrationKind.NONE)
     return replace(found, is_cut=True), None
 
@@ -69,7 +70,7 @@ def begin(problem: Problem, kind: CalibrationKind, phase: str = "untuned") -> tu
 def calibrated(problem: Problem, prompt: AnyPrompt, kind: CalibrationKind) -> Candidate:
     """Return a prompt with the calibration of its own logits; a class head needs none."""
     if prompt.head is not None:
-        return Candidate(prompt, Calibration.none(problem.task.verbalizer.num_classes))
+        return Candidate(prompt, problem.objective.plain())
     return Candidate(prompt, calibrate(problem, prompt, kind))
 
 
@@ -78,7 +79,7 @@ CONTENT_FREE = ("N/A", "[MASK]", "...")
 
 @torch.no_grad()
 def calibrate(problem: Problem, prompt: AnyPrompt, kind: CalibrationKind) -> Calibration:
-    """Calibrate a prompt on the problem's training texts (`batch`), labels (`fitted`) or on no texts at all."""
+    """Calibrate a prompt on the problem's training texts (`batch`), right answers (`fitted`) or on no texts at all."""
     needs_texts = kind in (CalibrationKind.BATCH, CalibrationKind.FITTED)
     logits = problem.backbone.class_logits(problem.train.context, prompt) if needs_texts else None
     return calibration_of(problem, prompt, kind, logits)
@@ -91,22 +92,16 @@ def calibration_of(problem: Problem, prompt: AnyPrompt, kind: CalibrationKind, l
     if kind is CalibrationKind.CONTEXTUAL:
         names = problem.task.template.field_names
         empty = [Example(dict.fromkeys(names, text)) for text in CONTENT_FREE]
-        return calibration.contextual(backbone.class_logits(backbone.context(empty, problem.task), prompt))
+        return problem.objective.flattened(backbone.class_logits(backbone.context(empty, problem.task), prompt))
     if kind is CalibrationKind.NONE or logits is None:
-        return Calibration.none(problem.task.verbalizer.num_classes)
+        return problem.objective.plain()
     if kind is CalibrationKind.BATCH:
-        return calibration.batch(logits)
-    return calibration.fitted(logits, problem.train.labels, weights=problem.train.weights)
+        return problem.objective.flattened(logits)
+    return problem.train.golds.fitted(logits, problem.train.weights)
 
 
 def fit_head(problem: Problem, prompt: AnyPrompt) -> ClassHead:
     """Fit a class head to the prompt's frozen features of the training texts."""
     with torch.no_grad():
         features = problem.backbone.features(problem.train.context, prompt)
-    return _head_of(problem, features)
-
-
-def _head_of(problem: Problem, features: Tensor) -> ClassHead:
-    """Fit a class head to features `[B, d]` of the training texts."""
-    classes = problem.task.verbalizer.num_classes
-    return calibration.fitted_head(features, problem.train.labels, classes, weights=problem.train.weights)
+    return problem.train.fitted_head(features)

@@ -73,12 +73,11 @@ def prompt_detector(
         CuecraftError: the artifact or its backbone cannot be used.
     """
     from cuecraft.artifact import load_artifact, member_folders
-    from cuecraft.artifact.predictor import PromptEnsemble, TunedPrompt
+    from cuecraft.artifact.predictor import Predictor
 
     task = load_artifact(next(iter(member_folders(folder)), folder)).task
     field = only_field(task.template.field_names, str(folder))
-    kind = PromptEnsemble if member_folders(folder) else TunedPrompt
-    classifier = kind.load(folder, model, device, local_files_only, dtype)
+    classifier = Predictor.load(folder, model, device, local_files_only, dtype)
     classes = [str(name) for name in classifier.classes_.tolist()]
 
     def answers(texts: Sequence[str]) -> Any:

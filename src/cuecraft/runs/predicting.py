@@ -15,7 +15,7 @@ from cuecraft.export.runtime.manifest import EXPORT
 from cuecraft.export.runtime.model import check_where
 
 if TYPE_CHECKING:
-    from cuecraft.artifact.predictor import PromptEnsemble, TunedPrompt
+    from cuecraft.artifact.predictor import Predictor
     from cuecraft.core.events import Event
 
 
@@ -69,15 +69,13 @@ def predict_records(
 
 def _classifier(
     folder: Path, prompt: str | None, model: str | None, device: str, local_files_only: bool, dtype: str
-) -> ExportedClassifier | TunedPrompt | PromptEnsemble:
+) -> ExportedClassifier | Predictor:
     """Return what answers; an exported folder needs no PyTorch, so nothing of it is imported then."""
     if is_export(folder):
         check_where(folder, model, dtype)
         return ExportedClassifier.load(folder, RuntimeOptions(device=device), prompt)
     if prompt is not None:
         raise ExportError(f"{folder}: is no export of several prompts; leave {named('prompt')} out")
-    from cuecraft.artifact import member_folders
-    from cuecraft.artifact.predictor import PromptEnsemble, TunedPrompt
+    from cuecraft.artifact.predictor import Predictor
 
-    kind = PromptEnsemble if member_folders(folder) else TunedPrompt
-    return kind.load(folder, model, device, local_files_only, dtype)
+    return Predictor.load(folder, model, device, local_files_only, dtype)

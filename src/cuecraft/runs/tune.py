@@ -32,7 +32,7 @@ from cuecraft.methods.search.label_free.pool import read_cues
 from cuecraft.methods.search.label_words import LabelWordSearch
 from cuecraft.runs.spec import TuneRequest, WordsRequest
 from cuecraft.task import Verbalizer
-from cuecraft.task.verbalizer import default_word, distinct_words
+from cuecraft.task.answers.labels import default_word, distinct_words
 
 _SPREAD = ("dev_accuracy", "held_out_accuracy", "test_accuracy", "test_macro_f1")
 

@@ -10,44 +10,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cuecraft.artifact import Artifact, Calibration
+from cuecraft.artifact import Artifact
 from cuecraft.artifact.manifest import BackboneEntry, Manifest
-from cuecraft.backbone import AnyBackbone, ReadyPrompt
-from cuecraft.core.errors import ArtifactError, BackboneError
+from cuecraft.artifact.predictor import Member, Predictor
+from cuecraft.backbone import AnyBackbone
+from cuecraft.core.errors import ArtifactError
 from cuecraft.core.storage import digest
 from cuecraft.data import Record
 from cuecraft.serving.registry import AnyShelf, Prompts, described
-from cuecraft.task import Example, Task
+from cuecraft.task import Decision, Example, Task
 
 
 def _check_sizes(name: str, artifact: Artifact) -> None:
-    """Raise ArtifactError where the parts of an artifact are not for one number of classes."""
-    classes = artifact.task.verbalizer.num_classes
+    """Raise ArtifactError where the parts of an artifact are not for one number of options."""
+    options = artifact.task.answers.size
     heads = [prompt.head for prompt in artifact.prompts if prompt.head is not None]
     sizes = {
-        len(artifact.classes),
+        options,
         *(len(calibration.bias) for calibration in artifact.calibrations),
         *(len(part) for head in heads for part in (head.weight, head.bias)),
     }
-    if sizes != {classes}:
-        raise ArtifactError(f"prompt {name!r}: its parts are for different numbers of classes; tune it again")
-
-
-@dataclass(frozen=True, eq=False)
-class Member:
-    """One prompt of several that answer together, or the only one.
-
-    Args:
-        backbone: what reads the texts: the served backbone, or a twin with tuned weights.
-        ready: the prompt, as `backbone` takes it.
-        calibration: of its logits.
-        share: of its probabilities in the mean; those of all members add up to 1.
-    """
-
-    backbone: AnyBackbone
-    ready: ReadyPrompt
-    calibration: Calibration
-    share: float
+    if sizes != {options}:
+        raise ArtifactError(f"prompt {name!r}: its parts are for different numbers of options; tune it again")
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +40,7 @@ class ListedPrompt:
 
     Args:
         name: its id.
-        task: template and verbalizer.
-        classes: `[C]` the classes as the user's data has them.
+        task: template and answer space.
         manifest: of the artifact, or of the first of an ensemble.
         version: the SHA-256 (hex) of the artifact, of all of them in an ensemble; any name where it was never written.
         count: of the prompts whose probabilities are averaged.
@@ -65,7 +48,6 @@ class ListedPrompt:
 
     name: str
     task: Task
-    classes: tuple[Any, ...]
     manifest: Manifest
     version: str
     count: int
@@ -80,7 +62,7 @@ class ListedPrompt:
         if not artifacts:
             raise ArtifactError(f"prompt {name!r} has no artifact; give one")
         first = artifacts[0]
-        if any((own.task, own.classes) != (first.task, first.classes) for own in artifacts):
+        if any(own.task != first.task for own in artifacts):
             raise ArtifactError(
                 f"prompt {name!r}: an ensemble needs one template, the same examples in it and one "
                 "set of classes for all"
@@ -91,7 +73,7 @@ class ListedPrompt:
         hashes = [artifact.manifest.artifact_sha256 or uuid.uuid4().hex for artifact in artifacts]
         version = hashes[0] if len(hashes) == 1 else digest({"members": hashes})
         count = sum(len(artifact.prompts) for artifact in artifacts)
-        return ListedPrompt(name, first.task, first.classes, first.manifest, version, count)
+        return ListedPrompt(name, first.task, first.manifest, version, count)
 
     def example(self, fields: Mapping[str, str]) -> Example:
         """Return a text's fields as an example of the task.
@@ -119,10 +101,10 @@ class ServedPrompt(ListedPrompt):
     """A prompt that is ready to answer.
 
     Args:
-        members: the prompts whose probabilities are averaged; one, unless several answer together.
+        predictor: the prompts whose probabilities are averaged.
     """
 
-    members: tuple[Member, ...] = ()
+    predictor: Predictor
 
     @classmethod
     def over(cls, backbone: AnyBackbone, name: str, artifacts: Sequence[Artifact]) -> ServedPrompt:
@@ -133,26 +115,19 @@ class ServedPrompt(ListedPrompt):
             CuecraftError: a prompt, or its tuned weights, does not fit the backbone.
         """
         listed = ListedPrompt.of(name, artifacts)
-        members = []
-        for artifact in artifacts:
-            artifact.check_backbone(backbone)
-            reader = artifact.reader(backbone)
-            own = backbone if reader is None else reader.held()
-            share = 1 / (len(artifacts) * len(artifact.prompts))
-            for prompt, calibration in zip(artifact.prompts, artifact.calibrations, strict=True):
-                members.append(Member(own, own.ready(prompt, artifact.task), calibration, share))
-        return cls(**vars(listed), members=tuple(members))
+        predictor = Predictor.together([Predictor.of(artifact, backbone) for artifact in artifacts])
+        for member in predictor.members:
+            assert member.ready  # made here, not while a text waits
+        return cls(**vars(listed), predictor=predictor)
 
-    def probabilities(self, logits: Sequence[Tensor]) -> list[float]:
-        """Return class probabilities `[C]`, given class logits `[C]` of each member."""
-        pairs = zip(self.members, logits, strict=True)
-        calibrated = torch.stack([member.calibration.apply(own.double().cpu()) for member, own in pairs])
-        if not bool(calibrated.isfinite().all()):
-            raise BackboneError(
-                f"prompt {self.name!r} answers with NaN or infinity; check it, the weights and the dtype"
-            )
-        shares = torch.tensor([[member.share] for member in self.members], dtype=torch.float64)
-        found: list[float] = (shares * calibrated.softmax(-1)).sum(0).tolist()
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """The prompts that answer."""
+        return self.predictor.members
+
+    def decided(self, logits: Sequence[Tensor], example: Example) -> Decision:
+        """Return the answer to a text, given logits `[O]` of each member."""
+        (found,) = self.task.answers.decide(self.predictor.mixed(logits)[None], [example])
         return found
 
 

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from cuecraft.core.errors import ClosingError, QueueFullError, ServeError
 from cuecraft.core.options import Options
-from cuecraft.serving.registry import AnyShelf, member_logits
+from cuecraft.serving.registry import AnyShelf, decide_mixed
 from cuecraft.serving.requests import STOPPING, Answer, Job, Ticket, Watcher, check_asked
 
 _TOGETHER = 256  # texts that are turned into token ids at once
@@ -266,8 +266,8 @@ class Engine:
         """Make one batch of jobs and deliver its answers; where it fails, each job is tried alone."""
         begun = time.monotonic()
         try:
-            logits = member_logits([(job.served, job.pieces) for job in jobs])
-            answers = [job.answer(job.served.probabilities(own)) for job, own in zip(jobs, logits, strict=True)]
+            found = decide_mixed([(job.served, job.example, job.pieces) for job in jobs])
+            answers = [job.answer(own) for job, own in zip(jobs, found, strict=True)]
         except Exception as error:  # whatever is wrong with one row must not take the others, or this thread, with it
             if len(jobs) > 1:
                 for job in jobs:

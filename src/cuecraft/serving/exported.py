@@ -17,7 +17,7 @@ from cuecraft.export.runtime.manifest import PromptEntry
 from cuecraft.export.runtime.model import FoldedPrompt
 from cuecraft.export.runtime.sessions import cores
 from cuecraft.serving.registry import AnyShelf, described
-from cuecraft.task import Example, Task
+from cuecraft.task import Decision, Example, Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,13 +54,8 @@ class ListedExport:
 
     @cached_property
     def task(self) -> Task:
-        """Template and verbalizer."""
+        """Template and answer space."""
         return self.entry.task.task()
-
-    @property
-    def classes(self) -> tuple[Any, ...]:
-        """The classes `[C]` as the user's data has them."""
-        return tuple(self.entry.task.classes)
 
     @property
     def version(self) -> str:
@@ -94,8 +89,8 @@ class ExportedPrompt(ListedExport):
 
     members: tuple[ExportedMember, ...] = ()
 
-    def probabilities(self, logits: Sequence[np.ndarray]) -> list[float]:
-        """Return class probabilities `[C]`, given the graph's log-probabilities `[C]`.
+    def decided(self, logits: Sequence[np.ndarray], example: Example) -> Decision:
+        """Return the answer to a text, given the graph's log-probabilities `[C]`.
 
         Raises:
             BackboneError: they are no numbers.
@@ -103,8 +98,8 @@ class ExportedPrompt(ListedExport):
         found = np.exp(logits[0])
         if not np.isfinite(found).all():
             raise BackboneError(f"prompt {self.name!r} answers with NaN; export it again, in fp32")
-        shares: list[float] = found.tolist()
-        return shares
+        (decision,) = self.task.answers.decide(found[None].astype(np.float64), [example])
+        return decision
 
 
 class ExportShelf(AnyShelf[ExportedPrompt]):

@@ -108,4 +108,4 @@ def _served_detector(name: str, attack: Sequence[str], engine: AnyEngine) -> Pro
         except TimeoutError:
             raise DeadlineError(TOO_LATE) from None
 
-    return PromptDetector(name, answers, [str(label) for label in served.classes], attack)
+    return PromptDetector(name, answers, [str(label) for label in served.task.answers.classes], attack)

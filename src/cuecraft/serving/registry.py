@@ -13,7 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from cuecraft.core.errors import ServeError, UnknownPromptError
 from cuecraft.export.runtime.manifest import PROMPT_NAME
-from cuecraft.task import Example, Task
+from cuecraft.task import Decision, Example, Task
 from cuecraft.task.rendering import Pieces, Renderer
 
 
@@ -34,12 +34,7 @@ class Listed(Protocol):
 
     @property
     def task(self) -> Task:
-        """Template and verbalizer."""
-        ...
-
-    @property
-    def classes(self) -> tuple[Any, ...]:
-        """The classes `[C]` as the user's data has them."""
+        """Template and answer space."""
         ...
 
     @property
@@ -62,7 +57,7 @@ def described(prompt: Listed, **more: Any) -> dict[str, Any]:
     return {
         "id": prompt.name,
         "version": prompt.version,
-        "classes": list(prompt.classes),
+        "classes": list(prompt.task.answers.classes),
         "fields": list(template.field_names),
         "template": template.source,
         **more,
@@ -118,19 +113,23 @@ class Served(Listed, Protocol):
         """The prompts whose probabilities are averaged, each a `Member`; one, unless several answer together."""
         ...
 
-    def probabilities(self, logits: Sequence[Any]) -> list[float]:
-        """Return class probabilities `[C]`, given what its members' readers returned for a text."""
+    def decided(self, logits: Sequence[Any], example: Example) -> Decision:
+        """Return the answer to a text, given what its members' readers returned for it.
+
+        Raises:
+            BackboneError: that is NaN or infinite.
+        """
         ...
 
 
-def member_logits(rows: Sequence[tuple[Served, Pieces]]) -> list[list[Any]]:
-    """Return class logits `[C]` of each row's members, over as few passes as their readers allow.
+def decide_mixed(rows: Sequence[tuple[Served, Example, Pieces]]) -> list[Decision]:
+    """Return the answer to each row, over as few passes as the readers of its prompt's members allow.
 
     Args:
         rows: texts, each with a prompt of its own and as that prompt's renderer writes it.
     """
     by_reader: dict[int, tuple[Reader, list[tuple[int, Any]]]] = {}
-    for number, (served, pieces) in enumerate(rows):
+    for number, (served, _, pieces) in enumerate(rows):
         for member in served.members:
             _, own = by_reader.setdefault(id(member.backbone), (member.backbone, []))
             own.append((number, (member.ready, pieces)))
@@ -139,7 +138,7 @@ def member_logits(rows: Sequence[tuple[Served, Pieces]]) -> list[list[Any]]:
         logits = reader.mixed_logits([row for _, row in own])
         for (number, _), part in zip(own, logits, strict=True):
             found[number].append(part)
-    return found
+    return [served.decided(own, example) for (served, example, _), own in zip(rows, found, strict=True)]
 
 
 P = TypeVar("P", bound=Listed)

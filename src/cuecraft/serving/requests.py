@@ -14,7 +14,7 @@ from pydantic import Field
 from cuecraft.core.errors import DeadlineError, ServeError
 from cuecraft.core.options import Options
 from cuecraft.serving.registry import Prompts, Served
-from cuecraft.task import Example
+from cuecraft.task import Decision, Example
 from cuecraft.task.rendering import Pieces
 
 TOO_LATE = "the answer was not there in time; allow more time or ask for less at once"
@@ -36,21 +36,19 @@ class Answer:
     Args:
         prompt: its id.
         version: the hash of its artifact.
-        classes: `[C]` the classes.
-        probabilities: `[C]`, 0 to 1.
+        decision: the answer, and the probability of each option.
         is_cut: whether the text was cut at its end to fit.
     """
 
     prompt: str
     version: str
-    classes: tuple[Any, ...]
-    probabilities: tuple[float, ...]
+    decision: Decision
     is_cut: bool
 
     @property
-    def label(self) -> Any:
-        """The likeliest class."""
-        return self.classes[self.probabilities.index(max(self.probabilities))]
+    def probabilities(self) -> tuple[float, ...]:
+        """The probability of each option `[O]`."""
+        return tuple(self.decision.options.values())
 
 
 class AnyEngine(Protocol):
@@ -185,10 +183,9 @@ class Job:
         """Return whether anybody still waits for it; every ticket whose time is over fails."""
         return any([ticket.is_wanted(now) for ticket, _ in self.waiters])  # noqa: C419  # each is asked
 
-    def answer(self, probabilities: Sequence[float]) -> Answer:
+    def answer(self, decision: Decision) -> Answer:
         """Return its answer."""
-        served = self.served
-        return Answer(served.name, served.version, served.classes, tuple(probabilities), self.is_cut)
+        return Answer(self.served.name, self.served.version, decision, self.is_cut)
 
 
 class Limits(Options):

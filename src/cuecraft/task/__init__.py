@@ -1,11 +1,14 @@
-"""What is asked of a model: fields, template, classes and label words. No torch here."""
+"""What is asked of a model: fields, template, and what counts as an answer. No torch here."""
 
-from cuecraft.task.task import Example, Shot, Task
+from cuecraft.task.answers import AnswerSpace, Decision, Verbalizer
+from cuecraft.task.example import Example
+from cuecraft.task.task import Shot, Task
 from cuecraft.task.template import Conversation, Field, Literal, MaskSlot, PromptSlot, Template
-from cuecraft.task.verbalizer import Verbalizer
 
 __all__ = [
+    "AnswerSpace",
     "Conversation",
+    "Decision",
     "Example",
     "Field",
     "Literal",

@@ -148,9 +148,9 @@ class Renderer:
         special tokens in them stay text.
         """
         ids = list[int]()
-        rows = self._field_ids([Example(dict(shot.fields)) for shot in shots])
+        examples = [Example(dict(shot.fields)) for shot in shots]
         behind = () if self._is_chat else (BETWEEN_SHOTS,)
-        for number, (shot, row) in enumerate(zip(shots, rows, strict=True)):
+        for number, (shot, example, row) in enumerate(zip(shots, examples, self._field_ids(examples), strict=True)):
             texts = iter(row)
             for piece in (*self.task.template.example(number).pieces, *behind):
                 if isinstance(piece, Field):
@@ -158,7 +158,7 @@ class Renderer:
                 elif isinstance(piece, PromptSlot):
                     ids += self.prompt_ids
                 elif isinstance(piece, MaskSlot):
-                    ids += self.answer_ids(self.task.verbalizer.words[shot.label][:1])[0]
+                    ids += self.answer_ids([self.task.answers.written(example, shot.gold)])[0]
                 else:
                     ids += self._literal(piece)
         return tuple(ids)
@@ -366,13 +366,12 @@ class Renderer:
         return "" if self._writes_own_space else mask.prefix
 
     def _label_ids(self) -> LabelIds:
-        verbalizer = self.task.verbalizer
         # Words that a tokenizer writes alike ("good", "Good" in an uncased one) are one word.
         classes = tuple(
             tuple(
                 dict.fromkeys(self._checked(word, ids) for word, ids in zip(words, self.answer_ids(words), strict=True))
             )
-            for words in verbalizer.words
+            for words in self.task.answers.options.values()
         )
         owners: dict[tuple[int, ...], int] = {}
         for number, words in enumerate(classes):
@@ -386,7 +385,8 @@ class Renderer:
     def _check_apart(self, one: int, other: int) -> None:
         """Raise LabelWordError unless two class numbers, of words of which one begins as the other, are the same."""
         if one != other:
-            names = [repr(self.task.verbalizer.labels[number]) for number in sorted((one, other))]
+            options = list(self.task.answers.options)
+            names = [repr(options[number]) for number in sorted((one, other))]
             raise LabelWordError(
                 f"classes {' and '.join(names)} have label words that this tokenizer writes alike or one as the "
                 "beginning of the other; give other label words"

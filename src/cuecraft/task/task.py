@@ -1,38 +1,31 @@
-"""A task: template, verbalizer, the examples made of records; and a task as a manifest has it."""
+"""A task: template, answer space, the examples made of records; and a task as a manifest has it."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator, model_validator
 
-from cuecraft.core.errors import DataError, TemplateError
+from cuecraft.core.errors import DataError, MethodError, TemplateError
 from cuecraft.data import Record
+from cuecraft.task.answers import AnswerSpace, Gold, Verbalizer, answer_space, answers_document
+from cuecraft.task.example import Example
 from cuecraft.task.template import Conversation, Template
-from cuecraft.task.verbalizer import Verbalizer
-
-
-@dataclass(frozen=True)
-class Example:
-    """One text to classify: its fields and, where known, the number of its class and its weight in a training."""
-
-    fields: Mapping[str, str]
-    label: int | None = None
-    weight: float | None = None
 
 
 @dataclass(frozen=True)
 class Shot:
-    """A labelled example that stands in front of every text.
+    """An example with its answer, which stands in front of every text.
 
     Args:
         fields: pairs of a field's name and its text.
-        label: the number of its class.
+        gold: its right answer, as the task's answer space has it.
     """
 
     fields: tuple[tuple[str, str], ...]
-    label: int
+    gold: Gold
 
 
 @dataclass(frozen=True)
@@ -41,7 +34,7 @@ class Task:
 
     Args:
         template: where the fields, the tuned tokens and the answer stand.
-        verbalizer: the classes and their label words.
+        answers: what counts as an answer, as the classes and their label words.
         max_tokens: tokens of one input at most, cue included; None for as many as the backbone has positions.
         reserve: positions kept free for tuned tokens when texts are cut to fit.
         shots: labelled examples in front of every text, first to last; each is written in the template with the
@@ -56,7 +49,7 @@ class Task:
     """
 
     template: Template
-    verbalizer: Verbalizer
+    answers: AnswerSpace
     max_tokens: int | None = None
     reserve: int = 32
     shots: tuple[Shot, ...] = ()
@@ -73,22 +66,40 @@ class Task:
                 "of them; put it into the user's turn"
             )
         for number, shot in enumerate(self.shots, start=1):
-            if not 0 <= shot.label < self.verbalizer.num_classes:
-                raise DataError(
-                    f"example {number} in the prompt is of class number {shot.label}; there is no such class"
-                )
+            try:
+                self.answers.label(shot.gold)
+            except DataError as error:
+                raise DataError(f"example {number} in the prompt is of {error}") from None
             self.check_fields(dict(shot.fields), f"example {number} in the prompt")
         if self.max_tokens is not None and self.max_tokens <= self.reserve:
             raise DataError(
                 f"max_tokens is {self.max_tokens} and {self.reserve} are kept for the prompt; allow more tokens"
             )
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether the answers are classes with label words."""
+        return isinstance(self.answers, Verbalizer)
+
+    @property
+    def verbalizer(self) -> Verbalizer:
+        """The answers as classes with label words.
+
+        Raises:
+            MethodError: they are of another kind.
+        """
+        if not isinstance(self.answers, Verbalizer):
+            raise MethodError(
+                f"this needs classes with label words; the task's answers are of kind {self.answers.kind}"
+            )
+        return self.answers
+
     def examples(self, records: Sequence[Record]) -> list[Example]:
         """Turn records into examples.
 
         Raises:
             TemplateError: the template names a field that a record does not have.
-            DataError: a label is not one of the classes.
+            DataError: a label is no answer of the task.
         """
         return [self._example(row, record) for row, record in enumerate(records, start=1)]
 
@@ -111,55 +122,63 @@ class Task:
         if record.label is None:
             return Example(fields)
         try:
-            return Example(fields, self.verbalizer.index(record.label), record.weight)
+            return Example(fields, self.answers.gold(record), record.weight)
         except DataError as error:
             raise DataError(f"row {row}: {error}") from None
 
 
 class ShotEntry(BaseModel):
-    """A labelled example in front of every text: its text by field, and its class."""
+    """An example in front of every text: its text by field, and its answer."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     fields: dict[str, str]
-    label: str
+    label: Any
+
+
+#: What an entry had in place of `answers` while labels were the only kind.
+_OLD = {"labels": "labels", "words": "label_words", "classes": "classes"}
 
 
 class TaskEntry(BaseModel):
-    """Template and verbalizer, examples in front of a text, all or the nearest, and the turns of a chat template."""
+    """Template and answer space, examples in front of a text, all or the nearest, and the turns of a chat template."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     template: str
-    classes: list[bool | int | float | str]
-    labels: list[str]
-    label_words: list[list[str]]
+    answers: Annotated[AnswerSpace, PlainValidator(answer_space), PlainSerializer(answers_document)]
     max_tokens: int | None
     reserve: int
     shots: list[ShotEntry] = []
     nearest: int | None = None
     chat: Conversation | None = None
 
+    @model_validator(mode="before")
     @classmethod
-    def of(cls, task: Task, classes: Sequence[bool | int | float | str]) -> TaskEntry:
-        """Return the entry of a task, with its classes `[C]` as the user's data has them."""
-        labels, words = task.verbalizer.labels, task.verbalizer.words
+    def _of_labels(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.keys() >= set(_OLD.values()):
+            rest = {name: value for name, value in given.items() if name not in _OLD.values()}
+            return rest | {"answers": {"kind": "labels", **{name: given[old] for name, old in _OLD.items()}}}
+        return given
+
+    @classmethod
+    def of(cls, task: Task) -> TaskEntry:
+        """Return the entry of a task."""
         return cls(
             template=task.template.source,
-            classes=list(classes),
-            labels=list(labels),
-            label_words=[list(own) for own in words],
+            answers=answers_document(task.answers),
             max_tokens=task.max_tokens,
             reserve=task.reserve,
-            shots=[ShotEntry(fields=dict(shot.fields), label=labels[shot.label]) for shot in task.shots],
+            shots=[ShotEntry(fields=dict(shot.fields), label=task.answers.label(shot.gold)) for shot in task.shots],
             nearest=task.nearest,
             chat=task.template.chat,
         )
 
     def task(self) -> Task:
         """Return the task."""
-        words = tuple(tuple(own) for own in self.label_words)
-        verbalizer = Verbalizer(tuple(self.labels), words)
-        shots = tuple(Shot(tuple(own.fields.items()), verbalizer.index(own.label)) for own in self.shots)
-        template = Template(self.template, self.chat)
-        return Task(template, verbalizer, self.max_tokens, self.reserve, shots, self.nearest)
+        shots = tuple(
+            Shot(tuple(own.fields.items()), self.answers.gold(Record(own.fields, own.label))) for own in self.shots
+        )
+        return Task(
+            Template(self.template, self.chat), self.answers, self.max_tokens, self.reserve, shots, self.nearest
+        )

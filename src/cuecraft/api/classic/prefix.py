@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from cuecraft.artifact import Calibration, HardPrompt, PrefixPrompt
-from cuecraft.artifact.predictor import Candidate
 from cuecraft.backbone import load_backbone
 from cuecraft.backbone.hosted import within_vocabulary
 from cuecraft.core.errors import BackboneError, DataError
@@ -22,6 +21,7 @@ from cuecraft.core.options import make_options
 from cuecraft.core.seeding import torch_generator
 from cuecraft.data.labels import class_names, label_name, words_by_name
 from cuecraft.data.texts import as_records
+from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.prepare import DEFAULT_CUE, make_problem, make_task
 from cuecraft.methods.problem import Labelled, Selection
 from cuecraft.methods.train.loop import TrainingOptions, train
@@ -122,7 +122,7 @@ def _prefix_first(data: Labelled) -> Labelled:
     """Put what a tokenizer writes before every text behind the prefix, where a module's own pass has it."""
     context = data.context
     pieces = tuple(Pieces((), piece.before + piece.after) for piece in context.pieces)
-    return Labelled(replace(context.unread(), pieces=pieces), data.labels)
+    return Labelled(replace(context.unread(), pieces=pieces), data.golds)
 
 
 def train_class_head(

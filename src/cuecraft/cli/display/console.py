@@ -117,8 +117,8 @@ def _advance(bars: Progress, bar: TaskID, event: Event) -> None:
     state = event.phase
     if isinstance(event, Scored) and event.train_loss is not None:
         state += f": loss {event.train_loss:.3f}"
-    if isinstance(event, Scored | HeldOutStep) and event.dev_accuracy is not None:
-        state += f", dev accuracy {event.dev_accuracy:.3f}"
+    if isinstance(event, Scored | HeldOutStep) and event.dev_score is not None:
+        state += f", dev {event.measure} {event.dev_score:.3f}"
     if isinstance(event, Answered) and event.padding is not None:
         state += f", {event.padding:.0%} padding"
     counted: dict[str, Any] = {} if event.total is None else {"completed": event.step, "total": event.total}

@@ -23,9 +23,9 @@ def demo_document(result: DemoResult, folder: str, seconds: float) -> dict[str, 
     rows = [
         {
             "method": row.name,
-            "test_accuracy": row.test.accuracy,
+            "test_accuracy": row.test.primary,
             "interval_95": list(row.interval),
-            "dev_accuracy": row.dev.accuracy,
+            "dev_accuracy": row.dev.primary,
             "dev_loss": row.dev.loss,
             "seconds": round(row.seconds, 2),
             "tuned_parameters": row.tuned_parameters,

@@ -172,9 +172,7 @@ def print_manifest(manifest: Manifest, folder: str) -> None:
         "template": repr(task.template),
         "prompt": f"{prompt.kind}, {prompt.length} tokens: {prompt.described!r}",
         "words": repr(manifest.words) if manifest.words else "",
-        "classes": "; ".join(
-            f"{label} = {', '.join(words)}" for label, words in zip(task.labels, task.label_words, strict=True)
-        ),
+        "classes": "; ".join(f"{label} = {', '.join(words)}" for label, words in task.answers.options.items()),
         "calibration": _calibrations(manifest.calibrations),
         "metrics": ", ".join(f"{name} {value:.3f}" for name, value in manifest.metrics.items()),
         "data": ", ".join(f"{name} {d.rows} rows ({d.sha256[:8]})" for name, d in manifest.data.items()),

@@ -28,7 +28,7 @@ TOKENIZER = "tokenizer.json"
 PROMPT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 #: Inputs of every graph; and of one with several prompts, the numbers of those that are asked.
 INPUTS, PROMPTS = ("input_ids", "attention_mask"), "prompts"
-EXPORT_VERSION = 2  # 2: the turns of a chat template
+EXPORT_VERSION = 3  # 2: the turns of a chat template; 3: the answer space in place of classes and label words
 _OWN_HASH = "export_sha256"
 
 

@@ -160,7 +160,7 @@ class ExportedModel:
                 shares = self.probabilities([texts[n] for n in batch], prompts).astype(np.float64)
                 for n, of_text in zip(batch, shares, strict=True):
                     for prompt, own_shares in zip(prompts, of_text, strict=True):
-                        logs = _log_shares(own_shares[: len(prompt.entry.task.labels)])
+                        logs = _log_shares(own_shares[: len(prompt.entry.task.answers.options)])
                         found |= dict.fromkeys(asked[texts[n]][prompt.number], logs)
         return [found[row] for row in range(len(rows))]
 
@@ -204,7 +204,7 @@ class ExportedClassifier:
         self.model = model
         self._ready = model.prompts[model.manifest.prompt(prompt).name]
         self.task_: Task = self._ready.renderer.task
-        self.classes_ = np.array(self._ready.entry.task.classes)
+        self.classes_ = np.array(self._ready.entry.task.answers.classes)
 
     @classmethod
     def load(

@@ -23,25 +23,26 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field
 
 from cuecraft.artifact import HardPrompt
-from cuecraft.artifact.predictor import Candidate
 from cuecraft.backbone import FeatureScale
 from cuecraft.core.errors import BackboneError, MethodError, PromptError, named
-from cuecraft.core.events import Document, Event, HeldOutStep, Refused
+from cuecraft.core.events import Document, Event, Refused
 from cuecraft.methods.auto.contenders import Contender, FirstOrderCue, Together, WordsAlone, probed
 from cuecraft.methods.auto.crossfit import Trainings
 from cuecraft.methods.auto.forms import chosen_form, read_in_chat
 from cuecraft.methods.auto.plans import PLANS, PREFIX_LENGTH, UNIT_HEADS, Preset, configurations, contrasts
 from cuecraft.methods.auto.starts import BarePrefix, BareWords, Start, Words
 from cuecraft.methods.auto.untrained import Untrained
+from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.evidence import Evidence, Tried, Verdict, judge
 from cuecraft.methods.first_order import linearised
 from cuecraft.methods.held_out import gather, stratified_folds, texts_of
 from cuecraft.methods.in_context import BehindShots
-from cuecraft.methods.problem import CalibrationKind, Method, Outcome, Problem, ReadingLimit, Score, note
+from cuecraft.methods.objectives import Score
+from cuecraft.methods.problem import CalibrationKind, Method, Outcome, Problem, ReadingLimit, held_out_step, note
 from cuecraft.methods.search.space import filled_ids
 from cuecraft.methods.untuned import untuned_prompt
+from cuecraft.task.answers.labels import default_word
 from cuecraft.task.rendering import HeadKind
-from cuecraft.task.verbalizer import default_word
 
 _READING = 0.25  # of the time limit
 _ONE, _SEVERAL = 1.0, 2.0  # standard errors within which one prompt, or several, may be as good as the best
@@ -129,7 +130,7 @@ class _Choice:
         self.pool = self.problem.pool
         self.whole = replace(self.problem, train=self.pool, dev=None)
         texts = texts_of(self.pool.context.examples)
-        self.folds = stratified_folds(self.pool.labels, self.plan.folds, self.problem.seed, texts)
+        self.folds = stratified_folds(self.pool.golds.strata, self.plan.folds, self.problem.seed, texts)
 
     def made(self) -> Outcome:
         """Return the outcome."""
@@ -160,6 +161,8 @@ class _Choice:
         """Return whether other label words are tried: the user says so, or gave none and the preset does."""
         if self.options.label_words is not None:
             return self.options.label_words == "search"
+        if not self.problem.task.has_labels:
+            return False
         verbalizer = self.problem.task.verbalizer
         are_defaults = verbalizer.words == tuple((default_word(label),) for label in verbalizer.labels)
         return are_defaults and self.plan.searches_words
@@ -214,7 +217,7 @@ class _Choice:
     def _add(self, contender: Contender) -> None:
         self.contenders.append(contender)
         row = contender.tried(self.problem.seed)
-        self._note(HeldOutStep("tried", tried=row.name, dev_loss=row.loss, dev_accuracy=row.accuracy))
+        self._note(held_out_step("tried", row, self.problem.task.answers.primary))
 
     def _note(self, event: Event) -> None:
         note(self.problem, self.trace, event)
@@ -242,8 +245,8 @@ class _Choice:
                 break
             with self.problem.in_time():  # what was checked before the time ended competes
                 _, logits = linear.held_out(self.whole, self.folds, penalty)
-                parts = logits.log_softmax(-1).split([len(fold.held_out) for fold in self.folds])
-                found = gather(parts, self.pool.labels, self.folds)
+                parts = logits.split([len(fold.held_out) for fold in self.folds])
+                found = gather(parts, self.pool.golds, self.folds)
                 is_least = best is None or found.score.loss < best.held_out.score.loss
                 if is_least and math.isfinite(found.score.loss):
                     made = linear.candidate(linear.fitted(range(len(self.pool)), self.whole, penalty))
@@ -299,14 +302,14 @@ class _Choice:
             with self.problem.in_time():
                 words = chosen.words()
             if found is not None:
-                held_out = Score(evidence.loss, evidence.accuracy)
+                held_out = Score(evidence.loss, evidence.accuracy, evidence.measure)
                 return self._outcome(untuned, found, self._verdict(evidence, untrained, tried), held_out, words, tried)
         _, evidence = (better or compared)[0]
         verdict = self._verdict(evidence, untrained, tried)
         if better:
             reason = "the time limit ended before what was better was made on all examples, so the untuned prompt ships"
             verdict = Verdict("untuned", reason, evidence)
-        before = Score(evidence.untuned_loss, evidence.untuned_accuracy)
+        before = Score(evidence.untuned_loss, evidence.untuned_accuracy, evidence.measure)
         return self._untuned_ships(untuned, verdict, before, tried)
 
     def _verdict(self, evidence: Evidence, untrained: Untrained, tried: Sequence[Tried]) -> Verdict:

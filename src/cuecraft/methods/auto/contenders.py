@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -11,12 +10,12 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from cuecraft.artifact import Calibration, with_head
-from cuecraft.artifact.predictor import Candidate
+from cuecraft.artifact import with_head
 from cuecraft.backbone import FeatureScale
 from cuecraft.backbone.columns import class_scores
 from cuecraft.core.deadline import WhileTimeLasts
 from cuecraft.methods.auto.starts import Start
+from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.evidence import Tried
 from cuecraft.methods.held_out import Fold, HeldOut, gather
 from cuecraft.methods.problem import Problem
@@ -82,9 +81,7 @@ class Contender(ABC):
 
     def tried(self, seed: int) -> Tried:
         """Return its line of the leaderboard; `seed` as for `answers`."""
-        found = self.answers(seed)
-        own = found.score
-        return Tried(self.name, own.loss, own.accuracy, found.sd, len(found.sizes), len(found.labels), self.seconds)
+        return self.answers(seed).tried(self.name, self.seconds)
 
 
 @dataclass(eq=False)
@@ -160,9 +157,8 @@ class ProbedWords(OverWords):
 
     def made(self) -> Candidate:
         """Return the words with a head that is fitted to all examples."""
-        data, classes = self.whole.train, self.whole.task.verbalizer.num_classes
-        head = scaled_head(self.features, data.labels, classes, self.inverse_penalty, data.weights, self.scale)
-        return Candidate(with_head(self.start.bare(self.whole), head), Calibration.none(classes))
+        head = scaled_head(self.whole.train, self.features, self.inverse_penalty, self.scale)
+        return Candidate(with_head(self.start.bare(self.whole), head), self.whole.objective.plain())
 
 
 @torch.no_grad()
@@ -186,18 +182,15 @@ def probed(
         MethodError: the features are all zero.
     """
     begun = time.perf_counter()
-    data, classes = whole.train, whole.task.verbalizer.num_classes
+    data = whole.train
     features = whole.backbone.features(data.context, start.bare(whole)).float()
 
     def answers(inverse_penalty: float) -> HeldOut:
         parts = []
         for fold in folds:
-            rows = fold.train
-            head = scaled_head(
-                features[rows], data.labels[rows], classes, inverse_penalty, data.weights_of(rows), scale
-            )
-            parts.append(class_scores(features[fold.held_out], head).double().log_softmax(-1).cpu())
-        return gather(parts, data.labels, folds)
+            head = scaled_head(data.select(fold.train), features[fold.train], inverse_penalty, scale)
+            parts.append(class_scores(features[fold.held_out], head))
+        return gather(parts, data.golds, folds)
 
     rated = {strength: answers(strength) for strength in inverse_penalties}
     best = min(rated, key=lambda strength: rated[strength].score.loss)
@@ -218,11 +211,10 @@ class Together(Contender):
     @classmethod
     def of(cls, parts: Sequence[Contender], seed: int) -> Together:
         """Join contenders; every prompt that would ship counts alike."""
-        shares = torch.tensor([float(part.members) for part in parts], dtype=torch.float64).log()
-        answers = torch.stack([part.answers(seed).log_probs for part in parts])
-        mean = (answers + shares[:, None, None]).logsumexp(0) - math.log(sum(part.members for part in parts))
+        shares = torch.tensor([float(part.members) for part in parts], dtype=torch.float64)
+        first, values = parts[0].held_out, torch.stack([part.answers(seed).values for part in parts])
         name = "together: " + "; ".join(part.name for part in parts)
-        return cls(name, replace(parts[0].held_out, log_probs=mean), 0.0, parts)
+        return cls(name, replace(first, values=first.golds.objective.mixed(values, shares)), 0.0, parts)
 
     @property
     def members(self) -> int:

@@ -14,12 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
 
 from cuecraft.artifact import with_head
-from cuecraft.artifact.calibration import fitted_head
-from cuecraft.artifact.predictor import Candidate
-from cuecraft.backbone import ClassHead, FeatureScale
+from cuecraft.backbone import FeatureScale
 from cuecraft.backbone.columns import class_scores
 from cuecraft.core.errors import MethodError
 from cuecraft.core.events import Document
@@ -27,6 +24,7 @@ from cuecraft.core.seeding import derived_seed
 from cuecraft.core.storage import digest
 from cuecraft.methods.auto.contenders import Contender
 from cuecraft.methods.auto.starts import Start, retasked
+from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.contrastive.training import ContrastiveTraining
 from cuecraft.methods.gradients import features_of
 from cuecraft.methods.held_out import Fold, HeldOut, answers_of_folds, fold_problem, gather
@@ -160,9 +158,9 @@ class ByHead(Answering):
             for penalty in self.inverse_penalties:
                 parts = []
                 for fold, own in zip(ends.folds, features, strict=True):
-                    head = self._head(own[fold.train], ends.pool.select(fold.train), ends.problems[0], penalty)
-                    parts.append(class_scores(own[fold.held_out], head).double().log_softmax(-1).cpu())
-                found[Way(share, penalty)] = gather(parts, ends.pool.labels, ends.folds)
+                    head = ends.pool.select(fold.train).fitted_head(own[fold.train], penalty, FeatureScale.UNIT)
+                    parts.append(class_scores(own[fold.held_out], head))
+                found[Way(share, penalty)] = gather(parts, ends.pool.golds, ends.folds)
         return found
 
     def loss(self, held_out: HeldOut, seed: int) -> float:
@@ -185,13 +183,9 @@ class ByHead(Answering):
     @torch.no_grad()
     def _headed(self, problem: Problem, candidate: Candidate, data: Labelled, way: Way) -> Candidate:
         assert way.inverse_penalty is not None
-        head = self._head(features_of(problem.backbone, candidate, data), data, problem, way.inverse_penalty)
+        features = features_of(problem.backbone, candidate, data)
+        head = data.fitted_head(features, way.inverse_penalty, FeatureScale.UNIT)
         return replace(candidate, prompt=with_head(candidate.prompt, head))
-
-    def _head(self, features: Tensor, data: Labelled, problem: Problem, inverse_penalty: float) -> ClassHead:
-        """Fit a head to features `[B, d]` of labelled examples."""
-        classes = problem.task.verbalizer.num_classes
-        return fitted_head(features, data.labels, classes, inverse_penalty, data.weights, FeatureScale.UNIT)
 
 
 @dataclass(frozen=True)
@@ -406,7 +400,7 @@ class Trainings:
         rated = {
             way: configuration.answering.loss(own, self._problem.seed)
             for way, own in answers.items()
-            if bool(own.log_probs.isfinite().all())
+            if bool(own.scores.losses.isfinite().all())
         }
         if not rated:
             raise MethodError(f"{configuration.name}: the training diverged; its answers are not finite")

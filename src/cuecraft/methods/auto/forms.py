@@ -14,16 +14,25 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from cuecraft.artifact import HardPrompt
-from cuecraft.artifact.predictor import Candidate
 from cuecraft.core.errors import CuecraftError
-from cuecraft.core.events import Document, Event, HeldOutStep, Refused
+from cuecraft.core.events import Document, Event, Refused
 from cuecraft.methods.auto.contenders import probed
 from cuecraft.methods.auto.plans import Plan
 from cuecraft.methods.auto.starts import GivenWords, OtherWords, Words
+from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.evidence import Evidence, Tried
 from cuecraft.methods.held_out import Fold, HeldOut, few_examples, untuned_answers
 from cuecraft.methods.prepare import default_template, written_template
-from cuecraft.methods.problem import CalibrationKind, Labelled, OtherTask, Outcome, Problem, label_context, note
+from cuecraft.methods.problem import (
+    CalibrationKind,
+    Labelled,
+    OtherTask,
+    Outcome,
+    Problem,
+    held_out_step,
+    label_context,
+    note,
+)
 from cuecraft.task import Example, Task
 from cuecraft.task.chat import has_chat_template
 from cuecraft.task.rendering import HeadKind
@@ -161,7 +170,7 @@ def _compared(problem: Problem, plan: Plan, some: Labelled, folds: list[Fold]) -
     tried = (*plain.tried, *chat.tried)
     trace: list[Document] = []
     for one in tried:
-        note(problem, trace, HeldOutStep("form", tried=one.name, dev_loss=one.loss, dev_accuracy=one.accuracy))
+        note(problem, trace, held_out_step("form", one, problem.task.answers.primary))
     chosen, p_loss = CHAT if is_chat else PLAIN, min(evidence.p_loss for evidence in found)
     note(problem, trace, FormChosen("form", chosen=chosen, rows=len(some), p_loss=p_loss))
     if not is_chat:
@@ -182,14 +191,9 @@ def _measured(problem: Problem, plan: Plan, some: Labelled, folds: list[Fold], n
     begun = time.perf_counter()
     start = Words(name, GivenWords(), some.context.renderer.prompt_ids, differs=False)
     answers = [untuned_answers(problem, some, [HardPrompt(start.token_ids)], folds)(0, CalibrationKind.FITTED)]
-    tried = [_line(name, answers[0], time.perf_counter() - begun)]
+    tried = [answers[0].tried(name, time.perf_counter() - begun)]
     try:
         head = probed(replace(problem, train=some, dev=None), start, folds, plan.heads)
     except CuecraftError:  # such as features that are all zero
         return _Measured(answers, tried)
-    return _Measured([*answers, head.held_out], [*tried, _line(head.name, head.held_out, head.seconds)])
-
-
-def _line(name: str, found: HeldOut, seconds: float) -> Tried:
-    own = found.score
-    return Tried(name, own.loss, own.accuracy, found.sd, len(found.sizes), len(found.labels), seconds)
+    return _Measured([*answers, head.held_out], [*tried, head.held_out.tried(head.name, head.seconds)])

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Self
 
-from cuecraft.artifact import AnyPrompt, Calibration, HardPrompt, PrefixPrompt
-from cuecraft.artifact.predictor import Candidate
+from cuecraft.artifact import AnyPrompt, HardPrompt, PrefixPrompt
 from cuecraft.backbone import AnyBackbone, Context
 from cuecraft.core.storage import digest
+from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.problem import CalibrationKind, OtherTask, Problem
 from cuecraft.methods.search import AutoPrompt
 from cuecraft.methods.search.label_words import LabelWordSearch, with_label_words
@@ -148,7 +148,7 @@ class BareWords(Start):
 
     def candidate(self, problem: Problem) -> Candidate:
         """Return the prompt without a class head."""
-        return Candidate(self.bare(problem), Calibration.none(problem.task.verbalizer.num_classes))
+        return Candidate(self.bare(problem), problem.objective.plain())
 
     def on(self, problem: Problem) -> Candidate:
         """Return the words with what they answer by."""

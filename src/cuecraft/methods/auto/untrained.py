@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from cuecraft.artifact import HardPrompt
-from cuecraft.artifact.predictor import Candidate
-from cuecraft.core.events import Document, HeldOutStep
+from cuecraft.core.events import Document
 from cuecraft.methods.auto.crossfit import tokens_of
 from cuecraft.methods.auto.plans import Plan
 from cuecraft.methods.auto.starts import GivenWords, SearchedWords, Start, Words
+from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.evidence import Tried
 from cuecraft.methods.held_out import (
     Fold,
@@ -19,10 +19,10 @@ from cuecraft.methods.held_out import (
     few_examples,
     fold_problem,
     gather,
-    log_probabilities,
+    held_out_values,
     untuned_answers,
 )
-from cuecraft.methods.problem import CalibrationKind, Labelled, Problem, note
+from cuecraft.methods.problem import CalibrationKind, Labelled, Problem, held_out_step, note
 from cuecraft.methods.search.label_free.pool import guess_task_type, shipped_cues, tokenised
 from cuecraft.methods.search.label_words import LabelWordSearch
 from cuecraft.methods.search.space import filled_ids, filler_ids
@@ -71,8 +71,8 @@ class Untrained:
 
     @property
     def accuracies(self) -> dict[str, float]:
-        """Held-out accuracy of the untuned prompt by calibration, the cheapest first."""
-        return {name: found.score.accuracy for name, found in self._answers.items()}
+        """Held-out score of the untuned prompt by calibration, the cheapest first."""
+        return {name: found.score.primary for name, found in self._answers.items()}
 
     @property
     def _whole(self) -> Problem:
@@ -132,7 +132,7 @@ class Untrained:
         pieces = self._problem.task.template.pieces
         at = next(n for n, piece in enumerate(pieces) if isinstance(piece, PromptSlot))
         is_last = at + 1 == len(pieces) or isinstance(pieces[at + 1], MaskSlot)
-        return self._answers_in_words() and at > 0 and is_last
+        return self._answers_in_words() and self._problem.task.has_labels and at > 0 and is_last
 
     def _cues(self, own: Words) -> list[Words]:
         problem = self._problem
@@ -205,12 +205,11 @@ class Untrained:
             if self._problem.out_of_time():
                 return None
             own = start.label_words.chosen(fold_problem(self._problem, self._pool, self._folds, number))
-            parts.append(log_probabilities(own, start.candidate(own)))
-        return gather(parts, self._pool.labels, self._folds)
+            parts.append(held_out_values(own, start.candidate(own)))
+        return gather(parts, self._pool.golds, self._folds)
 
     def _note(self, name: str, found: HeldOut, seconds: float) -> None:
         """Put one thing that was tried on the leaderboard and into the trace."""
-        own = found.score
-        self.tried.append(Tried(name, own.loss, own.accuracy, found.sd, len(found.sizes), len(found.labels), seconds))
-        step = HeldOutStep("untrained", tried=name, dev_loss=own.loss, dev_accuracy=own.accuracy)
+        self.tried.append(found.tried(name, seconds))
+        step = held_out_step("untrained", self.tried[-1], self._problem.task.answers.primary)
         note(self._problem, self.trace, step)

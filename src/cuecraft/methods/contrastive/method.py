@@ -19,17 +19,18 @@ from typing import ClassVar
 from pydantic import Field
 
 from cuecraft.artifact import HardPrompt
-from cuecraft.artifact.predictor import Candidate
 from cuecraft.backbone import FeatureScale
 from cuecraft.core.errors import MethodError
 from cuecraft.core.events import Document, HeldOutStep
 from cuecraft.methods.auto.contenders import Contender, probed
 from cuecraft.methods.auto.crossfit import ByHead, Configuration, Trainings, tokens_of
 from cuecraft.methods.auto.starts import BarePrefix, BareWords
+from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.contrastive.training import ContrastiveTraining, PromptOf
 from cuecraft.methods.evidence import Evidence, Tried, Verdict, judge
 from cuecraft.methods.held_out import HeldOut, stratified_folds, texts_of, untuned_answers
-from cuecraft.methods.problem import Calibrated, CalibrationKind, Method, Outcome, Problem, Score, note
+from cuecraft.methods.objectives import Score
+from cuecraft.methods.problem import Calibrated, CalibrationKind, Method, Outcome, Problem, note
 from cuecraft.methods.search.space import filled_ids
 from cuecraft.methods.untuned import untuned_prompt
 from cuecraft.task import Task
@@ -96,7 +97,7 @@ class _Choice:
         self.pool = self.problem.pool
         self.whole = replace(self.problem, train=self.pool, dev=None)
         texts = texts_of(self.pool.context.examples)
-        self.folds = stratified_folds(self.pool.labels, self.options.folds, self.problem.seed, texts)
+        self.folds = stratified_folds(self.pool.golds.strata, self.options.folds, self.problem.seed, texts)
         #: The untuned prompt answers by its label words where it has some, then calibrated, else by a class head.
         has_words = self.problem.backbone.head_kind is not HeadKind.SEQUENCE
         self.kind = self.options.calibration if has_words else CalibrationKind.NONE
@@ -154,7 +155,7 @@ class _Choice:
 
     def _note(self, name: str, found: HeldOut) -> None:
         score = found.score
-        step = HeldOutStep("tried", tried=name, dev_loss=score.loss, dev_accuracy=score.accuracy)
+        step = HeldOutStep("tried", tried=name, dev_loss=score.loss, dev_score=score.primary, measure=score.measure)
         note(self.problem, self.trace, step)
 
     def _judged(self, untuned: Candidate, before: HeldOut, seconds: float) -> Outcome:
@@ -163,20 +164,20 @@ class _Choice:
         # A temperature alone can be a gain, which is none of a prompt's.
         base = min((before, before.recalibrated(seed)), key=lambda found: found.score.loss)
         plain = before.score
-        tried = [Tried("untuned", plain.loss, plain.accuracy, before.sd, folds, len(self.pool), seconds)]
+        tried = [Tried("untuned", plain.loss, plain.primary, before.sd, folds, len(self.pool), seconds)]
         ranked = sorted(self.contenders, key=lambda one: one.answers(seed).score.loss)
         tried = sorted([*tried, *(one.tried(seed) for one in ranked)], key=lambda row: row.loss)
         compared = [(one, one.answers(seed).compared_with(base, seed)) for one in ranked]
         for chosen, evidence in compared:
             found = chosen.shipped(self.problem.in_time) if evidence.is_better else None
             if found is not None:
-                held_out = Score(evidence.loss, evidence.accuracy)
-                verdict = self._verdict(evidence, plain.accuracy, tried)
+                held_out = Score(evidence.loss, evidence.accuracy, evidence.measure)
+                verdict = self._verdict(evidence, plain.primary, tried)
                 return Outcome(untuned, found, self.trace, None, held_out, verdict, tuple(tried))
         if not compared:
             verdict = Verdict("untuned", "nothing was finished within the time limit")
         else:
-            verdict = self._verdict(compared[0][1], plain.accuracy, tried)
+            verdict = self._verdict(compared[0][1], plain.primary, tried)
             if verdict.ships == "tuned":
                 verdict = Verdict("untuned", "the time limit ended before what was better was made", compared[0][1])
         return Outcome(untuned, untuned, self.trace, None, base.score, verdict, tuple(tried))

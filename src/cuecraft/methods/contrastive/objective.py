@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cuecraft.artifact.predictor import Candidate
 from cuecraft.backbone import AnyBackbone
 from cuecraft.core.errors import MethodError
 from cuecraft.core.seeding import torch_generator
+from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.gradients import feature_gradients, features_of
-from cuecraft.methods.problem import Labelled, Score
-from cuecraft.methods.train.loop import Objective, Part, Step, side_by_side
+from cuecraft.methods.objectives import Score
+from cuecraft.methods.problem import Labelled
+from cuecraft.methods.train.loop import Criterion, Part, Step, side_by_side
 
 
 def contrastive_losses(features: Tensor, labels: Tensor, temperature: float) -> Tensor:
@@ -57,7 +58,7 @@ def _similarities(features: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Contrast(Objective):
+class Contrast(Criterion):
     """The mean contrastive loss of a batch; as accuracy counts whose nearest text in the batch has their class.
 
     Args:

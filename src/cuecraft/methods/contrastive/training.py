@@ -11,14 +11,13 @@ import torch
 from pydantic import Field
 
 from cuecraft.artifact import Calibration, with_head
-from cuecraft.artifact.calibration import fitted_head
-from cuecraft.artifact.predictor import Candidate
 from cuecraft.backbone import FeatureScale
 from cuecraft.backbone.columns import class_scores
 from cuecraft.core.events import TrainStep
+from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.contrastive.objective import Contrast
 from cuecraft.methods.gradients import features_of
-from cuecraft.methods.problem import Problem, Score, Selection
+from cuecraft.methods.problem import Problem, Selection
 from cuecraft.methods.train.deep import OffsetTraining
 from cuecraft.methods.train.loop import Latest, LoopOptions, Part, Trainable, train_side_by_side
 from cuecraft.methods.train.prefix import PTuningV2
@@ -116,12 +115,11 @@ def _fit_heads(problem: Problem, trained: Candidate, selection: Selection, penal
     train, dev = problem.train, problem.dev
     own = features_of(problem.backbone, trained, train)
     others = None if dev is None else features_of(problem.backbone, trained, dev)
-    classes = problem.task.verbalizer.num_classes
     for step, penalty in enumerate(penalties):
-        head = fitted_head(own, train.labels, classes, penalty, train.weights, FeatureScale.UNIT)
+        head = train.fitted_head(own, penalty, FeatureScale.UNIT)
         candidate = replace(trained, prompt=with_head(trained.prompt, head))
-        seen = Score.of(class_scores(own, head), train.labels, train.weights)
+        seen = train.scores(class_scores(own, head)).mean
         held_out = None
         if dev is not None and others is not None:
-            held_out = Score.of(class_scores(others, head), dev.labels, dev.weights)
+            held_out = dev.scores(class_scores(others, head)).mean
         selection.see(candidate, seen, TrainStep("class head", step, len(penalties)), held_out)

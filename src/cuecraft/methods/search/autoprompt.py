@@ -9,20 +9,21 @@ text gives back its tokens, and what is lowered may have a term for how likely t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
 
 from cuecraft.artifact import HardPrompt
-from cuecraft.artifact.predictor import Candidate
 from cuecraft.backbone.likelihood import cue_log_likelihood
 from cuecraft.core.checkpoints import kept_when_stopped
 from cuecraft.core.errors import MethodError
 from cuecraft.core.events import SearchStep
 from cuecraft.core.seeding import numpy_generator
+from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.gradients import loss_gradient
+from cuecraft.methods.objectives import Score
 from cuecraft.methods.problem import (
     Calibrated,
     CalibrationKind,
@@ -30,7 +31,6 @@ from cuecraft.methods.problem import (
     Method,
     Outcome,
     Problem,
-    Score,
     Selection,
     score,
     with_scores,
@@ -79,7 +79,7 @@ class _UnderWay:
             "step": self.step,
             "tried": sorted(self.tried),
             "token_ids": _hard(now.candidate).token_ids,
-            "score": [now.score.loss, now.score.accuracy],
+            "score": list(astuple(now.score)),
             "penalty": now.penalty,
             "position": now.position,
             "best": None if best is None or best is untuned else _hard(best).token_ids,
@@ -237,7 +237,7 @@ class AutoPrompt(Method):
             return None
         rounds = [list(range(len(data)))]
         if self.scoring == "halving":
-            rounds = halving_rounds(data.labels.tolist(), numpy_generator(problem.seed, f"search-rounds/{step}"))
+            rounds = halving_rounds(data.golds.strata, numpy_generator(problem.seed, f"search-rounds/{step}"))
         found = self._penalties(problem, [prompt.swapped(*swap).token_ids for swap in swaps])
         penalties = dict(zip(swaps, found, strict=True))
         swap, best = best_swap(backbone, current, data, swaps, rounds, penalties if self.fluency else {})

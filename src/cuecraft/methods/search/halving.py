@@ -14,26 +14,26 @@ from types import MappingProxyType
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from cuecraft.artifact.predictor import Candidate
 from cuecraft.backbone import AnyBackbone, Swap
-from cuecraft.methods.problem import Labelled, Score
+from cuecraft.methods.candidate import Candidate
+from cuecraft.methods.objectives import Score, Scores
+from cuecraft.methods.problem import Labelled
 
 _FIRST = 8  # examples of the first round: fewer tell too little to drop half of the candidates
 
 
-def halving_rounds(labels: Sequence[int], generator: np.random.Generator) -> list[list[int]]:
+def halving_rounds(strata: Sequence[int], generator: np.random.Generator) -> list[list[int]]:
     """Return the examples that each round adds: 8, then as many again as were seen, until all were.
 
-    Classes take turns, in random order within each, so that no round favours a prompt that only likes one class.
+    Strata take turns, in random order within each, so that no round favours a prompt that only likes one class.
     """
-    order = generator.permutation(len(labels)).tolist()
+    order = generator.permutation(len(strata)).tolist()
     turns: dict[int, int] = {}
     ranked: list[tuple[int, int, int]] = []
     for row in order:
-        turn = turns.get(labels[row], 0)
-        turns[labels[row]] = turn + 1
+        turn = turns.get(strata[row], 0)
+        turns[strata[row]] = turn + 1
         ranked.append((turn, len(ranked), row))
     rows = [row for _, _, row in sorted(ranked)]
     rounds: list[list[int]] = []
@@ -68,14 +68,12 @@ def best_swap(
         penalties: what is added to each candidate's mean loss before they are compared, where there is something.
     """
     alive = sorted(swaps)
-    seen = [row for rows in rounds for row in rows]
-    labels, weights = data.labels[seen], data.weights_of(seen)
-    logits = torch.empty(len(alive), 0, 0)
+    found: Scores | None = None
     for number, rows in enumerate(rounds):
-        found = backbone.score_swaps(data.context.select(rows), current.prompt, alive)
-        found = current.calibration.apply(found)
-        logits = torch.cat([logits, found], dim=1) if logits.numel() else found
-        losses = _losses(logits, labels, weights)
+        part = data.select(rows)
+        values = current.calibration.apply(backbone.score_swaps(part.context, current.prompt, alive))
+        found = part.scores(values) if found is None else found.joined(part.scores(values))
+        losses = found.mean_losses
         if penalties:
             losses = losses + torch.tensor(
                 [penalties[swap] for swap in alive], dtype=losses.dtype, device=losses.device
@@ -83,19 +81,10 @@ def best_swap(
         keep = len(alive) if number == len(rounds) - 1 else -(-len(alive) // 2)
         # A stable sort: of equals the first in order of position and token stays.
         best = sorted(losses.sort(stable=True).indices[:keep].tolist())
-        alive, logits, losses = [alive[n] for n in best], logits[best], losses[best]
+        alive, found, losses = [alive[n] for n in best], found.of(best), losses[best]
+    assert found is not None
     first = int(losses.argmin())
-    return alive[first], Score.of(logits[first], labels, weights)
-
-
-def _losses(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
-    """Return each candidate's mean loss `[K]` of logits `[K, b, C]` over the first b labels, by their weights."""
-    count = logits.shape[1]
-    flat = functional.cross_entropy(logits.double().flatten(0, 1), labels[:count].repeat(len(logits)), reduction="none")
-    if weights is None:
-        return flat.view(-1, count).mean(1)
-    shares = weights[:count].to(flat.dtype)
-    return flat.view(-1, count) @ (shares / shares.sum())
+    return alive[first], found.of(first).mean
 
 
 def first_order_change(gradient: Tensor, current: Tensor, embeddings: Tensor) -> Tensor:

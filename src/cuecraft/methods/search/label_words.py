@@ -12,7 +12,7 @@ the choice has not seen; else these stay.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -44,9 +44,9 @@ from cuecraft.methods.search.word_choice import (
     read_words,
     shortlist,
 )
-from cuecraft.task import Task, Verbalizer
+from cuecraft.task import Task
+from cuecraft.task.answers.labels import WordChoice
 from cuecraft.task.rendering import HeadKind
-from cuecraft.task.verbalizer import WordChoice
 
 PHASE = "label-words"
 _FOLDS = 4  # on which the choice is checked
@@ -153,7 +153,7 @@ class LabelWordSearch(Options):
         current = problem.task.verbalizer.words
         evidence = None
         if best != table.own:
-            evidence = self._evidence(problem, table, scores, texts_of(data.context.examples))
+            evidence = self._evidence(problem, data, table, scores)
         is_clear = evidence is not None and _is_clear(evidence)
         found = [
             words if columns == own else tuple(vocabulary.texts[column] for column in columns)
@@ -172,11 +172,9 @@ class LabelWordSearch(Options):
     def _choose(self, table: WordTable, rows: Sequence[int], scores: WordScores, seed: int) -> tuple[Columns, ...]:
         return choose(table, rows, scores, self.words, seed)
 
-    def _evidence(
-        self, problem: Problem, table: WordTable, scores: WordScores, texts: Sequence[Hashable]
-    ) -> Evidence | None:
+    def _evidence(self, problem: Problem, data: Labelled, table: WordTable, scores: WordScores) -> Evidence | None:
         """Compare found and current words on folds that the choice has not seen; None where that cannot be done."""
-        folds = stratified_folds(table.labels, _FOLDS, problem.seed, texts)
+        folds = stratified_folds(table.labels, _FOLDS, problem.seed, texts_of(data.context.examples))
         found, current = (torch.empty(len(table.labels), len(table.own), dtype=table.log_p.dtype) for _ in range(2))
         for step, fold in enumerate(folds, start=1):
             if problem.out_of_time():
@@ -187,7 +185,8 @@ class LabelWordSearch(Options):
             problem.report(Progress(PHASE, step, len(folds)))
         if not folds:
             return None
-        return compare_paired(found.numpy(), current.numpy(), table.labels.numpy(), problem.seed)
+        golds = replace(data.golds, device=found.device)
+        return compare_paired(golds.scores(found), golds.scores(current), problem.seed)
 
 
 def _is_clear(evidence: Evidence) -> bool:
@@ -208,8 +207,7 @@ def with_label_words(problem: Problem, words: WordChoice) -> Problem:
     Raises:
         LabelWordError: a class is left out, or a word cannot be scored by the backbone.
     """
-    verbalizer = Verbalizer.from_labels(problem.task.verbalizer.labels, words)
-    task = replace(problem.task, verbalizer=verbalizer)
+    task = replace(problem.task, answers=problem.task.verbalizer.with_words(words))
     train, dev = (
         part and replace(part, context=_with_words(problem.backbone, part.context, task))
         for part in (problem.train, problem.dev)
@@ -232,7 +230,7 @@ def _sampled(problem: Problem, size: int) -> Labelled:
     size = max(size, 2 * problem.task.verbalizer.num_classes)  # no class may be missing
     if len(pool) <= size:
         return pool
-    rounds = halving_rounds(pool.labels.tolist(), numpy_generator(problem.seed, "label-word-examples"))
+    rounds = halving_rounds(pool.golds.strata, numpy_generator(problem.seed, "label-word-examples"))
     return pool.select(sorted([row for rows in rounds for row in rows][:size]))
 
 

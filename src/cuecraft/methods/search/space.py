@@ -9,10 +9,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from cuecraft.artifact.predictor import Candidate
 from cuecraft.backbone import Swap
 from cuecraft.backbone.prompt import nearest_tokens
 from cuecraft.core.errors import MethodError
+from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.gradients import trained_copy
 from cuecraft.methods.problem import CalibrationKind, Problem
 from cuecraft.methods.search.halving import best_swaps

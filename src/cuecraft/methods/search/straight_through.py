@@ -14,9 +14,9 @@ from pydantic import Field
 from torch import Tensor
 
 from cuecraft.artifact import HardPrompt
-from cuecraft.artifact.predictor import Candidate
 from cuecraft.core.checkpoints import kept_when_stopped
 from cuecraft.core.events import SearchStep
+from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.gradients import loss_gradient, trained_copy
 from cuecraft.methods.problem import (
     Calibrated,

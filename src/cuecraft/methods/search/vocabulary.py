@@ -223,7 +223,7 @@ def without_answers(tokens: Tokens, task: Task) -> TokenFilter:
     Whatever the text said, the model would have read that word. A word that several tokens spell side by side is not
     looked for.
     """
-    names = [*task.verbalizer.labels, *(word for words in task.verbalizer.words for word in words)]
+    names = task.answers.giveaways
     answers = {part.casefold() for name in names for part in (name, *name.split(), *re.split(r"[\W_]+", name)) if part}
     return TokenFilter("no label words", tokens.where(lambda word: word.casefold() not in answers))
 

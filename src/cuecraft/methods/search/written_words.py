@@ -10,15 +10,16 @@ from pydantic import Field
 from torch import Tensor
 
 from cuecraft.artifact import HardPrompt
-from cuecraft.artifact.predictor import Candidate, finite
+from cuecraft.artifact.predictor import finite
 from cuecraft.core.events import SearchStep
+from cuecraft.methods.candidate import Candidate
+from cuecraft.methods.objectives import Score
 from cuecraft.methods.problem import (
     CalibrationKind,
     Labelled,
     Method,
     Outcome,
     Problem,
-    Score,
     Selection,
     require_language_head,
 )
@@ -82,7 +83,7 @@ class WrittenWords(Method):
         event = SearchStep(_PHASE, prompts=[one.text for one in best], train_loss=rated[0].loss)
         dev = rated[1] if problem.dev is not None else None
         if dev is not None:
-            event = replace(event, dev_loss=dev.loss, dev_accuracy=dev.accuracy)
+            event = replace(event, dev_loss=dev.loss, dev_score=dev.primary, measure=dev.measure)
         selection.note(event)
         if rated[-1].loss < own:
             return Outcome(untuned, joined, selection.trace, dev=dev)
@@ -121,4 +122,4 @@ def _parts(problem: Problem) -> list[Labelled]:
 def _scores(problem: Problem, candidate: Candidate, logits: list[Tensor]) -> list[Score]:
     """Return the scores on train and dev, given the logits `[T, B, C]` of a candidate's prompts on each."""
     pairs = zip(logits, _parts(problem), strict=True)
-    return [Score.of(candidate.joined(own), part.labels, part.weights) for own, part in pairs]
+    return [part.scores(candidate.joined(own, problem.objective)).mean for own, part in pairs]

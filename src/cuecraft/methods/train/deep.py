@@ -15,9 +15,9 @@ import torch
 from pydantic import Field
 
 from cuecraft.artifact import DeepCue, PrefixPrompt
-from cuecraft.artifact.predictor import Candidate
 from cuecraft.core.errors import MethodError
 from cuecraft.core.events import TrainStep
+from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.in_context import BehindShots
 from cuecraft.methods.problem import Calibrated, CalibrationKind, Method, Outcome, Problem, Selection, score
 from cuecraft.methods.search import AutoPrompt

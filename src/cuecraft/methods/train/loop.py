@@ -17,15 +17,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from cuecraft.artifact.predictor import Candidate
 from cuecraft.backbone import AnyBackbone
 from cuecraft.backbone.hooks import gradient_checkpointing
 from cuecraft.core.checkpoints import kept_when_stopped
 from cuecraft.core.events import Scored, TrainStep
 from cuecraft.core.options import Options
 from cuecraft.core.seeding import torch_generator
+from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.gradients import accumulate_gradients
-from cuecraft.methods.problem import Labelled, Problem, Score, Selection, score, with_scores
+from cuecraft.methods.objectives import Score, Scores
+from cuecraft.methods.problem import Labelled, Problem, Selection, score, with_scores
 
 
 class Trainable(Protocol):
@@ -83,7 +84,7 @@ class TrainingOptions(LoopOptions):
         return epochs >= self.patience
 
 
-class Objective(ABC):
+class Criterion(ABC):
     """What a training minimises, and how its batches are drawn."""
 
     @abstractmethod
@@ -94,7 +95,7 @@ class Objective(ABC):
     def take(
         self, backbone: AnyBackbone, parts: Sequence[tuple[Callable[[], Candidate], Labelled]], trained: list[Tensor]
     ) -> list[Tensor]:
-        """Set the gradients of one step; return what its batches gave `[b, X]`, detached.
+        """Set the gradients of one step; return the loss and the score of each text of its batches `[b, 2]`.
 
         Args:
             backbone: the problem's.
@@ -105,15 +106,15 @@ class Objective(ABC):
 
     @abstractmethod
     def seen(self, found: Tensor, batch: Labelled) -> Score:
-        """Return the score of what `take` gave `[b, X]` for some examples."""
+        """Return the means of what `take` gave `[b, 2]` for some examples."""
 
     @abstractmethod
     def at_start(self, part: Part, candidate: Candidate, size: int) -> Score:
         """Return the score of a candidate on the training examples before the first step, for batches of `size`."""
 
 
-class CrossEntropy(Objective):
-    """The mean cross-entropy of each candidate's class logits."""
+class MeanLoss(Criterion):
+    """The mean loss of each candidate, by the objective of its task's answers."""
 
     def drawn(self, parts: Sequence[Part], size: int, orders: Sequence[torch.Generator]) -> list[Step]:
         """Return a batch of each part for each step, in an order of its own."""
@@ -123,19 +124,20 @@ class CrossEntropy(Objective):
     def take(
         self, backbone: AnyBackbone, parts: Sequence[tuple[Callable[[], Candidate], Labelled]], trained: list[Tensor]
     ) -> list[Tensor]:
-        """Return the logits `[b, C]` of each batch."""
-        return accumulate_gradients(backbone, parts, trained)
+        """Return loss and primary score of each text of each batch `[b, 2]`."""
+        found = accumulate_gradients(backbone, parts, trained)
+        return [torch.stack([own.losses, own.primary], dim=1) for own in found]
 
     def seen(self, found: Tensor, batch: Labelled) -> Score:
-        """Return the score of logits `[b, C]`."""
-        return Score.of(found, batch.labels, batch.weights)
+        """Return the means by the examples' weights."""
+        return Scores(found[:, 0], found[:, 1], batch.weights, batch.golds.measure).mean
 
     def at_start(self, part: Part, candidate: Candidate, size: int) -> Score:
-        """Return the score of a candidate's class logits."""
+        """Return the score of a candidate's answers."""
         return score(part.problem.backbone, candidate, part.problem.train)
 
 
-class MixedCrossEntropy(CrossEntropy):
+class MixedMeanLoss(MeanLoss):
     """The same, with a batch of one part for each step."""
 
     def drawn(self, parts: Sequence[Part], size: int, orders: Sequence[torch.Generator]) -> list[Step]:
@@ -191,7 +193,7 @@ def train(options: LoopOptions, problem: Problem, trainable: Trainable, selectio
     train_side_by_side(options, [Part(problem, trainable, selection)])
 
 
-def train_side_by_side(options: LoopOptions, parts: Sequence[Part], objective: Objective | None = None) -> None:
+def train_side_by_side(options: LoopOptions, parts: Sequence[Part], criterion: Criterion | None = None) -> None:
     """Train several candidates of one backbone that share no tensor; a step takes a batch of each.
 
     Each is trained as `train` trains it alone, but for the last bits of what is computed: what all of a step's batches
@@ -202,10 +204,10 @@ def train_side_by_side(options: LoopOptions, parts: Sequence[Part], objective: O
     Args:
         options: of the loop.
         parts: the candidates.
-        objective: what is minimised; None for cross-entropy.
+        criterion: what is minimised; None for the mean loss.
     """
     seeds = [part.problem.seed for part in parts]
-    _Training(options, parts, seeds, objective or CrossEntropy()).run()
+    _Training(options, parts, seeds, criterion or MeanLoss()).run()
 
 
 def train_together(options: LoopOptions, parts: Sequence[Part]) -> None:
@@ -214,7 +216,7 @@ def train_together(options: LoopOptions, parts: Sequence[Part]) -> None:
     Stops when the mean loss of the parts has not fallen for a while (`Selection` says which loss), and leaves the
     trained tensors as they were when it was least. Order, time limit and state on disk follow the first part's problem.
     """
-    training = _Training(options, parts, [parts[0].problem.seed], MixedCrossEntropy())
+    training = _Training(options, parts, [parts[0].problem.seed], MixedMeanLoss())
     training.keep_least()
     training.run()
     training.back_to_least()
@@ -239,11 +241,11 @@ class _Training:
         options: LoopOptions,
         parts: Sequence[Part],
         seeds: Sequence[int],
-        objective: Objective,
+        criterion: Criterion,
     ) -> None:
         self._options = options
         self._parts = parts
-        self._objective = objective
+        self._criterion = criterion
         groups = _distinct([group for part in parts for group in part.trainable.groups()])
         self._optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
         self._rates: list[float] = [group["lr"] for group in self._optimizer.param_groups]
@@ -253,7 +255,7 @@ class _Training:
         self._slot = first.slot(options.name)
         self._epoch = 0
         self._steps: list[Step] = []  # of the epoch in progress
-        self._found: list[list[Tensor]] = []  # what the batches of those gave that were taken [b, X]
+        self._found: list[list[Tensor]] = []  # what the batches of those gave that were taken [b, 2]
         self._best: dict[int, list[Tensor]] = {}  # of each part that this training improved: the tensors at its best
         self._least: float | None = None  # mean loss of the parts
         self._since_least = 0
@@ -280,7 +282,7 @@ class _Training:
             return
         for number, part in enumerate(self._parts):
             candidate = part.trainable.snapshot()
-            self._see(number, candidate, self._objective.at_start(part, candidate, self._options.batch_size))
+            self._see(number, candidate, self._criterion.at_start(part, candidate, self._options.batch_size))
         self._judge()
 
     def is_over(self) -> bool:
@@ -296,7 +298,7 @@ class _Training:
         """Take all batches of all parts once, and see the candidates; return whether there was time for all of them."""
         if not self._steps:
             self._epoch += 1
-            self._steps = self._objective.drawn(self._parts, self._options.batch_size, self._orders)
+            self._steps = self._criterion.drawn(self._parts, self._options.batch_size, self._orders)
             self._found = []
         while len(self._found) < len(self._steps):
             done = len(self._found)
@@ -310,7 +312,7 @@ class _Training:
         for number, part in enumerate(self._parts):
             own = [(rows, given) for (n, rows), given in taken if n == number]
             rows, given = [row for rows, _ in own for row in rows], torch.cat([given for _, given in own])
-            found = self._objective.seen(given, part.problem.train.select(rows))
+            found = self._criterion.seen(given, part.problem.train.select(rows))
             self._see(number, part.trainable.snapshot(), found)
         self._judge()
         self._steps, self._found = [], []
@@ -409,7 +411,7 @@ class _Training:
         batches = [part.problem.train.select(rows) for part, (_, rows) in zip(parts, step, strict=True)]
         backbone, candidates = parts[0].problem.backbone, [part.trainable.candidate for part in parts]
         with gradient_checkpointing() if self._options.gradient_checkpointing else nullcontext():
-            found = self._objective.take(backbone, list(zip(candidates, batches, strict=True)), self._tensors)
+            found = self._criterion.take(backbone, list(zip(candidates, batches, strict=True)), self._tensors)
         for part in parts:
             penalty = part.trainable.penalty()
             if penalty.requires_grad:

@@ -17,11 +17,11 @@ from pydantic import Field
 from torch import Tensor
 
 from cuecraft.artifact import AnyPrompt, DeepCue, HardPrompt, PrefixPrompt, SoftPrompt, TaskPart
-from cuecraft.artifact.predictor import Candidate
 from cuecraft.backbone.hooks import training
 from cuecraft.core.errors import MethodError
 from cuecraft.core.events import TrainStep
 from cuecraft.core.seeding import torch_generator
+from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.gradients import trained_copy
 from cuecraft.methods.problem import Calibrated, CalibrationKind, Outcome, Problem, Selection, score
 from cuecraft.methods.search.space import filled_ids, filled_start

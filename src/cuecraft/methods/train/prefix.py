@@ -17,9 +17,9 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from cuecraft.artifact import HardPrompt, PrefixPrompt
-from cuecraft.artifact.predictor import Candidate
 from cuecraft.core.errors import MethodError
 from cuecraft.core.seeding import torch_generator
+from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.problem import Calibrated, CalibrationKind, Method, Outcome, Problem
 from cuecraft.methods.train.loop import train
 from cuecraft.methods.train.soft import EncoderKind, PromptEncoder, require_read

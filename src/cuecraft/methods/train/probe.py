@@ -11,15 +11,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from cuecraft.artifact import Calibration, HardPrompt, with_head
-from cuecraft.artifact.calibration import fitted_head
-from cuecraft.artifact.predictor import Candidate, lent
+from cuecraft.artifact import HardPrompt, with_head
 from cuecraft.backbone import AnyBackbone, ClassHead, Context, FeatureScale, load_backbone
 from cuecraft.backbone.columns import class_scores
 from cuecraft.core.errors import MethodError
 from cuecraft.core.events import TrainStep
+from cuecraft.methods.candidate import Candidate, lent
 from cuecraft.methods.prepare import default_template
-from cuecraft.methods.problem import CalibrationKind, Labelled, Method, Outcome, Problem, Score, Selection
+from cuecraft.methods.problem import CalibrationKind, Labelled, Method, Outcome, Problem, Selection
 from cuecraft.methods.untuned import untuned_prompt
 from cuecraft.task import Task, Template
 from cuecraft.task.rendering import HeadKind
@@ -114,30 +113,30 @@ def _fit_heads(
     problem: Problem, prompt: HardPrompt, reader: SentenceEncoder | None, options: LinearProbe, selection: Selection
 ) -> None:
     """Fit the heads, and let them be seen."""
-    classes = problem.task.verbalizer.num_classes
     train = _features(problem, prompt, reader, problem.train)
     dev = None if problem.dev is None else _features(problem, prompt, reader, problem.dev)
     for step, strength in enumerate(options.inverse_penalties):
         if step and problem.out_of_time():
             break
-        head = scaled_head(train, problem.train.labels, classes, strength, problem.train.weights)
-        candidate = Candidate(with_head(prompt, head), Calibration.none(classes), reader)
-        seen = Score.of(class_scores(train, head), problem.train.labels, problem.train.weights)
+        head = scaled_head(problem.train, train, strength)
+        candidate = Candidate(with_head(prompt, head), problem.objective.plain(), reader)
+        seen = problem.train.scores(class_scores(train, head)).mean
         held_out = None
         if problem.dev is not None and dev is not None:
-            held_out = Score.of(class_scores(dev, head), problem.dev.labels, problem.dev.weights)
+            held_out = problem.dev.scores(class_scores(dev, head)).mean
         selection.see(candidate, seen, TrainStep(options.name, step, len(options.inverse_penalties)), held_out)
 
 
 def scaled_head(
-    features: Tensor,
-    labels: Tensor,
-    classes: int,
-    inverse_penalty: float,
-    weights: Tensor | None = None,
-    scale: FeatureScale = FeatureScale.PLAIN,
+    data: Labelled, features: Tensor, inverse_penalty: float, scale: FeatureScale = FeatureScale.PLAIN
 ) -> ClassHead:
-    """Fit a class head to features divided by their root mean square, or of unit length; arguments as `fitted_head`.
+    """Fit a class head to features divided by their root mean square, or of unit length.
+
+    Args:
+        data: the examples.
+        features: `[B, d]` of them.
+        inverse_penalty: scikit-learn's C.
+        scale: what becomes of the features before.
 
     Raises:
         MethodError: the features are all zero, or a class has no example.
@@ -145,7 +144,7 @@ def scaled_head(
     unit = float(features.square().mean().sqrt())
     if not unit > 0:
         raise MethodError("the features for a class head are all zero; use another model")
-    head = fitted_head(features / unit, labels, classes, inverse_penalty, weights, scale)
+    head = data.fitted_head(features / unit, inverse_penalty, scale)
     if scale is FeatureScale.UNIT:
         return head
     return replace(head, weight=head.weight / unit)

@@ -17,8 +17,8 @@ from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 
 from cuecraft.artifact import SoftPrompt
-from cuecraft.artifact.predictor import Candidate
 from cuecraft.core.seeding import torch_generator
+from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.in_context import BehindShots
 from cuecraft.methods.problem import Calibrated, CalibrationKind, Method, Outcome, Problem
 from cuecraft.methods.train.trainable import Init, PromptTensor, TensorTraining, embedding_scale, initial_vectors

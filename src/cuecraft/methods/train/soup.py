@@ -16,11 +16,11 @@ from pydantic import Field
 from torch import Tensor
 
 from cuecraft.artifact import AnyPrompt, DeepCue, PrefixPrompt, SoftPrompt, with_head
-from cuecraft.artifact.predictor import Candidate
 from cuecraft.backbone import ClassHead
 from cuecraft.core.errors import MethodError
 from cuecraft.core.events import TrainStep
 from cuecraft.core.seeding import derived_seed
+from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.problem import Calibrated, CalibrationKind, Method, Outcome, Problem, Selection, score
 from cuecraft.methods.search.space import filled_start
 from cuecraft.methods.train.deep import OffsetTraining

@@ -17,10 +17,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from cuecraft.artifact import AnyPrompt, with_head
-from cuecraft.artifact.predictor import Candidate
 from cuecraft.backbone import ClassHead
 from cuecraft.core.errors import MethodError
 from cuecraft.core.seeding import torch_generator
+from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.gradients import trained_copy
 from cuecraft.methods.problem import Problem, Selection
 from cuecraft.methods.train.loop import Part, TrainingOptions, train, train_side_by_side

@@ -17,10 +17,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from cuecraft.artifact import AnyPrompt, Artifact, Calibration, HardPrompt, SoftPrompt, StoredWeights, with_head
-from cuecraft.artifact.predictor import Candidate
 from cuecraft.backbone import AnyBackbone
 from cuecraft.backbone.weights import FullSpec, LoraSpec, TunedWeights, Twin, lora_config, require_peft, shared_copy
 from cuecraft.core.errors import ArtifactError
+from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.contrastive.training import Loss, train_then_fit_heads, without_head
 from cuecraft.methods.gradients import trained_copy
 from cuecraft.methods.problem import Calibrated, CalibrationKind, Method, Outcome, Problem
@@ -225,7 +225,6 @@ def mix_lora(
         seed=first.manifest.seed,
         metrics={},
         data=first.manifest.data,
-        classes=first.classes,
         weights=mixed,
     )
 
@@ -244,7 +243,7 @@ def _check(artifacts: Sequence[Artifact], weights: Sequence[float], backbone: An
         artifact.check_backbone(backbone)
         if artifact.others:
             raise ArtifactError(f"artifact {number} holds several prompts; mix artifacts of one prompt each")
-        if artifact.task != first.task or artifact.classes != first.classes:
+        if artifact.task != first.task:
             raise ArtifactError(f"artifact {number} has another template or other classes; mix artifacts of one task")
         if artifact.weights.spec.targets != first.manifest.weights.targets:  # type: ignore[union-attr]
             raise ArtifactError(f"artifact {number} adapts other layers; mix artifacts of the same targets")

@@ -19,7 +19,7 @@ from cuecraft.core.storage import write_file
 from cuecraft.serving.bulk.reading import Keys, text_number
 from cuecraft.serving.bulk.table import Answers
 from cuecraft.serving.bulk.texts import Wanted
-from cuecraft.serving.registry import AnyShelf, member_logits
+from cuecraft.serving.registry import AnyShelf, decide_mixed
 from cuecraft.task import Example
 from cuecraft.task.rendering import Pieces
 
@@ -30,11 +30,13 @@ class _Window:
 
     Args:
         texts: as they were read.
+        examples: `[P][N]` the texts as examples of each prompt's task.
         pieces: `[P][N]` their token ids for each prompt; None for a text without tokens.
         cut: `[N, P]` whether each text was cut to fit.
     """
 
     texts: Sequence[str]
+    examples: list[list[Example]]
     pieces: list[list[Pieces | None]]
     cut: NDArray[np.bool_]
 
@@ -129,10 +131,12 @@ class Answerer:
     def _tokenised(self, texts: Sequence[str]) -> _Window:
         begun = time.perf_counter()
         records = [self._wanted.record(text) for text in texts]
+        window = list[list[Example]]()
         pieces, cut = [], np.zeros((len(texts), len(self._served)), bool)
         for number, served in enumerate(self._served):
             renderer = served.members[0].ready.renderer
             examples = [served.example(record) for record in records]
+            window.append(examples)
             pairs: list[tuple[Pieces | None, bool]]
             try:
                 pairs = list(zip(*renderer.fitted(examples), strict=True))
@@ -141,7 +145,7 @@ class Answerer:
             pieces.append([own for own, _ in pairs])
             cut[:, number] = [is_cut for _, is_cut in pairs]
         self.work.seconds_of_tokens += time.perf_counter() - begun
-        return _Window(texts, pieces, cut)
+        return _Window(texts, window, pieces, cut)
 
     def _computed(self, window: _Window) -> Answers:
         begun = time.perf_counter()
@@ -155,11 +159,10 @@ class Answerer:
         found.cut[:] = window.cut
         usable = [n for n in range(len(window.texts)) if all(own[n] is not None for own in window.pieces)]
         asked = [(n, p, piece) for n in usable for p, own in enumerate(window.pieces) if (piece := own[n]) is not None]
-        logits = member_logits([(self._served[p], piece) for _, p, piece in asked])
-        for (n, p, _), own in zip(asked, logits, strict=True):
-            shares = self._served[p].probabilities(own)
-            found.labels[n, p] = label = max(range(len(shares)), key=shares.__getitem__)
-            found.probabilities[n, p] = shares[label]
+        rows = [(self._served[p], window.examples[p][n], piece) for n, p, piece in asked]
+        for (n, p, _), decision in zip(asked, decide_mixed(rows), strict=True):
+            found.labels[n, p] = np.argmax([*decision.options.values()])
+            found.probabilities[n, p] = decision.confidence
         self.work.seconds_of_model += time.perf_counter() - begun
         return found
 

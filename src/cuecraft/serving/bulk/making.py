@@ -172,7 +172,7 @@ def maker_of(job: Job, folder: JobFolder, shelf: AnyShelf[Any], table: AnswerTab
     """Return what makes the shards of a job with the prompts of `shelf`."""
     command, served = job.command, shelf.all()
     answerer = Answerer(shelf, job.wanted, command.window, job.stop)
-    names, classes = [prompt.name for prompt in served], [prompt.classes for prompt in served]
+    names, classes = [prompt.name for prompt in served], [prompt.task.verbalizer.classes for prompt in served]
     writer = Writer(names, classes, command.keep, command.output)
     is_joined = command.is_joined and command.backend == "local"  # on Ray each block is answered by itself
     return Maker(folder, answerer, writer, table, is_joined, job.audited)

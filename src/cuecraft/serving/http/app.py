@@ -165,10 +165,9 @@ def _add_questions(app: FastAPI, service: Service) -> None:
             raise RefusedError(403, "the guard blocks this text; classify it to see why")
         answers = await service.answers(request, variants.texts, [name], until)
         found = variants.explained(answers)
-        probability = max(found.answer.probabilities)
         words = [{"word": word, "drop": drop} for word, drop in found.words]
-        label = found.answer.label
-        return _json({"prompt": name, "label": label, "probability": probability, "words": words})
+        decision = found.answer.decision
+        return _json({"prompt": name, "label": decision.value, "probability": decision.confidence, "words": words})
 
 
 async def _asked(kind: type[D], service: Service, request: Request) -> D:

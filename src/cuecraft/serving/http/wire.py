@@ -191,14 +191,14 @@ def _check_once(where: str, pairs: _Pairs) -> None:
 
 
 def answer_document(answer: Answer, top_k: int | None) -> dict[str, Any]:
-    """Return an answer as an `AnswerDocument` has it, the likeliest classes first where they are counted."""
-    pairs = list(zip(map(str, answer.classes), answer.probabilities, strict=True))
+    """Return an answer as an `AnswerDocument` has it, the likeliest options first where they are counted."""
+    pairs = list(answer.decision.options.items())
     if top_k is not None:
         pairs = sorted(pairs, key=lambda pair: -pair[1])[:top_k]
     return {
         "prompt": answer.prompt,
         "version": answer.version,
-        "label": answer.label,
+        "label": answer.decision.value,
         "probabilities": dict(pairs),
         "truncated": answer.is_cut,
     }

@@ -16,6 +16,7 @@ from cuecraft.data import Record
 from cuecraft.methods.auto.forms import is_clear
 from cuecraft.methods.evidence import compare_paired
 from cuecraft.methods.held_out import stratified_folds
+from cuecraft.methods.objectives import Golds, objective_of
 from cuecraft.methods.prepare import written_template
 from cuecraft.methods.search.word_choice import held_out_answers
 from cuecraft.study.advise.measure import FOLDS, Reading, accuracy, read_sample
@@ -75,8 +76,8 @@ def measure_forms(
     other = read_sample(backbone, chat, records, seconds, request.seed, started("measuring the chat template"))
     assert other.logits is not None
     count = min(len(plain.rows), len(other.rows))  # the same rows, in the same order
-    labels = torch.tensor([task.verbalizer.index(str(records[row].label)) for row in plain.rows[:count]])
-    found = _compared(plain.logits[:count], other.logits[:count], labels, request.seed)
+    golds = Golds(objective_of(task.answers), tuple(task.answers.gold(records[row]) for row in plain.rows[:count]))
+    found = _compared(plain.logits[:count], other.logits[:count], golds, request.seed)
     is_chat = found["chosen"] == "chat"
     return Measured(chat if is_chat else task, other if is_chat else plain, found)
 
@@ -95,15 +96,17 @@ def _in_chat(request: AdviseRequest, backbone: AnyBackbone, task: Task) -> Task 
     return found
 
 
-def _compared(plain: Tensor, chat: Tensor, labels: Tensor, seed: int) -> dict[str, Any]:
+def _compared(plain: Tensor, chat: Tensor, golds: Golds, seed: int) -> dict[str, Any]:
     """Return how the logits `[N, C]` of both forms compare once calibrated, every part by the labels of the others."""
+    labels = golds.classes
     folds = stratified_folds(labels, FOLDS, seed) if len(labels.unique()) > 1 else []
     rows = [row for fold in folds for row in fold.held_out] if folds else list(range(len(labels)))
     parts = []
     for logits in (plain, chat):
         own = torch.cat([held_out_answers(logits, labels, fold) for fold in folds]) if folds else logits
         parts.append(own.double().log_softmax(-1))
-    evidence = compare_paired(parts[1].numpy(), parts[0].numpy(), labels[rows].numpy(), seed)
+    answered = golds.select(rows)
+    evidence = compare_paired(answered.scores(parts[1]), answered.scores(parts[0]), seed)
     return {
         "chosen": "chat" if is_clear(evidence) else "plain",
         "rows": len(labels),

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from cuecraft.artifact import Calibration, HardPrompt
-from cuecraft.artifact.predictor import Candidate, fresh_logits
 from cuecraft.backbone import AnyBackbone, Budget, CausalBackbone, SequenceBackbone
 from cuecraft.core.errors import CuecraftWarning
 from cuecraft.core.events import Event, Progress
 from cuecraft.core.seeding import numpy_generator
 from cuecraft.data import Record
+from cuecraft.methods.candidate import Candidate, fresh_logits
 from cuecraft.methods.held_out import stratified_folds
 from cuecraft.methods.search.word_choice import held_out_answers
 from cuecraft.study.advise.survey import Lengths

@@ -18,7 +18,6 @@ from pydantic import ValidationError
 
 from cuecraft.artifact import with_others
 from cuecraft.artifact.manifest import BackboneEntry, DataEntry
-from cuecraft.artifact.predictor import Candidate, fresh_logits
 from cuecraft.backbone import AnyBackbone, load_backbone
 from cuecraft.core.environment import describe, versions
 from cuecraft.core.errors import CompareError, CuecraftError, CuecraftWarning, MethodError, named
@@ -26,6 +25,7 @@ from cuecraft.core.events import Started
 from cuecraft.core.signals import stoppable
 from cuecraft.core.storage import LOCK, SCRATCH, FolderInUseError, locked, parse_json, unwritable, write_text
 from cuecraft.methods import METHODS, make_method
+from cuecraft.methods.candidate import Candidate, fresh_logits
 from cuecraft.methods.prepare import data_entry, make_problem, make_task
 from cuecraft.methods.problem import Labelled, Problem, label_context
 from cuecraft.study.compare.config import CompareConfig, Contender, Splits, contenders, read_splits, with_references
@@ -289,8 +289,8 @@ class _Run:
             options=contender.method.model_dump(mode="json"),
             seed=seed,
             tuned=trial.outcome.is_tuned,
-            dev=ScoreEntry(loss=trial.dev.loss, accuracy=trial.dev.accuracy),
-            test=ScoreEntry(loss=trial.test.loss, accuracy=trial.test.accuracy),
+            dev=ScoreEntry(loss=trial.dev.loss, accuracy=trial.dev.primary),
+            test=ScoreEntry(loss=trial.test.loss, accuracy=trial.test.primary),
             macro_f1=macro_f1(truth, trial.predictions.numpy(), self.task.verbalizer.num_classes),
             predictions=trial.predictions.tolist(),
             seconds=trial.seconds,

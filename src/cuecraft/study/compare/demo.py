@@ -12,7 +12,6 @@ from importlib import resources
 from typing import Any
 
 from cuecraft.artifact import Artifact, HardPrompt
-from cuecraft.artifact.predictor import Candidate, fresh_logits
 from cuecraft.backbone import AnyBackbone, load_backbone
 from cuecraft.core.assets import model_place
 from cuecraft.core.errors import MethodError, named
@@ -21,6 +20,7 @@ from cuecraft.core.options import make_options
 from cuecraft.data import Record, k_shot_split, read_records, subsample
 from cuecraft.methods import METHODS as ALL_METHODS
 from cuecraft.methods import make_method
+from cuecraft.methods.candidate import Candidate, fresh_logits
 from cuecraft.methods.fit import make_artifact
 from cuecraft.methods.prepare import data_entry, make_problem, make_task
 from cuecraft.methods.problem import Labelled, Method, Problem, label_context, score
@@ -154,7 +154,7 @@ def run_demo(
     return DemoResult(
         Leaderboard((*rows, *others.rows)),
         winner,
-        artifact.with_test({"test_accuracy": winner.test.accuracy}, data_entry(test)),
+        artifact.with_test({"test_accuracy": winner.test.primary}, data_entry(test)),
         words,
         tuple(" ".join(word.strip() for word in row.words) for row in near),
         answers,

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from cuecraft.artifact import stored_bytes
 from cuecraft.core.events import Event
-from cuecraft.methods.problem import Labelled, Method, Outcome, Problem, Score, score
+from cuecraft.methods.objectives import Score
+from cuecraft.methods.problem import Labelled, Method, Outcome, Problem, score
 from cuecraft.study.compare.statistics import wilson_interval
 
 T = TypeVar("T")
@@ -159,7 +160,7 @@ class Trial:
     @property
     def interval(self) -> tuple[float, float]:
         """The 95% Wilson interval of the test accuracy."""
-        return wilson_interval(self.test.accuracy, len(self.predictions))
+        return wilson_interval(self.test.primary, len(self.predictions))
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ def run_trial(name: str, method: Method, problem: Problem, test: Labelled) -> Tr
         method,
         outcome,
         outcome.held_out or score(problem.backbone, outcome.best, problem.dev),
-        Score.of(logits, test.labels),
+        test.scores(logits).mean,
         logits.argmax(-1).cpu(),
         tuple(events),
         seconds,

@@ -22,10 +22,11 @@ from torch.nn import functional
 
 from cuecraft.artifact import Calibration, HardPrompt
 from cuecraft.artifact.calibration import dividing_offsets, matching_offsets
-from cuecraft.artifact.predictor import Candidate, finite
+from cuecraft.artifact.predictor import finite
 from cuecraft.backbone import Context
 from cuecraft.backbone.likelihood import cue_log_likelihood
 from cuecraft.core.events import Progress
+from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.problem import Problem
 from cuecraft.methods.untuned import CONTENT_FREE
 from cuecraft.task import Example

@@ -15,11 +15,11 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from cuecraft.artifact import HardPrompt
-from cuecraft.artifact.predictor import Candidate
 from cuecraft.core.errors import CuecraftWarning, DataError
 from cuecraft.core.events import Document, Event, SearchStep
 from cuecraft.core.seeding import numpy_generator
 from cuecraft.data.labels import label_name
+from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.problem import Method, Outcome, Problem, note, require_language_head
 from cuecraft.methods.search.label_free.answers import (
     Agreement,

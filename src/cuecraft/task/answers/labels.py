@@ -1,22 +1,27 @@
-"""Verbalizers: from classes to the words a language model would answer with."""
+"""Labels: one of a fixed set of classes, each with the words that a language model would answer with."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count, product
 from string import ascii_lowercase
-from typing import Any
+from typing import Any, ClassVar
+
+import numpy as np
 
 from cuecraft.core.errors import DataError, LabelWordError
+from cuecraft.data import Record
 from cuecraft.data.labels import python_value
+from cuecraft.task.answers.base import AnswerSpace, Decision, Gold, Values, softmax
+from cuecraft.task.example import Example
 
 WordChoice = Mapping[str, str | Sequence[str]]
 
 
 @dataclass(frozen=True)
-class Verbalizer:
-    """Classes in a fixed order and, for each, its label words.
+class Verbalizer(AnswerSpace):
+    """Classes in a fixed order and, for each, its label words; an answer is one class, a gold its number.
 
     Several words of one class add up: the class's probability is the sum of its words' probabilities, compared
     with the words of the other classes only.
@@ -24,16 +29,25 @@ class Verbalizer:
     Args:
         labels: `[C]` class names.
         words: `[C]` tuples of label words, without a leading space.
+        classes: `[C]` the classes as the user's data has them; none given for their names.
 
     Raises:
         DataError: fewer than two classes, or a class named twice.
         LabelWordError: a class without words, an empty word, or one word for two classes.
     """
 
+    kind: ClassVar[str] = "labels"
+    primary: ClassVar[str] = "accuracy"
+
     labels: tuple[str, ...]
     words: tuple[tuple[str, ...], ...]
+    classes: tuple[bool | int | float | str, ...] = ()
 
     def __post_init__(self) -> None:
+        if not self.classes:
+            object.__setattr__(self, "classes", self.labels)
+        if len(self.classes) != len(self.labels):
+            raise DataError(f"{len(self.labels)} names of classes for {len(self.classes)} classes; give one for each")
         if len(self.labels) < 2:
             raise DataError(f"only one class ({', '.join(self.labels) or 'none'}); give examples of at least two")
         if len(set(self.labels)) != len(self.labels):
@@ -70,9 +84,18 @@ class Verbalizer:
         return cls(tuple(labels), tuple(_as_words(label, label_words[label]) for label in labels))
 
     @property
+    def options(self) -> Mapping[str, tuple[str, ...]]:
+        """The label words of each class, by its name."""
+        return dict(zip(self.labels, self.words, strict=True))
+
+    @property
     def num_classes(self) -> int:
         """The number of classes, C."""
         return len(self.labels)
+
+    def with_words(self, label_words: WordChoice) -> Verbalizer:
+        """Return the same classes with other label words; raises as `from_labels`."""
+        return replace(self, words=self.from_labels(self.labels, label_words).words)
 
     def index(self, label: str) -> int:
         """Return a class's number.
@@ -87,6 +110,51 @@ class Verbalizer:
                 f"label {label!r} is not one of the task's classes ({', '.join(self.labels)}); "
                 "fix the label or add the class to the training data"
             ) from None
+
+    def gold(self, record: Record) -> int:
+        """Return the number of a record's class; raises as `index`."""
+        return self.index(str(record.label))
+
+    def label(self, gold: Gold) -> str:
+        """Return the name of a class."""
+        if not isinstance(gold, int) or gold not in range(self.num_classes):
+            raise DataError(f"class number {gold}; there is no such class")
+        return self.labels[gold]
+
+    def probabilities(self, values: Values) -> Values:
+        """Return class probabilities `[..., C]`."""
+        return softmax(values)
+
+    def decide(self, probabilities: Values, examples: Sequence[Example]) -> list[Decision]:
+        """Return the likeliest class of each text."""
+        best = probabilities.argmax(-1).tolist()
+        rows, names = probabilities.tolist(), [str(value) for value in self.classes]
+        return [
+            Decision(self.classes[number], row[number], dict(zip(names, row, strict=True)))
+            for number, row in zip(best, rows, strict=True)
+        ]
+
+    def measure(self, decisions: Sequence[Decision], golds: Sequence[Gold]) -> dict[str, float]:
+        """Return accuracy, and macro-F1 (scikit-learn): a class that is neither there nor predicted has 0."""
+        from sklearn.metrics import f1_score
+
+        numbers = {value: number for number, value in enumerate(self.classes)}
+        found, numbered = [numbers[own.value] for own in decisions], list(range(self.num_classes))
+        hits = [own == gold for own, gold in zip(found, golds, strict=True)]
+        macro = f1_score(list(golds), found, labels=numbered, average="macro", zero_division=0)
+        return {self.primary: float(np.mean(hits)), "macro_f1": float(macro)}
+
+    def strata(self, golds: Sequence[Gold]) -> list[int]:
+        """Return the classes."""
+        return self.class_numbers(golds)
+
+    def class_numbers(self, golds: Sequence[Gold]) -> list[int]:
+        """Return the classes, -1 where none is known."""
+        return [gold if isinstance(gold, int) else -1 for gold in golds]
+
+    def written(self, example: Example, gold: Gold) -> str:
+        """Return the first label word of a class."""
+        return self.options[self.label(gold)][0]
 
 
 def default_word(label: str) -> str:

@@ -1,0 +1,51 @@
+"""One option for each text is right: cross-entropy and accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cuecraft.artifact import Calibration, calibration
+from cuecraft.backbone import ClassHead, FeatureScale
+from cuecraft.methods.objectives.base import Objective
+from cuecraft.task.answers import Gold
+
+
+class LabelObjective(Objective):
+    """Cross-entropy and accuracy of the one right option (`AnswerSpace.class_numbers`)."""
+
+    def losses(self, values: Tensor, golds: Sequence[Gold]) -> Tensor:
+        """Return the cross-entropies."""
+        classes = self._classes(values, golds).expand(values.shape[:-1])
+        found = functional.cross_entropy(values.flatten(0, -2), classes.flatten(), reduction="none")
+        return found.view(values.shape[:-1])
+
+    def scores(self, values: Tensor, golds: Sequence[Gold]) -> Tensor:
+        """Return 1 where the likeliest class is right, else 0."""
+        return (values.argmax(-1) == self._classes(values, golds)).double()
+
+    def fitted(self, values: Tensor, golds: Sequence[Gold], weights: Tensor | None = None) -> Calibration:
+        """Return one offset for each class and one scale."""
+        return calibration.fitted(values, self._classes(values, golds), weights=weights)
+
+    def tempered(self, values: Tensor, golds: Sequence[Gold]) -> Calibration:
+        """Return a temperature."""
+        return calibration.tempered(values, self._classes(values, golds))
+
+    def fitted_head(
+        self,
+        features: Tensor,
+        golds: Sequence[Gold],
+        inverse_penalty: float = 1.0,
+        weights: Tensor | None = None,
+        scale: FeatureScale = FeatureScale.PLAIN,
+    ) -> ClassHead:
+        """Return the head of a multinomial logistic regression."""
+        classes = self._classes(features, golds)
+        return calibration.fitted_head(features, classes, self.answers.size, inverse_penalty, weights, scale)
+
+    def _classes(self, values: Tensor, golds: Sequence[Gold]) -> Tensor:
+        return torch.tensor(self.answers.class_numbers(golds), dtype=torch.long, device=values.device)

@@ -1,0 +1,132 @@
+"""What counts as an answer: the contract of an answer space, which is one file of this package.
+
+An answer space knows options and right answers, and no tensors. It is a frozen
+dataclass, whose fields are its entry in a manifest. NumPy, and no torch here.
+
+Shapes: B examples, O options. Where examples bring options of their own, O is the most that one has, and the values
+behind an example's own options are minus infinity.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ConfigDict
+
+from cuecraft.core.errors import MethodError
+from cuecraft.data import Record
+from cuecraft.task.example import Example
+
+#: An example's right answer, as its space has it.
+Gold = Hashable
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is answered to one text.
+
+    Args:
+        value: the answer, as the user's data has it.
+        confidence: its probability, 0 to 1.
+        options: probability of each option, by name.
+    """
+
+    value: Any
+    confidence: float
+    options: Mapping[str, float]
+
+
+def softmax(values: Values) -> Values:
+    """Return the probabilities `[..., O]` of options that exclude each other."""
+    shares = np.exp(values - values.max(-1, keepdims=True))
+    found: Values = shares / shares.sum(-1, keepdims=True)
+    return found
+
+
+class AnswerSpace(ABC):
+    """What counts as an answer."""
+
+    #: Its name in the registry and in manifests.
+    kind: ClassVar[str]
+    #: The name of its primary score, which is higher for better answers.
+    primary: ClassVar[str]
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    @property
+    @abstractmethod
+    def options(self) -> Mapping[str, tuple[str, ...]]:
+        """Label words of each option that all examples share, by name; empty where each example brings its own."""
+
+    @abstractmethod
+    def gold(self, record: Record) -> Gold:
+        """Return the right answer of a record that has one.
+
+        Raises:
+            DataError: it is no answer of this space.
+        """
+
+    @abstractmethod
+    def label(self, gold: Gold) -> Any:
+        """Return the label, JSON-ready, of a record whose right answer is `gold`.
+
+        Raises:
+            DataError: it is no answer of this space.
+        """
+
+    @abstractmethod
+    def probabilities(self, values: Values) -> Values:
+        """Return the probabilities `[..., O]` of calibrated values `[..., O]`; several prompts' are averaged."""
+
+    @abstractmethod
+    def decide(self, probabilities: Values, examples: Sequence[Example]) -> list[Decision]:
+        """Return the answers `[B]` that probabilities `[B, O]` lead to."""
+
+    @abstractmethod
+    def measure(self, decisions: Sequence[Decision], golds: Sequence[Gold]) -> dict[str, float]:
+        """Return scores of answers by name, the primary one first."""
+
+    @abstractmethod
+    def strata(self, golds: Sequence[Gold]) -> list[int]:
+        """Return groups `[B]` that folds, shots and rounds of a search hold in equal shares."""
+
+    @property
+    def classes(self) -> tuple[Any, ...]:
+        """The options that all examples share as the user's data has them; by default their names."""
+        return tuple(self.options)
+
+    @property
+    def size(self) -> int:
+        """The number of options that all examples share, O; 0 where each brings its own."""
+        return len(self.options)
+
+    @property
+    def fewest(self) -> int:
+        """Examples that are read at least, however short the time: two of each option."""
+        return 2 * max(1, self.size)
+
+    @property
+    def giveaways(self) -> tuple[str, ...]:
+        """Names and words that would give answers away, which no prompt may hold."""
+        return (*self.options, *(word for words in self.options.values() for word in words))
+
+    def class_numbers(self, golds: Sequence[Gold]) -> list[int]:
+        """Return the number of the option `[B]` that is right, -1 where none is known.
+
+        Raises:
+            MethodError: not exactly one of the options that all examples share is right.
+        """
+        raise MethodError(f"this needs texts of which each has one label; answers of kind {self.kind} have none")
+
+    def written(self, example: Example, gold: Gold) -> str:
+        """Return an answer as an example in front of a text writes it.
+
+        Raises:
+            MethodError: answers of this kind cannot stand there.
+        """
+        raise MethodError(f"answers of kind {self.kind} cannot stand in examples in front of a text; give shots=0")

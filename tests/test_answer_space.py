@@ -1,0 +1,215 @@
+"""Answer spaces: the contract that every registered kind keeps, and the one of the page on extending."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import TEXTS
+from cuecraft.artifact import Calibration, load_artifact
+from cuecraft.artifact.predictor import Predictor
+from cuecraft.core.errors import DataError, MethodError
+from cuecraft.data import Record
+from cuecraft.methods.fit import make_artifact
+from cuecraft.methods.objectives import OBJECTIVES, Golds, objective_of
+from cuecraft.methods.prepare import make_problem
+from cuecraft.methods.registry import make_method
+from cuecraft.serving.artifacts import ServedPrompt, Shelf
+from cuecraft.serving.engine import Engine
+from cuecraft.task import Task, Template, Verbalizer
+from cuecraft.task.answers import ANSWERS, answer_space, answers_document
+from serving import answered
+from test_docs import of_page
+
+TEMPLATE = "{text}{prompt: it was}{mask}"
+#: One of each registered kind, and labels of eight texts.
+CASES = {
+    "labels": lambda: (
+        Verbalizer(("no", "so-so", "yes"), (("bad",), ("dull", "cold"), ("great",)), (0, 1, 2)),
+        ("yes", "no", "so-so", "yes", "no", "no", "yes", "so-so"),
+    ),
+    "ratings": lambda: (
+        ANSWERS["ratings"](("bad", "dull", "great"), (1.0, 2.0, 4.0)),
+        ("4", "1", "2", "4", "1", "1", "4", "2"),
+    ),
+}
+
+
+@pytest.fixture
+def ratings(monkeypatch):
+    """The answer space of the page, registered by its one file."""
+    for registry in (ANSWERS, OBJECTIVES):
+        monkeypatch.setitem(registry, "ratings", None)  # taken back afterwards
+    of_page("Ratings", monkeypatch)
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    if request.param == "ratings":
+        request.getfixturevalue("ratings")
+    return CASES[request.param]()
+
+
+def values_for(space, count, prompts=()):
+    return 2 * torch.randn(*prompts, count, space.size, generator=torch.Generator().manual_seed(1))
+
+
+def golds_in(space, labels):
+    return Golds(objective_of(space), tuple(space.gold(Record({}, label)) for label in labels))
+
+
+def records(labels):
+    return [Record({"text": text}, label) for (text, _), label in zip(TEXTS, labels, strict=True)]
+
+
+def test_every_registered_kind_has_a_case_here():
+    assert set(ANSWERS) <= set(CASES)
+    assert set(ANSWERS) == set(OBJECTIVES)
+
+
+def test_losses_are_differentiable_and_those_of_each_example_alone(case):
+    space, labels = case
+    golds = golds_in(space, labels)
+    values = values_for(space, len(labels)).requires_grad_()
+    losses = golds.losses(values)
+    assert losses.shape == (len(labels),)
+    (gradient,) = torch.autograd.grad(losses.sum(), values)
+    assert bool(gradient.isfinite().all())
+    assert bool((gradient.abs().sum(1) > 0).all())
+    alone = [golds.select([row]).losses(values[[row]]) for row in range(len(labels))]
+    assert torch.equal(losses, torch.cat(alone))
+    several = values_for(space, len(labels), (5,))
+    assert torch.equal(golds.losses(several), torch.stack([golds.losses(own) for own in several]))
+    assert torch.equal(golds.scores(several).primary, torch.stack([golds.scores(own).primary for own in several]))
+
+
+def test_a_smaller_loss_is_a_step_along_the_gradient(case):
+    space, labels = case
+    golds, values = golds_in(space, labels), values_for(space, len(labels)).double().requires_grad_()
+    (gradient,) = torch.autograd.grad(golds.losses(values).sum(), values)
+    moved = golds.losses(values.detach() - 1e-3 * gradient)
+    assert bool((moved < golds.losses(values)).all())
+
+
+def test_primary_scores_are_those_of_its_decisions(case):
+    space, labels = case
+    golds, values = golds_in(space, labels), values_for(space, len(labels)).double()
+    decisions = space.decide(space.probabilities(values.numpy()), [None] * len(labels))
+    measured = space.measure(decisions, golds.values)
+    assert next(iter(measured)) == space.primary
+    assert measured[space.primary] == pytest.approx(golds.scores(values).mean.primary)
+    for decision in decisions:
+        assert list(decision.options) == list(map(str, space.classes))
+        assert 0 <= decision.confidence <= 1
+
+
+def test_prompts_answer_together_in_training_as_they_do_afterwards(case):
+    space, labels = case
+    several, shares = values_for(space, len(labels), (3,)).double(), torch.tensor([1.0, 2.0, 1.0], dtype=torch.float64)
+    objective = objective_of(space)
+    for weights in (None, shares):
+        own = np.average(space.probabilities(several.numpy()), axis=0, weights=weights)
+        assert np.allclose(space.probabilities(objective.mixed(several, weights).numpy()), own)
+    assert np.allclose(
+        space.probabilities(objective.normalised(several[0]).numpy()), space.probabilities(several[0].numpy())
+    )
+
+
+def test_calibrations_lower_the_loss(case):
+    space, labels = case
+    golds, values = golds_in(space, labels), 5 * values_for(space, len(labels)).double()
+    before = float(golds.losses(values).mean())
+    for found in (golds.fitted(values), golds.tempered(values)):
+        assert float(golds.losses(found.apply(values)).mean()) < before
+        assert np.array_equal(found.apply(values.numpy()), found.apply(values).numpy())
+    assert torch.equal(golds.objective.plain().apply(values), values)
+
+
+def test_it_is_what_its_document_says_and_labels_are_what_golds_say(case):
+    space, labels = case
+    again = answer_space(json.loads(json.dumps(answers_document(space))))
+    assert again == space
+    assert [type(own) for own in again.classes] == [type(own) for own in space.classes]
+    golds = golds_in(space, labels)
+    assert tuple(space.label(gold) for gold in golds.values) == labels
+    assert len(set(golds.strata)) > 1
+    assert all(isinstance(own, int) for own in golds.strata)
+    with pytest.raises(DataError, match="'nonsense'"):
+        space.gold(Record({}, "nonsense"))
+
+
+def test_it_is_tuned_saved_loaded_and_served_as_it_predicts(case, causal, tmp_path):
+    space, labels = case
+    task, rows = Task(Template(TEMPLATE), space), records(labels)
+    problem = make_problem(causal, task, rows, rows, seed=0)
+    method = make_method("deep-cue", {"epochs": 6, "learning_rate": 0.1})
+    outcome = method.fit(problem)
+    assert outcome.is_tuned
+    assert f"dev_{space.primary}" in outcome.trace[-1]
+    artifact = make_artifact(problem, outcome, method)
+    artifact.save(tmp_path / "own")
+    loaded = load_artifact(tmp_path / "own")
+    assert loaded.task == task
+    examples = task.examples(rows)
+    predictor = Predictor.of(loaded, causal)
+    decisions = predictor.decide(examples)
+    assert space.measure(decisions, [example.gold for example in examples])[space.primary] == pytest.approx(
+        loaded.manifest.metrics[f"dev_{space.primary}"], abs=1e-5
+    )
+    with torch.no_grad():
+        values = outcome.best.logits(causal, problem.train.context)
+    expected = space.probabilities(values.double().numpy())
+    assert np.allclose(predictor.probabilities(examples), expected, atol=1e-5)
+    served = ServedPrompt.over(causal, "own", [loaded])
+    assert np.allclose(answered(served, [text for text, _ in TEXTS]), expected, atol=1e-5)
+    shelf = Shelf(causal)
+    shelf.put("own", [loaded])
+    engine = Engine(shelf)
+    answers = engine.ask([{"text": text} for text, _ in TEXTS], ["own"])
+    engine.close()
+    assert [own.decision.value for own in answers] == pytest.approx([own.value for own in decisions], abs=1e-4)
+    assert shelf.get("own").describe()["classes"] == list(space.classes)
+
+
+@pytest.mark.parametrize("method", ["autoprompt", "linear-probe", "zero-shot"])
+def test_methods_of_other_families_take_answers_that_they_do_not_know(method, ratings, causal):
+    space, labels = CASES["ratings"]()
+    options = {"autoprompt": {"steps": 2, "candidates": 4}}.get(method, {})
+    problem = make_problem(causal, Task(Template(TEMPLATE), space), records(labels), records(labels))
+    found = make_method(method, options).fit(problem)
+    assert f"train_{space.primary}" in found.trace[0]
+
+
+def test_auto_chooses_by_the_score_of_the_space(ratings, causal):
+    space, labels = CASES["ratings"]()
+    problem = make_problem(causal, Task(Template(TEMPLATE), space), records(labels), records(labels))
+    outcome = make_method("auto", {"preset": "fast", "chat": "keep"}).fit(problem)
+    assert outcome.verdict is not None
+    assert space.primary in outcome.verdict.reason
+    assert f"dev_{space.primary}" in outcome.trace[0]
+
+
+def test_options_that_rows_bring_are_minus_infinity_behind_their_own():
+    """What an answer space of choices relies on: padding has no part in losses, mixtures and decisions."""
+    space = Verbalizer.from_labels(["a", "b", "c"])
+    golds, values = (
+        golds_in(space, ("a", "b")),
+        torch.tensor([[1.0, 2.0, -torch.inf], [0.5, 1.5, 2.5]]).requires_grad_(),
+    )
+    (gradient,) = torch.autograd.grad(golds.losses(Calibration((), 0.5).apply(values)).sum(), values)
+    alone = golds.select([0]).losses(0.5 * values[:1, :2])
+    assert torch.allclose(golds.losses(0.5 * values)[:1], alone)
+    assert float(gradient[0, 2]) == 0
+    assert bool(gradient.isfinite().all())
+    assert space.probabilities(values.detach().double().numpy())[0, 2] == 0
+
+
+def test_what_needs_labels_says_so_in_one_line(ratings, causal):
+    space, labels = CASES["ratings"]()
+    task = Task(Template(TEMPLATE), space)
+    with pytest.raises(MethodError, match="classes with label words"):
+        task.verbalizer  # noqa: B018
+    problem = make_problem(causal, task, records(labels), records(labels))
+    with pytest.raises(MethodError, match="examples in front of a text"):
+        make_method("in-context", {"shots": 2}).fit(problem)
