@@ -32,13 +32,17 @@ from cuecraft.methods.untuned import starting_point
 from cuecraft.task import Example
 
 
+def candidates(position: int) -> list[tuple[int, int]]:
+    """Return the swaps of one position that are timed."""
+    return [(position, token) for token in range(FIRST_CANDIDATE, FIRST_CANDIDATE + CANDIDATES)]
+
+
 @torch.no_grad()
 def search(bench: Bench) -> dict[str, float]:
     backbone, context, prompt = bench.backbone, bench.train.context, HardPrompt(bench.cue)
-    tokens = range(FIRST_CANDIDATE, FIRST_CANDIDATE + CANDIDATES)
 
     def packed(position: int) -> float:
-        return seconds(lambda: backbone.score_candidates(context, prompt, position, tokens)) / CANDIDATES
+        return seconds(lambda: backbone.score_swaps(context, prompt, candidates(position))) / CANDIDATES
 
     found = rounds(
         {
@@ -76,7 +80,7 @@ def nanogcg(bench: Bench) -> dict[str, float] | str:
     found = rounds(
         {
             "nanogcg": lambda: seconds(lambda: engine._compute_candidates_loss_original(CANDIDATES, inputs)),
-            "ours": lambda: seconds(lambda: backbone.score_candidates(context, prompt, 3, tokens)),
+            "ours": lambda: seconds(lambda: backbone.score_swaps(context, prompt, candidates(3))),
         },
         bench.rounds,
     )
@@ -144,16 +148,15 @@ def many(bench: Bench) -> dict[str, float]:
 @torch.no_grad()
 def roof(bench: Bench) -> dict[str, float]:
     backbone, context, prompt = bench.backbone, bench.train.context, HardPrompt(bench.cue)
-    tokens = range(FIRST_CANDIDATE, FIRST_CANDIDATE + CANDIDATES)
     counter = FlopCounterMode(display=False)
     with counter:
-        backbone.score_candidates(context, prompt, 3, tokens)
+        backbone.score_swaps(context, prompt, candidates(3))
     square = torch.randn(3072, 3072)
     found = rounds(
         {
             "matmul": lambda: 2 * 3072**3 / seconds(lambda: square @ square),
             "packed": lambda: (
-                counter.get_total_flops() / seconds(lambda: backbone.score_candidates(context, prompt, 3, tokens))
+                counter.get_total_flops() / seconds(lambda: backbone.score_swaps(context, prompt, candidates(3)))
             ),
         },
         bench.rounds,
@@ -166,7 +169,6 @@ def curve(bench: Bench) -> dict[str, list[float]]:
     """Measure seconds per candidate against the length of the text, for eight texts."""
     backbone, prompt = bench.backbone, HardPrompt(bench.cue)
     words = backbone.tokenizer(" ".join(e.fields["text"] for e in bench.examples))["input_ids"]
-    tokens = range(FIRST_CANDIDATE, FIRST_CANDIDATE + CANDIDATES)
     runs = {}
     for length in CURVE_LENGTHS:
         texts = [Example({"text": backbone.tokenizer.decode(words[n : n + length])}, 0) for n in range(8)]
@@ -175,7 +177,7 @@ def curve(bench: Bench) -> dict[str, list[float]]:
             lambda: plain_candidate_logits(backbone, context, prompt)
         )
         runs[f"packed {length}"] = lambda context=context: (
-            seconds(lambda: backbone.score_candidates(context, prompt, 3, tokens)) / CANDIDATES
+            seconds(lambda: backbone.score_swaps(context, prompt, candidates(3))) / CANDIDATES
         )
     found = rounds(runs, bench.rounds)
     series = {name: [found[f"{name} {length}"] for length in CURVE_LENGTHS] for name in ("plain", "packed")}

@@ -77,7 +77,7 @@ def computed(backbone: Any, context: Any, prompt: Any, task: Any) -> Iterator[tu
             yield "features", [backbone.features(kept, prompt)]
         if isinstance(prompt, HardPrompt):
             yield "swaps", [backbone.score_swaps(kept, prompt, [(0, 20), (1, 21), (2, 22)])]
-            yield "candidates", [backbone.score_candidates(kept, prompt, 1, [20, 21, 22])]
+            yield "candidates", [backbone.score_swaps(kept, prompt, [(1, 20), (1, 21), (1, 22)])]
         ready = backbone.ready(prompt, task)
         pieces = ready.renderer.render(make_examples())
         yield "rows", backbone.mixed_logits([(ready, one) for one in pieces])

@@ -153,7 +153,7 @@ def test_packed_candidates_equal_one_pass_each(causal, template, words, monkeypa
     for nodes in (384, 20):
         monkeypatch.setattr(causal, "budget", replace(causal.budget, tree=nodes))
         for position in range(4):
-            packed = causal.score_candidates(context, prompt, position, tokens)
+            packed = causal.score_swaps(context, prompt, [(position, token) for token in tokens])
             alone = [causal.class_logits(context, prompt.swapped(position, token)) for token in tokens]
             assert torch.allclose(packed, torch.stack(alone), atol=1e-4)
 

@@ -60,7 +60,7 @@ def test_candidates_equal_one_pass_each(kind, request):
     context = backbone.context(make_examples(), make_task(TEMPLATES[0] if is_masked else "{prompt}{text}"))
     head = None if is_masked else ClassHead(torch.randn(2, 32), torch.randn(2))
     prompt = HardPrompt((20, 21, 22), head)
-    packed = backbone.score_candidates(context, prompt, 1, [9, 30, 41])
+    packed = backbone.score_swaps(context, prompt, [(1, token) for token in (9, 30, 41)])
     alone = [backbone.class_logits(context, prompt.swapped(1, token)) for token in (9, 30, 41)]
     assert torch.allclose(packed, torch.stack(alone), atol=1e-5)
 

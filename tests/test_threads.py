@@ -13,7 +13,7 @@ import torch
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
-from conftest import make_causal, make_examples, make_masked, make_task
+from conftest import TEXTS, make_causal, make_examples, make_masked, make_task
 from cuecraft import PromptClassifier
 from cuecraft.artifact import DeepCue, HardPrompt, PrefixPrompt, SoftPrompt
 from cuecraft.backbone import ClassHead, load_backbone
@@ -180,12 +180,13 @@ def test_two_passes_under_way_keep_what_they_read_apart(causal):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_passes_meet_in_the_middle_of_the_model_and_nothing_waits(kind, request):
-    """Eight threads are in the first layer at once, each with a prompt of its own; a copy is made meanwhile."""
+    """Eight threads are in the first layer at once, each with its own texts and prompt; a copy is made meanwhile."""
     backbone = request.getfixturevalue(kind)
     task = make_task("{prompt}{text}" if kind == "sequence" else "{text}{prompt}{mask}")
-    context = backbone.context(make_examples(), task)
     prompts = [prompt for seed in range(2) for prompt in prompts_of_all_kinds(backbone, seed)]
-    alone = [backbone.class_logits(context, prompt) for prompt in prompts]
+    contexts = [backbone.context(make_examples(TEXTS[n:] + TEXTS[:1]), task) for n in range(len(prompts))]
+    pairs = list(zip(contexts, prompts, strict=True))
+    alone = [backbone.class_logits(*pair) for pair in pairs]
     meeting = threading.Barrier(len(prompts), action=lambda: copies.append(copy.deepcopy(backbone.model)), timeout=60)
     copies, met = [], threading.local()
 
@@ -196,7 +197,7 @@ def test_passes_meet_in_the_middle_of_the_model_and_nothing_waits(kind, request)
 
     handle = backbone.layers[0].register_forward_pre_hook(meet)
     try:
-        found = together(*(lambda prompt=prompt: backbone.class_logits(context, prompt) for prompt in prompts))
+        found = together(*(lambda pair=pair: backbone.class_logits(*pair) for pair in pairs))
     finally:
         handle.remove()
     for own, expected in zip(found, alone, strict=True):

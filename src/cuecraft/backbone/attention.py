@@ -31,12 +31,13 @@ _UNKNOWN_HERE = ("softcap", "s_aux", "position_bias")  # what some architectures
 def _implementation(config: Any) -> str | None:
     """Return the attention that a model has: ours within a pass that asks for it, else its own."""
     own = current_pass()
-    name: str | None = config._attn_implementation_internal
+    name: str | None = _PLAIN.fget(config)
     return _NAME if own is not None and own.config is config else name
 
 
 # Once for the process, and no model is changed: a pass is of one context, and its configuration of one model.
-PreTrainedConfig._attn_implementation = property(_implementation, PreTrainedConfig._attn_implementation.fset)
+_PLAIN = PreTrainedConfig._attn_implementation
+PreTrainedConfig._attn_implementation = property(_implementation, _PLAIN.fset)
 
 
 @contextmanager

@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any, Literal, Protocol, Self, TypeVar
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeVar
 
 from torch import Tensor
 
 from cuecraft.backbone.budget import Budget
-from cuecraft.backbone.tree import CueTree
+from cuecraft.backbone.tree import CueTree, grow_tree
 from cuecraft.task import Example, Task
 from cuecraft.task.rendering import HeadKind, LabelIds, Pieces, Renderer
+
+if TYPE_CHECKING:
+    from cuecraft.backbone.columns import Columns
+    from cuecraft.backbone.plan import Prompts
 
 T = TypeVar("T")
 Swap = tuple[int, int]  # a position of the prompt, and the token id put there
@@ -115,16 +120,19 @@ class ReadyPrompt(PlacedPrompt):
         opening: `[n_layers, 2, n_kv_heads, L, head_dim]` keys and values of all that stands before the text, the prompt
             included, where that is the same for every text; vectors, offsets and states are used up in it. None
             elsewhere.
-        branches: the beginnings of its label words of several tokens, which grow after the answer slot; None for none.
         shared: `[n_layers, 2, n_kv_heads, L, head_dim]` keys and values of the ids with which every text begins
             (`Renderer.shared_ids`), where the prompt stands behind the text. None for nothing.
     """
 
     renderer: Renderer
-    columns: Any
+    columns: Columns
     opening: Tensor | None = None
-    branches: CueTree | None = None
     shared: Tensor | None = None
+
+    @cached_property
+    def branches(self) -> CueTree | None:
+        """What grows after the answer slot: the beginnings of its label words of several tokens; None for nothing."""
+        return grow_tree(self.columns.beginnings) if self.columns.beginnings else None
 
     @property
     def length(self) -> int:
@@ -222,12 +230,12 @@ class Backbone(Protocol):
         """Read examples once, as far as that is possible without the prompt, and keep `keep_bytes` of it at most."""
         ...
 
-    def read(self, texts: Rows, prompts: Any, query: Query, owners: Sequence[int] = ()) -> Tensor:
+    def read(self, texts: Rows, prompts: Prompts, query: Query, owners: Sequence[int] = ()) -> Tensor:
         """Return what a query reads of every text with every prompt, `[T, B, X]`, differentiable.
 
         Args:
             texts: `[B]` the texts.
-            prompts: `[T]` prompts as one table (`cuecraft.backbone.plan.Prompts`).
+            prompts: `[T]` prompts as one table.
             query: what is read.
             owners: `[B]` the number of each text's own prompt, where it has one; the result is then `[1, B, X]`.
         """
@@ -241,7 +249,7 @@ class Backbone(Protocol):
         """Return class logits `[C]` of each row: a text with a prompt of its own, of any task; differentiable."""
         ...
 
-    def shares(self, prompts: Any) -> bool:
+    def shares(self, prompts: Prompts) -> bool:
         """Return whether `read` takes prompts, each over texts of its own, in passes that they share."""
         ...
 

@@ -22,7 +22,6 @@ from cuecraft.backbone.columns import Columns, columns_of, row_columns
 from cuecraft.backbone.decoder import CausalModel
 from cuecraft.backbone.layout import Branch, RowTree, SharedTrees, own_tokens, rows_plan
 from cuecraft.backbone.plan import Prompts
-from cuecraft.backbone.tree import grow_tree
 from cuecraft.core.deadline import check_time
 from cuecraft.core.errors import BackboneError, DataError, PromptError
 from cuecraft.task import Example, Task
@@ -211,8 +210,7 @@ class CausalBackbone(CausalModel):
         """
         renderer, own = self.renderer(task), self.placed(prompt)
         columns = columns_of(self.model, Query("options", renderer.label_ids), own.head)
-        branches = grow_tree(columns.beginnings) if columns.beginnings else None
-        found = ReadyPrompt(**vars(own), renderer=renderer, columns=columns, branches=branches)
+        found = ReadyPrompt(**vars(own), renderer=renderer, columns=columns)
         if found.states is not None and not len(found.vectors) and not renderer.has_tail:
             raise nothing_between(renderer)
         opening = renderer.opening_ids

@@ -189,7 +189,7 @@ class FrozenModel(ABC):
 
     def class_logits(self, context: Context, prompt: Prompt) -> Tensor:
         """Return class logits `[B, C]`, differentiable with respect to the prompt's tensors."""
-        return self.asked(context, [prompt], context.query)[0]
+        return self.read_prompts(context, [prompt], context.query)[0]
 
     def class_logits_many(self, context: Context, prompts: Sequence[Prompt]) -> Tensor:
         """Return class logits `[T, B, C]` of several prompts over the same examples.
@@ -200,7 +200,7 @@ class FrozenModel(ABC):
             n for n, own in enumerate(prompts) if self.reads_texts_once and own.states is None and own.head is None
         ]
         groups = [group for group in (shared, *([n] for n in range(len(prompts)) if n not in shared)) if group]
-        parts = [self.asked(context, [prompts[n] for n in group], context.query) for group in groups or [[]]]
+        parts = [self.read_prompts(context, [prompts[n] for n in group], context.query) for group in groups or [[]]]
         return restore_order(parts, groups, dim=0)
 
     def features(self, context: Context, prompt: Prompt) -> Tensor:
@@ -208,7 +208,7 @@ class FrozenModel(ABC):
 
         Hidden states at the answer slot, as the output embedding gets them; of a model without one, pooled.
         """
-        return self.asked(context, [prompt], FEATURES)[0]
+        return self.read_prompts(context, [prompt], FEATURES)[0]
 
     def share_passes(self, parts: Sequence[tuple[Context, Prompt]]) -> bool:
         """Return whether `class_logits_each` reads these together."""
@@ -245,16 +245,12 @@ class FrozenModel(ABC):
         self._check_fit(context, prompts)
         return self.read(context, prompts.swapped([position for position, _ in checked], new), context.query)
 
-    def score_candidates(self, context: Context, prompt: Prompt, position: int, token_ids: Sequence[int]) -> Tensor:
-        """Return class logits `[K, B, C]` with each candidate token in turn at one position; no gradient."""
-        return self.score_swaps(context, prompt, [(position, token) for token in token_ids])
-
     @torch.no_grad()
     def mixed_logits(self, rows: Sequence[Row]) -> list[Tensor]:
         """Return class logits `[C]` of each row: a text with a prompt of its own, of any task and kind; no gradient."""
         return self.read_rows(rows)
 
-    def asked(self, context: Context, prompts: Sequence[Prompt], query: Query) -> Tensor:
+    def read_prompts(self, context: Context, prompts: Sequence[Prompt], query: Query) -> Tensor:
         """Return what a query reads `[T, B, X]` of examples with prompts that share their passes.
 
         Raises:

@@ -167,11 +167,6 @@ def layer_list(model: Any, name: str) -> tuple[Any, ...]:
     raise BackboneError(f"{name} ({model.config.model_type}) has no list of its layers; use another method")
 
 
-def adding(offsets: Tensor, rows: Tensor, columns: Tensor) -> Callable[[int, Tensor], Tensor]:
-    """Return a change, for `entering`, that adds offsets `[n_layers, M, d]` at M places (row, column) of a batch."""
-    return lambda layer, hidden: hidden.index_put((rows, columns), offsets[layer], accumulate=True)
-
-
 @contextmanager
 def ordinary_tensors() -> Iterator[None]:
     """Let tensors made here be ordinary ones, which can be trained with later: those of inference mode never can."""

@@ -32,7 +32,7 @@ def next_word_log_probabilities(backbone: AnyBackbone, context: Context, prompt:
     Raises:
         BackboneError: the backbone has no language head.
     """
-    return _language_model(backbone).asked(context, [prompt], VOCABULARY)[0]
+    return _language_model(backbone).read_prompts(context, [prompt], VOCABULARY)[0]
 
 
 @torch.no_grad()
@@ -57,7 +57,7 @@ def word_log_probabilities(
     if not wanted or not all(wanted) or (longest > 1 and isinstance(model, MaskedBackbone)):
         raise PromptError("a word needs one token, or on a causal model one or more; give others")
     context.renderer.check_length(context.pieces, len(prompt.vectors(model.embed)) + longest - 1)
-    return model.asked(context, [prompt], _likelihood_of(wanted))[0]
+    return model.read_prompts(context, [prompt], _likelihood_of(wanted))[0]
 
 
 @torch.no_grad()
