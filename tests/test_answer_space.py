@@ -1,24 +1,27 @@
 """Answer spaces: the contract that every registered kind keeps, and the one of the page on extending."""
 
 import json
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 
 from conftest import TEXTS
-from cuecraft.artifact import Calibration, load_artifact
+from cuecraft.artifact import Calibration, HardPrompt, load_artifact
 from cuecraft.artifact.predictor import Predictor
 from cuecraft.core.errors import DataError, MethodError
 from cuecraft.data import Record
 from cuecraft.methods.fit import make_artifact
 from cuecraft.methods.objectives import OBJECTIVES, Golds, objective_of
+from cuecraft.methods.objectives.labels import LabelObjective
 from cuecraft.methods.prepare import make_problem
 from cuecraft.methods.registry import make_method
 from cuecraft.serving.artifacts import ServedPrompt, Shelf
 from cuecraft.serving.engine import Engine
-from cuecraft.task import Task, Template, Verbalizer
-from cuecraft.task.answers import ANSWERS, answer_space, answers_document
+from cuecraft.task import AnswerSpace, Decision, Task, Template, Verbalizer
+from cuecraft.task.answers import ANSWERS, answer_space, answers_document, softmax
 from serving import answered
 from test_docs import of_page
 
@@ -34,6 +37,131 @@ CASES = {
         ("4", "1", "2", "4", "1", "1", "4", "2"),
     ),
 }
+
+
+@dataclass(frozen=True)
+class Choices(AnswerSpace):
+    """One of a text's own options, which stand in a field of it; a gold is the place of the right one."""
+
+    kind: ClassVar[str] = "choices"
+    primary: ClassVar[str] = "accuracy"
+
+    field: str
+
+    @property
+    def options(self):
+        return {}
+
+    def options_of(self, example):
+        return {word: (word,) for word in example.fields[self.field].split("|")}
+
+    def gold(self, record):
+        return record.fields[self.field].split("|").index(record.label)
+
+    def label(self, gold):
+        return gold
+
+    def strata(self, golds):
+        return [0] * len(golds)
+
+    def probabilities(self, values):
+        return softmax(values)
+
+    def decide(self, probabilities, examples):
+        found = []
+        for row, example in zip(probabilities, examples, strict=True):
+            shares = dict(zip(self.options_of(example), row.tolist(), strict=False))
+            best = max(shares, key=shares.get)
+            found.append(Decision(best, shares[best], shares))
+        return found
+
+    def measure(self, decisions, golds):
+        pairs = zip(decisions, golds, strict=True)
+        return {"accuracy": float(np.mean([list(own.options).index(own.value) == gold for own, gold in pairs]))}
+
+
+class ChoiceObjective(LabelObjective):
+    """Cross-entropy of the right option; a calibration is a scale alone."""
+
+    def _classes(self, values, golds):
+        return torch.tensor(golds, device=values.device)
+
+    def tempered(self, values, golds):
+        return replace(super().tempered(values, golds), bias=())
+
+    def fitted(self, values, golds, weights=None):
+        return self.tempered(values, golds)
+
+    def flattened(self, values):
+        return self.plain()
+
+
+CHOICES = (
+    "good|bad",
+    "great|dull|it was",
+    "bad|good",
+    "cold|warm|great",
+    "good|great",
+    "bad|it was",
+    "great|bad",
+    "warm|a joy",
+)
+
+
+@pytest.fixture
+def choices(monkeypatch):
+    monkeypatch.setitem(ANSWERS, "choices", Choices)
+    monkeypatch.setitem(OBJECTIVES, "choices", ChoiceObjective)
+    return [
+        Record({"text": text, "among": among}, among.split("|")[row % 2])
+        for row, ((text, _), among) in enumerate(zip(TEXTS, CHOICES, strict=True))
+    ]
+
+
+def test_texts_bring_options_of_their_own(choices, causal, tmp_path):
+    """Read as a plain loop over options reads them; tuned, calibrated, halved, stored and served."""
+    task = Task(Template("{text}{prompt: it was}{mask}"), Choices("among"))
+    problem = make_problem(causal, task, choices, choices)
+    context = problem.train.context
+    prompt = HardPrompt(context.renderer.prompt_ids)
+    with torch.no_grad():
+        values = causal.class_logits(context, prompt)
+        alone = [causal.class_logits(context.select([row]), prompt)[0] for row in range(len(context))]
+    for row, (own, example, piece) in enumerate(zip(values, context.examples, context.pieces, strict=True)):
+        options = list(task.answers.options_of(example))
+        expected = []
+        for ids in context.renderer.answer_ids(options):
+            tokens = torch.tensor([[*piece.before, *prompt.token_ids, *piece.after, *ids]])
+            with torch.no_grad():
+                log_p = causal.model(tokens).logits[0].log_softmax(-1)
+            first = tokens.shape[1] - len(ids)
+            expected.append(float(sum(log_p[first + n - 1, token] for n, token in enumerate(ids))))
+        expected = torch.tensor(expected).log_softmax(-1)
+        assert torch.allclose(own[: len(options)].log_softmax(-1), expected, atol=1e-4)
+        assert bool((own[len(options) :] == -torch.inf).all())
+        assert torch.allclose(alone[row], own[: len(options)], atol=1e-5)
+    for name, options in (
+        ("deep-cue", {"epochs": 4, "learning_rate": 0.1, "batch_size": 3}),
+        ("autoprompt", {"steps": 2, "candidates": 4, "scoring": "halving"}),
+    ):
+        method = make_method(name, options)
+        outcome = method.fit(problem)
+        artifact = make_artifact(problem, outcome, method)
+        artifact.save(tmp_path / name)
+        loaded = load_artifact(tmp_path / name)
+        assert loaded.task == task
+        assert loaded.calibration.bias == ()
+        examples = task.examples(choices)
+        decisions = Predictor.of(loaded, causal).decide(examples)
+        assert [set(own.options) for own in decisions] == [set(among.split("|")) for among in CHOICES]
+        shelf = Shelf(causal)
+        shelf.put("own", [loaded])
+        engine = Engine(shelf)
+        answers = engine.ask([dict(record.fields) for record in choices], ["own"])
+        engine.close()
+        for answer, decision in zip(answers, decisions, strict=True):
+            assert answer.decision.options == pytest.approx(dict(decision.options), abs=1e-5)
+            assert sum(answer.probabilities) == pytest.approx(1)
 
 
 @pytest.fixture

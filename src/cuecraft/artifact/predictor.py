@@ -9,24 +9,30 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from torch import Tensor, no_grad
+import torch
+from torch import Tensor
 
 from cuecraft.artifact import AnyPrompt, Artifact, Calibration, load_artifact, member_folders
 from cuecraft.backbone import AnyBackbone, ReadyPrompt, load_backbone
+from cuecraft.backbone.budget import same_width
 from cuecraft.backbone.hooks import training
 from cuecraft.backbone.weights import TunedWeights
 from cuecraft.core.errors import ArtifactError, BackboneError
 from cuecraft.core.events import Answered, Event
 from cuecraft.data.texts import Texts, as_records
-from cuecraft.task import Decision, Example, Task
+from cuecraft.task import AnswerSpace, Decision, Example, Task
 from cuecraft.task.answers import Values
 
 FRESH = 1024  # examples read together where nothing is kept
 
 
-def finite(logits: Tensor, backbone: AnyBackbone) -> Tensor:
-    """Return logits as they are, or raise BackboneError where one is NaN or infinite."""
-    if not bool(logits.isfinite().all()):
+def finite(logits: Tensor, backbone: AnyBackbone, answers: AnswerSpace | None = None) -> Tensor:
+    """Return logits `[..., O]` as they are, or raise BackboneError where one is NaN or infinite.
+
+    Minus infinity is none of the model's behind the options that a text brings in such an answer space.
+    """
+    padded = logits.isneginf() if answers is not None and not answers.size else False
+    if not bool((logits.isfinite() | padded).all()):
         raise BackboneError(f"{backbone.name} answers with NaN or infinity; check its weights, dtype and device")
     return logits
 
@@ -53,6 +59,10 @@ class Member:
     def ready(self) -> ReadyPrompt:
         """The prompt as `mixed_logits` takes it."""
         return self.backbone.ready(self.prompt, self.task)
+
+    def ready_for(self, example: Example) -> ReadyPrompt:
+        """Return the prompt as `mixed_logits` takes it for one text, which may bring options of its own."""
+        return self.backbone.ready_for(self.ready, example)
 
 
 class Predictor:
@@ -129,7 +139,7 @@ class Predictor:
         """The options that all texts share, `[O]`, as the user's data has them."""
         return np.array(self.task.answers.classes)
 
-    @no_grad()
+    @torch.no_grad()
     def probabilities(
         self, examples: Sequence[Example], report: Callable[[Event], None] = lambda event: None
     ) -> Values:
@@ -145,17 +155,17 @@ class Predictor:
         together: dict[tuple[int, Task], list[Member]] = {}
         for member in self.members:
             together.setdefault((id(member.backbone), member.task), []).append(member)
-        parts = []
+        read: dict[int, list[Tensor]] = {id(member): [] for member in self.members}
         for start in range(0, len(examples), FRESH):
-            chunk, read = examples[start : start + FRESH], dict[int, Tensor]()
+            chunk = examples[start : start + FRESH]
             for (_, task), own in together.items():
                 backbone = own[0].backbone
                 context = backbone.context(chunk, task, keep_bytes=0)
                 logits = backbone.class_logits_many(context, [member.prompt for member in own])
-                read |= {id(member): part for member, part in zip(own, logits, strict=True)}
-            parts.append(self.mixed([read[id(member)] for member in self.members]))
+                for member, part in zip(own, logits, strict=True):
+                    read[id(member)].append(part)
             report(Answered(step=start + len(chunk), total=len(examples), padding=context.padding))
-        return np.concatenate(parts)
+        return self.mixed([torch.cat(same_width(read[id(member)])) for member in self.members])
 
     def mixed(self, logits: Sequence[Tensor]) -> Values:
         """Return the mean probabilities `[..., O]`, given the logits `[..., O]` of each member.
@@ -165,14 +175,9 @@ class Predictor:
         """
         found: Values = 0.0  # type: ignore[assignment]  # until the first member's are added
         for member, own in zip(self.members, logits, strict=True):
-            values = member.calibration.apply(own.double().cpu().numpy())
-            # Behind an example's own options stands minus infinity.
-            padded = np.isneginf(values) if not member.task.answers.size else False
-            if not (np.isfinite(values) | padded).all():
-                raise BackboneError(
-                    f"{member.backbone.name} answers with NaN or infinity; check its weights, dtype and device"
-                )
-            found = found + member.share * member.task.answers.probabilities(values)
+            answers = member.task.answers
+            values = finite(member.calibration.apply(own.double().cpu()), member.backbone, answers)
+            found = found + member.share * answers.probabilities(values.numpy())
         return found
 
     def decide(

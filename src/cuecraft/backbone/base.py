@@ -122,12 +122,14 @@ class ReadyPrompt(PlacedPrompt):
             elsewhere.
         shared: `[n_layers, 2, n_kv_heads, L, head_dim]` keys and values of the ids with which every text begins
             (`Renderer.shared_ids`), where the prompt stands behind the text. None for nothing.
+        own_options: options of the one text that it is for (`FrozenModel.ready_for`); None for those of its task.
     """
 
     renderer: Renderer
     columns: Columns
     opening: Tensor | None = None
     shared: Tensor | None = None
+    own_options: int | None = None
 
     @cached_property
     def branches(self) -> CueTree | None:
@@ -142,9 +144,9 @@ class ReadyPrompt(PlacedPrompt):
         return super().length
 
     @property
-    def num_classes(self) -> int:
-        """Classes of its task, C."""
-        return self.renderer.task.answers.size
+    def num_options(self) -> int:
+        """Options that it answers with, O."""
+        return self.renderer.task.answers.size if self.own_options is None else self.own_options
 
 
 Row = tuple[ReadyPrompt, Pieces]  # a prompt, and one text as the prompt's renderer writes it
@@ -192,9 +194,14 @@ class Context(Rows):
     padding: float = 0.0
 
     @property
-    def query(self) -> Query:
-        """The query for scores of the task's classes."""
-        return Query("options", self.renderer.label_ids)
+    def queries(self) -> list[tuple[Query, list[int]]]:
+        """The queries for scores of options, each with the rows that it is for; one, unless texts bring options."""
+        if self.renderer.shares_options:
+            return [(Query("options", self.renderer.label_ids), list(range(len(self))))]
+        found: dict[LabelIds, list[int]] = {}
+        for row, ids in enumerate(self.renderer.options_of(self.examples)):
+            found.setdefault(ids, []).append(row)
+        return [(Query("options", ids), rows) for ids, rows in found.items()]
 
     def select(self, rows: Sequence[int]) -> Self:
         """Return the context of some of the examples; nothing is computed or copied."""

@@ -9,6 +9,7 @@ from typing import Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from cuecraft.task.batches import TokenBudget
 
@@ -69,6 +70,12 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     # The CPU allocator has no error class of its own; its words differ between platforms.
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
+
+
+def same_width(parts: Sequence[Tensor]) -> list[Tensor]:
+    """Return parts `[..., X]` as wide as the widest of them, with minus infinity behind their own numbers."""
+    width = max((part.shape[-1] for part in parts), default=0)
+    return [functional.pad(part, (0, width - part.shape[-1]), value=-torch.inf) for part in parts]
 
 
 def restore_order(parts: Sequence[Tensor], batches: Sequence[Sequence[int]], dim: int) -> Tensor:

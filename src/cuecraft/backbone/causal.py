@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cuecraft.backbone.attention import keeping
-from cuecraft.backbone.base import Context, Prompt, Query, ReadyPrompt, Row, Rows
+from cuecraft.backbone.base import FEATURES, Context, Prompt, Query, ReadyPrompt, Row, Rows
 from cuecraft.backbone.budget import Budget, memory_of, restore_order
 from cuecraft.backbone.columns import Columns, columns_of, row_columns
 from cuecraft.backbone.decoder import CausalModel
@@ -209,8 +209,8 @@ class CausalBackbone(CausalModel):
             TemplateError, LabelWordError: the task does not fit the backbone.
         """
         renderer, own = self.renderer(task), self.placed(prompt)
-        columns = columns_of(self.model, Query("options", renderer.label_ids), own.head)
-        found = ReadyPrompt(**vars(own), renderer=renderer, columns=columns)
+        query = Query("options", renderer.label_ids) if renderer.label_ids else FEATURES  # `ready_for` asks for options
+        found = ReadyPrompt(**vars(own), renderer=renderer, columns=columns_of(self.model, query, own.head))
         if found.states is not None and not len(found.vectors) and not renderer.has_tail:
             raise nothing_between(renderer)
         opening = renderer.opening_ids
@@ -249,7 +249,7 @@ class CausalBackbone(CausalModel):
             for batch in token_batches(nodes, budget, shares):
                 own = [trees[n] for n in batch]
                 found |= zip((part.number for row in own for part in row.parts), self._run_rows(own), strict=True)
-            return [found[n][: prompt.num_classes] for n, (prompt, _) in enumerate(rows)]
+            return [found[n][: prompt.num_options] for n, (prompt, _) in enumerate(rows)]
 
         return self._score_within_memory(run)
 

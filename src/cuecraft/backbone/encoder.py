@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cuecraft.backbone.attention import attending_to, keeping
-from cuecraft.backbone.base import ClassHead, Context, Prompt, Query, ReadyPrompt, Row, Rows
+from cuecraft.backbone.base import FEATURES, ClassHead, Context, Prompt, Query, ReadyPrompt, Row, Rows
 from cuecraft.backbone.budget import Budget, restore_order
 from cuecraft.backbone.columns import Columns, class_scores, columns_of, feature_columns, row_columns
 from cuecraft.backbone.frozen import FrozenModel, agree
@@ -142,7 +142,8 @@ class EncoderBackbone(FrozenModel):
             TemplateError, LabelWordError: the task does not fit the backbone.
         """
         renderer, own = self.renderer(task), self.placed(prompt)
-        columns = self._columns(Query("options", renderer.label_ids), own.head)
+        query = Query("options", renderer.label_ids) if renderer.label_ids else FEATURES  # `ready_for` asks for options
+        columns = self._columns(query, own.head)
         return ReadyPrompt(**vars(own), renderer=renderer, columns=columns)
 
     def read_rows(self, rows: Sequence[Row]) -> list[Tensor]:
@@ -174,7 +175,7 @@ class EncoderBackbone(FrozenModel):
 
     def _answer(self, found: Tensor, prompt: ReadyPrompt) -> Tensor:
         """Return the class logits `[C]` of one row, given what its prompt's columns read."""
-        return found[: prompt.num_classes]
+        return found[: prompt.num_options]
 
     def _columns(self, query: Query, head: ClassHead | None) -> Columns:
         """Return the columns of a query."""

@@ -5,20 +5,21 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, reduce
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from cuecraft.backbone.base import FEATURES, Context, PlacedPrompt, Prompt, Query, Row, Rows, Swap, T
-from cuecraft.backbone.budget import Budget, is_out_of_memory, restore_order
-from cuecraft.backbone.columns import Columns
+from cuecraft.backbone.base import FEATURES, Context, PlacedPrompt, Prompt, Query, ReadyPrompt, Row, Rows, Swap, T
+from cuecraft.backbone.budget import Budget, is_out_of_memory, restore_order, same_width
+from cuecraft.backbone.columns import Columns, columns_of
 from cuecraft.backbone.hooks import hosted, layer_list, passing
 from cuecraft.backbone.nearest import Nearest, NearestRenderer
 from cuecraft.backbone.plan import Plan, Prompts
 from cuecraft.core.errors import BackboneError, PromptError
-from cuecraft.task import Task
+from cuecraft.task import Example, Task
 from cuecraft.task.rendering import HeadKind, Renderer
 from cuecraft.task.token_text import reading_texts
 
@@ -189,7 +190,7 @@ class FrozenModel(ABC):
 
     def class_logits(self, context: Context, prompt: Prompt) -> Tensor:
         """Return class logits `[B, C]`, differentiable with respect to the prompt's tensors."""
-        return self.read_prompts(context, [prompt], context.query)[0]
+        return self._by_query(context, lambda texts, query: self.read_prompts(texts, [prompt], query))[0]
 
     def class_logits_many(self, context: Context, prompts: Sequence[Prompt]) -> Tensor:
         """Return class logits `[T, B, C]` of several prompts over the same examples.
@@ -200,8 +201,25 @@ class FrozenModel(ABC):
             n for n, own in enumerate(prompts) if self.reads_texts_once and own.states is None and own.head is None
         ]
         groups = [group for group in (shared, *([n] for n in range(len(prompts)) if n not in shared)) if group]
-        parts = [self.read_prompts(context, [prompts[n] for n in group], context.query) for group in groups or [[]]]
+        parts = [self._of_options(context, [prompts[n] for n in group]) for group in groups or [[]]]
         return restore_order(parts, groups, dim=0)
+
+    def _of_options(self, context: Context, prompts: Sequence[Prompt]) -> Tensor:
+        """Return the scores `[T, B, O]` of prompts that share their passes."""
+        return self._by_query(context, lambda texts, query: self.read_prompts(texts, prompts, query))
+
+    def _by_query(self, context: Context, read: Callable[[Context, Query], Tensor]) -> Tensor:
+        """Return scores of options `[T, B, O]`; of texts with options of their own, minus infinity behind these.
+
+        Args:
+            context: the texts.
+            read: returns the scores `[T, b, o]` of some texts that have the same options.
+        """
+        queries = context.queries
+        if len(queries) == 1:
+            return read(context, queries[0][0])
+        parts = [read(context.select(rows), query) for query, rows in queries]
+        return restore_order(same_width(parts), [rows for _, rows in queries], dim=1)
 
     def features(self, context: Context, prompt: Prompt) -> Tensor:
         """Return what a class head reads `[B, d]`, differentiable with respect to the prompt's tensors.
@@ -217,7 +235,7 @@ class FrozenModel(ABC):
     def _table(self, parts: Sequence[tuple[Context, Prompt]]) -> Prompts | None:
         """Return the prompts of parts that share passes; None where these do not."""
         first = parts[0][0].renderer
-        if any(context.renderer is not first for context, _ in parts):
+        if any(context.renderer is not first for context, _ in parts) or not first.shares_options:
             return None
         prompts = Prompts.of([self.placed(prompt) for _, prompt in parts])
         return prompts if self.shares(prompts) else None
@@ -231,7 +249,8 @@ class FrozenModel(ABC):
             context.renderer.check_length(context.pieces, prompts.length_of(number))
         whole = reduce(Context.joined, (context for context, _ in parts))
         owners = [number for number, (context, _) in enumerate(parts) for _ in range(len(context))]
-        return list(self.read(whole, prompts, whole.query, owners)[0].split([len(context) for context, _ in parts]))
+        found = self.read(whole, prompts, whole.queries[0][0], owners)[0]
+        return list(found.split([len(context) for context, _ in parts]))
 
     @torch.no_grad()
     def score_swaps(self, context: Context, prompt: Prompt, swaps: Sequence[Swap]) -> Tensor:
@@ -243,7 +262,16 @@ class FrozenModel(ABC):
         checked = self._checked_swaps(swaps, len(prompts.codes[0]))
         new = self.embed(torch.tensor([token for _, token in checked], dtype=torch.long))
         self._check_fit(context, prompts)
-        return self.read(context, prompts.swapped([position for position, _ in checked], new), context.query)
+        swapped = prompts.swapped([position for position, _ in checked], new)
+        return self._by_query(context, lambda texts, query: self.read(texts, swapped, query))
+
+    def ready_for(self, prompt: ReadyPrompt, example: Example) -> ReadyPrompt:
+        """Return a prompt as `read_rows` takes it for one text, which may bring options of its own."""
+        if prompt.renderer.shares_options:
+            return prompt
+        (options,) = prompt.renderer.options_of([example])
+        columns = columns_of(self.model, Query("options", options), None)
+        return replace(prompt, columns=columns, own_options=len(options))
 
     @torch.no_grad()
     def mixed_logits(self, rows: Sequence[Row]) -> list[Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from cuecraft.artifact import AnyPrompt, CalibratedPrompt, Calibration
 from cuecraft.artifact.predictor import FRESH, finite
 from cuecraft.backbone import AnyBackbone, Context
+from cuecraft.backbone.budget import same_width
 from cuecraft.core.events import Answered, Event
 from cuecraft.methods.objectives import Objective, objective_of
 from cuecraft.task import Example, Task
@@ -126,4 +127,4 @@ def fresh_logits(
             found |= {n: candidates[n].joined(part, objective) for n, part in zip(rows, logits, strict=True)}
         parts.append(torch.stack([found[n] for n in range(len(candidates))]))
         report(Answered(step=start + len(context), total=len(examples), padding=context.padding))
-    return finite(torch.cat(parts, dim=1), backbone)
+    return finite(torch.cat(same_width(parts), dim=1), backbone, task.answers)

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from cuecraft.artifact import Calibration, HardPrompt
 from cuecraft.backbone import SequenceBackbone
+from cuecraft.backbone.budget import same_width
 from cuecraft.backbone.columns import class_scores
 from cuecraft.core.seeding import derived_seed, numpy_generator
 from cuecraft.methods.candidate import Candidate
@@ -132,9 +132,7 @@ class HeldOut:
             golds: right answers in the same order.
             folds: which rows are held out.
         """
-        width = max(part.shape[1] for part in parts)
-        padded = [functional.pad(part, (0, width - part.shape[1]), value=-torch.inf) for part in parts]
-        values = golds.objective.normalised(torch.cat(padded)).cpu()
+        values = golds.objective.normalised(torch.cat(same_width(parts))).cpu()
         return cls(values, replace(golds, device=values.device), tuple(len(fold.held_out) for fold in folds))
 
     @property

@@ -113,7 +113,7 @@ class InContext(Method):
         """Return the template's own words behind the examples, calibrated, and their score on the training examples."""
         prompt, reader, train = HardPrompt(problem.initial_ids), WithShots(problem.backbone, chosen.task), problem.train
         with reader.over(train.context) as (backbone, context):
-            logits = finite(backbone.class_logits(context, prompt), backbone)
+            logits = finite(backbone.class_logits(context, prompt), backbone, problem.task.answers)
         apart = replace(problem, task=chosen.task, train=train.select(chosen.others))
         calibration = calibration_of(apart, prompt, self.calibration, logits[chosen.others])
         found = Candidate(prompt, calibration, reader)

@@ -33,7 +33,7 @@ def _scored_start(problem: Problem, token_ids: tuple[int, ...], kind: Calibratio
         candidate = calibrated(problem, replace(prompt, head=head), kind)
         logits = class_scores(features, head)
     else:
-        logits = finite(backbone.class_logits(problem.train.context, prompt), backbone)
+        logits = finite(backbone.class_logits(problem.train.context, prompt), backbone, problem.task.answers)
         candidate = Candidate(prompt, calibration_of(problem, prompt, kind, logits))
     return candidate, problem.train.scores(candidate.joined(logits[None], problem.objective)).mean
 

@@ -32,6 +32,10 @@ class ExportedMember:
     backbone: ExportedModel
     ready: FoldedPrompt
 
+    def ready_for(self, example: Example) -> FoldedPrompt:
+        """Return the prompt: an exported one has the same options for all texts."""
+        return self.ready
+
 
 @dataclass(frozen=True, eq=False)
 class ListedExport:

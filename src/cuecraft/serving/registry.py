@@ -104,6 +104,10 @@ class Member(Protocol):
         """The prompt as the reader takes it, a `Ready`."""
         ...
 
+    def ready_for(self, example: Example) -> Any:
+        """Return the prompt as the reader takes it for one text, which may bring options of its own."""
+        ...
+
 
 class Served(Listed, Protocol):
     """A prompt that is ready to answer."""
@@ -129,10 +133,10 @@ def decide_mixed(rows: Sequence[tuple[Served, Example, Pieces]]) -> list[Decisio
         rows: texts, each with a prompt of its own and as that prompt's renderer writes it.
     """
     by_reader: dict[int, tuple[Reader, list[tuple[int, Any]]]] = {}
-    for number, (served, _, pieces) in enumerate(rows):
+    for number, (served, example, pieces) in enumerate(rows):
         for member in served.members:
             _, own = by_reader.setdefault(id(member.backbone), (member.backbone, []))
-            own.append((number, (member.ready, pieces)))
+            own.append((number, (member.ready_for(example), pieces)))
     found: list[list[Any]] = [[] for _ in rows]
     for reader, own in by_reader.values():
         logits = reader.mixed_logits([row for _, row in own])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import takewhile
@@ -106,7 +106,7 @@ class Renderer:
         self.max_tokens = min(limits) if limits else None
         # SentencePiece in its older form puts a space before every text by itself; a second one would be a token.
         self._writes_own_space = tokenizer.tokenize("a")[0].startswith("▁")
-        self.label_ids: LabelIds = () if head is HeadKind.SEQUENCE else self._label_ids()
+        self.label_ids: LabelIds = () if head is HeadKind.SEQUENCE else self._option_ids(task.answers.options)
         #: How a text is written: behind answered examples, a chat template goes on with the next turn.
         self._template = task.template.behind_examples if task.shots else task.template
         slots = self._slots()
@@ -283,17 +283,17 @@ class Renderer:
 
     def fitted(self, examples: Sequence[Example]) -> tuple[list[Pieces], list[bool]]:
         """Return the pieces of each example, and whether its texts were cut at the end to fit; raises as `render`."""
-        room = self.room()
+        rooms = self._rooms(examples)
         rows, rendered = self._field_ids(examples), []
-        for number, row in enumerate(rows, start=1):
+        for number, (row, room) in enumerate(zip(rows, rooms, strict=True), start=1):
             if not any(row):
                 raise DataError(f"text {number} has no tokens in this backbone's tokenizer; fix or remove it")
             rendered.append(self._pieces(row if room is None else _cut_longest(row, room)))
-        return rendered, _are_longer(rows, room)
+        return rendered, _are_longer(rows, rooms)
 
     def cuts(self, examples: Sequence[Example]) -> list[bool]:
         """Return of each example whether `fitted` cuts its texts; nothing is rendered. Raises PromptError as `room`."""
-        return _are_longer(self._field_ids(examples), self.room())
+        return _are_longer(self._field_ids(examples), self._rooms(examples))
 
     def text_lengths(self, examples: Sequence[Example]) -> list[int]:
         """Return how many tokens all fields of each example have together, before anything is cut."""
@@ -365,28 +365,46 @@ class Renderer:
         mask = next((p for p in self.task.template.pieces if isinstance(p, MaskSlot)), MaskSlot())
         return "" if self._writes_own_space else mask.prefix
 
-    def _label_ids(self) -> LabelIds:
+    @property
+    def shares_options(self) -> bool:
+        """Whether all texts have the same options, those of `label_ids`."""
+        return self.task.answers.size > 0
+
+    def options_of(self, examples: Sequence[Example]) -> list[LabelIds]:
+        """Return the ids of the options of each text, option -> word -> token ids; equal ones are one object.
+
+        Raises:
+            DataError: a text brings no options that can be chosen among.
+            LabelWordError: one of them cannot be scored.
+        """
+        if self.shares_options:
+            return [self.label_ids] * len(examples)
+        made: dict[LabelIds, LabelIds] = {}
+        found = [self._option_ids(self.task.answers.options_of(example)) for example in examples]
+        return [made.setdefault(ids, ids) for ids in found]
+
+    def _option_ids(self, options: Mapping[str, tuple[str, ...]]) -> LabelIds:
+        """Return the ids of options: name -> words."""
         # Words that a tokenizer writes alike ("good", "Good" in an uncased one) are one word.
         classes = tuple(
             tuple(
                 dict.fromkeys(self._checked(word, ids) for word, ids in zip(words, self.answer_ids(words), strict=True))
             )
-            for words in self.task.answers.options.values()
+            for words in options.values()
         )
         owners: dict[tuple[int, ...], int] = {}
         for number, words in enumerate(classes):
             for ids in words:
-                self._check_apart(owners.setdefault(ids, number), number)
+                self._check_apart(options, owners.setdefault(ids, number), number)
         for ids, number in owners.items():
             for size in range(1, len(ids)):
-                self._check_apart(owners.get(ids[:size], number), number)
+                self._check_apart(options, owners.get(ids[:size], number), number)
         return classes
 
-    def _check_apart(self, one: int, other: int) -> None:
+    def _check_apart(self, options: Mapping[str, tuple[str, ...]], one: int, other: int) -> None:
         """Raise LabelWordError unless two class numbers, of words of which one begins as the other, are the same."""
         if one != other:
-            options = list(self.task.answers.options)
-            names = [repr(options[number]) for number in sorted((one, other))]
+            names = [repr(list(options)[number]) for number in sorted((one, other))]
             raise LabelWordError(
                 f"classes {' and '.join(names)} have label words that this tokenizer writes alike or one as the "
                 "beginning of the other; give other label words"
@@ -418,7 +436,7 @@ class Renderer:
 
     def _answer_length(self) -> int:
         """Positions that label words need beyond the answer slot."""
-        return max((len(ids) - 1 for words in self.label_ids for ids in words), default=0)
+        return _beyond_slot(self.label_ids)
 
     def room(self) -> int | None:
         """Return how many tokens all fields of one example may have together; None for no limit.
@@ -436,6 +454,13 @@ class Renderer:
                 f"the prompt, which leaves none for text; {fewer}"
             )
         return room
+
+    def _rooms(self, examples: Sequence[Example]) -> list[int | None]:
+        """Return how many tokens the fields of each example may have: less where it brings long options of its own."""
+        room = self.room()
+        if room is None or self.shares_options:
+            return [room] * len(examples)
+        return [max(1, room - _beyond_slot(ids)) for ids in self.options_of(examples)]
 
     @property
     def free_tokens(self) -> int | None:
@@ -477,9 +502,14 @@ class Renderer:
         return (self.tokenizer.mask_token_id,) if isinstance(piece, MaskSlot) else self._literal_ids[piece.text]
 
 
-def _are_longer(rows: Sequence[Fields], room: int | None) -> list[bool]:
+def _beyond_slot(options: LabelIds) -> int:
+    """Return the positions that options need beyond the answer slot."""
+    return max((len(ids) - 1 for words in options for ids in words), default=0)
+
+
+def _are_longer(rows: Sequence[Fields], rooms: Sequence[int | None]) -> list[bool]:
     """Return whether each example's fields have more tokens together than fit; None for no limit."""
-    return [room is not None and sum(map(len, row)) > room for row in rows]
+    return [room is not None and sum(map(len, row)) > room for row, room in zip(rows, rooms, strict=True)]
 
 
 def _cut_longest(fields: Fields, room: int) -> Fields:

@@ -63,9 +63,17 @@ class AnswerSpace(ABC):
     def options(self) -> Mapping[str, tuple[str, ...]]:
         """Label words of each option that all examples share, by name; empty where each example brings its own."""
 
+    def options_of(self, example: Example) -> Mapping[str, tuple[str, ...]]:
+        """Label words of the options of one text, by name; of those that all share, unless it brings its own.
+
+        Raises:
+            DataError: the text brings none that can be chosen among.
+        """
+        return self.options
+
     @abstractmethod
     def gold(self, record: Record) -> Gold:
-        """Return the right answer of a record that has one.
+        """Return the right answer of a record that has one; of options that it brings its own, the number.
 
         Raises:
             DataError: it is no answer of this space.
