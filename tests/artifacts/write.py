@@ -160,6 +160,11 @@ def of_schema_7():
     yield "unit-head", fitted("contrastive", template="{prompt: it was}{text}", head="sequence", method_options=options)
 
 
+def of_schema_8():
+    yield "labels", fitted("deep-cue", words=("dull", "great"), classes=(0, 1))
+    yield "shots", fitted("in-context", method_options={"shots": 2})
+
+
 def save(folder, made):
     """Write an artifact, or a family, and what it answers to the texts `ASKED` by folder."""
     made.save(folder)
