@@ -45,6 +45,7 @@ class Choices(AnswerSpace):
 
     kind: ClassVar[str] = "choices"
     primary: ClassVar[str] = "accuracy"
+    calibrations: ClassVar[tuple[str, ...]] = ("none", "fitted")
 
     field: str
 
@@ -92,9 +93,6 @@ class ChoiceObjective(LabelObjective):
     def fitted(self, values, golds, weights=None):
         return self.tempered(values, golds)
 
-    def flattened(self, values):
-        return self.plain()
-
 
 CHOICES = (
     "good|bad",
@@ -140,6 +138,10 @@ def test_texts_bring_options_of_their_own(choices, causal, tmp_path):
         assert torch.allclose(own[: len(options)].log_softmax(-1), expected, atol=1e-4)
         assert bool((own[len(options) :] == -torch.inf).all())
         assert torch.allclose(alone[row], own[: len(options)], atol=1e-5)
+    with pytest.raises(
+        MethodError, match="calibration=batch does not go with answers of kind choices; give none, fitted"
+    ):
+        make_method("zero-shot", {"calibration": "batch"}).fit(problem)
     for name, options in (
         ("deep-cue", {"epochs": 4, "learning_rate": 0.1, "batch_size": 3}),
         ("autoprompt", {"steps": 2, "candidates": 4, "scoring": "halving"}),

@@ -13,11 +13,12 @@ from sklearn.exceptions import NotFittedError
 from cuecraft.artifact import Calibration
 from cuecraft.core.deadline import Deadline, WhileTimeLasts
 from cuecraft.core.events import Event
+from cuecraft.data import Record
 from cuecraft.data.labels import names_to_compare
 from cuecraft.data.texts import Labels, Texts, as_labels, as_records
 from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.problem import Outcome
-from cuecraft.task import Task
+from cuecraft.task import Example, Task
 
 _TOGETHER = 16  # texts that are read between two looks at the clock
 
@@ -45,7 +46,7 @@ class ScoredClassifier:
             ``accuracy`` and ``macro_f1`` of each of: ``tuned``; ``untuned``, the template as written (with a class
             head: the head fitted without tuning the prompt); ``calibrated``, the same with the method's calibration.
         """
-        return self._scored(self._probabilities(texts, self._compared(), report).argmax(2), labels)
+        return self._scored(self._probabilities(texts, self._compared(), report), labels)
 
     def scores_in_time(
         self, texts: Texts, labels: Sequence[Any], report: Callable[[Event], None] = lambda event: None
@@ -66,7 +67,7 @@ class ScoredClassifier:
                 report(replace(event, step=first + (event.step or 0), total=len(given)))
 
             with WhileTimeLasts(self._deadline.is_over):
-                found.append(self._probabilities(part, compared, listen).argmax(2))
+                found.append(self._probabilities(part, compared, listen))
                 continue
             break
         if not found:
@@ -82,13 +83,11 @@ class ScoredClassifier:
         return [best, replace(start, calibration=Calibration.none(len(self.classes_)), others=()), start]
 
     def _scored(self, found: np.ndarray, labels: Labels) -> dict[str, dict[str, float]]:
-        """Return the scores of class numbers `[3, N]` of the prompts that are compared."""
-        from cuecraft.study.compare.statistics import macro_f1
-
-        names = names_to_compare(self.classes_.tolist(), as_labels(labels))
-        truth = np.asarray([self.task_.verbalizer.index(name) for name in names])
+        """Return the scores of probabilities `[3, N, C]` of the prompts that are compared."""
+        answers, names = self.task_.answers, names_to_compare(self.classes_.tolist(), as_labels(labels))
+        golds = [answers.gold(Record({}, name)) for name in names]
         return {
-            name: {"accuracy": float((own == truth).mean()), "macro_f1": macro_f1(truth, own, len(self.classes_))}
+            name: answers.measure(answers.decide(own, [Example({})] * len(golds)), golds)
             for name, own in zip(("tuned", "untuned", "calibrated"), found, strict=True)
         }
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from cuecraft.backbone.budget import Budget
 from cuecraft.backbone.tree import CueTree, grow_tree
 from cuecraft.task import Example, Task
-from cuecraft.task.rendering import HeadKind, LabelIds, Pieces, Renderer
+from cuecraft.task.fitting import LabelIds
+from cuecraft.task.rendering import HeadKind, Pieces, Renderer
 
 if TYPE_CHECKING:
     from cuecraft.backbone.columns import Columns

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cuecraft.backbone.base import ClassHead, FeatureScale, Query
 from cuecraft.core.errors import LabelWordError
-from cuecraft.task.rendering import LabelIds
+from cuecraft.task.fitting import LabelIds
 
 _SLICE_NUMBERS = 2**24  # logits of one slice of the vocabulary
 _RESCALING = ("final_logit_softcapping", "logit_scale", "logits_scaling")

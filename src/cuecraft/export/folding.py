@@ -23,7 +23,7 @@ from cuecraft.backbone.hosted import known_ids
 from cuecraft.backbone.plan import Past, Plan
 from cuecraft.core.errors import ExportError
 from cuecraft.export.runtime.manifest import PROMPT_NAME
-from cuecraft.task.rendering import LabelIds
+from cuecraft.task.fitting import LabelIds
 
 _NEVER = -1e9  # as a logit; less would not be a number after subtraction
 

@@ -11,6 +11,7 @@ from cuecraft.artifact import AnyPrompt, Calibration, HardPrompt
 from cuecraft.artifact.predictor import finite
 from cuecraft.backbone import ClassHead, SequenceBackbone
 from cuecraft.backbone.columns import class_scores
+from cuecraft.core.errors import MethodError
 from cuecraft.core.events import TrainStep
 from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.objectives import Score
@@ -87,8 +88,17 @@ def calibrate(problem: Problem, prompt: AnyPrompt, kind: CalibrationKind) -> Cal
 
 @torch.no_grad()
 def calibration_of(problem: Problem, prompt: AnyPrompt, kind: CalibrationKind, logits: Tensor | None) -> Calibration:
-    """Calibrate a prompt whose logits `[N, C]` on the training texts are known; None where its kind needs none."""
-    backbone = problem.backbone
+    """Calibrate a prompt whose logits `[N, O]` on the training texts are known; None where its kind needs none.
+
+    Raises:
+        MethodError: the kind makes no sense for such answers.
+    """
+    backbone, answers = problem.backbone, problem.task.answers
+    if kind not in answers.calibrations:
+        raise MethodError(
+            f"calibration={kind} does not go with answers of kind {answers.kind}; "
+            f"give {', '.join(answers.calibrations)}"
+        )
     if kind is CalibrationKind.CONTEXTUAL:
         names = problem.task.template.field_names
         empty = [Example(dict.fromkeys(names, text)) for text in CONTENT_FREE]

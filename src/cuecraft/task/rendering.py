@@ -11,6 +11,7 @@ from typing import Any
 
 from cuecraft.core.errors import CuecraftWarning, DataError, LabelWordError, PromptError, TemplateError, named
 from cuecraft.task import Example, Field, Literal, MaskSlot, PromptSlot, Shot, Task
+from cuecraft.task.fitting import Fields, LabelIds, are_longer, beyond_slot, cut_longest
 from cuecraft.task.token_text import (
     BYTE_SPACE,
     CONTINUATION,
@@ -72,11 +73,8 @@ class Frame:
         return ids[len(self.opening) : len(ids) - len(self.closing)]
 
 
-LabelIds = tuple[tuple[tuple[int, ...], ...], ...]  # class -> word -> token ids
-
 _Slots = list[Literal | Field | MaskSlot]
 BETWEEN_SHOTS = Literal("\n\n")  # behind each example in front of a text
-Fields = list[tuple[int, ...]]  # ids of each field slot of one example, in the order of the template
 
 
 class Renderer:
@@ -288,12 +286,12 @@ class Renderer:
         for number, (row, room) in enumerate(zip(rows, rooms, strict=True), start=1):
             if not any(row):
                 raise DataError(f"text {number} has no tokens in this backbone's tokenizer; fix or remove it")
-            rendered.append(self._pieces(row if room is None else _cut_longest(row, room)))
-        return rendered, _are_longer(rows, rooms)
+            rendered.append(self._pieces(row if room is None else cut_longest(row, room)))
+        return rendered, are_longer(rows, rooms)
 
     def cuts(self, examples: Sequence[Example]) -> list[bool]:
         """Return of each example whether `fitted` cuts its texts; nothing is rendered. Raises PromptError as `room`."""
-        return _are_longer(self._field_ids(examples), self._rooms(examples))
+        return are_longer(self._field_ids(examples), self._rooms(examples))
 
     def text_lengths(self, examples: Sequence[Example]) -> list[int]:
         """Return how many tokens all fields of each example have together, before anything is cut."""
@@ -436,7 +434,7 @@ class Renderer:
 
     def _answer_length(self) -> int:
         """Positions that label words need beyond the answer slot."""
-        return _beyond_slot(self.label_ids)
+        return beyond_slot(self.label_ids)
 
     def room(self) -> int | None:
         """Return how many tokens all fields of one example may have together; None for no limit.
@@ -460,7 +458,7 @@ class Renderer:
         room = self.room()
         if room is None or self.shares_options:
             return [room] * len(examples)
-        return [max(1, room - _beyond_slot(ids)) for ids in self.options_of(examples)]
+        return [max(1, room - beyond_slot(ids)) for ids in self.options_of(examples)]
 
     @property
     def free_tokens(self) -> int | None:
@@ -500,25 +498,3 @@ class Renderer:
     def _literal(self, piece: Literal | MaskSlot) -> tuple[int, ...]:
         """Return the ids of a piece that is the same in every text."""
         return (self.tokenizer.mask_token_id,) if isinstance(piece, MaskSlot) else self._literal_ids[piece.text]
-
-
-def _beyond_slot(options: LabelIds) -> int:
-    """Return the positions that options need beyond the answer slot."""
-    return max((len(ids) - 1 for words in options for ids in words), default=0)
-
-
-def _are_longer(rows: Sequence[Fields], rooms: Sequence[int | None]) -> list[bool]:
-    """Return whether each example's fields have more tokens together than fit; None for no limit."""
-    return [room is not None and sum(map(len, row)) > room for row, room in zip(rows, rooms, strict=True)]
-
-
-def _cut_longest(fields: Fields, room: int) -> Fields:
-    """Cut the longest field at its end until all fit together; the others stay whole as long as possible."""
-    lengths = [len(ids) for ids in fields]
-    excess = sum(lengths) - room
-    while excess > 0:
-        *_, runner_up, longest = sorted([0, *lengths])
-        step = min(excess, max(1, longest - runner_up))
-        lengths[lengths.index(longest)] -= step
-        excess -= step
-    return [ids[:length] for ids, length in zip(fields, lengths, strict=True)]

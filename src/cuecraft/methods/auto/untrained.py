@@ -101,7 +101,8 @@ class Untrained:
         if self._problem.backbone.head_kind is HeadKind.SEQUENCE:
             kinds = {"untuned, its class head fitted": CalibrationKind.NONE}
         else:
-            kinds = _CALIBRATIONS
+            known = self._problem.task.answers.calibrations
+            kinds = {name: kind for name, kind in _CALIBRATIONS.items() if kind in known}
         self._answers = {name: answers(0, kind) for name, kind in kinds.items()}
         seconds = (time.perf_counter() - begun) / len(self._answers)
         for name, found in self._answers.items():

@@ -56,6 +56,8 @@ class AnswerSpace(ABC):
     kind: ClassVar[str]
     #: The name of its primary score, which is higher for better answers.
     primary: ClassVar[str]
+    #: Kinds of calibration that make sense (`cuecraft.methods.problem.CalibrationKind`).
+    calibrations: ClassVar[tuple[str, ...]] = ("none", "contextual", "batch", "fitted")
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     @property

@@ -1,0 +1,30 @@
+"""What fits into a model's positions: how long answers are, and texts cut at their ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+Fields = list[tuple[int, ...]]  # ids of each field slot of one example, in the order of the template
+LabelIds = tuple[tuple[tuple[int, ...], ...], ...]  # option -> word -> token ids
+
+
+def beyond_slot(options: LabelIds) -> int:
+    """Return the positions that options need beyond the answer slot."""
+    return max((len(ids) - 1 for words in options for ids in words), default=0)
+
+
+def are_longer(rows: Sequence[Fields], rooms: Sequence[int | None]) -> list[bool]:
+    """Return whether each example's fields have more tokens together than fit; None for no limit."""
+    return [room is not None and sum(map(len, row)) > room for row, room in zip(rows, rooms, strict=True)]
+
+
+def cut_longest(fields: Fields, room: int) -> Fields:
+    """Cut the longest field at its end until all fit together; the others stay whole as long as possible."""
+    lengths = [len(ids) for ids in fields]
+    excess = sum(lengths) - room
+    while excess > 0:
+        *_, runner_up, longest = sorted([0, *lengths])
+        step = min(excess, max(1, longest - runner_up))
+        lengths[lengths.index(longest)] -= step
+        excess -= step
+    return [ids[:length] for ids, length in zip(fields, lengths, strict=True)]
