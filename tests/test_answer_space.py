@@ -7,14 +7,16 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from conftest import TEXTS
 from cuecraft.artifact import Calibration, HardPrompt, load_artifact
 from cuecraft.artifact.predictor import Predictor
+from cuecraft.backbone import ClassHead, FeatureScale
 from cuecraft.core.errors import DataError, MethodError
 from cuecraft.data import Record
 from cuecraft.methods.fit import make_artifact
-from cuecraft.methods.objectives import OBJECTIVES, Golds, objective_of
+from cuecraft.methods.objectives import OBJECTIVES, Golds, Objective, objective_of
 from cuecraft.methods.objectives.labels import LabelObjective
 from cuecraft.methods.prepare import make_problem
 from cuecraft.methods.registry import make_method
@@ -26,8 +28,12 @@ from serving import answered
 from test_docs import of_page
 
 TEMPLATE = "{text}{prompt: it was}{mask}"
-#: One of each registered kind, and labels of eight texts.
+#: One of each kind, registered or of a fixture here, and labels of eight texts.
 CASES = {
+    "sets": lambda: (
+        Sets(("good", "dull", "great")),
+        ("good", "dull", "good+great", "", "good", "dull+great", "great", "good+dull"),
+    ),
     "labels": lambda: (
         Verbalizer(("no", "so-so", "yes"), (("bad",), ("dull", "cold"), ("great",)), (0, 1, 2)),
         ("yes", "no", "so-so", "yes", "no", "no", "yes", "so-so"),
@@ -92,6 +98,110 @@ class ChoiceObjective(LabelObjective):
 
     def fitted(self, values, golds, weights=None):
         return self.tempered(values, golds)
+
+
+@dataclass(frozen=True)
+class Sets(AnswerSpace):
+    """Any of some words; a gold is the set of those that are right."""
+
+    kind: ClassVar[str] = "sets"
+    primary: ClassVar[str] = "example_accuracy"
+    calibrations: ClassVar[tuple[str, ...]] = ("none", "fitted")
+
+    words: tuple[str, ...]
+
+    @property
+    def options(self):
+        return {word: (word,) for word in self.words}
+
+    def gold(self, record):
+        found = frozenset(filter(None, record.label.split("+")))
+        if not found <= set(self.words):
+            raise DataError(f"label {record.label!r} is not of {self.words}")
+        return found
+
+    def label(self, gold):
+        return "+".join(word for word in self.words if word in gold)
+
+    def strata(self, golds):
+        rarest = sorted(range(len(self.words)), key=lambda n: sum(self.words[n] in gold for gold in golds))
+        return [next((n for n in rarest if self.words[n] in gold), 0) for gold in golds]
+
+    def probabilities(self, values):
+        return 1 / (1 + np.exp(-values))
+
+    def decide(self, probabilities, examples):
+        rows = [dict(zip(self.words, row, strict=True)) for row in probabilities.tolist()]
+        return [
+            Decision([word for word in row if row[word] >= 0.5], min(max(p, 1 - p) for p in row.values()), row)
+            for row in rows
+        ]
+
+    def measure(self, decisions, golds):
+        hits = [
+            [(word in own.value) == (word in gold) for word in self.words]
+            for own, gold in zip(decisions, golds, strict=True)
+        ]
+        return {self.primary: float(np.mean(hits))}
+
+
+class SetObjective(Objective):
+    """Binary losses, summed over the words; a threshold for each is a bias."""
+
+    def _truth(self, values, golds):
+        rows = [[float(word in gold) for word in self.answers.words] for gold in golds]
+        return torch.tensor(rows, dtype=values.dtype, device=values.device).expand(values.shape)
+
+    def losses(self, values, golds):
+        return functional.binary_cross_entropy_with_logits(values, self._truth(values, golds), reduction="none").sum(-1)
+
+    def scores(self, values, golds):
+        return ((values >= 0) == (self._truth(values, golds) > 0.5)).to(values).mean(-1)
+
+    def normalised(self, values):
+        return values.double()
+
+    def mixed(self, values, shares=None):
+        shares = torch.ones(len(values), dtype=values.dtype) if shares is None else shares
+        mean = (values.sigmoid() * (shares / shares.sum())[:, None, None]).sum(0)
+        return mean.logit()
+
+    def _minimal(self, values, golds, make):
+        parameters = torch.zeros(1 + self.answers.size, dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.LBFGS([parameters], max_iter=100, line_search_fn="strong_wolfe")
+
+        def closure():
+            optimizer.zero_grad()
+            loss = self.losses(make(parameters, values.double()), golds).mean() + 0.01 * parameters.square().sum()
+            loss.backward()
+            return loss
+
+        with torch.enable_grad():
+            optimizer.step(closure)
+        return parameters.detach()
+
+    def fitted(self, values, golds, weights=None):
+        found = self._minimal(values, golds, lambda p, v: p[0].exp() * v + p[1:])
+        return Calibration(tuple(found[1:].tolist()), float(found[0].exp()))
+
+    def tempered(self, values, golds):
+        found = self._minimal(values, golds, lambda p, v: p[0].exp() * v)
+        return Calibration((0.0,) * self.answers.size, float(found[0].exp()))
+
+    def fitted_head(self, features, golds, inverse_penalty=1.0, weights=None, scale=FeatureScale.PLAIN):
+        truth = self._truth(features[:, :1].expand(-1, self.answers.size), golds)
+        weight = torch.zeros(self.answers.size, features.shape[1] + 1, requires_grad=True)
+        optimizer = torch.optim.LBFGS([weight], max_iter=50)
+
+        def closure():
+            optimizer.zero_grad()
+            loss = functional.binary_cross_entropy_with_logits(features @ weight[:, :-1].T + weight[:, -1], truth)
+            (loss + 0.01 / inverse_penalty * weight.square().sum()).backward()
+            return loss
+
+        with torch.enable_grad():
+            optimizer.step(closure)
+        return ClassHead(weight[:, :-1].detach(), weight[:, -1].detach(), scale)
 
 
 CHOICES = (
@@ -174,10 +284,16 @@ def ratings(monkeypatch):
     of_page("Ratings", monkeypatch)
 
 
+@pytest.fixture
+def sets(monkeypatch):
+    monkeypatch.setitem(ANSWERS, "sets", Sets)
+    monkeypatch.setitem(OBJECTIVES, "sets", SetObjective)
+
+
 @pytest.fixture(params=CASES)
 def case(request):
-    if request.param == "ratings":
-        request.getfixturevalue("ratings")
+    if request.param not in ANSWERS:
+        request.getfixturevalue(request.param)
     return CASES[request.param]()
 
 
@@ -298,21 +414,28 @@ def test_it_is_tuned_saved_loaded_and_served_as_it_predicts(case, causal, tmp_pa
     engine = Engine(shelf)
     answers = engine.ask([{"text": text} for text, _ in TEXTS], ["own"])
     engine.close()
-    assert [own.decision.value for own in answers] == pytest.approx([own.value for own in decisions], abs=1e-4)
+    for answer, decision in zip(answers, decisions, strict=True):
+        assert answer.decision.options == pytest.approx(dict(decision.options), abs=1e-5)
+        again = space.decide(np.array([answer.probabilities]), [None])
+        assert again[0].value == answer.decision.value
     assert shelf.get("own").describe()["classes"] == list(space.classes)
 
 
+@pytest.mark.parametrize("kind", ["ratings", "sets"])
 @pytest.mark.parametrize("method", ["autoprompt", "linear-probe", "zero-shot"])
-def test_methods_of_other_families_take_answers_that_they_do_not_know(method, ratings, causal):
-    space, labels = CASES["ratings"]()
+def test_methods_of_other_families_take_answers_that_they_do_not_know(method, kind, request, causal):
+    request.getfixturevalue(kind)
+    space, labels = CASES[kind]()
     options = {"autoprompt": {"steps": 2, "candidates": 4}}.get(method, {})
     problem = make_problem(causal, Task(Template(TEMPLATE), space), records(labels), records(labels))
     found = make_method(method, options).fit(problem)
     assert f"train_{space.primary}" in found.trace[0]
 
 
-def test_auto_chooses_by_the_score_of_the_space(ratings, causal):
-    space, labels = CASES["ratings"]()
+@pytest.mark.parametrize("kind", ["ratings", "sets"])
+def test_auto_chooses_by_the_score_of_the_space(kind, request, causal):
+    request.getfixturevalue(kind)
+    space, labels = CASES[kind]()
     problem = make_problem(causal, Task(Template(TEMPLATE), space), records(labels), records(labels))
     outcome = make_method("auto", {"preset": "fast", "chat": "keep"}).fit(problem)
     assert outcome.verdict is not None

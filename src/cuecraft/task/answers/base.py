@@ -103,7 +103,11 @@ class AnswerSpace(ABC):
 
     @abstractmethod
     def strata(self, golds: Sequence[Gold]) -> list[int]:
-        """Return groups `[B]` that folds, shots and rounds of a search hold in equal shares."""
+        """Return groups `[B]` that folds, shots and rounds of a search hold in equal shares.
+
+        A group of one text cannot be both learnt from and checked, so no folds are made then: where groups are no
+        classes, a small one is better joined with another.
+        """
 
     @property
     def classes(self) -> tuple[Any, ...]:
