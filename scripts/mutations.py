@@ -46,8 +46,8 @@ MUTATIONS = [
     M("masks", "< past.lengths[:, None]\n", "<= past.lengths[:, None]\n", "causal mixed"),
     M(
         "masks",
-        "ancestors.to(inputs.device) & valid[:, None, :]",
-        "ancestors.to(inputs.device) | valid[:, None, :]",
+        "plan.sees.to(inputs.device) & plan.valid[:, None, :]",
+        "plan.sees.to(inputs.device) | plan.valid[:, None, :]",
         "causal",
     ),
     M(
@@ -81,10 +81,12 @@ MUTATIONS = [
         "functional.pad(mask, (0, scores.shape[-1] - mask.shape[-1]))",
         "prefix",
     ),
-    M("masks", "mask[row, :stop] = 1", "mask[row, : stop - size] = 1", "encoder"),
-    M("masks", "text[rows, columns] = 0", "text[rows, columns] = 1", "encoder"),
-    M("positions", "past.prefix_length + seen.sum(-1) - 1)", "seen.sum(-1) - 1)", "prefix"),
-    M("positions", "past.prefix_length + seen.sum(-1) - 1)", "past.prefix_length + seen.sum(-1))", "causal"),
+    M("masks", "valid[row, :stop] = True", "valid[row, : stop - size] = True", "encoder"),
+    M("masks", "text[rows, columns] = False", "text[rows, columns] = True", "encoder"),
+    M("masks", "real = real & plan.sees_past[:, None]", "real = real | plan.sees_past[:, None]", "folding"),
+    M("positions", "past.lengths[:, None] + past.prefix_length", "past.lengths[:, None]", "prefix"),
+    M("positions", ".sum(-1).to(torch.long) - 1", ".sum(-1).to(torch.long)", "causal"),
+    M("positions", "before * plan.sees_past)", "before)", "folding"),
     M(
         "positions",
         "own = [text[shared:] for text in texts]",
@@ -94,8 +96,8 @@ MUTATIONS = [
     M("positions", "end - 1 if part.path else len(row.lead) - 1", "end - 1", "mixed"),
     M(
         "positions",
-        'laid_out.inputs["attention_mask"].sum(1) - 1',
-        'laid_out.inputs["attention_mask"].sum(1) - 2',
+        "plan.valid.to(torch.long).sum(1) - 1",
+        "plan.valid.to(torch.long).sum(1) - 2",
         "encoder",
     ),
     M("attention", "(width**-0.5 if scaling is None else scaling)", "width**-0.5", "causal prefix"),
@@ -108,14 +110,14 @@ MUTATIONS = [
     M("offsets", "* (codes >= 0)[..., None]", "* (codes > 0)[..., None]", "deep_cue"),
     M(
         "offsets",
-        "offsets[:, [position for position, _ in swaps]]",
-        "offsets[:, [0 for position, _ in swaps]]",
+        "self.offsets[:, [cue[at] for at in positions]]",
+        "self.offsets[:, [cue[0] for at in positions]]",
         "deep_cue prompt_kinds",
     ),
     M(
         "offsets",
-        "torch.tensor(firsts)[:, None] * is_cue",
-        "0 * torch.tensor(firsts)[:, None] * is_cue",
+        "torch.tensor([self._firsts[row] for row in rows])[:, None] * is_cue",
+        "torch.tensor([0 for row in rows])[:, None] * is_cue",
         "gradients tune",
     ),
     M(
@@ -126,14 +128,14 @@ MUTATIONS = [
     ),
     M(
         "normalisers",
-        "table[:, :, read, column] - kept[:, :, read - 1]",
-        "table[:, :, read, column] - kept[:, :, 0]",
+        "table[:, :, read, column] - norm[:, :, read - 1]",
+        "table[:, :, read, column] - norm[:, :, 0]",
         "causal",
     ),
     M(
         "normalisers",
-        "scores[..., rows.to(scores.device)].logsumexp(-1) for rows",
-        "scores[..., rows.to(scores.device)].amax(-1) for rows",
+        "of_words[..., own.to(of_words.device)].logsumexp(-1) for own",
+        "of_words[..., own.to(of_words.device)].amax(-1) for own",
         "causal verbalizer",
     ),
     M(
@@ -148,6 +150,14 @@ MUTATIONS = [
         "return (hidden * weights[..., None]).sum(1) / weights.shape[1]",
         "encoder",
     ),
+    M(
+        "threads",
+        'ContextVar("cuecraft_pass", default=None)',
+        'type("One", (), {"of_all": None, "get": lambda self: self.of_all, "set": lambda self, own: '
+        '(self.of_all, setattr(self, "of_all", own))[0], "reset": lambda self, own: setattr(self, "of_all", own)})()',
+        "threads",
+    ),
+    M("threads", "lambda: (nullcontext(), _within(own))", "lambda: (nullcontext(), nullcontext())", "threads"),
     M("calibration", "own * other.scale + added for own, added", "own + added for own, added", "prompt_kinds artifact"),
     M(
         "calibration",

@@ -42,7 +42,7 @@ def tasks_of(backbone):
         return [make_task("{prompt: it was}{text}"), make_task("{text}{prompt}"), three_classes("Say: {prompt}{text}")]
     if isinstance(backbone, MaskedBackbone):
         return [make_task(LAST), make_task(FIRST), three_classes(WORDLESS)]
-    long_words = {"negative": ("a bore",), "positive": ("a joy", "a film of joy")}
+    long_words = {"negative": ("a bore",), "positive": ("a joy", "the film of joy")}
     tasks = [make_task(LAST), make_task(FIRST), make_task(FIRST, long_words), make_task(WORDLESS, long_words)]
     return [*tasks, three_classes("Say: {prompt: is}{text} so{mask}"), three_classes(LAST)]
 

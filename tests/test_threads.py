@@ -17,11 +17,11 @@ from conftest import TEXTS, make_causal, make_examples, make_masked, make_task
 from cuecraft import PromptClassifier
 from cuecraft.artifact import DeepCue, HardPrompt, PrefixPrompt, SoftPrompt
 from cuecraft.backbone import ClassHead, load_backbone
-from cuecraft.backbone.base import Query
 from cuecraft.backbone.columns import columns_of
 from cuecraft.backbone.hooks import gradient_checkpointing, passing
 from cuecraft.backbone.likelihood import next_word_log_probabilities
 from cuecraft.backbone.load import _load
+from cuecraft.backbone.query import Query
 from cuecraft.data.texts import as_records
 from cuecraft.methods.problem import label_context
 from cuecraft.task.rendering import HeadKind

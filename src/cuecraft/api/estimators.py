@@ -17,7 +17,7 @@ from cuecraft.artifact import AnyPrompt, Artifact, load_artifact
 from cuecraft.artifact.artifact import as_folder, folder_files, loading_of
 from cuecraft.artifact.predictor import Predictor, with_backbone
 from cuecraft.backbone import AnyBackbone, load_backbone
-from cuecraft.backbone.frozen import FrozenModel
+from cuecraft.backbone.base import Backbone
 from cuecraft.backbone.hooks import training
 from cuecraft.backbone.weights import TunedWeights
 from cuecraft.core.checkpoints import Keeping
@@ -392,7 +392,7 @@ class PromptClassifier(ScoredClassifier, ClassifierMixin, BaseEstimator):  # typ
         """
         parameters = self.get_params(deep=False)
         if not isinstance(self.model, str | Path):
-            parameters |= loading_of(self.model if isinstance(self.model, FrozenModel) else None)
+            parameters |= loading_of(self.model if isinstance(self.model, Backbone) else None)
         state: dict[str, Any] = {"parameters": parameters, "files": None}
         if hasattr(self, "artifact_"):
             answering = loading_of(self.predictor_.backbone)

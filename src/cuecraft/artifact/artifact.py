@@ -40,7 +40,7 @@ from cuecraft.artifact.manifest import (
 )
 from cuecraft.artifact.shared import Sharing, TaskPart
 from cuecraft.backbone import AnyBackbone
-from cuecraft.backbone.frozen import FrozenModel
+from cuecraft.backbone.base import Backbone
 from cuecraft.backbone.prompt import (
     AnyPrompt,
     DeepCue,
@@ -430,7 +430,7 @@ def as_folder(files: Files) -> Iterator[Path]:
         yield Path(scratch)
 
 
-def loading_of(backbone: FrozenModel | None) -> dict[str, Any]:
+def loading_of(backbone: Backbone | None) -> dict[str, Any]:
     """Return the arguments by which `load_backbone` gives a backbone again.
 
     Args:

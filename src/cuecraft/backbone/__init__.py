@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 from cuecraft.core.lazy import loaded_on_use
 
 if TYPE_CHECKING:
-    from cuecraft.backbone.base import Backbone, ClassHead, Context, FeatureScale, Prompt, ReadyPrompt, Row, Swap
+    from cuecraft.backbone.base import Backbone
     from cuecraft.backbone.budget import Budget
     from cuecraft.backbone.causal import CausalBackbone
     from cuecraft.backbone.encoder import EncoderBackbone, MaskedBackbone, Pooling, SequenceBackbone
     from cuecraft.backbone.load import AnyBackbone, load_backbone
+    from cuecraft.backbone.query import ClassHead, Context, FeatureScale, Prompt, ReadyPrompt, Row, Swap
 
 __all__ = [
     "AnyBackbone",
@@ -34,8 +35,8 @@ __all__ = [
 
 # Loaded on first use: none of them is there without PyTorch.
 _HOMES = {
-    "base": (
-        "Backbone",
+    "base": ("Backbone",),
+    "query": (
         "ClassHead",
         "Context",
         "FeatureScale",

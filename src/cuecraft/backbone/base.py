@@ -1,243 +1,190 @@
-"""The contract that everything meets at: a frozen backbone reads contexts and scores prompts over them."""
+"""The contract that everything meets at: a frozen model that reads texts with prompts, one pass at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from enum import StrEnum
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeVar
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property, reduce
+from typing import Any, Self
 
+import torch
 from torch import Tensor
 
-from cuecraft.backbone.budget import Budget
-from cuecraft.backbone.tree import CueTree, grow_tree
+from cuecraft.backbone.budget import Budget, is_out_of_memory, restore_order, same_width
+from cuecraft.backbone.columns import Columns, columns_of
+from cuecraft.backbone.hooks import hosted, layer_list, passing
+from cuecraft.backbone.nearest import Nearest, NearestRenderer
+from cuecraft.backbone.plan import Plan, Prompts
+from cuecraft.backbone.query import FEATURES, Context, PlacedPrompt, Prompt, Query, ReadyPrompt, Row, Rows, Swap, T
+from cuecraft.core.errors import BackboneError, PromptError
 from cuecraft.task import Example, Task
-from cuecraft.task.fitting import LabelIds
-from cuecraft.task.rendering import HeadKind, Pieces, Renderer
+from cuecraft.task.rendering import HeadKind, Renderer
+from cuecraft.task.token_text import reading_texts
 
-if TYPE_CHECKING:
-    from cuecraft.backbone.columns import Columns
-    from cuecraft.backbone.plan import Prompts
-
-T = TypeVar("T")
-Swap = tuple[int, int]  # a position of the prompt, and the token id put there
+_TASKS_KEPT = 4  # whose examples' features are kept
 
 
-class FeatureScale(StrEnum):
-    """What becomes of features before a class head reads them."""
-
-    PLAIN = "plain"  # as they are
-    UNIT = "unit"  # divided by their Euclidean length
-
-
-@dataclass(frozen=True, eq=False)
-class ClassHead:
-    """A read-out of features in place of label words: ``scaled(features) @ weight.T + bias``.
-
-    Args:
-        weight: `[C, d]`.
-        bias: `[C]`.
-        scale: what becomes of the features before.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    scale: FeatureScale = FeatureScale.PLAIN
-
-
-class Prompt(Protocol):
-    """What a backbone needs to know of a prompt."""
-
-    @property
-    def head(self) -> ClassHead | None:
-        """The class head trained with the prompt; None to read label words."""
-        ...
-
-    @property
-    def offsets(self) -> Tensor | None:
-        """What is added to the hidden state entering each layer at the prompt's positions, `[n_layers, S, d]`."""
-        ...
-
-    @property
-    def states(self) -> Tensor | None:
-        """Keys and values that stand before the prompt's vectors, `[n_layers, 2, n_kv_heads, P, head_dim]`."""
-        ...
-
-    def vectors(self, embed: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return the prompt's input embeddings `[S, d]`; `embed` looks token ids up."""
-        ...
-
-
-@dataclass(frozen=True)
-class Query:
-    """What is read of a text.
-
-    Args:
-        read: `options` for the scores of options, by the prompt's class head where it has one; `features` for what a
-            class head reads; `vocabulary` for the log-probabilities (nats) of all words at the answer slot.
-        options: option -> word -> token ids; `()` where only a class head answers.
-        norm: `row` for scores of options up to a constant of the row, `vocabulary` for the log-probabilities of options
-            of one word each.
-    """
-
-    read: Literal["options", "features", "vocabulary"]
-    options: LabelIds = ()
-    norm: Literal["row", "vocabulary"] = "row"
-
-
-FEATURES, VOCABULARY = Query("features"), Query("vocabulary")
-
-
-@dataclass(frozen=True, eq=False)
-class PlacedPrompt:
-    """A prompt on the model's device, checked.
-
-    Args:
-        vectors: `[S, d]` its input embeddings.
-        offsets: `[n_layers, S, d]` added to the hidden states entering each layer there; None for nothing.
-        states: `[n_layers, 2, n_kv_heads, P, head_dim]` keys and values in front of the vectors; None for nothing.
-        head: the class head that answers, in place of label words.
-    """
-
-    vectors: Tensor
-    offsets: Tensor | None
-    states: Tensor | None
-    head: ClassHead | None = None
-
-    @property
-    def length(self) -> int:
-        """Positions that it takes in addition to a text's pieces."""
-        return len(self.vectors) + (0 if self.states is None else self.states.shape[3])
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class ReadyPrompt(PlacedPrompt):
-    """A prompt made ready for passes that it shares with prompts of other tasks (`Backbone.read_rows`).
-
-    Args:
-        renderer: its task as the backbone's tokenizer writes it.
-        columns: what is read at the answer slot.
-        opening: `[n_layers, 2, n_kv_heads, L, head_dim]` keys and values of all that stands before the text, the prompt
-            included, where that is the same for every text; vectors, offsets and states are used up in it. None
-            elsewhere.
-        shared: `[n_layers, 2, n_kv_heads, L, head_dim]` keys and values of the ids with which every text begins
-            (`Renderer.shared_ids`), where the prompt stands behind the text. None for nothing.
-        own_options: options of the one text that it is for (`FrozenModel.ready_for`); None for those of its task.
-    """
-
-    renderer: Renderer
-    columns: Columns
-    opening: Tensor | None = None
-    shared: Tensor | None = None
-    own_options: int | None = None
-
-    @cached_property
-    def branches(self) -> CueTree | None:
-        """What grows after the answer slot: the beginnings of its label words of several tokens; None for nothing."""
-        return grow_tree(self.columns.beginnings) if self.columns.beginnings else None
-
-    @property
-    def length(self) -> int:
-        """Positions that it takes in addition to a text's pieces."""
-        if self.opening is not None:
-            return self.opening.shape[3] - len(self.renderer.opening_ids or ())
-        return super().length
-
-    @property
-    def num_options(self) -> int:
-        """Options that it answers with, O."""
-        return self.renderer.task.answers.size if self.own_options is None else self.own_options
-
-
-Row = tuple[ReadyPrompt, Pieces]  # a prompt, and one text as the prompt's renderer writes it
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """Texts to be read.
-
-    Args:
-        pieces: `[B]` token ids of each text.
-        states: `[B]` what was computed and kept for each text: for a causal backbone the keys and values
-            `[n_layers, 2, n_kv_heads, len(before), head_dim]` of the ids before the prompt. None where nothing is
-            kept (other backbones; beyond the byte budget), to be computed again by each pass.
-        opening: `[n_layers, 2, n_kv_heads, L, head_dim]` keys and values of the ids with which every text begins
-            (`Renderer.shared_ids`), read once for all. None where nothing is kept of them.
-    """
-
-    pieces: Sequence[Pieces]
-    states: Sequence[Tensor | None]
-    opening: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.pieces)
-
-    def select(self, rows: Sequence[int]) -> Self:
-        """Return some of the texts; nothing is computed or copied."""
-        return replace(
-            self, pieces=tuple(self.pieces[row] for row in rows), states=tuple(self.states[row] for row in rows)
-        )
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Context(Rows):
-    """What a backbone knows of some examples without knowing the prompt.
-
-    Args:
-        renderer: the task as this backbone's tokenizer writes it.
-        examples: `[B]` the texts.
-        padding: the share of padding in the batches that read the examples, 0 to 1.
-    """
-
-    renderer: Renderer
-    examples: tuple[Example, ...]
-    padding: float = 0.0
-
-    @property
-    def queries(self) -> list[tuple[Query, list[int]]]:
-        """The queries for scores of options, each with the rows that it is for; one, unless texts bring options."""
-        if self.renderer.shares_options:
-            return [(Query("options", self.renderer.label_ids), list(range(len(self))))]
-        found: dict[LabelIds, list[int]] = {}
-        for row, ids in enumerate(self.renderer.options_of(self.examples)):
-            found.setdefault(ids, []).append(row)
-        return [(Query("options", ids), rows) for ids, rows in found.items()]
-
-    def select(self, rows: Sequence[int]) -> Self:
-        """Return the context of some of the examples; nothing is computed or copied."""
-        return replace(super().select(rows), examples=tuple(self.examples[row] for row in rows))
-
-    def joined(self, other: Self) -> Self:
-        """Return the context of these examples and then of others of the same task."""
-        return replace(
-            self,
-            examples=(*self.examples, *other.examples),
-            pieces=(*self.pieces, *other.pieces),
-            states=(*self.states, *other.states),
-        )
-
-    def unread(self) -> Self:
-        """Return the context without what was kept, as a backbone of other weights needs it."""
-        return replace(self, states=(None,) * len(self), opening=None)
-
-
-class Backbone(Protocol):
+class Backbone(ABC):
     """A frozen model and its tokenizer, of one kind of head.
 
-    All that is asked of it is a `read` of texts with prompts. Placement, attention mask, position ids and pooling live
-    in one function of each implementation.
+    All that is asked of it is a `read` of texts with prompts; `class_logits` and its relatives say of what. A kind of
+    head implements the abstract methods, `_forward` with placement, mask and positions among them.
+
+    Args:
+        model: a transformers model.
+        tokenizer: its tokenizer.
+        name: what to call it in messages and artifacts.
+        fingerprint: computes the hash of weights and tokenizer.
+        budget: what one pass may take; None for the default of the model's device. Halved, and kept so, each time
+            that memory runs out.
     """
 
-    name: str
     head_kind: HeadKind
-    tokenizer: Any
-    model: Any
+    #: Whether several prompts over one text are branches behind it, which is read once for all of them.
+    reads_texts_once = False
 
+    def __init__(
+        self, model: Any, tokenizer: Any, name: str, fingerprint: Callable[[], str], budget: Budget | None = None
+    ) -> None:
+        self.model = hosted(model.eval().requires_grad_(False))
+        self.tokenizer = tokenizer
+        #: A copy that reads texts and nothing else. See `reading_texts`.
+        self.text_tokenizer = reading_texts(tokenizer)
+        self.name = name
+        self.budget = budget or Budget.of_device(self.device)
+        self._fingerprint = fingerprint
+        self._hash: str | None = None
+        #: Whether further models may be asked of the Hub on this one's behalf.
+        self.local_files_only = False
+        #: The arguments by which `load_backbone` gives it again; None for a model in memory.
+        self.source: Mapping[str, Any] | None = None
+        self._states_shape: tuple[int, ...] | None = None
+        self._nearest: dict[Task, Nearest] = {}
+
+    def __deepcopy__(self, memo: object) -> Self:
+        """Return the backbone itself: it never changes, so copies of what holds it (`sklearn.clone`) share it."""
+        return self
+
+    def twin(self, model: Any, name: str) -> Self:
+        """Return a backbone over another model of the same kind, such as this one's with weights to be trained.
+
+        Its hash is this one's: it says what the tuned weights stand on.
+        """
+        twin = copy.copy(self)
+        twin.__dict__.pop("layers", None)
+        twin.model, twin.name, twin._nearest = hosted(model), name, {}
+        return twin
+
+    @property
+    def trains_weights(self) -> bool:
+        """Whether a pass now has to carry a gradient to the model's own weights."""
+        return torch.is_grad_enabled() and any(weight.requires_grad for weight in self.model.parameters())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = next(iter(self.model.parameters())).device
+        return device
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the input embedding, V."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the input embeddings, d."""
+        return int(self.model.get_input_embeddings().weight.shape[1])
+
+    @property
+    def dtype_name(self) -> str:
+        """Number type of the weights, such as ``float32``; ``nf4`` for weights of 4 bits."""
+        if getattr(self.model, "is_loaded_in_4bit", False):
+            return "nf4"
+        return str(self.model.dtype).removeprefix("torch.")
+
+    @property
+    def max_positions(self) -> int | None:
+        """Tokens that one input may have; None when the model sets no limit."""
+        return position_limit(self.model.config)
+
+    @cached_property
+    def layers(self) -> tuple[Any, ...]:
+        """The model's own layers, first to last.
+
+        Raises:
+            BackboneError: the model has no list of its layers.
+        """
+        return layer_list(self.model, self.name)
+
+    @abstractmethod
+    def read_states(self, token_ids: Sequence[int]) -> Tensor:
+        """Return keys and values `[n_layers, 2, n_kv_heads, L, head_dim]` of a text that is read alone.
+
+        Raises:
+            BackboneError: the model's attention does not show them.
+        """
+
+    def states_shape(self, length: int) -> tuple[int, int, int, int, int]:
+        """Return the shape `[n_layers, 2, n_kv_heads, P, head_dim]` of a prefix of P tokens.
+
+        Raises:
+            BackboneError: the model's attention does not show keys and values.
+        """
+        if self._states_shape is None:
+            self._states_shape = tuple(self.read_states(self._sample_ids(1)).shape)
+        layers, two, heads, _, width = self._states_shape
+        return layers, two, heads, length, width
+
+    def offsets_shape(self, length: int) -> tuple[int, int, int]:
+        """Return the shape `[n_layers, S, d]` of a deep cue's offsets for a prompt of S tokens.
+
+        Raises:
+            BackboneError: the model has no list of its layers.
+        """
+        return len(self.layers), length, self.model.config.get_text_config().hidden_size
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Return input embeddings `[..., d]` of token ids `[...]`, scaled as the model scales them."""
+        embedded: Tensor = self.model.get_input_embeddings()(token_ids.to(self.device))
+        return embedded
+
+    def embedding_matrix(self) -> Tensor:
+        """Return the input embeddings `[V, d]` of the whole vocabulary, scaled as the model scales them."""
+        module = self.model.get_input_embeddings()
+        if type(module) is torch.nn.Embedding and module.max_norm is None:
+            weight: Tensor = module.weight
+            return weight
+        return self.embed(torch.arange(self.vocab_size))
+
+    def renderer(self, task: Task) -> Renderer:
+        """Return the task as this backbone's tokenizer writes it.
+
+        Raises:
+            TemplateError, LabelWordError: the task does not fit the backbone.
+        """
+        parts = (self.tokenizer, task, self.head_kind, self.max_positions, self.text_tokenizer)
+        if task.nearest is None:
+            return Renderer(*parts)
+        others = dict(self._nearest)  # which is replaced and never changed, since other threads read it
+        found = others.pop(task, None) or Nearest(self, task)
+        # The newest at the end; of others the features of their examples are forgotten.
+        self._nearest = dict([*others.items(), (task, found)][-_TASKS_KEPT:])
+        return NearestRenderer(*parts, found)
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 (hex) of weights and tokenizer."""
+        if self._hash is None:
+            self._hash = self._fingerprint()
+        return self._hash
+
+    @abstractmethod
     def context(self, examples: Sequence[Example], task: Task, keep_bytes: int | None = None) -> Context:
         """Read examples once, as far as that is possible without the prompt, and keep `keep_bytes` of it at most."""
-        ...
 
+    @abstractmethod
     def read(self, texts: Rows, prompts: Prompts, query: Query, owners: Sequence[int] = ()) -> Tensor:
         """Return what a query reads of every text with every prompt, `[T, B, X]`, differentiable.
 
@@ -245,30 +192,282 @@ class Backbone(Protocol):
             texts: `[B]` the texts.
             prompts: `[T]` prompts as one table.
             query: what is read.
-            owners: `[B]` the number of each text's own prompt, where it has one; the result is then `[1, B, X]`.
+            owners: `[B]` the number of each text's own prompt, where it has one (see `shares`); those of one prompt
+                stand together. The result is then `[1, B, X]`.
         """
-        ...
 
-    def ready(self, prompt: Prompt, task: Task) -> ReadyPrompt:
-        """Return a prompt as `read_rows` takes it: checked, on the device, and read ahead where nothing varies."""
-        ...
-
-    def read_rows(self, rows: Sequence[Row]) -> list[Tensor]:
-        """Return class logits `[C]` of each row: a text with a prompt of its own, of any task; differentiable."""
-        ...
-
+    @abstractmethod
     def shares(self, prompts: Prompts) -> bool:
         """Return whether `read` takes prompts, each over texts of its own, in passes that they share."""
-        ...
+
+    @abstractmethod
+    def ready(self, prompt: Prompt, task: Task) -> ReadyPrompt:
+        """Return a prompt as `read_rows` takes it: checked, on the device, and read ahead where nothing varies.
+
+        Raises:
+            PromptError: it does not fit the backbone or the task.
+            TemplateError, LabelWordError: the task does not fit the backbone.
+        """
+
+    @abstractmethod
+    def read_rows(self, rows: Sequence[Row]) -> list[Tensor]:
+        """Return class logits `[C]` of each row: a text with a prompt of its own, of any task; differentiable."""
+
+    def class_logits(self, context: Context, prompt: Prompt) -> Tensor:
+        """Return class logits `[B, C]`, differentiable with respect to the prompt's tensors."""
+        return self._by_query(context, lambda texts, query: self.read_prompts(texts, [prompt], query))[0]
+
+    def class_logits_many(self, context: Context, prompts: Sequence[Prompt]) -> Tensor:
+        """Return class logits `[T, B, C]` of several prompts over the same examples.
+
+        On a causal model, prompts without a prefix and a class head of their own share their passes.
+        """
+        shared = [
+            n for n, own in enumerate(prompts) if self.reads_texts_once and own.states is None and own.head is None
+        ]
+        groups = [group for group in (shared, *([n] for n in range(len(prompts)) if n not in shared)) if group]
+        parts = [self._of_options(context, [prompts[n] for n in group]) for group in groups or [[]]]
+        return restore_order(parts, groups, dim=0)
+
+    def _of_options(self, context: Context, prompts: Sequence[Prompt]) -> Tensor:
+        """Return the scores `[T, B, O]` of prompts that share their passes."""
+        return self._by_query(context, lambda texts, query: self.read_prompts(texts, prompts, query))
+
+    def _by_query(self, context: Context, read: Callable[[Context, Query], Tensor]) -> Tensor:
+        """Return scores of options `[T, B, O]`; of texts with options of their own, minus infinity behind these.
+
+        Args:
+            context: the texts.
+            read: returns the scores `[T, b, o]` of some texts that have the same options.
+        """
+        queries = context.queries
+        if len(queries) == 1:
+            return read(context, queries[0][0])
+        parts = [read(context.select(rows), query) for query, rows in queries]
+        return restore_order(same_width(parts), [rows for _, rows in queries], dim=1)
+
+    def features(self, context: Context, prompt: Prompt) -> Tensor:
+        """Return what a class head reads `[B, d]`, differentiable with respect to the prompt's tensors.
+
+        Hidden states at the answer slot, as the output embedding gets them; of a model without one, pooled.
+        """
+        return self.read_prompts(context, [prompt], FEATURES)[0]
+
+    def share_passes(self, parts: Sequence[tuple[Context, Prompt]]) -> bool:
+        """Return whether `class_logits_each` reads these together."""
+        return self._table(parts) is not None
+
+    def _table(self, parts: Sequence[tuple[Context, Prompt]]) -> Prompts | None:
+        """Return the prompts of parts that share passes; None where these do not."""
+        first = parts[0][0].renderer
+        if any(context.renderer is not first for context, _ in parts) or not first.shares_options:
+            return None
+        prompts = Prompts.of([self.placed(prompt) for _, prompt in parts])
+        return prompts if self.shares(prompts) else None
+
+    def class_logits_each(self, parts: Sequence[tuple[Context, Prompt]]) -> list[Tensor]:
+        """Return class logits `[B, C]` of several prompts, each over examples of its own; differentiable."""
+        prompts = self._table(parts)
+        if prompts is None:
+            return [self.class_logits(context, prompt) for context, prompt in parts]
+        for number, (context, _) in enumerate(parts):
+            context.renderer.check_length(context.pieces, prompts.length_of(number))
+        whole = reduce(Context.joined, (context for context, _ in parts))
+        owners = [number for number, (context, _) in enumerate(parts) for _ in range(len(context))]
+        found = self.read(whole, prompts, whole.queries[0][0], owners)[0]
+        return list(found.split([len(context) for context, _ in parts]))
+
+    @torch.no_grad()
+    def score_swaps(self, context: Context, prompt: Prompt, swaps: Sequence[Swap]) -> Tensor:
+        """Return class logits `[K, B, C]` with each swap (position, token id) made alone; no gradient.
+
+        On a causal model all share the context, and all that share a beginning of the prompt share that.
+        """
+        prompts = Prompts.of([self.placed(prompt)])
+        checked = self._checked_swaps(swaps, len(prompts.codes[0]))
+        new = self.embed(torch.tensor([token for _, token in checked], dtype=torch.long))
+        self._check_fit(context, prompts)
+        swapped = prompts.swapped([position for position, _ in checked], new)
+        return self._by_query(context, lambda texts, query: self.read(texts, swapped, query))
+
+    def ready_for(self, prompt: ReadyPrompt, example: Example) -> ReadyPrompt:
+        """Return a prompt as `read_rows` takes it for one text, which may bring options of its own."""
+        if prompt.renderer.shares_options:
+            return prompt
+        (options,) = prompt.renderer.options_of([example])
+        columns = columns_of(self.model, Query("options", options), None)
+        return replace(prompt, columns=columns, own_options=len(options))
+
+    @torch.no_grad()
+    def mixed_logits(self, rows: Sequence[Row]) -> list[Tensor]:
+        """Return class logits `[C]` of each row: a text with a prompt of its own, of any task and kind; no gradient."""
+        return self.read_rows(rows)
+
+    def read_prompts(self, context: Context, prompts: Sequence[Prompt], query: Query) -> Tensor:
+        """Return what a query reads `[T, B, X]` of examples with prompts that share their passes.
+
+        Raises:
+            PromptError: a prompt does not fit the backbone, or makes an input longer than its positions.
+        """
+        if not len(context) or not prompts:
+            raise BackboneError("there is nothing to score; give at least one example and one prompt")
+        table = Prompts.of([self.placed(prompt) for prompt in prompts])
+        self._check_fit(context, table)
+        return self.read(context, table, query)
+
+    def _check_fit(self, context: Context, prompts: Prompts) -> None:
+        """Raise PromptError where prompts make an input longer than the model's positions, or cannot answer."""
+        context.renderer.check_length(context.pieces, prompts.length)
+
+    def run(self, plan: Plan, columns: Columns) -> Tensor:
+        """Run one pass; return what is read `[K, b, Y]`.
+
+        Raises:
+            BackboneError: the model did not call its output embedding.
+        """
+        kept: list[Any] = []  # one item after the pass: what `columns.logits` keeps for `columns.scores`
+
+        def output(hidden: Tensor) -> Tensor:
+            logits, own = columns.logits(plan.pick(hidden))
+            kept[:] = [own]
+            return logits
+
+        with passing(change=plan.change, output=output):
+            found = self._forward(plan)
+        if not kept:
+            raise BackboneError("this model makes its logits without calling its output embedding; use another")
+        return columns.scores(found.logits, kept[0])
+
+    @abstractmethod
+    def _forward(self, plan: Plan) -> Any:
+        """Call the model: the only place that makes masks and positions."""
+
+    def no_prompt(self) -> Prompts:
+        """Return a prompt of no tokens."""
+        return Prompts.of([PlacedPrompt(self.embed(torch.zeros(0, dtype=torch.long)), None, None)])
+
+    def placed(self, prompt: Prompt) -> PlacedPrompt:
+        """Return a prompt on the model's device.
+
+        Raises:
+            PromptError: it does not fit the backbone.
+        """
+        vectors = self._vectors(prompt)
+        return PlacedPrompt(vectors, self._offsets(prompt, len(vectors)), self._states(prompt), prompt.head)
 
     def within_memory(self, run: Callable[[Budget], T]) -> T:
-        """Run with a budget that is halved, and the run made again, where memory runs out."""
-        ...
+        """Run with the budget; where memory runs out, halve the budget for good and run again.
 
-    def embed(self, token_ids: Tensor) -> Tensor:
-        """Return input embeddings `[..., d]` of token ids `[...]`."""
-        ...
+        A caller that takes backward passes runs them in here too, `budget.rows` examples at a time: what a pass with a
+        gradient keeps is freed by its backward pass only, so such a pass alone is not run again.
+        """
+        while True:
+            try:
+                return run(self.budget)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                smaller = self.budget.halved()
+                if smaller is None:
+                    raise BackboneError(
+                        f"memory of {self.device} ran out with one text at a time; give max_tokens or a smaller model"
+                    ) from error
+            # Outside of the except block, where the error would keep the failed pass's tensors alive.
+            self.budget = smaller
 
-    def fingerprint(self) -> str:
-        """Return the SHA-256 (hex) of weights and tokenizer."""
-        ...
+    def _score_within_memory(self, run: Callable[[Budget], T]) -> T:
+        """Run passes that score; with a gradient they are in the care of who takes the backward pass."""
+        return run(self.budget) if torch.is_grad_enabled() else self.within_memory(run)
+
+    def _pass_bytes(self, width: int, nodes: int) -> int:
+        """Return about how many bytes a pass takes for one row of `width` kept tokens and `nodes` new ones."""
+        config = self.model.config.get_text_config()
+        inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+        layer = nodes * (6 * config.hidden_size + 3 * inner + 3 * config.num_attention_heads * (width + nodes))
+        # One layer at a time; a pass with a gradient keeps all of them.
+        held = config.num_hidden_layers if torch.is_grad_enabled() else 1
+        return int(layer * held * self.model.dtype.itemsize)
+
+    def training_bytes(self, width: int, nodes: int) -> int:
+        """Return about how many bytes a pass keeps for its gradient: one row of `width` kept and `nodes` new tokens."""
+        with torch.enable_grad():
+            return self._pass_bytes(width, nodes)
+
+    def _sample_ids(self, count: int) -> list[int]:
+        """Return ids of the vocabulary, none of them special, to try a new backbone on."""
+        special = set(self.tokenizer.all_special_ids)
+        return [n for n in range(self.vocab_size) if n not in special][-count:]
+
+    def _vectors(self, prompt: Prompt) -> Tensor:
+        """Return a prompt's vectors `[S, d]` on the model's device, or say that they do not fit."""
+        vectors = prompt.vectors(self.embed)
+        if vectors.ndim != 2 or vectors.shape[1] != self.hidden_size:
+            raise PromptError(
+                f"the prompt is {list(vectors.shape)}, but {self.name} takes [S, {self.hidden_size}]; "
+                "it was made for another backbone"
+            )
+        return vectors.to(self.device, self.model.dtype)
+
+    def _offsets(self, prompt: Prompt, length: int) -> Tensor | None:
+        """Return a prompt's offsets `[n_layers, S, d]` on the model's device, or say that they do not fit."""
+        offsets = prompt.offsets
+        if offsets is None:
+            return None
+        shape = self.offsets_shape(length)
+        if tuple(offsets.shape) != shape:
+            raise PromptError(
+                f"the prompt's offsets are {list(offsets.shape)}, but {self.name} takes {list(shape)}; "
+                "it was made for another backbone"
+            )
+        return offsets.to(self.device, self.model.dtype)
+
+    def _states(self, prompt: Prompt) -> Tensor | None:
+        """Return a prompt's keys and values on the model's device, or say that they do not fit."""
+        states = prompt.states
+        if states is None:
+            return None
+        shape = self.states_shape(states.shape[3] if states.ndim == 5 else 0)
+        if tuple(states.shape) != shape:
+            raise PromptError(
+                f"the prompt's keys and values are {list(states.shape)}, but {self.name} takes {list(shape)}; "
+                "it was made for another backbone"
+            )
+        return states.to(self.device, self.model.dtype)
+
+    def _checked_swaps(self, swaps: Sequence[Swap], length: int) -> list[Swap]:
+        """Return the swaps, or say that one names a position or token that is not there."""
+        for position, token in swaps:
+            if not 0 <= token < self.vocab_size:
+                raise PromptError(f"a candidate token is outside 0..{self.vocab_size - 1} of {self.name}")
+            if not 0 <= position < length:
+                raise PromptError(f"position {position} is outside a prompt of {length} tokens")
+        return list(swaps)
+
+
+def position_limit(config: Any) -> int | None:
+    """Return the tokens that a model's positions are enough for; None where it sets no limit."""
+    text = config.get_text_config()
+    limit: int | None = getattr(text, "max_position_embeddings", None)
+    if limit is not None and text.model_type in _OFFSET_POSITIONS:
+        limit -= (text.pad_token_id or 0) + 1
+    return limit if limit and limit > 0 else None
+
+
+def agree(found: Tensor, expected: Tensor, name: str) -> bool:
+    """Return whether a new backbone's answers are the model's own: to within what bfloat16 rounds.
+
+    Raises:
+        BackboneError: the model's own answers are no numbers.
+    """
+    finite = expected[expected.isfinite()]  # -inf says of a token that it never comes
+    if expected.isnan().any() or not finite.numel():
+        raise BackboneError(
+            f"{name} answers with NaN or infinity: its weights hold such, or its number type is too narrow; check the "
+            "weights, or give dtype float32"
+        )
+    return torch.allclose(found, expected, atol=_TOLERANCE * float(finite.abs().max()))
+
+
+_TOLERANCE = 0.02  # of the greatest number: wide enough for bfloat16, far from a wrong mask or position
+# RoBERTa and similar models number positions from pad_token_id + 1.
+_OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm"}

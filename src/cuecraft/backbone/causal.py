@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from cuecraft.backbone.attention import keeping
-from cuecraft.backbone.base import FEATURES, Context, Prompt, Query, ReadyPrompt, Row, Rows
 from cuecraft.backbone.budget import Budget, memory_of, restore_order
 from cuecraft.backbone.columns import Columns, columns_of, row_columns
 from cuecraft.backbone.decoder import CausalModel
 from cuecraft.backbone.layout import Branch, RowTree, SharedTrees, own_tokens, rows_plan
 from cuecraft.backbone.plan import Prompts
+from cuecraft.backbone.query import FEATURES, Context, Prompt, Query, ReadyPrompt, Row, Rows
 from cuecraft.core.deadline import check_time
 from cuecraft.core.errors import BackboneError, DataError, PromptError
 from cuecraft.task import Example, Task
@@ -200,13 +200,9 @@ class CausalBackbone(CausalModel):
         return max(whole - shared, trees.lead) if fits else trees.lead  # one pass and not two
 
     def ready(self, prompt: Prompt, task: Task) -> ReadyPrompt:
-        """Return a prompt as `read_rows` takes it.
+        """Return a prompt as `read_rows` takes it; errors as of `Backbone.ready`.
 
         Where it stands before the text, it is read ahead; then it carries no gradient.
-
-        Raises:
-            PromptError: it does not fit the backbone or the task.
-            TemplateError, LabelWordError: the task does not fit the backbone.
         """
         renderer, own = self.renderer(task), self.placed(prompt)
         query = Query("options", renderer.label_ids) if renderer.label_ids else FEATURES  # `ready_for` asks for options

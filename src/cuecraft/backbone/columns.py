@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
-from cuecraft.backbone.base import ClassHead, FeatureScale, Query
+from cuecraft.backbone.hooks import computed_again
+from cuecraft.backbone.query import ClassHead, FeatureScale, Query
 from cuecraft.core.errors import LabelWordError
 from cuecraft.task.fitting import LabelIds
 
@@ -212,6 +212,6 @@ def _log_normalisers(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Ten
 
     if is_graph:
         return part(hidden, 0)
-    # Checkpointed, so that a training step holds one slice of the vocabulary at a time.
-    parts = [checkpoint(part, hidden, start, use_reentrant=False) for start in range(0, weight.shape[0], step)]
+    # So a training step holds one slice of the vocabulary at a time.
+    parts = [computed_again(part, hidden, start) for start in range(0, weight.shape[0], step)]
     return torch.stack(parts, dim=-1).logsumexp(-1)

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from cuecraft.backbone.attention import attending_to, cache_of, keeping
-from cuecraft.backbone.base import Rows
+from cuecraft.backbone.base import Backbone, agree
 from cuecraft.backbone.budget import Budget
 from cuecraft.backbone.columns import feature_columns
-from cuecraft.backbone.frozen import FrozenModel, agree
 from cuecraft.backbone.plan import Past, Plan, padded
+from cuecraft.backbone.query import Rows
 from cuecraft.backbone.tree import grow_tree
 from cuecraft.core.errors import BackboneError
 from cuecraft.task.rendering import HeadKind, Pieces, Renderer
@@ -28,7 +28,7 @@ from cuecraft.task.rendering import HeadKind, Pieces, Renderer
 _COUNT_KEYS = {"gpt_neo"}
 
 
-class CausalModel(FrozenModel):
+class CausalModel(Backbone):
     """A decoder-only language model, one pass at a time.
 
     Args:

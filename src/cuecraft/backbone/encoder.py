@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from cuecraft.backbone.attention import attending_to, keeping
-from cuecraft.backbone.base import FEATURES, ClassHead, Context, Prompt, Query, ReadyPrompt, Row, Rows
+from cuecraft.backbone.base import Backbone, agree
 from cuecraft.backbone.budget import Budget, restore_order
 from cuecraft.backbone.columns import Columns, class_scores, columns_of, feature_columns, row_columns
-from cuecraft.backbone.frozen import FrozenModel, agree
 from cuecraft.backbone.hooks import passing
 from cuecraft.backbone.plan import Past, Plan, Prompts, adding
+from cuecraft.backbone.query import FEATURES, ClassHead, Context, Prompt, Query, ReadyPrompt, Row, Rows
 from cuecraft.core.deadline import check_time
 from cuecraft.core.errors import BackboneError, PromptError
 from cuecraft.task import Example, Task
@@ -42,7 +42,7 @@ class Pooling(StrEnum):
     LAST = "last"  # the last token: decoders
 
 
-class EncoderBackbone(FrozenModel):
+class EncoderBackbone(Backbone):
     """What the encoders share; a subclass says what is read off the output."""
 
     @torch.no_grad()
@@ -135,12 +135,7 @@ class EncoderBackbone(FrozenModel):
         return found.reshape(count, len(texts), -1)
 
     def ready(self, prompt: Prompt, task: Task) -> ReadyPrompt:
-        """Return a prompt as `read_rows` takes it.
-
-        Raises:
-            PromptError: it does not fit the backbone.
-            TemplateError, LabelWordError: the task does not fit the backbone.
-        """
+        """Return a prompt as `read_rows` takes it; errors as of `Backbone.ready`."""
         renderer, own = self.renderer(task), self.placed(prompt)
         query = Query("options", renderer.label_ids) if renderer.label_ids else FEATURES  # `ready_for` asks for options
         columns = self._columns(query, own.head)
@@ -274,7 +269,7 @@ class SequenceBackbone(EncoderBackbone):
         return feature_columns(None if query.read == "features" else head)
 
     def ready(self, prompt: Prompt, task: Task) -> ReadyPrompt:
-        """Return a prompt as `read_rows` takes it; errors as of other encoders."""
+        """Return a prompt as `read_rows` takes it; errors as of `Backbone.ready`."""
         return replace(super().ready(prompt, task), columns=_FEATURES)
 
     def _answer(self, found: Tensor, prompt: ReadyPrompt) -> Tensor:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -47,6 +47,10 @@ class Pass:
     asked: set[int] = field(default_factory=set)
     layer: list[int] = field(default_factory=list)
 
+
+#: Keeps what enters a function, and computes it again for the gradient. A model in evaluation mode draws nothing, so
+#: the state of the process's generator is left to other threads.
+computed_again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
 
 _PASS: ContextVar[Pass | None] = ContextVar("cuecraft_pass", default=None)
 
@@ -111,16 +115,16 @@ class _Layer(_Hosted):
         if not (own.saves and torch.is_grad_enabled()):
             return run(*args, **kwargs)
         # The second computation is made within the backward pass, perhaps in a thread of its own.
-        return checkpoint(run, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), _within(own)), **kwargs)
+        return computed_again(run, *args, context_fn=lambda: (nullcontext(), _within(own)), **kwargs)
 
 
 class _OutputEmbedding(_Hosted):
-    def forward(self, hidden: Tensor) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the logits of hidden states, or what the pass makes of them."""
         own = _PASS.get()
         if own is None or own.output is None:
-            return super().forward(hidden)  # type: ignore[misc]
-        return own.output(hidden)
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        return own.output(*args, **kwargs)
 
 
 @cache

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from cuecraft.backbone.base import ReadyPrompt
 from cuecraft.backbone.columns import Columns
 from cuecraft.backbone.plan import Past, Plan, Prompts, adding, at_slots, padded
+from cuecraft.backbone.query import ReadyPrompt
 from cuecraft.backbone.tree import CueTree, grow_tree
 from cuecraft.task.rendering import Pieces
 

@@ -9,10 +9,10 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from cuecraft.backbone.base import VOCABULARY, Context, Prompt, Query, Rows
 from cuecraft.backbone.causal import CausalBackbone
 from cuecraft.backbone.encoder import MaskedBackbone
 from cuecraft.backbone.load import AnyBackbone
+from cuecraft.backbone.query import VOCABULARY, Context, Prompt, Query, Rows
 from cuecraft.backbone.tree import tree_groups
 from cuecraft.core.errors import BackboneError, PromptError
 from cuecraft.task.rendering import Pieces

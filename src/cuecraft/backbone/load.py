@@ -40,7 +40,6 @@ from cuecraft.task.rendering import HeadKind
 from cuecraft.task.token_text import copied_tokenizer
 
 AnyBackbone = CausalBackbone | MaskedBackbone | SequenceBackbone
-_MEET_THE_CONTRACT: tuple[type[Backbone], ...] = (CausalBackbone, MaskedBackbone, SequenceBackbone)
 
 NF4 = "nf4"
 _AUTO_CLASS = {
@@ -79,7 +78,7 @@ def load_backbone(
         BackboneError: not found, not loadable, or without the head asked for.
         AssetError: a demo model is not installed, or the cache of converted models is damaged.
     """
-    if isinstance(model, _MEET_THE_CONTRACT):
+    if isinstance(model, Backbone):
         return model
     kind = _head_kind(head)
     if not isinstance(model, str | Path):

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from cuecraft.backbone.base import Context, Prompt
+from cuecraft.backbone.query import Context, Prompt
 from cuecraft.core.errors import PromptError
 from cuecraft.task import Example, Task
 from cuecraft.task.rendering import Frame, HeadKind, Pieces, Renderer

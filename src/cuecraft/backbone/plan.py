@@ -10,7 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from cuecraft.backbone.base import ClassHead, PlacedPrompt
+from cuecraft.backbone.query import ClassHead, PlacedPrompt
 
 
 @dataclass(frozen=True, eq=False)

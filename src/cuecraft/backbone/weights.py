@@ -17,8 +17,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from cuecraft.backbone.base import Context
 from cuecraft.backbone.load import AnyBackbone
+from cuecraft.backbone.query import Context
 from cuecraft.core.errors import BackboneError
 from cuecraft.core.seeding import torch_generator
 

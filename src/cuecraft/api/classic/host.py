@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from cuecraft.backbone.attention import attending_to, keeping
-from cuecraft.backbone.frozen import agree, position_limit
+from cuecraft.backbone.base import agree, position_limit
 from cuecraft.backbone.hooks import Layers, gradient_checkpointing, hosted, layer_list
 from cuecraft.core.errors import BackboneError, PromptError
 

@@ -1,0 +1,220 @@
+"""What a backbone is asked with: prompts, queries, and texts that it has read as far as that goes without a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, Protocol, Self, TypeVar
+
+from torch import Tensor
+
+from cuecraft.backbone.tree import CueTree, grow_tree
+from cuecraft.task import Example
+from cuecraft.task.fitting import LabelIds
+from cuecraft.task.rendering import Pieces, Renderer
+
+if TYPE_CHECKING:
+    from cuecraft.backbone.columns import Columns
+
+T = TypeVar("T")
+Swap = tuple[int, int]  # a position of the prompt, and the token id put there
+
+
+class FeatureScale(StrEnum):
+    """What becomes of features before a class head reads them."""
+
+    PLAIN = "plain"  # as they are
+    UNIT = "unit"  # divided by their Euclidean length
+
+
+@dataclass(frozen=True, eq=False)
+class ClassHead:
+    """A read-out of features in place of label words: ``scaled(features) @ weight.T + bias``.
+
+    Args:
+        weight: `[C, d]`.
+        bias: `[C]`.
+        scale: what becomes of the features before.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    scale: FeatureScale = FeatureScale.PLAIN
+
+
+class Prompt(Protocol):
+    """What a backbone needs to know of a prompt."""
+
+    @property
+    def head(self) -> ClassHead | None:
+        """The class head trained with the prompt; None to read label words."""
+        ...
+
+    @property
+    def offsets(self) -> Tensor | None:
+        """What is added to the hidden state entering each layer at the prompt's positions, `[n_layers, S, d]`."""
+        ...
+
+    @property
+    def states(self) -> Tensor | None:
+        """Keys and values that stand before the prompt's vectors, `[n_layers, 2, n_kv_heads, P, head_dim]`."""
+        ...
+
+    def vectors(self, embed: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the prompt's input embeddings `[S, d]`; `embed` looks token ids up."""
+        ...
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is read of a text.
+
+    Args:
+        read: `options` for the scores of options, by the prompt's class head where it has one; `features` for what a
+            class head reads; `vocabulary` for the log-probabilities (nats) of all words at the answer slot.
+        options: option -> word -> token ids; `()` where only a class head answers.
+        norm: `row` for scores of options up to a constant of the row, `vocabulary` for the log-probabilities of options
+            of one word each.
+    """
+
+    read: Literal["options", "features", "vocabulary"]
+    options: LabelIds = ()
+    norm: Literal["row", "vocabulary"] = "row"
+
+
+FEATURES, VOCABULARY = Query("features"), Query("vocabulary")
+
+
+@dataclass(frozen=True, eq=False)
+class PlacedPrompt:
+    """A prompt on the model's device, checked.
+
+    Args:
+        vectors: `[S, d]` its input embeddings.
+        offsets: `[n_layers, S, d]` added to the hidden states entering each layer there; None for nothing.
+        states: `[n_layers, 2, n_kv_heads, P, head_dim]` keys and values in front of the vectors; None for nothing.
+        head: the class head that answers, in place of label words.
+    """
+
+    vectors: Tensor
+    offsets: Tensor | None
+    states: Tensor | None
+    head: ClassHead | None = None
+
+    @property
+    def length(self) -> int:
+        """Positions that it takes in addition to a text's pieces."""
+        return len(self.vectors) + (0 if self.states is None else self.states.shape[3])
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ReadyPrompt(PlacedPrompt):
+    """A prompt made ready for passes that it shares with prompts of other tasks (`Backbone.read_rows`).
+
+    Args:
+        renderer: its task as the backbone's tokenizer writes it.
+        columns: what is read at the answer slot.
+        opening: `[n_layers, 2, n_kv_heads, L, head_dim]` keys and values of all that stands before the text, the prompt
+            included, where that is the same for every text; vectors, offsets and states are used up in it. None
+            elsewhere.
+        shared: `[n_layers, 2, n_kv_heads, L, head_dim]` keys and values of the ids with which every text begins
+            (`Renderer.shared_ids`), where the prompt stands behind the text. None for nothing.
+        own_options: options of the one text that it is for (`Backbone.ready_for`); None for those of its task.
+    """
+
+    renderer: Renderer
+    columns: Columns
+    opening: Tensor | None = None
+    shared: Tensor | None = None
+    own_options: int | None = None
+
+    @cached_property
+    def branches(self) -> CueTree | None:
+        """What grows after the answer slot: the beginnings of its label words of several tokens; None for nothing."""
+        return grow_tree(self.columns.beginnings) if self.columns.beginnings else None
+
+    @property
+    def length(self) -> int:
+        """Positions that it takes in addition to a text's pieces."""
+        if self.opening is not None:
+            return self.opening.shape[3] - len(self.renderer.opening_ids or ())
+        return super().length
+
+    @property
+    def num_options(self) -> int:
+        """Options that it answers with, O."""
+        return self.renderer.task.answers.size if self.own_options is None else self.own_options
+
+
+Row = tuple[ReadyPrompt, Pieces]  # a prompt, and one text as the prompt's renderer writes it
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Texts to be read.
+
+    Args:
+        pieces: `[B]` token ids of each text.
+        states: `[B]` what was computed and kept for each text: for a causal backbone the keys and values
+            `[n_layers, 2, n_kv_heads, len(before), head_dim]` of the ids before the prompt. None where nothing is
+            kept (other backbones; beyond the byte budget), to be computed again by each pass.
+        opening: `[n_layers, 2, n_kv_heads, L, head_dim]` keys and values of the ids with which every text begins
+            (`Renderer.shared_ids`), read once for all. None where nothing is kept of them.
+    """
+
+    pieces: Sequence[Pieces]
+    states: Sequence[Tensor | None]
+    opening: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    def select(self, rows: Sequence[int]) -> Self:
+        """Return some of the texts; nothing is computed or copied."""
+        return replace(
+            self, pieces=tuple(self.pieces[row] for row in rows), states=tuple(self.states[row] for row in rows)
+        )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Context(Rows):
+    """What a backbone knows of some examples without knowing the prompt.
+
+    Args:
+        renderer: the task as this backbone's tokenizer writes it.
+        examples: `[B]` the texts.
+        padding: the share of padding in the batches that read the examples, 0 to 1.
+    """
+
+    renderer: Renderer
+    examples: tuple[Example, ...]
+    padding: float = 0.0
+
+    @property
+    def queries(self) -> list[tuple[Query, list[int]]]:
+        """The queries for scores of options, each with the rows that it is for; one, unless texts bring options."""
+        if self.renderer.shares_options:
+            return [(Query("options", self.renderer.label_ids), list(range(len(self))))]
+        found: dict[LabelIds, list[int]] = {}
+        for row, ids in enumerate(self.renderer.options_of(self.examples)):
+            found.setdefault(ids, []).append(row)
+        return [(Query("options", ids), rows) for ids, rows in found.items()]
+
+    def select(self, rows: Sequence[int]) -> Self:
+        """Return the context of some of the examples; nothing is computed or copied."""
+        return replace(super().select(rows), examples=tuple(self.examples[row] for row in rows))
+
+    def joined(self, other: Self) -> Self:
+        """Return the context of these examples and then of others of the same task."""
+        return replace(
+            self,
+            examples=(*self.examples, *other.examples),
+            pieces=(*self.pieces, *other.pieces),
+            states=(*self.states, *other.states),
+        )
+
+    def unread(self) -> Self:
+        """Return the context without what was kept, as a backbone of other weights needs it."""
+        return replace(self, states=(None,) * len(self), opening=None)
