@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     BertConfig,
@@ -42,6 +45,55 @@ CORPUS = [" ".join((*WORDS[i:], *WORDS[:i])) for i in range(len(WORDS))] * 3
 
 # Tiny tensors gain nothing from a second thread, and threads that wait for a busy machine cost minutes.
 torch.set_num_threads(1)
+
+#: Of what hypothesis draws for each test in the default suite; with the slow tests, as many as each test asks for.
+FEW = 25
+settings.register_profile("default suite", max_examples=FEW, deadline=None)
+settings.register_profile("with slow tests", max_examples=100, deadline=None)
+#: Seconds after which a test fails: many times what the slowest takes on a quiet machine, so that none hangs for hours.
+LIMIT, LIMIT_OF_SLOW = 300, 3600
+
+
+def examples(count):
+    """Return the settings of a test for which hypothesis draws `count` examples, and no more than 25 by default."""
+    return settings(max_examples=min(count, FEW) if settings.get_current_profile_name() == "default suite" else count)
+
+
+def pytest_configure(config):
+    settings.load_profile("default suite" if config.option.markexpr == "not slow" else "with slow tests")
+
+
+@contextmanager
+def limited(item):
+    """Let the test that runs fail after its limit, where there are alarms (not on Windows)."""
+    if not hasattr(signal, "SIGALRM"):
+        yield
+        return
+    seconds = LIMIT_OF_SLOW if item.get_closest_marker("slow") else LIMIT
+
+    def over(number, frame):
+        pytest.fail(f"not over after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, over)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item):
+    with limited(item):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    with limited(item):
+        return (yield)
+
 
 DATA = Path(os.environ.get("CUECRAFT_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -139,6 +191,21 @@ def causal_folder(byte_tokenizer, tmp_path_factory):
     make_causal(byte_tokenizer).save_pretrained(folder)
     byte_tokenizer.save_pretrained(folder)
     return folder
+
+
+
+
+def in_turn(names, kinds, refused=()):
+    """Return each name with each kind, but for refused pairs, as parameters.
+
+    In the default suite each name is tried with one kind, the kinds in turn; the other pairs are slow.
+    """
+    found = []
+    for number, name in enumerate(names):
+        own = [kind for kind in kinds if (name, kind) not in refused]
+        marks = {own[number % len(own)]: ()}
+        found += [pytest.param(name, kind, marks=marks.get(kind, pytest.mark.slow)) for kind in own]
+    return found
 
 
 LABELS = ("negative", "positive")

@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bulk import artifact, classify, messages, rows_of, write_jsonl
+from conftest import examples
 from cuecraft.core.errors import BulkError, DataError
 from cuecraft.data import files as formats
 from cuecraft.serving.bulk import making as preparing
@@ -42,7 +43,7 @@ def find(*words, forced=None, is_structured=True, out=NOWHERE):
 CELLS = st.text('ab",\n 5x', max_size=6)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(st.lists(st.tuples(CELLS, CELLS, st.booleans()), min_size=1, max_size=12), st.integers(1, 60))
 def test_csv_gives_the_rows_of_the_standard_library_in_blocks_of_any_size(tmp_path_factory, cells, size):
     # A mark within a cell that is not in marks is a letter: 5" is a length.
@@ -142,7 +143,7 @@ KEYS = st.sampled_from(['"a"', '"message"', '"\\u0061"', '"b":', '"b" :', '"m\\"
 JSON_VALUES = st.sampled_from(['"x"', "1", '{"a": 1, "a": 2}', '"x\\": y"', '[{"message": "z"}]', '"a : b"', "null"])
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(st.lists(st.tuples(KEYS, st.sampled_from([":", " :", ": ", "\t: "]), JSON_VALUES), max_size=5))
 def test_an_object_that_names_a_field_twice_is_a_bad_row_however_it_is_written(tmp_path_factory, items):
     items = [('"message"', ":", '"text"'), *items]

@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from conftest import examples
 from cuecraft.core.errors import BulkError
 from cuecraft.serving.bulk.blocks import blocks_of
 from cuecraft.serving.bulk.reading import read_block
@@ -88,7 +89,7 @@ def test_every_kind_of_bad_line_is_told_with_its_place_in_blocks_of_any_size(tmp
     assert bad == list(zip([place for place in places if place not in good], EXPECTED, strict=True))
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(
     st.lists(st.one_of(st.sampled_from(LINES), st.binary(max_size=60)), max_size=30),
     st.integers(1, 200),
@@ -110,7 +111,7 @@ def test_of_any_bytes_each_row_is_read_or_bad_once(tmp_path_factory, lines, size
     assert len(places) == len(set(places))
 
 
-@settings(max_examples=80, deadline=None)
+@examples(80)
 @given(st.binary(max_size=400), st.sampled_from([".gz", ".zst", ".parquet"]), st.integers(1, 100))
 def test_bytes_that_are_no_archive_are_one_bad_row(tmp_path_factory, data, ending, size):
     path = tmp_path_factory.mktemp("soup") / f"a.jsonl{ending}"
@@ -240,7 +241,7 @@ def test_numbers_ids_addresses_paths_and_times_do_not_tell_templates_apart(one, 
     assert masked(one) == masked(other)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(st.lists(st.from_regex(r"[a-zA-Z,.:;()\[\]=_-]{1,12}", fullmatch=True), max_size=8), st.data())
 def test_texts_that_differ_in_a_word_are_never_one(words, data):
     assert masked(" ".join(words)) == " ".join(words)

@@ -1,8 +1,9 @@
 """The fingerprint of records: equal where they are, and nowhere else."""
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from conftest import examples
 from cuecraft.data import Record, fingerprint
 
 
@@ -31,7 +32,7 @@ some_records = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(some_records, some_records)
 def test_fingerprints_are_equal_when_records_are(one, other):
     assert (fingerprint(one) == fingerprint(other)) == (one == other)

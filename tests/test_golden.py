@@ -1,4 +1,4 @@
-"""Golden runs: a tiny recipe of each method gives the steps that it gave when they were written down.
+"""Golden runs: a tiny recipe of each method gives the steps that were written down, and the same bits when repeated.
 
 `CUECRAFT_WRITE=1 python -m pytest tests/test_golden.py` writes them anew; look at the difference before you commit it.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cuecraft.runs import run_recipe
+from cuecraft.runs import RunFolder, compare_runs, differences, run_recipe
 from cuecraft.runs.jobs import job_of
 from recipes import JOBS, recipe
 
@@ -20,9 +20,8 @@ _KEPT = ("phase", "step", "accepted", "token_ids", "configuration", "fold", "tri
 _LOSSES = ("train_loss", "dev_loss")
 
 
-def golden(asked, folder):
+def golden(asked, finished):
     """What is held against what was written down: every step's decisions and losses, and the metrics."""
-    finished = run_recipe(asked, folder)
     steps = {
         name: [
             {key: event[key] for key in _KEPT if key in event}
@@ -30,14 +29,19 @@ def golden(asked, folder):
             for event in events
             if event.get("phase") != "verdict"
         ]
-        for name, events in job_of(asked, folder).trajectories()
+        for name, events in job_of(asked, finished.folder).trajectories()
     }
     return {"steps": steps, "metrics": {name: round(value, 5) for name, value in finished.record.metrics.items()}}
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_a_run_takes_the_steps_that_it_took(name, causal_folder, tmp_path):
-    found = golden(recipe(name, tmp_path, causal_folder), tmp_path / "run")
+def test_a_run_takes_the_steps_that_it_took_and_repeats_itself_bit_for_bit(name, causal_folder, tmp_path):
+    asked = recipe(name, tmp_path, causal_folder)
+    first, second = (run_recipe(asked, tmp_path / part) for part in ("a", "b"))
+    repeated = compare_runs(RunFolder(first.folder), RunFolder(second.folder))
+    assert repeated.is_exact, repeated
+    assert not differences(RunFolder(first.folder), RunFolder(second.folder))
+    found = golden(asked, first)
     path = GOLDEN / f"{name}.json"
     if os.environ.get("CUECRAFT_WRITE"):
         GOLDEN.mkdir(exist_ok=True)

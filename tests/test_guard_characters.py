@@ -8,9 +8,10 @@ from itertools import pairwise
 from urllib.parse import quote
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from conftest import examples
 from cuecraft.core.errors import GuardError
 from cuecraft.serving.guard import Encoding, Guard, Limits, Severity, Verdict, hidden_texts, normalised, windows
 from cuecraft.serving.guard.findings import EXCERPT, excerpt
@@ -30,7 +31,7 @@ def ids(found):
     return [finding.id for finding in found.found]
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(ANY)
 @example("a\ud800")
 @example("а\u0300b\u200d\u0301")
@@ -44,7 +45,7 @@ def test_the_clean_text_of_a_clean_text_is_itself(text):
     assert "\x00" not in clean.text
 
 
-@settings(deadline=None, max_examples=200)
+@examples(200)
 @given(ANY)
 def test_any_string_can_be_screened(text):
     document = Guard().screen(text).document()
@@ -225,7 +226,7 @@ def test_what_is_encoded_many_times_is_read_to_a_depth():
     assert Guard().screen(text).verdict == "flag"
 
 
-@settings(deadline=None, max_examples=100)
+@examples(100)
 @given(st.lists(st.text("abcdefgh ", min_size=12, max_size=40), max_size=40), st.integers(1, 4))
 def test_decoding_is_bounded(texts, depth):
     whole = " ".join(texts)
@@ -286,7 +287,7 @@ def test_limits_out_of_range_are_told(values, message):
 
 
 # --- windows ---
-@settings(deadline=None, max_examples=200)
+@examples(200)
 @given(st.integers(0, 400), st.integers(2, 30), st.data())
 def test_windows_cover_every_word_in_order(count, words, data):
     overlap = data.draw(st.integers(0, words - 1))
@@ -315,7 +316,6 @@ def test_an_attack_anywhere_is_whole_in_a_window_even_without_spaces():
     assert windows(" \n ") == []
 
 
-@settings(deadline=None)
 @given(st.text(max_size=300), st.integers(0, 300), st.integers(0, 300))
 def test_excerpts_are_bounded_and_show_the_place(text, start, length):
     shown = excerpt(text, min(start, len(text)), min(start + length, len(text)))

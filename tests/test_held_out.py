@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import golds_of, tiny_problem
@@ -16,7 +16,6 @@ from cuecraft.methods.problem import CalibrationKind
 from cuecraft.methods.untuned import starting_point
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 2), min_size=6, max_size=60), st.integers(2, 5), st.integers(0, 9))
 def test_folds_are_a_stratified_partition(labels, count, seed):
     folds = stratified_folds(torch.tensor(labels), count, seed)
@@ -86,7 +85,6 @@ def test_recalibrated_answers_are_each_calibrated_by_the_others():
     assert again.score.loss < found.score.loss
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(-3, 3), min_size=4, max_size=4), st.floats(0.1, 4), st.floats(0.1, 4))
 def test_calibrations_one_after_the_other_are_one(bias, first_scale, second_scale):
     first, second = Calibration(tuple(bias[:2]), first_scale), Calibration(tuple(bias[2:]), second_scale)
@@ -106,7 +104,6 @@ def test_copies_of_a_text_stay_in_one_fold():
     assert stratified_folds(labels, 4, 0, apart) == stratified_folds(labels, 4, 0)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 5)), min_size=1, max_size=24), st.integers(2, 5))
 def test_every_fold_leaves_each_class_something_to_learn_and_holds_each_row_out_once(rows, count):
     labels, texts = [label for label, _ in rows], [text for _, text in rows]

@@ -6,11 +6,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import entropy
 from sklearn.metrics import cohen_kappa_score
 
+from conftest import examples
 from cuecraft.artifact import calibration
 from cuecraft.artifact.calibration import dividing_offsets, matching_offsets
 from cuecraft.methods.search.label_free.answers import (
@@ -48,7 +49,7 @@ def slow_global_entropy(p, prior):
 
 
 @given(tensors())
-@settings(deadline=None, max_examples=60)
+@examples(60)
 def test_selectors_are_their_formulas_in_slow_loops(found):
     logits, prior = found
     p = logits.softmax(-1)
@@ -76,7 +77,7 @@ def slow_kappa(one, other, classes):
 
 
 @given(tensors())
-@settings(deadline=None, max_examples=60)
+@examples(60)
 def test_agreement_is_the_mean_of_cohens_kappa_over_pairs(found):
     logits, prior = found
     answers = logits.argmax(-1).tolist()
@@ -86,7 +87,7 @@ def test_agreement_is_the_mean_of_cohens_kappa_over_pairs(found):
 
 
 @given(tensors())
-@settings(deadline=None, max_examples=60)
+@examples(60)
 def test_agreement_is_of_the_half_that_agrees_most_and_of_the_chosen_with_all(found):
     logits, prior = found
     if len(logits) < 2:
@@ -106,7 +107,7 @@ def test_agreement_is_of_the_half_that_agrees_most_and_of_the_chosen_with_all(fo
 
 
 @given(tensors(), st.randoms(use_true_random=False))
-@settings(deadline=None, max_examples=40)
+@examples(40)
 def test_order_of_prompts_texts_and_classes_means_nothing(found, random):
     logits, prior = found
     orders = [random.sample(range(size), size) for size in logits.shape]
@@ -127,7 +128,7 @@ def test_order_of_prompts_texts_and_classes_means_nothing(found, random):
 
 
 @given(tensors())
-@settings(deadline=None, max_examples=40)
+@examples(40)
 def test_dividing_by_the_marginal_is_the_formula_and_matching_is_its_fixed_point(found):
     logits, prior = found
     p = logits.softmax(-1).numpy()

@@ -8,12 +8,12 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from conftest import LABELS, TEXTS, WORDS, make_causal, make_masked, make_task, records, tiny_problem
+from conftest import LABELS, TEXTS, WORDS, examples, make_causal, make_masked, make_task, records, tiny_problem
 from cuecraft import PromptClassifier
 from cuecraft.artifact import HardPrompt
 from cuecraft.artifact.calibration import fitted_head
@@ -205,7 +205,7 @@ def test_choices_are_the_own_words_the_first_listed_and_both():
 values = st.lists(st.lists(st.integers(0, 50), min_size=3, max_size=3), min_size=1, max_size=4)
 
 
-@settings(deadline=None, max_examples=100)
+@examples(100)
 @given(values)
 def test_where_classes_do_not_interact_the_best_of_all_combinations_is_found(losses):
     def loss(numbers):
@@ -215,7 +215,7 @@ def test_where_classes_do_not_interact_the_best_of_all_combinations_is_found(los
     assert loss(found) == min(loss(numbers) for numbers in product(range(3), repeat=len(losses)))
 
 
-@settings(deadline=None, max_examples=100)
+@examples(100)
 @given(st.lists(st.integers(0, 5), min_size=27, max_size=27))
 def test_no_single_change_of_what_is_found_gains_clearly(losses):
     table = {numbers: losses[i] / 50 for i, numbers in enumerate(product(range(3), repeat=3))}

@@ -14,10 +14,11 @@ from pathlib import Path
 import pyarrow
 import pytest
 import zstandard
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from conftest import examples
 from cuecraft.core.errors import AssetError, CuecraftWarning, DataError
 from cuecraft.data import BadRows, Reading, Record, read_partly_labelled, read_records, stream_texts
 from cuecraft.data.files import csv_rows
@@ -80,7 +81,7 @@ texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=
 labels = st.sampled_from(["good", "bad", "so, so", 'the "best"', "schön"])
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @example(AWKWARD)
 @given(st.lists(st.tuples(texts, labels), min_size=1, max_size=8))
 def test_every_format_gives_the_rows_that_were_written(tmp_path_factory, rows):

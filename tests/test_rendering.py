@@ -7,12 +7,12 @@ import warnings
 from contextlib import nullcontext
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from conftest import LABELS, WORDS
+from conftest import LABELS, WORDS, examples
 from cuecraft.core.errors import CuecraftWarning, LabelWordError, PromptError, TemplateError
 from cuecraft.task import Example, Task, Template, Verbalizer
 from cuecraft.task.rendering import HeadKind, Pieces, Renderer
@@ -148,7 +148,7 @@ words_of = st.lists(st.sampled_from([*WORDS, "</s>", "日本", "film's"]), min_s
 
 
 @by_layout
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(data=st.data())
 def test_inputs_fit_and_only_the_longest_fields_are_cut(tokenizers, head, source, before, after, data):
     tokenizer = tokenizers[head]
@@ -283,7 +283,7 @@ def test_label_word_that_cannot_be_scored_is_refused(tokenizers, head, words, sa
 
 
 @given(st.data())
-@settings(max_examples=20, deadline=None)
+@examples(20)
 def test_rendering_together_is_rendering_alone(word_tokenizer, data):
     examples = [Example({"text": text}) for text in data.draw(st.lists(words_of, min_size=2, max_size=5))]
     assume(len({example.fields["text"] for example in examples}) > 1)

@@ -3,13 +3,14 @@
 from collections import Counter
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from conftest import examples
 from cuecraft.core.errors import DataError
 from cuecraft.data import Record, holdout, k_shot_split, subsample
 
-quick = settings(max_examples=100, deadline=None)
+quick = examples(100)
 seeds = st.integers(0, 2**31)
 
 

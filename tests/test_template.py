@@ -4,9 +4,10 @@ import re
 from itertools import pairwise
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from conftest import examples
 from cuecraft.core.errors import TemplateError
 from cuecraft.task import Field, Literal, MaskSlot, PromptSlot, Template
 
@@ -188,7 +189,7 @@ def sources(draw):
     return "".join(part if part in slots else part.replace("{", "{{").replace("}", "}}") for part in parts)
 
 
-@settings(max_examples=400, deadline=None)
+@examples(400)
 @example("A  {prompt}{mask}{text}")
 @example("{text}( {mask}{prompt: a}")
 @given(sources())
@@ -196,7 +197,7 @@ def test_filled_pieces_equal_str_format_but_for_spaces_at_the_slots(source):
     assert in_full(Template(source), VALUES, "good") == by_str_format(source, VALUES, "good")
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(sources())
 def test_no_literal_ends_in_a_space_that_the_next_piece_could_carry(source):
     pieces = Template(source).pieces

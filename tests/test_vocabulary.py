@@ -8,12 +8,12 @@ from collections import Counter
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from conftest import CORPUS, LABELS, LM_TEMPLATE, TEXTS, WORDS, make_task, tiny_problem
+from conftest import CORPUS, LABELS, LM_TEMPLATE, TEXTS, WORDS, examples, make_task, tiny_problem
 from cuecraft.artifact import HardPrompt
 from cuecraft.core.errors import DataError, MethodError
 from cuecraft.data import stream_texts
@@ -148,7 +148,7 @@ def test_words_of_plain_text_do_not_depend_on_what_stands_beside(text):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(data=st.data())
 def test_corpus_counts_are_those_of_tokens_that_span_a_word(kind, tokenizers_by_kind, data):
     """The oracle tokenises the whole text and looks at offsets; words stand behind spaces there."""

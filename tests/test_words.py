@@ -4,13 +4,13 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from architectures import tiny_model
-from conftest import TEXTS, make_causal, make_examples, make_masked, make_task
+from conftest import TEXTS, examples, make_causal, make_examples, make_masked, make_task
 from cuecraft.artifact import HardPrompt, SoftPrompt
 from cuecraft.backbone import Budget, load_backbone
 from cuecraft.backbone.likelihood import cue_log_likelihood, next_word_log_probabilities
@@ -234,7 +234,7 @@ def test_cues_that_cannot_be_rated_are_refused(causal, masked, cue, message):
                 cue_log_likelihood(backbone, [(9, 10), cue], where)
 
 
-@settings(deadline=None, max_examples=200)
+@examples(200)
 @given(st.sets(st.tuples(*[st.integers(0, 2)] * 3) | st.tuples(st.integers(0, 2)), min_size=1), st.integers(1, 12))
 def test_groups_of_a_tree_hold_all_sequences_within_the_limit(sequences, nodes):
     groups = list(tree_groups(sorted(sequences), nodes))
