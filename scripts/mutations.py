@@ -161,8 +161,8 @@ MUTATIONS = [
     M("calibration", "own * other.scale + added for own, added", "own + added for own, added", "prompt_kinds artifact"),
     M(
         "calibration",
-        "return logits * self.scale + torch.tensor(self.bias, dtype=logits.dtype, device=logits.device)",
-        "return (logits + torch.tensor(self.bias, dtype=logits.dtype, device=logits.device)) * self.scale",
+        "return scaled + torch.tensor(self.bias, dtype=values.dtype, device=values.device)",
+        "return (values + torch.tensor(self.bias, dtype=values.dtype, device=values.device)) * self.scale",
         "tune auto",
     ),
     M(

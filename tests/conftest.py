@@ -193,8 +193,6 @@ def causal_folder(byte_tokenizer, tmp_path_factory):
     return folder
 
 
-
-
 def in_turn(names, kinds, refused=()):
     """Return each name with each kind, but for refused pairs, as parameters.
 
