@@ -91,9 +91,9 @@ def test_lengths_are_the_tokenizer_s_own_and_long_texts_are_counted(masked):
     assert found.p95 == pytest.approx(np.quantile(counted, 0.95))
     assert found.limit == 64
     # [CLS] [SEP] [MASK] and 32 places for the prompt
-    assert found.room == 64 - 3 - 32
+    assert found.capacity == 64 - 3 - 32
     assert (found.cut, found.cut_share) == (2, 0.5)
-    assert found.mean == (1 + 6 + 2 * found.room) / 4
+    assert found.mean == (1 + 6 + 2 * found.capacity) / 4
 
 
 def test_lengths_cut_as_many_texts_as_a_run_does(causal):
@@ -304,7 +304,7 @@ def test_commands_of_the_table_name_methods_and_options_that_exist():
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.figure)
 def test_checks_at_their_borders(check: Check):
     below = math.nextafter(check.least, -math.inf)
-    other = {} if check.figure == "room" else {"room": 7.0}
+    other = {} if check.figure == "capacity" else {"capacity": 7.0}
     found = findings(Facts(**{check.figure: check.least}, **other))
     assert [one["figure"] for one in found] == [check.figure]
     assert "None" not in found[0]["says"]

@@ -243,7 +243,7 @@ BAD = {
     ),
     "unknown demo model": (["tune", "train.jsonl", "--model", "demo:gpt5"], "no such demo asset"),
     "unknown model": (["tune", "train.jsonl", "--model", "./nowhere"], "there is no such folder"),
-    "unknown head": (["tune", "train.jsonl", "--head", "giant"], "head 'giant' is unknown"),
+    "unknown head": (["tune", "train.jsonl", "--head", "giant"], "--head: input should be 'causal', 'masked' or"),
     "colliding words": (
         ["tune", "train.jsonl", "--label-words", "negative=ok", "--label-words", "positive=ok"],
         "stands for both",

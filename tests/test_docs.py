@@ -15,16 +15,20 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from transformers import BertModel
 from typer.main import get_command
 
-from conftest import tiny_problem
-from cuecraft.artifact import load_artifact
+from conftest import LABELS, TEXTS, make_examples, make_task, tiny_problem
+from cuecraft import PromptClassifier
+from cuecraft.artifact import HardPrompt, load_artifact
 from cuecraft.artifact.predictor import Predictor
+from cuecraft.backbone import Pooling
 from cuecraft.cli import app
 from cuecraft.cli.help import COMMANDS
 from cuecraft.core.assets import model_folder
 from cuecraft.core.errors import AssetError, DataError
 from cuecraft.methods.fit import make_artifact
+from cuecraft.methods.problem import label_context
 from cuecraft.runs.tune import read_splits
 
 ROOT = Path(__file__).parents[1]
@@ -135,26 +139,28 @@ class AskedFor(Exception):  # noqa: N818 - it is no error
 
 
 def request_of(words, monkeypatch):
-    """Return what a line of `tune` asks for; it is not run."""
+    """Return what a line of `tune` asks for, and its files; it is not run."""
 
-    def asked(request, *ignored):
-        raise AskedFor(request)
+    def asked(spec, files, started):
+        raise AskedFor(spec, files)
 
     monkeypatch.setattr("cuecraft.runs.run_tune", asked)
     with pytest.raises(AskedFor) as found:
         app(words, standalone_mode=False)
-    return found.value.args[0]
+    return found.value.args
 
 
 def splits_of(words, monkeypatch, folder):
     """Return train, dev and test rows of a line of `tune`, where each of its files has 100 rows of two classes."""
-    request = request_of(words, monkeypatch)
-    rows = [dict.fromkeys(request.text_columns, f"text {n}") | {request.label_column: n % 2} for n in range(200)]
+    (folder / "corpus.jsonl").write_text('{"text": "a joy"}\n')  # which a page names
+    monkeypatch.chdir(folder)
+    spec, files = request_of(words, monkeypatch)
+    rows = [dict.fromkeys(spec.data.text_columns, f"text {n}") | {spec.data.label_column: n % 2} for n in range(200)]
     data = folder / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    given = {name: str(data) for name in ("dev", "test") if getattr(request, name)}
-    reading = dataclasses.replace(request.reading, delimiter=None)
-    return read_splits(dataclasses.replace(request, train=str(data), reading=reading, **given))
+    given = {name: str(data) for name in ("train", "dev", "test") if getattr(spec.data, name)}
+    reading = dataclasses.replace(files.reading, delimiter=None)
+    return read_splits(spec.model_copy(update={"data": spec.data.model_copy(update=given)}), reading)
 
 
 LINES = [(name_of(page), words) for page in [*PAGES, *OTHERS] for words in command_lines(page)]
@@ -235,6 +241,28 @@ def test_the_prompt_of_the_page_on_extending_is_tuned_and_stored(kind, request, 
     with torch.no_grad():
         expected = outcome.best.logits(backbone, problem.train.context).softmax(-1).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_the_backbone_family_of_the_page_on_extending_reads_as_its_model_and_is_tuned(sequence, monkeypatch, tmp_path):
+    model = BertModel(sequence.model.config).eval()
+    model.load_state_dict(sequence.model.state_dict())
+    kind = of_page("MaxPooled", monkeypatch)
+    backbone = kind(model, sequence.tokenizer, "max-pooled", lambda: "0" * 64, Pooling.MEAN)
+    backbone.check()
+    context = label_context(backbone, make_task("{text}{prompt: it was}"), make_examples()).context
+    prompt = HardPrompt((11, 12))
+    with torch.no_grad():
+        found = backbone.features(context, prompt)
+        for row, piece in zip(found, context.pieces, strict=True):
+            ids = torch.tensor([[*piece.before, 11, 12, *piece.after]])
+            hidden = model(input_ids=ids).last_hidden_state[0]
+            kept = [n for n in range(ids.shape[1]) if not 0 <= n - len(piece.before) < 2]
+            torch.testing.assert_close(row, hidden[kept].amax(0), atol=1e-5, rtol=1e-4)
+    texts, labels = [text for text, _ in TEXTS], [LABELS[label] for _, label in TEXTS]
+    fitted = PromptClassifier(backbone, "prompt-tuning", method_options={"epochs": 2}).fit(texts, labels)
+    fitted.save(tmp_path / "tuned")
+    loaded = PromptClassifier.load(tmp_path / "tuned", model=backbone)
+    np.testing.assert_allclose(loaded.predict_proba(texts), fitted.predict_proba(texts), atol=1e-6)
 
 
 @pytest.mark.slow

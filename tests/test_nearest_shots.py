@@ -103,9 +103,9 @@ def test_every_text_has_the_room_that_the_longest_examples_leave(causal):
     renderer = causal.renderer(task)
     lengths = sorted(len(causal.renderer(make_task(shots=(shot,))).shared_ids) for shot in POOL)
     plain = causal.renderer(make_task(max_tokens=110))
-    assert renderer.room() == plain.room() - sum(lengths[-2:])
-    long = Example({"text": "x" * (renderer.room() + 1)})
-    pieces, cut = renderer.fitted([long, Example({"text": "x" * renderer.room()})])
+    assert renderer.capacity() == plain.capacity() - sum(lengths[-2:])
+    long = Example({"text": "x" * (renderer.capacity() + 1)})
+    pieces, cut = renderer.fitted([long, Example({"text": "x" * renderer.capacity()})])
     assert cut == [True, False]
     assert max(map(len, pieces)) <= 110 - 32
 

@@ -83,7 +83,7 @@ def test_any_label_words_survive_the_way_to_yaml_and_back(words):
 
 
 BAD = {
-    "unknown key": ({"sed": 1}, [], r"r.yaml line \d+: unknown key 'sed'; the keys are name, description, seed"),
+    "unknown key": ({"sed": 1}, [], r"r.yaml line \d+: unknown key 'sed'; the keys are name, description, env"),
     "unknown key inside": (
         {"data": {"tran": "x"}},
         [],

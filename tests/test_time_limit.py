@@ -16,7 +16,8 @@ from cuecraft.core.errors import CuecraftWarning
 from cuecraft.methods import prepare
 from cuecraft.methods import prepare as reading
 from cuecraft.runs import run_tune
-from cuecraft.runs.spec import TuneRequest
+from cuecraft.runs.spec import RunFiles, RunSpec, method_section
+from cuecraft.task.sections import ModelSection
 from test_tune import FAST
 
 #: Passes that may follow the limit: the one under way, and those of what has to be there (a class head, one answer).
@@ -66,21 +67,12 @@ def rows(count):
     return [f"{TEXTS[n % 8][0]} {n}" for n in range(count)], [LABELS[TEXTS[n % 8][1]] for n in range(count)]
 
 
-def tune_request(backbone, folder, **given):
-    """A request over `train.jsonl` and `test.jsonl` of a folder."""
-    nothing = {"dev", "test_size", "vocab_from", "template", "label_words", "shots", "first", "head", "max_tokens"}
-    nothing |= {"checkpoints", "seeds", "classes"}
-    own = {"train": str(folder / "train.jsonl"), "test": str(folder / "test.jsonl"), "out": folder / "out"}
-    own |= {
-        "text_columns": ("text",),
-        "label_column": "label",
-        "model": backbone,
-        "method": "hybrid",
-        "seed": 0,
-        "prior": (),
-    }
-    own |= {"device": "auto", "dtype": "auto", "local_files_only": True, "unlabeled": False}
-    return TuneRequest(**(dict.fromkeys(nothing) | own | given))
+def tune_spec(backbone, folder, method="hybrid", options=None, unlabeled=False, **given):
+    """A run over `train.jsonl` and `test.jsonl` of a folder."""
+    data = {"train": str(folder / "train.jsonl"), "test": str(folder / "test.jsonl")}
+    model = ModelSection.model_construct(name=backbone, head=None, device="auto", dtype="auto", local_files_only=True)
+    tune = method_section("label-free" if unlabeled else method, options or {})
+    return RunSpec(model=model, data=data, tune=tune, **given)
 
 
 def fitted(backbone, method, limit, **options):
@@ -141,19 +133,19 @@ def test_tuning_and_testing_share_the_limit(limit, unlabeled, clocked, tmp_path)
     for name, part in (("train", range(40)), ("test", range(40, 120))):
         lines = [json.dumps({"text": texts[n], "label": labels[n]}) for n in part]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
-    own = {"method": "prompt-tuning", "method_options": {"epochs": 1000, "patience": 1000}}
+    own = {"method": "prompt-tuning", "options": {"epochs": 1000, "patience": 1000}}
     if unlabeled:
-        own = {"unlabeled": True, "classes": LABELS, "method_options": {"mutations": 1000}}
-    request = tune_request(backbone, tmp_path, time_limit=limit, **own)
+        own = {"unlabeled": True, "task": {"classes": LABELS}, "options": {"mutations": 1000}}
+    spec = tune_spec(backbone, tmp_path, time_limit=limit, **own)
     begun = clock.now
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", CuecraftWarning)
-        document = run_tune(request, lambda name: lambda event: None)
+        document = run_tune(spec, RunFiles(tmp_path / "out"), lambda name: lambda event: None)
     assert clock.now - begun <= limit + LATE
     answered, said = document["test_rows"], " ".join(str(one.message) for one in caught)
     assert (answered < 80) == (f"{answered} of 80 test rows were answered within the time limit" in said)
     assert (answered == 0) == (document["metrics"]["test_accuracy"] is None)
-    manifest = load_artifact(request.out).manifest
+    manifest = load_artifact(tmp_path / "out").manifest
     assert (manifest.data["test"].rows if answered else 0) == answered
     assert limit < 600 or answered == 80
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cuecraft.cli.from_spec import expanded
 from cuecraft.cli.help import COMMANDS, HelpfulCommand, OrderedGroup, epilog
 from cuecraft.data.files import check_is_path
 
@@ -29,8 +30,9 @@ class CommandApp(typer.Typer):
     def command(self, name: str | None = None, **options: Any) -> Callable[[Any], Any]:
         """Add a command, with its group and examples in help; it raises DataError where a path is an address."""
 
-        def decorated(function: Callable[..., None]) -> Callable[..., None]:
-            own = name or function.__name__
+        def decorated(plain: Callable[..., None]) -> Callable[..., None]:
+            function = expanded(plain)
+            own = name or plain.__name__
             whole = f"{self._prefix} {own}".strip()
             shown = {"cls": HelpfulCommand, "epilog": epilog(whole)}
             if not self._prefix and whole in COMMANDS:
@@ -46,7 +48,7 @@ class CommandApp(typer.Typer):
                 function(**values)
 
             added(checked)
-            return function
+            return plain
 
         return decorated
 

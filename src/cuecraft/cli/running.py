@@ -12,26 +12,11 @@ import typer
 
 from cuecraft.cli import display
 from cuecraft.cli.app import CommandApp, app
+from cuecraft.cli.from_spec import Fields
 from cuecraft.cli.help import COMMANDS
-from cuecraft.cli.options import (
-    ChatSwitch,
-    Delimiter,
-    Head,
-    Json,
-    LabelWords,
-    MaxTokens,
-    Offline,
-    Seed,
-    SkipBadRows,
-    SystemTurn,
-    TemplateText,
-    TextColumn,
-    flag_of,
-    names_of,
-    unescaped,
-    words_of,
-)
+from cuecraft.cli.options import Delimiter, Json, SkipBadRows, flag_of, names_of
 from cuecraft.core.errors import AssetError, StoppedError
+from cuecraft.task.sections import FamilyData, LimitSection, ModelSection, WritingSection
 
 recipe_app = CommandApp("recipe", no_args_is_help=True, help="Recipes: list, show, copy, check, schema.")
 runs_app = CommandApp("runs", no_args_is_help=True, help="Runs of recipes: list, compare.")
@@ -176,6 +161,7 @@ def diff_runs(
 
 @app.command()
 def demo(
+    limits: Annotated[LimitSection, Fields(("seed",))],
     out: Annotated[Path, typer.Option(help="Where the winner's artifact and report.html go.")] = Path("runs/demo"),
     shots: Annotated[int, typer.Option(min=1, help="Reviews of each class to train on, and as many for dev.")] = 16,
     test_size: Annotated[int, typer.Option(min=1, help="Held-out reviews.")] = 400,
@@ -186,7 +172,6 @@ def demo(
         bool, typer.Option("--install", help="Install the model and the reviews first, where they are missing.")
     ] = False,
     is_opened: Annotated[bool, typer.Option("--open", help="Open report.html in the browser at the end.")] = False,
-    seed: Seed = 0,
     json: Json = False,
 ) -> None:
     """Tune a small frozen model on film reviews, in about two minutes: untuned, calibrated, words, auto."""
@@ -202,7 +187,7 @@ def demo(
     check_target(out)
     begun = time.perf_counter()
     with display.progress() as started:
-        result = run_demo(shots, test_size, seed, started, others)
+        result = run_demo(shots, test_size, limits.seed, started, others)
     result.artifact.save(out)
     document = display.demo_document(result, str(out), time.perf_counter() - begun)
     title = f"{DATA}, {MODEL}: {shots} a class to train, {shots} to choose, {result.test_size} to test"
@@ -227,6 +212,9 @@ def _prepare_demo(is_asked: bool) -> None:
 
 @app.command()
 def compare(
+    model: ModelSection,
+    columns: Annotated[FamilyData, Fields(("text_columns", "label_column"))],
+    writing: Annotated[WritingSection, Fields(without=("user", "assistant"))],
     config: Annotated[Path | None, typer.Option(help="YAML file of settings; flags replace its keys.")] = None,
     task: Annotated[
         str | None,
@@ -234,24 +222,10 @@ def compare(
     ] = None,
     seeds: Annotated[str | None, typer.Option(help="Such as 13,21,42, the default.")] = None,
     methods: Annotated[str | None, typer.Option(help="all, the default, or names with commas between.")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="demo: model, local folder, GGUF file or Hub name. [default: demo:smollm2-135m]")
-    ] = None,
     shots: Annotated[int | None, typer.Option(help="Examples of each class drawn for each seed, and for dev.")] = None,
     test_size: Annotated[int | None, typer.Option(help="Test rows to draw, the same for all. [default: all]")] = None,
-    text_column: TextColumn = None,
-    label_column: Annotated[str | None, typer.Option(help="Column of class names. [default: label]")] = None,
     delimiter: Delimiter = None,
     skip_bad_rows: SkipBadRows = False,
-    template: TemplateText = None,
-    chat: ChatSwitch = None,
-    system: SystemTurn = None,
-    label_words: LabelWords = None,
-    head: Head = None,
-    max_tokens: MaxTokens = None,
-    device: Annotated[str | None, typer.Option(help="A torch device; auto, the default, takes a GPU.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto (by the device), float32, bfloat16 or float16.")] = None,
-    local_files_only: Offline = False,
     out: Annotated[Path | None, typer.Option(help="Folder of the results. [default: runs/compare-TASK]")] = None,
     json: Json = False,
 ) -> None:
@@ -263,19 +237,11 @@ def compare(
     from cuecraft.study.compare.config import load_config
     from cuecraft.study.compare.formats import text_tables
 
-    flags: dict[str, Any] = {
-        "task": task,
-        "seeds": seeds,
-        "methods": methods,
-        "model": model,
-        "shots": shots,
-        "test_size": test_size,
-    }
-    flags |= {"text_columns": text_column, "label_column": label_column, "template": unescaped(template)}
-    flags |= {"label_words": words_of(label_words or []), "head": head, "max_tokens": max_tokens, "device": device}
-    flags |= {"chat": chat, "system": unescaped(system)}
+    flags: dict[str, Any] = {"task": task, "seeds": seeds, "methods": methods, "shots": shots, "test_size": test_size}
+    for section in (model, columns, writing):
+        flags |= section.model_dump(exclude_unset=True)
+    flags |= {"model": flags.pop("name", None), "out": out and str(out)}
     flags |= {"delimiter": delimiter, "skip_bad_rows": skip_bad_rows or None}
-    flags |= {"dtype": dtype, "local_files_only": local_files_only or None, "out": out and str(out)}
     try:
         with display.progress() as started:
             document, files = run_comparison(load_config(config, flags, flag_of), started)

@@ -9,20 +9,17 @@ import typer
 
 from cuecraft.cli import display
 from cuecraft.cli.app import CommandApp, app
+from cuecraft.cli.from_spec import Fields
 from cuecraft.cli.help import COMMANDS
 from cuecraft.cli.options import (
-    BackboneNow,
     Backend,
-    Device,
-    Dtype,
     Json,
-    LabelColumn,
-    Offline,
     lines_of,
     named_folders,
     pairs_of,
 )
 from cuecraft.serving.guard.modes import GuardMode
+from cuecraft.task.sections import BackboneSection, FamilyData
 
 if TYPE_CHECKING:
     from cuecraft.runs.guard import GuardRequest
@@ -54,6 +51,7 @@ ServeOption = Annotated[
 
 @app.command()
 def serve(
+    backbone: BackboneSection,
     artifacts: Served = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 for a free one.")] = 8000,
@@ -71,10 +69,6 @@ def serve(
     log_texts: Annotated[bool, typer.Option("--log-texts", help="Write the texts into the log, too.")] = False,
     guard: Annotated[GuardMode, typer.Option(help="What is done with texts that look like attacks.")] = GuardMode.OFF,
     option: ServeOption = None,
-    model: BackboneNow = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    local_files_only: Offline = False,
 ) -> None:
     """Serve tuned prompts over HTTP: many of them, over one backbone."""
     from cuecraft.core.options import make_options
@@ -89,10 +83,7 @@ def serve(
         "batches.cache_answers": cache,
         "guard.mode": guard.value,
         "log_texts": log_texts,
-        "model": model,
-        "device": device,
-        "dtype": dtype,
-        "local_files_only": local_files_only,
+        **backbone.model_dump(),
         "host": host,
         "port": port,
         "open": is_open,
@@ -122,11 +113,11 @@ AttackClasses = Annotated[
 Threshold = Annotated[
     float, typer.Option(min=0, max=1, help="Probability of an attack from which on a detector flags.")
 ]
-BackboneName = Annotated[str | None, typer.Option(help="Where the artifact's backbone is now, if not where it was.")]
 
 
 @guard_app.command("check")
 def check_texts(
+    backbone: BackboneSection,
     texts: Annotated[list[str] | None, typer.Argument(help="Texts; by default lines of stdin.")] = None,
     file: Annotated[
         Path | None, typer.Option(help="CSV, TSV, JSONL or Parquet file, or .txt with a text a line.")
@@ -137,18 +128,13 @@ def check_texts(
     artifact: ArtifactFolder = None,
     attack_class: AttackClasses = None,
     threshold: Threshold = 0.5,
-    model: BackboneName = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    local_files_only: Offline = False,
     json: Json = False,
 ) -> None:
     """Screen texts; exit code 0 where all pass, 1 where one is flagged."""
     from cuecraft.runs.guard import guard_texts, make_guard, run_guard_check
 
     found = guard_texts(lines_of(texts, file), file, text_column)
-    backbone = {"model": model, "device": device, "dtype": dtype, "local_files_only": local_files_only}
-    request = _request(rules, detector, artifact, attack_class, threshold, backbone)
+    request = _request(rules, detector, artifact, attack_class, threshold, backbone.model_dump())
     document = run_guard_check(make_guard(request), found)
     display.print_json(document) if json else display.print_screenings(document)
     if document["flagged"]:
@@ -158,8 +144,9 @@ def check_texts(
 @guard_app.command("eval")
 def evaluate(
     file: Annotated[str, typer.Argument(help="CSV, TSV, JSONL or Parquet file of labelled texts.")],
+    columns: Annotated[FamilyData, Fields(("label_column",))],
+    backbone: BackboneSection,
     text_column: Annotated[str, typer.Option(help="Column of text.")] = "text",
-    label_column: LabelColumn = "label",
     attack_label: Annotated[
         list[str] | None,
         typer.Option(help="Label of FILE that means an attack; by default found by its name; may be repeated."),
@@ -169,18 +156,13 @@ def evaluate(
     artifact: ArtifactFolder = None,
     attack_class: AttackClasses = None,
     threshold: Threshold = 0.5,
-    model: BackboneName = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    local_files_only: Offline = False,
     json: Json = False,
 ) -> None:
     """Measure rules and detectors on labelled texts: precision, recall, false positives."""
     from cuecraft.runs.guard import run_guard_eval
 
-    backbone = {"model": model, "device": device, "dtype": dtype, "local_files_only": local_files_only}
-    request = _request(rules, detector, artifact, attack_class, threshold, backbone)
-    document = run_guard_eval(request, file, text_column, label_column, attack_label or [])
+    request = _request(rules, detector, artifact, attack_class, threshold, backbone.model_dump())
+    document = run_guard_eval(request, file, text_column, columns.label_column, attack_label or [])
     display.print_json(document) if json else display.print_guard_rates(document)
 
 
@@ -230,6 +212,7 @@ BulkOption = Annotated[
 def classify(
     arguments: Arguments,
     out: Annotated[Path, typer.Option(help="Folder of the job: answers, quarantine/, state.")],
+    backbone: BackboneSection,
     field: Annotated[
         list[str] | None, typer.Option(help="Field that is classified; repeat it for a prompt of several fields.")
     ] = None,
@@ -248,10 +231,6 @@ def classify(
     backend: Annotated[Backend, typer.Option(help="This machine, or actors on Ray (RAY_ADDRESS).")] = Backend.LOCAL,
     replicas: Annotated[int, typer.Option(min=1, help="With --backend ray: actors, each with the backbone.")] = 1,
     option: BulkOption = None,
-    model: BackboneNow = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    local_files_only: Offline = False,
     json: Json = False,
 ) -> None:
     """Classify files of any size, a label for each row; broken rows are put aside, --resume continues a stopped job."""
@@ -273,10 +252,7 @@ def classify(
         "resume": resume,
         "backend": backend.value,
         "actors.replicas": replicas,
-        "model": model,
-        "device": device,
-        "dtype": dtype,
-        "local_files_only": local_files_only,
+        **backbone.model_dump(),
     }
     document = _classified(own | pairs_of(option or []))
     display.print_json(document) if json else display.print_classified(document)

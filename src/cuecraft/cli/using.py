@@ -9,30 +9,27 @@ import typer
 
 from cuecraft.cli import display
 from cuecraft.cli.app import app
+from cuecraft.cli.from_spec import Fields
 from cuecraft.cli.options import (
-    BackboneNow,
     Delimiter,
-    Device,
-    Dtype,
     Json,
-    LabelWords,
-    Model,
-    Offline,
     SkipBadRows,
     made_folder,
     named_folders,
     names_of,
     reading_of,
-    unescaped,
-    words_of,
 )
 from cuecraft.core.errors import DataError
 from cuecraft.data.files import STDIN
+from cuecraft.task.sections import BackboneSection, ModelSection, WritingSection
+
+_PROMPT_FIRST = "begins with {prompt}, such as '{prompt}{text} It was{mask}'"
 
 
 @app.command()
 def predict(
     artifact: Annotated[Path, typer.Argument(help="Folder of an artifact, a run or an export.")],
+    backbone: BackboneSection,
     texts: Annotated[list[str] | None, typer.Argument(help="Texts; by default lines of stdin.")] = None,
     file: Annotated[
         Path | None, typer.Option(help="CSV, TSV, JSONL or Parquet file, or .txt with a text a line.")
@@ -43,10 +40,6 @@ def predict(
     delimiter: Delimiter = None,
     skip_bad_rows: SkipBadRows = False,
     prompt: Annotated[str | None, typer.Option(help="Which of an export's prompts, where it holds several.")] = None,
-    model: BackboneNow = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    local_files_only: Offline = False,
     json: Json = False,
 ) -> None:
     """Classify texts with a tuned prompt."""
@@ -59,8 +52,8 @@ def predict(
     artifact = made_folder(artifact)
     with display.progress() as started:
         records = read_texts(artifact, texts or [], file, text_column, reading)
-        where = (model, device, local_files_only, dtype)
-        document = predict_records(artifact, records, prompt, *where, started("predicting")) | reading.document()
+        where = backbone.model_dump()
+        document = predict_records(artifact, records, prompt, where, started("predicting")) | reading.document()
     display.print_json(document) if json else display.print_predictions(document["predictions"])
 
 
@@ -87,6 +80,7 @@ def export_(
         typer.Argument(help="Folder of an artifact or a run; several (NAME=FOLDER for a name) become one graph."),
     ],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
+    backbone: BackboneSection,
     kind: Annotated[
         str,
         typer.Option("--format", help="onnx or openvino (one graph, the model in it), peft or safetensors (a prompt)."),
@@ -100,10 +94,6 @@ def export_(
         float, typer.Option(min=0, max=1, help="Share of labels that a graph has to keep; 0 to take the best.")
     ] = 0.99,
     truncation: Annotated[str, typer.Option(help="What happens to texts too long for a graph: cut or refuse.")] = "cut",
-    model: BackboneNow = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    local_files_only: Offline = False,
     json: Json = False,
 ) -> None:
     """Write artifacts as one graph that needs no PyTorch, or a prompt as a folder of another library."""
@@ -117,10 +107,7 @@ def export_(
         "text_columns": tuple(text_column or ()),
         "min_agreement": min_agreement,
         "truncation": truncation,
-        "model": model,
-        "device": device,
-        "dtype": dtype,
-        "local_files_only": local_files_only,
+        **backbone.model_dump(),
     }
     request = make_options(ExportRequest, given)
     with display.progress() as started:
@@ -132,17 +119,11 @@ def export_(
 def import_(
     folder: Annotated[Path, typer.Argument(help="Folder of a PEFT adapter: prompt tuning, P-tuning or prefix-tuning.")],
     out: Annotated[Path, typer.Option(help="Artifact folder.")],
-    model: Model = "demo:smollm2-135m",
-    template: Annotated[
-        str | None, typer.Option(help="Begins with {prompt}, such as '{prompt}{text} It was{mask}'.")
-    ] = None,
-    label_words: LabelWords = None,
+    model: Annotated[ModelSection, Fields(without=("head",))],
+    task: Annotated[WritingSection, Fields(("template", "label_words"), says={"template": _PROMPT_FIRST})],
     classes: Annotated[
         str | None, typer.Option(help="Classes with commas between, where their names are their words.")
     ] = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    local_files_only: Offline = False,
     any_base: Annotated[
         bool, typer.Option("--any-base", help="Take an adapter that names another base model, with a warning.")
     ] = False,
@@ -151,8 +132,7 @@ def import_(
     """Make an artifact of a PEFT adapter; one that `export` wrote needs no template and no words."""
     from cuecraft.export.commands import run_import
 
-    names = names_of(classes)
-    words = words_of(label_words or [])
-    where = (device, dtype, local_files_only)
-    document = run_import(folder, model, unescaped(template), words, names, out, *where, any_base)
+    names, words = names_of(classes), task.label_words
+    where = (model.device, model.dtype, model.local_files_only)
+    document = run_import(folder, model.name, task.template, words, names, out, *where, any_base)
     display.print_json(document) if json else display.page.print(f"{document['artifact']} written", markup=False)

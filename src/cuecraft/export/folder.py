@@ -241,14 +241,14 @@ class _Making:
     def _folded_prompt(self, number: int, name: str) -> FoldedPrompt:
         ready, own = self._ready[name], self._artifacts[name].manifest
         renderer, frame = ready.renderer, ready.renderer.frame()
-        room, between = renderer.room(), sum(len(part) for part in frame.span if not isinstance(part, Field))
+        capacity, between = renderer.capacity(), sum(len(part) for part in frame.span if not isinstance(part, Field))
         entry = PromptEntry(
             name=name,
             artifact_sha256=own.artifact_sha256,
             task=own.task,
             prompt_length=ready.length,
             constant_ids=len(frame.opening) + len(frame.closing) + ready.length,
-            max_text_tokens=None if room is None else room + between,
+            max_text_tokens=None if capacity is None else capacity + between,
         )
         return FoldedPrompt(number, renderer, frame, entry)
 

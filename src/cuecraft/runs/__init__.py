@@ -8,21 +8,22 @@ from cuecraft.core.lazy import loaded_on_use
 
 if TYPE_CHECKING:
     from cuecraft.runs.made import artifact_of
-    from cuecraft.runs.multitask import run_mix, run_multitask
+    from cuecraft.runs.multitask import run_addition, run_mix, run_multitask
     from cuecraft.runs.predicting import predict_records, read_texts
     from cuecraft.runs.reading import check_recipe, copy_recipe, load_recipe, recipe_path, shipped_names
     from cuecraft.runs.record import RunFolder, find_runs
     from cuecraft.runs.session import run_recipe
-    from cuecraft.runs.spec import MultitaskRequest, Recipe, TuneRequest, WordsRequest, json_schema
+    from cuecraft.runs.spec import MultitaskSpec, Recipe, RunFiles, RunSpec, WordsSpec, json_schema
     from cuecraft.runs.tune import run_tune, run_words
     from cuecraft.runs.verifying import compare_runs, differences, verify
 
 __all__ = [
-    "MultitaskRequest",
+    "MultitaskSpec",
     "Recipe",
+    "RunFiles",
     "RunFolder",
-    "TuneRequest",
-    "WordsRequest",
+    "RunSpec",
+    "WordsSpec",
     "artifact_of",
     "check_recipe",
     "compare_runs",
@@ -34,6 +35,7 @@ __all__ = [
     "predict_records",
     "read_texts",
     "recipe_path",
+    "run_addition",
     "run_mix",
     "run_multitask",
     "run_recipe",
@@ -46,6 +48,7 @@ __all__ = [
 # Loaded on first use: an exported folder answers without PyTorch.
 _HOMES = {
     "multitask": (
+        "run_addition",
         "run_mix",
         "run_multitask",
     ),
@@ -67,10 +70,11 @@ _HOMES = {
     ),
     "session": ("run_recipe",),
     "spec": (
-        "MultitaskRequest",
+        "MultitaskSpec",
         "Recipe",
-        "TuneRequest",
-        "WordsRequest",
+        "RunFiles",
+        "RunSpec",
+        "WordsSpec",
         "json_schema",
     ),
     "tune": (

@@ -1,4 +1,4 @@
-"""What recipes do: from their sections to the commands' own requests, and what came of it."""
+"""What recipes do, and what came of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,12 +18,11 @@ from cuecraft.core.errors import CompareError, CuecraftError, CuecraftWarning, D
 from cuecraft.core.events import Answered, Document, Event, Started
 from cuecraft.core.storage import digest, file_sha256
 from cuecraft.data import read_records
+from cuecraft.data.readers import AS_USUAL
 from cuecraft.methods.prepare import data_entry
-from cuecraft.methods.search.label_free import LabelFreeSearch
-from cuecraft.runs import MultitaskRequest, TuneRequest, run_multitask, run_tune
-from cuecraft.runs.multitask import read_tasks
-from cuecraft.runs.spec import CompareRecipe, MultitaskRecipe, Recipe, TuneRecipe
-from cuecraft.runs.tune import check_label_free, checked_splits, read_unlabelled
+from cuecraft.runs.multitask import read_tasks, run_multitask
+from cuecraft.runs.spec import CompareRecipe, MultitaskRecipe, Recipe, RunFiles, TuneRecipe
+from cuecraft.runs.tune import check_label_free, checked_splits, read_unlabelled, run_tune
 from cuecraft.study.compare.comparison import DOCUMENT, run_comparison
 from cuecraft.study.compare.config import CompareConfig, contenders
 from cuecraft.study.compare.config import read_splits as read_comparison_splits
@@ -138,26 +137,27 @@ class TuneJob(ArtifactJob):
         return self._examples() | _option_files(self._recipe.tune.model_dump(mode="json"))
 
     def _examples(self) -> dict[str, DataEntry]:
-        request = self._request(None)
-        if request.unlabeled:
-            check_label_free(request)
+        recipe, data = self._recipe, self._recipe.data
+        if recipe.is_label_free:
+            check_label_free(recipe)
             with _labels_are_not_meant():
-                found = {"unlabelled": data_entry(read_unlabelled(request))}
-            if request.test:
-                found["test"] = data_entry(read_records(request.test, request.text_columns, request.label_column))
+                found = {"unlabelled": data_entry(read_unlabelled(data, AS_USUAL))}
+            if data.test:
+                found["test"] = data_entry(read_records(data.test, data.text_columns, data.label_column))
             return found
         found = {}
-        for seed in self._recipe.seeds or [request.seed]:
-            train, dev, test = checked_splits(replace(request, seed=seed))
-            ending = f", seed {seed}" if self._recipe.seeds else ""
+        for seed in recipe.seeds or [recipe.seed]:
+            train, dev, test = checked_splits(recipe.model_copy(update={"seed": seed}), AS_USUAL)
+            ending = f", seed {seed}" if recipe.seeds else ""
             parts = {"train": train, "dev": dev, "test": test}
             found |= {f"{name}{ending}": data_entry(rows) for name, rows in parts.items() if rows}
         return found
 
     def run(self, keeping: Keeping, started: Started) -> Result:
         """Tune."""
+        files = RunFiles(self.out, None if self._recipe.is_label_free else keeping, stop=keeping.stop)
         with _labels_are_not_meant(), _named_by_key():
-            document = run_tune(self._request(keeping), heeding(started, keeping.stop, Answered))
+            document = run_tune(self._recipe, files, heeding(started, keeping.stop, Answered))
         if self._recipe.seeds is None:
             metrics = {name: value for name, value in document["metrics"].items() if value is not None}
         else:
@@ -173,44 +173,6 @@ class TuneJob(ArtifactJob):
         folders = [self.out] if seeds is None else [self.out / f"seed-{seed}" for seed in seeds]
         return {path.name: path for path in folders}
 
-    def _request(self, keeping: Keeping | None) -> TuneRequest:
-        recipe, data, task, model = self._recipe, self._recipe.data, self._recipe.task, self._recipe.model
-        options = recipe.tune.model_dump(mode="json", exclude_unset=True)
-        method = str(options.pop("method"))
-        is_label_free = method == LabelFreeSearch.name
-        prior = options.pop("prior", None) if is_label_free else None
-        return TuneRequest(
-            train=data.train,
-            dev=data.dev,
-            test=data.test,
-            test_size=data.test_size,
-            text_columns=tuple(data.text_columns),
-            label_column=data.label_column,
-            model=model.name,
-            method=method,
-            method_options=options,
-            vocab_from=None,
-            template=task.template,
-            chat=task.choice,
-            label_words=task.label_words,
-            shots=data.shots,
-            first=data.first,
-            head=model.head,
-            max_tokens=task.max_tokens,
-            seed=recipe.seed,
-            time_limit=recipe.time_limit,
-            device=model.device,
-            dtype=model.dtype,
-            local_files_only=model.local_files_only,
-            checkpoints=None if is_label_free else keeping,
-            out=self.out,
-            seeds=None if recipe.seeds is None else tuple(recipe.seeds),
-            unlabeled=is_label_free,
-            classes=None if task.classes is None else tuple(task.classes),
-            prior=tuple(map(str, prior or ())),
-            stop=(lambda: False) if keeping is None else keeping.stop,
-        )
-
 
 class MultitaskJob(ArtifactJob):
     """`cuecraft multitask`."""
@@ -223,35 +185,15 @@ class MultitaskJob(ArtifactJob):
 
     def _data(self) -> dict[str, DataEntry]:
         """Read the examples of each task."""
-        read = read_tasks(self._request(None))
+        read = read_tasks(self._recipe)
         return {f"{name} {part}": data_entry(rows) for part, own in read.items() for name, rows in own.items()}
 
     def run(self, keeping: Keeping, started: Started) -> Result:
         """Train the tasks together."""
-        document = run_multitask(self._request(keeping), heeding(started, keeping.stop, Answered))
+        files = RunFiles(self.out, keeping)
+        document = run_multitask(self._recipe, files, heeding(started, keeping.stop, Answered))
         metrics = {f"{name}.{key}": value for name, own in document["tasks"].items() for key, value in own.items()}
         return self._made(metrics)
-
-    def _request(self, keeping: Keeping | None) -> MultitaskRequest:
-        recipe, data, model = self._recipe, self._recipe.data, self._recipe.model
-        return MultitaskRequest(
-            tasks={name: task.train for name, task in recipe.tasks.items()},
-            dev={name: task.dev for name, task in recipe.tasks.items() if task.dev is not None},
-            test={name: task.test for name, task in recipe.tasks.items() if task.test is not None},
-            test_size=data.test_size,
-            text_columns=tuple(data.text_columns),
-            label_column=data.label_column,
-            add_to=None,
-            model=model.name,
-            options=recipe.multitask.model_dump(mode="json", exclude_unset=True),
-            head=model.head,
-            seed=recipe.seed,
-            device=model.device,
-            dtype=model.dtype,
-            local_files_only=model.local_files_only,
-            checkpoints=keeping,
-            out=self.out,
-        )
 
     def _folders(self) -> dict[str, Path]:
         return {name: self.out / "tasks" / name for name in self._recipe.tasks}

@@ -3,73 +3,93 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 from cuecraft.api.family import PromptFamily, check_family_target
 from cuecraft.artifact import check_target, load_artifact
 from cuecraft.backbone import load_backbone
-from cuecraft.core.errors import DataError, MethodError, named
-from cuecraft.core.events import Event
-from cuecraft.core.options import make_options
+from cuecraft.core.errors import MethodError, named
+from cuecraft.core.events import Started
 from cuecraft.data import Record, read_records, subsample
 from cuecraft.methods.prepare import data_entry
-from cuecraft.methods.train.multitask import MultitaskTuning
 from cuecraft.methods.train.weights import Combination, mix_lora
-from cuecraft.runs.spec import MultitaskRequest
+from cuecraft.runs.spec import MultitaskSpec, RunFiles
 from cuecraft.runs.tune import check_labels, unzip
 
 
-def run_multitask(request: MultitaskRequest, started: Callable[[str], Callable[[Event], None]]) -> dict[str, Any]:
-    """Train tasks together, or add tasks to trained ones; return the document of `cuecraft multitask --json`.
+def run_multitask(spec: MultitaskSpec, files: RunFiles, started: Started) -> dict[str, Any]:
+    """Train tasks together; return the document of `cuecraft multitask --json`.
 
     Raises:
         CuecraftError: anything that the user can fix; nothing is written then.
     """
     begun = time.perf_counter()
-    check_family_target(request.out)
-    if request.add_to is not None and (request.options or request.head or request.seed is not None):
-        raise MethodError(
-            f"{named('option')}, {named('model.head')} and {named('seed')} are the family's own; leave them out "
-            f"with {named('add_to')}"
-        )
-    read = read_tasks(request)
-    where = {"device": request.device, "dtype": request.dtype, "local_files_only": request.local_files_only}
+    check_family_target(files.out)
+    read = read_tasks(spec)
     texts = {part: {name: unzip(records) for name, records in own.items()} for part, own in read.items()}
-    if request.add_to is None:
-        options = make_options(MultitaskTuning, request.options)
-        model, seed = request.model or "demo:smollm2-135m", request.seed or 0
-        family = PromptFamily(model, options, seed=seed, head=request.head, **where)  # type: ignore[arg-type]
-        family.fit(texts["train"], texts["dev"], report=started("multitask"), checkpoints=request.checkpoints)
-    else:
-        family = PromptFamily.load(request.add_to, request.model, **where)  # type: ignore[arg-type]
-        for name, (train, labels) in texts["train"].items():
-            dev, listener = texts["dev"].get(name), started(f"adding {name}")
-            family.add(name, train, labels, dev, report=listener, checkpoints=request.checkpoints)
+    model = spec.model
+    family = PromptFamily(model.name, spec.multitask, seed=spec.seed, head=model.head, **model.where)
+    family.fit(texts["train"], texts["dev"], report=started("multitask"), checkpoints=files.checkpoints)
+    return _tested(family, read, spec, files, begun)
+
+
+def run_addition(spec: MultitaskSpec, family_folder: Path, files: RunFiles, started: Started) -> dict[str, Any]:
+    """Add tasks to trained ones; document and errors as of `run_multitask`.
+
+    Args:
+        spec: the tasks; options, head and seed are the family's own, and so is the model unless it is named.
+        family_folder: of the trained tasks.
+        files: where the greater family goes.
+        started: called with each part of the work, and returns the progress callback of its steps.
+    """
+    begun = time.perf_counter()
+    check_family_target(files.out)
+    if spec.model_fields_set & {"multitask", "seed"} or "head" in spec.model.model_fields_set:
+        raise MethodError(
+            f"{named('option')}, {named('model.head')} and {named('seed')} are the family's own; leave them out with "
+            f"{named('add_to')}"
+        )
+    read = read_tasks(spec)
+    name_now = spec.model.name if "name" in spec.model.model_fields_set else None
+    family = PromptFamily.load(family_folder, name_now, **spec.model.where)
+    for name, records in read["train"].items():
+        dev = unzip(read["dev"][name]) if name in read["dev"] else None
+        family.add(name, *unzip(records), dev, report=started(f"adding {name}"), checkpoints=files.checkpoints)
+    return _tested(family, read, spec, files, begun)
+
+
+def _tested(
+    family: PromptFamily,
+    read: Mapping[str, Mapping[str, Sequence[Record]]],
+    spec: MultitaskSpec,
+    files: RunFiles,
+    begun: float,
+) -> dict[str, Any]:
+    """Test the tasks, write the family and return the document."""
     for name, records in read["test"].items():
-        test = subsample(records, request.test_size, family.seed)
+        test = subsample(records, spec.data.test_size, family.seed)
         accuracy = float(family.classifier(name).score(*unzip(test)))
         family.artifacts[name] = family.artifacts[name].with_test({"test_accuracy": accuracy}, data_entry(test))
-    rows = {name: dict(family.artifacts[name].manifest.metrics) for name in texts["train"]}
-    family.save(request.out)
-    return {"family": str(request.out), "tasks": rows, "seconds": round(time.perf_counter() - begun, 2)}
+    rows = {name: dict(family.artifacts[name].manifest.metrics) for name in spec.tasks}
+    family.save(files.out)
+    return {"family": str(files.out), "tasks": rows, "seconds": round(time.perf_counter() - begun, 2)}
 
 
-def read_tasks(request: MultitaskRequest) -> dict[str, dict[str, list[Record]]]:
+def read_tasks(spec: MultitaskSpec) -> dict[str, dict[str, list[Record]]]:
     """Return the records of each task, by part (`train`, `dev`, `test`) and then by task.
 
     Raises:
         DataError: a file cannot be read, or does not go with the task's training file.
     """
-    sources = {"train": request.tasks, "dev": request.dev, "test": request.test}
-    columns = (request.text_columns, request.label_column)
-    read = {part: {name: read_records(path, *columns) for name, path in own.items()} for part, own in sources.items()}
-    for part in ("dev", "test"):
+    columns = (spec.data.text_columns, spec.data.label_column)
+    read: dict[str, dict[str, list[Record]]] = {}
+    for part in ("train", "dev", "test"):
+        sources = {name: getattr(task, part) for name, task in spec.tasks.items()}
+        read[part] = {name: read_records(path, *columns) for name, path in sources.items() if path is not None}
         for name, records in read[part].items():
-            if name not in read["train"]:
-                raise DataError(f"--{part} names task {name!r}, but the tasks are {', '.join(read['train'])}")
-            check_labels(request.tasks[name], read["train"][name], {sources[part][name]: records})
+            check_labels(spec.tasks[name].train, read["train"][name], {str(sources[name]): records})
     return read
 
 

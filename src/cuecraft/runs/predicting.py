@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,17 +44,15 @@ def predict_records(
     artifact: Path,
     records: Sequence[Record],
     prompt: str | None,
-    model: str | None,
-    device: str,
-    local_files_only: bool,
-    dtype: str,
+    where: Mapping[str, Any],
     report: Callable[[Event], None],
 ) -> dict[str, Any]:
     """Return the document of `cuecraft predict --json`; a folder of several seeds answers as an ensemble.
 
-    Of an exported folder with several prompts, `prompt` says which answers.
+    Of an exported folder with several prompts, `prompt` says which answers. `where` has `model` (None for the name that
+    the backbone was tuned under), `device`, `dtype` and `local_files_only`.
     """
-    classifier = _classifier(artifact, prompt, model, device, local_files_only, dtype)
+    classifier = _classifier(artifact, prompt, where)
     names = [str(name) for name in classifier.classes_.tolist()]
     predictions = []
     texts = [dict(record.fields) for record in records]
@@ -67,15 +65,13 @@ def predict_records(
     return {"artifact": str(artifact), "predictions": predictions}
 
 
-def _classifier(
-    folder: Path, prompt: str | None, model: str | None, device: str, local_files_only: bool, dtype: str
-) -> ExportedClassifier | Predictor:
+def _classifier(folder: Path, prompt: str | None, where: Mapping[str, Any]) -> ExportedClassifier | Predictor:
     """Return what answers; an exported folder needs no PyTorch, so nothing of it is imported then."""
     if is_export(folder):
-        check_where(folder, model, dtype)
-        return ExportedClassifier.load(folder, RuntimeOptions(device=device), prompt)
+        check_where(folder, where["model"], where["dtype"])
+        return ExportedClassifier.load(folder, RuntimeOptions(device=where["device"]), prompt)
     if prompt is not None:
         raise ExportError(f"{folder}: is no export of several prompts; leave {named('prompt')} out")
     from cuecraft.artifact.predictor import Predictor
 
-    return Predictor.load(folder, model, device, local_files_only, dtype)
+    return Predictor.load(folder, **where)

@@ -13,15 +13,17 @@ def beyond_slot(options: LabelIds) -> int:
     return max((len(ids) - 1 for words in options for ids in words), default=0)
 
 
-def are_longer(rows: Sequence[Fields], rooms: Sequence[int | None]) -> list[bool]:
+def are_longer(rows: Sequence[Fields], capacities: Sequence[int | None]) -> list[bool]:
     """Return whether each example's fields have more tokens together than fit; None for no limit."""
-    return [room is not None and sum(map(len, row)) > room for row, room in zip(rows, rooms, strict=True)]
+    return [
+        capacity is not None and sum(map(len, row)) > capacity for row, capacity in zip(rows, capacities, strict=True)
+    ]
 
 
-def cut_longest(fields: Fields, room: int) -> Fields:
+def cut_longest(fields: Fields, capacity: int) -> Fields:
     """Cut the longest field at its end until all fit together; the others stay whole as long as possible."""
     lengths = [len(ids) for ids in fields]
-    excess = sum(lengths) - room
+    excess = sum(lengths) - capacity
     while excess > 0:
         *_, runner_up, longest = sorted([0, *lengths])
         step = min(excess, max(1, longest - runner_up))

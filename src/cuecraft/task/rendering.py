@@ -281,17 +281,17 @@ class Renderer:
 
     def fitted(self, examples: Sequence[Example]) -> tuple[list[Pieces], list[bool]]:
         """Return the pieces of each example, and whether its texts were cut at the end to fit; raises as `render`."""
-        rooms = self._rooms(examples)
+        capacities = self._capacities(examples)
         rows, rendered = self._field_ids(examples), []
-        for number, (row, room) in enumerate(zip(rows, rooms, strict=True), start=1):
+        for number, (row, capacity) in enumerate(zip(rows, capacities, strict=True), start=1):
             if not any(row):
                 raise DataError(f"text {number} has no tokens in this backbone's tokenizer; fix or remove it")
-            rendered.append(self._pieces(row if room is None else cut_longest(row, room)))
-        return rendered, are_longer(rows, rooms)
+            rendered.append(self._pieces(row if capacity is None else cut_longest(row, capacity)))
+        return rendered, are_longer(rows, capacities)
 
     def cuts(self, examples: Sequence[Example]) -> list[bool]:
-        """Return of each example whether `fitted` cuts its texts; nothing is rendered. Raises PromptError as `room`."""
-        return are_longer(self._field_ids(examples), self._rooms(examples))
+        """Return of each example whether `fitted` cuts its texts; nothing is rendered; raises as `capacity`."""
+        return are_longer(self._field_ids(examples), self._capacities(examples))
 
     def text_lengths(self, examples: Sequence[Example]) -> list[int]:
         """Return how many tokens all fields of each example have together, before anything is cut."""
@@ -436,14 +436,14 @@ class Renderer:
         """Positions that label words need beyond the answer slot."""
         return beyond_slot(self.label_ids)
 
-    def room(self) -> int | None:
+    def capacity(self) -> int | None:
         """Return how many tokens all fields of one example may have together; None for no limit.
 
         Raises:
             PromptError: the template alone leaves no space for text.
         """
-        room = self.free_tokens
-        if room is not None and room < 1:
+        capacity = self.free_tokens
+        if capacity is not None and capacity < 1:
             fixed = self.template_length() + self._answer_length()
             what = f"the template with {len(self.task.shots)} examples" if self.task.shots else "the template alone"
             fewer = "give fewer examples" if self.task.shots else "shorten the template or the prompt"
@@ -451,14 +451,14 @@ class Renderer:
                 f"{what} takes {fixed} of {self.max_tokens} tokens and {self._reserve} are kept for "
                 f"the prompt, which leaves none for text; {fewer}"
             )
-        return room
+        return capacity
 
-    def _rooms(self, examples: Sequence[Example]) -> list[int | None]:
+    def _capacities(self, examples: Sequence[Example]) -> list[int | None]:
         """Return how many tokens the fields of each example may have: less where it brings long options of its own."""
-        room = self.room()
-        if room is None or self.shares_options:
-            return [room] * len(examples)
-        return [max(1, room - beyond_slot(ids)) for ids in self.options_of(examples)]
+        capacity = self.capacity()
+        if capacity is None or self.shares_options:
+            return [capacity] * len(examples)
+        return [max(1, capacity - beyond_slot(ids)) for ids in self.options_of(examples)]
 
     @property
     def free_tokens(self) -> int | None:

@@ -48,7 +48,7 @@ class PrefixHost:
         """Rows of the input embedding."""
         return int(self.model.get_input_embeddings().weight.shape[0])
 
-    def room(self, prefix: int) -> int | None:
+    def capacity(self, prefix: int) -> int | None:
         """Return how many tokens a text may have next to a prefix of so many; None for no limit."""
         limit = position_limit(self.model.config)
         return None if limit is None else max(0, limit - (prefix if self.is_causal else 0))
@@ -125,11 +125,11 @@ class PrefixHost:
             positions = (mask.long().cumsum(-1) - 1).clamp(min=0) + prefix
         else:
             positions = torch.arange(prefix, prefix + tokens.shape[1], device=tokens.device)[None]
-        room, length = self.room(prefix), int(positions.max()) - prefix + 1
-        if room is not None and length > room:
+        capacity, length = self.capacity(prefix), int(positions.max()) - prefix + 1
+        if capacity is not None and length > capacity:
             raise PromptError(
-                f"a prefix of {prefix} tokens leaves {room} positions of {self._name} to a text, and one has {length}; "
-                "cut the text or shorten the prefix"
+                f"a prefix of {prefix} tokens leaves {capacity} positions of {self._name} to a text, and one has "
+                f"{length}; cut the text or shorten the prefix"
             )
         return {"position_ids": positions, "use_cache": False}
 

@@ -171,8 +171,8 @@ def train_class_head(
 
 
 def _encoded(module: PrefixTuning, tokenizer: Any, texts: list[str]) -> dict[str, Tensor]:
-    room = module.room
-    batch = tokenizer(texts, padding=True, truncation=room is not None, max_length=room, return_tensors="pt")
+    capacity = module.capacity
+    batch = tokenizer(texts, padding=True, truncation=capacity is not None, max_length=capacity, return_tensors="pt")
     return {name: tensor.to(module.model.device) for name, tensor in batch.items()}
 
 
@@ -253,9 +253,9 @@ class PrefixTuning(nn.Module):
         return self.start.shape[3]
 
     @property
-    def room(self) -> int | None:
+    def capacity(self) -> int | None:
         """Tokens that a text may have next to the prefix; None where the model sets no limit."""
-        return self._host.room(self.num_virtual_tokens)
+        return self._host.capacity(self.num_virtual_tokens)
 
     @property
     def prefix_states(self) -> Tensor:

@@ -42,8 +42,8 @@ class RefusingRenderer(Renderer):
         for number, (example, cut) in enumerate(zip(examples, is_cut, strict=True), start=1):
             if cut:
                 raise DataError(
-                    f"text {number} has {self.text_lengths([example])[0]} tokens, and the graph takes {self.room()}; "
-                    "shorten it, or export with --truncation cut"
+                    f"text {number} has {self.text_lengths([example])[0]} tokens, and the graph takes "
+                    f"{self.capacity()}; shorten it, or export with --truncation cut"
                 )
         return found, is_cut
 

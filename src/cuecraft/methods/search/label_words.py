@@ -218,8 +218,8 @@ def with_label_words(problem: Problem, words: WordChoice) -> Problem:
 
 def _with_words(backbone: AnyBackbone, context: Context, task: Task) -> Context:
     renderer = backbone.renderer(task)
-    rooms = {renderer.room(), context.renderer.room()}
-    if len(rooms) > 1 and max(renderer.text_lengths(context.examples)) > min(room for room in rooms if room):
+    capacities = {renderer.capacity(), context.renderer.capacity()}
+    if len(capacities) > 1 and max(renderer.text_lengths(context.examples)) > min(filter(None, capacities)):
         return backbone.context(context.examples, task)
     return replace(context, renderer=renderer)
 

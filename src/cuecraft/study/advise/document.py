@@ -144,7 +144,7 @@ def _lengths(lengths: Lengths) -> dict[str, Any]:
         "max": lengths.longest,
         "template": lengths.fixed,
         "limit": lengths.limit,
-        "room": lengths.room,
+        "room": lengths.capacity,
         "cut": lengths.cut,
         "cut_share": lengths.cut_share,
     }
@@ -191,7 +191,7 @@ def facts_of(
     here, majority = calibrated or own, found.majority
     return Facts(
         cut_share=lengths.cut_share,
-        room=lengths.room,
+        capacity=lengths.capacity,
         duplicate_share=found.duplicates / found.rows,
         contradictions=len(found.contradictions),
         imbalance=max(counts) / min(counts) if counts else None,
@@ -228,18 +228,17 @@ def run_advise(request: AdviseRequest, started: Callable[[str], Callable[[Event]
             f"an endpoint is a reference for accuracy, and no row has a label; leave {named('endpoint')} out"
         )
     started("loading the model")
-    backbone = load_backbone(
-        request.model, request.head, request.device, local_files_only=request.local_files_only, dtype=request.dtype
-    )
-    words, limit = request.label_words, request.max_tokens
-    task = label_free_task(backbone, records, list(found.classes), request.template, words, limit, chat=request.chat)
+    backbone, asked = load_backbone(request.model.name, request.model.head, **request.model.where), request.task
+    words, limit = asked.label_words, asked.max_tokens
+    task = label_free_task(backbone, records, list(found.classes), asked.template, words, limit, chat=asked.choice)
     tokens = _label_tokens(backbone, task) if labelled else _token_counts(backbone, task)
     reading, forms = None, None
     if tokens is not None:
         measured = measure_forms(request, backbone, task, labelled or records, started)
         task, reading, forms = measured.task, measured.reading, measured.forms
         if measured.is_chat:
-            request, tokens = replace(request, chat=True), _token_counts(backbone, task)
+            request = replace(request, task=asked.model_copy(update={"chat": True}))
+            tokens = _token_counts(backbone, task)
     lengths = measure_lengths(backbone, task, records, request.seed)
     scores = _scores(request, task, labelled, reading, endpoint, started)
     scores = replace(scores, forms=forms)

@@ -84,13 +84,13 @@ def measure_forms(
 
 def _in_chat(request: AdviseRequest, backbone: AnyBackbone, task: Task) -> Task | None:
     """Return the task in the chat template; None where it is not tried, or cannot be written so."""
-    is_open = request.template is None and request.chat is None
+    is_open = request.task.template is None and request.task.choice is None
     if not is_open or backbone.head_kind is not HeadKind.CAUSAL or not has_chat_template(backbone.tokenizer):
         return None
     try:
         template = written_template(backbone, task.template.field_names, chat=True)
         found = replace(task, template=template)
-        backbone.renderer(found).room()
+        backbone.renderer(found).capacity()
     except CuecraftError:
         return None
     return found

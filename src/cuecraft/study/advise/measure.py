@@ -126,8 +126,8 @@ def read_sample(
     order = stratified_order([record.label for record in records], seed)[:LIMIT]
     examples = task.examples([Record(records[row].fields) for row in order])
     renderer = backbone.renderer(task)
-    fixed, room = renderer.template_length() + len(renderer.prompt_ids), renderer.room()
-    lengths = [fixed + (n if room is None else min(n, room)) for n in renderer.text_lengths(examples)]
+    fixed, capacity = renderer.template_length() + len(renderer.prompt_ids), renderer.capacity()
+    lengths = [fixed + (n if capacity is None else min(n, capacity)) for n in renderer.text_lengths(examples)]
     parts: list[Tensor] = []
     begun = clock()
     done, size = 0, _FIRST
@@ -238,7 +238,8 @@ class Sizes:
     @classmethod
     def of(cls, backbone: AnyBackbone, task: Task, lengths: Lengths, speed: float, rows: int, pool: int) -> Sizes:
         """Gather the sizes; `speed` is in tokens a second, `rows` and `pool` are as above."""
-        long = math.ceil(lengths.p95 if lengths.room is None else min(lengths.p95, lengths.room)) + lengths.fixed
+        read = lengths.p95 if lengths.capacity is None else min(lengths.p95, lengths.capacity)
+        long = math.ceil(read) + lengths.fixed
         is_kept = isinstance(backbone, CausalBackbone) and _texts_come_first(task)
         cue = lengths.cue if is_kept else math.ceil(lengths.input_tokens)
         parameters = list(backbone.model.parameters())

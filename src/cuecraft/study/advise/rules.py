@@ -22,6 +22,7 @@ from cuecraft.study.advise.measure import EPOCHS, Work
 from cuecraft.study.advise.survey import Survey
 from cuecraft.task.chat import ChatChoice
 from cuecraft.task.rendering import HeadKind
+from cuecraft.task.sections import ModelSection, WritingSection
 
 WORDS = (HeadKind.CAUSAL, HeadKind.MASKED)
 ANY = tuple(HeadKind)
@@ -123,7 +124,7 @@ class Facts:
 
     Args:
         cut_share: share of the texts that are longer than what fits.
-        room: tokens of text that fit.
+        capacity: tokens of text that fit.
         duplicate_share: share of the rows whose text stood in an earlier row.
         contradictions: texts that stand under several labels.
         imbalance: labelled rows of the largest class over those of the smallest that has any.
@@ -140,7 +141,7 @@ class Facts:
     """
 
     cut_share: float | None = None
-    room: float | None = None
+    capacity: float | None = None
     duplicate_share: float | None = None
     contradictions: float | None = None
     imbalance: float | None = None
@@ -173,7 +174,7 @@ class Check:
 CHECKS = (
     Check(
         *("cut_share", 0.05),
-        "{cut_share:.0%} of the texts are longer than the {room:.0f} tokens that fit and would lose their end; "
+        "{cut_share:.0%} of the texts are longer than the {capacity:.0f} tokens that fit and would lose their end; "
         "shorten them, or take a model with more positions",
     ),
     Check(
@@ -279,20 +280,13 @@ class AdviseRequest:
     """What `cuecraft advise` was asked for; see its help for each."""
 
     data: str
-    model: str
-    text_columns: tuple[str, ...] = ("text",)
+    model: ModelSection
+    task: WritingSection
+    text_columns: Sequence[str] = ("text",)
     label_column: str | None = None
     classes: tuple[str, ...] | None = None
-    template: str | None = None
-    chat: ChatChoice | None = None
-    label_words: Mapping[str, Sequence[str]] | None = None
-    head: str | None = None
-    max_tokens: int | None = None
     seed: int = 0
     time_limit: float = 60.0
-    device: str = "auto"
-    dtype: str = "auto"
-    local_files_only: bool = False
     endpoint: str | None = None
     endpoint_model: str | None = None
     endpoint_key_env: str | None = None
@@ -317,10 +311,12 @@ def next_command(
         beginnings: where the label words cannot be scored, words that a search for others can begin with.
     """
     if not fits:  # features alone, and no labels to fit a head to
-        return command_line(replace(request, model="demo:smollm2-135m", head=None), ("advise",))
+        model = request.model.model_copy(update={"name": "demo:smollm2-135m", "head": None})
+        return command_line(replace(request, model=model), ("advise",))
     first = fits[0].command
     if beginnings is not None:
-        request, first = replace(request, label_words=beginnings), ("words",)
+        task = request.task.model_copy(update={"label_words": beginnings})
+        request, first = replace(request, task=task), ("words",)
     elif verdict is Worth.UNLIKELY:
         first = ("tune", "--method", "zero-shot", "--option", "calibration=fitted")
     if "--unlabeled" not in first and found.unlabelled and request.labelled_out is None:
@@ -362,23 +358,25 @@ def command_line(request: AdviseRequest, words: Sequence[str]) -> str:
     uses_labels = "--unlabeled" not in more
     is_tuning = verb != "advise"
     data = str(request.labelled_out) if is_tuning and uses_labels and request.labelled_out else request.data
-    line = ["cuecraft", verb, data, *more, "--model", request.model]
-    for column in request.text_columns if request.text_columns != ("text",) else ():
+    line = ["cuecraft", verb, data, *more, "--model", request.model.name]
+    for column in request.text_columns if list(request.text_columns) != ["text"] else ():
         line += ["--text-column", column]
     if request.label_column is not None and uses_labels:
         line += ["--label-column", request.label_column]
     if not (is_tuning and uses_labels) and request.classes is not None:
         line += ["--classes", ",".join(request.classes)]
-    if request.template is not None:
-        line += ["--template", _on_one_line(request.template)]
-    line += _chat(request.chat)
-    for label, own in (request.label_words or {}).items():
+    task, model = request.task, request.model
+    if task.template is not None:
+        line += ["--template", _on_one_line(task.template)]
+    line += _chat(task.choice)
+    for label, own in (task.label_words or {}).items():
         line += ["--label-words", f"{label}={','.join(own)}"]
-    for name in ("head", "max_tokens"):
-        if getattr(request, name) is not None and (verb, name) != ("words", "max_tokens"):
-            line += [f"--{name.replace('_', '-')}", str(getattr(request, name))]
-    for name in ("device", "dtype"):
-        if getattr(request, name) != "auto":
-            line += [f"--{name}", getattr(request, name)]
-    line += ["--local-files-only"] if request.local_files_only else []
+    if model.head is not None:
+        line += ["--head", model.head]
+    if task.max_tokens is not None and verb != "words":
+        line += ["--max-tokens", str(task.max_tokens)]
+    for name, value in (("device", model.device), ("dtype", model.dtype)):
+        if value != "auto":
+            line += [f"--{name}", value]
+    line += ["--local-files-only"] if model.local_files_only else []
     return shlex.join(line)

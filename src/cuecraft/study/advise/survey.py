@@ -134,7 +134,7 @@ class Lengths:
         p95: the length that one text in twenty exceeds.
         longest: of all that were counted.
         limit: tokens of one input: the backbone's positions, or `--max-tokens` where that is less; None for no limit.
-        room: tokens of text that fit next to the template and what is kept for the prompt; None for no limit.
+        capacity: tokens of text that fit next to the template and what is kept for the prompt; None for no limit.
         cut: texts that are longer than that.
         fixed: tokens of the template, its prompt included.
         cue: tokens of that prompt, at least one.
@@ -146,7 +146,7 @@ class Lengths:
     p95: float
     longest: int
     limit: int | None
-    room: int | None
+    capacity: int | None
     cut: int
     fixed: int
     cue: int
@@ -171,8 +171,8 @@ def measure_lengths(backbone: AnyBackbone, task: Task, records: Sequence[Record]
     renderer = _renderer(backbone, task)
     chosen = subsample(records, ROWS, seed)
     lengths = np.array(renderer.text_lengths(renderer.task.examples([Record(r.fields) for r in chosen])))
-    room = renderer.room()
-    kept = lengths if room is None else np.minimum(lengths, room)
+    capacity = renderer.capacity()
+    kept = lengths if capacity is None else np.minimum(lengths, capacity)
     return Lengths(
         rows=len(lengths),
         mean=float(kept.mean()),
@@ -180,7 +180,7 @@ def measure_lengths(backbone: AnyBackbone, task: Task, records: Sequence[Record]
         p95=float(np.quantile(lengths, 0.95)),
         longest=int(lengths.max()),
         limit=renderer.max_tokens,
-        room=room,
+        capacity=capacity,
         cut=int((lengths > kept).sum()),
         fixed=renderer.template_length() + len(renderer.prompt_ids),
         cue=max(1, len(renderer.prompt_ids)),

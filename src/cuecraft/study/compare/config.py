@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from cuecraft.core.assets import PREFIX, is_asset
 from cuecraft.core.errors import CompareError, DataError, MethodError, named, python_word
@@ -17,8 +17,9 @@ from cuecraft.data import BadRows, Reading, Record, k_shot_split, read_records, 
 from cuecraft.methods import METHODS, make_method
 from cuecraft.methods.auto import Auto
 from cuecraft.methods.problem import Method
-from cuecraft.task.chat import TURNS, ChatChoice, given_turns
+from cuecraft.task.chat import ChatChoice
 from cuecraft.task.rendering import HeadKind
+from cuecraft.task.sections import BackboneSection, FamilyData, HeadName, Section, WritingSection, differing
 
 ALL = "all"
 UNTUNED, CALIBRATED = "zero-shot", "calibrated"
@@ -28,20 +29,16 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+=-]{0,59}")
 _TEST_SEED = 0  # the same test rows whatever the seeds are
 
 
-class MethodEntry(BaseModel):
+class MethodEntry(Section):
     """One row of the comparison."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(description="as shown, and as the row's files are named")
     method: str | None = Field(None, description="the method's name; by default the row's")
     options: dict[str, Any] = Field(default_factory=dict, description="values of the method's options")
 
 
-class CompareConfig(BaseModel):
+class CompareConfig(BackboneSection, WritingSection, FamilyData):
     """Settings of `cuecraft compare`: the keys of its YAML file."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     task: str = Field(
         description="a folder with seed-S/train.jsonl, seed-S/dev.jsonl and test.jsonl; or, with shots, a data file or "
@@ -51,26 +48,12 @@ class CompareConfig(BaseModel):
     methods: str | list[str | MethodEntry] = Field(
         ALL, description="all, or a list of names and of {name, method, options}"
     )
-    model: str = Field("demo:smollm2-135m", description="demo: model, local folder, GGUF file or Hub name")
-    head: str | None = Field(None, description="causal, masked or sequence; by default what the checkpoint has")
-    device: str = Field("auto", description="a torch device; auto takes a GPU if there is one")
-    dtype: str = Field("auto", description="auto (by the device), float32, bfloat16 or float16")
-    local_files_only: bool = Field(False, description="never ask the Hub for a model")
+    model: str = Field("demo:smollm2-135m", description="a demo: model, local folder, GGUF file or Hub name")
+    head: HeadName | None = Field(None, description="causal, masked or sequence; by default what the checkpoint has")
     shots: int | None = Field(None, ge=1, description="examples of each class drawn to train on, and as many for dev")
     test_size: int | None = Field(None, ge=1, description="test rows to draw, the same for all; by default all")
-    text_columns: list[str] = Field(["text"], min_length=1, description="columns of text")
-    label_column: str = Field("label", description="column of class names")
     delimiter: str | None = Field(None, description="between the cells of CSV and TSV; by default comma and tab")
     skip_bad_rows: bool = Field(False, description="leave out rows that cannot be used; each is named")
-    template: str | None = Field(
-        None, description="such as '{text}{prompt:\\nSentiment:}{mask}'; by default a general one"
-    )
-    chat: bool | None = Field(None, description="whether the tokenizer's chat template writes the texts")
-    system: str | None = Field(None, description="the system's turn of a chat")
-    user: str | None = Field(None, description="the user's turn, such as '{text}'; implies chat")
-    assistant: str | None = Field(None, description="the beginning of the assistant's, such as '{prompt:It is}{mask}'")
-    label_words: dict[str, list[str]] | None = Field(None, description="class: [words]; by default the classes' names")
-    max_tokens: int | None = Field(None, ge=1, description="tokens of one input at most")
     out: str | None = Field(None, description="folder of the results; by default runs/compare-TASK")
 
     @field_validator("seeds", mode="before")
@@ -83,9 +66,7 @@ class CompareConfig(BaseModel):
     def _check_seeds(cls, value: list[int]) -> list[int]:
         if not value:
             raise ValueError("no seeds; give at least one, such as 13,21,42")
-        if len(set(value)) < len(value):
-            raise ValueError("a seed is named twice; name each once")
-        return value
+        return differing(value)
 
     @field_validator("methods")
     @classmethod
@@ -94,15 +75,6 @@ class CompareConfig(BaseModel):
         if not names:
             raise ValueError("no methods; give all, or names")
         return ALL if names == [ALL] else list(names)
-
-    @property
-    def choice(self) -> ChatChoice | None:
-        """What is asked of the tokenizer's chat template.
-
-        Raises:
-            TemplateError: a turn is given and chat is off.
-        """
-        return given_turns(self.chat, {name: getattr(self, name) for name in TURNS})
 
     @property
     def task_name(self) -> str:
