@@ -91,7 +91,7 @@ def test_several_folded_prompts_answer_as_each_alone(name, kinds, byte_tokenizer
     ready = [backbone.ready(prompt, task) for task, prompt in own]
     check_together(backbone, {str(number): one for number, one in enumerate(ready)})
     calibrations = [
-        Calibration(CALIBRATION.bias[: one.num_classes], CALIBRATION.scale + n) for n, one in enumerate(ready)
+        Calibration(CALIBRATION.bias[: one.num_options], CALIBRATION.scale + n) for n, one in enumerate(ready)
     ]
     folded = FoldedSeveral(backbone, list(zip(ready, calibrations, strict=True)))
     texts = [text for text, _ in [*TEXTS, *LONG]]
