@@ -193,21 +193,6 @@ def causal_folder(byte_tokenizer, tmp_path_factory):
     return folder
 
 
-
-
-def in_turn(names, kinds, refused=()):
-    """Return each name with each kind, but for refused pairs, as parameters.
-
-    In the default suite each name is tried with one kind, the kinds in turn; the other pairs are slow.
-    """
-    found = []
-    for number, name in enumerate(names):
-        own = [kind for kind in kinds if (name, kind) not in refused]
-        marks = {own[number % len(own)]: ()}
-        found += [pytest.param(name, kind, marks=marks.get(kind, pytest.mark.slow)) for kind in own]
-    return found
-
-
 LABELS = ("negative", "positive")
 TEXTS = [
     ("a joy from start to finish", 1),
