@@ -193,6 +193,7 @@ def causal_folder(byte_tokenizer, tmp_path_factory):
     return folder
 
 
+<<<<<<< .merge_file_oFzn6c
 def in_turn(names, kinds, refused=()):
     """Return each name with each kind, but for refused pairs, as parameters.
 
@@ -206,6 +207,8 @@ def in_turn(names, kinds, refused=()):
     return found
 
 
+=======
+>>>>>>> .merge_file_2rs5YI
 LABELS = ("negative", "positive")
 TEXTS = [
     ("a joy from start to finish", 1),

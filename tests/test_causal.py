@@ -10,6 +10,7 @@ from cuecraft.artifact import HardPrompt, PrefixPrompt, SoftPrompt
 from cuecraft.backbone import Budget, load_backbone
 from cuecraft.core.errors import PromptError
 from oracles import plain_class_logits
+from products import pairwise
 
 TEMPLATES = {
     "cue last": "{text}{prompt: it was}{mask}",
@@ -24,13 +25,15 @@ WORDS = {
 }
 
 
-@pytest.fixture(scope="module", params=["llama", "gpt2", "qwen2"])
+MODELS = ("llama", "gpt2", "qwen2")
+
+
+@pytest.fixture(scope="module", params=MODELS)
 def backbone(request, byte_tokenizer):
     return load_backbone((make_causal(byte_tokenizer, request.param), byte_tokenizer))
 
 
-@pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
-@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+@pytest.mark.parametrize(*pairwise(backbone=MODELS, template=TEMPLATES, words=WORDS), indirect=["backbone"])
 @torch.no_grad()
 def test_cached_logits_equal_the_plain_forward(backbone, template, words):
     task = make_task(template, words)
@@ -40,9 +43,10 @@ def test_cached_logits_equal_the_plain_forward(backbone, template, words):
         assert torch.allclose(found.double(), plain_class_logits(backbone, context, cue), atol=1e-4)
 
 
-@pytest.mark.parametrize("keep", [None, 0], ids=["kept", "read again"])
-@pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
-@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+@pytest.mark.parametrize(
+    *pairwise(backbone=MODELS, template=TEMPLATES, words=WORDS, keep={"kept": None, "read again": 0}),
+    indirect=["backbone"],
+)
 @torch.no_grad()
 def test_prompts_over_texts_of_their_own_give_the_plain_logits(backbone, template, words, keep):
     context = backbone.context(make_examples(), make_task(template, words), keep_bytes=keep)
@@ -110,9 +114,10 @@ def test_texts_beyond_the_byte_budget_are_read_again(causal, labelled):
         assert torch.allclose(causal.class_logits(context, prompt), whole, atol=1e-5)
 
 
-@pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
-@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
-@pytest.mark.parametrize("tree", [384, 1], ids=["text at the root", "text as context"])
+@pytest.mark.parametrize(
+    *pairwise(backbone=MODELS, template=TEMPLATES, words=WORDS, tree={"text at the root": 384, "text as context": 1}),
+    indirect=["backbone"],
+)
 @torch.no_grad()
 def test_texts_that_are_not_kept_give_the_plain_logits(backbone, template, words, tree, monkeypatch):
     monkeypatch.setattr(backbone, "budget", replace(backbone.budget, tree=tree))

@@ -17,6 +17,7 @@ from cuecraft.core.storage import digest
 from cuecraft.methods import make_method
 from cuecraft.methods.problem import CalibrationKind, Selection
 from cuecraft.methods.untuned import starting_point
+from products import in_turn
 from test_tune import FAST, LEARN
 
 X, Y = [text for text, _ in TEXTS], [LABELS[label] for _, label in TEXTS]
@@ -72,7 +73,7 @@ class Seen(Selection):
         return super().see(candidate, *scored)
 
 
-@pytest.mark.parametrize("name", list(LEARN))
+@pytest.mark.parametrize(("name", "half"), in_turn(LEARN, ["causal", "masked"]), indirect=["half"])
 def test_every_method_learns_in_half_precision_and_trains_float32(half, name):
     backbone, _ = half
     outcome = make_method(name, LEARN[name]).fit(tiny_problem(backbone))

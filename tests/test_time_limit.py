@@ -16,13 +16,19 @@ from cuecraft.core.errors import CuecraftWarning
 from cuecraft.methods import prepare
 from cuecraft.methods import prepare as reading
 from cuecraft.runs import run_tune
+<<<<<<< .merge_file_OejFkY
 from cuecraft.runs.spec import RunFiles, RunSpec, method_section
 from cuecraft.task.sections import ModelSection
+=======
+from cuecraft.runs.spec import TuneRequest
+from products import in_turn
+>>>>>>> .merge_file_pVcd8V
 from test_tune import FAST
 
 #: Passes that may follow the limit: the one under way, and those of what has to be there (a class head, one answer).
 LATE = 24
 METHODS = sorted(set(FAST) - {"embedding-probe"})
+REFUSED = [(method, "sequence") for method in ("first-order", "zero-shot", "in-context")]
 
 
 class Clock:
@@ -83,13 +89,8 @@ def fitted(backbone, method, limit, **options):
         return made.fit(*rows(40)), " ".join(str(one.message) for one in caught)
 
 
-@pytest.mark.parametrize("kind", ["causal", "masked", "sequence"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "kind"), in_turn(METHODS, ["causal", "masked", "sequence"], refused=REFUSED))
 def test_no_method_goes_on_after_its_time(method, kind, clocked):
-    if (method, kind) == ("first-order", "sequence"):
-        pytest.skip("it refuses class heads")
-    if method in ("zero-shot", "in-context") and kind == "sequence":
-        pytest.skip("needs a language model")
     backbone, clock = clocked(kind), clocked.clock
     for limit in (0, 30, 90):
         begun = clock.now
