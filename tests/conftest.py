@@ -193,22 +193,6 @@ def causal_folder(byte_tokenizer, tmp_path_factory):
     return folder
 
 
-<<<<<<< .merge_file_oFzn6c
-def in_turn(names, kinds, refused=()):
-    """Return each name with each kind, but for refused pairs, as parameters.
-
-    In the default suite each name is tried with one kind, the kinds in turn; the other pairs are slow.
-    """
-    found = []
-    for number, name in enumerate(names):
-        own = [kind for kind in kinds if (name, kind) not in refused]
-        marks = {own[number % len(own)]: ()}
-        found += [pytest.param(name, kind, marks=marks.get(kind, pytest.mark.slow)) for kind in own]
-    return found
-
-
-=======
->>>>>>> .merge_file_2rs5YI
 LABELS = ("negative", "positive")
 TEXTS = [
     ("a joy from start to finish", 1),

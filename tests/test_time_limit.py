@@ -16,13 +16,9 @@ from cuecraft.core.errors import CuecraftWarning
 from cuecraft.methods import prepare
 from cuecraft.methods import prepare as reading
 from cuecraft.runs import run_tune
-<<<<<<< .merge_file_OejFkY
 from cuecraft.runs.spec import RunFiles, RunSpec, method_section
 from cuecraft.task.sections import ModelSection
-=======
-from cuecraft.runs.spec import TuneRequest
 from products import in_turn
->>>>>>> .merge_file_pVcd8V
 from test_tune import FAST
 
 #: Passes that may follow the limit: the one under way, and those of what has to be there (a class head, one answer).
