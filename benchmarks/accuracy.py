@@ -228,7 +228,7 @@ def fit_peft(run: PeftRun, watch: Watch = lambda epoch, loss, kept: None) -> tup
 
     `watch` is called after every epoch, and before the first one.
     """
-    truth = torch.tensor([example.label for example in run.dev])
+    truth = torch.tensor([example.gold for example in run.dev])
     order = torch_generator(run.seed, "order")
     best, best_epoch, kept = float("inf"), 0, [p.detach().clone() for p in run.trained]
     for epoch in range(EPOCHS + 1):

@@ -92,7 +92,7 @@ class PeftLoop:
         renderer = backbone.renderer(task)
         answers = [words[0] for words in renderer.label_ids]
         self.texts = [
-            ([*piece.before, *cue, *piece.after], list(answers[example.label or 0]))
+            ([*piece.before, *cue, *piece.after], list(answers[example.gold or 0]))
             for piece, example in zip(renderer.render(examples), examples, strict=True)
         ]
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
