@@ -61,7 +61,7 @@ class Bench:
     def plain(self, prompt: Prompt) -> Candidate:
         return Candidate(prompt, Calibration.none(self.classes))
 
-    def soft(self, length: int = LENGTH) -> SoftPrompt:
+    def soft(self, length: int = LENGTH) -> Prompt:
         ids = torch.tensor(self.cue[-length:])
         noise = torch.randn(length, self.backbone.hidden_size, generator=torch.Generator().manual_seed(length))
         return SoftPrompt(self.backbone.embed(ids) + 0.01 * noise)
