@@ -303,5 +303,5 @@ def test_labelled_records_lose_their_labels(causal):
     task = label_free_task(causal, records(), LABELS, LM_TEMPLATE, WORDS)
     problem = label_free_problem(causal, task, records())
     assert problem.train.labels.tolist() == [-1] * 8
-    assert not problem.train.is_labelled
-    assert tiny_problem(causal).train.is_labelled
+    assert not problem.train.golds.are_known
+    assert tiny_problem(causal).train.golds.are_known

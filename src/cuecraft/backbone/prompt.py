@@ -56,9 +56,9 @@ class Prompt:
     Args:
         tokens: `[S]` token ids, of a prompt in words; or `[S, d]` input embeddings (Lester et al., EMNLP 2021, arXiv
             2104.08691). May be empty where keys and values stand before them.
-        offsets: `[n_layers, S, d]` added to the hidden state entering each layer, at these tokens' positions only. Kin:
-            deep prompts of P-tuning v2 (Liu et al., ACL 2022, arXiv 2110.07602), interventions of ReFT (Wu et al.,
-            2024, arXiv 2404.03592). With zeros it is the prompt without them. None for nothing.
+        offsets: `[n_layers, S, d]` added to the hidden state entering each layer, at these tokens' positions only.
+            Related: deep prompts of P-tuning v2 (Liu et al., ACL 2022, arXiv 2110.07602), interventions of ReFT (Wu et
+            al., 2024, arXiv 2404.03592). With zeros it is the prompt without them. None for nothing.
         states: `[n_layers, 2, n_kv_heads, P, head_dim]` keys and values of every layer in front of the tokens, which
             all behind them attend to as to P further tokens: prefix-tuning (Li & Liang, ACL 2021, arXiv 2101.00190).
             None for nothing.
