@@ -44,11 +44,11 @@ def require_data() -> None:
 
 #: What each method ships where it learned something.
 SHIPPED = {
-    "zero-shot": "HardPrompt",
-    "linear-probe": "HardPrompt",
-    "prompt-tuning": "SoftPrompt",
-    "deep-cue": "DeepCue",
-    "prefix-tuning": "PrefixPrompt",
+    "zero-shot": "hard",
+    "linear-probe": "hard",
+    "prompt-tuning": "soft",
+    "deep-cue": "deep",
+    "prefix-tuning": "prefix",
 }
 
 
@@ -59,7 +59,7 @@ def of_its_kind(classifier: Any, texts: Sequence[str]) -> Any:
     """
     labels = [("negative", "positive")[n % 2] for n in range(len(texts))]
     classifier.fit(texts, labels, dev=(texts, labels))
-    found = type(classifier.artifact_.prompt).__name__
+    found = classifier.artifact_.prompt.kind
     if found != SHIPPED[classifier.method]:
         raise SystemExit(f"{classifier.method} has shipped a {found}, so nothing would be measured of it")
     return classifier

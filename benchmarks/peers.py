@@ -13,7 +13,7 @@ from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from cuecraft.artifact import HardPrompt
+from cuecraft.artifact import Prompt
 from cuecraft.backbone import CausalBackbone, Context, MaskedBackbone, SequenceBackbone
 from cuecraft.core.assets import model_folder
 from cuecraft.task import Example, Task
@@ -24,7 +24,7 @@ EVAL_BATCH = 32  # texts of one forward pass without a gradient
 THRIFTY = TokenBudget(1536)  # of one such pass, where nobody counts seconds
 
 
-def plain_candidate_logits(backbone: CausalBackbone, context: Context, prompt: HardPrompt) -> torch.Tensor:
+def plain_candidate_logits(backbone: CausalBackbone, context: Context, prompt: Prompt) -> torch.Tensor:
     """Score one candidate as published AutoPrompt code does: whole inputs, padded batches, logits of all words.
 
     Returns class logits `[B, C]`; label words of one token.
@@ -206,9 +206,7 @@ def bare_predict(
 
 
 @torch.no_grad()
-def plain_encoder_logits(
-    backbone: MaskedBackbone | SequenceBackbone, context: Context, prompt: HardPrompt
-) -> torch.Tensor:
+def plain_encoder_logits(backbone: MaskedBackbone | SequenceBackbone, context: Context, prompt: Prompt) -> torch.Tensor:
     """Score one candidate on an encoder: padded batches in the order of the texts, logits of all words; `[B, C]`.
 
     A sequence backbone pools by the mean over the text's tokens and reads out through the prompt's class head.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from common import DATA
 
-from cuecraft.artifact import AnyPrompt, Calibration, SoftPrompt
+from cuecraft.artifact import Calibration, Prompt, SoftPrompt
 from cuecraft.backbone import CausalBackbone, load_backbone
 from cuecraft.data import read_records, subsample
 from cuecraft.methods.candidate import Candidate
@@ -58,10 +58,10 @@ class Bench:
     def classes(self) -> int:
         return self.task.verbalizer.num_classes
 
-    def plain(self, prompt: AnyPrompt) -> Candidate:
+    def plain(self, prompt: Prompt) -> Candidate:
         return Candidate(prompt, Calibration.none(self.classes))
 
-    def soft(self, length: int = LENGTH) -> SoftPrompt:
+    def soft(self, length: int = LENGTH) -> Prompt:
         ids = torch.tensor(self.cue[-length:])
         noise = torch.randn(length, self.backbone.hidden_size, generator=torch.Generator().manual_seed(length))
         return SoftPrompt(self.backbone.embed(ids) + 0.01 * noise)

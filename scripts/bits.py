@@ -58,7 +58,7 @@ def prompts_of(backbone: Any, head: ClassHead | None) -> Iterator[tuple[str, Any
 
 def leaf(prompt: Any) -> tuple[Any, Tensor] | None:
     """Return a prompt whose tensor asks for a gradient, and the tensor; None for words."""
-    for name in ("offsets", "states", "embeddings", "tensor"):
+    for name in ("offsets", "states", "tokens"):
         tensor = getattr(prompt, name, None)
         if isinstance(tensor, Tensor):
             tensor = tensor.clone().requires_grad_()
@@ -75,7 +75,7 @@ def computed(backbone: Any, context: Any, prompt: Any, task: Any) -> Iterator[tu
         yield "read anew", [backbone.class_logits(again, prompt)]
         if prompt.head is not None:
             yield "features", [backbone.features(kept, prompt)]
-        if isinstance(prompt, HardPrompt):
+        if prompt.kind == "hard":
             yield "swaps", [backbone.score_swaps(kept, prompt, [(0, 20), (1, 21), (2, 22)])]
             yield "candidates", [backbone.score_swaps(kept, prompt, [(1, 20), (1, 21), (1, 22)])]
         ready = backbone.ready(prompt, task)

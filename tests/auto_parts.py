@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from conftest import golds_of, tiny_problem
-from cuecraft.artifact import Calibration, DeepCue, HardPrompt, SoftPrompt, calibration, with_head
+from cuecraft.artifact import Calibration, DeepCue, HardPrompt, SoftPrompt, calibration
 from cuecraft.backbone import ClassHead
 from cuecraft.methods import make_method
 from cuecraft.methods.auto import choice
@@ -129,7 +129,7 @@ def by_hand(configuration, backbone, data, share=1.0, epochs=None):
 
     def prompt(tensors):
         bare = DeepCue(base, tensors[0]) if is_deep else SoftPrompt(tensors[0])
-        return with_head(bare, ClassHead(*tensors[1:]) if len(tensors) > 1 else None)
+        return bare.with_head(ClassHead(*tensors[1:]) if len(tensors) > 1 else None)
 
     now = [tensor.detach().clone().requires_grad_() for tensor in first]
     means, squares = ([torch.zeros_like(tensor) for tensor in first] for _ in range(2))
@@ -152,7 +152,7 @@ def by_hand(configuration, backbone, data, share=1.0, epochs=None):
 
 def trained_tensors(prompt):
     """Return what is trained of a prompt."""
-    own = prompt.embeddings if isinstance(prompt, SoftPrompt) else prompt.offsets
+    own = prompt.embeddings if prompt.kind == "soft" else prompt.offsets
     return [own] if prompt.head is None else [own, prompt.head.weight, prompt.head.bias]
 
 

@@ -35,10 +35,10 @@ KINDS = {
 }
 #: What each method has to ship, so that the tests show something of it.
 SHIPPED = {
-    "zero-shot": "HardPrompt",
-    "prompt-tuning": "SoftPrompt",
-    "deep-cue": "DeepCue",
-    "prefix-tuning": "PrefixPrompt",
+    "zero-shot": "hard",
+    "prompt-tuning": "soft",
+    "deep-cue": "deep",
+    "prefix-tuning": "prefix",
     "lora": "weights",
 }
 
@@ -57,7 +57,7 @@ def classifiers(backbone):
         own = PromptClassifier(backbone, method, template=template, method_options=options, seed=3)
         found[name] = own.fit(X, Y, dev=(X, Y))  # what is learned has to be better there, or the start is kept
         artifact = found[name].artifact_
-        kind = "weights" if artifact.weights else type(artifact.prompt).__name__
+        kind = "weights" if artifact.weights else artifact.prompt.kind
         assert kind == SHIPPED[method], f"{name}: {kind}"
     return found
 

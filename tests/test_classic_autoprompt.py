@@ -11,7 +11,7 @@ import cuecraft
 from conftest import LABELS, TEXTS, make_causal
 from cuecraft.api.classic import AutoPrompt
 from cuecraft.api.estimators import PromptClassifier
-from cuecraft.artifact import HardPrompt, load_artifact
+from cuecraft.artifact import load_artifact
 from cuecraft.core.errors import BackboneError, CuecraftWarning, DataError, MethodError
 
 ROWS = [{"text": text, "label": LABELS[label]} for text, label in TEXTS * 2]
@@ -30,7 +30,7 @@ def search(causal):
 
 def test_search_returns_the_best_prompt_as_text(search, causal):
     found, text = search()
-    assert isinstance(found.prompt_, HardPrompt)
+    assert found.prompt_.kind == "hard"
     assert text == found.prompt_.text(causal.tokenizer)
     assert found.prompt_ is found.outcome_.best.prompt
     rated = [event for event in found.outcome_.trace if "dev_loss" in event]

@@ -165,7 +165,7 @@ def test_it_learns_and_its_held_out_score_is_of_the_penalty_that_ships(kind, req
     if least["penalty"] is None:
         assert not outcome.is_tuned
     else:
-        assert isinstance(outcome.best.prompt, DeepCue)
+        assert outcome.best.prompt.kind == "deep"
         pool = problem.pool
         assert score(backbone, outcome.best, pool).loss < score(backbone, outcome.start, pool).loss
 

@@ -12,7 +12,6 @@ from cuecraft.api.classic import AutoPrompt, PrefixTuning
 from cuecraft.api.family import PromptFamily
 from cuecraft.backbone import load_backbone
 from cuecraft.backbone.load import _load
-from cuecraft.backbone.prompt import prompt_tensors
 from cuecraft.core.errors import BackboneError
 from cuecraft.methods import METHODS, make_method
 from cuecraft.methods.search.label_words import LabelWordSearch
@@ -38,7 +37,7 @@ MODES = pytest.mark.parametrize("mode", [switched_off, torch.no_grad, torch.infe
 
 
 def ordinary(classifier):
-    tensors = [own for prompt in classifier.artifact_.prompts for own in prompt_tensors(prompt).values()]
+    tensors = [own for prompt in classifier.artifact_.prompts for own in prompt.tensors().values()]
     tensors += list(classifier.artifact_.weights.values.values()) if classifier.artifact_.weights else []
     return not any(tensor.is_inference() for tensor in tensors)
 

@@ -24,7 +24,6 @@ from cuecraft.artifact import (
     StoredWeights,
     TaskPart,
     load_artifact,
-    with_head,
 )
 from cuecraft.backbone import ClassHead, load_backbone
 from cuecraft.backbone.weights import FullSpec
@@ -434,7 +433,7 @@ def test_only_causal_models_can_have_it(masked, byte_tokenizer, tmp_path):
         (lambda a, b: replace(a, prompt=random_prompt(b, "prefix+word")), "words stand behind its prefix"),
         (lambda a, b: replace(a, prompt=HardPrompt(())), "it is empty"),
         (
-            lambda a, b: replace(a, prompt=with_head(a.prompt, ClassHead(torch.zeros(2, 32), torch.zeros(2)))),
+            lambda a, b: replace(a, prompt=a.prompt.with_head(ClassHead(torch.zeros(2, 32), torch.zeros(2)))),
             "answers through a class head",
         ),
         (lambda a, b: replace(a, weights=StoredWeights(FullSpec(), {})), "stands on tuned weights"),

@@ -141,7 +141,7 @@ def test_gradients_of_rows_are_those_of_each_prompt_alone(backbone, kind, reques
     """Two prompts over two texts each, of which one is the same."""
     backbone = request.getfixturevalue(backbone)
     task = tasks_of(backbone)[0 if kind == "prefix" or not isinstance(backbone, SequenceBackbone) else 1]
-    name = {"soft": "embeddings", "deep": "offsets", "prefix": "states"}[kind]
+    name = {"soft": "tokens", "deep": "offsets", "prefix": "states"}[kind]
     head = ClassHead(draw(2, backbone.hidden_size), draw(2)) if isinstance(backbone, SequenceBackbone) else None
     prompts = [prompt_of(kind, backbone, seed, head) for seed in (1, 2)]
     leaves = [getattr(prompt, name).clone().requires_grad_() for prompt in prompts]

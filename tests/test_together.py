@@ -13,7 +13,6 @@ from cuecraft import PromptClassifier
 from cuecraft.artifact import Artifact, CalibratedPrompt, Calibration, HardPrompt, load_artifact, stored_bytes
 from cuecraft.artifact.manifest import SCHEMA_VERSION
 from cuecraft.artifact.predictor import PromptEnsemble
-from cuecraft.backbone.prompt import prompt_tensors
 from cuecraft.core.errors import ArtifactError
 from cuecraft.core.storage import digest
 from cuecraft.data import Record
@@ -181,7 +180,7 @@ def test_what_is_written_again_is_counted_again(case, tmp_path):
     assert fewer.manifest.prompt.described.endswith("and 1 more that answer with it")
     assert "2 prompts answer together" in (tmp_path / "fewer" / "README.md").read_text(encoding="utf-8")
     assert list(fewer.calibrations) == CALIBRATIONS[:2]
-    found, expected = (prompt_tensors(own.others[0].prompt) for own in (fewer, artifact))
+    found, expected = (own.others[0].prompt.tensors() for own in (fewer, artifact))
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 

@@ -14,7 +14,6 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from conftest import CORPUS, LABELS, LM_TEMPLATE, TEXTS, WORDS, examples, make_task, tiny_problem
-from cuecraft.artifact import HardPrompt
 from cuecraft.core.errors import DataError, MethodError
 from cuecraft.data import stream_texts
 from cuecraft.methods import make_method
@@ -363,7 +362,7 @@ def test_prompts_are_of_allowed_words_only(name, options, kind, corpus, request)
         assert allowed[ids].all()
         assert {word.casefold() for word in backbone.tokenizer.decode(ids).split()} <= words
     best = (outcome.words or outcome.best).prompt
-    assert isinstance(best, HardPrompt)
+    assert best.kind == "hard"
     assert outcome.is_tuned or best.token_ids == problem.initial_ids
 
 

@@ -13,7 +13,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import NotFittedError
 
 from cuecraft.api.scored import ScoredClassifier
-from cuecraft.artifact import AnyPrompt, Artifact, load_artifact
+from cuecraft.artifact import Artifact, Prompt, load_artifact
 from cuecraft.artifact.artifact import as_folder, folder_files, loading_of
 from cuecraft.artifact.predictor import Predictor, with_backbone
 from cuecraft.backbone import AnyBackbone, load_backbone
@@ -265,7 +265,7 @@ class PromptClassifier(ScoredClassifier, ClassifierMixin, BaseEstimator):  # typ
         return self
 
     @property
-    def prompt_(self) -> AnyPrompt:
+    def prompt_(self) -> Prompt:
         """The tuned prompt; the first one where several answer together (`artifact_.prompts` has all)."""
         return self._fitted().prompt
 

@@ -11,16 +11,16 @@ from cuecraft.artifact.artifact import (
 )
 from cuecraft.artifact.calibration import CalibratedPrompt, Calibration
 from cuecraft.artifact.shared import Sharing, TaskPart, shared_file
-from cuecraft.backbone.prompt import AnyPrompt, DeepCue, HardPrompt, PrefixPrompt, SoftPrompt, with_head, with_others
+from cuecraft.backbone.prompt import DeepCue, HardPrompt, PrefixPrompt, Prompt, SoftPrompt, with_others
 
 __all__ = [
-    "AnyPrompt",
     "Artifact",
     "CalibratedPrompt",
     "Calibration",
     "DeepCue",
     "HardPrompt",
     "PrefixPrompt",
+    "Prompt",
     "Sharing",
     "SoftPrompt",
     "StoredWeights",
@@ -31,6 +31,5 @@ __all__ = [
     "member_folders",
     "shared_file",
     "stored_bytes",
-    "with_head",
     "with_others",
 ]

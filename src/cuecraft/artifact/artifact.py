@@ -35,21 +35,12 @@ from cuecraft.artifact.manifest import (
     DataEntry,
     Manifest,
     PromptEntry,
-    PromptKind,
     model_card,
 )
 from cuecraft.artifact.shared import Sharing, TaskPart
 from cuecraft.backbone import AnyBackbone
 from cuecraft.backbone.base import Backbone
-from cuecraft.backbone.prompt import (
-    AnyPrompt,
-    DeepCue,
-    HardPrompt,
-    PrefixPrompt,
-    SoftPrompt,
-    prompt_tensors,
-    stored_head,
-)
+from cuecraft.backbone.prompt import Prompt, PromptKind
 from cuecraft.backbone.weights import FullSpec, LoraSpec, TunedWeights, load_weights
 from cuecraft.core.errors import ArtifactError, CuecraftWarning
 from cuecraft.core.storage import (
@@ -95,7 +86,7 @@ class Artifact:
         others: further prompts, each with its calibration, whose probabilities are averaged with the prompt's.
     """
 
-    prompt: AnyPrompt
+    prompt: Prompt
     calibration: Calibration
     task: Task
     manifest: Manifest
@@ -110,7 +101,7 @@ class Artifact:
         return self.task.answers.classes
 
     @property
-    def prompts(self) -> tuple[AnyPrompt, ...]:
+    def prompts(self) -> tuple[Prompt, ...]:
         """All prompts that answer, one or several."""
         return (self.prompt, *(other.prompt for other in self.others))
 
@@ -122,7 +113,7 @@ class Artifact:
     @classmethod
     def create(
         cls,
-        prompt: AnyPrompt,
+        prompt: Prompt,
         calibration: Calibration,
         task: Task,
         backbone: AnyBackbone,
@@ -152,7 +143,7 @@ class Artifact:
             ),
             task=TaskEntry.of(task),
             prompt=PromptEntry(
-                kind=_KINDS[type(prompt)],
+                kind=prompt.kind,
                 length=len(prompt),
                 text=prompt.text(backbone.tokenizer),
                 shared_sha256=sharing.sha256 if sharing else None,
@@ -285,7 +276,7 @@ def check_writable(folder: Path) -> None:
         raise ArtifactError(f"{folder}: {where} cannot be written to; choose another folder")
 
 
-def stored_bytes(prompts: Sequence[AnyPrompt], weights: Mapping[str, Tensor] | None = None) -> int:
+def stored_bytes(prompts: Sequence[Prompt], weights: Mapping[str, Tensor] | None = None) -> int:
     """Return the size of the tensors of prompts as an artifact stores them, and of tuned weights."""
     first, *others = prompts
     stored = len(save(_tensors(first, None) | _others_tensors(others)))
@@ -326,33 +317,25 @@ _ARTIFACT = ManifestKind(
     remedy="tune again",
 )
 
-_KINDS: dict[type[AnyPrompt], PromptKind] = {
-    HardPrompt: "hard",
-    SoftPrompt: "soft",
-    DeepCue: "deep",
-    PrefixPrompt: "prefix",
-}
-
-
 #: The tensor of each kind of prompt that tasks can share.
 _SHARED_NAMES: dict[PromptKind, str] = {"soft": "embeddings", "deep": "offsets", "prefix": "states"}
 
 
-def _tensors(prompt: AnyPrompt, sharing: Sharing | None) -> dict[str, Tensor]:
-    tensors = prompt_tensors(prompt)
+def _tensors(prompt: Prompt, sharing: Sharing | None) -> dict[str, Tensor]:
+    tensors = prompt.tensors()
     if sharing is not None:
-        del tensors[_SHARED_NAMES[_KINDS[type(prompt)]]]
+        del tensors[_SHARED_NAMES[prompt.kind]]
         tensors |= sharing.part.tensors()
     return _plain(tensors)
 
 
-def _others_tensors(others: Sequence[AnyPrompt]) -> dict[str, Tensor]:
+def _others_tensors(others: Sequence[Prompt]) -> dict[str, Tensor]:
     """Return the tensors of further prompts, numbered from 1 on."""
-    named = [(f"{n}/{name}", own) for n, one in enumerate(others, 1) for name, own in prompt_tensors(one).items()]
+    named = [(f"{n}/{name}", own) for n, one in enumerate(others, 1) for name, own in one.tensors().items()]
     return _plain(dict(named))
 
 
-def _other_prompts(manifest: Manifest, tensors: Mapping[str, Tensor]) -> tuple[AnyPrompt, ...]:
+def _other_prompts(manifest: Manifest, tensors: Mapping[str, Tensor]) -> tuple[Prompt, ...]:
     """Return the further prompts; KeyError where one is missing, or there are more than the manifest says."""
     found: dict[str, dict[str, Tensor]] = {str(number): {} for number in range(1, manifest.prompt.count)}
     for name, own in tensors.items():
@@ -362,7 +345,7 @@ def _other_prompts(manifest: Manifest, tensors: Mapping[str, Tensor]) -> tuple[A
         if number not in found:
             raise KeyError(f"{name}: more prompts than {manifest.prompt.count}")
         found[number][rest] = own
-    return tuple(_made_of(parts) for parts in found.values())
+    return tuple(Prompt.of_tensors(parts) for parts in found.values())
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -380,27 +363,14 @@ def _sharing(manifest: Manifest, tensors: Mapping[str, Tensor], source: Path) ->
     return Sharing(load_file(path)["shared"], TaskPart.from_tensors(tensors), sha256)
 
 
-def _prompt(manifest: Manifest, stored: Mapping[str, Tensor], sharing: Sharing | None) -> AnyPrompt:
+def _prompt(manifest: Manifest, stored: Mapping[str, Tensor], sharing: Sharing | None) -> Prompt:
     tensors = dict(stored)
     if sharing is not None:
         tensors[_SHARED_NAMES[manifest.prompt.kind]] = sharing.part.of(sharing.shared)
-    prompt = _made_of(tensors)
-    if _KINDS[type(prompt)] != manifest.prompt.kind:
+    prompt = Prompt.of_tensors(tensors)
+    if prompt.kind != manifest.prompt.kind:
         raise KeyError(f"the tensors of a {manifest.prompt.kind} prompt")
     return prompt
-
-
-def _made_of(tensors: Mapping[str, Tensor]) -> AnyPrompt:
-    """Return the prompt that consists of tensors (`prompt_tensors`)."""
-    head = stored_head(tensors)
-    base: HardPrompt | SoftPrompt
-    if "token_ids" in tensors:
-        base = HardPrompt(tuple(tensors["token_ids"].tolist()), head)
-    else:
-        base = SoftPrompt(tensors["embeddings"], head)
-    if "states" in tensors:
-        return PrefixPrompt(base, tensors["states"])
-    return DeepCue(base, tensors["offsets"]) if "offsets" in tensors else base
 
 
 def folder_files(save: Callable[[Path], object]) -> dict[str, bytes]:

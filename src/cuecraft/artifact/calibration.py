@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cuecraft.backbone import ClassHead, FeatureScale
 from cuecraft.backbone.columns import scaled_features
-from cuecraft.backbone.prompt import AnyPrompt
+from cuecraft.backbone.prompt import Prompt
 from cuecraft.core.errors import MethodError
 
 V = TypeVar("V", Tensor, np.ndarray)
@@ -57,7 +57,7 @@ class Calibration:
 class CalibratedPrompt:
     """A prompt and the calibration of its class logits."""
 
-    prompt: AnyPrompt
+    prompt: Prompt
     calibration: Calibration
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from cuecraft.artifact.calibration import Calibration
-from cuecraft.backbone.prompt import with_others
+from cuecraft.backbone.prompt import PromptKind, with_others
 from cuecraft.backbone.weights import WeightsSpec
 from cuecraft.task.task import TaskEntry
 
@@ -17,7 +17,6 @@ from cuecraft.task.task import TaskEntry
 # on features of unit length; 8: the answer space in place of classes and label words.
 SCHEMA_VERSION = 8
 MOST_PROMPTS = 1024  # of one artifact; more is damage, or somebody's attempt to take all memory
-PromptKind = Literal["hard", "soft", "deep", "prefix"]
 #: Key of an event of the trace: what users of the prompt have to know.
 CAVEAT = "caveat"
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cuecraft.artifact import AnyPrompt, Artifact, Calibration, load_artifact, member_folders
+from cuecraft.artifact import Artifact, Calibration, Prompt, load_artifact, member_folders
 from cuecraft.backbone import AnyBackbone, ReadyPrompt, load_backbone
 from cuecraft.backbone.budget import same_width
 from cuecraft.backbone.hooks import training
@@ -51,7 +51,7 @@ class Member:
 
     backbone: AnyBackbone
     task: Task
-    prompt: AnyPrompt
+    prompt: Prompt
     calibration: Calibration
     share: float
 

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from cuecraft.backbone.causal import CausalBackbone
     from cuecraft.backbone.encoder import EncoderBackbone, MaskedBackbone, Pooling, SequenceBackbone
     from cuecraft.backbone.load import AnyBackbone, load_backbone
-    from cuecraft.backbone.query import ClassHead, Context, FeatureScale, Prompt, ReadyPrompt, Row, Swap
+    from cuecraft.backbone.prompt import ClassHead, FeatureScale, Prompt
+    from cuecraft.backbone.query import Context, ReadyPrompt, Row, Swap
 
 __all__ = [
     "AnyBackbone",
@@ -36,15 +37,8 @@ __all__ = [
 # Loaded on first use: none of them is there without PyTorch.
 _HOMES = {
     "base": ("Backbone",),
-    "query": (
-        "ClassHead",
-        "Context",
-        "FeatureScale",
-        "Prompt",
-        "ReadyPrompt",
-        "Row",
-        "Swap",
-    ),
+    "prompt": ("ClassHead", "FeatureScale", "Prompt"),
+    "query": ("Context", "ReadyPrompt", "Row", "Swap"),
     "budget": ("Budget",),
     "causal": ("CausalBackbone",),
     "encoder": (

@@ -17,7 +17,8 @@ from cuecraft.backbone.columns import Columns, columns_of
 from cuecraft.backbone.hooks import hosted, layer_list, passing
 from cuecraft.backbone.nearest import Nearest, NearestRenderer
 from cuecraft.backbone.plan import Plan, Prompts
-from cuecraft.backbone.query import FEATURES, Context, PlacedPrompt, Prompt, Query, ReadyPrompt, Row, Rows, Swap, T
+from cuecraft.backbone.prompt import Prompt
+from cuecraft.backbone.query import FEATURES, Context, PlacedPrompt, Query, ReadyPrompt, Row, Rows, Swap, T
 from cuecraft.core.errors import BackboneError, PromptError
 from cuecraft.task import Example, Task
 from cuecraft.task.rendering import HeadKind, Renderer

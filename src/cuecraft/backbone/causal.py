@@ -21,7 +21,8 @@ from cuecraft.backbone.columns import Columns, columns_of, row_columns
 from cuecraft.backbone.decoder import CausalModel
 from cuecraft.backbone.layout import Branch, RowTree, SharedTrees, own_tokens, rows_plan
 from cuecraft.backbone.plan import Prompts
-from cuecraft.backbone.query import FEATURES, Context, Prompt, Query, ReadyPrompt, Row, Rows
+from cuecraft.backbone.prompt import Prompt
+from cuecraft.backbone.query import FEATURES, Context, Query, ReadyPrompt, Row, Rows
 from cuecraft.core.deadline import check_time
 from cuecraft.core.errors import BackboneError, DataError, PromptError
 from cuecraft.task import Example, Task

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from cuecraft.backbone.hooks import computed_again
-from cuecraft.backbone.query import ClassHead, FeatureScale, Query
+from cuecraft.backbone.prompt import ClassHead, FeatureScale
+from cuecraft.backbone.query import Query
 from cuecraft.core.errors import LabelWordError
 from cuecraft.task.fitting import LabelIds
 

@@ -23,7 +23,8 @@ from cuecraft.backbone.budget import Budget, restore_order
 from cuecraft.backbone.columns import Columns, class_scores, columns_of, feature_columns, row_columns
 from cuecraft.backbone.hooks import passing
 from cuecraft.backbone.plan import Past, Plan, Prompts, adding
-from cuecraft.backbone.query import FEATURES, ClassHead, Context, Prompt, Query, ReadyPrompt, Row, Rows
+from cuecraft.backbone.prompt import ClassHead, Prompt
+from cuecraft.backbone.query import FEATURES, Context, Query, ReadyPrompt, Row, Rows
 from cuecraft.core.deadline import check_time
 from cuecraft.core.errors import BackboneError, PromptError
 from cuecraft.task import Example, Task

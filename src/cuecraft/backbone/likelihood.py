@@ -12,7 +12,8 @@ from torch import Tensor
 from cuecraft.backbone.causal import CausalBackbone
 from cuecraft.backbone.encoder import MaskedBackbone
 from cuecraft.backbone.load import AnyBackbone
-from cuecraft.backbone.query import VOCABULARY, Context, Prompt, Query, Rows
+from cuecraft.backbone.prompt import Prompt
+from cuecraft.backbone.query import VOCABULARY, Context, Query, Rows
 from cuecraft.backbone.tree import tree_groups
 from cuecraft.core.errors import BackboneError, PromptError
 from cuecraft.task.rendering import Pieces

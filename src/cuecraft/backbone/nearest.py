@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from cuecraft.backbone.query import Context, Prompt
+from cuecraft.backbone.prompt import Prompt
+from cuecraft.backbone.query import Context
 from cuecraft.core.errors import PromptError
 from cuecraft.task import Example, Task
 from cuecraft.task.rendering import Frame, HeadKind, Pieces, Renderer
@@ -23,24 +24,6 @@ class _Features(Protocol):
 
     def renderer(self, task: Task) -> Renderer: ...
     def features(self, context: Context, prompt: Prompt) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class _Words:
-    """The template's own words as a prompt.
-
-    Args:
-        token_ids: of the words.
-    """
-
-    token_ids: tuple[int, ...]
-    head: None = None
-    offsets: None = None
-    states: None = None
-
-    def vectors(self, embed: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return the words' input embeddings `[S, d]`."""
-        return embed(torch.tensor(self.token_ids, dtype=torch.long))
 
 
 class Nearest:
@@ -99,7 +82,7 @@ class Nearest:
     def _features(self, examples: Sequence[Example]) -> Tensor:
         """Return features `[N, d]` of texts without examples in front."""
         renderer = self._backbone.renderer(self._plain)
-        words, parts = _Words(renderer.prompt_ids), []
+        words, parts = Prompt(renderer.prompt_ids), []
         for start in range(0, len(examples), _TOGETHER):
             own = tuple(examples[start : start + _TOGETHER])
             # Longer texts are cut here as behind examples, where a warning counts them.

@@ -10,7 +10,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from cuecraft.backbone.query import ClassHead, PlacedPrompt
+from cuecraft.backbone.prompt import ClassHead
+from cuecraft.backbone.query import PlacedPrompt
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,222 +1,191 @@
-"""The kinds of prompt: token ids, free vectors, offsets on every layer, and keys and values of every layer."""
+"""Prompts: token ids or vectors in the input, offsets on every layer, keys and values of every layer, a class head."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from enum import StrEnum
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from cuecraft.backbone import ClassHead, FeatureScale
+PromptKind = Literal["hard", "soft", "deep", "prefix"]
+
+
+class FeatureScale(StrEnum):
+    """What becomes of features before a class head reads them."""
+
+    PLAIN = "plain"  # as they are
+    UNIT = "unit"  # divided by their Euclidean length
+
 
 #: The name of a class head's weight says which features it is for.
 _HEAD_WEIGHTS = {FeatureScale.PLAIN: "head.weight", FeatureScale.UNIT: "head.unit_weight"}
 
 
 @dataclass(frozen=True, eq=False)
-class HardPrompt:
-    """A discrete prompt.
+class ClassHead:
+    """A read-out of features in place of label words: ``scaled(features) @ weight.T + bias``.
 
     Args:
-        token_ids: `[S]` ids in the backbone's vocabulary.
-        head: the class head found with it; None to read label words.
+        weight: `[O, d]`.
+        bias: `[O]`.
+        scale: what becomes of the features before.
     """
 
-    token_ids: tuple[int, ...]
+    weight: Tensor
+    bias: Tensor
+    scale: FeatureScale = FeatureScale.PLAIN
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors by the names that an artifact stores them under."""
+        return {_HEAD_WEIGHTS[self.scale]: self.weight, "head.bias": self.bias}
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor]) -> ClassHead | None:
+        """Return the class head among a prompt's tensors; KeyError where half of it is missing."""
+        scale = next((scale for scale, name in _HEAD_WEIGHTS.items() if name in tensors), None)
+        return None if scale is None else cls(tensors[_HEAD_WEIGHTS[scale]], tensors["head.bias"], scale)
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """What stands in the prompt slot.
+
+    Args:
+        tokens: `[S]` token ids, of a prompt in words; or `[S, d]` input embeddings (Lester et al., EMNLP 2021, arXiv
+            2104.08691). May be empty where keys and values stand before them.
+        offsets: `[n_layers, S, d]` added to the hidden state entering each layer, at these tokens' positions only.
+            Related: deep prompts of P-tuning v2 (Liu et al., ACL 2022, arXiv 2110.07602), interventions of ReFT (Wu et
+            al., 2024, arXiv 2404.03592). With zeros it is the prompt without them. None for nothing.
+        states: `[n_layers, 2, n_kv_heads, P, head_dim]` keys and values of every layer in front of the tokens, which
+            all behind them attend to as to P further tokens: prefix-tuning (Li & Liang, ACL 2021, arXiv 2101.00190).
+            None for nothing.
+        head: the class head that answers, in place of label words; None to read label words.
+    """
+
+    tokens: tuple[int, ...] | Tensor
+    offsets: Tensor | None = None
+    states: Tensor | None = None
     head: ClassHead | None = None
 
     def __len__(self) -> int:
-        return len(self.token_ids)
+        return len(self.tokens) + (0 if self.states is None else self.states.shape[3])
 
     @property
-    def offsets(self) -> None:
-        """Nothing is added to hidden states."""
+    def kind(self) -> PromptKind:
+        """What was tuned, in a word."""
+        if self.states is not None:
+            return "prefix"
+        if self.offsets is not None:
+            return "deep"
+        return "soft" if isinstance(self.tokens, Tensor) else "hard"
 
     @property
-    def states(self) -> None:
-        """No keys and values stand before it."""
+    def base(self) -> Prompt:
+        """The prompt without offsets, keys and values."""
+        return replace(self, offsets=None, states=None)
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The ids `[S]` of a prompt in words."""
+        assert not isinstance(self.tokens, Tensor)
+        return self.tokens
+
+    @property
+    def embeddings(self) -> Tensor:
+        """The input embeddings `[S, d]` of a prompt in vectors."""
+        assert isinstance(self.tokens, Tensor)
+        return self.tokens
 
     @property
     def size(self) -> int:
-        """Tokens that were chosen."""
-        return len(self.token_ids)
+        """Numbers that were trained, or tokens that were chosen."""
+        for tensor in (self.states, self.offsets):
+            if tensor is not None:
+                return tensor.numel()
+        return self.tokens.numel() if isinstance(self.tokens, Tensor) else len(self.tokens)
 
     def vectors(self, embed: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return the embeddings `[S, d]` of the prompt's tokens."""
-        return embed(torch.tensor(self.token_ids, dtype=torch.long))
+        """Return the input embeddings `[S, d]`; `embed` looks token ids up."""
+        return self.tokens if isinstance(self.tokens, Tensor) else embed(torch.tensor(self.tokens, dtype=torch.long))
 
-    def swapped(self, position: int, token_id: int) -> Self:
-        """Return the prompt with another token at one position."""
+    def swapped(self, position: int, token_id: int) -> Prompt:
+        """Return a prompt in words with another token at one position."""
         ids = list(self.token_ids)
         ids[position] = token_id
-        return replace(self, token_ids=tuple(ids))
+        return replace(self, tokens=tuple(ids))
+
+    def with_head(self, head: ClassHead | None) -> Prompt:
+        """Return the prompt with another class head."""
+        return replace(self, head=head)
+
+    def mapped(self, function: Callable[..., Tensor], *others: Prompt) -> Prompt:
+        """Return the prompt whose tensors are a function of its own and of those of others; token ids stay."""
+
+        def of(own: Any, name: str) -> Any:
+            tensor = getattr(own, name)
+            parts = [getattr(other if own is self else other.head, name) for other in others]
+            return function(tensor, *parts) if isinstance(tensor, Tensor) else tensor
+
+        tokens, offsets, states = (of(self, name) for name in ("tokens", "offsets", "states"))
+        head = self.head and replace(self.head, weight=of(self.head, "weight"), bias=of(self.head, "bias"))
+        return Prompt(tokens, offsets, states, head)
 
     def text(self, tokenizer: Any) -> str:
-        """Return the prompt in words."""
-        return str(tokenizer.decode(list(self.token_ids), clean_up_tokenization_spaces=False))
+        """Return the prompt in words; of tensors, which have none, a short description."""
+        if isinstance(self.tokens, Tensor):
+            text = f"{len(self.tokens)} tuned vectors of width {self.tokens.shape[1]}"
+        else:
+            text = str(tokenizer.decode(list(self.tokens), clean_up_tokenization_spaces=False))
+        if self.offsets is not None:
+            text = f"{text} (+ offsets on {len(self.offsets)} layers)"
+        if self.states is not None:
+            layers, _, _, length, _ = self.states.shape
+            text = f"(keys and values of {length} tokens on {layers} layers +) {text}"
+        return text
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all that it consists of, by the names that an artifact stores it under."""
+        if isinstance(self.tokens, Tensor):
+            found = {"embeddings": self.tokens}
+        else:
+            found = {"token_ids": torch.tensor(self.tokens, dtype=torch.long)}
+        parts = {"offsets": self.offsets, "states": self.states}
+        found |= {name: tensor for name, tensor in parts.items() if tensor is not None}
+        return found | (self.head.tensors() if self.head else {})
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor]) -> Prompt:
+        """Return the prompt that consists of tensors; KeyError where one is missing."""
+        tokens = tuple(tensors["token_ids"].tolist()) if "token_ids" in tensors else tensors["embeddings"]
+        return cls(tokens, tensors.get("offsets"), tensors.get("states"), ClassHead.of_tensors(tensors))
 
 
-@dataclass(frozen=True, eq=False)
-class SoftPrompt:
-    """A continuous prompt (Lester et al., EMNLP 2021, arXiv 2104.08691).
-
-    Args:
-        embeddings: `[S, d]` input embeddings.
-        head: the class head trained with it; None to read label words.
-    """
-
-    embeddings: Tensor
-    head: ClassHead | None = None
-
-    def __len__(self) -> int:
-        return len(self.embeddings)
-
-    @property
-    def offsets(self) -> None:
-        """Nothing is added to hidden states."""
-
-    @property
-    def states(self) -> None:
-        """No keys and values stand before it."""
-
-    @property
-    def size(self) -> int:
-        """Numbers that were trained."""
-        return self.embeddings.numel()
-
-    def vectors(self, embed: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return the prompt's own vectors `[S, d]`."""
-        return self.embeddings
-
-    def text(self, tokenizer: Any) -> str:
-        """Return a short description; vectors have no words of their own."""
-        return f"{len(self)} tuned vectors of width {self.embeddings.shape[1]}"
+def HardPrompt(token_ids: tuple[int, ...], head: ClassHead | None = None) -> Prompt:  # noqa: N802  # documented so
+    """Return a prompt in words: `[S]` ids in the backbone's vocabulary."""
+    return Prompt(token_ids, head=head)
 
 
-@dataclass(frozen=True, eq=False)
-class DeepCue:
-    """A prompt whose positions are moved on the way into every layer.
-
-    Kin: deep prompts of P-tuning v2 (Liu et al., ACL 2022, arXiv 2110.07602), interventions of ReFT (Wu et al., 2024,
-    arXiv 2404.03592). With offsets of zero it is its base exactly.
-
-    Args:
-        base: the prompt that stands in the input, in words or in vectors; it brings the class head, if any.
-        offsets: `[n_layers, S, d]` added to the hidden state entering each layer, at the prompt's positions only.
-    """
-
-    base: HardPrompt | SoftPrompt
-    offsets: Tensor
-
-    def __len__(self) -> int:
-        return len(self.base)
-
-    @property
-    def head(self) -> ClassHead | None:
-        """The class head trained with it; None to read label words."""
-        return self.base.head
-
-    @property
-    def states(self) -> None:
-        """No keys and values stand before it."""
-
-    @property
-    def size(self) -> int:
-        """Numbers that were trained."""
-        return self.offsets.numel()
-
-    def vectors(self, embed: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return the base's vectors `[S, d]`."""
-        return self.base.vectors(embed)
-
-    def text(self, tokenizer: Any) -> str:
-        """Return the base's words or description, and that offsets go with it."""
-        return f"{self.base.text(tokenizer)} (+ offsets on {len(self.offsets)} layers)"
+def SoftPrompt(embeddings: Tensor, head: ClassHead | None = None) -> Prompt:  # noqa: N802
+    """Return a prompt in vectors: `[S, d]` input embeddings."""
+    return Prompt(embeddings, head=head)
 
 
-@dataclass(frozen=True, eq=False)
-class PrefixPrompt:
-    """Keys and values of every layer, which the tokens after them attend to as to P further tokens.
-
-    Prefix-tuning (Li & Liang, ACL 2021, arXiv 2101.00190); deep prompts of P-tuning v2 (Liu et al., ACL 2022,
-    arXiv 2110.07602). They stand in the prompt slot, in front of the base.
-
-    Args:
-        base: the prompt that stands in the input behind them, in words or in vectors, or empty; it brings the class
-            head, if any.
-        states: `[n_layers, 2, n_kv_heads, P, head_dim]` keys and values.
-    """
-
-    base: HardPrompt | SoftPrompt
-    states: Tensor
-
-    def __len__(self) -> int:
-        return len(self.base) + self.states.shape[3]
-
-    @property
-    def head(self) -> ClassHead | None:
-        """The class head trained with it; None to read label words."""
-        return self.base.head
-
-    @property
-    def offsets(self) -> None:
-        """Nothing is added to hidden states."""
-
-    @property
-    def size(self) -> int:
-        """Numbers that were trained."""
-        return self.states.numel()
-
-    def vectors(self, embed: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return the base's vectors `[S, d]`."""
-        return self.base.vectors(embed)
-
-    def text(self, tokenizer: Any) -> str:
-        """Return the base's words or description, and that keys and values stand before it."""
-        layers, _, _, length, _ = self.states.shape
-        return f"(keys and values of {length} tokens on {layers} layers +) {self.base.text(tokenizer)}"
+def DeepCue(base: Prompt, offsets: Tensor) -> Prompt:  # noqa: N802
+    """Return a prompt with offsets `[n_layers, S, d]`; the class head, if any, is the base's."""
+    return replace(base, offsets=offsets)
 
 
-AnyPrompt = HardPrompt | SoftPrompt | DeepCue | PrefixPrompt
+def PrefixPrompt(base: Prompt, states: Tensor) -> Prompt:  # noqa: N802
+    """Return a prompt behind keys and values `[n_layers, 2, n_kv_heads, P, head_dim]`; the class head is the base's."""
+    return replace(base, states=states)
 
 
 def with_others(text: str, count: int) -> str:
     """Return the words of the first of some prompts that answer together, and how many there are besides it."""
     return text if count == 1 else f"{text}, and {count - 1} more that answer with it"
-
-
-def with_head(prompt: AnyPrompt, head: ClassHead | None) -> AnyPrompt:
-    """Return the prompt with another class head."""
-    if isinstance(prompt, DeepCue | PrefixPrompt):
-        return replace(prompt, base=replace(prompt.base, head=head))
-    return replace(prompt, head=head)
-
-
-def prompt_tensors(prompt: AnyPrompt) -> dict[str, Tensor]:
-    """Return all that a prompt consists of, by the names that an artifact stores it under."""
-    base = prompt.base if isinstance(prompt, DeepCue | PrefixPrompt) else prompt
-    if isinstance(base, HardPrompt):
-        tensors = {"token_ids": torch.tensor(base.token_ids, dtype=torch.long)}
-    else:
-        tensors = {"embeddings": base.embeddings}
-    if prompt.offsets is not None:
-        tensors["offsets"] = prompt.offsets
-    if prompt.states is not None:
-        tensors["states"] = prompt.states
-    return tensors | head_tensors(prompt.head)
-
-
-def head_tensors(head: ClassHead | None) -> dict[str, Tensor]:
-    """Return the tensors of a class head by name; nothing where there is none."""
-    return {_HEAD_WEIGHTS[head.scale]: head.weight, "head.bias": head.bias} if head else {}
-
-
-def stored_head(tensors: Mapping[str, Tensor]) -> ClassHead | None:
-    """Return the class head among a prompt's tensors (`prompt_tensors`); KeyError where half of it is missing."""
-    scale = next((scale for scale, name in _HEAD_WEIGHTS.items() if name in tensors), None)
-    return None if scale is None else ClassHead(tensors[_HEAD_WEIGHTS[scale]], tensors["head.bias"], scale)
 
 
 def nearest_tokens(vectors: Tensor, embeddings: Tensor, chunk: int = 16384) -> Tensor:

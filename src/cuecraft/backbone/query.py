@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
 from torch import Tensor
 
+from cuecraft.backbone.prompt import ClassHead
 from cuecraft.backbone.tree import CueTree, grow_tree
 from cuecraft.task import Example
 from cuecraft.task.fitting import LabelIds
@@ -20,51 +20,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Swap = tuple[int, int]  # a position of the prompt, and the token id put there
-
-
-class FeatureScale(StrEnum):
-    """What becomes of features before a class head reads them."""
-
-    PLAIN = "plain"  # as they are
-    UNIT = "unit"  # divided by their Euclidean length
-
-
-@dataclass(frozen=True, eq=False)
-class ClassHead:
-    """A read-out of features in place of label words: ``scaled(features) @ weight.T + bias``.
-
-    Args:
-        weight: `[C, d]`.
-        bias: `[C]`.
-        scale: what becomes of the features before.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    scale: FeatureScale = FeatureScale.PLAIN
-
-
-class Prompt(Protocol):
-    """What a backbone needs to know of a prompt."""
-
-    @property
-    def head(self) -> ClassHead | None:
-        """The class head trained with the prompt; None to read label words."""
-        ...
-
-    @property
-    def offsets(self) -> Tensor | None:
-        """What is added to the hidden state entering each layer at the prompt's positions, `[n_layers, S, d]`."""
-        ...
-
-    @property
-    def states(self) -> Tensor | None:
-        """Keys and values that stand before the prompt's vectors, `[n_layers, 2, n_kv_heads, P, head_dim]`."""
-        ...
-
-    def vectors(self, embed: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return the prompt's input embeddings `[S, d]`; `embed` looks token ids up."""
-        ...
 
 
 @dataclass(frozen=True)

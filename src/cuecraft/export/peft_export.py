@@ -30,10 +30,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cuecraft.artifact import Artifact, DeepCue, HardPrompt, PrefixPrompt
+from cuecraft.artifact import Artifact
 from cuecraft.artifact.manifest import Manifest
 from cuecraft.backbone import AnyBackbone
-from cuecraft.backbone.prompt import head_tensors
 from cuecraft.core.errors import ArtifactError
 from cuecraft.core.storage import file_sha256, write_folder
 from cuecraft.task import Example, Field, PromptSlot, Task
@@ -190,9 +189,9 @@ def _require_exportable(artifact: Artifact) -> None:
         reason = "it stands on tuned weights, which a PEFT prompt does not hold"
     elif prompt.head is not None:
         reason = "it answers through a class head, and a PEFT prompt has none"
-    elif isinstance(prompt, DeepCue):
+    elif prompt.offsets is not None:
         reason = "it is a deep cue, and PEFT has no offsets on layers"
-    elif isinstance(prompt, PrefixPrompt) and len(prompt.base):
+    elif prompt.states is not None and len(prompt.tokens):
         reason = "words stand behind its prefix, and PEFT keeps the prefix alone"
     elif not len(prompt):
         reason = "it is empty"
@@ -210,7 +209,7 @@ def _adapter(artifact: Artifact, backbone: AnyBackbone, peft: Any) -> tuple[Tens
         "num_virtual_tokens": len(prompt),
         "num_transformer_submodules": 1,
     }
-    if isinstance(prompt, PrefixPrompt):
+    if prompt.states is not None:
         layers, _, heads, _, width = prompt.states.shape
         # PEFT counts heads and width of keys and values here, not of queries.
         shape = {"num_layers": layers, "num_attention_heads": heads, "token_dim": heads * width}
@@ -225,10 +224,9 @@ def _adapter(artifact: Artifact, backbone: AnyBackbone, peft: Any) -> tuple[Tens
 
 def _beside(artifact: Artifact, sha256: str) -> Beside:
     prompt = artifact.prompt
-    base = prompt.base if isinstance(prompt, PrefixPrompt) else prompt
     return Beside(
         adapter_sha256=sha256,
-        token_ids=list(base.token_ids) if isinstance(base, HardPrompt) else None,
+        token_ids=None if isinstance(prompt.tokens, Tensor) else list(prompt.tokens),
         # The adapter holds the whole prompt, also of what was trained as one of several tasks.
         manifest=artifact.whole().manifest,
         trace=[dict(event) for event in artifact.trace],
@@ -271,7 +269,7 @@ def export_tensors(artifact: Artifact, backbone: AnyBackbone, folder: str | Path
         "vectors": prompt.vectors(backbone.embed),
         "offsets": prompt.offsets,
         "states": prompt.states,
-        **head_tensors(prompt.head),
+        **(prompt.head.tensors() if prompt.head else {}),
     }
     tensors = {name: own.detach().cpu().clone().contiguous() for name, own in found.items() if own is not None}
     beside = {

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cuecraft.artifact import AnyPrompt, Artifact, Calibration, HardPrompt, PrefixPrompt, SoftPrompt
+from cuecraft.artifact import Artifact, Calibration, HardPrompt, PrefixPrompt, Prompt, SoftPrompt
 from cuecraft.artifact.manifest import CAVEAT
 from cuecraft.backbone import AnyBackbone
 from cuecraft.backbone.load import checkpoint_hash
@@ -199,7 +199,7 @@ def import_peft(
     return _new(adapter, prompt, wanted, backbone, note)
 
 
-def _new(adapter: _Adapter, prompt: AnyPrompt, task: Task, backbone: AnyBackbone, note: str | None) -> Artifact:
+def _new(adapter: _Adapter, prompt: Prompt, task: Task, backbone: AnyBackbone, note: str | None) -> Artifact:
     """Return an artifact of an adapter that PEFT has trained; `note` is what its card warns of."""
     event = {
         "phase": "import",
@@ -302,7 +302,7 @@ def _task(
     return Task(written, replace(found, classes=names), **options)
 
 
-def _prompt(adapter: _Adapter, backbone: AnyBackbone) -> AnyPrompt:
+def _prompt(adapter: _Adapter, backbone: AnyBackbone) -> Prompt:
     """Return the adapter's prompt, or say that it does not fit the backbone."""
     tensor = adapter.tensor
     if adapter.kind != "PREFIX_TUNING":
@@ -326,11 +326,11 @@ def _prompt(adapter: _Adapter, backbone: AnyBackbone) -> AnyPrompt:
     return PrefixPrompt(HardPrompt(()), unflatten_states(tensor, shape))
 
 
-def _restored(beside: Beside, prompt: AnyPrompt, task: Task, backbone: AnyBackbone) -> Artifact:
+def _restored(beside: Beside, prompt: Prompt, task: Task, backbone: AnyBackbone) -> Artifact:
     """Return the artifact that was exported."""
     ids, manifest = beside.token_ids, beside.manifest
-    if isinstance(prompt, PrefixPrompt) and ids is None:
-        prompt = PrefixPrompt(SoftPrompt(torch.empty(0, backbone.hidden_size)), prompt.states)
+    if prompt.states is not None and ids is None:
+        prompt = replace(prompt, tokens=torch.empty(0, backbone.hidden_size))
     elif ids:
         prompt = HardPrompt(tuple(ids))
     calibration = manifest.calibration.calibration()

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from cuecraft.artifact import AnyPrompt, CalibratedPrompt, Calibration
+from cuecraft.artifact import CalibratedPrompt, Calibration, Prompt
 from cuecraft.artifact.predictor import FRESH, finite
 from cuecraft.backbone import AnyBackbone, Context
 from cuecraft.backbone.budget import same_width
@@ -60,14 +60,14 @@ class Candidate:
         is_cut: whether the time limit ended before it was calibrated, or its class head fitted to all examples.
     """
 
-    prompt: AnyPrompt
+    prompt: Prompt
     calibration: Calibration
     reader: Reader | None = None
     others: tuple[CalibratedPrompt, ...] = ()
     is_cut: bool = False
 
     @property
-    def prompts(self) -> tuple[AnyPrompt, ...]:
+    def prompts(self) -> tuple[Prompt, ...]:
         """All prompts that answer, one or several."""
         return (self.prompt, *(other.prompt for other in self.others))
 

@@ -32,7 +32,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from cuecraft.artifact import Calibration, DeepCue, HardPrompt
+from cuecraft.artifact import Calibration, DeepCue, Prompt
 from cuecraft.artifact.predictor import finite
 from cuecraft.backbone import AnyBackbone, Context
 from cuecraft.backbone.budget import Budget, memory_of
@@ -138,7 +138,7 @@ class _Choice:
         with self.whole.in_time():
             self._see_untuned()
             start = filled_start(self.whole, self.untuned, self.options.prompt_length, self.options.calibration)
-            assert isinstance(start.prompt, HardPrompt)
+            assert start.prompt.kind == "hard"
             linear = linearised(self.whole, start.prompt)
         for penalty in () if linear is None else self.options.penalties:
             assert linear is not None
@@ -154,7 +154,7 @@ class _Choice:
 
     def _see_untuned(self) -> None:
         prompt = self.untuned.prompt
-        assert isinstance(prompt, HardPrompt)
+        assert prompt.kind == "hard"
         answers = untuned_answers(self.whole, self.whole.train, [prompt], self.folds)
         found = answers(0, self.options.calibration).values
         self._rate(math.inf, self.learnt, found, found)
@@ -225,7 +225,7 @@ class Linearised:
         back: `[N C, R]` maps weights of features to weights of gradients, float64.
     """
 
-    base: HardPrompt
+    base: Prompt
     logits: np.ndarray
     gradients: Tensor
     unit: Tensor
@@ -265,7 +265,7 @@ class Linearised:
         return torch.cat(linear), torch.cat([own.calibration.apply(part.double().cpu()) for own, part in pairs])
 
 
-def linearised(problem: Problem, prompt: HardPrompt) -> Linearised | None:
+def linearised(problem: Problem, prompt: Prompt) -> Linearised | None:
     """Linearise a prompt's class logits over the training examples; None where the time ends before.
 
     Raises:
@@ -298,7 +298,7 @@ def linearised(problem: Problem, prompt: HardPrompt) -> Linearised | None:
 
 
 def class_gradients(
-    backbone: AnyBackbone, context: Context, prompt: HardPrompt, shape: tuple[int, int, int]
+    backbone: AnyBackbone, context: Context, prompt: Prompt, shape: tuple[int, int, int]
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients `[B, C, P]` of class logits at offsets of zero, and the logits `[B, C]`.
 
@@ -333,7 +333,7 @@ def class_gradients(
     return backbone.within_memory(run)
 
 
-def _whitened(prompt: HardPrompt, gradients: Tensor, logits: np.ndarray, shape: tuple[int, int, int]) -> Linearised:
+def _whitened(prompt: Prompt, gradients: Tensor, logits: np.ndarray, shape: tuple[int, int, int]) -> Linearised:
     """Scale each layer's gradients `[N, C, P]` to one share of the kernel's trace, and the mean of that trace to 1."""
     rows, layers = gradients.shape[0] * gradients.shape[1], shape[0]
     flat = gradients.reshape(rows, layers, -1)

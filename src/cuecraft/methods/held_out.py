@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cuecraft.artifact import Calibration, HardPrompt
+from cuecraft.artifact import Calibration, Prompt
 from cuecraft.backbone import SequenceBackbone
 from cuecraft.backbone.budget import same_width
 from cuecraft.backbone.columns import class_scores
@@ -212,7 +212,7 @@ def answers_of_folds(problems: Sequence[Problem], candidates: Sequence[Candidate
 
 @torch.no_grad()
 def untuned_answers(
-    problem: Problem, pool: Labelled, prompts: Sequence[HardPrompt], folds: Sequence[Fold]
+    problem: Problem, pool: Labelled, prompts: Sequence[Prompt], folds: Sequence[Fold]
 ) -> Callable[[int, CalibrationKind], HeldOut]:
     """Read the examples with prompts in words; return what a prompt answers to the held-out parts, by calibration.
 

@@ -16,7 +16,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from cuecraft.artifact import HardPrompt
 from cuecraft.artifact.manifest import DataEntry
 from cuecraft.backbone import AnyBackbone, ClassHead, Context, FeatureScale
 from cuecraft.backbone.hooks import ordinary_tensors, training
@@ -234,8 +233,10 @@ class Outcome:
         if not self.is_tuned:
             return 0
         written, reader = self.start.prompt, self.best.reader
-        words = written.token_ids if isinstance(written, HardPrompt) else None
-        others = [own for own in self.best.prompts if not (isinstance(own, HardPrompt) and own.token_ids == words)]
+        is_written = written.kind == "hard"
+        others = [
+            own for own in self.best.prompts if not (is_written and own.kind == "hard" and own.tokens == written.tokens)
+        ]
         heads = sum(own.head.weight.numel() + own.head.bias.numel() for own in self.best.prompts if own.head)
         sizes = sum(own.size for own in others)
         return sizes + heads + (reader.size if reader else 0)

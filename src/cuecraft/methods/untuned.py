@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from cuecraft.artifact import AnyPrompt, Calibration, HardPrompt
+from cuecraft.artifact import Calibration, HardPrompt, Prompt
 from cuecraft.artifact.predictor import finite
 from cuecraft.backbone import ClassHead, SequenceBackbone
 from cuecraft.backbone.columns import class_scores
@@ -68,7 +68,7 @@ def begin(problem: Problem, kind: CalibrationKind, phase: str = "untuned") -> tu
     return untuned, selection
 
 
-def calibrated(problem: Problem, prompt: AnyPrompt, kind: CalibrationKind) -> Candidate:
+def calibrated(problem: Problem, prompt: Prompt, kind: CalibrationKind) -> Candidate:
     """Return a prompt with the calibration of its own logits; a class head needs none."""
     if prompt.head is not None:
         return Candidate(prompt, problem.objective.plain())
@@ -79,7 +79,7 @@ CONTENT_FREE = ("N/A", "[MASK]", "...")
 
 
 @torch.no_grad()
-def calibrate(problem: Problem, prompt: AnyPrompt, kind: CalibrationKind) -> Calibration:
+def calibrate(problem: Problem, prompt: Prompt, kind: CalibrationKind) -> Calibration:
     """Calibrate a prompt on the problem's training texts (`batch`), right answers (`fitted`) or on no texts at all."""
     needs_texts = kind in (CalibrationKind.BATCH, CalibrationKind.FITTED)
     logits = problem.backbone.class_logits(problem.train.context, prompt) if needs_texts else None
@@ -87,7 +87,7 @@ def calibrate(problem: Problem, prompt: AnyPrompt, kind: CalibrationKind) -> Cal
 
 
 @torch.no_grad()
-def calibration_of(problem: Problem, prompt: AnyPrompt, kind: CalibrationKind, logits: Tensor | None) -> Calibration:
+def calibration_of(problem: Problem, prompt: Prompt, kind: CalibrationKind, logits: Tensor | None) -> Calibration:
     """Calibrate a prompt whose logits `[N, O]` on the training texts are known; None where its kind needs none.
 
     Raises:
@@ -110,7 +110,7 @@ def calibration_of(problem: Problem, prompt: AnyPrompt, kind: CalibrationKind, l
     return problem.train.golds.fitted(logits, problem.train.weights)
 
 
-def fit_head(problem: Problem, prompt: AnyPrompt) -> ClassHead:
+def fit_head(problem: Problem, prompt: Prompt) -> ClassHead:
     """Fit a class head to the prompt's frozen features of the training texts."""
     with torch.no_grad():
         features = problem.backbone.features(problem.train.context, prompt)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cuecraft.api.classic.prefix import Rows, texts_and_labels
-from cuecraft.artifact import Artifact, HardPrompt
+from cuecraft.artifact import Artifact, Prompt
 from cuecraft.backbone import AnyBackbone, load_backbone
 from cuecraft.backbone.hooks import training
 from cuecraft.core.errors import BackboneError
@@ -67,10 +67,10 @@ class AutoPrompt:
         self.seed = seed
 
     @property
-    def prompt_(self) -> HardPrompt:
+    def prompt_(self) -> Prompt:
         """The best prompt; there after `search`."""
         prompt = self.outcome_.best.prompt
-        assert isinstance(prompt, HardPrompt)
+        assert prompt.kind == "hard"
         return prompt
 
     @training()

@@ -114,7 +114,7 @@ def train_language_model(
     selection = Selection(problem)
     train(method, problem, method.trainable(problem, start), selection)
     outcome = selection.outcome(start)
-    assert isinstance(outcome.best.prompt, PrefixPrompt)
+    assert outcome.best.prompt.states is not None
     return outcome.best.prompt.states, outcome.trace
 
 

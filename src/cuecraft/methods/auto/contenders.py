@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from cuecraft.artifact import with_head
 from cuecraft.backbone import FeatureScale
 from cuecraft.backbone.columns import class_scores
 from cuecraft.core.deadline import WhileTimeLasts
@@ -158,7 +157,7 @@ class ProbedWords(OverWords):
     def made(self) -> Candidate:
         """Return the words with a head that is fitted to all examples."""
         head = scaled_head(self.whole.train, self.features, self.inverse_penalty, self.scale)
-        return Candidate(with_head(self.start.bare(self.whole), head), self.whole.objective.plain())
+        return Candidate(self.start.bare(self.whole).with_head(head), self.whole.objective.plain())
 
 
 @torch.no_grad()

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from cuecraft.artifact import with_head
 from cuecraft.backbone import FeatureScale
 from cuecraft.backbone.columns import class_scores
 from cuecraft.core.errors import MethodError
@@ -185,7 +184,7 @@ class ByHead(Answering):
         assert way.inverse_penalty is not None
         features = features_of(problem.backbone, candidate, data)
         head = data.fitted_head(features, way.inverse_penalty, FeatureScale.UNIT)
-        return replace(candidate, prompt=with_head(candidate.prompt, head))
+        return replace(candidate, prompt=candidate.prompt.with_head(head))
 
 
 @dataclass(frozen=True)

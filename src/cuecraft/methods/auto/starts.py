@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Self
 
-from cuecraft.artifact import AnyPrompt, HardPrompt, PrefixPrompt
+from cuecraft.artifact import HardPrompt, PrefixPrompt, Prompt
 from cuecraft.backbone import AnyBackbone, Context
 from cuecraft.core.storage import digest
 from cuecraft.methods.candidate import Candidate
@@ -93,7 +93,7 @@ class Start(ABC):
     def candidate(self, problem: Problem) -> Candidate:
         """Return the prompt, calibrated on the problem's training part; that problem has the label words already."""
 
-    def bare(self, problem: Problem) -> AnyPrompt:
+    def bare(self, problem: Problem) -> Prompt:
         """Return the prompt without a class head."""
         return HardPrompt(self.token_ids)
 
@@ -159,7 +159,7 @@ class BareWords(Start):
 class BarePrefix(BareWords):
     """A prefix of the words' keys and values in front of the template's own words."""
 
-    def bare(self, problem: Problem) -> AnyPrompt:
+    def bare(self, problem: Problem) -> Prompt:
         """Return the prefix without a class head."""
         states = PTuningV2(prefix_length=len(self.token_ids)).initial_states(problem)
         return PrefixPrompt(HardPrompt(problem.initial_ids), states)

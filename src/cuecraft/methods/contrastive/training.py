@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 
-from cuecraft.artifact import Calibration, with_head
+from cuecraft.artifact import Calibration
 from cuecraft.backbone import FeatureScale
 from cuecraft.backbone.columns import class_scores
 from cuecraft.core.events import TrainStep
@@ -88,7 +88,7 @@ class Loss(StrEnum):
 def without_head(candidate: Candidate) -> Candidate:
     """Return a candidate that gives features only."""
     plain = Calibration.none(len(candidate.calibration.bias))
-    return replace(candidate, prompt=with_head(candidate.prompt, None), calibration=plain)
+    return replace(candidate, prompt=candidate.prompt.with_head(None), calibration=plain)
 
 
 def train_then_fit_heads(
@@ -117,7 +117,7 @@ def _fit_heads(problem: Problem, trained: Candidate, selection: Selection, penal
     others = None if dev is None else features_of(problem.backbone, trained, dev)
     for step, penalty in enumerate(penalties):
         head = train.fitted_head(own, penalty, FeatureScale.UNIT)
-        candidate = replace(trained, prompt=with_head(trained.prompt, head))
+        candidate = replace(trained, prompt=trained.prompt.with_head(head))
         seen = train.scores(class_scores(own, head)).mean
         held_out = None
         if dev is not None and others is not None:

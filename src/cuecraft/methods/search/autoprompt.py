@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from pydantic import Field
 
-from cuecraft.artifact import HardPrompt
+from cuecraft.artifact import HardPrompt, Prompt
 from cuecraft.backbone.likelihood import cue_log_likelihood
 from cuecraft.core.checkpoints import kept_when_stopped
 from cuecraft.core.errors import MethodError
@@ -265,8 +265,8 @@ def _turn(seed: int, length: int, step: int) -> int:
     return int(numpy_generator(seed, f"search-order/{sweep}").permutation(length)[place])
 
 
-def _hard(candidate: Candidate) -> HardPrompt:
-    assert isinstance(candidate.prompt, HardPrompt)
+def _hard(candidate: Candidate) -> Prompt:
+    assert candidate.prompt.kind == "hard"
     return candidate.prompt
 
 

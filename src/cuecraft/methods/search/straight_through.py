@@ -99,7 +99,7 @@ class _Descent:
     def __init__(
         self, selection: Selection, options: StraightThrough, space: SearchSpace, untuned: Candidate, first: Candidate
     ) -> None:
-        assert isinstance(first.prompt, HardPrompt)
+        assert first.prompt.kind == "hard"
         problem = self._problem = selection.problem
         self._space, self._total = space, options.steps
         self._untuned, self._first = untuned, first
@@ -159,5 +159,5 @@ class _Descent:
 
 def _words(candidate: Candidate | None) -> tuple[int, ...]:
     assert candidate is not None
-    assert isinstance(candidate.prompt, HardPrompt)
+    assert candidate.prompt.kind == "hard"
     return candidate.prompt.token_ids

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cuecraft.artifact import HardPrompt, calibration
+from cuecraft.artifact import Prompt, calibration
 from cuecraft.artifact.calibration import fitted_head
 from cuecraft.artifact.predictor import finite
 from cuecraft.backbone import AnyBackbone
@@ -206,7 +206,7 @@ class AnswerWords:
     texts: tuple[str, ...]
 
 
-def read_words(problem: Problem, data: Labelled, count: int, prompt: HardPrompt) -> AnswerWords:
+def read_words(problem: Problem, data: Labelled, count: int, prompt: Prompt) -> AnswerWords:
     """Read the likeliest `count` whole words, and the task's own, at the answer slot behind a prompt, of each example.
 
     Of words that a model hardly ever says, log-probabilities are mostly noise.
@@ -283,7 +283,7 @@ def contrast_scores(table: WordTable) -> WordScores:
 
 
 @torch.no_grad()
-def probe_scores(problem: Problem, data: Labelled, vocabulary: AnswerWords, prompt: HardPrompt) -> WordScores:
+def probe_scores(problem: Problem, data: Labelled, vocabulary: AnswerWords, prompt: Prompt) -> WordScores:
     """Return AutoPrompt's scores: the log-probability of each class given a word's output embedding.
 
     Features and embeddings are divided by their root mean square each, so that one logistic regression fits both.

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 
-from cuecraft.artifact import DeepCue, PrefixPrompt
+from cuecraft.artifact import DeepCue
 from cuecraft.core.errors import MethodError
 from cuecraft.core.events import TrainStep
 from cuecraft.methods.candidate import Candidate
@@ -42,14 +42,13 @@ class OffsetTraining(TensorTraining):
             MethodError: the prompt has a prefix.
         """
         backbone, prompt = problem.backbone, start.prompt
-        if isinstance(prompt, PrefixPrompt):
+        if prompt.states is not None:
             raise MethodError(f"{self.name} starts from words, vectors or a deep cue, not from a prefix")
-        base = prompt.base if isinstance(prompt, DeepCue) else prompt
         offsets = prompt.offsets
         if offsets is None:
             offsets = torch.zeros(backbone.offsets_shape(len(prompt)), device=backbone.device)
         scale = embedding_scale(backbone.embedding_matrix())
-        return PromptTensor(offsets, start, scale, self, lambda offsets: DeepCue(base, offsets))
+        return PromptTensor(offsets, start, scale, self, lambda offsets: DeepCue(prompt, offsets))
 
 
 class DeepCueTuning(BehindShots, OffsetTraining, Method):

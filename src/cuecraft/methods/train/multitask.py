@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from cuecraft.artifact import AnyPrompt, DeepCue, HardPrompt, PrefixPrompt, SoftPrompt, TaskPart
+from cuecraft.artifact import DeepCue, HardPrompt, PrefixPrompt, Prompt, SoftPrompt, TaskPart
 from cuecraft.backbone.hooks import training
 from cuecraft.core.errors import MethodError
 from cuecraft.core.events import TrainStep
@@ -207,13 +207,12 @@ class _TaskTensor:
         return TaskPart(*(part.detach().clone() for part in (self._part.left, self._part.right, self._part.offset)))
 
 
-def _builder(options: MultitaskTuning, start: Candidate) -> Callable[[Tensor], AnyPrompt]:
+def _builder(options: MultitaskTuning, start: Candidate) -> Callable[[Tensor], Prompt]:
     """Return what makes a prompt of a task's tensor."""
     if options.share == "embeddings":
         return SoftPrompt
     prompt = start.prompt
-    if isinstance(prompt, PrefixPrompt):
-        words = prompt.base
-        return lambda states: PrefixPrompt(words, states)
-    assert isinstance(prompt, HardPrompt)
+    if prompt.states is not None:
+        return lambda states: PrefixPrompt(prompt, states)
+    assert prompt.kind == "hard"
     return lambda offsets: DeepCue(prompt, offsets)

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from cuecraft.artifact import HardPrompt, PrefixPrompt
+from cuecraft.artifact import HardPrompt, PrefixPrompt, Prompt
 from cuecraft.core.errors import MethodError
 from cuecraft.core.seeding import torch_generator
 from cuecraft.methods.candidate import Candidate
@@ -78,14 +78,14 @@ class PrefixTuning(TensorOptions, Method):
     def trainable(self, problem: Problem, start: Candidate) -> PromptTensor:
         """Return a given prefix, to be trained; step 0 has exactly its logits."""
         prompt = start.prompt
-        if not isinstance(prompt, PrefixPrompt):
+        if prompt.states is None:
             raise MethodError(f"{self.name} trains a prefix, which the prompt to start from has not")
-        base, states = prompt.base, prompt.states.detach().float()
+        states = prompt.states.detach().float()
         length = states.shape[3]
         rows = torch.zeros(length, states.numel() // length, device=states.device)
 
-        def build(rows: Tensor) -> PrefixPrompt:
-            return PrefixPrompt(base, moved_states(states, rows))
+        def build(rows: Tensor) -> Prompt:
+            return PrefixPrompt(prompt, moved_states(states, rows))
 
         if self.encoder is None:
             return PromptTensor(rows, start, 1.0, self, build)

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from cuecraft.artifact import HardPrompt, with_head
+from cuecraft.artifact import HardPrompt, Prompt
 from cuecraft.backbone import AnyBackbone, ClassHead, Context, FeatureScale, load_backbone
 from cuecraft.backbone.columns import class_scores
 from cuecraft.core.errors import MethodError
@@ -93,7 +93,7 @@ class EmbeddingProbe(LinearProbe):
         return fit_probe(problem, HardPrompt(()), SentenceEncoder(encoder, replace(task, template=plain)), self)
 
 
-def fit_probe(problem: Problem, prompt: HardPrompt, reader: SentenceEncoder | None, options: LinearProbe) -> Outcome:
+def fit_probe(problem: Problem, prompt: Prompt, reader: SentenceEncoder | None, options: LinearProbe) -> Outcome:
     """Fit a class head on frozen features for each penalty; the best on dev wins.
 
     Args:
@@ -110,7 +110,7 @@ def fit_probe(problem: Problem, prompt: HardPrompt, reader: SentenceEncoder | No
 
 
 def _fit_heads(
-    problem: Problem, prompt: HardPrompt, reader: SentenceEncoder | None, options: LinearProbe, selection: Selection
+    problem: Problem, prompt: Prompt, reader: SentenceEncoder | None, options: LinearProbe, selection: Selection
 ) -> None:
     """Fit the heads, and let them be seen."""
     train = _features(problem, prompt, reader, problem.train)
@@ -119,7 +119,7 @@ def _fit_heads(
         if step and problem.out_of_time():
             break
         head = scaled_head(problem.train, train, strength)
-        candidate = Candidate(with_head(prompt, head), problem.objective.plain(), reader)
+        candidate = Candidate(prompt.with_head(head), problem.objective.plain(), reader)
         seen = problem.train.scores(class_scores(train, head)).mean
         held_out = None
         if problem.dev is not None and dev is not None:
@@ -151,6 +151,6 @@ def scaled_head(
 
 
 @torch.no_grad()
-def _features(problem: Problem, prompt: HardPrompt, reader: SentenceEncoder | None, data: Labelled) -> Tensor:
+def _features(problem: Problem, prompt: Prompt, reader: SentenceEncoder | None, data: Labelled) -> Tensor:
     with lent(reader, problem.backbone, data.context) as (own, context):
         return own.features(context, prompt).float()

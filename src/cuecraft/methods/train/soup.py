@@ -15,8 +15,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from cuecraft.artifact import AnyPrompt, DeepCue, PrefixPrompt, SoftPrompt, with_head
-from cuecraft.backbone import ClassHead
 from cuecraft.core.errors import MethodError
 from cuecraft.core.events import TrainStep
 from cuecraft.core.seeding import derived_seed
@@ -84,26 +82,9 @@ class Soup(Method):
 
 def average(candidates: Sequence[Candidate]) -> Candidate:
     """Return the mean of candidates that were trained from one start: of vectors, offsets, prefixes and class heads."""
-    first = candidates[0]
-    prompts = [candidate.prompt for candidate in candidates]
-    return replace(first, prompt=with_head(_mean_prompt(prompts), _mean_head([prompt.head for prompt in prompts])))
-
-
-def _mean_prompt(prompts: Sequence[AnyPrompt]) -> AnyPrompt:
-    first = prompts[0]
-    if isinstance(first, SoftPrompt):
-        return SoftPrompt(torch.stack([p.embeddings for p in prompts if isinstance(p, SoftPrompt)]).mean(0))
-    if isinstance(first, DeepCue):
-        return replace(first, offsets=torch.stack([p.offsets for p in prompts if isinstance(p, DeepCue)]).mean(0))
-    raise MethodError(f"{type(first).__name__} cannot be averaged; average soft prompts or deep cues")
-
-
-def _mean_head(heads: Sequence[ClassHead | None]) -> ClassHead | None:
-    known = [head for head in heads if head is not None]
-    if not known:
-        return None
-    weight, bias = (torch.stack([getattr(own, name) for own in known]).mean(0) for name in ("weight", "bias"))
-    return replace(known[0], weight=weight, bias=bias)
+    first, *others = candidates
+    mean = first.prompt.mapped(lambda *own: torch.stack(own).mean(0), *(other.prompt for other in others))
+    return replace(first, prompt=mean)
 
 
 def part_of_the_way(start: Candidate, trained: Candidate, share: float, embed: Callable[[Tensor], Tensor]) -> Candidate:
@@ -119,18 +100,14 @@ def part_of_the_way(start: Candidate, trained: Candidate, share: float, embed: C
         embed: looks token ids up.
     """
     first, last = start.prompt, trained.prompt
-    head = last.head
-    if first.head is not None and head is not None:
-        weight, bias = torch.lerp(first.head.weight, head.weight, share), torch.lerp(first.head.bias, head.bias, share)
-        head = replace(head, weight=weight, bias=bias)
-    moved: AnyPrompt
-    if isinstance(last, SoftPrompt):
-        moved = SoftPrompt(torch.lerp(first.vectors(embed).to(last.embeddings.dtype), last.embeddings, share))
-    elif isinstance(last, DeepCue):
-        begun = torch.zeros_like(last.offsets) if first.offsets is None else first.offsets
-        moved = replace(last, offsets=torch.lerp(begun, last.offsets, share))
-    elif isinstance(last, PrefixPrompt) and first.states is not None:
-        moved = replace(last, states=torch.lerp(first.states.to(last.states.dtype), last.states, share))
-    else:
-        raise MethodError(f"{type(last).__name__} has no way from its start; give a prompt that was trained from it")
-    return replace(trained, prompt=with_head(moved, head))
+    begun = replace(
+        first,
+        tokens=first.vectors(embed) if isinstance(last.tokens, Tensor) else last.tokens,
+        offsets=torch.zeros_like(last.offsets) if first.offsets is None and last.offsets is not None else first.offsets,
+    )
+    if begun.kind != last.kind:
+        raise MethodError(f"a {last.kind} prompt has no way from a {first.kind} one; give one that was trained from it")
+    if first.head is None:
+        begun = begun.with_head(last.head)
+    moved = begun.mapped(lambda own, other: torch.lerp(own.to(other.dtype), other, share), last)
+    return replace(trained, prompt=moved)

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from cuecraft.artifact import AnyPrompt, with_head
+from cuecraft.artifact import Prompt
 from cuecraft.backbone import ClassHead
 from cuecraft.core.errors import MethodError
 from cuecraft.core.seeding import torch_generator
@@ -79,16 +79,16 @@ class TrainedHead:
         """Return AdamW parameter groups."""
         return [{"params": [self._head.weight, self._head.bias], "lr": self._learning_rate}] if self._head else []
 
-    def on(self, prompt: AnyPrompt) -> AnyPrompt:
+    def on(self, prompt: Prompt) -> Prompt:
         """Return the prompt with the head, differentiable."""
-        return with_head(prompt, self._head)
+        return prompt.with_head(self._head)
 
-    def frozen_on(self, prompt: AnyPrompt) -> AnyPrompt:
+    def frozen_on(self, prompt: Prompt) -> Prompt:
         """Return the prompt with a copy of the head as it is now."""
         head = self._head and replace(
             self._head, weight=self._head.weight.detach().clone(), bias=self._head.bias.detach().clone()
         )
-        return with_head(prompt, head)
+        return prompt.with_head(head)
 
 
 class PromptTensor:
@@ -111,7 +111,7 @@ class PromptTensor:
         first: Candidate,
         scale: float,
         options: TensorOptions,
-        build: Callable[[Tensor], AnyPrompt],
+        build: Callable[[Tensor], Prompt],
         encoder: nn.Module | None = None,
         encoder_learning_rate: float = 0.0,
     ) -> None:

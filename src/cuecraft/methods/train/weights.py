@@ -16,7 +16,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from cuecraft.artifact import AnyPrompt, Artifact, Calibration, HardPrompt, SoftPrompt, StoredWeights, with_head
+from cuecraft.artifact import Artifact, Calibration, Prompt, SoftPrompt, StoredWeights
 from cuecraft.backbone import AnyBackbone
 from cuecraft.backbone.weights import FullSpec, LoraSpec, TunedWeights, Twin, lora_config, require_peft, shared_copy
 from cuecraft.core.errors import ArtifactError
@@ -253,11 +253,11 @@ def _check(artifacts: Sequence[Artifact], weights: Sequence[float], backbone: An
             raise ArtifactError(f"artifact {number} stands on another prompt; mix artifacts that share their words")
 
 
-def _same_words(one: AnyPrompt, other: AnyPrompt) -> bool:
-    return isinstance(one, HardPrompt) and isinstance(other, HardPrompt) and one.token_ids == other.token_ids
+def _same_words(one: Prompt, other: Prompt) -> bool:
+    return one.kind == other.kind == "hard" and one.tokens == other.tokens
 
 
-def _mixed_heads(prompts: Sequence[AnyPrompt], share: Tensor) -> AnyPrompt:
+def _mixed_heads(prompts: Sequence[Prompt], share: Tensor) -> Prompt:
     heads = [prompt.head for prompt in prompts if prompt.head is not None]
     if not heads:
         return prompts[0]
@@ -265,7 +265,7 @@ def _mixed_heads(prompts: Sequence[AnyPrompt], share: Tensor) -> AnyPrompt:
     weight, bias = sum(s * h.weight for s, h in parts), sum(s * h.bias for s, h in parts)
     assert isinstance(weight, Tensor)
     assert isinstance(bias, Tensor)
-    return with_head(prompts[0], replace(heads[0], weight=weight, bias=bias))
+    return prompts[0].with_head(replace(heads[0], weight=weight, bias=bias))
 
 
 def _mixed(

@@ -11,7 +11,7 @@ from functools import reduce
 from importlib import resources
 from typing import Any
 
-from cuecraft.artifact import Artifact, HardPrompt
+from cuecraft.artifact import Artifact
 from cuecraft.backbone import AnyBackbone, load_backbone
 from cuecraft.core.assets import model_place
 from cuecraft.core.errors import MethodError, named
@@ -186,7 +186,7 @@ def _best_words(problem: Problem, rows: Sequence[Trial]) -> Candidate:
     assert problem.dev is not None
     dev = problem.dev
     found = [row.outcome.words or row.outcome.best for row in rows]
-    in_words = [candidate for candidate in found if isinstance(candidate.prompt, HardPrompt)]
+    in_words = [candidate for candidate in found if candidate.prompt.kind == "hard"]
     return min(in_words, key=lambda candidate: score(problem.backbone, candidate, dev).loss)
 
 

@@ -16,7 +16,7 @@ from sklearn.metrics import confusion_matrix
 from torch import Tensor
 from torch.nn import functional
 
-from cuecraft.artifact import AnyPrompt, DeepCue, SoftPrompt
+from cuecraft.artifact import Prompt
 from cuecraft.backbone import AnyBackbone
 from cuecraft.study.compare import formats, plots
 from cuecraft.study.compare.config import UNTUNED, Contender
@@ -120,16 +120,15 @@ def _neighbours(document: Comparison, drawn: Callable[[str], Any]) -> list[dict[
 
 
 @torch.no_grad()
-def nearest_words(prompt: AnyPrompt, backbone: AnyBackbone, count: int = NEAREST) -> list[Neighbours] | None:
+def nearest_words(prompt: Prompt, backbone: AnyBackbone, count: int = NEAREST) -> list[Neighbours] | None:
     """Return the words nearest to each vector of a soft prompt, by cosine; None for a prompt without vectors.
 
     A tuned vector need not mean what its nearest word means: in a space of hundreds of dimensions a small step leaves
     the nearest word as it was and may change every answer.
     """
-    base = prompt.base if isinstance(prompt, DeepCue) else prompt
-    if not isinstance(base, SoftPrompt):
+    if prompt.states is not None or not isinstance(prompt.tokens, Tensor):
         return None
-    cosines, ids = _cosines(base.embeddings, backbone.embedding_matrix()).topk(min(count, backbone.vocab_size))
+    cosines, ids = _cosines(prompt.tokens, backbone.embedding_matrix()).topk(min(count, backbone.vocab_size))
     return [
         Neighbours(words=[str(backbone.tokenizer.decode([token])) for token in tokens], cosines=values)
         for tokens, values in zip(ids.tolist(), cosines.tolist(), strict=True)
