@@ -68,8 +68,9 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     import matplotlib
     from matplotlib.figure import Figure
 
-    rows = [*result["runs"], *result.get("ends", [])]
-    tasks = [task for task in NAMES if any(row["task"] == task for row in rows)]
+    lines = {row["task"] for row in result["runs"]}
+    tasks = [task for task in NAMES if task in lines]  # a mark alone shows no time course
+    rows = [row for row in (*result["runs"], *result.get("ends", [])) if row["task"] in lines]
     style = {
         "svg.hashsalt": "cuecraft",
         "font.size": 9,
@@ -101,7 +102,7 @@ def _time_axis(panel: Axes) -> None:
 
     panel.set_xscale("log")
     low, high = panel.get_xlim()
-    panel.set_xlim(low, high * 1.6)  # room for the label of what ends last
+    panel.set_xlim(low, high * 1.6)  # so that the label of what ends last fits
     panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     panel.xaxis.set_minor_locator(NullLocator())
     panel.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
@@ -111,10 +112,11 @@ def _time_axis(panel: Axes) -> None:
 def _caption(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return what was measured, and on which machine or machines."""
     places = {f"{row['machine']['cpu']} ({row['machine']['threads']} threads)" for row in rows}
-    seeds = len({row["seed"] for row in rows})
+    lines, marks = (sorted({row["seed"] for row in rows if (row["method"] in kinds)}) for kinds in (LINES, MARKS))
     sentence = "; SetFit on MiniLM" if any(row["method"] == "setfit" for row in rows) else ""
     where = " or ".join(sorted(places))
-    return f"SmolLM2-135M{sentence}; {where}. Thick lines, full marks: mean of {seeds} seeds; thin, open: each seed."
+    seeds = f"Seeds of lines {', '.join(map(str, lines))}, of marks {', '.join(map(str, marks))}"
+    return f"SmolLM2-135M{sentence}; {where}. {seeds}.\nThick lines, full marks: means; thin, open: each seed."
 
 
 def _panel(panel: Axes, task: str, result: Mapping[str, Any]) -> list[Label]:
@@ -151,7 +153,7 @@ def _panel(panel: Axes, task: str, result: Mapping[str, Any]) -> list[Label]:
         labels.append(Label(look.label, *mean_end, look.color))
     panel.set_title(NAMES[task], loc="left", fontsize=10, fontweight="bold")
     panel.set_ylabel("test accuracy")
-    panel.yaxis.set_major_formatter(lambda value, _: f"{value:.2f}".removeprefix("0"))
+    panel.yaxis.set_major_formatter(lambda value, _: f"{value:.3f}".removeprefix("0"))
     panel.grid()
     panel.set_axisbelow(True)
     return labels
