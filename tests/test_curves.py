@@ -50,7 +50,7 @@ def test_of_an_adapter_too(benchmark):
         wanted = torch.tensor(losses[int(weight)], dtype=torch.float64)
         return torch.stack([-wanted, (1 - (-wanted).exp()).log()])[None]
 
-    run = accuracy.PeftRun(loop, predict, [SimpleNamespace(label=0)], seed=0)
+    run = accuracy.PeftRun(loop, predict, [SimpleNamespace(gold=0)], seed=0)
     seen = []
     found = accuracy.fit_peft(run, lambda epoch, loss, kept: seen.append((epoch, round(loss, 6), kept[0].item())))
     best = [(0.9, 0), (0.7, 1), (0.7, 1), *[(0.6, 3)] * 9]
