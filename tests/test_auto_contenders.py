@@ -315,10 +315,14 @@ def test_what_is_surely_wrong_on_held_out_examples_does_not_ship(causal, tiny_pl
     assert outcome.best is outcome.start
 
 
-ERRORS = [MethodError("not here"), BackboneError("not here"), PromptError("not here")]
+ERRORS = [
+    pytest.param(MethodError("not here"), id="MethodError", marks=pytest.mark.slow),
+    pytest.param(BackboneError("not here"), id="BackboneError"),
+    pytest.param(PromptError("not here"), id="PromptError", marks=pytest.mark.slow),
+]
 
 
-@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("error", ERRORS)
 def test_a_training_that_is_refused_leaves_the_others(error, causal, monkeypatch):
     planned(monkeypatch, replace(TINY, alone=True, longer=2))
     plain = OffsetTraining.refine_side_by_side

@@ -136,7 +136,7 @@ def _taken(found):
     return replace(found, words=found.best)
 
 
-@pytest.mark.parametrize("folds", [2, 4])
+@pytest.mark.parametrize("folds", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_the_share_of_the_way_is_the_one_of_least_loss_after_a_temperature(folds, causal, monkeypatch):
     problem = tiny_problem(causal)
     taken = set()

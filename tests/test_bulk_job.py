@@ -10,12 +10,12 @@ import sys
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import cuecraft.core.storage
 from bulk import SMALL, X, Y, artifact, classify, messages, rows_of, text_at, write_jsonl
-from conftest import make_causal
+from conftest import examples, make_causal
 from cuecraft import PromptClassifier
 from cuecraft.core.errors import BulkError
 from cuecraft.serving.bulk.student import Drift, Student, fit_student, interval, lower_bound, needed
@@ -56,7 +56,7 @@ def test_each_row_has_the_answer_of_the_classifier(prompt, tmp_path, dedupe):
     assert found["computed"] == (distinct if dedupe == "exact" else 116)
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(
     st.lists(st.one_of(st.just(b'{"message": "a good film"}'), st.binary(max_size=40)), max_size=12),
     st.sampled_from(["a.jsonl", "a.txt", "a.csv", "a.jsonl.gz", "a.txt.zst", "a.parquet"]),

@@ -97,7 +97,8 @@ def test_mistakes_are_one_line_and_exit_code_2(run, data, folder, causal_folder)
         assert err.count("\n") <= 2  # and the line that says what began
 
 
-def test_compare_words_and_advise_take_a_chat(run, data, folder, tmp_path):
+def test_compare_words_and_advise_take_a_chat(run, data, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("cuecraft.study.compare.comparison.render_report", lambda document: "<!doctype html>")
     (tmp_path / "films" / "seed-1").mkdir(parents=True)
     for path in ("seed-1/train.jsonl", "seed-1/dev.jsonl", "test.jsonl"):
         (tmp_path / "films" / path).write_text(data.read_text())
@@ -194,7 +195,11 @@ def test_an_artifact_does_not_depend_on_the_tokenizers_template_of_a_later_day(c
 
 
 @pytest.mark.skipif(not all(map(find_spec, ("onnx", "onnxscript", "onnxruntime"))), reason="no ONNX")
-@pytest.mark.parametrize("turns", [True, {"user": "{text}{prompt: Good?}", "assistant": "{mask}"}])
+@pytest.mark.parametrize(
+    "turns",
+    [pytest.param(True, marks=pytest.mark.slow), {"user": "{text}{prompt: Good?}", "assistant": "{mask}"}],
+    ids=["plain template", "turns"],
+)
 def test_an_exported_graph_answers_as_the_classifier(turns, chatty, tmp_path):
     from cuecraft.export import GraphRequest, export_graph
     from cuecraft.export.runtime import ExportedClassifier

@@ -221,6 +221,23 @@ def test_without_a_dev_set_it_resumes_too(causal, tmp_path):
     assert torch.equal(whole.best.prompt.embeddings, resumed.best.prompt.embeddings)
 
 
+def test_a_resumed_training_goes_on_counting_epochs_without_a_better_loss(causal, tmp_path):
+    def run(stop=None, **more):
+        def report(event):
+            if (event["phase"], event["step"]) == ("prompt-tuning", stop):
+                raise KilledError
+
+        problem = replace(tiny_problem(causal, report=report), **more)
+        return make_method("prompt-tuning", {"epochs": 60, "patience": 3, "learning_rate": 1.0}).fit(problem).trace
+
+    whole = run()
+    last = max(event["step"] for event in whole if event["phase"] == "prompt-tuning")
+    assert last < 60  # it was stopped early
+    with pytest.raises(KilledError):
+        run(last - 1, checkpoints=kept(tmp_path))
+    assert run(checkpoints=kept(tmp_path)) == whole
+
+
 def test_states_are_kept_as_often_as_asked_and_when_asked_to_stop(tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr("cuecraft.core.checkpoints.time.monotonic", lambda: now[0])

@@ -13,6 +13,7 @@ pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
 from cuecraft import PromptClassifier
+from cuecraft.export import graph
 from serving import X, Y
 
 
@@ -21,6 +22,25 @@ def tuned(run, causal_folder, tmp_path):
     template = "{text}{prompt: it was}{mask}"
     PromptClassifier(str(causal_folder), "zero-shot", template=template).fit(X, Y).save(tmp_path / "tuned")
     return tmp_path / "tuned"
+
+
+@pytest.fixture(scope="module")
+def written():
+    """The graph of what `tuned` makes."""
+    return []
+
+
+@pytest.fixture(autouse=True)
+def traced_once(written, monkeypatch):
+    """Trace the graph once: all exports here are of the same artifact."""
+
+    def write_graph(folded, folder):
+        if not written:
+            written.append(graph.write_graph(folded, folder).read_bytes())
+        (folder / graph.GRAPH).write_bytes(written[0])
+        return folder / graph.GRAPH
+
+    monkeypatch.setattr("cuecraft.export.folder.write_graph", write_graph)
 
 
 def test_export_predict_and_export_again(run, tuned, tmp_path):

@@ -289,7 +289,7 @@ def test_bulk_answers_are_those_of_the_classifier(causal_folder, tmp_path):
     assert labels == own.predict(texts).tolist()
 
 
-@pytest.mark.parametrize("kind", ["causal", "masked"])
+@pytest.mark.parametrize("kind", ["causal", pytest.param("masked", marks=pytest.mark.slow)])
 def test_an_exported_graph_answers_as_the_classifier(kind, request, tmp_path):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")

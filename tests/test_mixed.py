@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import TEXTS, make_causal, make_examples, make_task
+from conftest import TEXTS, examples, make_causal, make_examples, make_task
 from cuecraft.artifact import DeepCue, HardPrompt, PrefixPrompt, SoftPrompt
 from cuecraft.backbone import Budget, ClassHead, MaskedBackbone, SequenceBackbone, load_backbone
 from cuecraft.core.errors import PromptError
@@ -75,7 +75,7 @@ def stock(request):
     return backbone, found
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(data=st.data())
 def test_each_row_has_the_logits_of_its_prompt_alone(stock, data):
     backbone, prompts = stock

@@ -66,7 +66,7 @@ def test_text_that_changes_the_rest_of_the_template_does_not_give_back(causal):
 
 @pytest.mark.parametrize("kind", ["causal", "masked", "sequence"])
 @pytest.mark.parametrize("name", ["autoprompt", "straight-through"])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))])
 def test_accepted_prompts_give_back_their_tokens(name, kind, seed, request):
     backbone = request.getfixturevalue(kind)
     problem = tiny_problem(backbone, "{prompt: it was}{text}" if kind == "sequence" else None, seed=seed)
@@ -132,8 +132,15 @@ def plain_likelihood(backbone, ids):
     return float(torch.stack([logits[n, token] for n, token in enumerate(ids[1:])]).mean())
 
 
-@pytest.mark.parametrize("weight", [0.05, 1.0])
-@pytest.mark.parametrize("positions", ["one", "all"])
+@pytest.mark.parametrize(
+    ("positions", "weight"),
+    [
+        ("one", 1.0),
+        ("all", 0.05),
+        pytest.param("one", 0.05, marks=pytest.mark.slow),
+        pytest.param("all", 1.0, marks=pytest.mark.slow),
+    ],
+)
 def test_a_step_takes_the_swap_of_least_loss_and_unlikelihood_together(causal, positions, weight):
     problem = tiny_problem(causal)
     method = AutoPrompt(

@@ -12,23 +12,35 @@ import pytest
 
 from conftest import DATA
 from cuecraft.methods.problem import Selection
-from cuecraft.runs import RunFolder, compare_runs, differences, run_recipe, verify
-from recipes import JOBS, recipe, write_recipe
+from cuecraft.runs import RunFolder, compare_runs, load_recipe, run_recipe, verify
+from recipes import recipe, write_recipe
 
 ROOT = Path(__file__).parents[1]
 
 
-def test_verify_repeats_a_run_in_a_fresh_process(causal_folder, tmp_path, command):
-    path = write_recipe("hybrid", tmp_path, causal_folder)
-    assert command("run", path)[0] == 0
-    code, out, _ = command("verify", "runs/hybrid", "--exact", "--json")
+def test_verify_repeats_a_run_in_a_fresh_process_from_another_folder(causal_folder, tmp_path, command, monkeypatch):
+    """It sees the data where it was: a row, or a text to draw words from, that changed is named, and nothing is run."""
+    corpus = tmp_path / "words.txt"
+    corpus.write_text("the film was a joy and the plot was good\n" * 5)
+    search = {"steps": 2, "candidates": 6, "prompt_length": 4, "vocabulary": {"corpus": "words.txt"}}
+    tune = {"method": "hybrid", "search": search, "tune": {"epochs": 4}}
+    write_recipe("hybrid", tmp_path, causal_folder, tune=tune)
+    assert command("run", "hybrid.yaml", "data.train=train.jsonl")[0] == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    code, out, _ = command("verify", "../runs/hybrid", "--exact", "--json")
     found = json.loads(out)
-    assert code == 0
+    assert code == 0, out
     assert found["reason"] == "the same, bit for bit"
     assert {row["verdict"] for row in found["rows"]} == {"equal"}
-    # One label flipped: the data is named, and nothing is run again.
+    written = corpus.read_text()
+    corpus.write_text(written.replace("good", "bad"))
+    code, out, _ = command("verify", "../runs/hybrid")
+    assert code == 1
+    assert "the data changed: data: tune.search.vocabulary.corpus" in out
+    corpus.write_text(written)
     flip_first_label(tmp_path / "train.jsonl")
-    code, out, _ = command("verify", "runs/hybrid")
+    code, out, _ = command("verify", "../runs/hybrid")
     assert code == 1
     assert out.rstrip().endswith("the data changed: data: train")
     assert "not compared" in out
@@ -42,41 +54,27 @@ def flip_first_label(path):
     path.write_text("\n".join(rows) + "\n")
 
 
-@pytest.mark.parametrize("name", ["tensor", "manifest", "trace", "missing"])
-def test_verify_looks_at_the_stored_result_first(name, causal_folder, tmp_path, command):
+def test_verify_looks_at_the_stored_result_first(causal_folder, tmp_path, command):
     write_recipe("deep-cue", tmp_path, causal_folder)
     assert command("run", "deep-cue.yaml")[0] == 0
-    artifact = tmp_path / "runs" / "deep-cue" / "artifact"
-    if name == "tensor":
-        content = bytearray((artifact / "prompt.safetensors").read_bytes())
-        content[-1] ^= 1
-        (artifact / "prompt.safetensors").write_bytes(content)
-    elif name == "manifest":
-        text = (artifact / "manifest.json").read_text()
-        (artifact / "manifest.json").write_text(text.replace('"seed": 3', '"seed": 4'))
-    elif name == "trace":
-        with (artifact / "trace.jsonl").open("a") as handle:
-            handle.write("[1]\n")
-    else:
-        (artifact / "trace.jsonl").unlink()
-    code, out, _ = command("verify", "runs/deep-cue")
-    assert code == 1
-    assert "the stored result is not what the run made" in out
-
-
-def test_verify_from_another_folder_sees_the_data_where_it_was(causal_folder, tmp_path, command, monkeypatch):
-    (tmp_path / "words.txt").write_text("the film was a joy and the plot was good\n" * 5)
-    tune = {"method": "autoprompt", "steps": 2, "vocabulary": {"corpus": "words.txt"}}
-    write_recipe("autoprompt", tmp_path, causal_folder, tune=tune)
-    assert command("run", "autoprompt.yaml", "data.train=train.jsonl")[0] == 0
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    code, out, _ = command("verify", "../runs/autoprompt", "--exact", "--json")
-    assert code == 0, out
-    (tmp_path / "words.txt").write_text("the film was a joy and the plot was bad\n" * 5)
-    code, out, _ = command("verify", "../runs/autoprompt")
-    assert code == 1
-    assert "the data changed: data: tune.vocabulary.corpus" in out
+    for name in ("tensor", "manifest", "trace", "missing"):
+        shutil.copytree(tmp_path / "runs" / "deep-cue", tmp_path / "runs" / name)
+        artifact = tmp_path / "runs" / name / "artifact"
+        if name == "tensor":
+            content = bytearray((artifact / "prompt.safetensors").read_bytes())
+            content[-1] ^= 1
+            (artifact / "prompt.safetensors").write_bytes(content)
+        elif name == "manifest":
+            text = (artifact / "manifest.json").read_text()
+            (artifact / "manifest.json").write_text(text.replace('"seed": 3', '"seed": 4'))
+        elif name == "trace":
+            with (artifact / "trace.jsonl").open("a") as handle:
+                handle.write("[1]\n")
+        else:
+            (artifact / "trace.jsonl").unlink()
+        code, out, _ = command("verify", f"runs/{name}")
+        assert code == 1, name
+        assert "the stored result is not what the run made" in out, name
 
 
 def test_two_runs_that_differ_say_in_which_step_first(causal_folder, tmp_path, command, monkeypatch):
@@ -106,7 +104,17 @@ def test_two_runs_that_differ_say_in_which_step_first(causal_folder, tmp_path, c
         assert ("differs in test_accuracy" in found.reason) is not is_same
 
 
-def test_verify_exits_by_the_tolerance(causal_folder, tmp_path, command):
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Let runs be repeated here: that it is done in a process of its own is what the first test shows."""
+
+    def again(path, target, surroundings):
+        run_recipe(load_recipe(path / "recipe.yaml"), target)
+
+    monkeypatch.setattr("cuecraft.runs.verifying._run_again", again)
+
+
+def test_verify_exits_by_the_tolerance(causal_folder, tmp_path, command, in_this_process):
     write_recipe("zero-shot", tmp_path, causal_folder)
     assert command("run", "zero-shot.yaml")[0] == 0
     folder = RunFolder(tmp_path / "runs" / "zero-shot")
@@ -128,18 +136,25 @@ BAD = {
 }
 
 
+@pytest.fixture(scope="module")
+def plain_run(causal_folder, tmp_path_factory):
+    """The folder of a finished run."""
+    folder = tmp_path_factory.mktemp("plain")
+    return run_recipe(recipe("zero-shot", folder, causal_folder), folder / "run").folder
+
+
 @pytest.mark.parametrize("name", BAD)
-def test_verify_says_what_is_wrong_with_a_run(name, causal_folder, tmp_path, command):
+def test_verify_says_what_is_wrong_with_a_run(name, plain_run, tmp_path, command):
     where, what, message = BAD[name]
     (tmp_path / "here").mkdir()
-    finished = run_recipe(recipe("zero-shot", tmp_path, causal_folder), tmp_path / "runs" / "a")
+    folder = RunFolder(shutil.copytree(plain_run, tmp_path / "runs" / "a"))
     if what == "status":
-        RunFolder(finished.folder).write(finished.record.model_copy(update={"status": "stopped"}))
+        folder.write(folder.record().model_copy(update={"status": "stopped"}))
     elif what == "folder":
-        surroundings = json.loads((finished.folder / "environment.json").read_text())
-        (finished.folder / "environment.json").write_text(json.dumps(surroundings | {"folder": "/gone"}))
+        surroundings = json.loads((folder.path / "environment.json").read_text())
+        (folder.path / "environment.json").write_text(json.dumps(surroundings | {"folder": "/gone"}))
     elif what:
-        (finished.folder / what).write_text("{}" if name == "empty environment" else "{")
+        (folder.path / what).write_text("{}" if name == "empty environment" else "{")
     code, _, err = command("verify", where)
     assert code == 2
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
@@ -170,15 +185,6 @@ def test_runs_are_listed_and_compared(causal_folder, tmp_path, command):
     assert "nowhere: no such folder; run a recipe first" in err
 
 
-@pytest.mark.parametrize("name", JOBS)
-def test_every_method_repeats_itself_bit_for_bit(name, causal_folder, tmp_path):
-    asked = recipe(name, tmp_path, causal_folder)
-    first, second = (run_recipe(asked, tmp_path / part) for part in ("a", "b"))
-    found = compare_runs(RunFolder(first.folder), RunFolder(second.folder))
-    assert found.is_exact, found
-    assert not differences(RunFolder(first.folder), RunFolder(second.folder))
-
-
 @pytest.mark.slow
 def test_the_shipped_sentiment_recipe_verifies_and_a_flipped_label_is_named(tmp_path):
     if not DATA.is_dir():
@@ -203,7 +209,7 @@ def test_the_shipped_sentiment_recipe_verifies_and_a_flipped_label_is_named(tmp_
     assert "the data changed: data: train" in found.stdout
 
 
-def test_verify_in_python_keeps_the_second_run(causal_folder, tmp_path):
+def test_verify_in_python_keeps_the_second_run(causal_folder, tmp_path, in_this_process):
     finished = run_recipe(recipe("zero-shot", tmp_path, causal_folder), tmp_path / "run")
     found = verify(finished.folder, tmp_path / "again", lambda part: None)
     assert found.is_exact

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import TEXTS
+from conftest import TEXTS, examples
 from cuecraft import PromptClassifier
 from cuecraft.artifact import CalibratedPrompt, Calibration
 from cuecraft.core.errors import (
@@ -93,7 +93,7 @@ def loaded(request):
     made.close()
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(data=st.data())
 def test_answers_are_those_of_each_classifier_whatever_the_batch(loaded, data):
     engine, expected = loaded

@@ -6,9 +6,10 @@ import re
 import jsonschema
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from conftest import examples
 from cuecraft.serving.requests import Limits
 from serving import X, classifiers
 from serving_here import Server, classify
@@ -22,7 +23,7 @@ def everything(request):
     server.engine.close()
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(data=st.data())
 def test_answers_equal_predict_proba_whatever_the_batch(everything, data):
     server, expected = everything

@@ -42,16 +42,29 @@ def ask(address, inputs, prompts=None, token=None):
         return json.load(response)["results"]
 
 
-def test_a_server_answers_as_the_classifiers_do_and_ends_cleanly(artifacts):
+def test_a_server_answers_as_the_classifiers_do_and_ends_cleanly(artifacts, causal_folder, tmp_path):
+    """With a prompt, one of another name, and seeds that answer together; and with tokens from the environment."""
     folder, classifiers = artifacts
-    with served(folder / "plain", f"mine={folder / 'deep'}") as (_, address, log):
-        results = ask(address, X, ["plain", "mine"])
-        for number, name in enumerate(("plain", "deep")):
+    both = tmp_path / "both"
+    for seed in (0, 1):
+        options = {"epochs": 1}
+        PromptClassifier(str(causal_folder), "deep-cue", method_options=options, seed=seed).fit(X, Y).save(
+            both / f"seed-{seed}"
+        )
+    members = [PromptClassifier.load(both / f"seed-{seed}").predict_proba(X) for seed in (0, 1)]
+    expected = [classifiers[name].predict_proba(X) for name in ("plain", "deep")] + [np.mean(members, axis=0)]
+    served_ones = (folder / "plain", f"mine={folder / 'deep'}", both)
+    with served(*served_ones, CUECRAFT_TOKENS=f"app:{TOKEN}") as (_, address, log):
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            ask(address, X[0])
+        results = ask(address, X, ["plain", "mine", "both"], token=TOKEN)
+        for number, shares in enumerate(expected):
             found = [list(result["answers"][number]["probabilities"].values()) for result in results]
-            assert np.allclose(found, classifiers[name].predict_proba(X), atol=1e-5)
+            assert np.allclose(found, shares, atol=1e-5)
+    assert TOKEN not in "".join(log)
     events = [json.loads(line) for line in log if line.startswith("{")]
-    assert [event["event"] for event in events] == ["ready", "request", "stopped"]
-    assert events[1]["inputs"] == len(X)
+    assert [event["event"] for event in events] == ["ready", "request", "request", "stopped"]
+    assert [event.get("inputs") for event in events[1:3]] == [None, len(X)]
 
 
 def test_what_is_under_way_at_the_end_is_answered(artifacts):
@@ -63,15 +76,6 @@ def test_what_is_under_way_at_the_end_is_answered(artifacts):
         process.send_signal(signal.SIGTERM)
         assert asking.communicate(timeout=30)[0].strip() == "200"
         process.wait(30)
-
-
-def test_tokens_come_from_the_environment(artifacts):
-    folder, _ = artifacts
-    with served(folder / "plain", CUECRAFT_TOKENS=f"app:{TOKEN}") as (_, address, log):
-        with pytest.raises(urllib.error.HTTPError, match="401"):
-            ask(address, X[0])
-        assert len(ask(address, X[0], token=TOKEN)) == 1
-    assert TOKEN not in "".join(log)
 
 
 def test_mistakes_are_told_in_one_line(run, artifacts, causal_folder, tmp_path):
@@ -111,14 +115,3 @@ def test_without_the_extra_the_command_says_what_to_install(run, artifacts, monk
     code, _, err = run("serve", str(folder / "plain"))
     assert code == 2
     assert "pip install 'cuecraft[serve]'" in err
-
-
-def test_an_ensemble_of_seeds_is_one_prompt(causal_folder, tmp_path):
-    members = []
-    for seed in (0, 1):
-        member = PromptClassifier(str(causal_folder), "deep-cue", method_options={"epochs": 1}, seed=seed).fit(X, Y)
-        member.save(tmp_path / "both" / f"seed-{seed}")
-        members.append(member.predict_proba(X[:2]))
-    with served(tmp_path / "both") as (_, address, _):
-        found = [list(result["answers"][0]["probabilities"].values()) for result in ask(address, X[:2])]
-    assert np.allclose(found, np.mean(members, axis=0), atol=1e-5)

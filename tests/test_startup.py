@@ -38,11 +38,46 @@ except SystemExit as stopped:
     code = stopped.code or 0
 sys.stderr.write("\\n" + json.dumps([code, sorted(set(sys.modules) - known)]))
 """
-#: As a user of transformers loads a model; what a command imports beyond that is its own.
-LOADED = """
-import torch, transformers
-transformers.AutoModelForCausalLM.from_pretrained({folder!r})
-transformers.AutoTokenizer.from_pretrained({folder!r})
+#: Runs commands one after the other in one process; to each belong the modules that it and those before it imported.
+#: What `load` imports is left out: it loads a model as a user of transformers does.
+ANSWERS = """
+import contextlib, io, json, os, signal, sys, threading, urllib.request
+
+from cuecraft.cli import display, main
+
+def ask(address):
+    try:
+        answer = urllib.request.urlopen(address + "/v1/classify", b'{{"inputs": "a joy"}}').read()
+        sys.stdout.write(answer.decode())
+    finally:
+        os.kill(os.getpid(), signal.SIGINT)
+
+display.serving = lambda address: threading.Thread(target=ask, args=[address]).start()
+known, found = set(sys.modules), {{}}
+for words in {commands!r}:
+    out, code = io.StringIO(), None
+    if words[0] == "load":
+        before = set(sys.modules)
+        import torch, transformers
+        transformers.AutoModelForCausalLM.from_pretrained(words[1])
+        transformers.AutoTokenizer.from_pretrained(words[1])
+        known |= set(sys.modules) - before
+        continue
+    sys.argv = ["cuecraft", *words]
+    with contextlib.redirect_stdout(out):
+        try:
+            main()
+        except SystemExit as stopped:
+            code = stopped.code or 0
+    found[words[0]] = [code, out.getvalue(), sorted(set(sys.modules) - known)]
+
+from cuecraft.methods import METHODS
+
+def loaded():
+    return [name for name in sys.modules if name.startswith("cuecraft.methods.")]
+
+found["registry"] = [list(METHODS), loaded(), METHODS["lora"].name, loaded()]
+print(json.dumps(found))
 """
 
 
@@ -92,66 +127,64 @@ for name in {commands[:-1]!r}:
     assert not within(modules, HEAVY)
 
 
-def test_predict_imports_nothing_that_trains(made, causal_folder):
-    shown, modules = imported("predict", made, "a joy", before=LOADED.format(folder=str(causal_folder)))
-    assert "a joy" in shown
-    assert "cuecraft.artifact.predictor" in modules
-    assert not within(modules, TRAINS)
-    assert not within(modules, (*LEARNERS, "scipy"))
-
-
-def test_classify_imports_nothing_that_trains(made, causal_folder, tmp_path):
-    pytest.importorskip("orjson")
-    (tmp_path / "in.txt").write_text("a joy\na bore\n")
-    before = LOADED.format(folder=str(causal_folder))
-    _, modules = imported("classify", made, "in.txt", "--out", "out", before=before, cwd=tmp_path)
-    assert "cuecraft.serving.bulk.pipeline" in modules
-    assert not within(modules, TRAINS)
-    assert not within(modules, (*LEARNERS, "scipy"))
-
-
-def test_serve_imports_nothing_that_trains(made, causal_folder):
-    pytest.importorskip("fastapi")
-    # Once it answers, it is asked for one label, and then stopped as by Ctrl-C.
-    meanwhile = """
-import os, signal, threading, urllib.request
-from cuecraft.cli import display
-
-def ask(address):
-    try:
-        answer = urllib.request.urlopen(address + "/v1/classify", b'{"inputs": "a joy"}').read()
-        sys.stdout.write(answer.decode())
-    finally:
-        os.kill(os.getpid(), signal.SIGINT)
-
-display.serving = lambda address: threading.Thread(target=ask, args=[address]).start()
-"""
-    before = LOADED.format(folder=str(causal_folder))
-    shown, modules = imported("serve", made, "--port", 0, before=before, meanwhile=meanwhile)
-    assert "probabilities" in shown
-    assert not within(modules, TRAINS)
-    assert not within(modules, (*LEARNERS, "scipy"))
-
-
-def test_guard_and_show_load_no_model(made):
+def test_guard_loads_no_model():
     shown, modules = imported("guard", "check", "a joy")
     assert shown
     assert not within(modules, {"torch", "transformers", "sklearn", "scipy", "pandas"})
-    _, modules = imported("show", made)
+
+
+@pytest.fixture(scope="module")
+def answering(made, causal_folder, tmp_path_factory):
+    """Run what answers in a fresh process; return, by command, what it printed and the modules that it imported.
+
+    Then the registry of methods is read: its methods, the modules of methods there are, and those after one was read.
+    `serve` is asked for one label once it answers, and then stopped as by Ctrl-C.
+    """
+    pytest.importorskip("orjson")
+    pytest.importorskip("fastapi")
+    folder = tmp_path_factory.mktemp("answering")
+    (folder / "in.txt").write_text("a joy\na bore\n")
+    commands = [
+        ["load", str(causal_folder)],
+        ["show", str(made)],
+        ["predict", str(made), "a joy"],
+        ["classify", str(made), "in.txt", "--out", "out"],
+        ["serve", str(made), "--port", "0"],
+    ]
+    command = [sys.executable, "-c", ANSWERS.format(commands=commands)]
+    own = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=own, cwd=folder, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("name", "says", "imports"),
+    [
+        ("show", "zero-shot", "cuecraft.artifact.artifact"),
+        ("predict", "a joy", "cuecraft.artifact.predictor"),
+        ("classify", "2 classified", "cuecraft.serving.bulk.pipeline"),
+        ("serve", "probabilities", "cuecraft.serving.http.app"),
+    ],
+)
+def test_what_answers_imports_nothing_that_trains(name, says, imports, answering):
+    code, shown, modules = answering[name]
+    assert code == 0
+    assert says in shown
+    assert imports in modules
     assert not within(modules, TRAINS)
-    assert not within(modules, LEARNERS)
+    assert not within(modules, (*LEARNERS, "scipy"))
 
 
-def test_the_registry_imports_a_method_when_it_is_asked_for():
-    code = """
-import sys
-from cuecraft.methods import METHODS
-assert "lora" in METHODS and len(list(METHODS)) > 15
-meet = {"registry", "problem", "evidence", "candidate", "objectives"}  # what all methods meet, and no method
-assert not [name for name in sys.modules if name.startswith("cuecraft.methods.") and name.split(".")[2] not in meet]
-assert METHODS["lora"].name == "lora" and "cuecraft.methods.auto" not in sys.modules
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_the_registry_imports_a_method_when_it_is_asked_for(answering):
+    listed, early, name, late = answering["registry"]
+    assert "lora" in listed
+    assert len(listed) > 15
+    meet = {"registry", "problem", "evidence", "candidate", "objectives"}  # what all methods meet, and no method
+    assert {own.split(".")[2] for own in early} <= meet
+    assert name == "lora"
+    assert "cuecraft.methods.train.weights" in late
+    assert "cuecraft.methods.auto" not in late
 
 
 def test_what_is_wrong_in_a_module_that_is_imported_late_is_said(tmp_path, monkeypatch):
