@@ -237,7 +237,7 @@ MUTATIONS = [
         "checkpoints",
     ),
     M("hashing", "json.dumps(body, sort_keys=True)", "json.dumps(sorted(body))", "artifact"),
-    M("hashing", "record.label, *weight]", "*weight]", "sampling readers"),
+    M("hashing", "record.label, *weight]", "*weight]", "fingerprint"),
     M("hashing", 'f"{seed}/{purpose}"', 'f"{seed}"', "golden sampling"),
 ]
 

@@ -87,6 +87,13 @@ def test_the_winner_is_scored_on_all_examples_and_the_cost_falls(seed):
     assert found.primary == pytest.approx(float(hits.double().mean()))
 
 
+def test_of_an_odd_number_the_larger_half_goes_on():
+    backbone, data = table_problem(5, 32, 0)
+    rounds = [list(range(8)), list(range(8, 16)), list(range(16, 32))]
+    best_swap(backbone, Candidate(HardPrompt((0,)), Calibration.none(3)), data, [(0, n) for n in range(5)], rounds)
+    assert backbone.asked == [(5, 8), (3, 8), (2, 16)]
+
+
 def test_of_equal_swaps_the_first_is_taken():
     backbone, data = table_problem(1, 16, 0)
     backbone.logits = backbone.logits.repeat(5, 1, 1)

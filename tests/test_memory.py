@@ -7,7 +7,7 @@ import torch
 
 from conftest import LM_TEMPLATE, make_examples, make_task
 from cuecraft.artifact import DeepCue, HardPrompt, SoftPrompt
-from cuecraft.backbone import Budget
+from cuecraft.backbone import Budget, columns
 from cuecraft.core.errors import BackboneError
 from cuecraft.task.batches import padding_share
 from oracles import Tensors, saved_bytes
@@ -36,6 +36,15 @@ def test_no_pass_makes_logits_over_the_vocabulary(kind, words, what, request, mo
     wide = {shape for shape in seen.shapes if backbone.vocab_size in shape}
     # The embedding matrix and its transpose may be seen; nothing else is as wide as the vocabulary.
     assert wide <= {(backbone.vocab_size, 32), (32, backbone.vocab_size)}
+
+
+@pytest.mark.parametrize("numbers", [1, 50, 10**6])
+def test_normalisers_of_slices_are_those_of_the_whole_vocabulary(numbers, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight, bias = (torch.randn(shape, generator=generator) for shape in ((3, 2, 8), (101, 8), (101,)))
+    monkeypatch.setattr(columns, "_SLICE_NUMBERS", numbers)
+    found = columns._log_normalisers(hidden, weight, bias)
+    assert torch.allclose(found, (hidden @ weight.T + bias).logsumexp(-1), atol=1e-5)
 
 
 def test_the_watcher_sees_the_logits_of_a_plain_forward(causal):
