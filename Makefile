@@ -17,7 +17,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 demo: $(DEMO)  ## install what the demo needs and run it: a prompt for film reviews, in about two minutes
 	$(BIN)/cuecraft demo --out runs/demo
 
-test: $(READY)  ## the default suite, 10 to 20 minutes on 2 cores
+test: $(READY)  ## the default suite, some 8 minutes on 2 cores
 	$(BIN)/python -m pytest -n 2
 
 test-slow: $(READY)  ## the long tests too
