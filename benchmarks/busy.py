@@ -48,7 +48,8 @@ def measured(policy: str, epochs: int, neighbours: int) -> float:
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     environment |= {"OMP_WAIT_POLICY": policy} if policy else {}
     # Where torch loads before cuecraft and the variable is not set, torch does what it does by itself.
-    run = f"import torch, runpy; runpy.run_path({__file__!r}, run_name='__main__')"
+    here = os.path.dirname(__file__)
+    run = f"import sys, torch, runpy; sys.path.insert(0, {here!r}); runpy.run_path({__file__!r}, run_name='__main__')"
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(neighbours)]
     try:
         command = [sys.executable, "-c", run, "--child", "--epochs", str(epochs)]
