@@ -42,6 +42,16 @@ def test_results_keep_their_order_and_runs_are_at_once(two_threads):
     assert torch.get_num_threads() == 2
 
 
+def test_fewer_runs_share_all_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        assert list(at_once(lambda _: torch.get_num_threads(), range(2), 4)) == [2, 2]
+        assert list(at_once(lambda _: torch.get_num_threads(), range(1), 4)) == [4]
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_what_a_run_raises_comes_back_once_no_other_runs(two_threads):
     running = []
 

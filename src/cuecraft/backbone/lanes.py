@@ -35,9 +35,10 @@ def at_once(run: Callable[[T], R], items: Sequence[T], count: int) -> Iterator[R
     Args:
         run: called in a thread of its own where `count` is more than one, with its share of torch's threads.
         items: what it is called with.
-        count: runs at a time.
+        count: runs at a time, at most.
     """
-    if min(count, len(items)) <= 1:
+    count = min(count, len(items))  # fewer runs have more threads each
+    if count <= 1:
         yield from map(run, items)
         return
     with _shared(count) as pool:
