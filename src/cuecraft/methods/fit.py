@@ -37,7 +37,7 @@ def make_artifact(
     """
     reader = outcome.best.reader
     backbone, task = problem.backbone, problem.task
-    if isinstance(reader, SentenceEncoder | OtherTask):
+    if isinstance(reader, OtherTask):
         backbone, task = reader.backbone, reader.task
     parts = {"train": problem.train} | ({"dev": problem.dev} if problem.dev and outcome.held_out is None else {})
     known, primary = {"dev": outcome.dev}, task.answers.primary

@@ -160,10 +160,10 @@ def label_context(backbone: AnyBackbone, task: Task, examples: list[Example]) ->
 
 @dataclass(eq=False)
 class OtherTask:
-    """A `Reader` that has the backbone read the same texts as another task writes them.
+    """A `Reader` that has a backbone read the same texts as another task writes them.
 
     Args:
-        backbone: the problem's.
+        backbone: the problem's, or another one.
         task: the other task, of the same classes.
         name: as a reader is called.
     """

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -12,15 +10,15 @@ from pydantic import Field
 from torch import Tensor
 
 from cuecraft.artifact import HardPrompt, Prompt
-from cuecraft.backbone import AnyBackbone, ClassHead, Context, FeatureScale, load_backbone
+from cuecraft.backbone import ClassHead, FeatureScale, load_backbone
 from cuecraft.backbone.columns import class_scores
 from cuecraft.core.errors import MethodError
 from cuecraft.core.events import TrainStep
 from cuecraft.methods.candidate import Candidate, lent
 from cuecraft.methods.prepare import default_template
-from cuecraft.methods.problem import CalibrationKind, Labelled, Method, Outcome, Problem, Selection
+from cuecraft.methods.problem import CalibrationKind, Labelled, Method, OtherTask, Outcome, Problem, Selection
 from cuecraft.methods.untuned import untuned_prompt
-from cuecraft.task import Task, Template
+from cuecraft.task import Template
 from cuecraft.task.rendering import HeadKind
 
 _STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
@@ -46,33 +44,11 @@ class LinearProbe(Method):
         return fit_probe(problem, HardPrompt(problem.initial_ids), None, self)
 
 
-class SentenceEncoder:
-    """Another model that reads the texts: a sentence encoder.
+@dataclass(eq=False)
+class SentenceEncoder(OtherTask):
+    """Another model that reads the texts: a sentence encoder. Its task has a template that fits it."""
 
-    Args:
-        backbone: the encoder.
-        task: the same classes in a template that fits it.
-    """
-
-    name = "encoder"
-
-    def __init__(self, backbone: AnyBackbone, task: Task) -> None:
-        self.backbone = backbone
-        self.task = task
-
-    @property
-    def size(self) -> int:
-        """Nothing of it is trained."""
-        return 0
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        """Return nothing: the encoder is frozen."""
-        return {}
-
-    @contextmanager
-    def over(self, context: Context) -> Iterator[tuple[AnyBackbone, Context]]:
-        """Lend the encoder, and its own context of the same examples."""
-        yield self.backbone, self.backbone.context(context.examples, self.task, keep_bytes=0)
+    name: str = "encoder"
 
 
 class EmbeddingProbe(LinearProbe):
