@@ -131,7 +131,7 @@ def kept(path: Path, is_busy: bool, make: Callable[[], dict[str, Any]]) -> dict[
     Args:
         path: of the file.
         is_busy: whether other work runs meanwhile.
-        make: measures it; its accuracy and seconds are printed.
+        make: measures it; its metrics (or its accuracy) and its seconds are printed.
     """
     if path.is_file():
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -140,7 +140,9 @@ def kept(path: Path, is_busy: bool, make: Callable[[], dict[str, Any]]) -> dict[
     result = make() | {"beside_other_work": is_busy, "machine": machine()}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result) + "\n", encoding="utf-8")
-    print(f"{path.stem}: accuracy {result['accuracy']:.3f}, {result['seconds']} s", flush=True)
+    metrics = result["metrics"] if "metrics" in result else {"accuracy": result["accuracy"]}
+    shown = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+    print(f"{path.stem}: {shown}, {result['seconds']} s", flush=True)
     return result
 
 
