@@ -43,6 +43,7 @@ from cuecraft.methods import make_method
 from cuecraft.methods.prepare import make_problem, make_task
 from cuecraft.methods.problem import Labelled, label_context
 from cuecraft.task import Task
+from cuecraft.task.answers.labels import LabelOptions
 
 RESULT = "logs.json"
 FILE = DATA.parent / "logs" / "bgl-1k.jsonl"
@@ -170,7 +171,7 @@ def tuned_scores(row: Row, log: Log, text: str, seed: int) -> tuple[NDArray[np.f
     if row.learns_from == "all":
         train, dev = log.records(log.first, text), None
     backbone = log.backbone
-    task = make_task(backbone, train, labels=LABELS)
+    task = make_task(backbone, train, answers=LabelOptions(classes=tuple(LABELS)))
     limit = AUTO_SECONDS if row.method == "auto" else None
     problem = make_problem(backbone, task, train, dev, seed=seed, deadline=Deadline(limit))
     outcome = make_method(row.method, row.options).fit(problem)

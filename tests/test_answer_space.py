@@ -40,7 +40,7 @@ CASES = {
     ),
     "ratings": lambda: (
         ANSWERS["ratings"](("bad", "dull", "great"), (1.0, 2.0, 4.0)),
-        ("4", "1", "2", "4", "1", "1", "4", "2"),
+        (4.0, 1.0, 2.0, 4.0, 1.0, 1.0, 4.0, 2.0),
     ),
 }
 
@@ -54,6 +54,14 @@ class Choices(AnswerSpace):
     calibrations: ClassVar[tuple[str, ...]] = ("none", "fitted")
 
     field: str
+
+    @classmethod
+    def read(cls, where, row, columns):
+        return row[columns.label_in(row, cls.columns)], ()
+
+    @classmethod
+    def of(cls, records, asked, label_words):
+        return cls("among")
 
     @property
     def options(self):
@@ -109,6 +117,14 @@ class Sets(AnswerSpace):
     calibrations: ClassVar[tuple[str, ...]] = ("none", "fitted")
 
     words: tuple[str, ...]
+
+    @classmethod
+    def read(cls, where, row, columns):
+        return row[columns.label_in(row, cls.columns)], ()
+
+    @classmethod
+    def of(cls, records, asked, label_words):
+        return cls(tuple(sorted({word for record in records for word in record.label.split("+")} - {""})))
 
     @property
     def options(self):

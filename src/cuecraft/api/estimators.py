@@ -54,7 +54,8 @@ from cuecraft.methods.prepare import (
 from cuecraft.methods.problem import Method, Outcome, Problem
 from cuecraft.methods.search.label_free import LabelFreeSearch, class_shares
 from cuecraft.methods.search.label_words import LabelWordSearch, with_label_words
-from cuecraft.task.answers.labels import WordChoice, default_word, distinct_words
+from cuecraft.task.answers.labels import LabelOptions
+from cuecraft.task.answers.words import WordChoice, default_word, distinct_words
 from cuecraft.task.chat import asked_fields
 
 
@@ -156,8 +157,8 @@ class PromptClassifier(ScoredClassifier, ClassifierMixin, BaseEstimator):  # typ
         backbone = load_backbone(self.model, self.head, self.device, self.local_files_only, self.dtype)
         if words is None and method.has_own_head:
             words = distinct_words(list(classes))
-        longest = method.longest_prompt()
-        task = make_task(backbone, train, self.template, words, self.max_tokens, list(classes), longest, self.chat)
+        longest, kind = method.longest_prompt(), LabelOptions(classes=tuple(classes))
+        task = make_task(backbone, train, self.template, words, self.max_tokens, kind, longest, self.chat)
         deadline = Deadline(self.time_limit)  # reading counts
         asked: dict[str, Any] = {"seed": self.seed, "validation_fraction": self.validation_fraction}
         asked |= {"deadline": deadline, "then": then, "report": report, "reading": method.reading_limit()}
@@ -434,6 +435,6 @@ class PromptClassifier(ScoredClassifier, ClassifierMixin, BaseEstimator):  # typ
         self, texts: Texts, candidates: Sequence[Candidate], report: Callable[[Event], None]
     ) -> np.ndarray:
         """Return class probabilities `[T, N, C]` of several prompts."""
-        examples = self.task_.examples(as_records(texts, fields=self.task_.template.field_names))
+        examples = self.task_.examples(self.task_.records(texts))
         logits = fresh_logits(self.backbone_, self.task_, candidates, examples, report)
         return self.task_.answers.probabilities(logits.double().cpu().numpy())

@@ -37,6 +37,7 @@ from cuecraft.methods.prepare import make_problem, make_task, run_key, with_chec
 from cuecraft.methods.problem import Problem
 from cuecraft.methods.train.multitask import MultitaskTuning, TaskOutcome
 from cuecraft.task import Template
+from cuecraft.task.answers.labels import LabelOptions
 
 LabelledTexts = tuple[Texts, Labels]
 TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -284,7 +285,7 @@ class PromptFamily:
         records = as_records(texts, labels, fields)
         words = words_by_name(label_words)
         longest = self.options.longest_prompt()
-        task = make_task(self.backbone, records, template, words, None, list(classes), longest)
+        task = make_task(self.backbone, records, template, words, None, LabelOptions(classes=tuple(classes)), longest)
         held_out = held_out_records(dev, fields)
         return make_problem(self.backbone, task, records, held_out, seed=self.seed, report=report), classes
 

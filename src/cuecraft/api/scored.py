@@ -15,7 +15,7 @@ from cuecraft.core.deadline import Deadline, WhileTimeLasts
 from cuecraft.core.events import Event
 from cuecraft.data import Record
 from cuecraft.data.labels import names_to_compare
-from cuecraft.data.texts import Labels, Texts, as_labels, as_records
+from cuecraft.data.texts import Labels, Texts, as_labels
 from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.problem import Outcome
 from cuecraft.task import Example, Task
@@ -56,7 +56,7 @@ class ScoredClassifier:
         Returns:
             The scores, empty where there was time for none; and how many texts were answered.
         """
-        given = as_records(texts, fields=self.task_.template.field_names)
+        given = self.task_.records(texts)
         if self._deadline.limit is None:
             return self.scores(texts, labels, report), len(given)
         compared, found = self._compared(), []

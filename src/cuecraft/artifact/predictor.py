@@ -19,7 +19,7 @@ from cuecraft.backbone.hooks import training
 from cuecraft.backbone.weights import TunedWeights
 from cuecraft.core.errors import ArtifactError, BackboneError
 from cuecraft.core.events import Answered, Event
-from cuecraft.data.texts import Texts, as_records
+from cuecraft.data.texts import Texts
 from cuecraft.task import AnswerSpace, Decision, Example, Task
 from cuecraft.task.answers import Values
 
@@ -188,7 +188,7 @@ class Predictor:
 
     def examples(self, texts: Texts) -> list[Example]:
         """Return texts as examples: strings, or mappings from field to string."""
-        return self.task.examples(as_records(texts, fields=self.task.template.field_names))
+        return self.task.examples(self.task.records(texts))
 
     def predict_proba(self, texts: Texts, report: Callable[[Event], None] = lambda event: None) -> Values:
         """Return probabilities `[N, O]` of texts, for labels in the order of `classes_`; `report` as above."""

@@ -44,17 +44,18 @@ class Options(BaseModel):
 Chosen = TypeVar("Chosen", bound=Options)
 
 
-def make_options(kind: type[Chosen], options: Mapping[str, Any] | None = None) -> Chosen:
+def make_options(kind: type[Chosen], options: Mapping[str, Any] | None = None, called: str | None = None) -> Chosen:
     """Return options of a kind: a method, a part of one, or a command.
 
     Args:
-        kind: the kind; errors call it by its `name`, as a method, or else by that of the class.
+        kind: the kind.
         options: values by name; a part's option is written with a dot, ``tune.epochs``.
+        called: what errors call it; None for its `name`, as a method, or else that of the class.
 
     Raises:
         MethodError: unknown option, or a value out of range.
     """
-    name = f"method {method}" if (method := getattr(kind, "name", None)) else kind.__name__
+    name = called or (f"method {method}" if (method := getattr(kind, "name", None)) else kind.__name__)
     try:
         return kind.model_validate(_nested(options or {}))
     except ValidationError as error:

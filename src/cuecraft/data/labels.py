@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cuecraft.core.errors import DataError, LabelWordError
-from cuecraft.data.records import check_nul
+from cuecraft.data.records import RowAnswers, check_nul, column_value
 
 _SHOWN = 60  # characters of a value in an error
 
@@ -63,6 +63,16 @@ def label_name(where: str, value: Any, missing: str = "the label is missing") ->
     else:
         remedy = "give a string, a whole number, or true or false"
     raise DataError(f"{where}: the label is a {type(found).__name__} ({shown}); {remedy}")
+
+
+def read_label(where: str, row: Mapping[str, Any], column: str) -> str:
+    """Return the name of the class that a row has in a column; raises DataError as `label_name`."""
+    return label_name(where, column_value(where, row, column), f"label column {column!r} is empty")
+
+
+def labels_in(column: str) -> RowAnswers:
+    """Return how a class is read of a column of that name."""
+    return RowAnswers((column,), (), lambda where, row: (read_label(where, row, column), ()), lambda where, row: ())
 
 
 def class_names(labels: Iterable[Any]) -> dict[str, Any]:

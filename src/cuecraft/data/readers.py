@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ from cuecraft.data.files import (
     kind_of,
     text_of,
 )
-from cuecraft.data.labels import check_kinds, is_missing, kind_of_label, label_name
-from cuecraft.data.records import BadRow, BadRows, Record, check_names, check_nul
+from cuecraft.data.labels import check_kinds, is_missing, kind_of_label, labels_in
+from cuecraft.data.records import BadRow, BadRows, Record, RowAnswers, check_names, check_nul, column_value
 
 #: Where a row stands (for error messages); and its columns, what is wrong with it, or None: a blank line.
 Row = tuple[str, dict[str, Any] | DataError | None]
@@ -53,7 +53,7 @@ AS_USUAL = Reading()
 def read_records(
     source: str | Path,
     text_columns: Sequence[str] = ("text",),
-    label_column: str | None = "label",
+    label_column: str | RowAnswers | None = "label",
     reading: Reading = AS_USUAL,
 ) -> list[Record]:
     """Read labelled texts from a file, a ``demo:`` data set or a `datasets` name.
@@ -63,22 +63,23 @@ def read_records(
             each but the last also with .gz or .zst; ``demo:movie-reviews``; or ``hub-name[:split]`` of a Hugging Face
             data set (default split ``train``; needs the extra ``hub-data``).
         text_columns: columns that hold text; each becomes a template field of that name.
-        label_column: column of class names; None for unlabelled data.
+        label_column: column of class names, or how answers of another kind are read (`AnswerSpace.in_rows`); None for
+            unlabelled data.
         reading: the delimiter, and what becomes of bad rows.
 
     Raises:
         DataError: the file is missing, unreadable or empty, a column is missing or there twice, a text is empty or NaN,
-            or a label is no string, truth value or whole number. Of bad rows alone: no row can be used.
+            or a label is none of its kind. Of bad rows alone: no row can be used.
     """
-    wanted = list(text_columns) if label_column is None else [*text_columns, label_column]
-    rows = _rows(source, wanted, label_column, reading)
-    return _records(source, rows, text_columns, lambda row: label_column, reading)
+    answers = labels_in(label_column) if isinstance(label_column, str) else label_column
+    rows = _rows(source, text_columns, answers, reading)
+    return _records(source, rows, text_columns, answers, reading)
 
 
 def read_partly_labelled(
     source: str | Path,
     text_columns: Sequence[str] = ("text",),
-    label_column: str = "label",
+    label_column: str | RowAnswers = "label",
     reading: Reading = AS_USUAL,
 ) -> list[Record]:
     """Read texts of which some, or all, have no label: their cell is empty, or the column is not there.
@@ -86,7 +87,7 @@ def read_partly_labelled(
     Args:
         source: as for `read_records`, or a .txt or .log file with a text a line.
         text_columns: as for `read_records`; a file of lines has none, and its texts are the field ``text``.
-        label_column: column of class names, where it is there.
+        label_column: column of class names, where it is there; or as for `read_records`.
         reading: the delimiter, and what becomes of bad rows.
 
     Raises:
@@ -94,13 +95,15 @@ def read_partly_labelled(
     """
     if kind_of(Path(source))[0] is Format.TEXT:
         return read_lines(source, "text", reading)
+    answers = labels_in(label_column) if isinstance(label_column, str) else label_column
 
-    def labelled(row: Mapping[str, Any]) -> str | None:
-        label = row.get(label_column)
+    def read(where: str, row: Mapping[str, Any]) -> tuple[Any, tuple[str, ...]]:
+        label = next((row[name] for name in answers.labels if name in row), None)
         is_blank = is_missing(label) or (isinstance(label, str) and not label.strip())
-        return None if is_blank else label_column
+        return (None, answers.read_options(where, row)) if is_blank else answers.read(where, row)
 
-    return _records(source, _rows(source, text_columns, label_column, reading), text_columns, labelled, reading)
+    partly = replace(answers, read=read)
+    return _records(source, _rows(source, text_columns, answers, reading), text_columns, partly, reading)
 
 
 def read_lines(source: str | Path, field: str, reading: Reading = AS_USUAL) -> list[Record]:
@@ -115,7 +118,7 @@ def read_lines(source: str | Path, field: str, reading: Reading = AS_USUAL) -> l
         DataError: the file is missing or unreadable, has no line, or one that is no UTF-8 or holds NUL. Of bad rows
             alone: none can be used.
     """
-    return _records(source, _line_rows(source, field), (field,), lambda row: None, reading)
+    return _records(source, _line_rows(source, field), (field,), None, reading)
 
 
 def stream_texts(source: str | Path, column: str = "text", reading: Reading = AS_USUAL) -> Iterator[str]:
@@ -136,7 +139,7 @@ def stream_texts(source: str | Path, column: str = "text", reading: Reading = AS
             raise row
         if row is None:
             continue
-        value = _column(where, row, column)
+        value = column_value(where, row, column)
         if not (is_missing(value) or (isinstance(value, str) and not value.strip())):
             yield text_value(where, column, value)
 
@@ -145,7 +148,7 @@ def _records(
     source: str | Path,
     rows: Iterable[Row],
     text_columns: Sequence[str],
-    label_of: Callable[[Mapping[str, Any]], str | None],
+    answers: RowAnswers | None,
     reading: Reading,
 ) -> list[Record]:
     """Return the records of rows, or raise the first error where bad rows are not left out.
@@ -154,7 +157,7 @@ def _records(
         source: for errors.
         rows: of the file.
         text_columns: columns that hold text.
-        label_of: gives the column of the class of a row; None for a row without.
+        answers: how labels are read; None for none.
         reading: what becomes of bad rows.
     """
     records: list[Record] = []
@@ -167,10 +170,9 @@ def _records(
         try:
             if isinstance(row, DataError):
                 raise row
-            label_column = label_of(row)
-            records.append(replace(_record(where, row, text_columns, label_column), row=number))
-            if label_column is not None:
-                kinds.setdefault(*kind_of_label(row[label_column]))
+            records.append(replace(_record(where, row, text_columns, answers), row=number))
+            if answers is not None and records[-1].label is not None:
+                _note_kind(row, answers, kinds)
         except DataError as error:
             if reading.bad is None:
                 raise
@@ -185,6 +187,16 @@ def _records(
     if reading.bad is not None:
         reading.bad.put(bad)
     return records
+
+
+def _note_kind(row: Mapping[str, Any], answers: RowAnswers, kinds: dict[str, Any]) -> None:
+    """Note whether a row's label is a string, a number or a truth value, by an example of each; a list is none."""
+    for name in answers.labels:
+        if name in row:
+            kind, value = kind_of_label(row[name])
+            if isinstance(value, str | int | float):
+                kinds.setdefault(kind, value)
+            return
 
 
 def _line_rows(source: str | Path, field: str) -> Iterator[Row]:
@@ -215,12 +227,13 @@ def _check_file(name: str) -> None:
 
 
 def _rows(
-    source: str | Path, wanted: Sequence[str], label_column: str | None, reading: Reading = AS_USUAL
+    source: str | Path, text_columns: Sequence[str], answers: RowAnswers | None, reading: Reading = AS_USUAL
 ) -> Iterator[Row]:
     name = str(source)
+    labels = answers.labels if answers else ()
     delimiter = check_delimiter(reading.delimiter)
     if assets.is_asset(name):
-        return _asset_rows(name, label_column)
+        return _asset_rows(name, labels)
     check_is_path(name)
     path = Path(source)
     form, packing = kind_of(path)
@@ -233,20 +246,21 @@ def _rows(
         return _hub_rows(name)
     _check_file(name)
     if form is Format.PARQUET:
-        return _parquet_rows(path, wanted)
+        return _parquet_rows(path, text_columns, labels, answers.options if answers else ())
     if form is Format.JSONL:
         return _jsonl_rows(path, packing)
     return _csv_rows(path, packing, delimiter or DELIMITERS[form])
 
 
-def _asset_rows(name: str, label_column: str | None) -> Iterator[Row]:
+def _asset_rows(name: str, label_columns: Sequence[str]) -> Iterator[Row]:
     asset, path = assets.data_asset(name)
     for where, row in _csv_rows(path, Packing.NONE, ","):
         if not isinstance(row, dict):
             yield where, row
         elif all(row[column] == value for column, value in asset.only.items()):
-            if label_column in row:
-                row[label_column] = asset.label_names.get(row[label_column], row[label_column])
+            for column in label_columns:
+                if column in row:
+                    row[column] = asset.label_names.get(row[column], row[column])
             yield where, row
 
 
@@ -309,7 +323,7 @@ def _json_row(where: str, line: bytes) -> dict[str, Any] | DataError:
     return DataError(f"{where}: a JSON {type(row).__name__}, but each line must be an object")
 
 
-def _parquet_rows(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
+def _parquet_rows(path: Path, texts: Sequence[str], labels: Sequence[str], options: Sequence[str]) -> Iterator[Row]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
@@ -319,9 +333,10 @@ def _parquet_rows(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
             names = file.schema_arrow.names
             check_names(str(path), names)
             # Without one of them, all are named in the error; what is not wanted may be what Python cannot hold.
-            columns = list(dict.fromkeys(name for name in wanted if name in names))
+            has_all = set(texts) <= set(names) and (not labels or not set(labels).isdisjoint(names))
+            columns = [name for name in dict.fromkeys((*texts, *labels, *options)) if name in names]
             number = 0
-            for batch in file.iter_batches(columns=columns if len(columns) == len(set(wanted)) else None):
+            for batch in file.iter_batches(columns=columns if has_all else None):
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path} row {number}", row
@@ -352,20 +367,12 @@ def _hub_rows(name: str) -> Iterator[Row]:
         yield f"{name} row {number}", row
 
 
-def _record(where: str, row: dict[str, Any], text_columns: Sequence[str], label_column: str | None) -> Record:
-    fields = {column: text_value(where, column, _column(where, row, column)) for column in text_columns}
-    if label_column is None:
+def _record(where: str, row: dict[str, Any], text_columns: Sequence[str], answers: RowAnswers | None) -> Record:
+    fields = {column: text_value(where, column, column_value(where, row, column)) for column in text_columns}
+    if answers is None:
         return Record(fields)
-    label = _column(where, row, label_column)
-    return Record(fields, label_name(where, label, f"label column {label_column!r} is empty"))
-
-
-def _column(where: str, row: Mapping[str, Any], column: str) -> Any:
-    if column in row:
-        return row[column]
-    (only, *others) = row or [""]
-    hint = f"; is another {named('delimiter')} meant?" if not others and any(mark in only for mark in ",;\t|") else ""
-    raise DataError(f"{where}: no column {column!r}; the columns are {', '.join(map(repr, row))}{hint}")
+    label, options = answers.read(where, row)
+    return Record(fields, label, options=options)
 
 
 def text_value(where: str, column: str, value: Any) -> str:

@@ -9,11 +9,11 @@ import hashlib
 import json
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from cuecraft.core.errors import CuecraftWarning, DataError
+from cuecraft.core.errors import CuecraftWarning, DataError, named
 from cuecraft.core.seeding import numpy_generator
 
 _NAMED = 10  # rows that a warning names
@@ -21,19 +21,38 @@ _NAMED = 10  # rows that a warning names
 
 @dataclass(frozen=True)
 class Record:
-    """One row of data: named text fields and, where known, the name of its class.
+    """One row of data: named text fields and, where known, its answer.
 
     Args:
         fields: the texts by name.
-        label: the name of the class.
+        label: the answer, a hashable JSON value (lists are tuples): of a class its name. None where it is not known.
         weight: how much it counts in a training, 1 on average; None where all count alike.
         row: the number of the row in its file, from 1, bad rows counted; None for what comes from no file.
+        options: that the row brings to choose among.
     """
 
     fields: Mapping[str, str]
-    label: str | None = None
+    label: Any = None
     weight: float | None = None
     row: int | None = field(default=None, compare=False)
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RowAnswers:
+    """How labels and options are read of rows of a file or of Python.
+
+    Args:
+        labels: columns that may have the label; the first that is there has it.
+        options: columns of options, which are no texts.
+        read: returns label and options of a row with a label; it is given where the row stands, and its values.
+        read_options: returns the options of a row without a label.
+    """
+
+    labels: tuple[str, ...]
+    options: tuple[str, ...]
+    read: Callable[[str, Mapping[str, Any]], tuple[Any, tuple[str, ...]]]
+    read_options: Callable[[str, Mapping[str, Any]], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -97,6 +116,19 @@ def check_names(where: str, names: Sequence[str]) -> None:
         raise DataError(f"{where}: {what} {', '.join(map(repr, twice))}; rename or remove all but one")
 
 
+def column_value(where: str, row: Mapping[str, Any], column: str) -> Any:
+    """Return a row's value in a column.
+
+    Raises:
+        DataError: there is no such column.
+    """
+    if column in row:
+        return row[column]
+    (only, *others) = row or [""]
+    hint = f"; is another {named('delimiter')} meant?" if not others and any(mark in only for mark in ",;\t|") else ""
+    raise DataError(f"{where}: no column {column!r}; the columns are {', '.join(map(repr, row))}{hint}")
+
+
 def names_twice(line: bytes | str) -> list[str]:
     """Return the names that an object of JSON has more than once.
 
@@ -108,11 +140,12 @@ def names_twice(line: bytes | str) -> list[str]:
 
 
 def fingerprint(records: Sequence[Record]) -> str:
-    """Return the SHA-256 (hex) of the records: fields, labels and their order."""
+    """Return the SHA-256 (hex) of the records: fields, labels, options and their order."""
     digest = hashlib.sha256()
     for record in records:
         weight = [] if record.weight is None else [record.weight]
-        line = json.dumps([sorted(record.fields.items()), record.label, *weight], ensure_ascii=False)
+        options = [record.options] if record.options else []
+        line = json.dumps([sorted(record.fields.items()), record.label, *weight, *options], ensure_ascii=False)
         digest.update(line.encode("utf-8", "surrogatepass") + b"\n")
     return digest.hexdigest()
 
@@ -125,13 +158,15 @@ class KShotSplit(NamedTuple):
     rest: list[Record]
 
 
-def _shuffled_by_class(records: Sequence[Record], seed: int, purpose: str) -> dict[str, list[int]]:
+def _shuffled_by_class(
+    records: Sequence[Record], groups: Sequence[str | None] | None, seed: int, purpose: str
+) -> dict[str, list[int]]:
     """Return row numbers of each class in random order; a class's order does not depend on the others."""
     rows: dict[str, list[int]] = defaultdict(list)
-    for row, record in enumerate(records):
-        if record.label is None:
+    for row, name in enumerate([record.label for record in records] if groups is None else groups):
+        if name is None:
             raise DataError(f"row {row + 1} has no label; sampling per class needs labels")
-        rows[record.label].append(row)
+        rows[name].append(row)
     return {
         label: [rows[label][i] for i in numpy_generator(seed, f"{purpose}/{label}").permutation(len(rows[label]))]
         for label in sorted(rows)
@@ -144,8 +179,21 @@ def _split(records: Sequence[Record], chosen: Sequence[set[int]]) -> list[list[R
     return [[records[row] for row in sorted(rows)] for rows in chosen] + [rest]
 
 
-def k_shot_split(records: Sequence[Record], shots: int, seed: int, with_dev: bool = True) -> KShotSplit:
+def k_shot_split(
+    records: Sequence[Record],
+    shots: int,
+    seed: int,
+    with_dev: bool = True,
+    groups: Sequence[str | None] | None = None,
+) -> KShotSplit:
     """Draw `shots` records of each class to train on and, `with_dev`, as many others of each as a dev set.
+
+    Args:
+        records: `[N]`.
+        shots: of each class.
+        seed: of the choice.
+        with_dev: whether a dev set is drawn.
+        groups: `[N]` names of the classes (`AnswerSpace.groups`); None for the labels.
 
     Raises:
         DataError: `shots` is not positive, or a class has too few records.
@@ -155,7 +203,7 @@ def k_shot_split(records: Sequence[Record], shots: int, seed: int, with_dev: boo
     needed = shots * (2 if with_dev else 1)
     train: set[int] = set()
     dev: set[int] = set()
-    for label, rows in _shuffled_by_class(records, seed, "k-shot").items():
+    for label, rows in _shuffled_by_class(records, groups, seed, "k-shot").items():
         if len(rows) < needed:
             raise DataError(
                 f"class {label!r} has {len(rows)} examples, but {needed} are needed for {shots} shots"
@@ -166,10 +214,18 @@ def k_shot_split(records: Sequence[Record], shots: int, seed: int, with_dev: boo
     return KShotSplit(*_split(records, [train, dev]))
 
 
-def holdout(records: Sequence[Record], fraction: float, seed: int) -> tuple[list[Record], list[Record]]:
+def holdout(
+    records: Sequence[Record], fraction: float, seed: int, groups: Sequence[str | None] | None = None
+) -> tuple[list[Record], list[Record]]:
     """Hold out a stratified `fraction` of the records: (kept, held out).
 
     A class with one record keeps it; every other class gives at least one record and keeps at least one.
+
+    Args:
+        records: `[N]`.
+        fraction: of each class.
+        seed: of the choice.
+        groups: `[N]` names of the classes (`AnswerSpace.groups`); None for the labels.
 
     Raises:
         DataError: `fraction` is not between 0 and 1.
@@ -177,7 +233,7 @@ def holdout(records: Sequence[Record], fraction: float, seed: int) -> tuple[list
     if not 0 < fraction < 1:
         raise DataError(f"the fraction held out is {fraction}; give one between 0 and 1, ends excluded")
     held: set[int] = set()
-    for rows in _shuffled_by_class(records, seed, "holdout").values():
+    for rows in _shuffled_by_class(records, groups, seed, "holdout").values():
         if len(rows) > 1:
             count = min(len(rows) - 1, max(1, round(fraction * len(rows))))
             held.update(rows[:count])

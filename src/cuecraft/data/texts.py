@@ -14,7 +14,7 @@ from cuecraft.core.errors import DataError, LabelWordError, MethodError, named
 from cuecraft.data.files import STDIN, Format, kind_of
 from cuecraft.data.labels import is_missing, label_name, python_value, words_by_name
 from cuecraft.data.readers import AS_USUAL, Reading, read_lines, read_records, stream_texts, text_value
-from cuecraft.data.records import BadRow, Record, check_names
+from cuecraft.data.records import BadRow, Record, RowAnswers, check_names
 
 #: Strings or mappings from field to string, one after another; an array; a pandas DataFrame; or an Arrow table.
 _MOST_COPIES = 1_000_000  # rows that weights may stand for
@@ -149,13 +149,16 @@ def as_label_words(label_words: Any, names: Sequence[str]) -> dict[str, Any] | N
     return dict(zip(names, listed, strict=True))
 
 
-def as_records(texts: Texts, labels: Labels = None, fields: Sequence[str] | None = None) -> list[Record]:
+def as_records(
+    texts: Texts, labels: Labels = None, fields: Sequence[str] | None = None, answers: RowAnswers | None = None
+) -> list[Record]:
     """Return records of texts given as strings, mappings, an array, a DataFrame or an Arrow table.
 
     Args:
         texts: `[N]`; see `Texts`.
-        labels: `[N]` classes; None for none.
+        labels: `[N]` classes, or answers of another kind; None for none.
         fields: that a template names; other columns may hold anything. None where every column is a field.
+        answers: how labels and options are read of rows (`AnswerSpace.in_rows`); None for classes.
 
     Raises:
         DataError: a text is missing or no text, two columns have one name, or there are not as many labels as texts.
@@ -163,25 +166,37 @@ def as_records(texts: Texts, labels: Labels = None, fields: Sequence[str] | None
     if isinstance(texts, str | bytes | Mapping):
         raise DataError("one text was given where a list of texts is expected; write [text]")
     rows = _rows(texts)
-    labels = None if labels is None else as_labels(labels)
+    if labels is not None:
+        labels = as_labels(labels) if answers is None else _items(labels, "labels")
     if labels is not None and len(labels) != len(rows):
         raise DataError(f"{len(rows)} texts but {len(labels)} labels; give one label for each text")
     records = []
     for number, row in enumerate(rows, start=1):
         where = f"row {number}"
-        found = _checked(where, row if isinstance(row, Mapping) else {"text": row}, fields)
-        records.append(Record(found, None if labels is None else label_name(where, labels[number - 1])))
+        row = row if isinstance(row, Mapping) else {"text": row}
+        own = [name for name in row if answers is None or name not in answers.options]
+        found = _checked(where, {name: row[name] for name in own}, fields)
+        if answers is None:
+            records.append(Record(found, None if labels is None else label_name(where, labels[number - 1])))
+        elif labels is None:
+            records.append(Record(found, options=answers.read_options(where, row)))
+        else:
+            label, options = answers.read(where, {**row, answers.labels[0]: labels[number - 1]})
+            records.append(Record(found, label, options=options))
     if not records:
         raise DataError("no texts were given; give at least one")
     return records
 
 
-def held_out_records(dev: tuple[Texts, Labels] | None, fields: Sequence[str] | None = None) -> list[Record] | None:
+def held_out_records(
+    dev: tuple[Texts, Labels] | None, fields: Sequence[str] | None = None, answers: RowAnswers | None = None
+) -> list[Record] | None:
     """Return records of held-out texts and their labels; None for none.
 
     Args:
         dev: texts and labels.
         fields: as for `as_records`.
+        answers: as for `as_records`.
 
     Raises:
         DataError: they are no pair, or as for `as_records`.
@@ -190,7 +205,7 @@ def held_out_records(dev: tuple[Texts, Labels] | None, fields: Sequence[str] | N
         return None
     if not isinstance(dev, tuple | list) or len(dev) != 2:
         raise DataError(f"dev is {_article(dev)}; give a pair: (texts, labels)")
-    return as_records(dev[0], as_labels(dev[1]), fields)
+    return as_records(dev[0], as_labels(dev[1]) if answers is None else dev[1], fields, answers)
 
 
 def weighed(records: Sequence[Record], sample_weight: Any) -> list[Record]:

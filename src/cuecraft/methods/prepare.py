@@ -27,9 +27,10 @@ from cuecraft.data.texts import as_label_words
 from cuecraft.methods.problem import Labelled, Method, Problem, ReadingLimit, label_context
 from cuecraft.methods.search.halving import halving_rounds
 from cuecraft.methods.train.loop import TrainingOptions
-from cuecraft.task import Task, Template, Verbalizer
-from cuecraft.task.answers import answers_document
-from cuecraft.task.answers.labels import WordChoice, distinct_words
+from cuecraft.task import AnswerSpace, Task, Template, Verbalizer
+from cuecraft.task.answers import ANSWERS, AnswerOptions, answers_document
+from cuecraft.task.answers.labels import LabelOptions
+from cuecraft.task.answers.words import WordChoice, Words, distinct_words
 from cuecraft.task.chat import ChatChoice, chat_of
 from cuecraft.task.rendering import HeadKind
 from cuecraft.task.template import FIELD_NAME
@@ -198,7 +199,7 @@ def make_task(
     template: str | None = None,
     label_words: WordChoice | None = None,
     max_tokens: int | None = None,
-    labels: Sequence[str] | None = None,
+    answers: AnswerOptions | AnswerSpace | None = None,
     prompt_length: int = 0,
     chat: ChatChoice | None = None,
 ) -> Task:
@@ -210,12 +211,12 @@ def make_task(
         template: as written by the user; None for a general one.
         label_words: class -> word or words; None for the classes' names.
         max_tokens: tokens of one input at most.
-        labels: the classes in their order; None for the records' labels, sorted.
+        answers: what is asked of the answers, or what counts as one; None for the records' labels, sorted.
         prompt_length: tokens to keep free for the prompt, if more than usual.
         chat: whether the tokenizer's chat template writes the texts, or turns by name.
 
     Raises:
-        DataError: no records, a record without a label, or only one class.
+        DataError: no records, a record without a label, only one class, or no answers of this kind.
         TemplateError, LabelWordError: the template or the label words do not fit.
     """
     if not records:
@@ -223,8 +224,7 @@ def make_task(
     unlabelled = [row for row, record in enumerate(records, start=1) if record.label is None]
     if unlabelled:
         raise DataError(f"row {unlabelled[0]} has no label; tuning needs a label for every row")
-    labels = labels or sorted({record.label for record in records if record.label is not None})
-    return label_free_task(backbone, records, labels, template, label_words, max_tokens, prompt_length, chat)
+    return _task(backbone, records, answers or LabelOptions(), template, label_words, max_tokens, prompt_length, chat)
 
 
 def label_free_task(
@@ -238,18 +238,33 @@ def label_free_task(
     chat: ChatChoice | None = None,
 ) -> Task:
     """Return the task of records whose classes are named apart; arguments and errors as for `make_task`."""
+    asked = LabelOptions(classes=tuple(labels))
+    return _task(backbone, records, asked, template, label_words, max_tokens, prompt_length, chat)
+
+
+def _task(
+    backbone: AnyBackbone,
+    records: Sequence[Record],
+    answers: AnswerOptions | AnswerSpace,
+    template: str | None,
+    label_words: WordChoice | None,
+    max_tokens: int | None,
+    prompt_length: int,
+    chat: ChatChoice | None,
+) -> Task:
     written = written_template(backbone, tuple(records[0].fields), template, chat)
     has_words = backbone.head_kind is not HeadKind.SEQUENCE
-    given = label_words if label_words is not None or has_words else distinct_words(labels)
-    verbalizer = Verbalizer.from_labels(labels, given)
-    if label_words is None and has_words and all(map(_is_number, labels)):
+    given: Words = label_words if label_words is not None or has_words else distinct_words
+    space = answers if isinstance(answers, AnswerSpace) else ANSWERS[answers.kind].of(records, answers, given)
+    words = [word for own in space.options.values() for word in own]
+    if label_words is None and has_words and words and all(map(_is_number, words)):
         warnings.warn(
-            f"the classes are named {', '.join(labels)}, and a language model does not know what these mean; "
+            f"the classes are named {', '.join(space.options)}, and a language model does not know what these mean; "
             f"give it words ({named('task.label_words')})",
             CuecraftWarning,
             stacklevel=2,
         )
-    return Task(written, verbalizer, max_tokens, max(Task.reserve, prompt_length))
+    return Task(written, space, max_tokens, max(Task.reserve, prompt_length))
 
 
 def _is_number(name: str) -> bool:
@@ -377,7 +392,7 @@ def make_problem(
         reading = WITHIN_TIME
     begun = time.monotonic()
     if dev is None:
-        train, dev = holdout(train, validation_fraction, seed)
+        train, dev = holdout(train, validation_fraction, seed, task.groups(train))
     if reading is None:
         contexts = [label_context(backbone, task, task.examples(part)) if part else None for part in (train, dev)]
     else:

@@ -29,7 +29,7 @@ from cuecraft.methods.search.label_free import LabelFreeOutcome, LabelFreeSearch
 from cuecraft.methods.search.label_free.pool import read_cues
 from cuecraft.runs.spec import RunFiles, RunSpec, WordsSpec
 from cuecraft.task import Verbalizer
-from cuecraft.task.answers.labels import default_word, distinct_words
+from cuecraft.task.answers.words import default_word, distinct_words
 from cuecraft.task.sections import DataSection
 
 _SPREAD = ("dev_accuracy", "held_out_accuracy", "test_accuracy", "test_macro_f1")

@@ -14,8 +14,10 @@ class Example:
         fields: texts by name.
         gold: the right answer, as the task's answer space has it (`AnswerSpace.gold`); None for none.
         weight: in a training; None for 1.
+        options: that the text brings; none where all texts share theirs.
     """
 
     fields: Mapping[str, str]
     gold: Hashable = None
     weight: float | None = None
+    options: tuple[str, ...] = ()

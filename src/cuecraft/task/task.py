@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator, mod
 
 from cuecraft.core.errors import DataError, MethodError, TemplateError
 from cuecraft.data import Record
+from cuecraft.data.texts import Texts, as_records
 from cuecraft.task.answers import AnswerSpace, Gold, Verbalizer, answer_space, answers_document
 from cuecraft.task.example import Example
 from cuecraft.task.template import Conversation, Template
@@ -103,6 +104,14 @@ class Task:
         """
         return [self._example(row, record) for row, record in enumerate(records, start=1)]
 
+    def records(self, texts: Texts) -> list[Record]:
+        """Return records of texts without labels, with the options that they bring.
+
+        Raises:
+            DataError: a text is missing or no text, or its options cannot be chosen among.
+        """
+        return as_records(texts, fields=self.template.field_names, answers=self.answers.in_rows())
+
     def check_fields(self, fields: Collection[str], where: str) -> None:
         """Raise TemplateError where the template names a field that is not among some; `where` is what has these."""
         missing = [name for name in self.template.field_names if name not in fields]
@@ -120,9 +129,25 @@ class Task:
             fields = {names[0]: next(iter(fields.values()))}
         self.check_fields(fields, f"row {row}")
         if record.label is None:
-            return Example(fields)
+            return Example(fields, options=record.options)
+        return Example(fields, self._gold(row, record), record.weight, record.options)
+
+    def groups(self, records: Sequence[Record]) -> list[str | None]:
+        """Return the groups `[N]` of records by which hold-outs are drawn, None of one without a label.
+
+        Raises:
+            DataError: a label is no answer of the task.
+        """
+        rows = [row for row, record in enumerate(records) if record.label is not None]
+        names = self.answers.groups([self._gold(row + 1, records[row]) for row in rows])
+        found: list[str | None] = [None] * len(records)
+        for row, name in zip(rows, names, strict=True):
+            found[row] = name
+        return found
+
+    def _gold(self, row: int, record: Record) -> Gold:
         try:
-            return Example(fields, self.answers.gold(record), record.weight)
+            return self.answers.gold(record)
         except DataError as error:
             raise DataError(f"row {row}: {error}") from None
 

@@ -16,6 +16,7 @@ from cuecraft.methods import make_method
 from cuecraft.methods.fit import make_artifact
 from cuecraft.methods.prepare import make_problem, make_task
 from cuecraft.methods.problem import Outcome
+from cuecraft.task.answers.labels import LabelOptions
 
 
 class AutoPrompt:
@@ -89,7 +90,9 @@ class AutoPrompt:
         records, classes = as_records(texts, labels), class_names(labels)
         backbone = self._backbone()
         words = words_by_name(self.label_words)
-        task = make_task(backbone, records, self.template, words, None, list(classes), method.longest_prompt())
+        task = make_task(
+            backbone, records, self.template, words, None, LabelOptions(classes=tuple(classes)), method.longest_prompt()
+        )
         problem = make_problem(backbone, task, records, seed=self.seed)
         outcome = method.fit(problem)
         self.artifact_ = make_artifact(problem, outcome, method, classes)

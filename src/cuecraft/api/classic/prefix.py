@@ -43,6 +43,7 @@ from cuecraft.core.errors import PromptError
 from cuecraft.methods.gradients import trained_copy
 from cuecraft.methods.train.prefix import moved_states
 from cuecraft.methods.train.soft import PromptEncoder
+from cuecraft.task.answers.labels import LabelOptions
 
 #: Rows ``{"text": ..., "label": ...}``, or the same as columns, as a slice of a Hugging Face data set is.
 Rows = Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]
@@ -103,7 +104,9 @@ def train_language_model(
     method = make_options(
         PrefixMethod, options | {"prefix_length": module.num_virtual_tokens, "batch_size": batch_size}
     )
-    task = make_task(backbone, records, template, words, None, list(classes), method.longest_prompt())
+    task = make_task(
+        backbone, records, template, words, None, LabelOptions(classes=tuple(classes)), method.longest_prompt()
+    )
     problem = make_problem(backbone, task, records, seed=_SEED)
     if backbone.head_kind is HeadKind.CAUSAL:
         dev = problem.dev and _prefix_first(problem.dev)

@@ -12,7 +12,7 @@ import numpy as np
 
 from cuecraft.core.errors import CuecraftWarning, DataError, ExportError, PromptError
 from cuecraft.core.events import Answered, Event
-from cuecraft.data.texts import Texts, as_records
+from cuecraft.data.texts import Texts
 from cuecraft.export.runtime.manifest import (
     EXPORT,
     INPUTS,
@@ -225,7 +225,7 @@ class ExportedClassifier:
             TemplateError: a text lacks a field.
             ExportError: the graph gives no numbers.
         """
-        records = as_records(texts, fields=self.task_.template.field_names)
+        records = self.task_.records(texts)
         examples = self.task_.examples(records)
         ready, step = self._ready, 1024
         parts: list[np.ndarray] = []
@@ -249,7 +249,7 @@ class ExportedClassifier:
 
     def truncated(self, texts: Texts) -> np.ndarray:
         """Return for each text `[N]` whether `predict_proba` cuts it at its end to fit."""
-        examples = self.task_.examples(as_records(texts, fields=self.task_.template.field_names))
+        examples = self.task_.examples(self.task_.records(texts))
         return np.array(self._ready.renderer.cuts(examples), bool)
 
     def predict(self, texts: Texts) -> np.ndarray:

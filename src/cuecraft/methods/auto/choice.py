@@ -41,7 +41,7 @@ from cuecraft.methods.objectives import Score
 from cuecraft.methods.problem import CalibrationKind, Method, Outcome, Problem, ReadingLimit, held_out_step, note
 from cuecraft.methods.search.space import filled_ids
 from cuecraft.methods.untuned import untuned_prompt
-from cuecraft.task.answers.labels import default_word
+from cuecraft.task.answers.words import default_word
 from cuecraft.task.rendering import HeadKind
 
 _READING = 0.25  # of the time limit

@@ -45,7 +45,7 @@ from cuecraft.methods.search.word_choice import (
     shortlist,
 )
 from cuecraft.task import Task
-from cuecraft.task.answers.labels import WordChoice
+from cuecraft.task.answers.words import WordChoice
 from cuecraft.task.rendering import HeadKind
 
 PHASE = "label-words"

@@ -46,6 +46,7 @@ from cuecraft.study.compare.schema import (
 from cuecraft.study.compare.statistics import macro_f1
 from cuecraft.study.compare.trial import Speed, Trial, answer_speed, repeat_trial, run_trial
 from cuecraft.task import Task
+from cuecraft.task.answers.labels import LabelOptions
 
 DOCUMENT, REPORT = "compare.json", "report.html"
 _CELLS = "cells"
@@ -171,7 +172,7 @@ def run_comparison(
             config.template,
             config.label_words,
             config.max_tokens,
-            splits.labels,
+            LabelOptions(classes=splits.labels),
             # Of all methods, so that texts are cut alike whichever are asked for, and finished cells stay.
             max(method.longest_prompt() for method in (*map(make_method, METHODS), *(c.method for c in asked))),
             config.choice,

@@ -7,12 +7,16 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from cuecraft.core.errors import MethodError
 from cuecraft.core.lazy import Registry
-from cuecraft.task.answers.base import AnswerSpace, Decision, Gold, Values, softmax
+from cuecraft.core.options import make_options
+from cuecraft.task.answers.base import AnswerColumns, AnswerOptions, AnswerSpace, Decision, Gold, Values, softmax
 from cuecraft.task.answers.labels import Verbalizer
 
 __all__ = [
     "ANSWERS",
+    "AnswerColumns",
+    "AnswerOptions",
     "AnswerSpace",
     "Decision",
     "Gold",
@@ -20,11 +24,25 @@ __all__ = [
     "Verbalizer",
     "answer_space",
     "answers_document",
+    "asked_answers",
     "softmax",
 ]
 
 #: Answer spaces by kind; `cuecraft.methods.objectives.OBJECTIVES` has what methods minimise on each.
 ANSWERS: Registry[AnswerSpace] = Registry({"labels": "cuecraft.task.answers.labels:Verbalizer"})
+
+
+def asked_answers(given: str | Mapping[str, Any]) -> AnswerOptions:
+    """Return what a user asks of answers: a kind, or a kind with its options.
+
+    Raises:
+        MethodError: there is no such kind, or an option cannot be used.
+    """
+    options = {"kind": given} if isinstance(given, str) else dict(given)
+    kind = str(options.get("kind"))
+    if kind not in ANSWERS:
+        raise MethodError(f"unknown kind of answers {kind!r}; there are {', '.join(ANSWERS)}")
+    return make_options(ANSWERS[kind].options_kind, options, f"answers of kind {kind}")
 
 
 def answers_document(space: AnswerSpace) -> dict[str, Any]:

@@ -12,14 +12,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict
 
 from cuecraft.core.errors import MethodError
-from cuecraft.data import Record
+from cuecraft.core.options import Options
+from cuecraft.data.records import Record, RowAnswers
+from cuecraft.task.answers.words import Words
 from cuecraft.task.example import Example
 
 #: An example's right answer, as its space has it.
@@ -49,6 +52,36 @@ def softmax(values: Values) -> Values:
     return found
 
 
+class AnswerOptions(Options):
+    """What a user asks of a kind of answers; each kind has fields of its own, all with defaults."""
+
+    kind: str
+
+
+@dataclass(frozen=True)
+class AnswerColumns:
+    """Where a row has its label and options.
+
+    Args:
+        label: column of the label; None for the kind's usual names (`AnswerSpace.columns`).
+        options: column of the options that a row brings.
+        separator: between the parts of a label or of options that a file has as one string; None for lists alone.
+    """
+
+    label: str | None = None
+    options: str = "choices"
+    separator: str | None = None
+
+    def names(self, usual: Sequence[str]) -> tuple[str, ...]:
+        """Return the columns that may have the label; the first that is there has it."""
+        return tuple(usual) if self.label is None else (self.label,)
+
+    def label_in(self, row: Mapping[str, Any], usual: Sequence[str]) -> str:
+        """Return the column of a row's label; where there is none, the first name that it could have."""
+        names = self.names(usual)
+        return next((name for name in names if name in row), names[0])
+
+
 class AnswerSpace(ABC):
     """What counts as an answer."""
 
@@ -58,7 +91,62 @@ class AnswerSpace(ABC):
     primary: ClassVar[str]
     #: Kinds of calibration that make sense (`cuecraft.methods.problem.CalibrationKind`).
     calibrations: ClassVar[tuple[str, ...]] = ("none", "contextual", "batch", "fitted")
+    #: What a user may ask of this kind.
+    options_kind: ClassVar[type[AnswerOptions]]
+    #: Usual names of the column that has the label.
+    columns: ClassVar[tuple[str, ...]] = ("label",)
+    #: Whether rows bring options of their own, in a column that is no text.
+    brings_options: ClassVar[bool] = False
     __pydantic_config__ = ConfigDict(extra="forbid")
+
+    @classmethod
+    @abstractmethod
+    def read(cls, where: str, row: Mapping[str, Any], columns: AnswerColumns) -> tuple[Any, tuple[str, ...]]:
+        """Return label and options of one row of a file, as a `Record` has them.
+
+        Args:
+            where: names file and row, for errors.
+            row: values by column, as JSON or CSV has them.
+            columns: where label and options stand.
+
+        Raises:
+            DataError: a column is missing, or a value is none of this kind.
+        """
+
+    @classmethod
+    def read_options(cls, where: str, row: Mapping[str, Any], columns: AnswerColumns) -> tuple[str, ...]:
+        """Return the options of one row, which may have no label; those of a kind whose rows bring none are empty.
+
+        Raises:
+            DataError: they are missing, or cannot be chosen among.
+        """
+        return ()
+
+    @classmethod
+    @abstractmethod
+    def of(cls, records: Sequence[Record], asked: AnswerOptions, label_words: Words) -> Self:
+        """Return the space that training examples and options lead to: its classes, range or candidates.
+
+        Args:
+            records: training examples, each with a label.
+            asked: of `options_kind`.
+            label_words: by name, or what gives them for names; None for the names themselves.
+
+        Raises:
+            DataError: there are too few kinds of answers, or the options do not fit the examples.
+            LabelWordError: the words do not fit the answers.
+        """
+
+    @classmethod
+    def in_rows(cls, columns: AnswerColumns | None = None) -> RowAnswers:
+        """Return how readers of files and of Python objects get labels and options of rows."""
+        asked = columns or AnswerColumns()
+        return RowAnswers(
+            asked.names(cls.columns),
+            (asked.options,) if cls.brings_options else (),
+            partial(cls.read, columns=asked),
+            partial(cls.read_options, columns=asked),
+        )
 
     @property
     @abstractmethod
@@ -108,6 +196,10 @@ class AnswerSpace(ABC):
         A group of one text cannot be both learnt from and checked, so no folds are made then: where groups are no
         classes, a small one is better joined with another.
         """
+
+    def groups(self, golds: Sequence[Gold]) -> list[str]:
+        """Return the names `[B]` of the strata, by which shots and hold-outs are drawn."""
+        return [str(number) for number in self.strata(golds)]
 
     @property
     def classes(self) -> tuple[Any, ...]:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import count, product
-from string import ascii_lowercase
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
-from cuecraft.core.errors import DataError, LabelWordError
+from cuecraft.core.errors import DataError
 from cuecraft.data import Record
-from cuecraft.data.labels import python_value
-from cuecraft.task.answers.base import AnswerSpace, Decision, Gold, Values, softmax
+from cuecraft.data.labels import read_label
+from cuecraft.task.answers.base import AnswerColumns, AnswerOptions, AnswerSpace, Decision, Gold, Values, softmax
+from cuecraft.task.answers.words import WordChoice, Words, check_words, words_of
 from cuecraft.task.example import Example
 
-WordChoice = Mapping[str, str | Sequence[str]]
+
+class LabelOptions(AnswerOptions):
+    """What is asked of labels."""
+
+    kind: Literal["labels"] = "labels"
+    classes: tuple[str, ...] | None = None  # in their order; None for the labels of the examples, sorted
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Verbalizer(AnswerSpace):
 
     kind: ClassVar[str] = "labels"
     primary: ClassVar[str] = "accuracy"
+    options_kind: ClassVar[type[AnswerOptions]] = LabelOptions
 
     labels: tuple[str, ...]
     words: tuple[tuple[str, ...], ...]
@@ -52,36 +57,28 @@ class Verbalizer(AnswerSpace):
             raise DataError(f"only one class ({', '.join(self.labels) or 'none'}); give examples of at least two")
         if len(set(self.labels)) != len(self.labels):
             raise DataError(f"a class is named twice among {', '.join(self.labels)}")
-        owner: dict[str, str] = {}
-        for label, words in zip(self.labels, self.words, strict=True):
-            if not words or not all(word.strip() for word in words):
-                raise LabelWordError(f"class {label!r} has no label word, or an empty one; give it a word")
-            for word in words:
-                if owner.setdefault(word, label) != label:
-                    raise LabelWordError(
-                        f"label word {word!r} stands for both {owner[word]!r} and {label!r}; change one"
-                    )
+        check_words(self.labels, self.words)
 
     @classmethod
-    def from_labels(cls, labels: Sequence[str], label_words: WordChoice | None = None) -> Verbalizer:
+    def from_labels(cls, labels: Sequence[str], label_words: Words = None) -> Self:
         """Build a verbalizer for classes, each with its given words or, by default, its own name.
 
         Raises:
             LabelWordError: `label_words` names a class that is not there, or leaves one out; or a word is no string.
         """
-        if label_words is None:
-            return cls(tuple(labels), tuple((default_word(label),) for label in labels))
-        unknown = [name for name in label_words if name not in labels]
-        missing = [label for label in labels if label not in label_words]
-        if unknown:
-            are_numbered = list(labels) == [str(number) for number in range(len(labels))]
-            remedy = "; where scikit-learn has numbered the classes, give a list of words in the classes' order"
-            raise LabelWordError(
-                f"label words for {unknown[0]!r}, but the classes are {', '.join(labels)}{remedy * are_numbered}"
-            )
-        if missing:
-            raise LabelWordError(f"no label words for class {missing[0]!r}; give it at least one")
-        return cls(tuple(labels), tuple(_as_words(label, label_words[label]) for label in labels))
+        return cls(tuple(labels), words_of(labels, label_words))
+
+    @classmethod
+    def read(cls, where: str, row: Mapping[str, Any], columns: AnswerColumns) -> tuple[str, tuple[str, ...]]:
+        """Return the name of a row's class; there are no options of its own."""
+        return read_label(where, row, columns.label_in(row, cls.columns)), ()
+
+    @classmethod
+    def of(cls, records: Sequence[Record], asked: AnswerOptions, label_words: Words) -> Self:
+        """Return the classes of records, sorted, or those asked for; raises as `from_labels`."""
+        classes = asked.classes if isinstance(asked, LabelOptions) else None
+        labels = classes or sorted({str(record.label) for record in records if record.label is not None})
+        return cls.from_labels(labels, label_words)
 
     @property
     def options(self) -> Mapping[str, tuple[str, ...]]:
@@ -148,6 +145,10 @@ class Verbalizer(AnswerSpace):
         """Return the classes."""
         return self.class_numbers(golds)
 
+    def groups(self, golds: Sequence[Gold]) -> list[str]:
+        """Return the names of the classes."""
+        return [self.label(gold) for gold in golds]
+
     def class_numbers(self, golds: Sequence[Gold]) -> list[int]:
         """Return the classes, -1 where none is known."""
         return [gold if isinstance(gold, int) else -1 for gold in golds]
@@ -155,41 +156,3 @@ class Verbalizer(AnswerSpace):
     def written(self, example: Example, gold: Gold) -> str:
         """Return the first label word of a class."""
         return self.options[self.label(gold)][0]
-
-
-def default_word(label: str) -> str:
-    """Return a class's name as a person would write it in a sentence: ``"Sci_Fi"`` gives ``"sci fi"``."""
-    return " ".join(label.replace("_", " ").split()).lower()
-
-
-def distinct_words(labels: Sequence[str]) -> WordChoice | None:
-    """Return a letter or more for each class where default words do not separate the classes; None where they do.
-
-    What answers by a class head reads no words, but a task has some for each class, and a tokenizer that knows no
-    capitals has to separate them.
-    """
-    words = [default_word(label) for label in labels]
-    if all(words) and len(set(words)) == len(words):
-        return None
-    width = next(n for n in count(1) if len(ascii_lowercase) ** n >= len(labels))
-    return {label: "".join(own) for label, own in zip(labels, product(ascii_lowercase, repeat=width), strict=False)}
-
-
-def _as_words(label: str, value: Any) -> tuple[str, ...]:
-    """Return the words of a class, given as one or as several in a list or an array, without outer spaces."""
-    value = python_value(value)
-    several = isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray)
-    given = list(value) if several or getattr(value, "ndim", 0) == 1 else [value]
-    words = [python_value(word) for word in given]
-    for word in words:
-        if not isinstance(word, str):
-            shown = " ".join(repr(word).split())[:60]
-            raise LabelWordError(
-                f"a label word of class {label!r} is a {type(word).__name__} ({shown}); give a string, or a list of "
-                "strings"
-            )
-        if any("\ud800" <= character <= "\udfff" for character in word):
-            raise LabelWordError(
-                f"label word {word!r} of class {label!r} holds half a character (a lone surrogate); fix it"
-            )
-    return tuple(dict.fromkeys(str.__str__(word).strip() for word in words))

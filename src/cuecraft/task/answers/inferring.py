@@ -1,0 +1,68 @@
+"""The kind of answers that rows of data have, where their columns and values leave no doubt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from cuecraft.core.errors import DataError, named
+from cuecraft.data.labels import is_missing, python_value
+from cuecraft.task.answers.base import AnswerColumns
+
+_CLASSES = 10  # distinct strings under `answer` up to which they may be classes
+
+
+def inferred_kind(rows: Sequence[Mapping[str, Any]], columns: AnswerColumns) -> tuple[str, str]:
+    """Return the kind of answers of training rows, and what shows it.
+
+    Args:
+        rows: values by column, as a file has them.
+        columns: where label and options stand; a named label column alone is looked at.
+
+    Raises:
+        DataError: the rows could be of several kinds.
+    """
+    if not rows:
+        return "labels", "there are no rows"
+    first = rows[0]
+    if columns.options in first and (columns.label or _named(first, ("answer", "label"))):
+        return "choices", f"each row has options in {columns.options!r}"
+    if columns.label is not None:
+        return _of_column(rows, columns.label)
+    both = [name for name in ("labels", "spans") if any(isinstance(row.get(name), list | tuple) for row in rows)]
+    if "label" in first:
+        return _of_column(rows, "label")
+    if len(both) > 1:
+        raise DataError(
+            "the rows have labels (a set for each text) and spans (in the text); say which with "
+            f"{named('task.answers')} multilabel or tokens"
+        )
+    if both:
+        return _of_column(rows, both[0])
+    answers = {row["answer"] for row in rows if isinstance(row.get("answer"), str)}
+    if len(answers) > _CLASSES:
+        return "cloze", f"'answer' has {len(answers)} different strings"
+    if any(isinstance(row.get("answer"), list | tuple) for row in rows):
+        return "cloze", "'answer' has several right answers"
+    return "labels", "each row has one label"
+
+
+def _named(row: Mapping[str, Any], names: Iterable[str]) -> bool:
+    return any(name in row for name in names)
+
+
+def _of_column(rows: Sequence[Mapping[str, Any]], column: str) -> tuple[str, str]:
+    """Return the kind that the values of the label column show."""
+    found = [python_value(row.get(column)) for row in rows]
+    values = [value for value in found if not is_missing(value)]
+    lists = [value for value in values if isinstance(value, list | tuple)]
+    if lists and len(lists) == len(values):
+        parts = [part for value in lists for part in value]
+        if parts and all(isinstance(part, Mapping) for part in parts):
+            return "tokens", f"{column!r} has spans"
+        if all(isinstance(part, str) for part in parts):
+            return "multilabel", f"{column!r} has a list for each row"
+    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    if numbers and len(numbers) == len(values) and any(not float(value).is_integer() for value in numbers):
+        return "ordinal", f"{column!r} has numbers that are not whole"
+    return "labels", f"{column!r} has one label for each row"
