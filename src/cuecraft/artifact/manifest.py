@@ -14,7 +14,8 @@ from cuecraft.task.task import TaskEntry
 
 # 2: deep cues, dtype of the backbone; 3: prefixes, tuned weights, shared parts; 4: several prompts; 5: a calibration
 # of each of them; 6: examples in front of every text, all or the nearest; 7: the turns of a chat template, class heads
-# on features of unit length; 8: the answer space in place of classes and label words.
+# on features of unit length; 8: the answer space in place of classes and label words,
+# and words that are normalised over their siblings.
 SCHEMA_VERSION = 8
 MOST_PROMPTS = 1024  # of one artifact; more is damage, or somebody's attempt to take all memory
 #: Key of an event of the trace: what users of the prompt have to know.

@@ -296,7 +296,7 @@ class Backbone(ABC):
         if prompt.renderer.shares_options:
             return prompt
         (options,) = prompt.renderer.options_of([example])
-        columns = columns_of(self.model, Query("options", options), None)
+        columns = columns_of(self.model, Query.of(prompt.renderer, options), None)
         return replace(prompt, columns=columns, own_options=len(options))
 
     @torch.no_grad()

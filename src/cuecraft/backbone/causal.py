@@ -206,7 +206,7 @@ class CausalBackbone(CausalModel):
         Where it stands before the text, it is read ahead; then it carries no gradient.
         """
         renderer, own = self.renderer(task), self.placed(prompt)
-        query = Query("options", renderer.label_ids) if renderer.label_ids else FEATURES  # `ready_for` asks for options
+        query = Query.of(renderer) if renderer.label_ids else FEATURES  # `ready_for` asks for options
         found = ReadyPrompt(**vars(own), renderer=renderer, columns=columns_of(self.model, query, own.head))
         if found.states is not None and not len(found.vectors) and not renderer.has_tail:
             raise nothing_between(renderer)

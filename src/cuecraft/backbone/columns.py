@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch.nn import functional
 from cuecraft.backbone.hooks import computed_again
 from cuecraft.backbone.prompt import ClassHead, FeatureScale
 from cuecraft.backbone.query import Query
+from cuecraft.backbone.tree import children_of
 from cuecraft.core.errors import LabelWordError
 from cuecraft.task.fitting import LabelIds
 
@@ -59,8 +60,8 @@ def columns_of(model: Any, query: Query, head: ClassHead | None) -> Columns:
         return _vocabulary_columns(embedding)
     if query.norm == "vocabulary":
         return _sequence_columns(embedding, [words[0] for words in query.options])
-    found = option_columns(embedding, query.options)
-    if found.beginnings and any(getattr(model.config, name, None) for name in _RESCALING):
+    found = option_columns(embedding, query.options, query.norm)
+    if found.beginnings and query.norm == "row" and any(getattr(model.config, name, None) for name in _RESCALING):
         raise LabelWordError("this backbone rescales its logits; give label words of one token each")
     return found
 
@@ -92,45 +93,55 @@ def feature_columns(head: ClassHead | None = None) -> Columns:
     return Columns(lambda hidden: (hidden[..., :1], hidden), scores)
 
 
-def option_columns(embedding: Any, options: LabelIds) -> Columns:
+def option_columns(embedding: Any, options: LabelIds, norm: Literal["row", "siblings"] = "row") -> Columns:
     """Return columns that give the scores of options `[K, B, O]`.
 
     An option's score is the log of the summed probabilities of its words, up to a constant that is the same for all
-    options. A word of several tokens is scored exactly: its first token at the answer slot, each further token after
-    the word's beginning, normalised over the whole vocabulary.
+    options. A word of several tokens is scored by its first token at the answer slot and each further token after the
+    word's beginning.
 
     Args:
         embedding: the output embedding.
         options: option -> word -> token ids.
+        norm: over what further tokens are normalised: `row` for the whole vocabulary, exactly; `siblings` for the
+            tokens with which words go on there, so that a token without siblings adds nothing and is not read.
     """
     words = [ids for own in options for ids in own]
-    beginnings = sorted({ids[:n] for ids in words for n in range(1, len(ids))})
+    following = children_of(words)
+    beginnings = sorted(own for own, codes in following.items() if own and (norm == "row" or len(codes) > 1))
     tokens = sorted({token for ids in words for token in ids})
     rows = torch.tensor(tokens, device=embedding.weight.device)
     reads = {ids: number for number, ids in enumerate([(), *beginnings])}
     places = {token: number for number, token in enumerate(tokens)}
-    steps_of_words = [[(reads[ids[:n]], places[token]) for n, token in enumerate(ids)] for ids in words]
+    steps_of_words = [
+        [(reads[ids[:n]], places[token]) for n, token in enumerate(ids) if ids[:n] in reads] for ids in words
+    ]
+    siblings = [[places[token] for token in following[own]] for own in beginnings] if norm == "siblings" else []
     words_of_options = torch.split(torch.arange(len(words)), [len(own) for own in options])
 
     def logits(hidden: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the words' columns `[B, R, W]`, and the normalisers `[B, K, I]` after the words' beginnings."""
-        norm = None
-        if beginnings:
+        """Return the words' columns `[B, R, W]`, and normalisers over the vocabulary `[B, K, I]` after beginnings."""
+        over_all = None
+        if beginnings and not siblings:
             after = hidden.unflatten(1, (-1, len(reads)))[:, :, 1:]  # the answer slot itself needs no normaliser
-            norm = _log_normalisers(after, embedding.weight, embedding.bias)
+            over_all = _log_normalisers(after, embedding.weight, embedding.bias)
         weight, bias = embedding.weight, embedding.bias
         if len(rows) < len(weight):
             weight, bias = weight[rows], None if bias is None else bias[rows]
-        return functional.linear(hidden, weight, bias), norm
+        return functional.linear(hidden, weight, bias), over_all
 
-    def scores(logits: Tensor, norm: Tensor | None) -> Tensor:
+    def scores(logits: Tensor, over_all: Tensor | None) -> Tensor:
         table = _single(logits).unflatten(1, (-1, len(reads)))  # [B, K, 1 + I, W]
+        norms = over_all
+        if siblings:
+            own = [table[:, :, 1 + read, columns].logsumexp(-1) for read, columns in enumerate(siblings)]
+            norms = torch.stack(own, dim=-1)
         found = []
         for steps in steps_of_words:
             score = table[:, :, 0, steps[0][1]]
             for read, column in steps[1:]:
-                assert norm is not None
-                score = score + table[:, :, read, column] - norm[:, :, read - 1]
+                assert norms is not None
+                score = score + table[:, :, read, column] - norms[:, :, read - 1]
             found.append(score)
         of_words = torch.stack(found, dim=-1)  # [B, K, words]
         of_options = [of_words[..., own.to(of_words.device)].logsumexp(-1) for own in words_of_options]

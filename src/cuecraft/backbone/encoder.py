@@ -138,7 +138,7 @@ class EncoderBackbone(Backbone):
     def ready(self, prompt: Prompt, task: Task) -> ReadyPrompt:
         """Return a prompt as `read_rows` takes it; errors as of `Backbone.ready`."""
         renderer, own = self.renderer(task), self.placed(prompt)
-        query = Query("options", renderer.label_ids) if renderer.label_ids else FEATURES  # `ready_for` asks for options
+        query = Query.of(renderer) if renderer.label_ids else FEATURES  # `ready_for` asks for options
         columns = self._columns(query, own.head)
         return ReadyPrompt(**vars(own), renderer=renderer, columns=columns)
 

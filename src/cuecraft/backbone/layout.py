@@ -51,6 +51,7 @@ class SharedTrees:
         #: `[B]` by how much the codes of each text's own prompt lie behind those of the first one.
         self._firsts = [prompts.codes[owner][0] if prompts.codes[owner] else 0 for owner in owners]
         self._branches = ((), *(tuple(codes[token] for token in ids) for ids in columns.beginnings))
+        self._words = len(grow_tree(columns.beginnings).codes) if columns.beginnings else 0
         self._grown: dict[tuple[int, int, int], list[CueTree]] = {}
         #: Tokens of a kept context that are read again: 1 where without prompt and tail nothing else would stand at
         #: the answer slot, else 0.
@@ -58,7 +59,7 @@ class SharedTrees:
 
     def cost(self, width: int) -> int:
         """Return the nodes of all prompts in one tree, at most, without lead."""
-        return sum(len(cue) + width + len(self._branches) - 1 for cue in self._cues)
+        return sum(len(cue) + width + self._words for cue in self._cues)
 
     def trees(self, width: int, lead: int, nodes: int) -> list[CueTree]:
         """Return trees of `nodes` nodes at most, of one prompt at least, that hold all prompts.
@@ -71,7 +72,7 @@ class SharedTrees:
             nodes: of one tree.
         """
         if (width, lead, nodes) not in self._grown:
-            cost = max(map(len, self._cues)) + width + len(self._branches) - 1
+            cost = max(map(len, self._cues)) + width + self._words
             size = max(1, (nodes - lead) // max(1, cost))
             head, tail = (tuple(-1 - width - n for n in range(lead)), tuple(-1 - n for n in range(width)))
             self._grown[width, lead, nodes] = [

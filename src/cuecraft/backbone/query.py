@@ -30,13 +30,19 @@ class Query:
         read: `options` for the scores of options, by the prompt's class head where it has one; `features` for what a
             class head reads; `vocabulary` for the log-probabilities (nats) of all words at the answer slot.
         options: option -> word -> token ids; `()` where only a class head answers.
-        norm: `row` for scores of options up to a constant of the row, `vocabulary` for the log-probabilities of options
-            of one word each.
+        norm: `row` for scores of options up to a constant of the row; `siblings` for the same with each further token
+            of a word normalised over the tokens with which words go on there, and not over the vocabulary; `vocabulary`
+            for the log-probabilities of options of one word each.
     """
 
     read: Literal["options", "features", "vocabulary"]
     options: LabelIds = ()
-    norm: Literal["row", "vocabulary"] = "row"
+    norm: Literal["row", "siblings", "vocabulary"] = "row"
+
+    @classmethod
+    def of(cls, renderer: Renderer, options: LabelIds | None = None) -> Self:
+        """Return the query for scores of options; None for those that all texts of the task share."""
+        return cls("options", renderer.label_ids if options is None else options, renderer.task.norm or "row")
 
 
 FEATURES, VOCABULARY = Query("features"), Query("vocabulary")
@@ -151,11 +157,11 @@ class Context(Rows):
     def queries(self) -> list[tuple[Query, list[int]]]:
         """The queries for scores of options, each with the rows that it is for; one, unless texts bring options."""
         if self.renderer.shares_options:
-            return [(Query("options", self.renderer.label_ids), list(range(len(self))))]
+            return [(Query.of(self.renderer), list(range(len(self))))]
         found: dict[LabelIds, list[int]] = {}
         for row, ids in enumerate(self.renderer.options_of(self.examples)):
             found.setdefault(ids, []).append(row)
-        return [(Query("options", ids), rows) for ids, rows in found.items()]
+        return [(Query.of(self.renderer, ids), rows) for ids, rows in found.items()]
 
     def select(self, rows: Sequence[int]) -> Self:
         """Return the context of some of the examples; nothing is computed or copied."""

@@ -7,7 +7,7 @@ prompts over one text and the tokens of a long label word are all branches of su
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +53,15 @@ def grow_tree(sequences: Sequence[Sequence[int]]) -> CueTree:
         if parent >= 0:
             ancestors[node] |= ancestors[parent]
     return CueTree(torch.tensor(codes), ancestors, tuple(ends))
+
+
+def children_of(sequences: Iterable[tuple[int, ...]]) -> dict[tuple[int, ...], tuple[int, ...]]:
+    """Return the codes with which sequences go on, sorted, by the beginning behind which they stand."""
+    found: dict[tuple[int, ...], set[int]] = {}
+    for sequence in sequences:
+        for size, code in enumerate(sequence):
+            found.setdefault(sequence[:size], set()).add(code)
+    return {beginning: tuple(sorted(codes)) for beginning, codes in found.items()}
 
 
 def tree_groups(sequences: Sequence[tuple[int, ...]], nodes: int) -> Iterator[list[tuple[int, ...]]]:

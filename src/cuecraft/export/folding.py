@@ -23,7 +23,7 @@ from cuecraft.backbone.hosted import known_ids
 from cuecraft.backbone.plan import Past, Plan
 from cuecraft.core.errors import ExportError
 from cuecraft.export.runtime.manifest import PROMPT_NAME
-from cuecraft.task.fitting import LabelIds
+from cuecraft.task.fitting import LabelIds, beyond_slot
 
 _NEVER = -1e9  # as a logit; less would not be a number after subtraction
 
@@ -75,8 +75,8 @@ def _columns(backbone: AnyBackbone, ready: ReadyPrompt) -> Columns:
     if ready.head is not None:
         return feature_columns(ready.head)
     options = ready.renderer.label_ids
-    if ready.columns.beginnings:  # these are normalised over the whole vocabulary
-        return option_columns(backbone.model.get_output_embeddings(), options)
+    if beyond_slot(options):  # these may be normalised over the whole vocabulary
+        return option_columns(backbone.model.get_output_embeddings(), options, ready.renderer.task.norm or "row")
     tokens = sorted({token for words in options for (token,) in words})
     places = {token: place for place, token in enumerate(tokens)}
     embedding = backbone.model.get_output_embeddings()
@@ -279,7 +279,7 @@ def check_together(backbone: AnyBackbone, prompts: Mapping[str, ReadyPrompt]) ->
             raise ExportError(f"prompt {name!r} stands before the text, which is then read with it; export it alone")
         if ready.states is not None:
             raise ExportError(f"prompt {name!r} is a prefix of keys and values; export it alone")
-        if ready.head is not None or ready.branches is not None:
+        if ready.head is not None or beyond_slot(ready.renderer.label_ids):
             kind = "a class head" if ready.head is not None else "label words of several tokens"
             raise ExportError(f"prompt {name!r} answers by {kind}; several prompts need label words of one token each")
         if not len(ready.vectors) and not frames[name].closing:

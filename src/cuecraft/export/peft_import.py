@@ -295,7 +295,7 @@ def _task(
     if label_words is None and classes is None:
         if stored is None:
             raise ArtifactError(f"{source}: PEFT keeps no classes; give label words, or classes named by such words")
-        return Task(written, stored.answers, **options)
+        return Task(written, stored.answers, norm=stored.norm, **options)
     names = tuple(classes if classes is not None else label_words or ())
     chosen = label_words and {str(name): words for name, words in label_words.items()}
     found = Verbalizer.from_labels([str(name) for name in names], chosen)

@@ -7,6 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from cuecraft.backbone import AnyBackbone
 from cuecraft.core.checkpoints import Checkpoints, Keeping
 from cuecraft.core.deadline import Deadline, WhileTimeLasts
 from cuecraft.core.environment import versions
-from cuecraft.core.errors import CuecraftWarning, DataError, StoppedError, TemplateError, named
+from cuecraft.core.errors import CuecraftWarning, DataError, LabelWordError, StoppedError, TemplateError, named
 from cuecraft.core.events import Event
 from cuecraft.core.seeding import numpy_generator
 from cuecraft.core.storage import digest
@@ -32,6 +33,7 @@ from cuecraft.task.answers import ANSWERS, AnswerOptions, answers_document
 from cuecraft.task.answers.labels import LabelOptions
 from cuecraft.task.answers.words import WordChoice, Words, distinct_words
 from cuecraft.task.chat import ChatChoice, chat_of
+from cuecraft.task.fitting import MOST_BEGINNINGS, beginnings_of
 from cuecraft.task.rendering import HeadKind
 from cuecraft.task.template import FIELD_NAME
 
@@ -264,7 +266,25 @@ def _task(
             CuecraftWarning,
             stacklevel=2,
         )
-    return Task(written, space, max_tokens, max(Task.reserve, prompt_length))
+    return with_norm(backbone, Task(written, space, max_tokens, max(Task.reserve, prompt_length)))
+
+
+def with_norm(backbone: AnyBackbone, task: Task) -> Task:
+    """Return the task with what further tokens of its label words are normalised over.
+
+    Exactly, over the vocabulary after each beginning of a word, where there are up to `MOST_BEGINNINGS` of these; more
+    take minutes for each pass over a few hundred texts. Over siblings too where a word of one class begins a word of
+    another. A task whose words cannot be scored at all stays as it is, and is refused where they are to be.
+    """
+    if backbone.head_kind is not HeadKind.CAUSAL:
+        return task  # a mask holds one token, and a class head reads no words
+    with suppress(LabelWordError, TemplateError):
+        if len(beginnings_of(backbone.renderer(task).label_ids)) <= MOST_BEGINNINGS:
+            return task
+    with suppress(LabelWordError, TemplateError):
+        own = replace(task, norm="siblings")
+        return own if backbone.renderer(own).label_ids else task
+    return task
 
 
 def _is_number(name: str) -> bool:
@@ -316,8 +336,10 @@ def run_key(problem: Problem, method: Method | TrainingOptions) -> str:
     """Return the hash of all that a run's result depends on."""
     task = problem.task
     chat = {} if task.template.chat is None else {"chat": vars(task.template.chat)}
+    norm = {} if task.norm is None else {"norm": task.norm}
     return digest(
         chat
+        | norm
         | {
             "method": method.name,
             "options": method.model_dump(mode="json"),

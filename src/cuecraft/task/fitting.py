@@ -8,6 +8,15 @@ Fields = list[tuple[int, ...]]  # ids of each field slot of one example, in the 
 LabelIds = tuple[tuple[tuple[int, ...], ...], ...]  # option -> word -> token ids
 
 
+#: Beginnings of label words up to which their continuations are normalised over the whole vocabulary.
+MOST_BEGINNINGS = 64
+
+
+def beginnings_of(options: LabelIds) -> set[tuple[int, ...]]:
+    """Return what stands before the second and each further token of options' words."""
+    return {ids[:size] for words in options for ids in words for size in range(1, len(ids))}
+
+
 def beyond_slot(options: LabelIds) -> int:
     """Return the positions that options need beyond the answer slot."""
     return max((len(ids) - 1 for words in options for ids in words), default=0)

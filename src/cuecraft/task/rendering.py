@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import takewhile
 from typing import Any
 
-from cuecraft.core.errors import CuecraftWarning, DataError, LabelWordError, PromptError, TemplateError, named
+from cuecraft.core.errors import CuecraftWarning, DataError, PromptError, TemplateError
 from cuecraft.task import Example, Field, Literal, MaskSlot, PromptSlot, Shot, Task
+from cuecraft.task.answer_ids import AnswerIds
 from cuecraft.task.fitting import Fields, LabelIds, are_longer, beyond_slot, cut_longest
 from cuecraft.task.token_text import (
     BYTE_SPACE,
-    CONTINUATION,
     PIECE_SPACE,
     meant_by,
     special_ids,
     text_ids,
-    text_of_printed_tokens,
 )
 
 
@@ -104,7 +103,8 @@ class Renderer:
         self.max_tokens = min(limits) if limits else None
         # SentencePiece in its older form puts a space before every text by itself; a second one would be a token.
         self._writes_own_space = tokenizer.tokenize("a")[0].startswith("▁")
-        self.label_ids: LabelIds = () if head is HeadKind.SEQUENCE else self._option_ids(task.answers.options)
+        self._answers = self._answer_writer()
+        self.label_ids: LabelIds = () if head is HeadKind.SEQUENCE else self._answers.of_options(task.answers.options)
         #: How a text is written: behind answered examples, a chat template goes on with the next turn.
         self._template = task.template.behind_examples if task.shots else task.template
         slots = self._slots()
@@ -354,8 +354,15 @@ class Renderer:
 
     def answer_ids(self, words: Sequence[str]) -> list[tuple[int, ...]]:
         """Return the ids of each word as it is written in the answer slot."""
-        texts = [self.answer_prefix + word for word in words]
-        return [tuple(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        return self._answers.of(words)
+
+    def _answer_writer(self) -> AnswerIds:
+        """Return what writes label words in the answer slot."""
+        pieces = self.task.template.pieces
+        at = next((n for n, piece in enumerate(pieces) if isinstance(piece, MaskSlot)), len(pieces))
+        ending = "".join(piece.text for piece in pieces[at + 1 : at + 2] if isinstance(piece, Literal))
+        is_one_token = self.head is HeadKind.MASKED
+        return AnswerIds(self.tokenizer, self.answer_prefix, is_one_token, ending, self.task.norm == "siblings")
 
     @property
     def answer_prefix(self) -> str:
@@ -378,59 +385,8 @@ class Renderer:
         if self.shares_options:
             return [self.label_ids] * len(examples)
         made: dict[LabelIds, LabelIds] = {}
-        found = [self._option_ids(self.task.answers.options_of(example)) for example in examples]
+        found = [self._answers.of_options(self.task.answers.options_of(example)) for example in examples]
         return [made.setdefault(ids, ids) for ids in found]
-
-    def _option_ids(self, options: Mapping[str, tuple[str, ...]]) -> LabelIds:
-        """Return the ids of options: name -> words."""
-        # Words that a tokenizer writes alike ("good", "Good" in an uncased one) are one word.
-        classes = tuple(
-            tuple(
-                dict.fromkeys(self._checked(word, ids) for word, ids in zip(words, self.answer_ids(words), strict=True))
-            )
-            for words in options.values()
-        )
-        owners: dict[tuple[int, ...], int] = {}
-        for number, words in enumerate(classes):
-            for ids in words:
-                self._check_apart(options, owners.setdefault(ids, number), number)
-        for ids, number in owners.items():
-            for size in range(1, len(ids)):
-                self._check_apart(options, owners.get(ids[:size], number), number)
-        return classes
-
-    def _check_apart(self, options: Mapping[str, tuple[str, ...]], one: int, other: int) -> None:
-        """Raise LabelWordError unless two class numbers, of words of which one begins as the other, are the same."""
-        if one != other:
-            names = [repr(list(options)[number]) for number in sorted((one, other))]
-            raise LabelWordError(
-                f"classes {' and '.join(names)} have label words that this tokenizer writes alike or one as the "
-                "beginning of the other; give other label words"
-            )
-
-    def _checked(self, word: str, ids: tuple[int, ...]) -> tuple[int, ...]:
-        """Return a label word's ids, or say why it cannot be scored."""
-        unknown = getattr(self.tokenizer, "unk_token_id", None)
-        printed = "" if word == CONTINUATION else text_of_printed_tokens(self.tokenizer, word)
-        meant = None if printed is None else printed.strip()
-        # A word that this tokenizer knows as one token, or writes as it writes the word that is meant, is a word.
-        is_known = unknown not in ids and len(ids) == 1 and (meant != "" or word == CONTINUATION)
-        is_own = is_known or (meant and unknown not in ids and self.answer_ids([meant]) == [ids])
-        if meant is not None and not is_own:
-            remedy = f"write {meant!r}" if meant else "it is no word by itself, so give a word"
-            raise LabelWordError(
-                f"label word {word!r} is a token as a tokenizer's list prints it, with the mark of a space or of a "
-                f"word's part; {remedy}"
-            )
-        if not ids or unknown in ids:
-            raise LabelWordError(f"label word {word!r} is not in this tokenizer's vocabulary; use another")
-        if self.head is HeadKind.MASKED and len(ids) > 1:
-            shown = " ".join(self.tokenizer.convert_ids_to_tokens(list(ids)))
-            raise LabelWordError(
-                f"label word {word!r} is {len(ids)} tokens ({shown}), but a masked LM fills one {{mask}}; "
-                f"give a label word of one token ({named('task.label_words')})"
-            )
-        return ids
 
     def _answer_length(self) -> int:
         """Positions that label words need beyond the answer slot."""

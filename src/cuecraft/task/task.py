@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    PlainSerializer,
+    PlainValidator,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from cuecraft.core.errors import DataError, MethodError, TemplateError
 from cuecraft.data import Record
@@ -14,6 +22,8 @@ from cuecraft.data.texts import Texts, as_records
 from cuecraft.task.answers import AnswerSpace, Gold, Verbalizer, answer_space, answers_document
 from cuecraft.task.example import Example
 from cuecraft.task.template import Conversation, Template
+
+Norm = Literal["siblings"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,9 @@ class Task:
             template's own words in the prompt slot and the first label word of its class.
         nearest: of the shots, how many stand in front of a text, those nearest to it by the backbone's features, the
             nearest last; None for all of them in front of every text.
+        norm: `siblings` to normalise each further token of a label word over the tokens with which words go on there,
+            so that only places where words part are read; then a word with which another one begins is followed by what
+            ends it. None for exact probabilities, over the whole vocabulary after every beginning of a word.
 
     Raises:
         DataError: `max_tokens`, `reserve` or `nearest` is not positive, or a shot is of no class.
@@ -55,6 +68,7 @@ class Task:
     reserve: int = 32
     shots: tuple[Shot, ...] = ()
     nearest: int | None = None
+    norm: Norm | None = None
 
     def __post_init__(self) -> None:
         if self.reserve < 1:
@@ -166,7 +180,7 @@ _OLD = {"labels": "labels", "words": "label_words", "classes": "classes"}
 
 
 class TaskEntry(BaseModel):
-    """Template and answer space, examples in front of a text, all or the nearest, and the turns of a chat template."""
+    """Template and answer space, examples in front of a text, turns of a chat template, how words are scored."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -177,6 +191,12 @@ class TaskEntry(BaseModel):
     shots: list[ShotEntry] = []
     nearest: int | None = None
     chat: Conversation | None = None
+    norm: Norm | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = handler(self)
+        return {name: value for name, value in found.items() if name != "norm" or value is not None}
 
     @model_validator(mode="before")
     @classmethod
@@ -197,6 +217,7 @@ class TaskEntry(BaseModel):
             shots=[ShotEntry(fields=dict(shot.fields), label=task.answers.label(shot.gold)) for shot in task.shots],
             nearest=task.nearest,
             chat=task.template.chat,
+            norm=task.norm,
         )
 
     def task(self) -> Task:
@@ -204,6 +225,5 @@ class TaskEntry(BaseModel):
         shots = tuple(
             Shot(tuple(own.fields.items()), self.answers.gold(Record(own.fields, own.label))) for own in self.shots
         )
-        return Task(
-            Template(self.template, self.chat), self.answers, self.max_tokens, self.reserve, shots, self.nearest
-        )
+        template = Template(self.template, self.chat)
+        return Task(template, self.answers, self.max_tokens, self.reserve, shots, self.nearest, self.norm)
