@@ -12,7 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from cuecraft.backbone.budget import Budget, is_out_of_memory, restore_order, same_width
+from cuecraft.backbone.budget import Budget, is_out_of_memory, restore_order
 from cuecraft.backbone.columns import Columns, columns_of
 from cuecraft.backbone.hooks import hosted, layer_list, passing
 from cuecraft.backbone.nearest import Nearest, NearestRenderer
@@ -181,9 +181,24 @@ class Backbone(ABC):
             self._hash = self._fingerprint()
         return self._hash
 
-    @abstractmethod
     def context(self, examples: Sequence[Example], task: Task, keep_bytes: int | None = None) -> Context:
-        """Read examples once, as far as that is possible without the prompt, and keep `keep_bytes` of it at most."""
+        """Read examples once, as far as that is possible without the prompt, and keep `keep_bytes` of it at most.
+
+        So are texts without content that answers are compared with (`AnswerSpace.reference`).
+        """
+        renderer = self.renderer(task)
+        found = self._read_ahead(examples, renderer, keep_bytes)
+        if renderer.shares_options:
+            return found
+        found = replace(found, own=tuple(renderer.options_of(examples)))
+        empty = [own for own in map(task.answers.reference, examples) if own is not None]
+        if not empty:
+            return found
+        return replace(found, reference=replace(self._read_ahead(empty, renderer, keep_bytes), own=found.own))
+
+    @abstractmethod
+    def _read_ahead(self, examples: Sequence[Example], renderer: Renderer, keep_bytes: int | None) -> Context:
+        """Return what is known of texts without the prompt, but for options that they bring."""
 
     @abstractmethod
     def read(self, texts: Rows, prompts: Prompts, query: Query, owners: Sequence[int] = ()) -> Tensor:
@@ -216,7 +231,7 @@ class Backbone(ABC):
 
     def class_logits(self, context: Context, prompt: Prompt) -> Tensor:
         """Return class logits `[B, C]`, differentiable with respect to the prompt's tensors."""
-        return self._by_query(context, lambda texts, query: self.read_prompts(texts, [prompt], query))[0]
+        return self._of_options(context, [prompt])[0]
 
     def class_logits_many(self, context: Context, prompts: Sequence[Prompt]) -> Tensor:
         """Return class logits `[T, B, C]` of several prompts over the same examples.
@@ -232,20 +247,8 @@ class Backbone(ABC):
 
     def _of_options(self, context: Context, prompts: Sequence[Prompt]) -> Tensor:
         """Return the scores `[T, B, O]` of prompts that share their passes."""
-        return self._by_query(context, lambda texts, query: self.read_prompts(texts, prompts, query))
-
-    def _by_query(self, context: Context, read: Callable[[Context, Query], Tensor]) -> Tensor:
-        """Return scores of options `[T, B, O]`; of texts with options of their own, minus infinity behind these.
-
-        Args:
-            context: the texts.
-            read: returns the scores `[T, b, o]` of some texts that have the same options.
-        """
-        queries = context.queries
-        if len(queries) == 1:
-            return read(context, queries[0][0])
-        parts = [read(context.select(rows), query) for query, rows in queries]
-        return restore_order(same_width(parts), [rows for _, rows in queries], dim=1)
+        texts = context.whole
+        return _beyond(context, self.read_prompts(texts, prompts, texts.query))
 
     def features(self, context: Context, prompt: Prompt) -> Tensor:
         """Return what a class head reads `[B, d]`, differentiable with respect to the prompt's tensors.
@@ -261,7 +264,7 @@ class Backbone(ABC):
     def _table(self, parts: Sequence[tuple[Context, Prompt]]) -> Prompts | None:
         """Return the prompts of parts that share passes; None where these do not."""
         first = parts[0][0].renderer
-        if any(context.renderer is not first for context, _ in parts) or not first.shares_options:
+        if any(context.renderer is not first for context, _ in parts):
             return None
         prompts = Prompts.of([self.placed(prompt) for _, prompt in parts])
         return prompts if self.shares(prompts) else None
@@ -273,10 +276,11 @@ class Backbone(ABC):
             return [self.class_logits(context, prompt) for context, prompt in parts]
         for number, (context, _) in enumerate(parts):
             context.renderer.check_length(context.pieces, prompts.length_of(number))
-        whole = reduce(Context.joined, (context for context, _ in parts))
+        joined = reduce(Context.joined, (context for context, _ in parts))
         owners = [number for number, (context, _) in enumerate(parts) for _ in range(len(context))]
-        found = self.read(whole, prompts, whole.queries[0][0], owners)[0]
-        return list(found.split([len(context) for context, _ in parts]))
+        texts = joined.whole
+        found = self.read(texts, prompts, texts.query, owners * (len(texts) // len(joined)))
+        return list(_beyond(joined, found)[0].split([len(context) for context, _ in parts]))
 
     @torch.no_grad()
     def score_swaps(self, context: Context, prompt: Prompt, swaps: Sequence[Swap]) -> Tensor:
@@ -289,20 +293,29 @@ class Backbone(ABC):
         new = self.embed(torch.tensor([token for _, token in checked], dtype=torch.long))
         self._check_fit(context, prompts)
         swapped = prompts.swapped([position for position, _ in checked], new)
-        return self._by_query(context, lambda texts, query: self.read(texts, swapped, query))
+        texts = context.whole
+        return _beyond(context, self.read(texts, swapped, texts.query))
 
     def ready_for(self, prompt: ReadyPrompt, example: Example) -> ReadyPrompt:
         """Return a prompt as `read_rows` takes it for one text, which may bring options of its own."""
         if prompt.renderer.shares_options:
             return prompt
-        (options,) = prompt.renderer.options_of([example])
-        columns = columns_of(self.model, Query.of(prompt.renderer, options), None)
-        return replace(prompt, columns=columns, own_options=len(options))
+        answers = prompt.renderer.task.answers
+        own = tuple(prompt.renderer.options_of([example]))
+        columns = columns_of(self.model, Query("options", norm=answers.norm, own=own), None)
+        empty = answers.reference(example)
+        reference = None if empty is None else prompt.renderer.fitted([empty])[0][0]
+        return replace(prompt, columns=columns, own_options=len(own[0]), reference=reference)
 
     @torch.no_grad()
     def mixed_logits(self, rows: Sequence[Row]) -> list[Tensor]:
         """Return class logits `[C]` of each row: a text with a prompt of its own, of any task and kind; no gradient."""
-        return self.read_rows(rows)
+        compared = [(number, prompt) for number, (prompt, _) in enumerate(rows) if prompt.reference is not None]
+        empty = [(prompt, prompt.reference) for _, prompt in compared if prompt.reference is not None]
+        found = self.read_rows([*rows, *empty])
+        for (number, _), own in zip(compared, found[len(rows) :], strict=True):
+            found[number] = found[number] - own
+        return found[: len(rows)]
 
     def read_prompts(self, context: Context, prompts: Sequence[Prompt], query: Query) -> Tensor:
         """Return what a query reads `[T, B, X]` of examples with prompts that share their passes.
@@ -443,6 +456,14 @@ class Backbone(ABC):
             if not 0 <= position < length:
                 raise PromptError(f"position {position} is outside a prompt of {length} tokens")
         return list(swaps)
+
+
+def _beyond(context: Context, values: Tensor) -> Tensor:
+    """Return scores `[T, B, O]`, less those of texts without content, which stand behind them in `[T, 2 B, O]`."""
+    if context.reference is None:
+        return values
+    empty = values[:, len(context) :]
+    return values[:, : len(context)] - empty.masked_fill(empty.isneginf(), 0.0)
 
 
 def position_limit(config: Any) -> int | None:

@@ -10,16 +10,18 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cuecraft.backbone.attention import keeping
-from cuecraft.backbone.budget import Budget, memory_of, restore_order
-from cuecraft.backbone.columns import Columns, columns_of, row_columns
+from cuecraft.backbone.budget import Budget, memory_of, restore_order, same_width
+from cuecraft.backbone.columns import columns_of, row_columns
 from cuecraft.backbone.decoder import CausalModel
-from cuecraft.backbone.layout import Branch, RowTree, SharedTrees, own_tokens, rows_plan
+from cuecraft.backbone.layout import Branch, RowTree, SharedTrees, rows_plan
+from cuecraft.backbone.own_trees import OwnTrees
 from cuecraft.backbone.plan import Prompts
 from cuecraft.backbone.prompt import Prompt
 from cuecraft.backbone.query import FEATURES, Context, Query, ReadyPrompt, Row, Rows
@@ -60,14 +62,13 @@ class CausalBackbone(CausalModel):
         self._counting = threading.RLock()  # of `_kept_bytes`; again by its holder where garbage is collected meanwhile
 
     @torch.no_grad()
-    def context(self, examples: Sequence[Example], task: Task, keep_bytes: int | None = None) -> Context:
+    def _read_ahead(self, examples: Sequence[Example], renderer: Renderer, keep_bytes: int | None) -> Context:
         """Render the examples and keep the keys and values of what stands before the prompt.
 
         Identical texts are read once, and so is what all texts of a task begin with. What would go beyond
         `context_bytes`, over all contexts of this backbone that are still in use, or beyond `keep_bytes` for this one,
         is not kept and read again by each pass; 0 suits texts that one pass reads and no other.
         """
-        renderer = self.renderer(task)
         pieces = tuple(renderer.render(examples))
         renderer.check_length(pieces, 0)
         has_tail = any(piece.after for piece in pieces)
@@ -133,8 +134,7 @@ class CausalBackbone(CausalModel):
         """
         if not len(texts) or not prompts.codes:
             raise BackboneError("there is nothing to score; give at least one example and one prompt")
-        columns = columns_of(self.model, query, prompts.heads[0])
-        trees = SharedTrees(prompts, columns, self.embed, owners, any(piece.after for piece in texts.pieces))
+        trees = self._trees(texts, prompts, query, owners)
 
         def run(budget: Budget) -> Tensor:
             # Rows whose context comes from one read; the passes over them hold fewer rows, or more, as nodes ask.
@@ -149,46 +149,57 @@ class CausalBackbone(CausalModel):
             ]
             order, parts = [], []
             for group in token_batches(read, budget, shares):
-                rows = sorted(group, key=lambda row: (-len(texts.pieces[row].after), -len(texts.pieces[row].before)))
-                parts += self._read_group(texts, rows, trees, columns, prompts.states[0], budget)
+                pieces = texts.pieces
+                rows = sorted(group, key=lambda row: (-trees.rank(row, pieces[row]), -len(pieces[row].before)))
+                parts += self._read_group(texts, rows, trees, prompts.states[0], budget)
                 order.append(rows)
-            return restore_order(parts, order, dim=1)
+            return restore_order(same_width(parts), order, dim=1)
 
         return self._score_within_memory(run)
+
+    def _trees(self, texts: Rows, prompts: Prompts, query: Query, owners: Sequence[int]) -> SharedTrees | OwnTrees:
+        """Return what lays out passes over some texts: the same tree for all, or one for each where options differ."""
+        has_tails = any(piece.after for piece in texts.pieces)
+        if query.own is not None and prompts.heads[0] is None:
+            return OwnTrees(prompts, query, partial(columns_of, self.model, head=None), self.embed, owners, has_tails)
+        columns = columns_of(self.model, query, prompts.heads[0])
+        return SharedTrees(prompts, columns, self.embed, owners, has_tails)
 
     def _read_group(
         self,
         texts: Rows,
         rows: Sequence[int],
-        trees: SharedTrees,
-        columns: Columns,
+        trees: SharedTrees | OwnTrees,
         prefix: Tensor | None,
         budget: Budget,
     ) -> list[Tensor]:
-        """Return what is read `[K, b, X]` of one pass after another over rows sorted by the length of their tails."""
+        """Return what is read `[K, b, X]` of one pass after another over rows sorted by `rank`, the greatest first."""
         own = texts.select(rows)
-        lead = self._lead(own, trees, prefix, budget)
+        lead = self._lead(own, trees, rows[0], prefix, budget)
         past = replace(self._past(own, lead), prefix=prefix)
         parts = []
         start = 0
         while start < len(rows):
-            width = len(own.pieces[start].after)
-            grown = trees.trees(width, lead, self.tree_nodes(past.seen, budget))
+            grown = trees.trees(rows[start], own.pieces[start], lead, self.tree_nodes(past.seen, budget))
             nodes = max(len(tree.codes) for tree in grown)
-            size = self._pass_bytes(past.seen, nodes) + columns.slot_bytes * max(len(tree.ends) for tree in grown)
+            size = self._pass_bytes(past.seen, nodes) + trees.slot_bytes * max(len(tree.ends) for tree in grown)
             stop = start + max(1, budget.tokens // budget.charge(nodes, size))
-            tokens = own_tokens(own.pieces[start:stop], width, lead)
             before = past.rows(start, stop)
             scores = []
-            for tree in grown:
+            for plan, columns in trees.passes(grown, rows[start:stop], own.pieces[start:stop], lead, before):
                 check_time()
-                scores.append(self.run(trees.plan(tree, rows[start:stop], tokens, before), columns))
+                scores.append(self.run(plan, columns))
             parts.append(torch.cat(scores))
             start = stop
         return parts
 
-    def _lead(self, texts: Rows, trees: SharedTrees, prefix: Tensor | None, budget: Budget) -> int:
-        """Return how many of the last tokens before the prompt stand at the root of the tree."""
+    def _lead(
+        self, texts: Rows, trees: SharedTrees | OwnTrees, first: int, prefix: Tensor | None, budget: Budget
+    ) -> int:
+        """Return how many of the last tokens before the prompt stand at the root of the tree.
+
+        `first` is the number of the first text, which takes the most nodes.
+        """
         whole = max(len(piece.before) for piece in texts.pieces)
         if self.trains_weights:
             if prefix is not None and whole:
@@ -197,7 +208,7 @@ class CausalBackbone(CausalModel):
         if any(state is not None for state in texts.states) or prefix is not None:
             return trees.lead
         shared = 0 if texts.opening is None else texts.opening.shape[3]
-        fits = whole - shared + trees.cost(len(texts.pieces[0].after)) <= self.tree_nodes(shared, budget)
+        fits = whole - shared + trees.cost(first, texts.pieces[0]) <= self.tree_nodes(shared, budget)
         return max(whole - shared, trees.lead) if fits else trees.lead  # one pass and not two
 
     def ready(self, prompt: Prompt, task: Task) -> ReadyPrompt:
@@ -206,7 +217,7 @@ class CausalBackbone(CausalModel):
         Where it stands before the text, it is read ahead; then it carries no gradient.
         """
         renderer, own = self.renderer(task), self.placed(prompt)
-        query = Query.of(renderer) if renderer.label_ids else FEATURES  # `ready_for` asks for options
+        query = Query.for_task(renderer) if renderer.label_ids else FEATURES  # `ready_for` asks for options
         found = ReadyPrompt(**vars(own), renderer=renderer, columns=columns_of(self.model, query, own.head))
         if found.states is not None and not len(found.vectors) and not renderer.has_tail:
             raise nothing_between(renderer)

@@ -7,8 +7,9 @@ before its output embedding (transform, norm) or after it (soft-capping, scaling
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -20,10 +21,25 @@ from cuecraft.backbone.prompt import ClassHead, FeatureScale
 from cuecraft.backbone.query import Query
 from cuecraft.backbone.tree import children_of
 from cuecraft.core.errors import LabelWordError
-from cuecraft.task.fitting import LabelIds
+from cuecraft.task.fitting import LabelIds, beginnings_of
 
 _SLICE_NUMBERS = 2**24  # logits of one slice of the vocabulary
 _RESCALING = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+
+
+@dataclass(frozen=True, eq=False)
+class OwnOptions:
+    """Options that rows bring, and how they are scored.
+
+    Args:
+        embedding: the output embedding.
+        options: `[B]` of each row, option -> word -> token ids.
+        norm: as in `Query`.
+    """
+
+    embedding: Any
+    options: tuple[LabelIds, ...]
+    norm: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +55,14 @@ class Columns:
             (float32 at least).
         beginnings: sequences of ids to grow after the answer slot, which is read after each of them too.
         slot_bytes: bytes that reading one slot takes, beyond what any pass takes.
+        own: what it is made of, where rows have options of their own; such columns of several rows are read as one.
     """
 
     logits: Callable[[Tensor], tuple[Tensor, Any]]
     scores: Callable[[Tensor, Any], Tensor]
     beginnings: Sequence[tuple[int, ...]] = ()
     slot_bytes: int = 0
+    own: OwnOptions | None = None
 
 
 def columns_of(model: Any, query: Query, head: ClassHead | None) -> Columns:
@@ -60,8 +78,11 @@ def columns_of(model: Any, query: Query, head: ClassHead | None) -> Columns:
         return _vocabulary_columns(embedding)
     if query.norm == "vocabulary":
         return _sequence_columns(embedding, [words[0] for words in query.options])
-    found = option_columns(embedding, query.options, query.norm)
-    if found.beginnings and query.norm == "row" and any(getattr(model.config, name, None) for name in _RESCALING):
+    if query.own is not None:
+        found = own_columns(OwnOptions(embedding, query.own, query.norm))
+    else:
+        found = option_columns(embedding, query.options, "siblings" if query.norm == "siblings" else "row")
+    if found.beginnings and query.norm != "siblings" and any(getattr(model.config, name, None) for name in _RESCALING):
         raise LabelWordError("this backbone rescales its logits; give label words of one token each")
     return found
 
@@ -150,6 +171,74 @@ def option_columns(embedding: Any, options: LabelIds, norm: Literal["row", "sibl
     return Columns(logits, scores, beginnings)
 
 
+def own_columns(own: OwnOptions) -> Columns:
+    """Return columns that give the scores `[K, b, O]` of options that rows bring, minus infinity behind a row's own.
+
+    Scores are as those of `option_columns`; or, by `norm`, the mean log-probability (nats) of a word's tokens. All
+    slots of all rows are read together: each word's tokens by a product each, and one normaliser for each slot.
+    """
+    rows = [_steps(options) for options in own.options]
+    device, is_mean = own.embedding.weight.device, own.norm == "token"
+    reads = 1 + max(len(beginnings) for beginnings, _, _ in rows)
+    # [b, M] of each token: the number of its word, the last one for padding; the slot that is read, and the id.
+    most = max(len(words) for _, _, words in rows)
+    owners, slots, tokens = _table([steps for _, steps, _ in rows], (most, 0, 0), device)
+    # [b, W] of each word: its option, the last one for padding, and its length.
+    options = max(map(len, own.options))
+    of_options, lengths = _table([words for _, _, words in rows], (options, 1), device)
+    # Slots that need a normaliser: at the answer slot it changes all options of a row alike, unless lengths differ.
+    pairs = [
+        (n, read)
+        for n, (beginnings, _, _) in enumerate(rows)
+        for read in range(0 if is_mean and beginnings else 1, 1 + len(beginnings))
+    ]
+    at_rows, at_slots = torch.tensor(pairs, dtype=torch.long, device=device).view(-1, 2).unbind(1)
+
+    def logits(hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits `[b, K, M]` of the words' tokens, and of each slot its normaliser `[b, K, reads]`."""
+        table = hidden.unflatten(1, (-1, reads))  # [b, K, reads, d]
+        weight, bias = own.embedding.weight, own.embedding.bias
+        norm = torch.zeros(table.shape[:3], dtype=torch.promote_types(hidden.dtype, torch.float32), device=device)
+        if pairs:
+            found = _log_normalisers(table[at_rows, :, at_slots], weight, bias)  # [slots, K]
+            norm = norm.index_put(
+                (at_rows[:, None], torch.arange(norm.shape[1], device=device), at_slots[:, None]), found
+            )
+        states = table[torch.arange(len(table), device=device)[:, None], :, slots]  # [b, M, K, d]
+        found = torch.einsum("bmkd,bmd->bkm", states, weight[tokens])
+        return (found if bias is None else found + bias[tokens][:, None]), norm
+
+    def scores(logits: Tensor, norm: Tensor) -> Tensor:
+        shape = logits.shape[:2]
+        steps = _single(logits) - norm.gather(2, slots[:, None].expand(*shape, -1))
+        of_words = steps.new_zeros(*shape, most + 1).scatter_add(2, owners[:, None].expand(*shape, -1), steps)
+        of_words = of_words[..., :most]
+        if is_mean:
+            of_words = of_words / lengths[:, None]
+        return _of_options(of_words, of_options, options).transpose(0, 1)
+
+    return Columns(logits, scores, max((part[0] for part in rows), key=len), own=own)
+
+
+def _of_options(of_words: Tensor, of_options: Tensor, count: int) -> Tensor:
+    """Return scores `[b, K, O]` of options, given those of their words `[b, K, W]` and each word's option `[b, W]`."""
+    places = torch.arange(count, device=of_options.device)
+    is_own = (of_options[:, None] == places[:, None])[:, None]  # [b, 1, O, W]
+    is_there = is_own.any(-1)
+    # The options that are not there have no gradient, nor a logarithm of nothing.
+    spread = of_words[:, :, None].masked_fill(~is_own & is_there[..., None], -torch.inf)
+    return spread.logsumexp(-1).masked_fill(~is_there, -torch.inf)
+
+
+def _table(
+    rows: Sequence[Sequence[tuple[int, ...]]], padding: tuple[int, ...], device: torch.device
+) -> Sequence[Tensor]:
+    """Return the parts `[b, N]` of each row's tuples, with those of `padding` behind a row's own."""
+    width = max(map(len, rows))
+    padded = [[*row, *[padding] * (width - len(row))] for row in rows]
+    return torch.tensor(padded, dtype=torch.long, device=device).unbind(2)
+
+
 def row_columns(rows: Sequence[Columns]) -> Columns:
     """Return columns of one prompt a row, each row's own `[1, b, Y]`, zeros behind what a row reads.
 
@@ -157,10 +246,11 @@ def row_columns(rows: Sequence[Columns]) -> Columns:
     """
     if all(own is rows[0] for own in rows):
         return rows[0]
-    parts = [
-        (own, [row for row, other in enumerate(rows) if other is own])
-        for own in {id(own): own for own in rows}.values()
-    ]
+    alike: dict[Hashable, list[int]] = {}
+    for row, own in enumerate(rows):
+        key = id(own) if own.own is None else (id(own.own.embedding), own.own.norm)
+        alike.setdefault(key, []).append(row)
+    parts = [(_as_one([rows[number] for number in numbers]), numbers) for numbers in alike.values()]
 
     def logits(hidden: Tensor) -> tuple[Tensor, list[tuple[int, int, Any]]]:
         """Return each row's own `[b, R, X]`, zeros behind what it reads; and of each part R, X and what it keeps."""
@@ -181,6 +271,30 @@ def row_columns(rows: Sequence[Columns]) -> Columns:
         return joined
 
     return Columns(logits, scores)
+
+
+def _as_one(rows: Sequence[Columns]) -> Columns:
+    """Return columns of rows that have the same ones, or options of their own over one output embedding."""
+    parts = [own.own for own in rows]
+    known = [own for own in parts if own is not None]
+    if len(known) < 2:
+        return rows[0]
+    options = tuple(options for own in known for options in own.options)
+    return own_columns(OwnOptions(known[0].embedding, options, known[0].norm))
+
+
+@cache
+def _steps(options: LabelIds) -> tuple[list[tuple[int, ...]], list[tuple[int, int, int]], list[tuple[int, int]]]:
+    """Return how options of one row are read.
+
+    The beginnings that are grown after the answer slot, sorted; of each token of each word the word's number, the slot
+    that says how likely it is (0 for the answer slot) and the token; and of each word its option and its length.
+    """
+    words = [(number, ids) for number, own in enumerate(options) for ids in own]
+    beginnings = beginnings_of(options)
+    reads = {ids: number for number, ids in enumerate([(), *beginnings])}
+    steps = [(word, reads[ids[:n]], token) for word, (_, ids) in enumerate(words) for n, token in enumerate(ids)]
+    return beginnings, steps, [(number, len(ids)) for number, ids in words]
 
 
 def _vocabulary_columns(embedding: Any, beginnings: Sequence[tuple[int, ...]] = ()) -> Columns:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cuecraft.backbone.attention import attending_to, keeping
 from cuecraft.backbone.base import Backbone, agree
-from cuecraft.backbone.budget import Budget, restore_order
+from cuecraft.backbone.budget import Budget, restore_order, same_width
 from cuecraft.backbone.columns import Columns, class_scores, columns_of, feature_columns, row_columns
 from cuecraft.backbone.hooks import passing
 from cuecraft.backbone.plan import Past, Plan, Prompts, adding
@@ -29,7 +29,7 @@ from cuecraft.core.deadline import check_time
 from cuecraft.core.errors import BackboneError, PromptError
 from cuecraft.task import Example, Task
 from cuecraft.task.batches import padding_share, token_batches
-from cuecraft.task.rendering import HeadKind, Pieces
+from cuecraft.task.rendering import HeadKind, Pieces, Renderer
 
 _FEATURES = feature_columns()
 _PROBED = (5, 6, 7)  # columns of the vocabulary that a new backbone's logits are compared in
@@ -68,9 +68,8 @@ class EncoderBackbone(Backbone):
         """Return the same for one text `[1, X]`, as the model gives it by itself."""
 
     @torch.no_grad()
-    def context(self, examples: Sequence[Example], task: Task, keep_bytes: int | None = None) -> Context:
+    def _read_ahead(self, examples: Sequence[Example], renderer: Renderer, keep_bytes: int | None) -> Context:
         """Render the examples; an encoder keeps nothing else, whatever `keep_bytes`."""
-        renderer = self.renderer(task)
         pieces = tuple(renderer.render(examples))
         renderer.check_length(pieces, 0)
         lengths = [len(piece) for piece in pieces]
@@ -112,7 +111,9 @@ class EncoderBackbone(Backbone):
         if not len(texts) or not prompts.codes:
             raise BackboneError("there is nothing to score; give at least one example and one prompt")
         by_head = bool(owners) and query.read == "options" and prompts.heads[0] is not None
-        columns = feature_columns() if by_head else self._columns(query, prompts.heads[0])
+        shared = feature_columns() if by_head else None
+        if shared is None and query.own is None:
+            shared = self._columns(query, prompts.heads[0])
         count = 1 if owners else len(prompts.codes)
         pieces = list(texts.pieces) * count
         each = list(owners) or [n for n in range(count) for _ in range(len(texts))]
@@ -121,11 +122,12 @@ class EncoderBackbone(Backbone):
 
         def run(budget: Budget) -> Tensor:
             parts, batches = [], []
-            for batch in self._batches(lengths, budget, columns.slot_bytes):
+            for batch in self._batches(lengths, budget, 0 if shared is None else shared.slot_bytes):
                 plan = self._lay_out([pieces[n] for n in batch], prompts, [each[n] for n in batch])
-                parts.append(self.run(plan, columns)[0])
+                own = query.of([n % len(texts) for n in batch])
+                parts.append(self.run(plan, shared or self._columns(own, prompts.heads[0]))[0])
                 batches.append(batch)
-            return restore_order(parts, batches, dim=0)
+            return restore_order(same_width(parts), batches, dim=0)
 
         found = self._score_within_memory(run)
         if by_head:
@@ -138,7 +140,7 @@ class EncoderBackbone(Backbone):
     def ready(self, prompt: Prompt, task: Task) -> ReadyPrompt:
         """Return a prompt as `read_rows` takes it; errors as of `Backbone.ready`."""
         renderer, own = self.renderer(task), self.placed(prompt)
-        query = Query.of(renderer) if renderer.label_ids else FEATURES  # `ready_for` asks for options
+        query = Query.for_task(renderer) if renderer.label_ids else FEATURES  # `ready_for` asks for options
         columns = self._columns(query, own.head)
         return ReadyPrompt(**vars(own), renderer=renderer, columns=columns)
 

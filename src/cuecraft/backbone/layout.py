@@ -41,7 +41,7 @@ class SharedTrees:
         owners: Sequence[int],
         has_tails: bool,
     ) -> None:
-        self._embed = embed
+        self._embed, self._columns = embed, columns
         words = sorted({token for ids in columns.beginnings for token in ids})
         codes = {token: len(prompts.vectors) + n for n, token in enumerate(words)}
         self._vectors, self._offsets = prompts.vectors, prompts.offsets
@@ -57,20 +57,32 @@ class SharedTrees:
         #: the answer slot, else 0.
         self.lead = int(not all(self._cues) and not has_tails)
 
-    def cost(self, width: int) -> int:
-        """Return the nodes of all prompts in one tree, at most, without lead."""
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes that reading one slot takes."""
+        return self._columns.slot_bytes
+
+    def rank(self, row: int, piece: Pieces) -> int:
+        """Return what rows of a pass should have in common: the length of their tails."""
+        return len(piece.after)
+
+    def cost(self, row: int, piece: Pieces) -> int:
+        """Return the nodes of all prompts in one tree, at most, without lead, behind the text of the longest tail."""
+        width = len(piece.after)
         return sum(len(cue) + width + self._words for cue in self._cues)
 
-    def trees(self, width: int, lead: int, nodes: int) -> list[CueTree]:
+    def trees(self, row: int, piece: Pieces, lead: int, nodes: int) -> list[CueTree]:
         """Return trees of `nodes` nodes at most, of one prompt at least, that hold all prompts.
 
         Each prompt has 1 + I ends, the answer slot first.
 
         Args:
-            width: ids of the longest tail.
+            row: number of the text of the longest tail.
+            piece: that text.
             lead: ids of the context, its last ones, that stand at the root.
             nodes: of one tree.
         """
+        width = len(piece.after)
         if (width, lead, nodes) not in self._grown:
             cost = max(map(len, self._cues)) + width + self._words
             size = max(1, (nodes - lead) // max(1, cost))
@@ -83,15 +95,24 @@ class SharedTrees:
             ]
         return self._grown[width, lead, nodes]
 
-    def plan(self, tree: CueTree, rows: Sequence[int], own: tuple[Tensor, Tensor], past: Past) -> Plan:
-        """Return the pass of one tree over some texts.
+    def passes(
+        self, trees: Sequence[CueTree], rows: Sequence[int], pieces: Sequence[Pieces], lead: int, past: Past
+    ) -> Iterator[tuple[Plan, Columns]]:
+        """Yield the passes of trees over some texts, and what is read in each.
 
         Args:
-            tree: one of `trees`.
+            trees: of `trees`.
             rows: numbers of the texts.
-            own: the tokens of each (`own_tokens`).
-            past: what stands before them.
+            pieces: the texts, the one of the longest tail first.
+            lead: as for `trees`.
+            past: what stands before their new tokens.
         """
+        tokens = own_tokens(pieces, len(pieces[0].after), lead)
+        for tree in trees:
+            yield self._plan(tree, rows, tokens, past), self._columns
+
+    def _plan(self, tree: CueTree, rows: Sequence[int], own: tuple[Tensor, Tensor], past: Past) -> Plan:
+        """Return the pass of one tree over some texts, given the tokens of each (`own_tokens`)."""
         tree = self._of_rows(tree, rows)
         device = self._vectors.device
         own_ids, own_valid = (part.to(device) for part in own)

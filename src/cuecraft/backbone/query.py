@@ -32,17 +32,24 @@ class Query:
         options: option -> word -> token ids; `()` where only a class head answers.
         norm: `row` for scores of options up to a constant of the row; `siblings` for the same with each further token
             of a word normalised over the tokens with which words go on there, and not over the vocabulary; `vocabulary`
-            for the log-probabilities of options of one word each.
+            for the log-probabilities of options of one word each; `token` for the mean log-probability (nats) of a
+            word's tokens.
+        own: `[B]` options of each text, where texts bring their own; None for `options`.
     """
 
     read: Literal["options", "features", "vocabulary"]
     options: LabelIds = ()
-    norm: Literal["row", "siblings", "vocabulary"] = "row"
+    norm: Literal["row", "siblings", "vocabulary", "token"] = "row"
+    own: tuple[LabelIds, ...] | None = None
 
     @classmethod
-    def of(cls, renderer: Renderer, options: LabelIds | None = None) -> Self:
-        """Return the query for scores of options; None for those that all texts of the task share."""
-        return cls("options", renderer.label_ids if options is None else options, renderer.task.norm or "row")
+    def for_task(cls, renderer: Renderer) -> Self:
+        """Return the query for scores of the options that all texts of a task share."""
+        return cls("options", renderer.label_ids, renderer.task.norm or renderer.task.answers.norm)
+
+    def of(self, rows: Sequence[int]) -> Query:
+        """Return the query to some of the texts."""
+        return self if self.own is None else replace(self, own=tuple(self.own[row] for row in rows))
 
 
 FEATURES, VOCABULARY = Query("features"), Query("vocabulary")
@@ -83,6 +90,7 @@ class ReadyPrompt(PlacedPrompt):
         shared: `[n_layers, 2, n_kv_heads, L, head_dim]` keys and values of the ids with which every text begins
             (`Renderer.shared_ids`), where the prompt stands behind the text. None for nothing.
         own_options: options of the one text that it is for (`Backbone.ready_for`); None for those of its task.
+        reference: the text without content that options of the one text are compared behind; None for none.
     """
 
     renderer: Renderer
@@ -90,6 +98,7 @@ class ReadyPrompt(PlacedPrompt):
     opening: Tensor | None = None
     shared: Tensor | None = None
     own_options: int | None = None
+    reference: Pieces | None = None
 
     @cached_property
     def branches(self) -> CueTree | None:
@@ -147,35 +156,54 @@ class Context(Rows):
         renderer: the task as this backbone's tokenizer writes it.
         examples: `[B]` the texts.
         padding: the share of padding in the batches that read the examples, 0 to 1.
+        own: `[B]` ids of the options that each text brings; None where all share those of the task.
+        reference: the texts without content (`AnswerSpace.reference`), whose scores of the same options are taken off;
+            None for none.
     """
 
     renderer: Renderer
     examples: tuple[Example, ...]
     padding: float = 0.0
+    own: tuple[LabelIds, ...] | None = None
+    reference: Self | None = None
 
     @property
-    def queries(self) -> list[tuple[Query, list[int]]]:
-        """The queries for scores of options, each with the rows that it is for; one, unless texts bring options."""
-        if self.renderer.shares_options:
-            return [(Query.of(self.renderer), list(range(len(self))))]
-        found: dict[LabelIds, list[int]] = {}
-        for row, ids in enumerate(self.renderer.options_of(self.examples)):
-            found.setdefault(ids, []).append(row)
-        return [(Query.of(self.renderer, ids), rows) for ids, rows in found.items()]
+    def query(self) -> Query:
+        """The query for scores of options."""
+        if self.own is None:
+            return Query.for_task(self.renderer)
+        return Query("options", norm=self.renderer.task.answers.norm, own=self.own)
+
+    @property
+    def whole(self) -> Self:
+        """The texts, and behind them those without content, as ordinary texts."""
+        texts = replace(self, reference=None)
+        return texts if self.reference is None else texts.joined(self.reference)
 
     def select(self, rows: Sequence[int]) -> Self:
         """Return the context of some of the examples; nothing is computed or copied."""
-        return replace(super().select(rows), examples=tuple(self.examples[row] for row in rows))
+        return replace(
+            super().select(rows),
+            examples=tuple(self.examples[row] for row in rows),
+            own=None if self.own is None else tuple(self.own[row] for row in rows),
+            reference=None if self.reference is None else self.reference.select(rows),
+        )
 
     def joined(self, other: Self) -> Self:
         """Return the context of these examples and then of others of the same task."""
+        reference = self.reference
+        if reference is not None and other.reference is not None:
+            reference = reference.joined(other.reference)
         return replace(
             self,
             examples=(*self.examples, *other.examples),
             pieces=(*self.pieces, *other.pieces),
             states=(*self.states, *other.states),
+            own=None if self.own is None or other.own is None else (*self.own, *other.own),
+            reference=reference,
         )
 
     def unread(self) -> Self:
         """Return the context without what was kept, as a backbone of other weights needs it."""
-        return replace(self, states=(None,) * len(self), opening=None)
+        reference = None if self.reference is None else self.reference.unread()
+        return replace(self, states=(None,) * len(self), opening=None, reference=reference)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,11 +23,13 @@ class CueTree:
         codes: `[N]` what each node carries; `[b, N]` where it is another in each row of a pass.
         ancestors: `[N, N]` bool, row n true at n and at every ancestor of n.
         ends: for each sequence, its last node.
+        prompts: numbers of the prompts that it holds, where its layout asks for them (`OwnTrees`).
     """
 
     codes: Tensor
     ancestors: Tensor
     ends: tuple[int, ...]
+    prompts: range = range(0)
 
 
 def grow_tree(sequences: Sequence[Sequence[int]]) -> CueTree:
@@ -48,11 +51,11 @@ def grow_tree(sequences: Sequence[Sequence[int]]) -> CueTree:
                 parents.append(node)
             node = children[key]
         ends.append(node)
-    ancestors = torch.eye(len(codes), dtype=torch.bool)
+    ancestors = np.eye(len(codes), dtype=bool)
     for node, parent in enumerate(parents):
         if parent >= 0:
             ancestors[node] |= ancestors[parent]
-    return CueTree(torch.tensor(codes), ancestors, tuple(ends))
+    return CueTree(torch.tensor(codes), torch.from_numpy(ancestors), tuple(ends))
 
 
 def children_of(sequences: Iterable[tuple[int, ...]]) -> dict[tuple[int, ...], tuple[int, ...]]:

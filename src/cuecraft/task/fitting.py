@@ -12,9 +12,9 @@ LabelIds = tuple[tuple[tuple[int, ...], ...], ...]  # option -> word -> token id
 MOST_BEGINNINGS = 64
 
 
-def beginnings_of(options: LabelIds) -> set[tuple[int, ...]]:
-    """Return what stands before the second and each further token of options' words."""
-    return {ids[:size] for words in options for ids in words for size in range(1, len(ids))}
+def beginnings_of(options: LabelIds) -> list[tuple[int, ...]]:
+    """Return what stands before the second and each further token of options' words, sorted."""
+    return sorted({ids[:size] for words in options for ids in words for size in range(1, len(ids))})
 
 
 def beyond_slot(options: LabelIds) -> int:

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -160,6 +160,15 @@ class AnswerSpace(ABC):
             DataError: the text brings none that can be chosen among.
         """
         return self.options
+
+    @property
+    def norm(self) -> Literal["row", "token"]:
+        """How options of several tokens are scored: by the log of their probability, or its mean over the tokens."""
+        return "row"
+
+    def reference(self, example: Example) -> Example | None:
+        """Return a text without content that brings the same options, whose scores are taken off; None for none."""
+        return None
 
     @abstractmethod
     def gold(self, record: Record) -> Gold:
