@@ -342,7 +342,7 @@ def main() -> None:
     parser.add_argument("--tasks", default=",".join(TASKS))
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
     parser.add_argument("--methods", default=",".join(ALL))
-    parser.add_argument("--busy", action="store_true", help="other work runs beside: its seconds are not to be used")
+    parser.add_argument("--busy", action="store_true", help="other work runs, too: seconds are not to be used")
     options = parser.parse_args()
     require_data()
     methods = options.methods.split(",")

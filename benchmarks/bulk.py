@@ -3,18 +3,18 @@
     python benchmarks/bulk.py [--parts modes,bare,memory,big,ray] [--model demo:smollm2-135m] [--modes-mb 0.6]
         [--memory-mb 100] [--big-mb 2000] [--work FOLDER]
 
-Logs are made by bulk_logs.py (seeded; real ones would show the services of whoever wrote them). A deep cue is tuned on
+Logs are made by bulk_logs.py (seeded; real ones would show the services of their owner). A deep cue is tuned on
 16 messages of each class first. Each part is kept in the result file when it is done, so parts may be run one by one:
 
 - modes: `cuecraft classify` with `--dedupe off` (plain), `exact`, `template`, and `template --cascade` over the same
-  file of `--modes-mb`; every label beside the plain one's, row by row.
+  file of `--modes-mb`; every label compared with the plain one's, row by row.
 - bare: the same rows of text through the serving engine in this process, all of them waiting in its queue, and through
   the backbone alone in length-sorted windows; what plain reaches of both.
 - memory: template and cascade over `--memory-mb`; the peak of RAM, all processes together.
 - big: the same over `--big-mb`; with memory done, the ratio of both peaks.
 - ray: template and cascade over `--memory-mb` with one actor that has all cores.
 
-The machine's disk has to have room for the logs and half of that again.
+The machine's disk needs space for the logs and half of that again.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def bare_part(artifact: Path, work: Path, asked: argparse.Namespace) -> dict[str
             continue
         texts += [message] if isinstance(message, str) and "\0" not in message else []
     if len(texts) != len(ids):
-        raise SystemExit(f"{len(texts)} texts, but plain classified {len(ids)}; run the part modes anew")
+        raise SystemExit(f"{len(texts)} texts, but plain classified {len(ids)}; run the part modes again")
     shelf = Shelf(load_backbone(asked.model))
     served = shelf.put("prompt", [load_artifact(artifact)])
     engine = Engine(shelf, EngineOptions(max_queue=len(texts)))

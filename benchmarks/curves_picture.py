@@ -20,7 +20,7 @@ _OFFSET = 7  # points between the end of a line and its label
 
 
 class Look(NamedTuple):
-    """How a method is shown: name, colour (Okabe and Ito, told apart by the colour-blind), and line or marker."""
+    """How a method is shown: name, colour (Okabe and Ito, for the colour-blind), and line or marker."""
 
     label: str
     color: str

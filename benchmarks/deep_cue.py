@@ -1,4 +1,4 @@
-"""Deep cue beside LoRA and full fine-tuning of the same backbone; writes benchmarks/results/deep_cue.json.
+"""Deep cue next to LoRA and full fine-tuning of the same backbone; writes benchmarks/results/deep_cue.json.
 
     python benchmarks/deep_cue.py [--study]
 

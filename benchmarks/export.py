@@ -1,4 +1,4 @@
-"""Exported graphs beside PyTorch: size, load time, latency, throughput, labels; writes benchmarks/results/export.json.
+"""Exported graphs next to PyTorch: size, load time, latency, throughput, labels; writes benchmarks/results/export.json.
 
     python benchmarks/export.py [--models demo:minilm,demo:smollm2-135m] [--graphs onnx-fp32,onnx-int8] [--rounds 5]
         [--parts tune,export,measure,several] [--work runs/bench-export]
@@ -68,7 +68,7 @@ def sentences() -> list[Record]:
 
 
 def export(name: str, graph: str, work: Path) -> None:
-    """Export a graph, unless it is there of this very prompt; one that keeps too few labels is kept, and told."""
+    """Export a graph, unless it is there of this very prompt; one that keeps too few labels is kept, and reported."""
     target = work / f"{name.partition(':')[2]}-{graph}"
     kind, precision = graph.split("-")[:2]
     artifact = load_artifact(artifact_of(name, work))
@@ -78,12 +78,12 @@ def export(name: str, graph: str, work: Path) -> None:
     begun = time.perf_counter()
     texts = sentences()
 
-    def told(event: Event) -> None:
+    def report(event: Event) -> None:
         print(name, graph, event.phase, flush=True)
 
     def run(floor: float | None) -> None:
         wanted = GraphRequest(kind, precision, "cut", texts, floor)  # type: ignore[arg-type]
-        export_graph({"own": artifact}, backbone, target, wanted, told)
+        export_graph({"own": artifact}, backbone, target, wanted, report)
 
     try:
         run(FLOOR)

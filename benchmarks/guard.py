@@ -1,4 +1,4 @@
-"""How well the guard tells attacks, and at what price; writes benchmarks/results/guard.json.
+"""How well the guard finds attacks, and at what price; writes benchmarks/results/guard.json.
 
     python benchmarks/guard.py [--parts rules,heldout,folds,cost] [--artifact runs/guard-detector/artifact]
         [--folds 3] [--epochs 10]
@@ -188,7 +188,7 @@ def injection(label: str, size: int | None = None) -> list[str]:
     return [row.fields["text"] for row in subsample(read_records(DATA.parent / "injection" / name), size, 0)]
 
 
-def told(attacks: Sequence[float], benign: Sequence[float], at: Mapping[str, float]) -> dict[str, Any]:
+def rates(attacks: Sequence[float], benign: Sequence[float], at: Mapping[str, float]) -> dict[str, Any]:
     """Return recall and false alarms: at thresholds, and where the benign texts themselves set the threshold."""
     levels = {**at, **{f"own {rate:.0%}": threshold(benign, rate) for rate in RATES}}
     return {
@@ -253,8 +253,8 @@ def heldout_part(artifact: Path) -> dict[str, Any]:
             plain = scores["to set thresholds"]
             at = {"0.5": 0.5} | {f"ordinary {rate:.0%}": threshold(plain, rate) for rate in RATES}
             found[column] = {
-                "held out": told(scores["held-out attacks"], scores["held-out benign"], at),
-                "injection": told(scores["injection attacks"], scores["injection benign"], at),
+                "held out": rates(scores["held-out attacks"], scores["held-out benign"], at),
+                "injection": rates(scores["injection attacks"], scores["injection benign"], at),
                 "ordinary": {label: share(scores["ordinary"], least) for label, least in at.items()},
             }
     return found
@@ -286,7 +286,7 @@ def folds_part(count: int, epochs: int) -> dict[str, Any]:
         "folds": count,
         "epochs": epochs,
         "rows": {"attacks": int(truth.sum()), "benign": int((~truth).sum())},
-        "told": {name: told(own[truth].tolist(), own[~truth].tolist(), {"0.5": 0.5}) for name, own in plain.items()},
+        "told": {name: rates(own[truth].tolist(), own[~truth].tolist(), {"0.5": 0.5}) for name, own in plain.items()},
         "tricks": {
             trick: {name: share(own[truth].tolist(), least[name]) for name, own in columns.items()}
             for trick, columns in scores.items()
@@ -295,7 +295,7 @@ def folds_part(count: int, epochs: int) -> dict[str, Any]:
 
 
 def tricks_part() -> dict[str, Any]:
-    """Return the share of attacks of bastioncorpus that rules tell under each trick."""
+    """Return the share of attacks of bastioncorpus that rules find under each trick."""
     attacks = split(corpus_texts())[0]
     judges = {"rules, not normalised": raw_rules, **RULES}
     return {

@@ -1,4 +1,4 @@
-"""Choice of a prompt without labels: what the chosen cue reaches beside the best of its pool; one result file.
+"""Choice of a prompt without labels: what the chosen cue reaches compared with the best of its pool; one result file.
 
     make bench-label-free
     python benchmarks/label_free.py [--parts sst-2,agnews,trec,skewed]
@@ -52,7 +52,7 @@ SKEWED_CLASS, KEPT = "positive", 0.2
 
 
 def task_of(backbone: AnyBackbone, records: Sequence[Record], labels: Sequence[str]) -> Task:
-    """Return the task with room for the longest cue, as `PromptClassifier.fit_unlabeled` makes it."""
+    """Return the task with space for the longest cue, as `PromptClassifier.fit_unlabeled` makes it."""
     task = label_free_task(backbone, records, labels)
     return replace(task, reserve=max(task.reserve, *map(len, SEARCH.pool(task, backbone.tokenizer, 0))))
 

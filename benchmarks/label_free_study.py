@@ -42,7 +42,7 @@ SUBJECTS = {
 
 
 @dataclass(frozen=True)
-class Told:
+class Pool:
     """What all cues answer to the texts of a task, and the truth `[X]`."""
 
     answers: Answers
@@ -79,26 +79,26 @@ def paragraphs(name: str) -> Iterator[str]:
             yield text
 
 
-def read(backbone: AnyBackbone, records: Sequence[Record], labels: Sequence[str]) -> Told:
+def read(backbone: AnyBackbone, records: Sequence[Record], labels: Sequence[str]) -> Pool:
     task = task_of(backbone, records, labels)
     answers = ask(label_free_problem(backbone, task, records))
     truth = torch.tensor([labels.index(str(record.label)) for record in records])
-    return Told(answers, truth, [backbone.tokenizer.decode(list(ids)) for ids in answers.prompts])
+    return Pool(answers, truth, [backbone.tokenizer.decode(list(ids)) for ids in answers.prompts])
 
 
-def study(told: Told, counts: Sequence[int], prior: Sequence[float], tested: Sequence[int] | None) -> dict[str, Any]:
+def study(pool: Pool, counts: Sequence[int], prior: Sequence[float], tested: Sequence[int] | None) -> dict[str, Any]:
     """Return the means over draws of `counts` texts of each class; `tested` others of each, or all others."""
     rows: list[dict[str, Any]] = []
     for draw in range(DRAWS):
         chosen, others = [], []
         for label, count in enumerate(counts):
-            own = torch.nonzero(told.truth == label).flatten().numpy()
+            own = torch.nonzero(pool.truth == label).flatten().numpy()
             order = numpy_generator(draw, f"study/{label}").permutation(own).tolist()
             chosen += order[:count]
             others += order[count : None if tested is None else count + tested[label]]
-        answers = replace(told.answers, logits=told.answers.logits[:, chosen])
-        test, truth = told.answers.logits[:, others], told.truth[others]
-        rows.append(report(answers, test, truth, torch.tensor(prior).double(), told.cues))
+        answers = replace(pool.answers, logits=pool.answers.logits[:, chosen])
+        test, truth = pool.answers.logits[:, others], pool.truth[others]
+        rows.append(report(answers, test, truth, torch.tensor(prior).double(), pool.cues))
     found: dict[str, Any] = {}
     for kind in CALIBRATIONS:
         own_rows = [row[kind] for row in rows]
@@ -115,17 +115,17 @@ def main() -> None:
     require_data()
     backbone = load_backbone(MODEL)
     results = {}
-    told = read(backbone, docstrings(), list(SUBJECTS))
+    pool = read(backbone, docstrings(), list(SUBJECTS))
     for count in (16, 40):
-        results[f"docstrings, {count} a class"] = study(told, [count] * 5, [0.2] * 5, None)
+        results[f"docstrings, {count} a class"] = study(pool, [count] * 5, [0.2] * 5, None)
     records = sentences()
     for pair in PAIRS:
         named = [Record(record.fields, pair[record.label == "positive"]) for record in records]
-        told = read(backbone, named, pair)
+        pool = read(backbone, named, pair)
         name = "/".join(pair)
         for count in (32, 80):
-            results[f"sentences, {name}, {count} a class"] = study(told, [count] * 2, [0.5] * 2, None)
-        results[f"sentences, {name}, skewed"] = study(told, [80, 16], [80 / 96, 16 / 96], [80, 16])
+            results[f"sentences, {name}, {count} a class"] = study(pool, [count] * 2, [0.5] * 2, None)
+        results[f"sentences, {name}, skewed"] = study(pool, [80, 16], [80 / 96, 16 / 96], [80, 16])
     write_result("label_free_study.json", {"model": MODEL, "results": results, "machine": machine()})
 
 

@@ -1,11 +1,11 @@
-"""Anomalous lines of a supercomputer's log, few-shot by time order, beside rules and TF-IDF; one result file.
+"""Anomalous lines of a supercomputer's log, few-shot by time order, next to rules and TF-IDF; one result file.
 
     make bench-logs
     python benchmarks/logs.py [--methods zero-shot,deep-cue] [--seeds 1,2,3]
 
 Data: CUECRAFT_DATA/logs/bgl-1k.jsonl, 1,000 lines of Blue Gene/L in time order. The first 300 lines are what a person
 has labelled; the other 700, all later, are the test and choose nothing. The first 300 hold 45 anomalies, which is
-enough for 16 of each class to train on and 16 others of each to choose by, drawn anew for each seed. What learns from
+enough for 16 of each class to train on and 16 others of each to choose by, drawn again for each seed. What learns from
 all 300 holds out a quarter of them to choose by. What has nothing to choose (TF-IDF with default settings) learns from
 train and dev together. Template, label words and options are the defaults; no line of the test was read before.
 

@@ -1,4 +1,4 @@
-"""The models that users have: encoders beside SetFit, chat, examples in the prompt, GGUF files.
+"""The models that users have: encoders next to SetFit, chat, examples in the prompt, GGUF files.
 
     python benchmarks/models.py [--parts encoders,chat] [--tasks sst-2] [--seeds 13] [--methods auto,lora]
     python benchmarks/models.py --parts gguf --gguf path/to/file.gguf
@@ -8,12 +8,12 @@ Writes benchmarks/results/models/ and its summary models.json. Every cell (part,
 own that is kept and reused, so that the whole can be gathered over several starts; a deleted file is made again. The
 data and the 500 test rows are those of `accuracy.py`. Nothing is chosen by a test row.
 
-- `encoders`: methods on `demo:minilm` beside SetFit (Tunstall et al., 2022, arXiv 2209.11055). All learn from the
+- `encoders`: methods on `demo:minilm` next to SetFit (Tunstall et al., 2022, arXiv 2209.11055). All learn from the
   examples of `train` and `dev` together, and set apart of them what they need to choose by. `setfit` runs only where it
   is installed, in an environment of its own; `make bench-models` makes it.
 - `chat`: the instruct model of `demo:smollm2-135m`, asked as a bare text and in its chat template, untuned and tuned by
   deep cue; and what `auto` chooses. Trained on `train`, stopped by `dev`.
-- `in-context`: labelled examples in front of the text, the same for all or the nearest to each, beside the untuned
+- `in-context`: labelled examples in front of the text, the same for all or the nearest to each, next to the untuned
   prompt, calibration and the deep cue.
 - `gguf`: seven methods, shortly trained, on a GGUF file that is given by its path, and whether the artifact answers
   with the same bits over the folder that the file was converted to.
@@ -385,7 +385,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--gguf", help=f"a GGUF file; by default the one inside {GGUF_PACKAGE}")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of models.json and of models/, the cells")
     parser.add_argument("--smoke", action="store_true", help="a few texts and an epoch, into another --out")
-    parser.add_argument("--busy", action="store_true", help="other work runs beside: its seconds are not to be used")
+    parser.add_argument("--busy", action="store_true", help="other work runs, too: seconds are not to be used")
     asked = parser.parse_args(words)
     if asked.smoke and asked.out == RESULTS:
         parser.error("--smoke measures nothing; give another folder with --out")

@@ -1,4 +1,4 @@
-"""Two tasks trained jointly beside each trained alone, and a third added with the shared part frozen.
+"""Two tasks trained jointly, next to each trained alone, and a third added with the shared part frozen.
 
     make bench-multitask
 

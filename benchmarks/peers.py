@@ -21,7 +21,7 @@ from cuecraft.task.batches import TokenBudget, token_batches
 
 BATCH = 16  # texts of one training step
 EVAL_BATCH = 32  # texts of one forward pass without a gradient
-THRIFTY = TokenBudget(1536)  # of one such pass, where nobody counts seconds
+THRIFTY = TokenBudget(1536)  # of one such pass, where seconds do not count
 
 
 def plain_candidate_logits(backbone: CausalBackbone, context: Context, prompt: Prompt) -> torch.Tensor:
@@ -121,7 +121,7 @@ class PeftLoop:
 
 
 class AnswerOnlyLoop(PeftLoop):
-    """The same loss from the logits of the answers' positions alone; for accuracy, where nobody counts seconds."""
+    """The same loss from the logits of the answers' positions alone; for accuracy, where seconds do not count."""
 
     def loss(self, ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the mean loss of the labels `[B, L]` that are not -100."""

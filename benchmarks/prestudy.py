@@ -6,7 +6,7 @@ Every method gets the same rule: 30 epochs at most, batches of 16, stopped when 
 the best epoch kept. What is tried is the size of its steps (and where a prefix starts). The split is none that a
 comparison reports on: 16 examples of each class to train on and as many for dev, drawn with seed 100 from the SST-2
 sentences that are in no split of the benchmark. docs/architecture.md says which defaults follow from it. Result:
-benchmarks/results/prestudy.json; each setting is written as soon as it is measured. Its seconds were measured beside
+benchmarks/results/prestudy.json; each setting is written as soon as it is measured. Its seconds were measured next to
 other work.
 """
 

@@ -5,9 +5,9 @@
 
 Texts are sentences of SST-2, each sent once; a prompt of each of four kinds is tuned for a moment on 16 of them (their
 answers do not matter here, their shapes do), and served under several names. `engine`: in this process, rows of one
-prompt beside rows of 16, one text under 1 and under 8 prompts. `http`: `cuecraft serve` in a process of its own, loaded
-from another one (serve_load.py): throughput beside the bare engine, in turns, medians; latency at half of that; PEFT
-behind FastAPI and a Transformers pipeline, one request a forward pass. `ray`: one replica with all cores, beside
+prompt and rows of 16, one text under 1 and under 8 prompts. `http`: `cuecraft serve` in a process of its own, loaded
+from another one (serve_load.py): throughput next to the bare engine, in turns, medians; latency at half of that; PEFT
+behind FastAPI and a Transformers pipeline, one request a forward pass. `ray`: one replica with all cores, next to
 `cuecraft serve` without Ray, started in turns. `overload`: a minute of four times what the server can answer, with a
 deadline for each request: what was answered and when, what was refused and how fast, and the server's memory meanwhile.
 """
@@ -169,11 +169,11 @@ def process(*command: str) -> Iterator[Started]:
         assert own.stdout is not None
         try:
             for line in own.stdout:
-                if "http://127.0.0.1" in line and "Application" not in line:  # Ray tells it before all is ready
+                if "http://127.0.0.1" in line and "Application" not in line:  # Ray says so before all is ready
                     break
             else:
                 raise SystemExit(f"{command}: did not start")
-            # What it writes from here on nobody reads; a full pipe would stop it.
+            # What it writes from here on is not read; a full pipe would stop it.
             drain = subprocess.Popen(["cat"], stdin=own.stdout, stdout=subprocess.DEVNULL)
             address = "http://127.0.0.1" + line.split("http://127.0.0.1", 1)[1].split('"')[0].split()[0]
             yield Started(address, time.perf_counter() - begun, own.pid)

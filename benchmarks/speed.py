@@ -1,4 +1,4 @@
-"""Speed and memory beside what people use today; writes benchmarks/results/speed.json and docs/speed.svg.
+"""Speed and memory next to what people use today; writes benchmarks/results/speed.json and docs/speed.svg.
 
     python benchmarks/speed.py [--only search,tune,...] [--rounds 5]
 

@@ -36,7 +36,7 @@ def overview_rows() -> list[str]:
     """Return a row for each method that was measured: accuracy and seconds on each task, the best mean first.
 
     ``~`` marks seconds of which some were measured next to other work, ``-`` a task that was not measured with every
-    seed; such a row has no mean and comes last.
+    seed; such a row comes last, without a mean.
     """
     methods = read_result("accuracy.json")["methods"]
     rows = []

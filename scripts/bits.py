@@ -5,7 +5,7 @@
 
 Every architecture and head of tests/architectures.py; prompts in words, in vectors, on every layer and as keys and
 values, with a class head and without; before the text and after it; label words of one token and of several; texts
-kept and read anew; one prompt, several over the same texts, each over its own texts, rows of different prompts, swaps,
+kept and read again; one prompt, several over the same texts, each over its own texts, rows of different prompts, swaps,
 and gradients. Bits depend on the machine and on the number of threads, so both runs belong on one machine; one thread
 is set here. `--against` prints what differs and ends with exit code 1.
 """
