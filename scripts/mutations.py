@@ -158,7 +158,7 @@ MUTATIONS = [
         "threads",
     ),
     M("threads", "lambda: (nullcontext(), _within(own))", "lambda: (nullcontext(), nullcontext())", "threads"),
-    M("calibration", "own * other.scale + added for own, added", "own + added for own, added", "prompt_kinds artifact"),
+    M("calibration", "own * other.scale + added for own, added", "own + added for own, added", "held_out"),
     M(
         "calibration",
         "return scaled + torch.tensor(self.bias, dtype=values.dtype, device=values.device)",
@@ -250,7 +250,7 @@ def check_texts() -> list[str]:
 
 
 def is_caught(one: Mutation, tests: list[str]) -> bool:
-    """Make the mutation in a copy of the source, and tell whether a test fails."""
+    """Make the mutation in a copy of the source, and return whether a test fails."""
     with tempfile.TemporaryDirectory() as scratch:
         shutil.copytree(SOURCE, Path(scratch, "cuecraft"), ignore=shutil.ignore_patterns("__pycache__"))
         for path in Path(scratch).rglob("*.py"):

@@ -112,6 +112,17 @@ def test_prompts_over_one_text_are_branches_of_one_row(causal, monkeypatch):
         assert torch.allclose(own, alone(causal, *row), atol=2e-5)
 
 
+def test_a_prompt_of_no_tokens_answers_at_the_end_of_the_text_that_it_shares(causal, monkeypatch):
+    """Behind another prompt in the same row, the token before its place is that prompt's, not the text's."""
+    shapes = passes_of(causal, monkeypatch)
+    task = make_task(WORDLESS)
+    rows = [(task, prompt, TEXTS[0][0]) for prompt in (prompt_of("soft", causal, 1), HardPrompt(()))]
+    found = served(causal, rows)
+    assert [count for count, _ in shapes] == [1]
+    for row, own in zip(rows, found, strict=True):
+        assert torch.allclose(own, alone(causal, *row), atol=2e-5)
+
+
 def test_too_many_prompts_over_one_text_stand_in_rows_of_their_own(causal, monkeypatch):
     text, tasks = TEXTS[0][0], (make_task(LAST), make_task(WORDLESS))
     rows = [(task, prompt_of(kind, causal, 1), text) for task in tasks for kind in ("hard", "soft", "deep")]
