@@ -43,6 +43,8 @@ class Backbone(ABC):
     """
 
     head_kind: HeadKind
+    #: Whether words can be the answer; where not, a class head over features answers.
+    has_words = True
     #: Whether several prompts over one text are branches behind it, which is read once for all of them.
     reads_texts_once = False
 

@@ -253,6 +253,7 @@ class SequenceBackbone(EncoderBackbone):
     """
 
     head_kind = HeadKind.SEQUENCE
+    has_words = False
 
     def __init__(self, model: Any, tokenizer: Any, name: str, fingerprint: Callable[[], str], pooling: Pooling) -> None:
         super().__init__(model, tokenizer, name, fingerprint)

@@ -255,11 +255,10 @@ def _task(
     chat: ChatChoice | None,
 ) -> Task:
     written = written_template(backbone, tuple(records[0].fields), template, chat)
-    has_words = backbone.head_kind is not HeadKind.SEQUENCE
-    given: Words = label_words if label_words is not None or has_words else distinct_words
+    given: Words = label_words if label_words is not None or backbone.has_words else distinct_words
     space = answers if isinstance(answers, AnswerSpace) else ANSWERS[answers.kind].of(records, answers, given)
     words = [word for own in space.options.values() for word in own]
-    if label_words is None and has_words and words and all(map(_is_number, words)):
+    if label_words is None and backbone.has_words and words and all(map(_is_number, words)):
         warnings.warn(
             f"the classes are named {', '.join(space.options)}, and a language model does not know what these mean; "
             f"give it words ({named('task.label_words')})",
@@ -453,9 +452,9 @@ def _keep_back(problem: Problem, deadline: Deadline, begun: float, then: int) ->
     begun = time.monotonic()
     prompt = HardPrompt(problem.initial_ids)
     with problem.in_time():
-        if problem.backbone.head_kind is HeadKind.SEQUENCE:
-            problem.backbone.features(few.context, prompt)
-        else:
+        if problem.backbone.has_words:
             problem.backbone.class_logits(few.context, prompt)
+        else:
+            problem.backbone.features(few.context, prompt)
     answering = (time.monotonic() - begun) / len(few)
     deadline.keep_back(_SURPRISES * (own * answering + then * (reading + 3 * answering)))

@@ -28,7 +28,6 @@ from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.evidence import Tried, Verdict
 from cuecraft.methods.objectives import Golds, Objective, Score, Scores, objective_of
 from cuecraft.task import Example, Task
-from cuecraft.task.rendering import HeadKind
 
 
 class CalibrationKind(StrEnum):
@@ -354,7 +353,7 @@ class Selection:
 
 def require_language_head(problem: Problem, name: str) -> None:
     """Raise MethodError where a method needs words as answers and the backbone has a class head."""
-    if problem.backbone.head_kind is HeadKind.SEQUENCE:
+    if not problem.backbone.has_words:
         raise MethodError(
             f"{name} needs a causal or masked language model, but {problem.backbone.name} has only features; "
             "use another method; they fit a class head"

@@ -42,7 +42,6 @@ from cuecraft.methods.problem import CalibrationKind, Method, Outcome, Problem, 
 from cuecraft.methods.search.space import filled_ids
 from cuecraft.methods.untuned import untuned_prompt
 from cuecraft.task.answers.words import default_word
-from cuecraft.task.rendering import HeadKind
 
 _READING = 0.25  # of the time limit
 _ONE, _SEVERAL = 1.0, 2.0  # standard errors within which one prompt, or several, may be as good as the best
@@ -176,7 +175,7 @@ class _Choice:
             if start.has_own_task and start != untrained.own:
                 self._try_over(start)
         trainings = Trainings(self.problem, self.pool, self.folds, untrained.pace, self.options.prompts, self.trace)
-        if self.problem.backbone.head_kind is HeadKind.SEQUENCE:
+        if not self.problem.backbone.has_words:
             self._try_contrasts(trainings)
         has_linear = any(isinstance(one, FirstOrderCue) for one in self.contenders)
         together = len(self.folds) if trainings.may_join else 1
@@ -197,7 +196,7 @@ class _Choice:
         """Fit a class head and a first-order deep cue over words, which have the task's own label words."""
         if self.plan.first_order and self.plan.heads:
             self._try(partial(probed, self.whole, start, self.folds, self.plan.heads))
-        if self.plan.first_order and self.problem.backbone.head_kind is not HeadKind.SEQUENCE:
+        if self.plan.first_order and self.problem.backbone.has_words:
             self._try(partial(self._first_order, start))
 
     def _try(self, attempt: Callable[[], Contender | None]) -> None:

@@ -28,7 +28,6 @@ from cuecraft.methods.search.label_words import LabelWordSearch
 from cuecraft.methods.search.space import filled_ids, filler_ids
 from cuecraft.methods.untuned import starting_point
 from cuecraft.task import MaskSlot, PromptSlot
-from cuecraft.task.rendering import HeadKind
 
 _LONGEST_CUE = 12  # tokens: a training costs as much as its prompt is long
 _SCREENED = 96  # examples that hand-written words are tried on
@@ -98,11 +97,11 @@ class Untrained:
         begun = time.perf_counter()
         answers = untuned_answers(self._problem, self._pool, [HardPrompt(ids)], self._folds)
         self.pace = (time.perf_counter() - begun) / tokens_of(self._pool, len(ids))
-        if self._problem.backbone.head_kind is HeadKind.SEQUENCE:
-            kinds = {"untuned, its class head fitted": CalibrationKind.NONE}
-        else:
+        if self._problem.backbone.has_words:
             known = self._problem.task.answers.calibrations
             kinds = {name: kind for name, kind in _CALIBRATIONS.items() if kind in known}
+        else:
+            kinds = {"untuned, its class head fitted": CalibrationKind.NONE}
         self._answers = {name: answers(0, kind) for name, kind in kinds.items()}
         seconds = (time.perf_counter() - begun) / len(self._answers)
         for name, found in self._answers.items():
@@ -120,20 +119,17 @@ class Untrained:
         starts = [self.own]
         if self._takes_cues() and not self._problem.out_of_time():
             starts = self._screened([*starts, *self._cues(starts[0])])
-        if self._plan.searches_words and self._answers_in_words() and not self._problem.out_of_time():
+        if self._plan.searches_words and self._problem.backbone.has_words and not self._problem.out_of_time():
             with self._problem.in_time():  # where the time ends, the words that were screened are there
                 starts = self._with_label_words(starts)
         return starts
-
-    def _answers_in_words(self) -> bool:
-        return self._problem.backbone.head_kind is not HeadKind.SEQUENCE
 
     def _takes_cues(self) -> bool:
         """Return whether the words in the prompt slot lead to the answer, as hand-written cues do."""
         pieces = self._problem.task.template.pieces
         at = next(n for n, piece in enumerate(pieces) if isinstance(piece, PromptSlot))
         is_last = at + 1 == len(pieces) or isinstance(pieces[at + 1], MaskSlot)
-        return self._answers_in_words() and self._problem.task.has_labels and at > 0 and is_last
+        return self._problem.backbone.has_words and self._problem.task.has_labels and at > 0 and is_last
 
     def _cues(self, own: Words) -> list[Words]:
         problem = self._problem

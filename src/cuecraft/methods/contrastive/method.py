@@ -34,7 +34,6 @@ from cuecraft.methods.problem import Calibrated, CalibrationKind, Method, Outcom
 from cuecraft.methods.search.space import filled_ids
 from cuecraft.methods.untuned import untuned_prompt
 from cuecraft.task import Task
-from cuecraft.task.rendering import HeadKind
 
 _MARGIN = 0.01  # of accuracy within which tuning is called hardly worth it
 
@@ -99,8 +98,7 @@ class _Choice:
         texts = texts_of(self.pool.context.examples)
         self.folds = stratified_folds(self.pool.golds.strata, self.options.folds, self.problem.seed, texts)
         #: The untuned prompt answers by its label words where it has some, then calibrated, else by a class head.
-        has_words = self.problem.backbone.head_kind is not HeadKind.SEQUENCE
-        self.kind = self.options.calibration if has_words else CalibrationKind.NONE
+        self.kind = self.options.calibration if self.problem.backbone.has_words else CalibrationKind.NONE
 
     def made(self) -> Outcome:
         """Return the outcome.

@@ -39,7 +39,6 @@ from cuecraft.methods.search.halving import best_swap, first_order_change, halvi
 from cuecraft.methods.search.space import SearchSpace, filled_ids
 from cuecraft.methods.search.vocabulary import VocabularyOptions
 from cuecraft.methods.untuned import starting_point, untuned_prompt
-from cuecraft.task.rendering import HeadKind
 
 PHASE = "search"
 
@@ -148,7 +147,7 @@ class AutoPrompt(Method):
         Raises:
             MethodError: as `fit`.
         """
-        if self.fluency and problem.backbone.head_kind is HeadKind.SEQUENCE:
+        if self.fluency and not problem.backbone.has_words:
             raise MethodError(
                 f"fluency needs a causal or masked language model, but {problem.backbone.name} gives words no "
                 "probability; give fluency=0 or another head"

@@ -46,7 +46,6 @@ from cuecraft.methods.search.word_choice import (
 )
 from cuecraft.task import Task
 from cuecraft.task.answers.words import WordChoice
-from cuecraft.task.rendering import HeadKind
 
 PHASE = "label-words"
 _FOLDS = 4  # on which the choice is checked
@@ -139,7 +138,7 @@ class LabelWordSearch(Options):
             MethodError: the backbone has no language head.
             BackboneError: the model answers with NaN or infinity.
         """
-        if problem.backbone.head_kind is HeadKind.SEQUENCE:
+        if not problem.backbone.has_words:
             raise MethodError(
                 f"label words are searched for with a causal or masked language model, but {problem.backbone.name} "
                 "has only features; its methods fit a class head and need no label words"

@@ -26,7 +26,6 @@ from cuecraft.methods.train.soft import EncoderKind, PromptEncoder, require_read
 from cuecraft.methods.train.trainable import PromptTensor, TensorOptions, text_ids
 from cuecraft.methods.untuned import begin, calibrated, fit_head
 from cuecraft.task import Task
-from cuecraft.task.rendering import HeadKind
 
 
 class PrefixInit(StrEnum):
@@ -95,7 +94,7 @@ class PrefixTuning(TensorOptions, Method):
     def starting_at(self, problem: Problem, states: Tensor) -> Candidate:
         """Return the template's own words behind a prefix, calibrated, with a class head where one is needed."""
         words = HardPrompt(problem.initial_ids)
-        if problem.backbone.head_kind is HeadKind.SEQUENCE:
+        if not problem.backbone.has_words:
             words = HardPrompt(problem.initial_ids, fit_head(problem, PrefixPrompt(words, states)))
         return calibrated(problem, PrefixPrompt(words, states), self.calibration)
 

@@ -23,7 +23,6 @@ from cuecraft.methods.in_context import BehindShots
 from cuecraft.methods.problem import Calibrated, CalibrationKind, Method, Outcome, Problem
 from cuecraft.methods.train.trainable import Init, PromptTensor, TensorTraining, embedding_scale, initial_vectors
 from cuecraft.methods.untuned import begin, calibrated, fit_head
-from cuecraft.task.rendering import HeadKind
 
 
 class EncoderKind(StrEnum):
@@ -127,7 +126,7 @@ class PromptTuning(BehindShots, EmbeddingTraining, Method):
         init = self.init or (Init.TEXT if problem.initial_ids or self.init_text else Init.VOCABULARY)
         vectors = initial_vectors(problem, init, self.prompt_length, self.init_text)
         with problem.in_time():
-            head = fit_head(problem, SoftPrompt(vectors)) if problem.backbone.head_kind is HeadKind.SEQUENCE else None
+            head = None if problem.backbone.has_words else fit_head(problem, SoftPrompt(vectors))
             self.refine(problem, calibrated(problem, SoftPrompt(vectors, head), self.calibration), selection)
         return selection.outcome(untuned)
 

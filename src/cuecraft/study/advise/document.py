@@ -40,7 +40,6 @@ from cuecraft.study.advise.rules import (
 )
 from cuecraft.study.advise.survey import Lengths, Survey, measure_lengths, survey
 from cuecraft.task import Task
-from cuecraft.task.rendering import HeadKind
 
 _SHOWN = 5  # contradictions that are listed
 _SCARCE = 4  # labels of a class that has few compared with others
@@ -98,7 +97,7 @@ def make_document(
             label: {"words": list(words), "tokens": tokens and tokens.get(label)}
             for label, words in zip(task.verbalizer.labels, task.verbalizer.words, strict=True)
         }
-        if backbone.head_kind is not HeadKind.SEQUENCE
+        if backbone.has_words
         else None,
         "measurement": reading
         and {
@@ -186,7 +185,7 @@ def facts_of(
 ) -> Facts:
     """Return the figures that the rules look at; arguments as in `make_document`."""
     counts = [count for count in found.classes.values() if count]
-    words = task.verbalizer.labels if backbone.head_kind is not HeadKind.SEQUENCE else ()
+    words = task.verbalizer.labels if backbone.has_words else ()
     own, calibrated, endpoint = scores.zero_shot, scores.calibrated, scores.endpoint
     here, majority = calibrated or own, found.majority
     return Facts(
