@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
-from cuecraft.artifact.calibration import CalibratedPrompt, Calibration
+from cuecraft.artifact.calibration import AnswersTogether, CalibratedPrompt, Calibration
 from cuecraft.artifact.manifest import (
     SCHEMA_VERSION,
     BackboneEntry,
@@ -72,7 +72,7 @@ class StoredWeights:
 
 
 @dataclass(frozen=True)
-class Artifact:
+class Artifact(AnswersTogether):
     """A tuned prompt and its surroundings.
 
     Args:
@@ -100,16 +100,6 @@ class Artifact:
         """The options that all texts share, `[O]`, as the user's data has them."""
         return self.task.answers.classes
 
-    @property
-    def prompts(self) -> tuple[Prompt, ...]:
-        """All prompts that answer, one or several."""
-        return (self.prompt, *(other.prompt for other in self.others))
-
-    @property
-    def calibrations(self) -> tuple[Calibration, ...]:
-        """The calibration of each prompt, in the order of `prompts`."""
-        return (self.calibration, *(other.calibration for other in self.others))
-
     @classmethod
     def create(
         cls,
@@ -134,13 +124,7 @@ class Artifact:
             method=method,
             method_options=dict(method_options),
             seed=seed,
-            backbone=BackboneEntry(
-                name=backbone.name,
-                head=backbone.head_kind,
-                sha256=backbone.fingerprint(),
-                hidden_size=backbone.hidden_size,
-                dtype=backbone.dtype_name,
-            ),
+            backbone=BackboneEntry.of(backbone),
             task=TaskEntry.of(task),
             prompt=PromptEntry(
                 kind=prompt.kind,

@@ -61,6 +61,24 @@ class CalibratedPrompt:
     calibration: Calibration
 
 
+class AnswersTogether:
+    """A prompt with its calibration, and others whose probabilities are averaged with its own."""
+
+    prompt: Prompt
+    calibration: Calibration
+    others: tuple[CalibratedPrompt, ...]
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        """All prompts that answer, one or several."""
+        return (self.prompt, *(other.prompt for other in self.others))
+
+    @property
+    def calibrations(self) -> tuple[Calibration, ...]:
+        """The calibration of each prompt, in the order of `prompts`."""
+        return (self.calibration, *(other.calibration for other in self.others))
+
+
 def contextual(content_free_logits: Tensor) -> Calibration:
     """Divide by what the model answers to texts without content (Zhao et al., ICML 2021, arXiv 2102.09690).
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -11,6 +11,9 @@ from cuecraft.artifact.calibration import Calibration
 from cuecraft.backbone.prompt import PromptKind, with_others
 from cuecraft.backbone.weights import WeightsSpec
 from cuecraft.task.task import TaskEntry
+
+if TYPE_CHECKING:
+    from cuecraft.backbone import AnyBackbone
 
 # 2: deep cues, dtype of the backbone; 3: prefixes, tuned weights, shared parts; 4: several prompts; 5: a calibration
 # of each of them; 6: examples in front of every text, all or the nearest; 7: the turns of a chat template, class heads
@@ -34,6 +37,17 @@ class BackboneEntry(_Part):
     sha256: str
     hidden_size: int
     dtype: str = "float32"  # of the weights while tuning; version 1 had no other
+
+    @classmethod
+    def of(cls, backbone: AnyBackbone) -> BackboneEntry:
+        """Return the entry of a backbone."""
+        return cls(
+            name=backbone.name,
+            head=backbone.head_kind,
+            sha256=backbone.fingerprint(),
+            hidden_size=backbone.hidden_size,
+            dtype=backbone.dtype_name,
+        )
 
 
 class PromptEntry(_Part):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cuecraft.artifact import CalibratedPrompt, Calibration, Prompt
+from cuecraft.artifact.calibration import AnswersTogether
 from cuecraft.artifact.predictor import FRESH, finite
 from cuecraft.backbone import AnyBackbone, Context
 from cuecraft.backbone.budget import same_width
@@ -47,7 +48,7 @@ def lent(
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Candidate(AnswersTogether):
     """A prompt together with the calibration of its logits; or several such that answer together.
 
     Args:
@@ -65,16 +66,6 @@ class Candidate:
     reader: Reader | None = None
     others: tuple[CalibratedPrompt, ...] = ()
     is_cut: bool = False
-
-    @property
-    def prompts(self) -> tuple[Prompt, ...]:
-        """All prompts that answer, one or several."""
-        return (self.prompt, *(other.prompt for other in self.others))
-
-    @property
-    def calibrations(self) -> tuple[Calibration, ...]:
-        """The calibration of each prompt, in the order of `prompts`."""
-        return (self.calibration, *(other.calibration for other in self.others))
 
     def then(self, calibration: Calibration) -> Candidate:
         """Return the candidate with one more calibration after each prompt's own."""
