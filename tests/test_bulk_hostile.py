@@ -320,7 +320,7 @@ def test_what_is_damaged_is_made_again_or_named(prompt, tmp_path):
     aside = next((out / "quarantine").iterdir())
     text = aside.read_bytes()
     aside.unlink()
-    with pytest.raises(BulkError, match=r"is not as it was written; remove .* and go on with --resume"):
+    with pytest.raises(BulkError, match=r"is not as it was written; remove .* and go on with resume="):
         classify(prompt, source, out, cascade=True, sample=60, resume=True)
     aside.write_bytes(text)
     told = out / "state" / "student.json"
@@ -335,8 +335,8 @@ def test_a_job_broken_off_before_its_folders_were_there_goes_on(prompt, tmp_path
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "job.json").write_bytes((tmp_path / "whole" / "job.json").read_bytes())
     assert classify(prompt, source, tmp_path / "out", resume=True)["classified"] == whole["classified"]
-    with pytest.raises(BulkError, match="dtype was 'auto', and is 'float64'"):
-        classify(prompt, source, tmp_path / "out", resume=True, dtype="float64")
+    with pytest.raises(BulkError, match="dtype was 'auto', and is 'float16'"):
+        classify(prompt, source, tmp_path / "out", resume=True, dtype="float16")
 
 
 def test_a_name_that_is_not_unicode_is_a_name(prompt, tmp_path):

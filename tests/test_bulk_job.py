@@ -360,7 +360,7 @@ def test_the_folder_of_another_job_is_refused(prompt, causal_folder, tmp_path):
     folder, _ = prompt
     source = write_jsonl(tmp_path / "a.jsonl", messages(10))
     classify(folder, source, tmp_path / "out")
-    with pytest.raises(BulkError, match="holds a job already; --resume goes on with it"):
+    with pytest.raises(BulkError, match="holds a job already; resume= goes on with it"):
         classify(folder, source, tmp_path / "out")
     with pytest.raises(BulkError, match=r"holds another job .*dedupe was 'exact', and is 'template'"):
         classify(folder, source, tmp_path / "out", resume=True, dedupe="template")

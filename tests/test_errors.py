@@ -15,8 +15,8 @@ from cuecraft.runs.jobs import job_of
 from recipes import recipe, write_recipe
 
 SOURCE = Path(__file__).parents[1] / "src" / "cuecraft"
-#: What is called by the command line alone, and shows commands that can be pasted.
-SHOWS_COMMANDS = ("cli/", "core/", "export/", "serving/", "study/advise/rules.py", "study/compare/demo_packages.py")
+#: What is called by the command line alone, shows commands that can be pasted, or answers those who started no server.
+SHOWS_COMMANDS = ("cli/", "core/", "serving/http/", "study/advise/rules.py", "study/compare/demo_packages.py")
 
 
 def test_an_option_is_shown_in_the_words_of_the_one_who_asks():

@@ -17,7 +17,7 @@ from annotated_types import Ge
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from cuecraft.cli.options import names_of, numbers_of, unescaped, words_of
+from cuecraft.cli.options import FLAGS, names_of, numbers_of, unescaped, words_of
 from cuecraft.core.errors import MethodError, named
 
 S = TypeVar("S", bound=BaseModel)
@@ -59,7 +59,6 @@ _SHOWN = {
     "text_columns": "column of text; repeat for several fields",
     "chat": "write texts by the tokenizer's chat template; by default auto and advise try both without --template",
 }
-_FLAGS = {"name": "model", "text_columns": "text_column"}
 _REPEATED = ("label_words", "text_columns")
 
 
@@ -73,7 +72,7 @@ def expanded(function: Callable[..., None]) -> Callable[..., None]:
         if kind is None:
             parameters.append(_parameter(parameter.name, hints[parameter.name], parameter.default))
             continue
-        own = {_FLAGS.get(name, name): name for name in chosen.of(kind)}
+        own = {FLAGS.get(name, name): name for name in chosen.of(kind)}
         sections[parameter.name] = (kind, own)
         said = {**_SHOWN, **chosen.says}
         parameters += [_option(flag, name, kind.model_fields[name], said.get(name)) for flag, name in own.items()]
@@ -110,7 +109,7 @@ def made(kind: type[S], values: Mapping[str, Any]) -> S:
         place = str(first["loc"][0])
         got = "" if first["type"] == "value_error" else f" (got {first['input']!r})"
         message = message[:1].lower() + message[1:]
-        raise MethodError(f"{named(_FLAGS.get(place, place))}: {message}{got}") from None
+        raise MethodError(f"{named(place)}: {message}{got}") from None
 
 
 def _read(kind: type[BaseModel], name: str, value: Any) -> Any:

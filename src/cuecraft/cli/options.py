@@ -65,9 +65,14 @@ CheckpointFolder = Annotated[
 Out = Annotated[Path | None, typer.Option(help="Artifact folder. [default: runs/METHOD-SEED]")]
 
 
+#: Options that the command line calls otherwise than recipes and Python do.
+FLAGS = {"name": "model", "text_columns": "text_column", "fields": "field"}
+
+
 def flag_of(place: str) -> str:
     """Return what the command line calls an option, given its key in a recipe."""
     name = place.rpartition(".")[2]
+    name = FLAGS.get(name, name)
     return name.upper() if place == "data.train" else "--" + name.replace("_", "-")
 
 

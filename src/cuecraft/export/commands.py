@@ -10,7 +10,7 @@ from pydantic import Field
 
 from cuecraft.artifact import Artifact, check_target, load_artifact, member_folders
 from cuecraft.backbone import load_backbone
-from cuecraft.core.errors import ExportError
+from cuecraft.core.errors import ExportError, named
 from cuecraft.core.events import Event
 from cuecraft.core.options import Options
 from cuecraft.data import Record, subsample
@@ -18,9 +18,10 @@ from cuecraft.data.texts import unlabelled
 from cuecraft.export import MOST_TEXTS, GraphRequest, check_graph_target, export_graph, own_texts
 from cuecraft.export.peft_export import check_export_target, check_tensors_target, export_peft, export_tensors
 from cuecraft.export.peft_import import import_peft
+from cuecraft.task.sections import BackboneSection
 
 
-class ExportRequest(Options):
+class ExportRequest(BackboneSection, Options):
     """What `cuecraft export` was asked for; see its help for each."""
 
     format: Literal["onnx", "openvino", "peft", "safetensors"] = Field("peft", description="what is written")
@@ -29,10 +30,6 @@ class ExportRequest(Options):
     text_columns: tuple[str, ...] = Field((), description="columns of text in them; none for the template's fields")
     min_agreement: float = Field(0.99, ge=0, le=1, description="share of labels that a graph has to keep; 0 for any")
     truncation: Literal["cut", "refuse"] = Field("cut", description="what happens to texts too long for a graph")
-    model: str | None = Field(None, description="where the backbone is now, if not where it was")
-    device: str = Field("auto", description="a torch device, or `auto`")
-    dtype: str = Field("auto", description="of the model's weights, or `auto`")
-    local_files_only: bool = Field(False, description="never ask the Hub for a model")
 
 
 def run_export(
@@ -48,19 +45,24 @@ def run_export(
     """
     is_graph = request.format in ("onnx", "openvino")
     if not is_graph and request.precision != "fp32":
-        raise ExportError(f"--precision {request.precision} is for graphs; leave it out with --format {request.format}")
+        raise ExportError(
+            f"{named('precision')} {request.precision} is for graphs; "
+            f"leave it out with {named('format')} {request.format}"
+        )
     if not is_graph and request.texts is not None:
-        raise ExportError(f"--texts is for graphs; leave it out with --format {request.format}")
+        raise ExportError(f"{named('texts')} is for graphs; leave it out with {named('format')} {request.format}")
     if is_graph and (request.device, request.dtype) != ("auto", "auto"):
-        raise ExportError("a graph is made on the CPU from float32 weights; leave --device and --dtype out")
+        raise ExportError(
+            f"a graph is made on the CPU from float32 weights; leave {named('device')} and {named('dtype')} out"
+        )
     if not is_graph and len(folders) > 1:
-        raise ExportError(f"--format {request.format} writes one prompt; export them one by one")
+        raise ExportError(f"{named('format')} {request.format} writes one prompt; export them one by one")
     artifacts = {name: _artifact(folder) for name, folder in folders.items()}
     for name, own in artifacts.items():
         own.require_single(f"an export of {name} to {request.format}")
     artifact = next(iter(artifacts.values()))
-    named = {name: str(folder) for name, folder in folders.items()}
-    document: dict[str, Any] = {"artifacts": named, "format": request.format, "folder": str(out)}
+    shown = {name: str(folder) for name, folder in folders.items()}
+    document: dict[str, Any] = {"artifacts": shown, "format": request.format, "folder": str(out)}
     if request.format == "safetensors":
         check_tensors_target(out)
     elif request.format == "peft":
@@ -105,7 +107,8 @@ def _texts(artifacts: Sequence[Artifact], request: ExportRequest) -> list[Record
         return subsample(list(distinct.values()), MOST_TEXTS, 0)
     if request.precision == "int8":
         raise ExportError(
-            "int8 changes answers, and how much is measured on texts; give unlabelled ones of the task: --texts FILE"
+            "int8 changes answers, and how much is measured on texts; give unlabelled ones of the task: "
+            f"{named('texts')} FILE"
         )
     return own_texts(artifacts)
 

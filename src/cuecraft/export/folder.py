@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from cuecraft.artifact import Artifact
 from cuecraft.backbone import AnyBackbone, CausalBackbone
-from cuecraft.core.errors import ExportError
+from cuecraft.core.errors import ExportError, named
 from cuecraft.core.events import Event, Progress
 from cuecraft.core.storage import MANIFEST, file_sha256, unwritable, write_folder
 from cuecraft.data import Record, fingerprint
@@ -88,15 +88,15 @@ def check_graph_target(target: Path) -> None:
             names = {path.name for path in target.iterdir()} if target.is_dir() else set()
             if not is_export(target) or not names <= _OWN:
                 raise ExportError(
-                    f"{target}: exists and was not exported by cuecraft; choose another --out or remove it"
+                    f"{target}: exists and was not exported by cuecraft; choose another {named('out')} or remove it"
                 )
         where = unwritable(target.absolute().parent)
     except OSError as error:
         raise ExportError(
-            f"{str(target)[:100]}: is no folder ({error.strerror or error}); choose another --out"
+            f"{str(target)[:100]}: is no folder ({error.strerror or error}); choose another {named('out')}"
         ) from None
     if where is not None:
-        raise ExportError(f"{target}: {where} cannot be written to; choose another --out")
+        raise ExportError(f"{target}: {where} cannot be written to; choose another {named('out')}")
 
 
 def export_graph(
@@ -139,7 +139,7 @@ def export_graph(
     if not hasattr(backbone.tokenizer, "backend_tokenizer"):
         raise ExportError(f"the tokenizer of {backbone.name} is written in Python alone; export its prompt to PEFT")
     if backbone.dtype_name != "float32" or backbone.device.type != "cpu":
-        raise ExportError("a graph is made from float32 weights on the CPU; leave --dtype and --device out")
+        raise ExportError(f"a graph needs float32 weights on the CPU; leave {named('dtype')} and {named('device')} out")
     making = _Making(artifacts, _reader(artifacts, backbone), request, report)
     folded = making.folded()
     # Next to what is there already: where nothing is written, no folder is made.
@@ -157,7 +157,7 @@ def export_graph(
 
             write_folder(target, fill)
     except OSError as error:
-        raise ExportError(f"{target}: cannot be written ({error}); free space or choose another --out") from error
+        raise ExportError(f"{target}: cannot be written ({error}); free space or use another {named('out')}") from error
     return manifest
 
 
@@ -287,11 +287,11 @@ class _Making:
             raise ExportError(f"{self._request.precision} gives no numbers for some texts; export in fp32")
         manifest = best.manifest.model_copy(update={"tried": tried})
         if floor is not None:
-            remedy = "another --format" if self._request.precision == "fp32" else "fp32"
+            remedy = f"another {named('format')}" if self._request.precision == "fp32" else "fp32"
             raise ExportError(
                 f"{self._request.precision} keeps {manifest.agreement.labels:.1%} of the labels of "
                 f"{len(self._compared)} texts at best ({manifest.recipe}), and {floor:.1%} are asked for; "
-                f"lower --min-agreement, or export in {remedy}"
+                f"lower {named('min_agreement')}, or export in {remedy}"
             )
         return replace(best, manifest=manifest)
 

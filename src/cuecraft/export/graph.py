@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from cuecraft.core.errors import ExportError
+from cuecraft.core.errors import ExportError, named
 from cuecraft.export.folding import Folded, FoldedSeveral
 from cuecraft.export.runtime.manifest import INPUTS, PROMPTS
 
@@ -58,7 +58,7 @@ def write_graph(folded: Folded | FoldedSeveral, folder: Path) -> Path:
             first = str(error.__cause__ or error).strip().splitlines()[0]
             raise ExportError(
                 f"a {folded.model.config.model_type} cannot be written as an ONNX graph ({first}); export its prompt "
-                "alone with --format safetensors, or to PEFT"
+                f"alone with {named('format')} safetensors, or to PEFT"
             ) from error
         assert program is not None
         _without_gemm(program.model)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from cuecraft.core.errors import ServeError
+from cuecraft.core.errors import ServeError, named
 from cuecraft.export.runtime import is_export
 from cuecraft.serving.cluster import Scale, run_cluster
 from cuecraft.serving.setup import ServeSettings, require_extra
@@ -38,9 +38,9 @@ def run_serve(command: ServeCommand, ready: Callable[[str], None]) -> None:
     if not command.prompts and command.keep is None:
         raise ServeError("there is no prompt to serve; name an artifact's folder")
     if command.backend == "ray" and command.port == 0:
-        raise ServeError("Ray takes no free port by itself; give --port")
+        raise ServeError(f"Ray takes no free port by itself; give {named('port')}")
     if command.backend == "ray" and any(is_export(folder) for folder in command.prompts.values()):
-        raise ServeError("exported folders are served by one process; leave --backend ray out")
+        raise ServeError(f"exported folders are served by one process; leave {named('backend')} ray out")
     settings = ServeSettings.model_validate({name: getattr(command, name) for name in ServeSettings.model_fields})
     if command.host in LOOPBACK:
         settings = settings.model_copy(update={"open": True})  # no other client gets there

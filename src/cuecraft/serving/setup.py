@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
-from cuecraft.core.errors import ArtifactError, ServeError
+from cuecraft.core.errors import ArtifactError, ServeError, named
 from cuecraft.core.options import Options
 from cuecraft.export.runtime import RuntimeOptions, is_export
 from cuecraft.export.runtime.manifest import EXPORT
@@ -24,6 +24,7 @@ from cuecraft.serving.exported import ExportShelf, ListedExport
 from cuecraft.serving.guarding import GuardSettings, Screener
 from cuecraft.serving.registry import AnyShelf, Listed
 from cuecraft.serving.requests import AnyEngine, Limits
+from cuecraft.task.sections import BackboneSection
 
 # What artifacts need is imported where they are loaded: exported folders are served without PyTorch.
 if TYPE_CHECKING:
@@ -72,15 +73,11 @@ Origin = Annotated[str, AfterValidator(_origin)]
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 
 
-class ServeSettings(Options):
+class ServeSettings(BackboneSection, Options):
     """What is served, and how: the same for one machine and for a cluster."""
 
     prompts: dict[str, Path] = Field(default_factory=dict, description="id -> folder of an artifact or an ensemble")
     keep: Path | None = Field(None, description="folder for uploaded prompts, served again after a restart")
-    model: str | None = Field(None, description="where the backbone is now, if not where it was")
-    device: str = Field("auto", description="a torch device, or `auto`")
-    dtype: str = Field("auto", description="of the model's weights, or `auto`")
-    local_files_only: bool = Field(False, description="never ask the Hub for a model")
     tokens: Path | None = Field(None, description="file of access tokens")
     rate: float | None = Field(None, gt=0, description="answers a second for each token")
     batches: EngineOptions = Field(default_factory=EngineOptions, description="how batches are made")
@@ -188,7 +185,7 @@ def are_exported(settings: ServeSettings) -> bool:
     if others:
         raise ServeError(f"{exported[0]!r} is exported and {others[0]!r} is an artifact; give them apart")
     if settings.keep:
-        raise ServeError("exported folders are served without uploads; leave --keep out")
+        raise ServeError(f"exported folders are served without uploads; leave {named('keep')} out")
     for name in exported:
         check_where(settings.prompts[name], settings.model, settings.dtype)
     return True

@@ -18,7 +18,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from cuecraft.core.errors import ExportError
+from cuecraft.core.errors import ExportError, named
 from cuecraft.core.storage import ManifestKind, digest, manifest_document
 from cuecraft.task.rendering import HeadKind
 from cuecraft.task.task import TaskEntry
@@ -147,7 +147,8 @@ class ExportManifest(_Part):
         names = [own.name for own in self.prompts]
         if name is None and len(names) > 1:
             raise ExportError(
-                f"an export of {', '.join(names)} answers by name; name one of them (--prompt NAME, or NAME=FOLDER)"
+                f"an export of {', '.join(names)} answers by name; name one of them "
+                f"({named('prompt')} NAME, or NAME=FOLDER)"
             )
         if name is not None and name not in names:
             raise ExportError(f"an export of {', '.join(names)} holds no prompt {name[:64]!r}; name one of them")

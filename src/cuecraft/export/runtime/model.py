@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cuecraft.core.errors import CuecraftWarning, DataError, ExportError, PromptError
+from cuecraft.core.errors import CuecraftWarning, DataError, ExportError, PromptError, named
 from cuecraft.core.events import Answered, Event
 from cuecraft.data.texts import Texts
 from cuecraft.export.runtime.manifest import (
@@ -43,7 +43,7 @@ class RefusingRenderer(Renderer):
             if cut:
                 raise DataError(
                     f"text {number} has {self.text_lengths([example])[0]} tokens, and the graph takes "
-                    f"{self.capacity()}; shorten it, or export with --truncation cut"
+                    f"{self.capacity()}; shorten it, or export with {named('truncation')} cut"
                 )
         return found, is_cut
 
@@ -261,6 +261,8 @@ class ExportedClassifier:
 def check_where(folder: str | Path, model: str | None, dtype: str) -> None:
     """Raise ExportError where a model or a number type is asked for, which an exported folder has in it."""
     if model is not None:
-        raise ExportError(f"{folder}: is exported and has its model in it; leave --model out")
+        raise ExportError(f"{folder}: is exported and has its model in it; leave {named('model')} out")
     if dtype != "auto":
-        raise ExportError(f"{folder}: is exported, its numbers are what --precision made them; leave --dtype out")
+        raise ExportError(
+            f"{folder}: is exported, its numbers are what {named('precision')} made them; leave {named('dtype')} out"
+        )

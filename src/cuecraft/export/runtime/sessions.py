@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from pydantic import Field
 
-from cuecraft.core.errors import ExportError
+from cuecraft.core.errors import ExportError, named
 from cuecraft.core.options import Options
 from cuecraft.export.runtime.manifest import ExportManifest
 
@@ -86,7 +86,7 @@ class OnnxSession:
             raise ExportError(f"{path}: ONNX Runtime cannot load it ({first}); export again") from error
         if options.device != "auto" and self._session.get_providers()[0] != wanted[0]:
             raise ExportError(
-                f"{wanted[0]} could not be started (its libraries may be missing); choose another --device"
+                f"{wanted[0]} could not be started (its libraries may be missing); choose another {named('device')}"
             )
 
     def run(self, feed: Feed) -> np.ndarray:
@@ -107,7 +107,7 @@ def _providers(device: str, there: list[str]) -> tuple[str, ...]:
     if wanted[0] not in there:
         raise ExportError(
             f"device {device!r} needs {wanted[0]}, and this onnxruntime has {', '.join(there)}; install "
-            "onnxruntime-gpu, or choose --device cpu"
+            f"onnxruntime-gpu, or choose {named('device')} cpu"
         )
     return tuple(own for own in wanted if own in there)
 
@@ -145,7 +145,7 @@ class OpenVinoSession:
         except ImportError as error:
             raise ExportError("exported OpenVINO graphs need an extra; pip install 'cuecraft[openvino]'") from error
         if options.device not in ("auto", "cpu"):
-            raise ExportError(f"device {options.device!r} runs no OpenVINO export; choose --device cpu")
+            raise ExportError(f"device {options.device!r} runs no OpenVINO export; choose {named('device')} cpu")
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": options.threads or cores(),

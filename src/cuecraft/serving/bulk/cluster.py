@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from cuecraft.core.errors import BulkError, StoppedError
+from cuecraft.core.errors import BulkError, StoppedError, named
 from cuecraft.core.signals import Stop
 from cuecraft.core.storage import FolderInUseError, locked, write_text
 from cuecraft.serving.bulk.blocks import Block, blocks_of
@@ -52,7 +52,7 @@ def run_on_ray(job: Job, folder: JobFolder, progress: Progress) -> dict[str, flo
         cause = getattr(error, "cause", None) or error
         raise BulkError(
             f"{folder.path}: Ray could not go on ({' '.join(str(cause).split())[-300:]}); what is finished is kept: "
-            "fix that and go on with --resume"
+            f"fix that and go on with {named('resume')}"
         ) from error
     finally:
         if ray.is_initialized():
@@ -220,11 +220,13 @@ def run_classify(
     except StoppedError:
         raise StoppedError(stop.signal) from None
     except FolderInUseError:
-        raise BulkError(f"{command.out}: another process works here; wait for it, or choose another --out") from None
+        raise BulkError(
+            f"{command.out}: another process works here; wait for it, or choose another {named('out')}"
+        ) from None
     except OSError as error:
         raise BulkError(
             f"{command.out}: cannot be written ({error.strerror or error}); what is finished is kept: free space and "
-            "go on with --resume"
+            f"go on with {named('resume')}"
         ) from error
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cuecraft.core.errors import BulkError
+from cuecraft.core.errors import BulkError, named
 from cuecraft.core.storage import LOCK, parse_json, unwritable, write_file, write_text
 from cuecraft.serving.bulk.blocks import Bad, Block
 from cuecraft.serving.bulk.reading import ReadBlock
@@ -89,7 +89,7 @@ class Shard:
             found = parse_json(path.read_text(encoding="utf-8"))
             return cls(**found | {"template": tuple(found["template"]), "student": tuple(found["student"])})
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise BulkError(f"{path}: is damaged ({error}); remove it and go on with --resume") from None
+            raise BulkError(f"{path}: is damaged ({error}); remove it and go on with {named('resume')}") from None
 
 
 class JobFolder:
@@ -113,19 +113,21 @@ class JobFolder:
         job = self.path / JOB
         if not job.is_file():
             if self.path.exists() and (not self.path.is_dir() or any(p.name != LOCK for p in self.path.iterdir())):
-                raise BulkError(f"{self.path}: exists and is no job of classify; choose another --out")
+                raise BulkError(f"{self.path}: exists and is no job of classify; choose another {named('out')}")
             where = unwritable(self.path)
             if where is not None:
-                raise BulkError(f"{self.path}: {where} cannot be written to; choose another --out")
+                raise BulkError(f"{self.path}: {where} cannot be written to; choose another {named('out')}")
             return
         there = self._job()
         if not is_resumed:
-            raise BulkError(f"{self.path}: holds a job already; --resume goes on with it, or choose another --out")
+            raise BulkError(
+                f"{self.path}: holds a job already; {named('resume')} goes on with it, or choose another {named('out')}"
+            )
         for name, value in json.loads(json.dumps(identity)).items():
             if name != "threads" and there.get(name) != value:
                 raise BulkError(
                     f"{self.path}: holds another job ({_difference(name, there.get(name), value)}); "
-                    "give what it was begun with, or choose another --out"
+                    f"give what it was begun with, or choose another {named('out')}"
                 )
 
     def begun(self, identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,7 +147,7 @@ class JobFolder:
         try:
             found: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise BulkError(f"{path}: is damaged ({error}); choose another --out") from None
+            raise BulkError(f"{path}: is damaged ({error}); choose another {named('out')}") from None
         return found
 
     def answers(self, name: str) -> Path:
@@ -184,7 +186,7 @@ class JobFolder:
         shard = Shard.read_from(path)
         for own, size in ((self.answers(shard.name), shard.stored), (self.quarantine(shard.name), shard.aside)):
             if (own.stat().st_size if own.is_file() else 0) != size:
-                raise BulkError(f"{own}: is not as it was written; remove {path} and go on with --resume")
+                raise BulkError(f"{own}: is not as it was written; remove {path} and go on with {named('resume')}")
         return shard
 
     def shards(self) -> Iterator[Shard]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from cuecraft.core.errors import BulkError
+from cuecraft.core.errors import BulkError, named
 from cuecraft.core.options import Options
 from cuecraft.core.signals import Stop
 from cuecraft.data.files import Format, check_delimiter
@@ -20,6 +20,7 @@ from cuecraft.serving.bulk.choices import Dedupe
 from cuecraft.serving.bulk.folder import Shard
 from cuecraft.serving.bulk.sources import Source, find_sources
 from cuecraft.serving.bulk.texts import Wanted, kept_columns, parsed_template
+from cuecraft.task.sections import BackboneSection
 
 _ASKED = 64  # rows that an audit may choose from, for each that it asks about: a kind of answer may be rare
 
@@ -34,7 +35,7 @@ class Actors(Options):
     wave: int = Field(64, ge=1, description="with a cascade: shards between two looks at its audit")
 
 
-class ClassifyCommand(Options):
+class ClassifyCommand(BackboneSection, Options):
     """What `cuecraft classify` was asked for."""
 
     prompts: dict[str, Path] = Field(description="id -> folder of an artifact or an ensemble")
@@ -60,10 +61,6 @@ class ClassifyCommand(Options):
     sample: int = Field(2500, ge=1, description="texts that a student is fitted and calibrated on")
     readers: int | None = Field(None, ge=0, description="processes that read; 0 for none, by default one a core")
     actors: Actors = Field(default_factory=Actors, description="on Ray")
-    model: str | None = Field(None, description="where the backbone is now, if not where it was")
-    device: str = Field("auto", description="a torch device, or `auto`")
-    dtype: str = Field("auto", description="of the model's weights, or `auto`")
-    local_files_only: bool = Field(False, description="never ask the Hub for a model")
 
     @property
     def block_bytes(self) -> int:
@@ -143,7 +140,9 @@ def make_job(
         DataError: an input is an address, or the delimiter cannot be used.
     """
     if command.fields and command.template:
-        raise BulkError("--field and --template were both given; a template names its fields itself")
+        raise BulkError(
+            f"{named('fields')} and {named('template')} were both given; a template names its fields itself"
+        )
     kept_columns(list(command.prompts), command.keep)  # raises where two would have one name
     pieces: tuple[str, ...] = ()
     columns_asked = command.fields or command.template

@@ -12,7 +12,7 @@ from itertools import chain, islice
 from multiprocessing import get_context
 from typing import Any
 
-from cuecraft.core.errors import BulkError, StoppedError
+from cuecraft.core.errors import BulkError, StoppedError, named
 from cuecraft.serving.bulk.blocks import Block, blocks_of
 from cuecraft.serving.bulk.folder import JobFolder, Shard
 from cuecraft.serving.bulk.job import Job, Progress
@@ -132,7 +132,7 @@ class Pipeline:
             except BrokenExecutor:
                 raise BulkError(
                     f"{self._folder.path}: a process that reads was killed, maybe for lack of memory; what is finished "
-                    "is kept: go on with --resume, with --option readers=1 or 0"
+                    f"is kept: go on with {named('resume')} and option readers=1 or 0"
                 ) from None
         self.seconds["wait for readers"] += time.perf_counter() - begun
         self.seconds["read (all readers)"] += item.seconds
@@ -190,7 +190,7 @@ def check_bad(progress: Progress, most: float | None, least: int, hopeless: int)
         raise BulkError(f"none of {read:,} rows could be classified ({_told(progress)}); look into quarantine/")
     if most is not None and read >= least and bad > most * read:
         raise BulkError(
-            f"{bad:,} of {read:,} rows are bad ({_told(progress)}), and --max-bad is {most:.4g} of them; "
+            f"{bad:,} of {read:,} rows are bad ({_told(progress)}), and {named('max_bad')} is {most:.4g} of them; "
             "what is finished is kept, look into quarantine/"
         )
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from cuecraft.core.errors import BulkError
+from cuecraft.core.errors import BulkError, named
 from cuecraft.serving.bulk.reading import Keys
 
 MODEL, STUDENT = 0, 1  # who answered
@@ -26,7 +26,7 @@ def undamaged(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise BulkError(f"{path}: is damaged ({error}); begin the job again in another --out") from None
+        raise BulkError(f"{path}: is damaged ({error}); begin the job again in another {named('out')}") from None
 
 
 @dataclass(frozen=True)

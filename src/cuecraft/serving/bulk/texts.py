@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
-from cuecraft.core.errors import BulkError
+from cuecraft.core.errors import BulkError, named
 
 SEPARATOR = "\0"  # between the fields of one text; a text that holds it is not classified anyway
 
@@ -91,12 +91,12 @@ def kept_columns(prompts: Sequence[str], keep: Sequence[str]) -> list[str]:
     """
     for name in keep:
         if not is_unicode(name):
-            raise BulkError(f"--keep: {name!r} is not UTF-8, and the answers are; leave it out")
+            raise BulkError(f"{named('keep')}: {name!r} is not UTF-8, and the answers are; leave it out")
     taken = {"id", *(name for own in answer_columns(prompts) for name in own)}
     names = [f"input.{name}" if name in taken else name for name in keep]
     twice = [name for name in names if names.count(name) > 1 or name in taken]
     if twice:
-        raise BulkError(f"--keep: two columns would be called {twice[0]!r}; leave one out")
+        raise BulkError(f"{named('keep')}: two columns would be called {twice[0]!r}; leave one out")
     return names
 
 

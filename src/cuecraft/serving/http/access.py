@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from cuecraft.core.errors import ServeError
+from cuecraft.core.errors import ServeError, named
 
 CLIENT_VARIABLE, ADMIN_VARIABLE = "CUECRAFT_TOKENS", "CUECRAFT_ADMIN_TOKENS"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -101,7 +101,9 @@ class Tokens:
 def check_open(host: str, tokens: Path | None) -> None:
     """Raise ServeError where others than this machine could ask a server without a token."""
     if host not in LOOPBACK and not Tokens.read(tokens):
-        raise ServeError(f"without tokens anybody who reaches {host} may ask; give --tokens FILE, or --open")
+        raise ServeError(
+            f"without tokens anybody who reaches {host} may ask; give {named('tokens')} FILE, or {named('open')}"
+        )
 
 
 def _add(known: dict[str, tuple[str, Role]], where: str, name: str, token: str, role: Role) -> None:

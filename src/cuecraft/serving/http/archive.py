@@ -74,8 +74,6 @@ def _extract(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path, mos
         while piece := source.read(1 << 16):
             size += len(piece)
             if size > most:
-                raise ServeError(
-                    "the upload is larger than this server takes, unpacked; see --option limits.upload_bytes"
-                )
+                raise ServeError("the upload is larger, unpacked, than limits.upload_bytes of this server")
             handle.write(piece)
     return size

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import uvicorn
 
-from cuecraft.core.errors import ServeError
+from cuecraft.core.errors import ServeError, named
 from cuecraft.core.signals import Stop
 from cuecraft.serving.http.app import create_app
 from cuecraft.serving.http.middleware import LOG, log_to_stderr
@@ -35,7 +35,9 @@ def listen(host: str, port: int) -> socket.socket:
         found.bind((host, port))
     except (OSError, OverflowError) as error:
         found.close()
-        raise ServeError(f"cannot listen on {host} port {port} ({error}); choose another --host or --port") from None
+        raise ServeError(
+            f"cannot listen on {host} port {port} ({error}); choose another {named('host')} or {named('port')}"
+        ) from None
     return found
 
 
