@@ -1,12 +1,12 @@
-"""Write, for the scripts of the folder it runs in, each keyword that a function of cuecraft does not take."""
+"""What calls functions of cuecraft with keywords that they do not take."""
 
 import ast
 import importlib
 import inspect
-import sys
 
 
 def unknown_keywords(name):
+    """Yield each keyword of a module's calls that the function does not take."""
     module = importlib.import_module(name)
     for node in ast.walk(ast.parse(inspect.getsource(module))):
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
@@ -20,9 +20,3 @@ def unknown_keywords(name):
         for keyword in node.keywords:
             if keyword.arg is not None and keyword.arg not in taken:
                 yield f"{name}: {node.func.id}({keyword.arg}=)"
-
-
-if __name__ == "__main__":
-    for name in sys.argv[1:]:
-        for line in unknown_keywords(name):
-            sys.stdout.write(f"{line}\n")

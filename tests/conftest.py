@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -61,6 +62,13 @@ def examples(count):
 
 def pytest_configure(config):
     settings.load_profile("default suite" if config.option.markexpr == "not slow" else "with slow tests")
+
+
+def pytest_collection_finish(session):
+    """Leave what was imported out of garbage collection: it is a million objects, and nothing of it goes away."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(7000)  # ten times the usual one: what tests import later is large, too
 
 
 @contextmanager

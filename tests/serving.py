@@ -12,6 +12,7 @@ from threading import Thread
 import numpy as np
 import pytest
 
+from children import Command
 from conftest import LABELS, TEXTS
 from cuecraft import PromptClassifier
 from cuecraft.serving.registry import decide_mixed
@@ -62,13 +63,17 @@ def classifiers(backbone):
     return found
 
 
-@contextmanager
-def served(*arguments, **environment):
-    """Start a server on a free port; yield its process, address and log (a list that is whole at the end)."""
-    command = [sys.executable, "-m", "cuecraft", "serve", *map(str, arguments), "--port", "0"]
+def started(*words, **environment):
+    """Start the command line as a user does, in a fresh interpreter."""
     own = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    return subprocess.Popen([sys.executable, "-m", "cuecraft", *words], stderr=subprocess.PIPE, text=True, env=own)
+
+
+@contextmanager
+def served(*arguments, start=Command, **environment):
+    """Start a server on a free port; yield its process, address and log (a list that is whole at the end)."""
     log = []
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=own) as process:
+    with start("serve", *map(str, arguments), "--port", "0", **environment) as process:
         for line in process.stderr:
             log.append(line)
             if '"ready"' in line:

@@ -1,8 +1,6 @@
 """Artifacts: the same bits in another process, and no damaged or foreign one is taken."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,13 +18,6 @@ from test_tune import FAST
 X = [text for text, _ in TEXTS]
 Y = [LABELS[label] for _, label in TEXTS]
 
-READ_IN_ANOTHER_PROCESS = """
-import sys, numpy, torch
-from cuecraft import PromptClassifier
-torch.set_num_threads(int(sys.argv[3]))
-numpy.save(sys.argv[2], PromptClassifier.load(sys.argv[1]).predict_proba(sys.argv[4:]))
-"""
-
 
 def fit(folder, method="hybrid", **options):
     return PromptClassifier(str(folder), method, method_options=FAST[method], **options).fit(X, Y)
@@ -38,16 +29,6 @@ def saved(causal_folder, tmp_path_factory):
     classifier = fit(causal_folder, "prompt-tuning")
     classifier.save(folder)
     return classifier, folder
-
-
-def test_another_process_gives_the_same_probabilities_bit_for_bit(saved, tmp_path):
-    import torch
-
-    classifier, folder = saved
-    out = tmp_path / "probabilities.npy"
-    threads = str(torch.get_num_threads())
-    subprocess.run([sys.executable, "-c", READ_IN_ANOTHER_PROCESS, folder, out, threads, *X], check=True)
-    assert np.array_equal(np.load(out), classifier.predict_proba(X))
 
 
 # Of one method each of searches and trainings, of several trainings, and of weights; test_golden.py repeats all.

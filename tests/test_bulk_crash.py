@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bulk import artifact, classify, messages, rows_of, write_jsonl
-from children import FINISHED, ended, forked, killed, steps_of
+from children import FINISHED, Command, ended, forked, killed, steps_of
 
 KINDS = {
     "off": {"dedupe": "off"},
@@ -73,15 +73,19 @@ def test_killed_five_times_it_ends_with_the_rows_of_an_unbroken_run(prompt, tmp_
     assert len(rows_of(tmp_path / "broken", "quarantine")) == 18
 
 
-def started(prompt, source, out, *flags):
-    command = [sys.executable, "-m", "cuecraft", "classify", str(prompt), str(source), "--field", "message"]
-    command += ["--out", str(out), "--resume", "--option", "window=16", *flags]
+def arguments(prompt, source, out, *flags):
+    job = ["--field", "message", "--out", str(out), "--resume", "--option", "window=16"]
+    return ["classify", str(prompt), str(source), *job, *flags]
+
+
+def started(*job):
+    command = [sys.executable, "-m", "cuecraft", *arguments(*job)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
-def finished(*arguments):
-    process = started(*arguments)
+def finished(*job):
+    process = started(*job)
     out, err = process.communicate(timeout=900)
     assert process.returncode == 0, err
     return out
@@ -133,7 +137,7 @@ _BEGUN = time.time()
 def test_a_signal_stops_it_and_it_goes_on(prompt, tmp_path):
     source = write_jsonl(tmp_path / "a.jsonl", messages(900))
     flags = ["--option", "readers=0", "--option", "block_mb=0.006"]
-    process = started(prompt, source, tmp_path / "out", *flags)
+    process = Command(*arguments(prompt, source, tmp_path / "out", *flags))
     while process.poll() is None and steps(tmp_path / "out") < 3:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)

@@ -1,6 +1,5 @@
 """AutoPrompt by its usual arguments: each does what it says."""
 
-import json
 import math
 import subprocess
 import sys
@@ -138,11 +137,8 @@ def test_arguments_have_names(causal):
 
 
 def test_the_package_offers_both_without_loading_torch():
-    code = (
-        "import json, sys, cuecraft; names = dir(cuecraft); before = 'torch' in sys.modules;"
-        "from cuecraft import AutoPrompt, PrefixTuning;"
-        "print(json.dumps([before, AutoPrompt.__module__, PrefixTuning.__module__, 'AutoPrompt' in names]))"
-    )
-    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    assert json.loads(found) == [False, "cuecraft.api.classic.autoprompt", "cuecraft.api.classic.prefix", True]
+    code = "import sys, cuecraft; sys.exit('AutoPrompt' not in dir(cuecraft) or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert {"AutoPrompt", "PrefixTuning"} <= set(cuecraft.__all__)
+    offered = [cuecraft.AutoPrompt.__module__, cuecraft.PrefixTuning.__module__]
+    assert offered == ["cuecraft.api.classic.autoprompt", "cuecraft.api.classic.prefix"]

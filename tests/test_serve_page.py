@@ -11,7 +11,7 @@ import pytest
 
 from conftest import LABELS, TEXTS
 from cuecraft import PromptClassifier
-from serving import served
+from serving import served, started
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +27,7 @@ def address(causal_folder, tmp_path_factory):
     labels = [LABELS[label] for _, label in TEXTS]
     for name, method, options in (("as-written", "zero-shot", {}), ("tuned", "deep-cue", {"epochs": 3})):
         PromptClassifier(str(causal_folder), method, method_options=options).fit(X, labels).save(folder / name)
-    with served(folder / "as-written", folder / "tuned") as (_, address, _):
+    with served(folder / "as-written", folder / "tuned", start=started) as (_, address, _):
         yield address
 
 

@@ -2,25 +2,20 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from conftest import LABELS, TEXTS
 from cuecraft import PromptClassifier
-from serving import served
+from serving import served, started
 
 X = [text for text, _ in TEXTS]
 Y = [LABELS[label] for _, label in TEXTS]
 TOKEN = "client-token-0123456789"
-ASK = """
-import sys, urllib.request
-print(urllib.request.urlopen(sys.argv[1] + "/v1/classify", b'{"inputs": "a joy"}').status)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +49,7 @@ def test_a_server_answers_as_the_classifiers_do_and_ends_cleanly(artifacts, caus
     members = [PromptClassifier.load(both / f"seed-{seed}").predict_proba(X) for seed in (0, 1)]
     expected = [classifiers[name].predict_proba(X) for name in ("plain", "deep")] + [np.mean(members, axis=0)]
     served_ones = (folder / "plain", f"mine={folder / 'deep'}", both)
-    with served(*served_ones, CUECRAFT_TOKENS=f"app:{TOKEN}") as (_, address, log):
+    with served(*served_ones, start=started, CUECRAFT_TOKENS=f"app:{TOKEN}") as (_, address, log):
         with pytest.raises(urllib.error.HTTPError, match="401"):
             ask(address, X[0])
         results = ask(address, X, ["plain", "mine", "both"], token=TOKEN)
@@ -71,10 +66,11 @@ def test_what_is_under_way_at_the_end_is_answered(artifacts):
     folder, _ = artifacts
     # A text waits a second for others, so that the end comes while it does.
     with served(folder / "plain", "--option", "batches.max_wait_ms=1000") as (process, address, _):
-        asking = subprocess.Popen([sys.executable, "-c", ASK, address], stdout=subprocess.PIPE, text=True)
-        time.sleep(0.6)
-        process.send_signal(signal.SIGTERM)
-        assert asking.communicate(timeout=30)[0].strip() == "200"
+        with ThreadPoolExecutor(1) as thread:
+            asking = thread.submit(ask, address, "a joy")
+            time.sleep(0.6)
+            process.send_signal(signal.SIGTERM)
+            assert asking.result(30)[0]["answers"]
         process.wait(30)
 
 

@@ -99,10 +99,11 @@ def within(modules, packages):
 
 @pytest.fixture(scope="module")
 def made(causal_folder, tmp_path_factory):
-    """An artifact of the tiny causal model."""
-    folder = tmp_path_factory.mktemp("made") / "plain"
-    PromptClassifier(str(causal_folder), "zero-shot").fit(X, Y).save(folder)
-    return folder
+    """An artifact of the tiny causal model, and its classifier."""
+    folder = tmp_path_factory.mktemp("made") / "tuned"
+    classifier = PromptClassifier(str(causal_folder), "prompt-tuning", method_options={"epochs": 2}).fit(X, Y)
+    classifier.save(folder)
+    return folder, classifier
 
 
 def test_help_imports_nothing_that_computes():
@@ -144,12 +145,13 @@ def answering(made, causal_folder, tmp_path_factory):
     pytest.importorskip("fastapi")
     folder = tmp_path_factory.mktemp("answering")
     (folder / "in.txt").write_text("a joy\na bore\n")
+    tuned = str(made[0])
     commands = [
         ["load", str(causal_folder)],
-        ["show", str(made)],
-        ["predict", str(made), "a joy"],
-        ["classify", str(made), "in.txt", "--out", "out"],
-        ["serve", str(made), "--port", "0"],
+        ["show", tuned],
+        ["predict", tuned, *X, "--json"],
+        ["classify", tuned, "in.txt", "--out", "out"],
+        ["serve", tuned, "--port", "0"],
     ]
     command = [sys.executable, "-c", ANSWERS.format(commands=commands)]
     own = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -161,8 +163,8 @@ def answering(made, causal_folder, tmp_path_factory):
 @pytest.mark.parametrize(
     ("name", "says", "imports"),
     [
-        ("show", "zero-shot", "cuecraft.artifact.artifact"),
-        ("predict", "a joy", "cuecraft.artifact.predictor"),
+        ("show", "prompt-tuning", "cuecraft.artifact.artifact"),
+        ("predict", "a joy from start to finish", "cuecraft.artifact.predictor"),
         ("classify", "2 classified", "cuecraft.serving.bulk.pipeline"),
         ("serve", "probabilities", "cuecraft.serving.http.app"),
     ],
@@ -174,6 +176,13 @@ def test_what_answers_imports_nothing_that_trains(name, says, imports, answering
     assert imports in modules
     assert not within(modules, TRAINS)
     assert not within(modules, (*LEARNERS, "scipy"))
+
+
+def test_another_process_gives_the_same_probabilities_bit_for_bit(made, answering):
+    _, classifier = made
+    rows = json.loads(answering["predict"][1])["predictions"]
+    found = [[row["probabilities"][label] for label in classifier.classes_] for row in rows]
+    assert found == classifier.predict_proba(X).tolist()
 
 
 def test_the_registry_imports_a_method_when_it_is_asked_for(answering):

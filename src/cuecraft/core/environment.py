@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -100,6 +101,7 @@ def versions() -> dict[str, str | None]:
     return {name: _version(name) for name in _PACKAGES}
 
 
+@cache
 def _version(name: str) -> str | None:
     is_there = find_spec(name.replace("scikit-learn", "sklearn")) is not None
     return metadata.version(name) if is_there else None
