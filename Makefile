@@ -11,6 +11,8 @@ PEERS := $(VENV)/.peers
 SETFIT := .venv-setfit
 # As `import cuecraft` sets it; benchmarks and tests import torch first.
 export OMP_WAIT_POLICY ?= PASSIVE
+# Workers and children of the tests start sooner where modules are compiled already.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: structure demo test test-slow check lint format bench bench-accuracy bench-setfit bench-curves bench-models bench-speed bench-deep-cue bench-busy bench-label-free bench-logs bench-multitask bench-serve bench-bulk bench-guard bench-label-flip bench-export bench-gpu prestudy support docs tables clean bench-startup bench-threads dist
 

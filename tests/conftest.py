@@ -10,6 +10,9 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+# Before what counts the cores is imported: on tiny tensors a second thread only waits, here and in children.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 from hypothesis import settings
@@ -44,7 +47,6 @@ WORDS = (
 )
 CORPUS = [" ".join((*WORDS[i:], *WORDS[:i])) for i in range(len(WORDS))] * 3
 
-# Tiny tensors gain nothing from a second thread, and threads that wait for a busy machine cost minutes.
 torch.set_num_threads(1)
 
 #: Of what hypothesis draws for each test in the default suite; with the slow tests, as many as each test asks for.
