@@ -10,20 +10,20 @@ import torch
 from torch.nn import functional
 
 from conftest import TEXTS
-from cuecraft.artifact import Calibration, HardPrompt, load_artifact
+from cuecraft.artifact import Calibration, load_artifact
 from cuecraft.artifact.predictor import Predictor
 from cuecraft.backbone import ClassHead, FeatureScale
 from cuecraft.core.errors import DataError, MethodError
 from cuecraft.data import Record
 from cuecraft.methods.fit import make_artifact
 from cuecraft.methods.objectives import OBJECTIVES, Golds, Objective, objective_of
-from cuecraft.methods.objectives.labels import LabelObjective
 from cuecraft.methods.prepare import make_problem
 from cuecraft.methods.registry import make_method
 from cuecraft.serving.artifacts import ServedPrompt, Shelf
 from cuecraft.serving.engine import Engine
 from cuecraft.task import AnswerSpace, Decision, Task, Template, Verbalizer
-from cuecraft.task.answers import ANSWERS, answer_space, answers_document, softmax
+from cuecraft.task.answers import ANSWERS, answer_space, answers_document
+from cuecraft.task.answers.choices import Choices
 from serving import answered
 from test_docs import of_page
 
@@ -38,74 +38,23 @@ CASES = {
         Verbalizer(("no", "so-so", "yes"), (("bad",), ("dull", "cold"), ("great",)), (0, 1, 2)),
         ("yes", "no", "so-so", "yes", "no", "no", "yes", "so-so"),
     ),
+    "choices": lambda: (Choices("token"), (0, 1, 2, 0, 1, 1, 0, 2)),
     "ratings": lambda: (
         ANSWERS["ratings"](("bad", "dull", "great"), (1.0, 2.0, 4.0)),
         (4.0, 1.0, 2.0, 4.0, 1.0, 1.0, 4.0, 2.0),
     ),
 }
-
-
-@dataclass(frozen=True)
-class Choices(AnswerSpace):
-    """One of a text's own options, which stand in a field of it; a gold is the place of the right one."""
-
-    kind: ClassVar[str] = "choices"
-    primary: ClassVar[str] = "accuracy"
-    calibrations: ClassVar[tuple[str, ...]] = ("none", "fitted")
-
-    field: str
-
-    @classmethod
-    def read(cls, where, row, columns):
-        return row[columns.label_in(row, cls.columns)], ()
-
-    @classmethod
-    def of(cls, records, asked, label_words):
-        return cls("among")
-
-    @property
-    def options(self):
-        return {}
-
-    def options_of(self, example):
-        return {word: (word,) for word in example.fields[self.field].split("|")}
-
-    def gold(self, record):
-        return record.fields[self.field].split("|").index(record.label)
-
-    def label(self, gold):
-        return gold
-
-    def strata(self, golds):
-        return [0] * len(golds)
-
-    def probabilities(self, values):
-        return softmax(values)
-
-    def decide(self, probabilities, examples):
-        found = []
-        for row, example in zip(probabilities, examples, strict=True):
-            shares = dict(zip(self.options_of(example), row.tolist(), strict=False))
-            best = max(shares, key=shares.get)
-            found.append(Decision(best, shares[best], shares))
-        return found
-
-    def measure(self, decisions, golds):
-        pairs = zip(decisions, golds, strict=True)
-        return {"accuracy": float(np.mean([list(own.options).index(own.value) == gold for own, gold in pairs]))}
-
-
-class ChoiceObjective(LabelObjective):
-    """Cross-entropy of the right option; a calibration is a scale alone."""
-
-    def _classes(self, values, golds):
-        return torch.tensor(golds, device=values.device)
-
-    def tempered(self, values, golds):
-        return replace(super().tempered(values, golds), bias=())
-
-    def fitted(self, values, golds, weights=None):
-        return self.tempered(values, golds)
+#: What texts bring to choose among, of kinds where they do.
+OPTIONS = (
+    ("good", "bad"),
+    ("great", "dull", "it was"),
+    ("bad", "good", "a joy to see"),
+    ("cold", "warm", "great"),
+    ("good", "great"),
+    ("bad", "it was"),
+    ("great", "bad"),
+    ("warm", "a joy", "awful"),
+)
 
 
 @dataclass(frozen=True)
@@ -220,78 +169,6 @@ class SetObjective(Objective):
         return ClassHead(weight[:, :-1].detach(), weight[:, -1].detach(), scale)
 
 
-CHOICES = (
-    "good|bad",
-    "great|dull|it was",
-    "bad|good",
-    "cold|warm|great",
-    "good|great",
-    "bad|it was",
-    "great|bad",
-    "warm|a joy",
-)
-
-
-@pytest.fixture
-def choices(monkeypatch):
-    monkeypatch.setitem(ANSWERS, "choices", Choices)
-    monkeypatch.setitem(OBJECTIVES, "choices", ChoiceObjective)
-    return [
-        Record({"text": text, "among": among}, among.split("|")[row % 2])
-        for row, ((text, _), among) in enumerate(zip(TEXTS, CHOICES, strict=True))
-    ]
-
-
-def test_texts_bring_options_of_their_own(choices, causal, tmp_path):
-    """Read as a plain loop over options reads them; tuned, calibrated, halved, stored and served."""
-    task = Task(Template("{text}{prompt: it was}{mask}"), Choices("among"))
-    problem = make_problem(causal, task, choices, choices)
-    context = problem.train.context
-    prompt = HardPrompt(context.renderer.prompt_ids)
-    with torch.no_grad():
-        values = causal.class_logits(context, prompt)
-        alone = [causal.class_logits(context.select([row]), prompt)[0] for row in range(len(context))]
-    for row, (own, example, piece) in enumerate(zip(values, context.examples, context.pieces, strict=True)):
-        options = list(task.answers.options_of(example))
-        expected = []
-        for ids in context.renderer.answer_ids(options):
-            tokens = torch.tensor([[*piece.before, *prompt.token_ids, *piece.after, *ids]])
-            with torch.no_grad():
-                log_p = causal.model(tokens).logits[0].log_softmax(-1)
-            first = tokens.shape[1] - len(ids)
-            expected.append(float(sum(log_p[first + n - 1, token] for n, token in enumerate(ids))))
-        expected = torch.tensor(expected).log_softmax(-1)
-        assert torch.allclose(own[: len(options)].log_softmax(-1), expected, atol=1e-4)
-        assert bool((own[len(options) :] == -torch.inf).all())
-        assert torch.allclose(alone[row], own[: len(options)], atol=1e-5)
-    with pytest.raises(
-        MethodError, match="calibration=batch does not go with answers of kind choices; give none, fitted"
-    ):
-        make_method("zero-shot", {"calibration": "batch"}).fit(problem)
-    for name, options in (
-        ("deep-cue", {"epochs": 4, "learning_rate": 0.1, "batch_size": 3}),
-        ("autoprompt", {"steps": 2, "candidates": 4, "scoring": "halving"}),
-    ):
-        method = make_method(name, options)
-        outcome = method.fit(problem)
-        artifact = make_artifact(problem, outcome, method)
-        artifact.save(tmp_path / name)
-        loaded = load_artifact(tmp_path / name)
-        assert loaded.task == task
-        assert loaded.calibration.bias == ()
-        examples = task.examples(choices)
-        decisions = Predictor.of(loaded, causal).decide(examples)
-        assert [set(own.options) for own in decisions] == [set(among.split("|")) for among in CHOICES]
-        shelf = Shelf(causal)
-        shelf.put("own", [loaded])
-        engine = Engine(shelf)
-        answers = engine.ask([dict(record.fields) for record in choices], ["own"])
-        engine.close()
-        for answer, decision in zip(answers, decisions, strict=True):
-            assert answer.decision.options == pytest.approx(dict(decision.options), abs=1e-5)
-            assert sum(answer.probabilities) == pytest.approx(1)
-
-
 @pytest.fixture
 def ratings(monkeypatch):
     """The answer space of the page, registered by its one file."""
@@ -314,15 +191,35 @@ def case(request):
 
 
 def values_for(space, count, prompts=()):
-    return 2 * torch.randn(*prompts, count, space.size, generator=torch.Generator().manual_seed(1))
+    """Random values; where texts bring options, minus infinity behind their own."""
+    size = space.size or max(map(len, OPTIONS))
+    values = 2 * torch.randn(*prompts, count, size, generator=torch.Generator().manual_seed(1))
+    for row, own in enumerate(OPTIONS[:count] if not space.size else ()):
+        values[..., row, len(own) :] = -torch.inf
+    return values
 
 
 def golds_in(space, labels):
-    return Golds(objective_of(space), tuple(space.gold(Record({}, label)) for label in labels))
+    return Golds(objective_of(space), tuple(space.gold(record) for record in records(labels, space)))
 
 
-def records(labels):
-    return [Record({"text": text}, label) for (text, _), label in zip(TEXTS, labels, strict=True)]
+def records(labels, space=None):
+    options = OPTIONS if space is not None and not space.size else [()] * len(labels)
+    rows = zip(TEXTS, labels, options, strict=False)
+    return [Record({"text": text}, label, options=own) for (text, _), label, own in rows]
+
+
+def asked(record):
+    """A record as a client sends it."""
+    return {**record.fields, "choices": record.options} if record.options else dict(record.fields)
+
+
+def examples(space, labels):
+    return Task(Template(TEMPLATE), space).examples(records(labels, space))
+
+
+def names_in(space, row):
+    return list(map(str, space.classes)) if space.size else list(OPTIONS[row])
 
 
 def test_every_registered_kind_has_a_case_here():
@@ -357,12 +254,12 @@ def test_a_smaller_loss_is_a_step_along_the_gradient(case):
 def test_primary_scores_are_those_of_its_decisions(case):
     space, labels = case
     golds, values = golds_in(space, labels), values_for(space, len(labels)).double()
-    decisions = space.decide(space.probabilities(values.numpy()), [None] * len(labels))
+    decisions = space.decide(space.probabilities(values.numpy()), examples(space, labels))
     measured = space.measure(decisions, golds.values)
     assert next(iter(measured)) == space.primary
     assert measured[space.primary] == pytest.approx(golds.scores(values).mean.primary)
-    for decision in decisions:
-        assert list(decision.options) == list(map(str, space.classes))
+    for row, decision in enumerate(decisions):
+        assert list(decision.options) == names_in(space, row)
         assert 0 <= decision.confidence <= 1
 
 
@@ -395,15 +292,15 @@ def test_it_is_what_its_document_says_and_labels_are_what_golds_say(case):
     assert [type(own) for own in again.classes] == [type(own) for own in space.classes]
     golds = golds_in(space, labels)
     assert tuple(space.label(gold) for gold in golds.values) == labels
-    assert len(set(golds.strata)) > 1
+    assert len(set(golds.strata)) > 1 or not space.size
     assert all(isinstance(own, int) for own in golds.strata)
     with pytest.raises(DataError, match="'nonsense'"):
-        space.gold(Record({}, "nonsense"))
+        space.gold(replace(records(labels, space)[0], label="nonsense"))
 
 
 def test_it_is_tuned_saved_loaded_and_served_as_it_predicts(case, causal, tmp_path):
     space, labels = case
-    task, rows = Task(Template(TEMPLATE), space), records(labels)
+    task, rows = Task(Template(TEMPLATE), space), records(labels, space)
     problem = make_problem(causal, task, rows, rows, seed=0)
     method = make_method("deep-cue", {"epochs": 6, "learning_rate": 0.1})
     outcome = method.fit(problem)
@@ -413,26 +310,27 @@ def test_it_is_tuned_saved_loaded_and_served_as_it_predicts(case, causal, tmp_pa
     artifact.save(tmp_path / "own")
     loaded = load_artifact(tmp_path / "own")
     assert loaded.task == task
-    examples = task.examples(rows)
+    own = task.examples(rows)
     predictor = Predictor.of(loaded, causal)
-    decisions = predictor.decide(examples)
-    assert space.measure(decisions, [example.gold for example in examples])[space.primary] == pytest.approx(
+    decisions = predictor.decide(own)
+    assert space.measure(decisions, [example.gold for example in own])[space.primary] == pytest.approx(
         loaded.manifest.metrics[f"dev_{space.primary}"], abs=1e-5
     )
     with torch.no_grad():
         values = outcome.best.logits(causal, problem.train.context)
     expected = space.probabilities(values.double().numpy())
-    assert np.allclose(predictor.probabilities(examples), expected, atol=1e-5)
-    served = ServedPrompt.over(causal, "own", [loaded])
-    assert np.allclose(answered(served, [text for text, _ in TEXTS]), expected, atol=1e-5)
+    assert np.allclose(predictor.probabilities(own), expected, atol=1e-5)
+    if space.size:
+        served = ServedPrompt.over(causal, "own", [loaded])
+        assert np.allclose(answered(served, [text for text, _ in TEXTS]), expected, atol=1e-5)
     shelf = Shelf(causal)
     shelf.put("own", [loaded])
     engine = Engine(shelf)
-    answers = engine.ask([{"text": text} for text, _ in TEXTS], ["own"])
+    answers = engine.ask([asked(record) for record in rows], ["own"])
     engine.close()
-    for answer, decision in zip(answers, decisions, strict=True):
+    for answer, decision, example in zip(answers, decisions, own, strict=True):
         assert answer.decision.options == pytest.approx(dict(decision.options), abs=1e-5)
-        again = space.decide(np.array([answer.probabilities]), [None])
+        again = space.decide(np.array([answer.probabilities]), [example])
         assert again[0].value == answer.decision.value
     assert shelf.get("own").describe()["classes"] == list(space.classes)
 

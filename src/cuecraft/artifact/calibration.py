@@ -133,7 +133,7 @@ def fitted(logits: Tensor, labels: Tensor, strength: float = 1.0, weights: Tenso
     return Calibration(tuple(float(b) for b in found[:classes]), float(np.exp(found[classes])))
 
 
-def tempered(logits: Tensor, labels: Tensor, strength: float = 1.0) -> Calibration:
+def tempered(logits: Tensor, labels: Tensor, strength: float = 1.0, weights: Tensor | None = None) -> Calibration:
     """Fit one scale to labels: temperature scaling (Guo et al., ICML 2017, arXiv 1706.04599).
 
     Minimises the mean cross-entropy plus ``strength / (2 N) * log(scale)^2``. One number, where `fitted` has C + 1:
@@ -143,17 +143,19 @@ def tempered(logits: Tensor, labels: Tensor, strength: float = 1.0) -> Calibrati
         logits: `[N, C]`.
         labels: `[N]` class numbers.
         strength: of the penalty.
+        weights: `[N]` of the examples in the mean; None for equal ones.
     """
     from scipy.optimize import minimize_scalar
 
     x, rows = logits.double().cpu().numpy(), np.arange(len(labels))
     y = labels.cpu().numpy()
+    shares = None if weights is None else weights.double().cpu().numpy()
 
     def objective(log_scale: float) -> float:
         z = np.exp(log_scale) * x
         z -= z.max(1, keepdims=True)
         losses = np.log(np.exp(z).sum(1)) - z[rows, y]
-        return float(losses.mean() + strength / (2 * len(y)) * log_scale**2)
+        return float(np.average(losses, weights=shares) + strength / (2 * len(y)) * log_scale**2)
 
     found = minimize_scalar(objective, bounds=(-5.0, 5.0), method="bounded", options={"xatol": 1e-6}).x
     return Calibration((0.0,) * x.shape[1], float(np.exp(found)))

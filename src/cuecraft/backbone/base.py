@@ -20,7 +20,7 @@ from cuecraft.backbone.plan import Plan, Prompts
 from cuecraft.backbone.prompt import Prompt
 from cuecraft.backbone.query import FEATURES, Context, PlacedPrompt, Query, ReadyPrompt, Row, Rows, Swap, T
 from cuecraft.core.errors import BackboneError, PromptError
-from cuecraft.task import Example, Task
+from cuecraft.task import AnswerSpace, Example, Task
 from cuecraft.task.rendering import HeadKind, Renderer
 from cuecraft.task.token_text import reading_texts
 
@@ -189,14 +189,22 @@ class Backbone(ABC):
         So are texts without content that answers are compared with (`AnswerSpace.reference`).
         """
         renderer = self.renderer(task)
-        found = self._read_ahead(examples, renderer, keep_bytes)
+        return self._with_options(self._read_ahead(examples, renderer, keep_bytes), keep_bytes)
+
+    def with_answers(self, context: Context, answers: AnswerSpace) -> Context:
+        """Return the context of the same texts with answers of another kind; texts are not read again."""
+        renderer = self.renderer(replace(context.renderer.task, answers=answers))
+        return self._with_options(replace(context, renderer=renderer, own=None, reference=None), None)
+
+    def _with_options(self, context: Context, keep_bytes: int | None) -> Context:
+        """Return a context with what each text brings: its options, and the text without content."""
+        renderer, examples = context.renderer, context.examples
         if renderer.shares_options:
-            return found
-        found = replace(found, own=tuple(renderer.options_of(examples)))
-        empty = [own for own in map(task.answers.reference, examples) if own is not None]
-        if not empty:
-            return found
-        return replace(found, reference=replace(self._read_ahead(empty, renderer, keep_bytes), own=found.own))
+            return context
+        own = tuple(renderer.options_of(examples))
+        empty = [found for found in map(renderer.task.answers.reference, examples) if found is not None]
+        reference = replace(self._read_ahead(empty, renderer, keep_bytes), own=own) if empty else None
+        return replace(context, own=own, reference=reference)
 
     @abstractmethod
     def _read_ahead(self, examples: Sequence[Example], renderer: Renderer, keep_bytes: int | None) -> Context:
@@ -250,7 +258,7 @@ class Backbone(ABC):
     def _of_options(self, context: Context, prompts: Sequence[Prompt]) -> Tensor:
         """Return the scores `[T, B, O]` of prompts that share their passes."""
         texts = context.whole
-        return _beyond(context, self.read_prompts(texts, prompts, texts.query))
+        return context.compared(self.read_prompts(texts, prompts, texts.query))
 
     def features(self, context: Context, prompt: Prompt) -> Tensor:
         """Return what a class head reads `[B, d]`, differentiable with respect to the prompt's tensors.
@@ -277,12 +285,12 @@ class Backbone(ABC):
         if prompts is None:
             return [self.class_logits(context, prompt) for context, prompt in parts]
         for number, (context, _) in enumerate(parts):
-            context.renderer.check_length(context.pieces, prompts.length_of(number))
+            context.renderer.check_length(context.pieces, prompts.length_of(number), context.own)
         joined = reduce(Context.joined, (context for context, _ in parts))
         owners = [number for number, (context, _) in enumerate(parts) for _ in range(len(context))]
         texts = joined.whole
         found = self.read(texts, prompts, texts.query, owners * (len(texts) // len(joined)))
-        return list(_beyond(joined, found)[0].split([len(context) for context, _ in parts]))
+        return list(joined.compared(found)[0].split([len(context) for context, _ in parts]))
 
     @torch.no_grad()
     def score_swaps(self, context: Context, prompt: Prompt, swaps: Sequence[Swap]) -> Tensor:
@@ -296,18 +304,18 @@ class Backbone(ABC):
         self._check_fit(context, prompts)
         swapped = prompts.swapped([position for position, _ in checked], new)
         texts = context.whole
-        return _beyond(context, self.read(texts, swapped, texts.query))
+        return context.compared(self.read(texts, swapped, texts.query))
 
     def ready_for(self, prompt: ReadyPrompt, example: Example) -> ReadyPrompt:
         """Return a prompt as `read_rows` takes it for one text, which may bring options of its own."""
         if prompt.renderer.shares_options:
             return prompt
         answers = prompt.renderer.task.answers
-        own = tuple(prompt.renderer.options_of([example]))
+        own = (prompt.renderer.options_of([example])[0],)
         columns = columns_of(self.model, Query("options", norm=answers.norm, own=own), None)
         empty = answers.reference(example)
         reference = None if empty is None else prompt.renderer.fitted([empty])[0][0]
-        return replace(prompt, columns=columns, own_options=len(own[0]), reference=reference)
+        return replace(prompt, columns=columns, own=own, reference=reference)
 
     @torch.no_grad()
     def mixed_logits(self, rows: Sequence[Row]) -> list[Tensor]:
@@ -333,7 +341,7 @@ class Backbone(ABC):
 
     def _check_fit(self, context: Context, prompts: Prompts) -> None:
         """Raise PromptError where prompts make an input longer than the model's positions, or cannot answer."""
-        context.renderer.check_length(context.pieces, prompts.length)
+        context.renderer.check_length(context.pieces, prompts.length, context.own)
 
     def run(self, plan: Plan, columns: Columns) -> Tensor:
         """Run one pass; return what is read `[K, b, Y]`.
@@ -458,14 +466,6 @@ class Backbone(ABC):
             if not 0 <= position < length:
                 raise PromptError(f"position {position} is outside a prompt of {length} tokens")
         return list(swaps)
-
-
-def _beyond(context: Context, values: Tensor) -> Tensor:
-    """Return scores `[T, B, O]`, less those of texts without content, which stand behind them in `[T, 2 B, O]`."""
-    if context.reference is None:
-        return values
-    empty = values[:, len(context) :]
-    return values[:, : len(context)] - empty.masked_fill(empty.isneginf(), 0.0)
 
 
 def position_limit(config: Any) -> int | None:

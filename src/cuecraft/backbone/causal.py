@@ -247,7 +247,7 @@ class CausalBackbone(CausalModel):
             PromptError: a prompt and its text are longer than the backbone's positions.
         """
         for prompt, piece in rows:
-            prompt.renderer.check_length([piece], prompt.length)
+            prompt.renderer.check_length([piece], prompt.length, prompt.own)
 
         def run(budget: Budget) -> list[Tensor]:
             trees = self._row_trees(rows, budget)

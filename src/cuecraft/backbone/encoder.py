@@ -154,7 +154,7 @@ class EncoderBackbone(Backbone):
         """
         groups: dict[int, list[int]] = {}
         for number, (prompt, piece) in enumerate(rows):
-            prompt.renderer.check_length([piece], prompt.length)
+            prompt.renderer.check_length([piece], prompt.length, prompt.own)
             groups.setdefault(prompt.length - len(prompt.vectors), []).append(number)
 
         def run(budget: Budget) -> list[Tensor]:

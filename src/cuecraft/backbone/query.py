@@ -89,7 +89,7 @@ class ReadyPrompt(PlacedPrompt):
             elsewhere.
         shared: `[n_layers, 2, n_kv_heads, L, head_dim]` keys and values of the ids with which every text begins
             (`Renderer.shared_ids`), where the prompt stands behind the text. None for nothing.
-        own_options: options of the one text that it is for (`Backbone.ready_for`); None for those of its task.
+        own: `[1]` ids of the options of the one text that it is for (`Backbone.ready_for`); None for its task's.
         reference: the text without content that options of the one text are compared behind; None for none.
     """
 
@@ -97,7 +97,7 @@ class ReadyPrompt(PlacedPrompt):
     columns: Columns
     opening: Tensor | None = None
     shared: Tensor | None = None
-    own_options: int | None = None
+    own: tuple[LabelIds] | None = None
     reference: Pieces | None = None
 
     @cached_property
@@ -115,7 +115,7 @@ class ReadyPrompt(PlacedPrompt):
     @property
     def num_options(self) -> int:
         """Options that it answers with, O."""
-        return self.renderer.task.answers.size if self.own_options is None else self.own_options
+        return self.renderer.task.answers.size if self.own is None else len(self.own[0])
 
 
 Row = tuple[ReadyPrompt, Pieces]  # a prompt, and one text as the prompt's renderer writes it
@@ -179,6 +179,14 @@ class Context(Rows):
         """The texts, and behind them those without content, as ordinary texts."""
         texts = replace(self, reference=None)
         return texts if self.reference is None else texts.joined(self.reference)
+
+    def compared(self, values: Tensor) -> Tensor:
+        """Return scores `[T, B, O]` of its texts, given those of `whole`: less what texts without content have."""
+        if self.reference is None:
+            return values
+        empty = values[:, len(self) :]
+        # Behind a text's own options both are minus infinity.
+        return values[:, : len(self)] - empty.masked_fill(empty.isneginf(), 0.0)
 
     def select(self, rows: Sequence[int]) -> Self:
         """Return the context of some of the examples; nothing is computed or copied."""

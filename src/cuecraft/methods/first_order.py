@@ -269,8 +269,9 @@ def linearised(problem: Problem, prompt: Prompt) -> Linearised | None:
     """Linearise a prompt's class logits over the training examples; None where the time ends before.
 
     Raises:
-        MethodError: the gradients do not fit into memory, or all are zero.
+        MethodError: the answers are not one class each, the gradients do not fit into memory, or all are zero.
     """
+    _ = problem.train.labels  # or it says that there are none
     backbone, context = problem.backbone, problem.train.context
     shape = backbone.offsets_shape(len(prompt))
     classes = problem.task.answers.size

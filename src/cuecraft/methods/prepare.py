@@ -27,6 +27,7 @@ from cuecraft.data import Record, fingerprint, holdout
 from cuecraft.data.texts import as_label_words
 from cuecraft.methods.problem import Labelled, Method, Problem, ReadingLimit, label_context
 from cuecraft.methods.search.halving import halving_rounds
+from cuecraft.methods.settling import settled
 from cuecraft.methods.train.loop import TrainingOptions
 from cuecraft.task import AnswerSpace, Task, Template, Verbalizer
 from cuecraft.task.answers import ANSWERS, AnswerOptions, answers_document
@@ -430,6 +431,7 @@ def make_problem(
         is_over=deadline,
         report=report,
     )
+    problem = settled(problem)
     _keep_back(problem, deadline, begun, then)
     return problem
 

@@ -16,8 +16,7 @@ from cuecraft.artifact.predictor import Member, Predictor
 from cuecraft.backbone import AnyBackbone
 from cuecraft.core.errors import ArtifactError
 from cuecraft.core.storage import digest
-from cuecraft.data import Record
-from cuecraft.serving.registry import AnyShelf, Prompts, described
+from cuecraft.serving.registry import AnyShelf, Prompts, described, example_of
 from cuecraft.task import Decision, Example, Task
 
 
@@ -75,13 +74,14 @@ class ListedPrompt:
         count = sum(len(artifact.prompts) for artifact in artifacts)
         return ListedPrompt(name, first.task, first.manifest, version, count)
 
-    def example(self, fields: Mapping[str, str]) -> Example:
-        """Return a text's fields as an example of the task.
+    def example(self, fields: Mapping[str, Any]) -> Example:
+        """Return a text's fields, and the options that it brings, as an example of the task.
 
         Raises:
             TemplateError: a field that the template names is missing.
+            DataError: options are missing, or cannot be chosen among.
         """
-        return self.task.examples([Record(fields)])[0]
+        return example_of(self.task, fields)
 
     def describe(self) -> dict[str, Any]:
         """Return what a client may know of it, JSON-ready."""

@@ -12,8 +12,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from cuecraft.core.errors import ServeError, UnknownPromptError
+from cuecraft.data import Record
 from cuecraft.export.runtime.manifest import PROMPT_NAME
 from cuecraft.task import Decision, Example, Task
+from cuecraft.task.answers import AnswerColumns
 from cuecraft.task.rendering import Pieces, Renderer
 
 
@@ -49,6 +51,25 @@ class Listed(Protocol):
     def describe(self) -> dict[str, Any]:
         """Return what a client may know of it, JSON-ready."""
         ...
+
+
+def example_of(task: Task, text: Mapping[str, Any]) -> Example:
+    """Return a text as an example of a task.
+
+    Args:
+        task: the task.
+        text: its fields by name, and the options that it brings where the task's answers ask for these.
+
+    Raises:
+        TemplateError: a field that the template names is missing.
+        DataError: options are missing, or cannot be chosen among.
+    """
+    if not task.answers.brings_options:
+        return task.examples([Record(text)])[0]
+    columns = AnswerColumns()
+    options = task.answers.read_options("the text", text, columns)
+    fields = {name: value for name, value in text.items() if name != columns.options}
+    return task.examples([Record(fields, options=options)])[0]
 
 
 def described(prompt: Listed, **more: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from cuecraft.core.errors import CuecraftWarning, DataError, PromptError, Templa
 from cuecraft.task import Example, Field, Literal, MaskSlot, PromptSlot, Shot, Task
 from cuecraft.task.answer_ids import AnswerIds
 from cuecraft.task.fitting import Fields, LabelIds, are_longer, beyond_slot, cut_longest
+from cuecraft.task.own_options import own_option_ids
 from cuecraft.task.token_text import (
     BYTE_SPACE,
     PIECE_SPACE,
@@ -301,13 +302,14 @@ class Renderer:
         """Return how many tokens the template takes by itself, without texts and prompt."""
         return len(self._pieces([()] * len(self._fields())))
 
-    def check_length(self, pieces: Sequence[Pieces], prompt_length: int) -> None:
-        """Raise PromptError where a cue of this length makes an input longer than the backbone's positions."""
-        longest = max(map(len, pieces), default=0) + prompt_length + self._answer_length()
+    def check_length(self, pieces: Sequence[Pieces], cue: int, own: Sequence[LabelIds] | None = None) -> None:
+        """Raise PromptError where a cue of so many tokens makes too long an input; `own` are options of each text."""
+        answers = [self._answer_length()] * len(pieces) if own is None else map(beyond_slot, own)
+        longest = max((len(piece) + more for piece, more in zip(pieces, answers, strict=True)), default=0) + cue
         if self.max_tokens is not None and longest > self.max_tokens:
             raise PromptError(
-                f"a prompt of {prompt_length} tokens makes an input of {longest}, but {self.max_tokens} fit; "
-                f"shorten the prompt to {max(0, prompt_length - longest + self.max_tokens)} tokens"
+                f"a prompt of {cue} tokens makes an input of {longest}, but {self.max_tokens} fit; "
+                f"shorten the prompt to {max(0, cue - longest + self.max_tokens)} tokens"
             )
 
     def _slots(self) -> list[Literal | Field | PromptSlot | MaskSlot]:
@@ -384,9 +386,8 @@ class Renderer:
         """
         if self.shares_options:
             return [self.label_ids] * len(examples)
-        made: dict[LabelIds, LabelIds] = {}
-        found = [self._answers.of_options(self.task.answers.options_of(example)) for example in examples]
-        return [made.setdefault(ids, ids) for ids in found]
+        most = None if self.head is HeadKind.CAUSAL else int(self.head is HeadKind.MASKED)
+        return own_option_ids(examples, self.task.answers, self._text_tokenizer, self.answer_prefix, most)
 
     def _answer_length(self) -> int:
         """Positions that label words need beyond the answer slot."""

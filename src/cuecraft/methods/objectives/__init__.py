@@ -9,7 +9,12 @@ from cuecraft.task import AnswerSpace
 __all__ = ["OBJECTIVES", "Golds", "Objective", "Score", "Scores", "objective_of"]
 
 #: Objectives by the kind of answers (`cuecraft.task.answers.ANSWERS`).
-OBJECTIVES: Registry[Objective] = Registry({"labels": "cuecraft.methods.objectives.labels:LabelObjective"})
+OBJECTIVES: Registry[Objective] = Registry(
+    {
+        "labels": "cuecraft.methods.objectives.labels:LabelObjective",
+        "choices": "cuecraft.methods.objectives.choices:ChoiceObjective",
+    }
+)
 
 
 def objective_of(answers: AnswerSpace) -> Objective:

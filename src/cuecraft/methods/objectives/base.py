@@ -43,8 +43,11 @@ class Objective(ABC):
         """Return the calibration fitted to right answers of values `[B, O]`; weights `[B]` of the examples or None."""
 
     @abstractmethod
-    def tempered(self, values: Tensor, golds: Sequence[Gold]) -> Calibration:
-        """Return the calibration of one number that is fitted to right answers of values `[B, O]`: a scale."""
+    def tempered(self, values: Tensor, golds: Sequence[Gold], weights: Tensor | None = None) -> Calibration:
+        """Return the calibration of one number, a scale, that is fitted to right answers of values `[B, O]`.
+
+        `weights` `[B]` are those of the examples, or None.
+        """
 
     @abstractmethod
     def fitted_head(

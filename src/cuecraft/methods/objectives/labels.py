@@ -31,9 +31,9 @@ class LabelObjective(Objective):
         """Return one offset for each class and one scale."""
         return calibration.fitted(values, self._classes(values, golds), weights=weights)
 
-    def tempered(self, values: Tensor, golds: Sequence[Gold]) -> Calibration:
+    def tempered(self, values: Tensor, golds: Sequence[Gold], weights: Tensor | None = None) -> Calibration:
         """Return a temperature."""
-        return calibration.tempered(values, self._classes(values, golds))
+        return calibration.tempered(values, self._classes(values, golds), weights=weights)
 
     def fitted_head(
         self,

@@ -29,7 +29,9 @@ __all__ = [
 ]
 
 #: Answer spaces by kind; `cuecraft.methods.objectives.OBJECTIVES` has what methods minimise on each.
-ANSWERS: Registry[AnswerSpace] = Registry({"labels": "cuecraft.task.answers.labels:Verbalizer"})
+ANSWERS: Registry[AnswerSpace] = Registry(
+    {"labels": "cuecraft.task.answers.labels:Verbalizer", "choices": "cuecraft.task.answers.choices:Choices"}
+)
 
 
 def asked_answers(given: str | Mapping[str, Any]) -> AnswerOptions:

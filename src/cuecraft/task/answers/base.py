@@ -170,6 +170,11 @@ class AnswerSpace(ABC):
         """Return a text without content that brings the same options, whose scores are taken off; None for none."""
         return None
 
+    @property
+    def variants(self) -> Sequence[AnswerSpace]:
+        """The spaces of which one is chosen on examples where this one leaves something open; none by default."""
+        return ()
+
     @abstractmethod
     def gold(self, record: Record) -> Gold:
         """Return the right answer of a record that has one; of options that it brings its own, the number.
