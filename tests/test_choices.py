@@ -262,7 +262,7 @@ METHODS = {
     "in-context": {"shots": 2},
     "deep-cue": {"epochs": 3, "learning_rate": 0.1, "batch_size": 3},
     "prompt-tuning": {"epochs": 3, "learning_rate": 0.1},
-    "prefix-tuning": {"epochs": 3, "learning_rate": 0.1},
+    "prefix-tuning": {"epochs": 3, "encoder_learning_rate": 0.01},
     "lora": {"epochs": 3, "learning_rate": 0.01},
     "full": {"epochs": 3, "learning_rate": 0.001},
     "autoprompt": {"steps": 2, "candidates": 4},

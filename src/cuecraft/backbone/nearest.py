@@ -63,7 +63,7 @@ class Nearest:
     @cached_property
     def _pool(self) -> tuple[Tensor, Tensor]:
         """The mean of the examples' features `[d]`, and their features less the mean, at length 1 `[N, d]`."""
-        features = self._features([Example(dict(shot.fields)) for shot in self._task.shots])
+        features = self._features([shot.example for shot in self._task.shots])
         center = features.mean(0)
         return center, _unit(features - center)
 

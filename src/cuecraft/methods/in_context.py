@@ -34,7 +34,7 @@ from cuecraft.methods.problem import (
 )
 from cuecraft.methods.search.halving import halving_rounds
 from cuecraft.methods.untuned import begin, calibration_of, untuned_prompt
-from cuecraft.task import Example, Shot, Task
+from cuecraft.task import Shot, Task
 
 
 @dataclass
@@ -215,8 +215,9 @@ def _as_of(problem: Problem, outcome: Outcome, task: Task) -> Outcome:
 
 def _shot(problem: Problem, row: int) -> Shot:
     """Return a training example as one of the prompt: the fields that the template names, and its answer."""
-    fields, names = problem.train.context.examples[row].fields, problem.task.template.field_names
-    return Shot(tuple((name, fields[name]) for name in names), problem.train.golds.values[row])
+    example, names = problem.train.context.examples[row], problem.task.template.field_names
+    fields = tuple((name, example.fields[name]) for name in names)
+    return Shot(fields, problem.train.golds.values[row], example.options)
 
 
 def _check_fit(problem: Problem, shots: Sequence[Shot]) -> None:
@@ -226,9 +227,7 @@ def _check_fit(problem: Problem, shots: Sequence[Shot]) -> None:
         return problem.backbone.renderer(replace(problem.task, shots=tuple(shots[:count]))).free_tokens
 
     plain = problem.train.context.renderer
-    longest = [
-        max(plain.text_lengths([Example(dict(shot.fields)) for shot in shots[:n]])) for n in range(1, 1 + len(shots))
-    ]
+    longest = [max(plain.text_lengths([shot.example for shot in shots[:n]])) for n in range(1, 1 + len(shots))]
     fits = [left is None or left >= need for left, need in ((free(n), need) for n, need in enumerate(longest, 1))]
     if fits[-1]:
         return

@@ -147,9 +147,9 @@ class Renderer:
         special tokens in them stay text.
         """
         ids = list[int]()
-        examples = [Example(dict(shot.fields)) for shot in shots]
+        examples = [shot.example for shot in shots]
         behind = () if self._is_chat else (BETWEEN_SHOTS,)
-        for number, (shot, example, row) in enumerate(zip(shots, examples, self._field_ids(examples), strict=True)):
+        for number, (shot, row) in enumerate(zip(shots, self._field_ids(examples), strict=True)):
             texts = iter(row)
             for piece in (*self.task.template.example(number).pieces, *behind):
                 if isinstance(piece, Field):
@@ -157,10 +157,17 @@ class Renderer:
                 elif isinstance(piece, PromptSlot):
                     ids += self.prompt_ids
                 elif isinstance(piece, MaskSlot):
-                    ids += self.answer_ids([self.task.answers.written(example, shot.gold)])[0]
+                    ids += self._written(shot)
                 else:
                     ids += self._literal(piece)
         return tuple(ids)
+
+    def _written(self, shot: Shot) -> tuple[int, ...]:
+        """Return the ids of an example's answer; special tokens stay text in an option that the example brings."""
+        word = self.task.answers.written(shot.example, shot.gold)
+        if self.shares_options:
+            return self.answer_ids([word])[0]
+        return text_ids(self._text_tokenizer, [self.answer_prefix + word])[0]
 
     @property
     def shared_ids(self) -> tuple[int, ...]:

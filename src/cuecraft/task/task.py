@@ -33,10 +33,17 @@ class Shot:
     Args:
         fields: pairs of a field's name and its text.
         gold: its right answer, as the task's answer space has it.
+        options: that it brings; none where all texts share theirs.
     """
 
     fields: tuple[tuple[str, str], ...]
     gold: Gold
+    options: tuple[str, ...] = ()
+
+    @property
+    def example(self) -> Example:
+        """The example without its answer."""
+        return Example(dict(self.fields), options=self.options)
 
 
 @dataclass(frozen=True)
@@ -167,12 +174,28 @@ class Task:
 
 
 class ShotEntry(BaseModel):
-    """An example in front of every text: its text by field, and its answer."""
+    """An example in front of every text: its text by field, its answer, and the options that it brings."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     fields: dict[str, str]
     label: Any
+    options: tuple[str, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = handler(self)
+        return {name: value for name, value in found.items() if name != "options" or value}
+
+    @classmethod
+    def of(cls, shot: Shot, answers: AnswerSpace) -> ShotEntry:
+        """Return the entry of an example."""
+        return cls(fields=dict(shot.fields), label=answers.label(shot.gold), options=shot.options)
+
+    def shot(self, answers: AnswerSpace) -> Shot:
+        """Return the example."""
+        record = Record(self.fields, self.label, options=self.options)
+        return Shot(tuple(self.fields.items()), answers.gold(record), self.options)
 
 
 #: What an entry had in place of `answers` while labels were the only kind.
@@ -214,7 +237,7 @@ class TaskEntry(BaseModel):
             answers=answers_document(task.answers),
             max_tokens=task.max_tokens,
             reserve=task.reserve,
-            shots=[ShotEntry(fields=dict(shot.fields), label=task.answers.label(shot.gold)) for shot in task.shots],
+            shots=[ShotEntry.of(shot, task.answers) for shot in task.shots],
             nearest=task.nearest,
             chat=task.template.chat,
             norm=task.norm,
@@ -222,8 +245,6 @@ class TaskEntry(BaseModel):
 
     def task(self) -> Task:
         """Return the task."""
-        shots = tuple(
-            Shot(tuple(own.fields.items()), self.answers.gold(Record(own.fields, own.label))) for own in self.shots
-        )
+        shots = tuple(own.shot(self.answers) for own in self.shots)
         template = Template(self.template, self.chat)
         return Task(template, self.answers, self.max_tokens, self.reserve, shots, self.nearest, self.norm)
