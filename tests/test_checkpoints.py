@@ -34,6 +34,7 @@ RESUMED = {
     "prefix-tuning": {"epochs": 6, "encoder_width": 8, "encoder_learning_rate": 0.01},
     "p-tuning-v2": {"epochs": 6, "learning_rate": 0.1},
     "deep-cue": {"epochs": 6},
+    "deep-cue soft": {"epochs": 6, "verbalizer": "soft"},
     "contrastive": {"epochs": 3, "folds": 2, "learning_rates": [0.3, 0.1], "batch_size": 4},
     "hybrid": {"search.steps": 2, "search.candidates": 4, "tune.epochs": 6},
     "soup": {"members": 2, "deep.epochs": 4},
@@ -51,6 +52,7 @@ OWNERS = {
     ("p-tuning", "sequence"),
     ("prefix-tuning", "causal"),
     ("deep-cue", "sequence"),
+    ("deep-cue soft", "causal"),
     ("contrastive", "sequence"),
     ("full contrastive", "causal"),
     ("lora-prompt", "causal"),
@@ -61,7 +63,7 @@ RESUMABLE = [
     pytest.param(name, kind, marks=() if (name, kind) in OWNERS else pytest.mark.slow)
     for name in RESUMED
     for kind in ("causal", "sequence")
-    if (name, kind) != ("autoprompt fluent", "sequence")  # a class head gives words no probability
+    if (name, kind) not in (("autoprompt fluent", "sequence"), ("deep-cue soft", "sequence"))  # which have no words
 ]
 
 

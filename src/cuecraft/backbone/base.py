@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cuecraft.backbone.budget import Budget, is_out_of_memory, restore_order
-from cuecraft.backbone.columns import Columns, columns_of
+from cuecraft.backbone.columns import Columns, class_scores, columns_of
 from cuecraft.backbone.hooks import hosted, layer_list, passing
 from cuecraft.backbone.nearest import Nearest, NearestRenderer
 from cuecraft.backbone.plan import Plan, Prompts
@@ -246,17 +246,22 @@ class Backbone(ABC):
     def class_logits_many(self, context: Context, prompts: Sequence[Prompt]) -> Tensor:
         """Return class logits `[T, B, C]` of several prompts over the same examples.
 
-        On a causal model, prompts without a prefix and a class head of their own share their passes.
+        On a causal model, prompts without a prefix share their passes: those that answer by label words, and those that
+        have a class head.
         """
-        shared = [
-            n for n, own in enumerate(prompts) if self.reads_texts_once and own.states is None and own.head is None
-        ]
-        groups = [group for group in (shared, *([n] for n in range(len(prompts)) if n not in shared)) if group]
+        joining = [n for n, own in enumerate(prompts) if self.reads_texts_once and own.states is None]
+        worded, headed = ([n for n in joining if (prompts[n].head is not None) is has] for has in (False, True))
+        rest = [[n] for n in range(len(prompts)) if n not in joining]
+        groups = [group for group in (worded, headed, *rest) if group]
         parts = [self._of_options(context, [prompts[n] for n in group]) for group in groups or [[]]]
         return restore_order(parts, groups, dim=0)
 
     def _of_options(self, context: Context, prompts: Sequence[Prompt]) -> Tensor:
-        """Return the scores `[T, B, O]` of prompts that share their passes."""
+        """Return the scores `[T, B, O]` of prompts that share their passes: all have a class head, or none."""
+        heads = [own.head for own in prompts if own.head is not None]
+        if len(heads) > 1:
+            features = self.read_prompts(context, prompts, FEATURES)
+            return torch.stack([class_scores(own, head) for own, head in zip(features, heads, strict=True)])
         texts = context.whole
         return context.compared(self.read_prompts(texts, prompts, texts.query))
 

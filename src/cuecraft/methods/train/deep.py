@@ -14,16 +14,17 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 
-from cuecraft.artifact import DeepCue
+from cuecraft.artifact import DeepCue, HardPrompt
 from cuecraft.core.errors import MethodError
 from cuecraft.core.events import TrainStep
 from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.in_context import BehindShots
 from cuecraft.methods.problem import Calibrated, CalibrationKind, Method, Outcome, Problem, Selection, score
 from cuecraft.methods.search import AutoPrompt
-from cuecraft.methods.search.space import filled_start
+from cuecraft.methods.search.space import filled_ids, filled_start
 from cuecraft.methods.train.soft import EmbeddingTraining
 from cuecraft.methods.train.trainable import PromptTensor, TensorTraining, embedding_scale
+from cuecraft.methods.train.verbalizer import Verbalized, VerbalizerKind, head_unit, verbalized
 from cuecraft.methods.untuned import begin
 
 
@@ -48,7 +49,8 @@ class OffsetTraining(TensorTraining):
         if offsets is None:
             offsets = torch.zeros(backbone.offsets_shape(len(prompt)), device=backbone.device)
         scale = embedding_scale(backbone.embedding_matrix())
-        return PromptTensor(offsets, start, scale, self, lambda offsets: DeepCue(prompt, offsets))
+        unit = head_unit(backbone)
+        return PromptTensor(offsets, start, scale, self, lambda offsets: DeepCue(prompt, offsets), head_unit=unit)
 
 
 class DeepCueTuning(BehindShots, OffsetTraining, Method):
@@ -56,6 +58,7 @@ class DeepCueTuning(BehindShots, OffsetTraining, Method):
 
     prompt_length: int | None = Field(None, ge=1, description="tuned positions; by default the template's own words")
     calibration: Calibrated = CalibrationKind.FITTED
+    verbalizer: Verbalized = VerbalizerKind.WORDS
 
     def fit(self, problem: Problem) -> Outcome:
         """Train from the template's own words; the best prompt on dev wins, the untuned one included."""
@@ -64,8 +67,13 @@ class DeepCueTuning(BehindShots, OffsetTraining, Method):
     def _tuned(self, problem: Problem) -> Outcome:
         untuned, selection = begin(problem, self.calibration)
         with problem.in_time():
-            start = filled_start(problem, untuned, self.prompt_length, self.calibration)
-            self.refine(problem, start, selection)
+            if self.verbalizer is VerbalizerKind.WORDS:
+                starts = [filled_start(problem, untuned, self.prompt_length, self.calibration)]
+            else:
+                words = HardPrompt(filled_ids(problem, self.prompt_length))
+                starts = verbalized(problem, words, self.verbalizer, self.calibration)
+            for start in starts:
+                self.refine(problem, start, selection)
         return selection.outcome(untuned)
 
 

@@ -122,7 +122,7 @@ class MultitaskTuning(TrainingOptions):
     def _begin(self, problem: Problem, shared: Tensor) -> _Begun:
         untuned = starting_point(problem, problem.initial_ids, self.calibration)
         if self.share == "states":
-            start = PrefixTuning(calibration=self.calibration).starting_at(problem, shared.detach())
+            (start,) = PrefixTuning(calibration=self.calibration).starting_at(problem, shared.detach())
             return _Begun(untuned, start)
         return _Begun(untuned, filled_start(problem, untuned, shared.shape[-2], self.calibration))
 

@@ -24,7 +24,8 @@ from cuecraft.methods.problem import Calibrated, CalibrationKind, Method, Outcom
 from cuecraft.methods.train.loop import train
 from cuecraft.methods.train.soft import EncoderKind, PromptEncoder, require_read
 from cuecraft.methods.train.trainable import PromptTensor, TensorOptions, text_ids
-from cuecraft.methods.untuned import begin, calibrated, fit_head
+from cuecraft.methods.train.verbalizer import Verbalized, VerbalizerKind, head_unit, verbalized
+from cuecraft.methods.untuned import begin, fit_head
 from cuecraft.task import Task
 
 
@@ -51,6 +52,7 @@ class PrefixTuning(TensorOptions, Method):
     encoder_width: int = Field(256, ge=1, description="of the encoder's position embeddings and hidden layers")
     encoder_learning_rate: float = Field(1e-3, gt=0, description="AdamW step of the encoder's weights")
     calibration: Calibrated = CalibrationKind.FITTED
+    verbalizer: Verbalized = VerbalizerKind.WORDS
 
     @model_validator(mode="after")
     def _reads_all(self) -> Self:
@@ -70,8 +72,8 @@ class PrefixTuning(TensorOptions, Method):
         untuned, selection = begin(problem, self.calibration)
         states = self.initial_states(problem)
         with problem.in_time():
-            first = self.starting_at(problem, states)
-            train(self, problem, self.trainable(problem, first), selection)
+            for first in self.starting_at(problem, states):
+                train(self, problem, self.trainable(problem, first), selection)
         return selection.outcome(untuned)
 
     def trainable(self, problem: Problem, start: Candidate) -> PromptTensor:
@@ -82,21 +84,26 @@ class PrefixTuning(TensorOptions, Method):
         states = prompt.states.detach().float()
         length = states.shape[3]
         rows = torch.zeros(length, states.numel() // length, device=states.device)
+        unit = head_unit(problem.backbone)
 
         def build(rows: Tensor) -> Prompt:
             return PrefixPrompt(prompt, moved_states(states, rows))
 
         if self.encoder is None:
-            return PromptTensor(rows, start, 1.0, self, build)
+            return PromptTensor(rows, start, 1.0, self, build, head_unit=unit)
         encoder = PromptEncoder(self.encoder, length, self.encoder_width, rows.shape[1], problem.seed)
-        return PromptTensor(rows, start, 1.0, self, build, encoder.to(states.device), self.encoder_learning_rate)
+        own, rate = encoder.to(states.device), self.encoder_learning_rate
+        return PromptTensor(rows, start, 1.0, self, build, own, rate, unit)
 
-    def starting_at(self, problem: Problem, states: Tensor) -> Candidate:
-        """Return the template's own words behind a prefix, calibrated, with a class head where one is needed."""
+    def starting_at(self, problem: Problem, states: Tensor) -> list[Candidate]:
+        """Return the template's own words behind a prefix, calibrated, with a class head where one is needed.
+
+        There are two of them where both starts of a soft verbalizer are tried.
+        """
         words = HardPrompt(problem.initial_ids)
         if not problem.backbone.has_words:
             words = HardPrompt(problem.initial_ids, fit_head(problem, PrefixPrompt(words, states)))
-        return calibrated(problem, PrefixPrompt(words, states), self.calibration)
+        return verbalized(problem, PrefixPrompt(words, states), self.verbalizer, self.calibration)
 
     def initial_states(self, problem: Problem) -> Tensor:
         """Return the first states `[n_layers, 2, n_kv_heads, P, head_dim]`."""

@@ -21,7 +21,7 @@ from cuecraft.methods.untuned import untuned_prompt
 from cuecraft.task import Template
 from cuecraft.task.rendering import HeadKind
 
-_STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
+STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
 
 
 class LinearProbe(Method):
@@ -36,7 +36,7 @@ class LinearProbe(Method):
     weighs_examples: ClassVar[bool] = True
 
     inverse_penalties: tuple[float, ...] = Field(
-        _STRENGTHS, min_length=1, description="values of scikit-learn's C; dev loss chooses"
+        STRENGTHS, min_length=1, description="values of scikit-learn's C; dev loss chooses"
     )
 
     def fit(self, problem: Problem) -> Outcome:

@@ -22,7 +22,8 @@ from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.in_context import BehindShots
 from cuecraft.methods.problem import Calibrated, CalibrationKind, Method, Outcome, Problem
 from cuecraft.methods.train.trainable import Init, PromptTensor, TensorTraining, embedding_scale, initial_vectors
-from cuecraft.methods.untuned import begin, calibrated, fit_head
+from cuecraft.methods.train.verbalizer import Verbalized, VerbalizerKind, head_unit, verbalized
+from cuecraft.methods.untuned import begin, fit_head
 
 
 class EncoderKind(StrEnum):
@@ -106,7 +107,8 @@ class EmbeddingTraining(TensorTraining):
         """Return the embeddings of a given prompt, hard or soft, to be trained; step 0 has exactly its logits."""
         backbone = problem.backbone
         scale = embedding_scale(backbone.embedding_matrix())
-        return PromptTensor(start.prompt.vectors(backbone.embed), start, scale, self, SoftPrompt)
+        vectors, unit = start.prompt.vectors(backbone.embed), head_unit(backbone)
+        return PromptTensor(vectors, start, scale, self, SoftPrompt, head_unit=unit)
 
 
 class PromptTuning(BehindShots, EmbeddingTraining, Method):
@@ -116,6 +118,7 @@ class PromptTuning(BehindShots, EmbeddingTraining, Method):
     init: Init | None = Field(None, description="initial vectors; by default text, or vocabulary without words")
     init_text: str | None = Field(None, description="words to start from in place of the template's own")
     calibration: Calibrated = CalibrationKind.FITTED
+    verbalizer: Verbalized = VerbalizerKind.WORDS
 
     def fit(self, problem: Problem) -> Outcome:
         """Train from the initial vectors; the best prompt on dev wins, the untuned one included."""
@@ -127,7 +130,8 @@ class PromptTuning(BehindShots, EmbeddingTraining, Method):
         vectors = initial_vectors(problem, init, self.prompt_length, self.init_text)
         with problem.in_time():
             head = None if problem.backbone.has_words else fit_head(problem, SoftPrompt(vectors))
-            self.refine(problem, calibrated(problem, SoftPrompt(vectors, head), self.calibration), selection)
+            for start in verbalized(problem, SoftPrompt(vectors, head), self.verbalizer, self.calibration):
+                self.refine(problem, start, selection)
         return selection.outcome(untuned)
 
 
@@ -152,4 +156,5 @@ class PTuning(PromptTuning):
         encoder = PromptEncoder(self.encoder, *(len(vectors), self.encoder_width, vectors.shape[1]), problem.seed)
         scale = embedding_scale(backbone.embedding_matrix())
         rate = self.encoder_learning_rate
-        return PromptTensor(vectors, start, scale, self, SoftPrompt, encoder.to(backbone.device), rate)
+        own = encoder.to(backbone.device)
+        return PromptTensor(vectors, start, scale, self, SoftPrompt, own, rate, head_unit(backbone))

@@ -34,7 +34,11 @@ class TensorOptions(TrainingOptions):
     """Options of training one tensor of the prompt."""
 
     learning_rate: float = Field(0.02, gt=0, description="AdamW step, in units of the embeddings' RMS")
-    head_learning_rate: float = Field(0.01, gt=0, description="AdamW step of a class head")
+    head_learning_rate: float = Field(
+        0.01,
+        gt=0,
+        description="AdamW step of a class head; of a soft verbalizer in units of output embeddings' RMS",
+    )
     pull: float = Field(0.0, ge=0, description="weight of the mean squared move from the start, in RMS units")
 
     @property
@@ -65,19 +69,26 @@ class TrainedHead:
     Args:
         head: its first value.
         learning_rate: AdamW step.
+        unit: of the step of its weight; its bias is in nats.
     """
 
-    def __init__(self, head: ClassHead | None, learning_rate: float) -> None:
+    def __init__(self, head: ClassHead | None, learning_rate: float, unit: float = 1.0) -> None:
         self._head = head and replace(
             head,
             weight=trained_copy(head.weight).requires_grad_(),
             bias=trained_copy(head.bias).requires_grad_(),
         )
         self._learning_rate = learning_rate
+        self._unit = unit
 
     def groups(self) -> list[dict[str, Any]]:
         """Return AdamW parameter groups."""
-        return [{"params": [self._head.weight, self._head.bias], "lr": self._learning_rate}] if self._head else []
+        if self._head is None:
+            return []
+        if self._unit == 1:
+            return [{"params": [self._head.weight, self._head.bias], "lr": self._learning_rate}]
+        weight = {"params": [self._head.weight], "lr": self._learning_rate * self._unit}
+        return [weight, {"params": [self._head.bias], "lr": self._learning_rate}]
 
     def on(self, prompt: Prompt) -> Prompt:
         """Return the prompt with the head, differentiable."""
@@ -103,6 +114,7 @@ class PromptTensor:
         encoder: a network whose output, in units of `scale`, is added to the start and trained in the tensor's place;
             it takes nothing and gives a tensor of the start's shape, zero at step 0. It is not needed afterwards.
         encoder_learning_rate: AdamW step of the encoder's weights.
+        head_unit: of the learning rate of the class head's weight.
     """
 
     def __init__(
@@ -114,10 +126,11 @@ class PromptTensor:
         build: Callable[[Tensor], Prompt],
         encoder: nn.Module | None = None,
         encoder_learning_rate: float = 0.0,
+        head_unit: float = 1.0,
     ) -> None:
         self._start = trained_copy(start)
         self._tensor = self._start.clone().requires_grad_()
-        self._head = TrainedHead(first.prompt.head, options.head_learning_rate)
+        self._head = TrainedHead(first.prompt.head, options.head_learning_rate, head_unit)
         self._calibration = first.calibration
         self._scale = scale
         self._options = options
