@@ -201,8 +201,8 @@ class Backbone(ABC):
         renderer, examples = context.renderer, context.examples
         if renderer.shares_options:
             return context
-        own = tuple(renderer.options_of(examples))
-        empty = [found for found in map(renderer.task.answers.reference, examples) if found is not None]
+        own, bare = tuple(renderer.options_of(examples)), map(renderer.task.answers.reference, examples)
+        empty = [found for found in bare if found is not None]
         reference = replace(self._read_ahead(empty, renderer, keep_bytes), own=own) if empty else None
         return replace(context, own=own, reference=reference)
 
@@ -246,8 +246,7 @@ class Backbone(ABC):
     def class_logits_many(self, context: Context, prompts: Sequence[Prompt]) -> Tensor:
         """Return class logits `[T, B, C]` of several prompts over the same examples.
 
-        On a causal model, prompts without a prefix share their passes: those that answer by label words, and those that
-        have a class head.
+        On a causal model, prompts without a prefix share their passes, those with a class head apart from the others.
         """
         joining = [n for n, own in enumerate(prompts) if self.reads_texts_once and own.states is None]
         worded, headed = ([n for n in joining if (prompts[n].head is not None) is has] for has in (False, True))
@@ -381,8 +380,14 @@ class Backbone(ABC):
         Raises:
             PromptError: it does not fit the backbone.
         """
-        vectors = self._vectors(prompt)
-        return PlacedPrompt(vectors, self._offsets(prompt, len(vectors)), self._states(prompt), prompt.head)
+        vectors = self._fitting(prompt.vectors(self.embed), ("S", self.hidden_size), " is")
+        offsets, states = prompt.offsets, prompt.states
+        if offsets is not None:
+            offsets = self._fitting(offsets, self.offsets_shape(len(vectors)), "'s offsets are")
+        if states is not None:
+            length = states.shape[3] if states.ndim == 5 else 0
+            states = self._fitting(states, self.states_shape(length), "'s keys and values are")
+        return PlacedPrompt(vectors, offsets, states, prompt.head)
 
     def within_memory(self, run: Callable[[Budget], T]) -> T:
         """Run with the budget; where memory runs out, halve the budget for good and run again.
@@ -427,41 +432,15 @@ class Backbone(ABC):
         special = set(self.tokenizer.all_special_ids)
         return [n for n in range(self.vocab_size) if n not in special][-count:]
 
-    def _vectors(self, prompt: Prompt) -> Tensor:
-        """Return a prompt's vectors `[S, d]` on the model's device, or say that they do not fit."""
-        vectors = prompt.vectors(self.embed)
-        if vectors.ndim != 2 or vectors.shape[1] != self.hidden_size:
+    def _fitting(self, part: Tensor, shape: Sequence[int | str], what: str) -> Tensor:
+        """Return a prompt's tensor on the model's device, or say that it does not fit; a name stands for any size."""
+        pairs = zip(part.shape, shape, strict=False)
+        if part.ndim != len(shape) or any(isinstance(size, int) and own != size for own, size in pairs):
             raise PromptError(
-                f"the prompt is {list(vectors.shape)}, but {self.name} takes [S, {self.hidden_size}]; "
-                "it was made for another backbone"
+                f"the prompt{what} {list(part.shape)}, but {self.name} takes [{', '.join(map(str, shape))}]; it was "
+                "made for another backbone"
             )
-        return vectors.to(self.device, self.model.dtype)
-
-    def _offsets(self, prompt: Prompt, length: int) -> Tensor | None:
-        """Return a prompt's offsets `[n_layers, S, d]` on the model's device, or say that they do not fit."""
-        offsets = prompt.offsets
-        if offsets is None:
-            return None
-        shape = self.offsets_shape(length)
-        if tuple(offsets.shape) != shape:
-            raise PromptError(
-                f"the prompt's offsets are {list(offsets.shape)}, but {self.name} takes {list(shape)}; "
-                "it was made for another backbone"
-            )
-        return offsets.to(self.device, self.model.dtype)
-
-    def _states(self, prompt: Prompt) -> Tensor | None:
-        """Return a prompt's keys and values on the model's device, or say that they do not fit."""
-        states = prompt.states
-        if states is None:
-            return None
-        shape = self.states_shape(states.shape[3] if states.ndim == 5 else 0)
-        if tuple(states.shape) != shape:
-            raise PromptError(
-                f"the prompt's keys and values are {list(states.shape)}, but {self.name} takes {list(shape)}; "
-                "it was made for another backbone"
-            )
-        return states.to(self.device, self.model.dtype)
+        return part.to(self.device, self.model.dtype)
 
     def _checked_swaps(self, swaps: Sequence[Swap], length: int) -> list[Swap]:
         """Return the swaps, or say that one names a position or token that is not there."""
