@@ -22,8 +22,10 @@ from cuecraft.methods.registry import make_method
 from cuecraft.serving.artifacts import ServedPrompt, Shelf
 from cuecraft.serving.engine import Engine
 from cuecraft.task import AnswerSpace, Decision, Task, Template, Verbalizer
+from cuecraft.task.alignment import words_of
 from cuecraft.task.answers import ANSWERS, answer_space, answers_document
 from cuecraft.task.answers.choices import Choices
+from cuecraft.task.answers.tokens import TokenLabels
 from serving import answered
 from test_docs import of_page
 
@@ -42,6 +44,19 @@ CASES = {
     "ratings": lambda: (
         ANSWERS["ratings"](("bad", "dull", "great"), (1.0, 2.0, 4.0)),
         (4.0, 1.0, 2.0, 4.0, 1.0, 1.0, 4.0, 2.0),
+    ),
+    "tokens": lambda: (
+        TokenLabels(("film", "mood")),
+        (
+            (("mood", 2, 5),),
+            (("mood", 2, 6), ("mood", 18, 28)),
+            (),
+            (("film", 0, 8),),
+            (),
+            (),
+            (("mood", 0, 4), ("film", 5, 11)),
+            (),
+        ),
     ),
 }
 #: What texts bring to choose among, of kinds where they do.
@@ -191,11 +206,13 @@ def case(request):
 
 
 def values_for(space, count, prompts=()):
-    """Random values; where texts bring options, minus infinity behind their own."""
-    size = space.size or max(map(len, OPTIONS))
-    values = 2 * torch.randn(*prompts, count, size, generator=torch.Generator().manual_seed(1))
-    for row, own in enumerate(OPTIONS[:count] if not space.size else ()):
-        values[..., row, len(own) :] = -torch.inf
+    """Random values; where texts bring options, or have tags for each word, minus infinity behind their own."""
+    own = [len(options) for options in OPTIONS[:count]]
+    if space.at == "words":
+        own = [space.head_rows * len(words_of(text)) for text, _ in TEXTS[:count]]
+    values = 2 * torch.randn(*prompts, count, space.size or max(own), generator=torch.Generator().manual_seed(1))
+    for row, size in enumerate(own if not space.size else ()):
+        values[..., row, size:] = -torch.inf
     return values
 
 
@@ -204,7 +221,7 @@ def golds_in(space, labels):
 
 
 def records(labels, space=None):
-    options = OPTIONS if space is not None and not space.size else [()] * len(labels)
+    options = OPTIONS if space is not None and space.brings_options else [()] * len(labels)
     rows = zip(TEXTS, labels, options, strict=False)
     return [Record({"text": text}, label, options=own) for (text, _), label, own in rows]
 
@@ -218,8 +235,19 @@ def examples(space, labels):
     return Task(Template(TEMPLATE), space).examples(records(labels, space))
 
 
-def names_in(space, row):
+def names_in(space, row, decision):
+    """Names of the options that a decision has probabilities of."""
+    if space.at == "words":
+        return [f"{one['label']} {one['start']}-{one['end']}" for one in decision.value]
     return list(map(str, space.classes)) if space.size else list(OPTIONS[row])
+
+
+@pytest.fixture
+def reader(case, request):
+    """The backbone that reads the texts, and the template."""
+    if case[0].at == "words":
+        return request.getfixturevalue("sequence"), "{prompt}{text}"
+    return request.getfixturevalue("causal"), TEMPLATE
 
 
 def test_every_registered_kind_has_a_case_here():
@@ -259,7 +287,7 @@ def test_primary_scores_are_those_of_its_decisions(case):
     assert next(iter(measured)) == space.primary
     assert measured[space.primary] == pytest.approx(golds.scores(values).mean.primary)
     for row, decision in enumerate(decisions):
-        assert list(decision.options) == names_in(space, row)
+        assert list(decision.options) == names_in(space, row, decision)
         assert 0 <= decision.confidence <= 1
 
 
@@ -292,16 +320,16 @@ def test_it_is_what_its_document_says_and_labels_are_what_golds_say(case):
     assert [type(own) for own in again.classes] == [type(own) for own in space.classes]
     golds = golds_in(space, labels)
     assert tuple(space.label(gold) for gold in golds.values) == labels
-    assert len(set(golds.strata)) > 1 or not space.size
+    assert len(set(golds.strata)) > 1 or space.brings_options
     assert all(isinstance(own, int) for own in golds.strata)
     with pytest.raises(DataError, match="'nonsense'"):
         space.gold(replace(records(labels, space)[0], label="nonsense"))
 
 
-def test_it_is_tuned_saved_loaded_and_served_as_it_predicts(case, causal, tmp_path):
-    space, labels = case
-    task, rows = Task(Template(TEMPLATE), space), records(labels, space)
-    problem = make_problem(causal, task, rows, rows, seed=0)
+def test_it_is_tuned_saved_loaded_and_served_as_it_predicts(case, reader, tmp_path):
+    (space, labels), (backbone, template) = case, reader
+    task, rows = Task(Template(template), space), records(labels, space)
+    problem = make_problem(backbone, task, rows, rows, seed=0)
     method = make_method("deep-cue", {"epochs": 6, "learning_rate": 0.1})
     outcome = method.fit(problem)
     assert outcome.is_tuned
@@ -311,27 +339,30 @@ def test_it_is_tuned_saved_loaded_and_served_as_it_predicts(case, causal, tmp_pa
     loaded = load_artifact(tmp_path / "own")
     assert loaded.task == task
     own = task.examples(rows)
-    predictor = Predictor.of(loaded, causal)
+    predictor = Predictor.of(loaded, backbone)
     decisions = predictor.decide(own)
     assert space.measure(decisions, [example.gold for example in own])[space.primary] == pytest.approx(
         loaded.manifest.metrics[f"dev_{space.primary}"], abs=1e-5
     )
     with torch.no_grad():
-        values = outcome.best.logits(causal, problem.train.context)
+        values = outcome.best.logits(backbone, problem.train.context)
     expected = space.probabilities(values.double().numpy())
     assert np.allclose(predictor.probabilities(own), expected, atol=1e-5)
     if space.size:
-        served = ServedPrompt.over(causal, "own", [loaded])
+        served = ServedPrompt.over(backbone, "own", [loaded])
         assert np.allclose(answered(served, [text for text, _ in TEXTS]), expected, atol=1e-5)
-    shelf = Shelf(causal)
+    shelf = Shelf(backbone)
     shelf.put("own", [loaded])
     engine = Engine(shelf)
     answers = engine.ask([asked(record) for record in rows], ["own"])
     engine.close()
     for answer, decision, example in zip(answers, decisions, own, strict=True):
         assert answer.decision.options == pytest.approx(dict(decision.options), abs=1e-5)
-        again = space.decide(np.array([answer.probabilities]), [example])
-        assert again[0].value == answer.decision.value
+        if space.at == "words":
+            assert answer.decision.value == decision.value
+        else:
+            again = space.decide(np.array([answer.probabilities]), [example])
+            assert again[0].value == answer.decision.value
     assert shelf.get("own").describe()["classes"] == list(space.classes)
 
 

@@ -23,6 +23,7 @@ from cuecraft.core.errors import BackboneError, PromptError
 from cuecraft.task import AnswerSpace, Example, Task
 from cuecraft.task.rendering import HeadKind, Renderer
 from cuecraft.task.token_text import reading_texts
+from cuecraft.task.word_rendering import WordRenderer
 
 _TASKS_KEPT = 4  # whose examples' features are kept
 
@@ -166,9 +167,11 @@ class Backbone(ABC):
         """Return the task as this backbone's tokenizer writes it.
 
         Raises:
-            TemplateError, LabelWordError: the task does not fit the backbone.
+            TemplateError, LabelWordError, BackboneError: the task does not fit the backbone.
         """
         parts = (self.tokenizer, task, self.head_kind, self.max_positions, self.text_tokenizer)
+        if task.answers.at == "words":
+            return WordRenderer(*parts)
         if task.nearest is None:
             return Renderer(*parts)
         others = dict(self._nearest)  # which is replaced and never changed, since other threads read it
@@ -267,7 +270,7 @@ class Backbone(ABC):
     def features(self, context: Context, prompt: Prompt) -> Tensor:
         """Return what a class head reads `[B, d]`, differentiable with respect to the prompt's tensors.
 
-        Hidden states at the answer slot, as the output embedding gets them; of a model without one, pooled.
+        Hidden states at the answer slot; of a model without an output embedding, pooled, or at words `[B, R, d]`.
         """
         return self.read_prompts(context, [prompt], FEATURES)[0]
 

@@ -21,6 +21,7 @@ from cuecraft.backbone.prompt import ClassHead, FeatureScale
 from cuecraft.backbone.query import Query
 from cuecraft.backbone.tree import children_of
 from cuecraft.core.errors import LabelWordError
+from cuecraft.task.alignment import CUT, UNREAD
 from cuecraft.task.fitting import LabelIds, beginnings_of
 
 _SLICE_NUMBERS = 2**24  # logits of one slice of the vocabulary
@@ -91,6 +92,33 @@ def class_scores(features: Tensor, head: ClassHead) -> Tensor:
     """Return class scores `[..., C]` of features `[..., d]`."""
     weight, bias = (part.to(features.device) for part in (head.weight, head.bias))
     return functional.linear(scaled_features(features.to(weight.dtype), head.scale), weight, bias)
+
+
+def of_words(features: Tensor, words: Tensor) -> Tensor:
+    """Return features read at slots `[R, b, d]` as those of the words of each text `[b, R, d]`.
+
+    Those of a word that was not read are minus infinity, and of one that was cut off, infinity.
+
+    Args:
+        features: of each slot.
+        words: `[b, R]` the slot of each word, or `UNREAD` or `CUT`.
+    """
+    table, words = features.transpose(0, 1), words[..., None]
+    return table.masked_fill(words == UNREAD, -torch.inf).masked_fill(words == CUT, torch.inf)
+
+
+def word_scores(features: Tensor, head: ClassHead) -> Tensor:
+    """Return class scores `[..., R * C]` of features of words `[..., R, d]`, as `of_words` gives them.
+
+    Those of a word that was not read are minus infinity; of one that was cut off too, but for the first class, which
+    stands for nothing.
+    """
+    is_cut, unread = features[..., :1].isposinf(), features[..., :1].isneginf()
+    found = class_scores(features.masked_fill(is_cut | unread, 0.0), head)
+    nothing = found.new_full(found.shape[-1:], -torch.inf)
+    nothing[0] = 0.0
+    marked = torch.where(is_cut.to(found.device), nothing, found.masked_fill(unread.to(found.device), -torch.inf))
+    return marked.flatten(-2)
 
 
 def scaled_features(features: Tensor, scale: FeatureScale) -> Tensor:

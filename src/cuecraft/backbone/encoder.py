@@ -20,14 +20,23 @@ from torch import Tensor
 from cuecraft.backbone.attention import attending_to, keeping
 from cuecraft.backbone.base import Backbone, agree
 from cuecraft.backbone.budget import Budget, restore_order, same_width
-from cuecraft.backbone.columns import Columns, class_scores, columns_of, feature_columns, row_columns
+from cuecraft.backbone.columns import (
+    Columns,
+    class_scores,
+    columns_of,
+    feature_columns,
+    of_words,
+    row_columns,
+    word_scores,
+)
 from cuecraft.backbone.hooks import passing
-from cuecraft.backbone.plan import Past, Plan, Prompts, adding
+from cuecraft.backbone.plan import Past, Plan, Prompts, adding, at_slots
 from cuecraft.backbone.prompt import ClassHead, Prompt
 from cuecraft.backbone.query import FEATURES, Context, Query, ReadyPrompt, Row, Rows
 from cuecraft.core.deadline import check_time
 from cuecraft.core.errors import BackboneError, PromptError
 from cuecraft.task import Example, Task
+from cuecraft.task.alignment import UNREAD
 from cuecraft.task.batches import padding_share, token_batches
 from cuecraft.task.rendering import HeadKind, Pieces, Renderer
 
@@ -111,6 +120,7 @@ class EncoderBackbone(Backbone):
         if not len(texts) or not prompts.codes:
             raise BackboneError("there is nothing to score; give at least one example and one prompt")
         by_head = bool(owners) and query.read == "options" and prompts.heads[0] is not None
+        head = prompts.heads[0] if query.read == "options" and not by_head else None
         shared = feature_columns() if by_head else None
         if shared is None and query.own is None:
             shared = self._columns(query, prompts.heads[0])
@@ -119,23 +129,36 @@ class EncoderBackbone(Backbone):
         each = list(owners) or [n for n in range(count) for _ in range(len(texts))]
         sizes = [prompts.length_of(n) for n in range(len(prompts.codes))]
         lengths = [len(piece) + sizes[own] for piece, own in zip(pieces, each, strict=True)]
+        words = _word_count(pieces)
 
         def run(budget: Budget) -> Tensor:
             parts, batches = [], []
             for batch in self._batches(lengths, budget, 0 if shared is None else shared.slot_bytes):
                 plan = self._lay_out([pieces[n] for n in batch], prompts, [each[n] for n in batch])
-                own = query.of([n % len(texts) for n in batch])
-                parts.append(self.run(plan, shared or self._columns(own, prompts.heads[0]))[0])
+                if words:
+                    parts.append(self._at_words(plan, head).flatten(1))
+                else:
+                    own = query.of([n % len(texts) for n in batch])
+                    parts.append(self.run(plan, shared or self._columns(own, prompts.heads[0]))[0])
                 batches.append(batch)
             return restore_order(same_width(parts), batches, dim=0)
 
         found = self._score_within_memory(run)
+        if words and (by_head or query.read == "features"):
+            found = found.unflatten(-1, (words, -1))
         if by_head:
             # Texts of one prompt stand together.
             parts = found.split([each.count(n) for n in range(len(prompts.codes))])
+            scores = word_scores if words else class_scores
             pairs = zip(parts, prompts.heads, strict=True)
-            found = torch.cat([own if head is None else class_scores(own, head) for own, head in pairs])
-        return found.reshape(count, len(texts), -1)
+            found = torch.cat([part if own is None else scores(part, own) for part, own in pairs])
+        return found.reshape(count, len(texts), *found.shape[1:])
+
+    def _at_words(self, plan: Plan, head: ClassHead | None = None) -> Tensor:
+        """Return features of words in one pass `[b, R, d]`, or a class head's scores of them `[b, R * C]`."""
+        assert plan.words is not None
+        features = of_words(self.run(plan, _FEATURES), plan.words)
+        return features if head is None else word_scores(features, head)
 
     def ready(self, prompt: Prompt, task: Task) -> ReadyPrompt:
         """Return a prompt as `read_rows` takes it; errors as of `Backbone.ready`."""
@@ -147,15 +170,16 @@ class EncoderBackbone(Backbone):
     def read_rows(self, rows: Sequence[Row]) -> list[Tensor]:
         """Return class logits `[C]` of each row: a text with a prompt of its own; differentiable.
 
-        Rows share passes with rows whose prefixes are as long as their own, or that have none too.
+        Rows share passes with rows whose prefixes are as long as their own, or that have none too; and rows that are
+        read at words with others that are.
 
         Raises:
             PromptError: a prompt and its text are longer than the backbone's positions.
         """
-        groups: dict[int, list[int]] = {}
+        groups: dict[tuple[int, bool], list[int]] = {}
         for number, (prompt, piece) in enumerate(rows):
             prompt.renderer.check_length([piece], prompt.length, prompt.own)
-            groups.setdefault(prompt.length - len(prompt.vectors), []).append(number)
+            groups.setdefault((prompt.length - len(prompt.vectors), piece.words is None), []).append(number)
 
         def run(budget: Budget) -> list[Tensor]:
             found: dict[int, Tensor] = {}
@@ -166,12 +190,13 @@ class EncoderBackbone(Backbone):
                     prompts = [rows[n][0] for n in own]
                     plan = self._lay_out([rows[n][1] for n in own], Prompts.of(prompts), range(len(own)))
                     columns = row_columns([prompt.columns for prompt in prompts])
-                    found |= zip(own, self.run(plan, columns)[0], strict=True)
-            return [self._answer(found[n], prompt) for n, (prompt, _) in enumerate(rows)]
+                    read = self.run(plan, columns)[0] if plan.words is None else self._at_words(plan)
+                    found |= zip(own, read, strict=True)
+            return [self._answer(found[n], prompt, piece) for n, (prompt, piece) in enumerate(rows)]
 
         return self._score_within_memory(run)
 
-    def _answer(self, found: Tensor, prompt: ReadyPrompt) -> Tensor:
+    def _answer(self, found: Tensor, prompt: ReadyPrompt, piece: Pieces) -> Tensor:
         """Return the class logits `[C]` of one row, given what its prompt's columns read."""
         return found[: prompt.num_options]
 
@@ -211,6 +236,9 @@ class EncoderBackbone(Backbone):
             places += [(row, column) for column in range(start, start + size)]
             slots.append(piece.answer + (size if piece.answer >= start else 0))
         text, inputs, change = valid.clone(), self.embed(ids), None
+        pick, words = at_slots(torch.tensor(slots)[:, None]), None
+        if _word_count(pieces):
+            pick, words = _at_words(pieces, sizes)
         vectors, offsets, states = prompts.rows(owners)
         if places:
             rows, columns = torch.tensor(places).unbind(1)
@@ -221,11 +249,33 @@ class EncoderBackbone(Backbone):
         return Plan(
             inputs=inputs,
             valid=valid.to(self.device),
-            pick=lambda hidden: hidden[torch.arange(len(slots)), torch.tensor(slots)][:, None],
+            pick=pick,
             past=None if states is None else Past.of(states),
             change=change,
             text=text.to(self.device),
+            words=None if words is None else words.to(self.device),
         )
+
+
+def _word_count(pieces: Sequence[Pieces]) -> int:
+    """Return how many words the longest of some texts has, one at least; 0 where texts are not read at words."""
+    if not pieces or pieces[0].words is None:
+        return 0
+    return max(1, *(len(piece.words or ()) for piece in pieces))
+
+
+def _at_words(pieces: Sequence[Pieces], sizes: Sequence[int]) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """Return a `Plan.pick` of the first token of each word, and these slots `[b, R]`, or `UNREAD` or `CUT`.
+
+    Args:
+        pieces: `[b]` the texts.
+        sizes: `[b]` tokens of each prompt, behind `before`.
+    """
+    slots = torch.full((len(pieces), _word_count(pieces)), UNREAD)
+    for row, (piece, size) in enumerate(zip(pieces, sizes, strict=True)):
+        start, own = len(piece.before), piece.words or ()
+        slots[row, : len(own)] = torch.tensor([at + size * (at >= start) for at in own], dtype=torch.long)
+    return at_slots(slots.clamp(min=0)), slots
 
 
 class MaskedBackbone(EncoderBackbone):
@@ -272,19 +322,32 @@ class SequenceBackbone(EncoderBackbone):
             )
         return feature_columns(None if query.read == "features" else head)
 
+    def renderer(self, task: Task) -> Renderer:
+        """Return the task as this backbone's tokenizer writes it; errors as of `Backbone.renderer`."""
+        if task.answers.at == "words" and self.pooling is Pooling.LAST:
+            raise BackboneError(
+                f"{self.name} is a decoder, which has not read what stands behind a word; use an encoder for labels of "
+                "words"
+            )
+        return super().renderer(task)
+
     def ready(self, prompt: Prompt, task: Task) -> ReadyPrompt:
         """Return a prompt as `read_rows` takes it; errors as of `Backbone.ready`."""
         return replace(super().ready(prompt, task), columns=_FEATURES)
 
-    def _answer(self, found: Tensor, prompt: ReadyPrompt) -> Tensor:
-        assert prompt.head is not None  # or `ready` had refused it
-        return class_scores(found, prompt.head)
+    def _answer(self, found: Tensor, prompt: ReadyPrompt, piece: Pieces) -> Tensor:
+        head = prompt.head
+        assert head is not None  # or `ready` had refused it
+        if piece.words is None:
+            return class_scores(found, head)
+        return word_scores(found[: len(piece.words)], head)
 
     def run(self, plan: Plan, columns: Columns) -> Tensor:
-        """Run one pass; return what is read of the pooled features `[1, b, Y]`."""
+        """Run one pass; return what is read of the pooled features `[1, b, Y]`, or at each word `[R, b, Y]`."""
         with passing(change=plan.change):
             hidden: Tensor = self._forward(plan).last_hidden_state
-        return columns.scores(*columns.logits(self._pooled(hidden, plan)[:, None]))
+        features = self._pooled(hidden, plan)[:, None] if plan.words is None else plan.pick(hidden)
+        return columns.scores(*columns.logits(features))
 
     def _pooled(self, hidden: Tensor, plan: Plan) -> Tensor:
         """Return the features `[b, d]` of the last layer's hidden states."""

@@ -14,7 +14,8 @@ from cuecraft.backbone.prompt import Prompt
 from cuecraft.backbone.query import Context
 from cuecraft.core.errors import PromptError
 from cuecraft.task import Example, Task
-from cuecraft.task.rendering import Frame, HeadKind, Pieces, Renderer
+from cuecraft.task.frame import Frame
+from cuecraft.task.rendering import HeadKind, Pieces, Renderer
 
 _TOGETHER = 1024  # texts that are embedded together
 

@@ -97,6 +97,8 @@ class Plan:
         sees_past: `[N]` bool, which new tokens see what stands before; None for all.
         change: given a layer's number and the hidden states entering it, returns what enters instead; None for those.
         text: `[b, N]` which new tokens are neither padding nor prompt; None where nothing is pooled.
+        words: `[b, R]` the slot of each word, or `UNREAD` or `CUT` (`cuecraft.task.alignment`); None where slots are no
+            words.
     """
 
     inputs: Tensor
@@ -107,6 +109,7 @@ class Plan:
     sees_past: Tensor | None = None
     change: Callable[[int, Tensor], Tensor] | None = None
     text: Tensor | None = None
+    words: Tensor | None = None
 
 
 def at_slots(slots: Tensor, rows: Sequence[int] | None = None) -> Callable[[Tensor], Tensor]:

@@ -15,7 +15,6 @@ from torch import Tensor
 from cuecraft.artifact import Calibration, Prompt
 from cuecraft.backbone import SequenceBackbone
 from cuecraft.backbone.budget import same_width
-from cuecraft.backbone.columns import class_scores
 from cuecraft.core.seeding import derived_seed, numpy_generator
 from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.evidence import Evidence, Tried, compare_paired
@@ -231,7 +230,8 @@ def untuned_answers(
         for fold in folds:
             train, held = fold.train, own[fold.held_out]
             if is_read_by_head:
-                logits = class_scores(held, objective.fitted_head(own[train], pool.golds.select(train).values))
+                head = objective.fitted_head(own[train], pool.golds.select(train).values)
+                logits = objective.by_head(held, head)
             else:
                 fitted = replace(problem, train=pool.select(train))
                 logits = calibration_of(fitted, prompts[number], kind, own[train]).apply(held)

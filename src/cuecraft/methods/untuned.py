@@ -10,7 +10,6 @@ from torch import Tensor
 from cuecraft.artifact import Calibration, HardPrompt, Prompt
 from cuecraft.artifact.predictor import finite
 from cuecraft.backbone import ClassHead, SequenceBackbone
-from cuecraft.backbone.columns import class_scores
 from cuecraft.core.errors import MethodError
 from cuecraft.core.events import TrainStep
 from cuecraft.methods.candidate import Candidate
@@ -32,7 +31,7 @@ def _scored_start(problem: Problem, token_ids: tuple[int, ...], kind: Calibratio
         features = backbone.features(problem.train.context, prompt)
         head = problem.train.fitted_head(features)
         candidate = calibrated(problem, replace(prompt, head=head), kind)
-        logits = class_scores(features, head)
+        logits = problem.objective.by_head(features, head)
     else:
         logits = finite(backbone.class_logits(problem.train.context, prompt), backbone, problem.task.answers)
         candidate = Candidate(prompt, calibration_of(problem, prompt, kind, logits))

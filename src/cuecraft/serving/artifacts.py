@@ -22,14 +22,11 @@ from cuecraft.task import Decision, Example, Task
 
 def _check_sizes(name: str, artifact: Artifact) -> None:
     """Raise ArtifactError where the parts of an artifact are not for one number of options."""
-    options = artifact.task.answers.size
+    answers = artifact.task.answers
     heads = [prompt.head for prompt in artifact.prompts if prompt.head is not None]
-    sizes = {
-        options,
-        *(len(calibration.bias) for calibration in artifact.calibrations),
-        *(len(part) for head in heads for part in (head.weight, head.bias)),
-    }
-    if sizes != {options}:
+    biases = {len(calibration.bias) for calibration in artifact.calibrations}
+    rows = {len(part) for head in heads for part in (head.weight, head.bias)}
+    if biases != {answers.size} or not rows <= {answers.head_rows}:
         raise ArtifactError(f"prompt {name!r}: its parts are for different numbers of options; tune it again")
 
 

@@ -13,6 +13,7 @@ from cuecraft.core.errors import CuecraftWarning, DataError, PromptError, Templa
 from cuecraft.task import Example, Field, Literal, MaskSlot, PromptSlot, Shot, Task
 from cuecraft.task.answer_ids import AnswerIds
 from cuecraft.task.fitting import Fields, LabelIds, are_longer, beyond_slot, cut_longest
+from cuecraft.task.frame import Frame
 from cuecraft.task.own_options import own_option_ids
 from cuecraft.task.token_text import (
     BYTE_SPACE,
@@ -39,38 +40,16 @@ class Pieces:
         before: ids that stand before the tuned tokens, special tokens included.
         after: ids that stand after them.
         answer: masked LM only: where the mask token stands in ``before + after``.
+        words: where the first token of each word stands there, or `UNREAD` or `CUT`; None where words are not read.
     """
 
     before: tuple[int, ...]
     after: tuple[int, ...]
     answer: int = 0
+    words: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.before) + len(self.after)
-
-
-@dataclass(frozen=True)
-class Frame:
-    """What stands around the fields of a task, the same for every text; the tuned tokens stand in one of its two sides.
-
-    Args:
-        opening: ids before the first field.
-        closing: ids after the last field.
-        is_first: whether the tuned tokens stand in `opening`.
-        at: how many ids of their side stand before the tuned tokens.
-        span: what the fields are written as and what stands between them: ids, or a slot of a field.
-    """
-
-    opening: tuple[int, ...]
-    closing: tuple[int, ...]
-    is_first: bool
-    at: int
-    span: tuple[tuple[int, ...] | Field, ...]
-
-    def inner(self, pieces: Pieces) -> tuple[int, ...]:
-        """Return a text's own ids: those between opening and closing."""
-        ids = pieces.before + pieces.after
-        return ids[len(self.opening) : len(ids) - len(self.closing)]
 
 
 _Slots = list[Literal | Field | MaskSlot]
@@ -291,11 +270,14 @@ class Renderer:
         """Return the pieces of each example, and whether its texts were cut at the end to fit; raises as `render`."""
         capacities = self._capacities(examples)
         rows, rendered = self._field_ids(examples), []
-        for number, (row, capacity) in enumerate(zip(rows, capacities, strict=True), start=1):
+        for number, (own, row, capacity) in enumerate(zip(examples, rows, capacities, strict=True), start=1):
             if not any(row):
                 raise DataError(f"text {number} has no tokens in this backbone's tokenizer; fix or remove it")
-            rendered.append(self._pieces(row if capacity is None else cut_longest(row, capacity)))
+            rendered.append(self._rendered(own, row if capacity is None else cut_longest(row, capacity)))
         return rendered, are_longer(rows, capacities)
+
+    def _rendered(self, example: Example, fields: Fields) -> Pieces:
+        return self._pieces(fields)
 
     def cuts(self, examples: Sequence[Example]) -> list[bool]:
         """Return of each example whether `fitted` cuts its texts; nothing is rendered; raises as `capacity`."""
@@ -440,11 +422,12 @@ class Renderer:
             return []
         columns = []
         for piece in self._fields():
-            texts = [example.fields[piece.name] for example in examples]
-            if piece.prefix:
-                texts = [self.field_prefix(piece) + text.lstrip() for text in texts]
+            texts = [self._written(piece, example.fields[piece.name]) for example in examples]
             columns.append(text_ids(self._text_tokenizer, texts))
         return [list(row) for row in zip(*columns, strict=True)]
+
+    def _written(self, field: Field, text: str) -> str:
+        return self.field_prefix(field) + text.lstrip() if field.prefix else text
 
     def _pieces(self, fields: Fields) -> Pieces:
         answer = 0

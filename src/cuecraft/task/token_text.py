@@ -156,6 +156,18 @@ def text_ids(tokenizer: Any, texts: Sequence[str]) -> list[tuple[int, ...]]:
     return [tuple(ids) for ids in encoded["input_ids"]]
 
 
+def text_places(tokenizer: Any, text: str) -> list[tuple[int, int]]:
+    """Return where each token that `text_ids` gives stands in a text (begin, end), in characters.
+
+    Args:
+        tokenizer: a fast one.
+        text: the text.
+    """
+    options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+    places: list[tuple[int, int]] = tokenizer(text, return_offsets_mapping=True, **options)["offset_mapping"]
+    return places
+
+
 def special_ids(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the ids that a tokenizer puts before and after a text, such as ([CLS], [SEP]) or (<s>, ())."""
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]

@@ -26,7 +26,8 @@ from cuecraft.export.runtime.sessions import Feed, RuntimeOptions, Session, open
 from cuecraft.export.runtime.tokens import FileTokenizer
 from cuecraft.task import Example, Task
 from cuecraft.task.batches import TokenBudget, token_batches
-from cuecraft.task.rendering import Frame, Pieces, Renderer
+from cuecraft.task.frame import Frame
+from cuecraft.task.rendering import Pieces, Renderer
 
 
 class RefusingRenderer(Renderer):

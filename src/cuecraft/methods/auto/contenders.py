@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from cuecraft.backbone import FeatureScale
-from cuecraft.backbone.columns import class_scores
 from cuecraft.core.deadline import WhileTimeLasts
 from cuecraft.methods.auto.starts import Start
 from cuecraft.methods.candidate import Candidate
@@ -188,7 +187,7 @@ def probed(
         parts = []
         for fold in folds:
             head = scaled_head(data.select(fold.train), features[fold.train], inverse_penalty, scale)
-            parts.append(class_scores(features[fold.held_out], head))
+            parts.append(whole.objective.by_head(features[fold.held_out], head))
         return gather(parts, data.golds, folds)
 
     rated = {strength: answers(strength) for strength in inverse_penalties}

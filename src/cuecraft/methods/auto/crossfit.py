@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from cuecraft.backbone import FeatureScale
-from cuecraft.backbone.columns import class_scores
 from cuecraft.core.errors import MethodError
 from cuecraft.core.events import Document
 from cuecraft.core.seeding import derived_seed
@@ -158,7 +157,7 @@ class ByHead(Answering):
                 parts = []
                 for fold, own in zip(ends.folds, features, strict=True):
                     head = ends.pool.select(fold.train).fitted_head(own[fold.train], penalty, FeatureScale.UNIT)
-                    parts.append(class_scores(own[fold.held_out], head))
+                    parts.append(ends.pool.golds.objective.by_head(own[fold.held_out], head))
                 found[Way(share, penalty)] = gather(parts, ends.pool.golds, ends.folds)
         return found
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cuecraft.artifact import Calibration, calibration
 from cuecraft.backbone import ClassHead, FeatureScale
+from cuecraft.backbone.columns import class_scores
 from cuecraft.task import AnswerSpace
 from cuecraft.task.answers import Gold
 
@@ -70,6 +71,14 @@ class Objective(ABC):
         Raises:
             MethodError: the examples are too few for one.
         """
+
+    def by_head(self, features: Tensor, head: ClassHead) -> Tensor:
+        """Return the values `[..., B, O]` that a class head gives for features `[..., B, d]`."""
+        return class_scores(features, head)
+
+    def each_read(self, features: Tensor) -> Tensor:
+        """Return what a class head reads of features, a row `[..., d]` for each time that it answers."""
+        return features
 
     def normalised(self, values: Tensor) -> Tensor:
         """Return values `[..., O]` up to what no answer depends on: log-probabilities (nats), float64."""

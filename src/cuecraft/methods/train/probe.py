@@ -11,7 +11,6 @@ from torch import Tensor
 
 from cuecraft.artifact import HardPrompt, Prompt
 from cuecraft.backbone import ClassHead, FeatureScale, load_backbone
-from cuecraft.backbone.columns import class_scores
 from cuecraft.core.errors import MethodError
 from cuecraft.core.events import TrainStep
 from cuecraft.methods.candidate import Candidate, lent
@@ -96,10 +95,10 @@ def _fit_heads(
             break
         head = scaled_head(problem.train, train, strength)
         candidate = Candidate(prompt.with_head(head), problem.objective.plain(), reader)
-        seen = problem.train.scores(class_scores(train, head)).mean
+        seen = problem.train.scores(problem.objective.by_head(train, head)).mean
         held_out = None
         if problem.dev is not None and dev is not None:
-            held_out = problem.dev.scores(class_scores(dev, head)).mean
+            held_out = problem.dev.scores(problem.objective.by_head(dev, head)).mean
         selection.see(candidate, seen, TrainStep(options.name, step, len(options.inverse_penalties)), held_out)
 
 
@@ -110,14 +109,14 @@ def scaled_head(
 
     Args:
         data: the examples.
-        features: `[B, d]` of them.
+        features: `[B, d]` of them, or `[B, R, d]` of their words.
         inverse_penalty: scikit-learn's C.
         scale: what becomes of the features before.
 
     Raises:
         MethodError: the features are all zero, or a class has no example.
     """
-    unit = float(features.square().mean().sqrt())
+    unit = float(data.golds.objective.each_read(features).square().mean().sqrt())
     if not unit > 0:
         raise MethodError("the features for a class head are all zero; use another model")
     head = data.fitted_head(features / unit, inverse_penalty, scale)

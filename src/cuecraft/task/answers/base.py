@@ -97,6 +97,8 @@ class AnswerSpace(ABC):
     columns: ClassVar[tuple[str, ...]] = ("label",)
     #: Whether rows bring options of their own, in a column that is no text.
     brings_options: ClassVar[bool] = False
+    #: Where a text is read: at its answer slot, or at each of its words, by a class head. See `tokens`.
+    at: ClassVar[Literal["answer", "words"]] = "answer"
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     @classmethod
@@ -226,6 +228,11 @@ class AnswerSpace(ABC):
         return len(self.options)
 
     @property
+    def head_rows(self) -> int:
+        """Rows of a class head: the options that all examples share."""
+        return self.size
+
+    @property
     def fewest(self) -> int:
         """Examples that are read at least, however short the time: two of each option."""
         return 2 * max(1, self.size)
@@ -242,6 +249,14 @@ class AnswerSpace(ABC):
             MethodError: not exactly one of the options that all examples share is right.
         """
         raise MethodError(f"this needs texts of which each has one label; answers of kind {self.kind} have none")
+
+    def field_of(self, names: Sequence[str]) -> str:
+        """Return the field at whose words texts are read, of several by name; only where `at` is "words".
+
+        Raises:
+            DataError: it is not among them.
+        """
+        raise MethodError(f"answers of kind {self.kind} are not read at words")
 
     def written(self, example: Example, gold: Gold) -> str:
         """Return an answer as an example in front of a text writes it.
