@@ -13,6 +13,8 @@ OBJECTIVES: Registry[Objective] = Registry(
     {
         "labels": "cuecraft.methods.objectives.labels:LabelObjective",
         "choices": "cuecraft.methods.objectives.choices:ChoiceObjective",
+        "multilabel": "cuecraft.methods.objectives.multilabel:MultilabelObjective",
+        "ordinal": "cuecraft.methods.objectives.ordinal:OrdinalObjective",
     }
 )
 

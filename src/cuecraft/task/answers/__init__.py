@@ -30,7 +30,12 @@ __all__ = [
 
 #: Answer spaces by kind; `cuecraft.methods.objectives.OBJECTIVES` has what methods minimise on each.
 ANSWERS: Registry[AnswerSpace] = Registry(
-    {"labels": "cuecraft.task.answers.labels:Verbalizer", "choices": "cuecraft.task.answers.choices:Choices"}
+    {
+        "labels": "cuecraft.task.answers.labels:Verbalizer",
+        "choices": "cuecraft.task.answers.choices:Choices",
+        "multilabel": "cuecraft.task.answers.multilabel:Multilabel",
+        "ordinal": "cuecraft.task.answers.ordinal:Ordinal",
+    }
 )
 
 
