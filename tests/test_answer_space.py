@@ -25,6 +25,8 @@ from cuecraft.task import AnswerSpace, Decision, Task, Template, Verbalizer
 from cuecraft.task.alignment import words_of
 from cuecraft.task.answers import ANSWERS, answer_space, answers_document
 from cuecraft.task.answers.choices import Choices
+from cuecraft.task.answers.multilabel import Multilabel
+from cuecraft.task.answers.ordinal import Ordinal
 from cuecraft.task.answers.tokens import TokenLabels
 from serving import answered
 from test_docs import of_page
@@ -41,6 +43,14 @@ CASES = {
         ("yes", "no", "so-so", "yes", "no", "no", "yes", "so-so"),
     ),
     "choices": lambda: (Choices("token"), (0, 1, 2, 0, 1, 1, 0, 2)),
+    "multilabel": lambda: (
+        Multilabel(("bad", "cold", "joy"), (("bad",), ("dull", "cold"), ("great",)), (1, 2, 3), (0.5, 0.3, 0.6)),
+        (("bad",), ("cold",), ("bad", "joy"), (), ("bad",), ("cold", "joy"), ("joy",), ("bad", "cold")),
+    ),
+    "ordinal": lambda: (
+        Ordinal((1.0, 2.0, 4.0), (("bad",), ("dull", "cold"), ("great",)), 0.7, 0.25),
+        (4.0, 1.0, 2.5, 4.0, 1.0, 1.0, 3.5, 2.0),
+    ),
     "ratings": lambda: (
         ANSWERS["ratings"](("bad", "dull", "great"), (1.0, 2.0, 4.0)),
         (4.0, 1.0, 2.0, 4.0, 1.0, 1.0, 4.0, 2.0),
@@ -337,8 +347,8 @@ def test_it_is_tuned_saved_loaded_and_served_as_it_predicts(case, reader, tmp_pa
     artifact = make_artifact(problem, outcome, method)
     artifact.save(tmp_path / "own")
     loaded = load_artifact(tmp_path / "own")
-    assert loaded.task == task
-    own = task.examples(rows)
+    assert loaded.task.undecided == task.undecided
+    space, own = loaded.task.answers, task.examples(rows)
     predictor = Predictor.of(loaded, backbone)
     decisions = predictor.decide(own)
     assert space.measure(decisions, [example.gold for example in own])[space.primary] == pytest.approx(
@@ -366,10 +376,11 @@ def test_it_is_tuned_saved_loaded_and_served_as_it_predicts(case, reader, tmp_pa
     assert shelf.get("own").describe()["classes"] == list(space.classes)
 
 
-@pytest.mark.parametrize("kind", ["ratings", "sets"])
+@pytest.mark.parametrize("kind", ["ratings", "sets", "multilabel", "ordinal"])
 @pytest.mark.parametrize("method", ["autoprompt", "linear-probe", "zero-shot"])
 def test_methods_of_other_families_take_answers_that_they_do_not_know(method, kind, request, causal):
-    request.getfixturevalue(kind)
+    if kind not in ANSWERS:
+        request.getfixturevalue(kind)
     space, labels = CASES[kind]()
     options = {"autoprompt": {"steps": 2, "candidates": 4}}.get(method, {})
     problem = make_problem(causal, Task(Template(TEMPLATE), space), records(labels), records(labels))
@@ -377,9 +388,10 @@ def test_methods_of_other_families_take_answers_that_they_do_not_know(method, ki
     assert f"train_{space.primary}" in found.trace[0]
 
 
-@pytest.mark.parametrize("kind", ["ratings", "sets"])
+@pytest.mark.parametrize("kind", ["ratings", "sets", "multilabel", "ordinal"])
 def test_auto_chooses_by_the_score_of_the_space(kind, request, causal):
-    request.getfixturevalue(kind)
+    if kind not in ANSWERS:
+        request.getfixturevalue(kind)
     space, labels = CASES[kind]()
     problem = make_problem(causal, Task(Template(TEMPLATE), space), records(labels), records(labels))
     outcome = make_method("auto", {"preset": "fast", "chat": "keep"}).fit(problem)

@@ -152,8 +152,8 @@ def check_report(html, document):
     assert references <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
     assert not re.search(r"<script|<link|@import|\bsrc=|url\((?!#)", html)
     figures = re.findall(r"<svg .*?</svg>", html, re.DOTALL)
-    # Accuracy and time, a confusion matrix each, curves and search of two methods and one, words of one at most.
-    assert 2 + 4 + 2 + 1 <= len(figures) <= 2 + 4 + 2 + 2
+    # Accuracy and time, confusion and reliability of each, curves of two methods, a search, words of one at most.
+    assert 2 + 4 + 4 + 2 + 1 <= len(figures) <= 2 + 4 + 4 + 2 + 2
     for svg in figures:
         assert re.match(r'<svg role="img" aria-label="[^"]{20,}"', svg)
         assert "<text" in svg

@@ -135,6 +135,12 @@ class Predictor:
         return self.members[0].task
 
     @property
+    def answers(self) -> AnswerSpace:
+        """The answer space of the first member, with the mean of what members' decisions take from held-out answers."""
+        first, *others = (member.task.answers for member in self.members)
+        return first.joined(others)
+
+    @property
     def classes_(self) -> np.ndarray:
         """The options that all texts share, `[O]`, as the user's data has them."""
         return np.array(self.task.answers.classes)
@@ -154,7 +160,7 @@ class Predictor:
         """
         together: dict[tuple[int, Task], list[Member]] = {}
         for member in self.members:
-            together.setdefault((id(member.backbone), member.task), []).append(member)
+            together.setdefault((id(member.backbone), member.task.undecided), []).append(member)
         read: dict[int, list[Tensor]] = {id(member): [] for member in self.members}
         for start in range(0, len(examples), FRESH):
             chunk = examples[start : start + FRESH]
@@ -184,7 +190,7 @@ class Predictor:
         self, examples: Sequence[Example], report: Callable[[Event], None] = lambda event: None
     ) -> list[Decision]:
         """Return the answers `[B]` to texts; arguments and errors as for `probabilities`."""
-        return self.task.answers.decide(self.probabilities(examples, report), examples) if examples else []
+        return self.answers.decide(self.probabilities(examples, report), examples) if examples else []
 
     def examples(self, texts: Texts) -> list[Example]:
         """Return texts as examples: strings, or mappings from field to string."""

@@ -8,7 +8,7 @@ before its output embedding (transform, norm) or after it (soft-capping, scaling
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -85,7 +85,19 @@ def columns_of(model: Any, query: Query, head: ClassHead | None) -> Columns:
         found = option_columns(embedding, query.options, "siblings" if query.norm == "siblings" else "row")
     if found.beginnings and query.norm != "siblings" and any(getattr(model.config, name, None) for name in _RESCALING):
         raise LabelWordError("this backbone rescales its logits; give label words of one token each")
-    return found
+    return levelled(found, query.level)
+
+
+def levelled(columns: Columns, level: Literal["any", "mean"]) -> Columns:
+    """Return columns whose scores `[K, B, O]` are relative to their mean over the options, where `level` says so."""
+    if level == "any":
+        return columns
+
+    def scores(logits: Tensor, kept: Any) -> Tensor:
+        found = columns.scores(logits, kept)
+        return found - found.mean(-1, keepdim=True)
+
+    return replace(columns, scores=scores)
 
 
 def class_scores(features: Tensor, head: ClassHead) -> Tensor:

@@ -35,17 +35,20 @@ class Query:
             for the log-probabilities of options of one word each; `token` for the mean log-probability (nats) of a
             word's tokens.
         own: `[B]` options of each text, where texts bring their own; None for `options`.
+        level: `mean` for scores of label words less their mean over the options, `any` for any constant of the row.
     """
 
     read: Literal["options", "features", "vocabulary"]
     options: LabelIds = ()
     norm: Literal["row", "siblings", "vocabulary", "token"] = "row"
     own: tuple[LabelIds, ...] | None = None
+    level: Literal["any", "mean"] = "any"
 
     @classmethod
     def for_task(cls, renderer: Renderer) -> Self:
         """Return the query for scores of the options that all texts of a task share."""
-        return cls("options", renderer.label_ids, renderer.task.norm or renderer.task.answers.norm)
+        answers = renderer.task.answers
+        return cls("options", renderer.label_ids, renderer.task.norm or answers.norm, level=answers.level)
 
     def of(self, rows: Sequence[int]) -> Query:
         """Return the query to some of the texts."""

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from cuecraft.artifact import Calibration
 from cuecraft.backbone import AnyBackbone, CausalBackbone, MaskedBackbone, ReadyPrompt
-from cuecraft.backbone.columns import Columns, feature_columns, option_columns
+from cuecraft.backbone.columns import Columns, feature_columns, levelled, option_columns
 from cuecraft.backbone.hosted import known_ids
 from cuecraft.backbone.plan import Past, Plan
 from cuecraft.core.errors import ExportError
@@ -74,15 +74,16 @@ def _columns(backbone: AnyBackbone, ready: ReadyPrompt) -> Columns:
     """Return what is read; of label words of one token with their rows alone, so that a graph need not hold others."""
     if ready.head is not None:
         return feature_columns(ready.head)
-    options = ready.renderer.label_ids
+    options, task = ready.renderer.label_ids, ready.renderer.task
     if beyond_slot(options):  # these may be normalised over the whole vocabulary
-        return option_columns(backbone.model.get_output_embeddings(), options, ready.renderer.task.norm or "row")
+        found = option_columns(backbone.model.get_output_embeddings(), options, task.norm or "row")
+        return levelled(found, task.answers.level)
     tokens = sorted({token for words in options for (token,) in words})
     places = {token: place for place, token in enumerate(tokens)}
     embedding = backbone.model.get_output_embeddings()
     weight, bias = (None if own is None else own[tokens].clone() for own in (embedding.weight, embedding.bias))
     numbered = tuple(tuple((places[token],) for (token,) in words) for words in options)
-    return option_columns(SimpleNamespace(weight=weight, bias=bias), numbered)
+    return levelled(option_columns(SimpleNamespace(weight=weight, bias=bias), numbered), task.answers.level)
 
 
 def _offset_rows(offsets: Tensor, before: int, after: int) -> Tensor:

@@ -7,14 +7,18 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from cuecraft.artifact import Artifact, Sharing, StoredWeights
 from cuecraft.backbone import AnyBackbone
 from cuecraft.backbone.weights import TunedWeights
 from cuecraft.core.errors import CuecraftWarning, named
 from cuecraft.methods.candidate import Candidate
+from cuecraft.methods.objectives import objective_of
 from cuecraft.methods.problem import Method, OtherTask, Outcome, Problem, score
 from cuecraft.methods.train.multitask import MultitaskTuning
 from cuecraft.methods.train.probe import SentenceEncoder
+from cuecraft.task import AnswerSpace
 
 _CUT = (
     "the time limit ended before the untuned prompt was calibrated: it ships uncalibrated, or with a class head of one "
@@ -40,12 +44,14 @@ def make_artifact(
     if isinstance(reader, OtherTask):
         backbone, task = reader.backbone, reader.task
     parts = {"train": problem.train} | ({"dev": problem.dev} if problem.dev and outcome.held_out is None else {})
-    known, primary = {"dev": outcome.dev}, task.answers.primary
+    answers = decided_answers(problem, outcome, task.answers)
+    task = replace(task, answers=answers)
+    known, primary = {"dev": outcome.dev if answers == answers.undecided else None}, answers.primary
     metrics = {}
     for name, part in parts.items():
         with problem.in_time():
             if part.golds.are_known:
-                found = known.get(name) or score(problem.backbone, outcome.best, part)
+                found = known.get(name) or score(problem.backbone, outcome.best, part.decided_by(answers))
                 metrics[f"{name}_{primary}"] = found.primary
     if outcome.best.is_cut:
         warnings.warn(_CUT, CuecraftWarning, stacklevel=2)
@@ -71,6 +77,28 @@ def make_artifact(
         sharing=sharing if outcome.is_tuned else None,
         others=outcome.best.others,
     )
+
+
+@torch.no_grad()
+def decided_answers(problem: Problem, outcome: Outcome, answers: AnswerSpace) -> AnswerSpace:
+    """Return an answer space with what its decisions take from held-out answers of an outcome's best candidate.
+
+    They are those that the method had of its own, or the answers to the dev set. Without either, or without time, the
+    answer space stays as it is.
+
+    Args:
+        problem: the problem.
+        outcome: of a method on it.
+        answers: of the task in which the candidate's texts are written.
+    """
+    if outcome.answers is not None:
+        return outcome.answers
+    dev, found = problem.dev, answers
+    if answers.fits_decisions and dev is not None and dev.golds.are_known:
+        with problem.in_time():
+            values = outcome.best.logits(problem.backbone, dev.context)
+            found = objective_of(answers).decided(values, dev.golds.values)
+    return found
 
 
 def answering_model(backbone: AnyBackbone, best: Candidate) -> AnyBackbone:

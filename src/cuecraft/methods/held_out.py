@@ -22,7 +22,7 @@ from cuecraft.methods.objectives import Golds, Score, Scores
 from cuecraft.methods.problem import CalibrationKind, Labelled, Problem
 from cuecraft.methods.search.halving import halving_rounds
 from cuecraft.methods.untuned import calibration_of
-from cuecraft.task import Example
+from cuecraft.task import AnswerSpace, Example
 
 _RECALIBRATION_FOLDS = 16
 
@@ -116,11 +116,14 @@ class HeldOut:
         values: `[n, O]` calibrated values as `Objective.normalised` gives them: log-probabilities (nats) of labels.
         golds: `[n]` right answers.
         sizes: how many of them each fold has, in order.
+        primary: `[n]` primary scores of decisions that were fitted to other answers (`Objective.decided`); None for
+            those of the values as they are.
     """
 
     values: Tensor
     golds: Golds
     sizes: tuple[int, ...]
+    primary: Tensor | None = None
 
     @classmethod
     def of(cls, parts: Sequence[Tensor], golds: Golds, folds: Sequence[Fold]) -> HeldOut:
@@ -137,7 +140,8 @@ class HeldOut:
     @property
     def scores(self) -> Scores:
         """How good each answer is."""
-        return self.golds.scores(self.values)
+        found = self.golds.scores(self.values)
+        return found if self.primary is None else replace(found, primary=self.primary)
 
     @property
     def score(self) -> Score:
@@ -167,7 +171,25 @@ class HeldOut:
         for learnt, held in stratified_folds(self.golds.strata, _RECALIBRATION_FOLDS, seed):
             temperature = self.golds.select(learnt).tempered(self.values[learnt])
             found[held] = objective.normalised(temperature.apply(self.values[held]))
-        return replace(self, values=found)
+        return replace(self, values=found, primary=None).cross_decided(seed)
+
+    def cross_decided(self, seed: int) -> HeldOut:
+        """Return the answers with what decisions take from others of them, every few by all others.
+
+        The loss has no part in decisions. Where they take nothing, these are the same answers.
+        """
+        if not self.golds.objective.answers.fits_decisions:
+            return self
+        primary = self.golds.scores(self.values).primary.clone()
+        for learnt, held in stratified_folds(self.golds.strata, _RECALIBRATION_FOLDS, seed):
+            decided = self.golds.select(learnt).decided(self.values[learnt]).objective
+            primary[held] = decided.scores(self.values[held], self.golds.select(held).values)
+        return replace(self, primary=primary)
+
+    @property
+    def decided(self) -> AnswerSpace:
+        """The answer space with what its decisions take from all of the answers (`Objective.decided`)."""
+        return self.golds.objective.decided(self.values, self.golds.values)
 
     def calibration(self) -> Calibration:
         """Return the temperature fitted to all of the answers."""

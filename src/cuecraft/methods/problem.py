@@ -27,7 +27,7 @@ from cuecraft.core.options import Options
 from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.evidence import Tried, Verdict
 from cuecraft.methods.objectives import Golds, Objective, Score, Scores, objective_of
-from cuecraft.task import Example, Task
+from cuecraft.task import AnswerSpace, Example, Task
 
 
 class CalibrationKind(StrEnum):
@@ -70,6 +70,10 @@ class Labelled:
     ) -> ClassHead:
         """Return the class head fitted to features `[B, d]`; arguments and errors as for `Objective.fitted_head`."""
         return self.golds.objective.fitted_head(features, self.golds.values, inverse_penalty, self.weights, scale)
+
+    def decided_by(self, answers: AnswerSpace) -> Labelled:
+        """Return the same examples, whose answers are scored as an answer space of the same options decides."""
+        return replace(self, golds=replace(self.golds, objective=objective_of(answers)))
 
     def select(self, rows: list[int]) -> Labelled:
         """Return some of the examples."""
@@ -205,6 +209,8 @@ class Outcome:
         verdict: why this prompt ships and not the other, of a method that compares them on held-out examples.
         tried: what such a method tried, the best first.
         dev: the score on the dev set, of a method that chooses by it, where there was time for one.
+        answers: the answer space with what its decisions take from held-out answers, of a method that has such of its
+            own (`Objective.decided`).
     """
 
     start: Candidate
@@ -215,6 +221,7 @@ class Outcome:
     verdict: Verdict | None = None
     tried: tuple[Tried, ...] = ()
     dev: Score | None = None
+    answers: AnswerSpace | None = None
 
     @property
     def is_tuned(self) -> bool:

@@ -233,6 +233,8 @@ class CompareJob(Job):
         for row in document.rows:
             if row.accuracy is not None and row.macro_f1 is not None:
                 metrics |= {f"{row.name}.test_accuracy": row.accuracy.mean, f"{row.name}.macro_f1": row.macro_f1.mean}
+            else:
+                metrics |= {f"{row.name}.test_{name}": own.mean for name, own in row.measures.items()}
         return Result(metrics, self.stored(), document.backbone)
 
     def stored(self) -> dict[str, str]:

@@ -58,7 +58,7 @@ class ListedPrompt:
         if not artifacts:
             raise ArtifactError(f"prompt {name!r} has no artifact; give one")
         first = artifacts[0]
-        if any(own.task != first.task for own in artifacts):
+        if any(own.task.undecided != first.task.undecided for own in artifacts):
             raise ArtifactError(
                 f"prompt {name!r}: an ensemble needs one template, the same examples in it and one "
                 "set of classes for all"
@@ -124,7 +124,7 @@ class ServedPrompt(ListedPrompt):
 
     def decided(self, logits: Sequence[Tensor], example: Example) -> Decision:
         """Return the answer to a text, given logits `[O]` of each member."""
-        (found,) = self.task.answers.decide(self.predictor.mixed(logits)[None], [example])
+        (found,) = self.predictor.answers.decide(self.predictor.mixed(logits)[None], [example])
         return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -102,6 +102,12 @@ class Task:
     def has_labels(self) -> bool:
         """Whether the answers are classes with label words."""
         return isinstance(self.answers, Verbalizer)
+
+    @property
+    def undecided(self) -> Task:
+        """The same task without what decisions take from held-out answers; texts are written and read alike."""
+        answers = self.answers.undecided
+        return self if answers is self.answers else replace(self, answers=answers)
 
     @property
     def verbalizer(self) -> Verbalizer:

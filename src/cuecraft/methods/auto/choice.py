@@ -41,6 +41,7 @@ from cuecraft.methods.objectives import Score
 from cuecraft.methods.problem import CalibrationKind, Method, Outcome, Problem, ReadingLimit, held_out_step, note
 from cuecraft.methods.search.space import filled_ids
 from cuecraft.methods.untuned import untuned_prompt
+from cuecraft.task import AnswerSpace
 from cuecraft.task.answers.words import default_word
 
 _READING = 0.25  # of the time limit
@@ -153,7 +154,8 @@ class _Choice:
         if not self.contenders:
             ended = "nothing was finished within the time limit"
             reason = ended if self.problem.out_of_time() or self.refusal is None else self.refusal
-            return self._untuned_ships(untuned, Verdict("untuned", reason), untrained.best.score, untrained.tried)
+            verdict, found = Verdict("untuned", reason), untrained.best
+            return self._untuned_ships(untuned, verdict, found.score, untrained.tried, found.decided)
         return self._judged(untuned, untrained)
 
     def _searches_words(self) -> bool:
@@ -302,14 +304,15 @@ class _Choice:
                 words = chosen.words()
             if found is not None:
                 held_out = Score(evidence.loss, evidence.accuracy, evidence.measure)
-                return self._outcome(untuned, found, self._verdict(evidence, untrained, tried), held_out, words, tried)
+                verdict, answers = self._verdict(evidence, untrained, tried), chosen.answers(seed).decided
+                return self._outcome(untuned, found, verdict, held_out, words, tried, answers)
         _, evidence = (better or compared)[0]
         verdict = self._verdict(evidence, untrained, tried)
         if better:
             reason = "the time limit ended before what was better was made on all examples, so the untuned prompt ships"
             verdict = Verdict("untuned", reason, evidence)
         before = Score(evidence.untuned_loss, evidence.untuned_accuracy, evidence.measure)
-        return self._untuned_ships(untuned, verdict, before, tried)
+        return self._untuned_ships(untuned, verdict, before, tried, untrained.best.decided)
 
     def _verdict(self, evidence: Evidence, untrained: Untrained, tried: Sequence[Tried]) -> Verdict:
         complete = [row.accuracy for row in tried if row.rows == len(self.pool)]
@@ -317,9 +320,14 @@ class _Choice:
         return judge(evidence, untrained.accuracies, best, self.options.margin, len(self.contenders))
 
     def _untuned_ships(
-        self, untuned: Candidate, verdict: Verdict, held_out: Score | None, tried: Sequence[Tried]
+        self,
+        untuned: Candidate,
+        verdict: Verdict,
+        held_out: Score | None,
+        tried: Sequence[Tried],
+        answers: AnswerSpace | None = None,
     ) -> Outcome:
-        return self._outcome(untuned, untuned, verdict, held_out, None, tried)
+        return self._outcome(untuned, untuned, verdict, held_out, None, tried, answers)
 
     def _outcome(
         self,
@@ -329,7 +337,11 @@ class _Choice:
         held_out: Score | None,
         words: Candidate | None,
         tried: Sequence[Tried],
+        answers: AnswerSpace | None,
     ) -> Outcome:
         self._note(Decided("verdict", verdict=verdict))
         ranked = tuple(sorted(tried, key=lambda row: (-row.rows, row.loss)))
-        return Outcome(untuned, best, self.trace, words, held_out, verdict, ranked)
+        has_own = answers is not None and answers.fits_decisions
+        return Outcome(
+            untuned, best, self.trace, words, held_out, verdict, ranked, answers=answers if has_own else None
+        )

@@ -212,7 +212,8 @@ class Together(Contender):
         shares = torch.tensor([float(part.members) for part in parts], dtype=torch.float64)
         first, values = parts[0].held_out, torch.stack([part.answers(seed).values for part in parts])
         name = "together: " + "; ".join(part.name for part in parts)
-        return cls(name, replace(first, values=first.golds.objective.mixed(values, shares)), 0.0, parts)
+        joined = replace(first, values=first.golds.objective.mixed(values, shares)).cross_decided(seed)
+        return cls(name, joined, 0.0, parts)
 
     @property
     def members(self) -> int:

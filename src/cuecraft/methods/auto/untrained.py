@@ -102,7 +102,8 @@ class Untrained:
             kinds = {name: kind for name, kind in _CALIBRATIONS.items() if kind in known}
         else:
             kinds = {"untuned, its class head fitted": CalibrationKind.NONE}
-        self._answers = {name: answers(0, kind) for name, kind in kinds.items()}
+        seed = self._problem.seed
+        self._answers = {name: answers(0, kind).cross_decided(seed) for name, kind in kinds.items()}
         seconds = (time.perf_counter() - begun) / len(self._answers)
         for name, found in self._answers.items():
             self._note(name, found, seconds)

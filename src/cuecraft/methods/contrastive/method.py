@@ -117,6 +117,7 @@ class _Choice:
             begun = time.perf_counter()
             prompt = HardPrompt(self.problem.initial_ids)
             before = untuned_answers(self.problem, self.pool, [prompt], self.folds)(0, self.kind)
+            before = before.cross_decided(self.problem.seed)
             seconds = time.perf_counter() - begun
             self._note("untuned", before)
         if before is None:
@@ -171,14 +172,15 @@ class _Choice:
             if found is not None:
                 held_out = Score(evidence.loss, evidence.accuracy, evidence.measure)
                 verdict = self._verdict(evidence, plain.primary, tried)
-                return Outcome(untuned, found, self.trace, None, held_out, verdict, tuple(tried))
+                answers = chosen.answers(seed).decided
+                return Outcome(untuned, found, self.trace, None, held_out, verdict, tuple(tried), answers=answers)
         if not compared:
             verdict = Verdict("untuned", "nothing was finished within the time limit")
         else:
             verdict = self._verdict(compared[0][1], plain.primary, tried)
             if verdict.ships == "tuned":
                 verdict = Verdict("untuned", "the time limit ended before what was better was made", compared[0][1])
-        return Outcome(untuned, untuned, self.trace, None, base.score, verdict, tuple(tried))
+        return Outcome(untuned, untuned, self.trace, None, base.score, verdict, tuple(tried), answers=before.decided)
 
     def _verdict(self, evidence: Evidence, untuned: float, tried: Sequence[Tried]) -> Verdict:
         best = max(row.accuracy for row in tried)

@@ -3,7 +3,8 @@
     loss_i = - 1 / |P(i)|  sum_{p in P(i)}  log  exp(z_i z_p / t) / sum_{a != i} exp(z_i z_a / t)
 
 `z` are features of unit length, `P(i)` the other texts of the batch with the class of text i, `t` the temperature
-(Khosla et al., NeurIPS 2020, arXiv 2004.11362, equation 2).
+(Khosla et al., NeurIPS 2020, arXiv 2004.11362, equation 2). Of sets of labels `P(i)` are the other texts that share a
+label, and each counts by how alike the sets are (Jaccard) in place of 1.
 """
 
 from __future__ import annotations
@@ -31,22 +32,30 @@ def contrastive_losses(features: Tensor, labels: Tensor, temperature: float) -> 
 
     Args:
         features: `[B, d]`, of any length but zero.
-        labels: `[B]` class numbers.
+        labels: `[B]` class numbers, or how alike the answers of any two texts are `[B, B]`, 0 to 1.
         temperature: by which cosines are divided; the smaller, the more the nearest texts of other classes count.
     """
     similarities = _similarities(features) / temperature
-    same = labels[:, None] == labels[None]
-    same.fill_diagonal_(False)
+    weights = _alike(labels).to(similarities, copy=True).fill_diagonal_(0.0)
     log_shares = similarities.log_softmax(1)  # a text itself has share zero
-    kin = same.sum(1)
-    losses = -log_shares.masked_fill(~same, 0.0).sum(1) / kin.clamp_min(1)
+    kin = weights.sum(1)
+    losses = -(log_shares.masked_fill(weights == 0, 0.0) * weights).sum(1) / torch.where(kin > 0, kin, 1.0)
     return losses.masked_fill(kin == 0, torch.nan)
 
 
 @torch.no_grad()
 def nearest_is_alike(features: Tensor, labels: Tensor) -> Tensor:
-    """Return for each text of a batch `[B]` whether the text nearest to it has its class."""
-    return labels[_similarities(features).argmax(1)] == labels
+    """Return for each text of a batch `[B]` how alike the text nearest to it is: of labels, whether it has its class.
+
+    Arguments as for `contrastive_losses`.
+    """
+    nearest = _similarities(features).argmax(1, keepdim=True)
+    return _alike(labels).gather(1, nearest)[:, 0]
+
+
+def _alike(labels: Tensor) -> Tensor:
+    """Return how alike the answers of any two texts are `[B, B]`, given that or class numbers `[B]`."""
+    return labels if labels.ndim == 2 else labels[:, None] == labels[None]
 
 
 def _similarities(features: Tensor) -> Tensor:
@@ -71,7 +80,7 @@ class Contrast(Criterion):
         """Return a balanced batch of each part for each step."""
         batches: list[Step] = []
         for number, (part, order) in enumerate(zip(parts, orders, strict=True)):
-            drawn = balanced_batches(part.problem.train.labels.tolist(), size, order)
+            drawn = balanced_batches(part.problem.train.golds.strata, size, order)
             batches.append([(number, rows) for rows in drawn])
         return side_by_side(batches)
 
@@ -91,9 +100,10 @@ class Contrast(Criterion):
         """Return the score of batches that are drawn for this alone."""
         problem = part.problem
         features = features_of(problem.backbone, candidate, problem.train)
-        labels, order = problem.train.labels, torch_generator(problem.seed, "first")
-        batches = balanced_batches(labels.tolist(), size, order)
-        return self.seen(torch.cat([self._found(features[rows], labels[rows])[1] for rows in batches]), problem.train)
+        golds, order = problem.train.golds, torch_generator(problem.seed, "first")
+        batches = balanced_batches(golds.strata, size, order)
+        found = [self._found(features[rows], golds.select(rows).alike)[1] for rows in batches]
+        return self.seen(torch.cat(found), problem.train)
 
     def _loss(self, features: Tensor, batch: Labelled) -> tuple[Tensor, Tensor]:
         """Return the mean loss by the texts' weights, and what `take` gives.
@@ -101,16 +111,16 @@ class Contrast(Criterion):
         Raises:
             MethodError: no two texts have one class.
         """
-        losses, found = self._found(features, batch.labels)
+        losses, found = self._found(features, batch.golds.alike)
         paired = losses.isfinite()
         if not bool(paired.any()):
             raise MethodError("the contrastive loss needs two texts of a class at least; give more")
         weights = torch.ones_like(losses) if batch.weights is None else batch.weights.to(losses)
         return (losses * weights)[paired].sum() / weights[paired].sum(), found
 
-    def _found(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        losses = contrastive_losses(features, labels, self.temperature)
-        return losses, torch.stack([losses.detach(), nearest_is_alike(features, labels).to(losses)], dim=1)
+    def _found(self, features: Tensor, alike: Tensor) -> tuple[Tensor, Tensor]:
+        losses = contrastive_losses(features, alike, self.temperature)
+        return losses, torch.stack([losses.detach(), nearest_is_alike(features, alike).to(losses)], dim=1)
 
 
 def balanced_batches(labels: Sequence[int], size: int, order: torch.Generator) -> list[list[int]]:

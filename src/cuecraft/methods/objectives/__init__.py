@@ -14,6 +14,8 @@ OBJECTIVES: Registry[Objective] = Registry(
         "labels": "cuecraft.methods.objectives.labels:LabelObjective",
         "choices": "cuecraft.methods.objectives.choices:ChoiceObjective",
         "tokens": "cuecraft.methods.objectives.tokens:TokenObjective",
+        "multilabel": "cuecraft.methods.objectives.multilabel:MultilabelObjective",
+        "ordinal": "cuecraft.methods.objectives.ordinal:OrdinalObjective",
     }
 )
 

@@ -100,6 +100,22 @@ class Objective(ABC):
         """Return the calibration after which mean answers are uniform over the options; no right answer is used."""
         return calibration.batch(values)
 
+    def alike(self, golds: Sequence[Gold]) -> Tensor:
+        """Return how alike the right answers of any two texts are `[B, B]`, 0 to 1; by default whether it is one class.
+
+        Raises:
+            MethodError: answers of this kind cannot be compared.
+        """
+        numbers = torch.tensor(self.answers.class_numbers(golds))
+        return (numbers[:, None] == numbers[None]).float()
+
+    def decided(self, values: Tensor, golds: Sequence[Gold]) -> AnswerSpace:
+        """Return the answer space with what its decisions take from right answers of held-out values `[B, O]`.
+
+        Thresholds of sets, the margin of intervals; by default nothing (`AnswerSpace.fits_decisions`).
+        """
+        return self.answers
+
     def plain(self) -> Calibration:
         """Return the calibration that changes nothing."""
         return Calibration.none(self.answers.size)
@@ -198,6 +214,11 @@ class Golds:
         """Class numbers `[B]`, -1 where none is known; raises MethodError where answers are not one class each."""
         return torch.tensor(self.objective.answers.class_numbers(self.values), dtype=torch.long, device=self.device)
 
+    @property
+    def alike(self) -> Tensor:
+        """How alike the answers of any two texts are `[B, B]`; raises as `Objective.alike`."""
+        return self.objective.alike(self.values).to(self.device)
+
     def select(self, rows: Sequence[int]) -> Golds:
         """Return those of some of the examples."""
         return Golds(self.objective, tuple(self.values[row] for row in rows), self.device)
@@ -224,3 +245,8 @@ class Golds:
     def tempered(self, values: Tensor) -> Calibration:
         """Return the temperature fitted to these of values `[B, O]`."""
         return self.objective.tempered(values, self.values)
+
+    def decided(self, values: Tensor) -> Golds:
+        """Return these of the answer space whose decisions are fitted to values `[B, O]` (`Objective.decided`)."""
+        answers = self.objective.decided(values, self.values)
+        return replace(self, objective=type(self.objective)(answers))

@@ -13,7 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import ValidationError
 
 from cuecraft.artifact import with_others
@@ -28,6 +27,7 @@ from cuecraft.methods import METHODS, make_method
 from cuecraft.methods.candidate import Candidate, fresh_logits
 from cuecraft.methods.prepare import data_entry, make_problem, make_task
 from cuecraft.methods.problem import Labelled, Problem, label_context
+from cuecraft.study.compare.answers import answer_entries, class_truth
 from cuecraft.study.compare.config import CompareConfig, Contender, Splits, contenders, read_splits, with_references
 from cuecraft.study.compare.report import best_name, make_rows, nearest_words, render_report, untuned_name
 from cuecraft.study.compare.schema import (
@@ -43,9 +43,9 @@ from cuecraft.study.compare.schema import (
     Step,
     TaskEntry,
 )
-from cuecraft.study.compare.statistics import macro_f1
 from cuecraft.study.compare.trial import Speed, Trial, answer_speed, repeat_trial, run_trial
-from cuecraft.task import Task
+from cuecraft.task import Task, Verbalizer
+from cuecraft.task.answers import answers_document
 from cuecraft.task.answers.labels import LabelOptions
 
 DOCUMENT, REPORT = "compare.json", "report.html"
@@ -281,7 +281,6 @@ class _Run:
             repeat = repeat_trial(trial, again)
         best = trial.outcome.best
         speed = self._speed(best)
-        truth = test.labels.cpu().numpy()
         words, tokenizer = trial.outcome.words, self.backbone.tokenizer
         return Cell(
             key=self._key(contender, seed),
@@ -292,8 +291,7 @@ class _Run:
             tuned=trial.outcome.is_tuned,
             dev=ScoreEntry(loss=trial.dev.loss, accuracy=trial.dev.primary),
             test=ScoreEntry(loss=trial.test.loss, accuracy=trial.test.primary),
-            macro_f1=macro_f1(truth, trial.predictions.numpy(), self.task.verbalizer.num_classes),
-            predictions=trial.predictions.tolist(),
+            **answer_entries(trial, test),
             seconds=trial.seconds,
             memory=MemoryEntry(peak=trial.memory.peak, rise=trial.memory.rise),
             speed=SpeedEntry(
@@ -336,8 +334,7 @@ class _Run:
                 "backbone": [self.backbone.fingerprint(), self.backbone.head_kind, self.backbone.dtype_name],
                 "device": self.backbone.device.type,
                 "template": task.template.source,
-                "labels": task.verbalizer.labels,
-                "label_words": task.verbalizer.words,
+                **self._answers_key(),
                 "tokens": [task.max_tokens, task.reserve],
                 "train": seeds[seed].train.sha256,
                 "dev": seeds[seed].dev.sha256,
@@ -345,27 +342,36 @@ class _Run:
             }
         )
 
+    def _answers_key(self) -> dict[str, Any]:
+        answers = self.task.answers
+        if isinstance(answers, Verbalizer):
+            return {"labels": answers.labels, "label_words": answers.words}
+        return {"answers": answers_document(answers)}
+
     def document(self, task_name: str) -> Comparison:
         """Return the whole comparison."""
         test, seeds = self.entries
         task, backbone = self.task, self.backbone
-        truth = np.array([task.verbalizer.index(str(record.label)) for record in self.splits.test])
+        answers = task.answers
+        truth = [answers.gold(record) for record in self.splits.test]
         return Comparison(
             task=TaskEntry(
                 name=task_name,
                 template=task.template.source,
-                labels=list(task.verbalizer.labels),
-                label_words=[list(words) for words in task.verbalizer.words],
+                answers=answers.kind,
+                primary=answers.primary,
+                labels=list(answers.options),
+                label_words=[list(words) for words in answers.options.values()],
                 max_tokens=task.max_tokens,
                 reserve=task.reserve,
             ),
             backbone=BackboneEntry.of(backbone),
             seeds=list(seeds.values()),
             test=test,
-            truth=truth.tolist(),
+            truth=truth if isinstance(answers, Verbalizer) else [answers.label(gold) for gold in truth],
             untuned=untuned_name(self.cells),
             best=best_name(self.cells),
-            rows=make_rows(self.asked, self.cells, self.refused, truth, task.verbalizer.num_classes),
+            rows=make_rows(self.asked, self.cells, self.refused, class_truth(answers, truth), answers.size),
             cells=[cell for found in self.cells.values() for cell in found],
             kept_cells=self.kept,
             skipped_rows=self.splits.bad and self.splits.bad.document(),
@@ -374,7 +380,8 @@ class _Run:
 
 
 def _steps(trial: Trial) -> list[Step]:
-    return [Step.of(event, number) for number, event in enumerate(trial.outcome.trace)]
+    primary = trial.answers.primary
+    return [Step.of(event, number, primary) for number, event in enumerate(trial.outcome.trace)]
 
 
 def _write(folder: Folder, document: Comparison, started: Started) -> list[Path]:

@@ -18,7 +18,7 @@ def estimate(found: Estimate | None) -> str:
 
 def interval(found: Estimate | Difference | None) -> str:
     """Return the ends of an interval; those of a difference with their signs."""
-    if found is None:
+    if found is None or found.low is None or found.high is None:
         return NONE
     sign = "+" if isinstance(found, Difference) else ""
     return f"{found.low:{sign}.3f} to {found.high:{sign}.3f}"
@@ -86,11 +86,14 @@ class TextTable:
 def text_tables(document: Comparison) -> list[TextTable]:
     """Return two tables: what the methods reach, and what they take. Methods that were refused are left out."""
     rows = [row for row in document.rows if not row.refused]
-    reached = ("method", "acc.", "sd", "95%", "F1", "vs untuned", "p", "vs best", "p")
+    is_labels = document.task.answers == "labels"
+    names = ("acc.", "sd", "95%", "F1") if is_labels else _titles(rows[0])
+    reached = ("method", *names, "vs untuned", "p", "vs best", "p")
+    mean = _mean if is_labels else _measured
     taken = ("method", "train s", "texts/s", "p50 ms", "p95 ms", "MiB", "trained", "stored", "again")
     return [
         TextTable(
-            reached, [(row.name, *_mean(row), *_signed(row.versus_untuned), *_signed(row.versus_best)) for row in rows]
+            reached, [(row.name, *mean(row), *_signed(row.versus_untuned), *_signed(row.versus_best)) for row in rows]
         ),
         TextTable(taken, [_taken(row) for row in rows]),
     ]
@@ -102,6 +105,18 @@ def _mean(row: Row) -> tuple[str, ...]:
         return (NONE,) * 4
     sd = NONE if accuracy.sd is None else f"{accuracy.sd:.3f}"
     return f"{accuracy.mean:.3f}", sd, f"{accuracy.low:.3f}-{accuracy.high:.3f}", f"{macro_f1.mean:.3f}"
+
+
+def _titles(row: Row) -> tuple[str, ...]:
+    """Return the titles of all scores, the primary one with its spread and interval."""
+    first, *others = (name.replace("_", " ") for name in row.measures)
+    return first, "sd", "95%", *others
+
+
+def _measured(row: Row) -> tuple[str, ...]:
+    first, *others = row.measures.values()
+    sd = NONE if first.sd is None else f"{first.sd:.3f}"
+    return f"{first.mean:.3f}", sd, interval(first), *(f"{own.mean:.3f}" for own in others)
 
 
 def _signed(found: Difference | None) -> tuple[str, str]:

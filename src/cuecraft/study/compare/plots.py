@@ -35,9 +35,14 @@ _METADATA = re.compile(r"\s*<metadata>.*?</metadata>", re.DOTALL)
 _FONT_FAMILY = re.compile(r'font-family: [^;"]*;? ?')
 _FONT = re.compile(r'(\bfont: [^;"]*?px) [^;"]*')
 _IDS = re.compile(r'(\bid="|href="#|url\(#)')
-_WIDE, _SMALL = 4.8, 3.3  # inches: about the width of a phone, and a part of a page's
-_TEXT, _SMALL_TEXT = 9.5, 8.5
+_WIDE, SMALL = 4.8, 3.3  # inches: about the width of a phone, and a part of a page's
+_TEXT, SMALL_TEXT = 9.5, 8.5
 _SHOWN_VECTORS = 16
+
+
+def spoken(name: str) -> str:
+    """Return the name of a score as people write it: ``"example_f1"`` gives ``"example F1"``."""
+    return " ".join({"f1": "F1", "neg": "minus"}.get(word, word) for word in name.split("_"))
 
 
 def series(number: int) -> str:
@@ -116,19 +121,20 @@ def as_svg(drawn: Figure, label: str, name: str) -> str:
 
 
 def with_results(document: Comparison) -> list[tuple[Row, Estimate]]:
-    """Return the rows that were not refused, with their accuracy."""
+    """Return the rows that were not refused, with their primary score."""
     return [(row, row.accuracy) for row in document.rows if row.accuracy is not None]
 
 
 def accuracy_plot(document: Comparison) -> str:
-    """Draw each method's accuracy with its 95% interval, each seed as a small mark."""
+    """Draw each method's primary score with its 95% interval, each seed as a small mark."""
     rows = with_results(document)
     with figure(_WIDE, 0.9 + 0.3 * len(rows), _TEXT) as drawn:
         plot = axes(drawn)
         for place, (row, accuracy) in enumerate(rows):
             color = _color(document, row)
             seeds = [cell.test.accuracy for cell in document.cells if cell.name == row.name]
-            plot.plot([accuracy.low, accuracy.high], [place, place], color=color, linewidth=2.2, alpha=0.45)
+            ends = [own for own in (accuracy.low, accuracy.high) if own is not None]
+            plot.plot(ends, [place] * len(ends), color=color, linewidth=2.2, alpha=0.45)
             plot.plot(seeds, [place] * len(seeds), "|", color=color, markersize=7, markeredgewidth=1)
             plot.plot([accuracy.mean], [place], "o", color=color, markersize=6)
             if row.name == document.untuned:
@@ -137,13 +143,14 @@ def accuracy_plot(document: Comparison) -> str:
         plot.set_ylim(len(rows) - 0.4, -0.6)
         plot.grid(axis="x")
         plot.spines["left"].set_visible(False)
-        plot.set_xlabel("test accuracy")
+        score = spoken(document.task.primary)
+        plot.set_xlabel(f"test {score}")
         words = "; ".join(f"{row.name} {a.mean:.3f} ({a.low:.3f} to {a.high:.3f})" for row, a in rows)
-        return as_svg(drawn, f"Test accuracy of each method with its 95% interval: {words}", "accuracy")
+        return as_svg(drawn, f"Test {score} of each method with its 95% interval: {words}", "accuracy")
 
 
 def time_plot(document: Comparison) -> str:
-    """Draw accuracy against training time, on a logarithmic scale."""
+    """Draw the primary score against training time, on a logarithmic scale."""
     rows = with_results(document)
     seconds = [max(row.train_seconds or 0.0, 0.01) for row, _ in rows]
     heights = [accuracy.mean for _, accuracy in rows]
@@ -181,9 +188,10 @@ def time_plot(document: Comparison) -> str:
             )
         plot.grid(axis="both", which="major")
         plot.set_xlabel("seconds of search and training (logarithmic)")
-        plot.set_ylabel("test accuracy")
+        score = spoken(document.task.primary)
+        plot.set_ylabel(f"test {score}")
         words = "; ".join(f"{r.name} {s:.1f} s, {h:.3f}" for (r, _), s, h in zip(rows, seconds, heights, strict=True))
-        return as_svg(drawn, f"Accuracy against training time: {words}", "time")
+        return as_svg(drawn, f"{score.capitalize()} against training time: {words}", "time")
 
 
 def _apart(heights: Sequence[float], gap: float) -> list[float]:
@@ -211,7 +219,7 @@ def confusion_plot(document: Comparison, row: Row) -> str:
 
     counts, labels = row.confusion or [], document.task.labels
     size = len(labels)
-    with figure(_SMALL, 1.1 + 0.34 * size, _SMALL_TEXT) as drawn:
+    with figure(SMALL, 1.1 + 0.34 * size, SMALL_TEXT) as drawn:
         plot = axes(drawn)
         for true, line in enumerate(counts):
             total = sum(line) or 1
@@ -237,7 +245,7 @@ def confusion_plot(document: Comparison, row: Row) -> str:
             f"true {label}: " + ", ".join(f"{count} {said}" for said, count in zip(labels, line, strict=True))
             for label, line in zip(labels, counts, strict=True)
         )
-        return as_svg(drawn, f"Confusion matrix of {row.name}. {words}", f"confusion-{_place(document, row.name)}")
+        return as_svg(drawn, f"Confusion matrix of {row.name}. {words}", f"confusion-{place_of(document, row.name)}")
 
 
 def loss_ceiling(document: Comparison) -> float:
@@ -250,7 +258,7 @@ def loss_ceiling(document: Comparison) -> float:
 def curve_plot(document: Comparison, name: str, ceiling: float) -> str:
     """Draw a method's loss by step, on dev (full) and on the training examples (faint), a line for each seed."""
     cells = [cell for cell in document.cells if cell.name == name]
-    with figure(_SMALL, 2.1, _SMALL_TEXT) as drawn:
+    with figure(SMALL, 2.1, SMALL_TEXT) as drawn:
         plot = axes(drawn)
         for number, cell in enumerate(cells):
             color = series(number)
@@ -262,13 +270,13 @@ def curve_plot(document: Comparison, name: str, ceiling: float) -> str:
             plot.plot(*best[-1], "o", color=color, markersize=4.5) if best else None
         for x, phase in _phases(cells[0]):
             plot.axvline(x, color=LINE, linewidth=0.8)
-            plot.text(x, ceiling, f" {phase}", va="top", color=MUTED, fontsize=_SMALL_TEXT - 1)
+            plot.text(x, ceiling, f" {phase}", va="top", color=MUTED, fontsize=SMALL_TEXT - 1)
         plot.set_ylim(0, ceiling)
         plot.grid(axis="y")
         plot.set_xlabel("step")
         plot.set_ylabel("loss (nats)")
         words = "; ".join(f"seed {cell.seed}: {_loss_words(cell)}" for cell in cells)
-        return as_svg(drawn, f"Learning curves of {name}. {words}", f"curve-{_place(document, name)}")
+        return as_svg(drawn, f"Learning curves of {name}. {words}", f"curve-{place_of(document, name)}")
 
 
 def _phases(cell: Cell) -> list[tuple[int, str]]:
@@ -305,7 +313,7 @@ def search_plot(document: Comparison, name: str) -> str:
         plot.set_xlabel("step of the search")
         plot.set_ylabel("training loss (nats)")
         words = "; ".join(f"seed {cell.seed}: {len(search_steps(cell))} prompts in words" for cell in cells)
-        return as_svg(drawn, f"Search by {name}. {words}", f"search-{_place(document, name)}")
+        return as_svg(drawn, f"Search by {name}. {words}", f"search-{place_of(document, name)}")
 
 
 def search_steps(cell: Cell) -> list[tuple[int, str, float | None, float | None, bool]]:
@@ -340,7 +348,7 @@ def words_plot(document: Comparison, cell: Cell) -> str:
             side.set_visible(False)
         plot.set_ylabel("vector")
         words = "; ".join(f"{n}: {visible(place.words[0], 30)}" for n, place in enumerate(shown, start=1))
-        name = f"words-{_place(document, cell.name)}"
+        name = f"words-{place_of(document, cell.name)}"
         return as_svg(drawn, f"Words nearest to the vectors of {cell.name}, seed {cell.seed}. {words}", name)
 
 
@@ -350,5 +358,6 @@ def visible(word: str, length: int) -> str:
     return shown if len(shown) <= length else shown[: length - 1] + "…"
 
 
-def _place(document: Comparison, name: str) -> int:
+def place_of(document: Comparison, name: str) -> int:
+    """Return the place of a method among the rows, for ids."""
     return [row.name for row in document.rows].index(name)

@@ -19,6 +19,7 @@ from torch.nn import functional
 from cuecraft.artifact import Prompt
 from cuecraft.backbone import AnyBackbone
 from cuecraft.study.compare import formats, plots
+from cuecraft.study.compare.answer_plots import MOST_CLASSES, figures_by_panel
 from cuecraft.study.compare.config import UNTUNED, Contender
 from cuecraft.study.compare.schema import Cell, Comparison, Difference, Estimate, Neighbours, Row
 from cuecraft.study.compare.statistics import Floats, Ints, Resamples, percentile_interval, spread, two_sided_p
@@ -46,6 +47,7 @@ def render_report(document: Comparison) -> str:
         for name in ("estimate", "interval", "difference", "seconds", "milliseconds", "size", "count", "rate", "repeat")
     }
     environment.filters["word"] = lambda text: plots.visible(text, 40)
+    environment.filters["spoken"] = plots.spoken
     environment.filters["one_line"] = lambda text: text.replace("\n", "↵ ")
     return environment.from_string(source).render(_content(document)) + "\n"
 
@@ -67,12 +69,23 @@ def _content(document: Comparison) -> dict[str, Any]:
         "seed_numbers": [entry.seed for entry in document.seeds],
         "accuracy_plot": drawn(plots.accuracy_plot(document)),
         "time_plot": drawn(plots.time_plot(document)),
-        "confusions": [(row, drawn(plots.confusion_plot(document, row))) for row, _ in plots.with_results(document)],
+        "score": plots.spoken(document.task.primary),
+        "others": list(next(row for row, _ in plots.with_results(document)).measures)[1:],
+        "confusions": _confusions(document, drawn),
+        "panels": [(panel, [(row, drawn(svg)) for row, svg in found]) for panel, found in figures_by_panel(document)],
         "curves": _curves(document, drawn),
         "searches": _searches(document, drawn),
         "neighbours": _neighbours(document, drawn),
         "prompts": [(row, _cells(document, row)) for row, _ in plots.with_results(document)],
     }
+
+
+def _confusions(document: Comparison, drawn: Callable[[str], Any]) -> list[tuple[Row, Any]]:
+    """Return the confusion matrix of each method, where answers are labels and not too many."""
+    if len(document.task.labels) > MOST_CLASSES:
+        return []
+    rows = [row for row, _ in plots.with_results(document) if row.confusion is not None]
+    return [(row, drawn(plots.confusion_plot(document, row))) for row in rows]
 
 
 def _cells(document: Comparison, row: Row) -> list[Cell]:
@@ -159,7 +172,7 @@ def make_rows(
     asked: Sequence[Contender],
     cells: Mapping[str, Sequence[Cell]],
     refused: Mapping[str, str],
-    truth: Ints,
+    truth: Ints | None,
     classes: int,
 ) -> list[Row]:
     """Return a row for each method.
@@ -168,12 +181,11 @@ def make_rows(
         asked: the methods, in their order.
         cells: by name, one for each seed, in the same order of seeds.
         refused: reasons by name.
-        truth: `[N]` class numbers of the test rows.
+        truth: `[N]` class numbers of the test rows; None where answers are no labels.
         classes: how many there are, C.
     """
-    predicted = {name: np.array([cell.predictions for cell in found]) for name, found in cells.items()}
-    draws = Resamples.draw(len(next(iter(predicted.values()))), len(truth))
-    hits = {name: (found == truth).astype(np.float64) for name, found in predicted.items()}
+    scores = {name: _scores(found, truth) for name, found in cells.items()}
+    draws = Resamples.draw(*next(iter(scores.values())).shape)
     untuned, best = untuned_name(cells), best_name(cells)
     rows = []
     for contender in asked:
@@ -182,17 +194,42 @@ def make_rows(
             rows.append(Row(name=name, method=method, refused=refused[name]))
             continue
         found = cells[name]
+        primary = _estimate(scores[name].mean(axis=1), draws.mean(scores[name]))
         results = {
-            "accuracy": _estimate(hits[name].mean(axis=1), draws.mean(hits[name])),
-            "macro_f1": _estimate(
-                np.array([cell.macro_f1 for cell in found]), draws.macro_f1(truth, predicted[name], classes)
-            ),
-            "versus_untuned": _difference(draws, hits[name] - hits[untuned]) if name != untuned else None,
-            "versus_best": _difference(draws, hits[name] - hits[best]) if name != best else None,
-            "confusion": sum(confusion_matrix(truth, p, labels=list(range(classes))) for p in predicted[name]).tolist(),
+            "accuracy": primary,
+            "measures": _measures(found, primary),
+            "versus_untuned": _difference(draws, scores[name] - scores[untuned]) if name != untuned else None,
+            "versus_best": _difference(draws, scores[name] - scores[best]) if name != best else None,
         }
+        if truth is not None:
+            results |= _of_labels(found, truth, classes, draws)
         rows.append(Row(name=name, method=method, **results, **_costs(found)))
     return rows
+
+
+def _scores(cells: Sequence[Cell], truth: Ints | None) -> Floats:
+    """Return the primary scores `[S, N]` of the test rows."""
+    if truth is not None:
+        hits: Floats = (np.array([cell.predictions for cell in cells]) == truth).astype(np.float64)
+        return hits
+    return np.array([cell.primary for cell in cells], dtype=np.float64)
+
+
+def _measures(cells: Sequence[Cell], primary: Estimate) -> dict[str, Estimate]:
+    """Return the mean of each score over seeds, the primary one with its interval."""
+    first, *others = cells[0].measures
+    found = {name: np.array([cell.measures[name] for cell in cells]) for name in others}
+    means = {name: Estimate(mean=float(own.mean()), sd=spread(own), low=None, high=None) for name, own in found.items()}
+    return {first: primary} | means
+
+
+def _of_labels(cells: Sequence[Cell], truth: Ints, classes: int, draws: Resamples) -> dict[str, Any]:
+    """Return macro-F1 with its interval and the confusion matrix of all seeds."""
+    predicted = np.array([cell.predictions for cell in cells])
+    by_seed = np.array([cell.macro_f1 for cell in cells], dtype=np.float64)
+    macro_f1 = _estimate(by_seed, draws.macro_f1(truth, predicted, classes))
+    confusion = sum(confusion_matrix(truth, own, labels=list(range(classes))) for own in predicted)
+    return {"macro_f1": macro_f1, "confusion": confusion.tolist()}
 
 
 def _estimate(by_seed: Floats, draws: Floats) -> Estimate:

@@ -10,7 +10,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from cuecraft.artifact.manifest import BackboneEntry, DataEntry
 
-SCHEMA_VERSION = 1
+# 2: scores by name, and what plots need of answers of any kind.
+SCHEMA_VERSION = 2
 
 
 def _finite(value: Any) -> Any:
@@ -26,7 +27,7 @@ class _Part(BaseModel):
 
 
 class ScoreEntry(_Part):
-    """Mean cross-entropy (nats; null where it is no finite number) and accuracy."""
+    """Mean loss (nats; null where it is no finite number) and mean primary score: of labels the accuracy."""
 
     loss: Number
     accuracy: float
@@ -68,9 +69,17 @@ class Step(_Part):
     prompt: str | None = Field(None, description="of a search: the prompt in words")
 
     @classmethod
-    def of(cls, event: Mapping[str, Any], number: int) -> Step:
-        """Take what is known of a trace event; `number` stands in where it has no step."""
-        known = {name: event[name] for name in cls.model_fields if event.get(name) is not None}
+    def of(cls, event: Mapping[str, Any], number: int, primary: str = "accuracy") -> Step:
+        """Take what is known of a trace event; `number` stands in where it has no step.
+
+        Args:
+            event: the document of the event.
+            number: of the step.
+            primary: the name of the primary score, which is kept as the accuracy.
+        """
+        named = {f"{part}_accuracy": event.get(f"{part}_{primary}") for part in ("train", "dev")}
+        found = {**event, **named}
+        known = {name: found[name] for name in cls.model_fields if found.get(name) is not None}
         return cls.model_validate({"phase": "", "step": number} | known)
 
 
@@ -79,6 +88,41 @@ class Neighbours(_Part):
 
     words: list[str]
     cosines: list[float]
+
+
+class Band(_Part):
+    """Answers whose probability lies in one tenth of 0 to 1."""
+
+    expected: float = Field(description="mean probability")
+    observed: float = Field(description="share of them that is right")
+    count: int
+
+
+class PrecisionRecall(_Part):
+    """Precision and recall of all labels of sets together, at one threshold for all."""
+
+    recall: list[float]
+    precision: list[float]
+    average_precision: float
+    decided_recall: float = Field(description="of the answers, which have a threshold for each label")
+    decided_precision: float
+
+
+class ErrorCount(_Part):
+    """How many numbers are answered with an error, answer less truth, between two ends."""
+
+    low: float
+    high: float
+    count: int
+
+
+class Figures(_Part):
+    """What plots of a kind of answers need; null where they do not fit it."""
+
+    reliability: list[Band] | None = None
+    precision_recall: PrecisionRecall | None = None
+    ranks: dict[str, int] | None = Field(None, description="rows by the rank of the right option")
+    errors: list[ErrorCount] | None = None
 
 
 class Cell(_Part):
@@ -93,8 +137,11 @@ class Cell(_Part):
     tuned: bool = Field(description="false where nothing better than the untuned prompt was found")
     dev: ScoreEntry
     test: ScoreEntry
-    macro_f1: float
-    predictions: list[int] = Field(description="class numbers of the test rows, in order")
+    macro_f1: float | None = Field(description="of labels")
+    measures: dict[str, float] = Field({}, description="scores on the test rows by name, the primary one first")
+    predictions: list[Any] = Field(description="answers to the test rows, in order; of labels the class numbers")
+    primary: list[float] | None = Field(None, description="primary scores of the test rows; of labels left out")
+    figures: Figures = Figures()
     seconds: float = Field(description="of search and training, texts already read")
     memory: MemoryEntry
     speed: SpeedEntry
@@ -112,12 +159,12 @@ class Estimate(_Part):
 
     mean: float
     sd: float | None = Field(description="over seeds; null with one seed")
-    low: float = Field(description="lower end of the 95% interval")
-    high: float = Field(description="upper end of the 95% interval")
+    low: float | None = Field(description="lower end of the 95% interval; null where rows do not add up to the score")
+    high: float | None = Field(description="upper end of the 95% interval")
 
 
 class Difference(_Part):
-    """Accuracy less another method's: paired bootstrap over seeds and rows."""
+    """Primary score less another method's: paired bootstrap over seeds and rows."""
 
     mean: float
     low: float
@@ -131,8 +178,9 @@ class Row(_Part):
     name: str
     method: str
     refused: str | None = Field(None, description="why the method does not go with the backbone")
-    accuracy: Estimate | None = None
-    macro_f1: Estimate | None = None
+    accuracy: Estimate | None = Field(None, description="of the primary score: of labels the accuracy")
+    macro_f1: Estimate | None = Field(None, description="of labels")
+    measures: dict[str, Estimate] = Field({}, description="of all scores by name, the primary one first")
     dev_loss: float | None = Field(None, description="mean over seeds; the best method is chosen by it")
     versus_untuned: Difference | None = Field(None, description="null in the reference's own row")
     versus_best: Difference | None = Field(None, description="null in the best method's own row")
@@ -154,7 +202,9 @@ class TaskEntry(_Part):
 
     name: str
     template: str
-    labels: list[str]
+    answers: str = Field("labels", description="the kind of answers")
+    primary: str = Field("accuracy", description="the name of the primary score")
+    labels: list[str] = Field(description="names of the options that all texts share")
     label_words: list[list[str]]
     max_tokens: int | None
     reserve: int
@@ -187,7 +237,7 @@ class Comparison(_Part):
     backbone: BackboneEntry
     seeds: list[SplitEntry]
     test: DataEntry
-    truth: list[int] = Field(description="class numbers of the test rows, in order")
+    truth: list[Any] = Field(description="right answers to the test rows, in order; of labels the class numbers")
     untuned: str = Field(description="the row that stands for the untuned prompt")
     best: str = Field(description="the row of least mean dev loss; the test rows choose nothing")
     rows: list[Row]

@@ -1,4 +1,4 @@
-"""Accuracy and macro-F1 over seeds, with bootstrap intervals. Rows are the same for every method and seed.
+"""Scores of rows and macro-F1 over seeds, with bootstrap intervals. Rows are the same for every method and seed.
 
 The bootstrap has two levels: seeds are drawn with replacement, and rows are drawn with replacement. One draw of seeds
 and rows serves every method, so that differences between methods are paired in both. With few seeds the spread between
@@ -27,19 +27,6 @@ def wilson_interval(accuracy: float, count: int, z: float = 1.96) -> tuple[float
     middle = (accuracy + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(accuracy * (1 - accuracy) / count + (z / (2 * count)) ** 2)
     return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def macro_f1(truth: Ints, predicted: Ints, classes: int) -> float:
-    """Return the mean over all classes of F1 (scikit-learn); a class that is neither there nor predicted has 0.
-
-    Args:
-        truth: `[N]` class numbers.
-        predicted: `[N]` class numbers.
-        classes: how many there are, C.
-    """
-    from sklearn.metrics import f1_score
-
-    return float(f1_score(truth, predicted, labels=list(range(classes)), average="macro", zero_division=0))
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,11 @@ from torch import Tensor
 
 from cuecraft.artifact import stored_bytes
 from cuecraft.core.events import Event
-from cuecraft.methods.objectives import Score
+from cuecraft.methods.fit import decided_answers
+from cuecraft.methods.objectives import Score, Scores
 from cuecraft.methods.problem import Labelled, Method, Outcome, Problem, score
 from cuecraft.study.compare.statistics import wilson_interval
+from cuecraft.task import AnswerSpace
 
 T = TypeVar("T")
 
@@ -137,7 +139,10 @@ class Trial:
         outcome: what it found.
         dev: score on dev, which a winner is chosen by; of a method that learns from dev too, its own held-out score.
         test: score on test, for reporting only.
-        predictions: `[N]` class numbers on test.
+        predictions: `[N]` number of the likeliest option on test.
+        answers: the answer space, with what its decisions take from held-out answers.
+        values: `[N, O]` calibrated values on test, float64.
+        scores: `[N]` how good the answers on test are.
         events: what the method reported, step by step.
         seconds: of search and training, contexts already read.
         memory: while searching and training.
@@ -151,6 +156,9 @@ class Trial:
     dev: Score
     test: Score
     predictions: Tensor
+    answers: AnswerSpace
+    values: Tensor
+    scores: Scores
     events: tuple[Event, ...]
     seconds: float
     memory: Memory
@@ -200,15 +208,20 @@ def run_trial(name: str, method: Method, problem: Problem, test: Labelled) -> Tr
         outcome = method.fit(replace(problem, report=listen))
     seconds = time.perf_counter() - begun
     reader = outcome.best.reader
+    answers = decided_answers(problem, outcome, problem.task.answers)
     with torch.no_grad():
         logits = outcome.best.logits(problem.backbone, test.context)
+    scores = test.decided_by(answers).scores(logits)
     return Trial(
         name,
         method,
         outcome,
-        outcome.held_out or score(problem.backbone, outcome.best, problem.dev),
-        test.scores(logits).mean,
+        outcome.held_out or score(problem.backbone, outcome.best, problem.dev.decided_by(answers)),
+        scores.mean,
         logits.argmax(-1).cpu(),
+        answers,
+        logits.double().cpu(),
+        scores,
         tuple(events),
         seconds,
         memory,

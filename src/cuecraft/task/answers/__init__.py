@@ -34,6 +34,8 @@ ANSWERS: Registry[AnswerSpace] = Registry(
         "labels": "cuecraft.task.answers.labels:Verbalizer",
         "choices": "cuecraft.task.answers.choices:Choices",
         "tokens": "cuecraft.task.answers.tokens:TokenLabels",
+        "multilabel": "cuecraft.task.answers.multilabel:Multilabel",
+        "ordinal": "cuecraft.task.answers.ordinal:Ordinal",
     }
 )
 

@@ -38,11 +38,13 @@ class Decision:
         value: the answer, as the user's data has it.
         confidence: its probability, 0 to 1.
         options: probability of each option, by name.
+        interval: least and greatest number that a number may be; None for other answers.
     """
 
     value: Any
     confidence: float
     options: Mapping[str, float]
+    interval: tuple[float, float] | None = None
 
 
 def softmax(values: Values) -> Values:
@@ -99,6 +101,10 @@ class AnswerSpace(ABC):
     brings_options: ClassVar[bool] = False
     #: Where a text is read: at its answer slot, or at each of its words, by a class head. See `tokens`.
     at: ClassVar[Literal["answer", "words"]] = "answer"
+    #: What scores of label words are relative to: any constant of a text, which no answer depends on, or their mean.
+    level: ClassVar[Literal["any", "mean"]] = "any"
+    #: Whether decisions have numbers that are fitted to held-out answers (`cuecraft.methods.objectives`, `decided`).
+    fits_decisions: ClassVar[bool] = False
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     @classmethod
@@ -221,6 +227,15 @@ class AnswerSpace(ABC):
     def classes(self) -> tuple[Any, ...]:
         """The options that all examples share as the user's data has them; by default their names."""
         return tuple(self.options)
+
+    @property
+    def undecided(self) -> Self:
+        """The same answers without what decisions take from held-out ones."""
+        return self
+
+    def joined(self, others: Sequence[AnswerSpace]) -> Self:
+        """Return the answers of prompts that answer together, given the others' spaces: the mean of what is fitted."""
+        return self
 
     @property
     def size(self) -> int:
