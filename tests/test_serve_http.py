@@ -51,7 +51,8 @@ def test_one_text_and_one_prompt_need_no_list_and_no_id(serve):
     assert plain == server.ask(*classify([{"text": X[0]}], ["hard"])).json()
     assert plain["model"] == server.engine.shelf.backbone.name
     (answer,) = plain["results"][0]["answers"]
-    assert set(answer) == {"prompt", "version", "label", "probabilities", "truncated"}
+    names = {"prompt", "version", "value", "confidence", "options", "label", "probabilities", "truncated"}
+    assert set(answer) == names
 
 
 def test_top_k_counts_the_likeliest(serve):
@@ -59,6 +60,7 @@ def test_top_k_counts_the_likeliest(serve):
     for count in (1, 1.0):  # both are whole numbers to JSON
         (answer,) = server.ask(*classify(X[0], top_k=count)).json()["results"][0]["answers"]
         assert list(answer["probabilities"]) == [answer["label"]]
+        assert answer["options"] == answer["probabilities"]
 
 
 @pytest.mark.parametrize(

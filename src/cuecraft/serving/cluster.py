@@ -123,7 +123,7 @@ class Replica:
         if own.keep is not None:
             follow(Kept(self._engine.shelf, own.keep))
 
-    async def answer(self, texts: Sequence[Mapping[str, str]], names: Sequence[str], timeout: float | None) -> Reply:
+    async def answer(self, texts: Sequence[Mapping[str, Any]], names: Sequence[str], timeout: float | None) -> Reply:
         """Return the engine's answers to a request, or what is wrong with it."""
         try:
             return await asyncio.wrap_future(self._engine.submit(texts, names, timeout))

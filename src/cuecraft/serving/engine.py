@@ -90,12 +90,12 @@ class Engine:
         """Take no note of an event loop: threads of its own work."""
 
     def submit(
-        self, texts: Sequence[Mapping[str, str]], prompts: Sequence[str], timeout: float | None = None
+        self, texts: Sequence[Mapping[str, Any]], prompts: Sequence[str], timeout: float | None = None
     ) -> Future[list[Answer]]:
         """Ask for the answers of some prompts to some texts.
 
         Args:
-            texts: fields of each text.
+            texts: fields of each text, and the options that it brings, a tuple under "choices".
             prompts: ids.
             timeout: seconds after which the answer is of no use; None for no limit.
 
@@ -134,7 +134,7 @@ class Engine:
         return ticket.future
 
     def ask(
-        self, texts: Sequence[Mapping[str, str]], prompts: Sequence[str], timeout: float | None = None
+        self, texts: Sequence[Mapping[str, Any]], prompts: Sequence[str], timeout: float | None = None
     ) -> list[Answer]:
         """Return the answers, once they are there; arguments, order and errors as for `submit`."""
         return self.submit(texts, prompts, timeout).result()

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 
 from cuecraft.core.errors import BackboneError, ServeError
-from cuecraft.data import Record
 from cuecraft.export.runtime import ExportedModel, ExportManifest, RuntimeOptions
 from cuecraft.export.runtime.manifest import PromptEntry
 from cuecraft.export.runtime.model import FoldedPrompt
 from cuecraft.export.runtime.sessions import cores
-from cuecraft.serving.registry import AnyShelf, described
+from cuecraft.serving.registry import AnyShelf, described, example_of
 from cuecraft.task import Decision, Example, Task
 
 
@@ -66,9 +65,9 @@ class ListedExport:
         """The SHA-256 (hex) of the exported folder."""
         return self.manifest.export_sha256
 
-    def example(self, fields: Mapping[str, str]) -> Example:
+    def example(self, fields: Mapping[str, Any]) -> Example:
         """Return a text's fields as an example of the task; raises TemplateError where one is missing."""
-        return self.task.examples([Record(fields)])[0]
+        return example_of(self.task, fields)
 
     def describe(self) -> dict[str, Any]:
         """Return what a client may know of it, JSON-ready."""

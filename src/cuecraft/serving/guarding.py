@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
-from cuecraft.core.errors import DeadlineError
+from cuecraft.core.errors import DeadlineError, GuardError
 from cuecraft.core.options import Options
 from cuecraft.serving.guard import (
     Detector,
@@ -80,8 +81,8 @@ class Screener:
         """Return the stricter of what a request asks for and what the server does at least."""
         return max(self.mode, asked or GuardMode.OFF, key=_STRICTNESS.index)
 
-    def screened(self, fields: Sequence[dict[str, str]], until: float) -> list[Screening]:
-        """Screen texts, all fields of each together.
+    def screened(self, fields: Sequence[Mapping[str, Any]], until: float) -> list[Screening]:
+        """Screen texts, all fields of each together, and the options that it brings.
 
         Args:
             fields: of each text.
@@ -91,12 +92,22 @@ class Screener:
             DeadlineError, QueueFullError: it did not.
         """
         _UNTIL.set(until)
-        return self.guard.screen_many(["\n".join(own.values()) for own in fields])
+        return self.guard.screen_many(["\n".join(_parts(own)) for own in fields])
+
+
+def _parts(text: Mapping[str, Any]) -> list[str]:
+    """Return all strings of a text: its fields, and its options."""
+    return [part for value in text.values() for part in ([value] if isinstance(value, str) else value)]
 
 
 def _served_detector(name: str, attack: Sequence[str], engine: AnyEngine) -> PromptDetector:
     """Return a served prompt as a detector; where it is swapped, the new one answers from then on."""
     served = engine.shelf.get(name)
+    if not served.task.has_labels:
+        raise GuardError(
+            f"prompt {name!r} answers with {served.task.answers.kind}, and a detector needs labels, one of which means "
+            "an attack; name another prompt"
+        )
     field = only_field(served.task.template.field_names, name)
 
     def answers(texts: Sequence[str]) -> list[tuple[float, ...]]:

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cuecraft.core.errors import CuecraftError
+from cuecraft.core.errors import CuecraftError, ServeError
 from cuecraft.core.storage import MANIFEST, file_sha256, remove_folder
 from cuecraft.serving.registry import Prompts, check_id
 
@@ -123,11 +123,13 @@ class Explanation:
 
     Args:
         answer: to the whole text.
-        words: each word, or several neighbours together, and how much less probable the label is without them; in
+        option: the likeliest one.
+        words: each word, or several neighbours together, and how much less probable that option is without them; in
             their order, field after field.
     """
 
     answer: Answer
+    option: str
     words: tuple[tuple[str, float], ...]
 
 
@@ -141,11 +143,17 @@ class Occlusion:
     """
 
     pieces: tuple[str, ...]
-    texts: tuple[Mapping[str, str], ...]
+    texts: tuple[Mapping[str, Any], ...]
 
     @classmethod
-    def of(cls, prompt: Listed, fields: Mapping[str, str]) -> Occlusion:
-        """Leave out each word of the fields that a prompt reads, or several neighbours at once of a long text."""
+    def of(cls, prompt: Listed, fields: Mapping[str, Any]) -> Occlusion:
+        """Leave out each word of the fields that a prompt reads, or several neighbours at once of a long text.
+
+        Raises:
+            ServeError: the prompt answers with places in the text, which move where a word is left out.
+        """
+        if prompt.task.answers.kind == "tokens":
+            raise ServeError(f"prompt {prompt.name!r} answers with places in the text, which words left out would move")
         names = [name for name in prompt.task.template.field_names if name in fields] or list(fields)
         places = [(name, *match.span()) for name in names for match in _WORD.finditer(fields[name])]
         each = max(1, -(-len(places) // _MOST))
@@ -162,6 +170,7 @@ class Occlusion:
     def explained(self, answers: Sequence[Answer]) -> Explanation:
         """Return the explanation, given the answers to all texts."""
         whole, *others = answers
-        at = whole.probabilities.index(max(whole.probabilities))
-        drops = [whole.probabilities[at] - other.probabilities[at] for other in others]
-        return Explanation(whole, tuple(zip(self.pieces, drops, strict=True)))
+        shares = whole.decision.options
+        option = max(shares, key=lambda name: shares[name])
+        drops = [shares[option] - other.decision.options.get(option, 0.0) for other in others]
+        return Explanation(whole, option, tuple(zip(self.pieces, drops, strict=True)))

@@ -44,8 +44,8 @@ class Listed(Protocol):
         """A hash that another prompt of this id has not."""
         ...
 
-    def example(self, fields: Mapping[str, str]) -> Example:
-        """Return a text's fields as an example of the task; raises TemplateError where one is missing."""
+    def example(self, fields: Mapping[str, Any]) -> Example:
+        """Return a text's fields, and the options that it brings, as an example of the task; raises as `example_of`."""
         ...
 
     def describe(self) -> dict[str, Any]:
@@ -64,22 +64,28 @@ def example_of(task: Task, text: Mapping[str, Any]) -> Example:
         TemplateError: a field that the template names is missing.
         DataError: options are missing, or cannot be chosen among.
     """
+    column = AnswerColumns().options
     if not task.answers.brings_options:
-        return task.examples([Record(text)])[0]
-    columns = AnswerColumns()
-    options = task.answers.read_options("the text", text, columns)
-    fields = {name: value for name, value in text.items() if name != columns.options}
-    return task.examples([Record(fields, options=options)])[0]
+        return task.examples([Record({name: value for name, value in text.items() if name != column})])[0]
+    options = task.answers.read_options("the text", text, AnswerColumns())
+    return task.examples([Record({name: value for name, value in text.items() if name != column}, options=options)])[0]
+
+
+def brings_options(task: Task) -> bool:
+    """Return whether a text has to bring the options that are chosen among."""
+    return task.answers.brings_options and not task.answers.size
 
 
 def described(prompt: Listed, **more: Any) -> dict[str, Any]:
     """Return what a client may know of a prompt, JSON-ready: what all have, then `more`."""
-    template = prompt.task.template
+    template, answers = prompt.task.template, prompt.task.answers
     return {
         "id": prompt.name,
         "version": prompt.version,
-        "classes": list(prompt.task.answers.classes),
+        "answers": answers.kind,
+        "classes": list(answers.classes),
         "fields": list(template.field_names),
+        **({"options": AnswerColumns().options} if brings_options(prompt.task) else {}),
         "template": template.source,
         **more,
     }

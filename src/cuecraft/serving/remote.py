@@ -87,7 +87,7 @@ class RemoteEngine:
         self._loop = asyncio.get_running_loop()
 
     def submit(
-        self, texts: Sequence[Mapping[str, str]], prompts: Sequence[str], timeout: float | None = None
+        self, texts: Sequence[Mapping[str, Any]], prompts: Sequence[str], timeout: float | None = None
     ) -> Future[list[Answer]]:
         """Ask for answers, once an event loop is known; arguments, order and errors as for `Engine.submit`."""
         check_asked(texts, prompts)
@@ -112,7 +112,7 @@ class RemoteEngine:
             time.sleep(_PAUSE)
 
     async def _ask(
-        self, future: Future[list[Answer]], texts: Sequence[Mapping[str, str]], prompts: Sequence[str], timeout: float
+        self, future: Future[list[Answer]], texts: Sequence[Mapping[str, Any]], prompts: Sequence[str], timeout: float
     ) -> None:
         begun, size = time.monotonic(), len(texts) * len(prompts)
         self._waiting += size
@@ -133,7 +133,7 @@ class RemoteEngine:
                 self._watcher.refused(reason, size)
                 future.set_exception(reply.error() if isinstance(reply, Refusal) else reply)
 
-    async def _reply(self, texts: Sequence[Mapping[str, str]], prompts: Sequence[str], until: float) -> Reply:
+    async def _reply(self, texts: Sequence[Mapping[str, Any]], prompts: Sequence[str], until: float) -> Reply:
         """Return what a replica replies; where it dies, another one's reply."""
         from ray.exceptions import RayActorError
         from ray.serve.exceptions import BackPressureError, RayServeException

@@ -38,12 +38,14 @@ class Answer:
         version: the hash of its artifact.
         decision: the answer, and the probability of each option.
         is_cut: whether the text was cut at its end to fit.
+        has_labels: whether it is one of the classes that all texts share.
     """
 
     prompt: str
     version: str
     decision: Decision
     is_cut: bool
+    has_labels: bool = True
 
     @property
     def probabilities(self) -> tuple[float, ...]:
@@ -79,7 +81,7 @@ class AnyEngine(Protocol):
         ...
 
     def submit(
-        self, texts: Sequence[Mapping[str, str]], prompts: Sequence[str], timeout: float | None = None
+        self, texts: Sequence[Mapping[str, Any]], prompts: Sequence[str], timeout: float | None = None
     ) -> Future[list[Answer]]:
         """Ask for the answers of some prompts to some texts; see `cuecraft.serving.engine.Engine.submit`."""
         ...
@@ -185,7 +187,7 @@ class Job:
 
     def answer(self, decision: Decision) -> Answer:
         """Return its answer."""
-        return Answer(self.served.name, self.served.version, decision, self.is_cut)
+        return Answer(self.served.name, self.served.version, decision, self.is_cut, self.served.task.has_labels)
 
 
 class Limits(Options):

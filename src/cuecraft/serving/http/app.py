@@ -40,7 +40,7 @@ _PAGE = {
     "/page.css": ("page.css", "text/css"),
     **{
         f"/{name}.js": (f"{name}.js", "text/javascript")
-        for name in ("look", "page", "dom", "wire", "answers", "history", "code")
+        for name in ("look", "page", "dom", "wire", "answers", "kinds", "history", "code")
     },
 }
 _LOOKS = ["GET", "HEAD"]
@@ -167,7 +167,8 @@ def _add_questions(app: FastAPI, service: Service) -> None:
         found = variants.explained(answers)
         words = [{"word": word, "drop": drop} for word, drop in found.words]
         decision = found.answer.decision
-        return _json({"prompt": name, "label": decision.value, "probability": decision.confidence, "words": words})
+        document = {"prompt": name, "label": decision.value, "option": found.option}
+        return _json({**document, "probability": decision.options[found.option], "words": words})
 
 
 async def _asked(kind: type[D], service: Service, request: Request) -> D:

@@ -135,8 +135,8 @@ class Service:
             raise ServeError(f"name each prompt once, and {self.limits.prompts} at most")
         return list(given)
 
-    def texts(self, given: Sequence[str | Mapping[str, Any]], names: Sequence[str]) -> list[dict[str, str]]:
-        """Return the fields of each text that the prompts read; raises as `checked_texts`."""
+    def texts(self, given: Sequence[str | Mapping[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
+        """Return the fields of each text that the prompts read, and its options; raises as `checked_texts`."""
         return checked_texts(given, [self.engine.shelf.get(name).task for name in names], self.limits)
 
     async def body(self, request: Request) -> bytes:
@@ -157,7 +157,7 @@ class Service:
         return time.monotonic() + min(timeout_ms or self.limits.timeout_ms, self.limits.timeout_ms) / 1000
 
     async def answers(
-        self, request: Request, texts: Sequence[Mapping[str, str]], names: Sequence[str], until: float
+        self, request: Request, texts: Sequence[Mapping[str, Any]], names: Sequence[str], until: float
     ) -> list[Answer]:
         """Return the engine's answers; what no client waits for any more is taken back.
 
@@ -184,7 +184,7 @@ class Service:
         raise DeadlineError(TOO_LATE)
 
     async def screened(
-        self, request: Request, texts: Sequence[dict[str, str]], asked: GuardMode | None, until: float
+        self, request: Request, texts: Sequence[Mapping[str, Any]], asked: GuardMode | None, until: float
     ) -> tuple[list[Screening | None], list[bool]]:
         """Return what the guard finds in each text, and which texts may not be classified.
 

@@ -12,12 +12,15 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from cuecraft.core.errors import DataError
 from cuecraft.data.readers import text_value
 from cuecraft.serving.guard import GuardMode, Screening, Verdict
+from cuecraft.serving.registry import brings_options
 from cuecraft.serving.requests import Answer, Limits
 from cuecraft.task import Task
+from cuecraft.task.answers import AnswerColumns
 
 # The schema declares what a text may be; `checked_texts` checks it, with clearer errors.
 _SOMETHING = {"type": "string", "minLength": 1, "pattern": r"\S"}
 _String = Annotated[str, WithJsonSchema(_SOMETHING)]
+_CHOICES = AnswerColumns().options  # the name under which a text brings options
 _OBJECT = {"type": "object", "minProperties": 1}  # what no prompt reads may be anything
 _Fields = Annotated[dict[str, Any], WithJsonSchema(_OBJECT)]
 Text = _String | _Fields
@@ -44,12 +47,13 @@ class ClassifyRequest(_Document):
     """Texts, and the prompts that are to classify them."""
 
     inputs: Text | Annotated[list[Text], WithJsonSchema(_SEVERAL)] = Field(
-        description="a text, or several; a text is a string, or its fields by name"
+        description="a text, or several; a text is a string, or its fields by name, with a list of options under "
+        "`choices` where a prompt chooses among those of the text"
     )
     prompts: str | Annotated[list[str], WithJsonSchema(_IDS)] | None = Field(
         None, description="ids; may be left out where one prompt is served"
     )
-    top_k: _Count | None = Field(None, description="probabilities of so many classes, the likeliest; all by default")
+    top_k: _Count | None = Field(None, description="probabilities of so many options, the likeliest; all by default")
     timeout_ms: _Milliseconds | None = Field(None, description="after which the answer is of no use")
     guard: GuardMode | None = Field(
         None, description="`flag` or `block` texts that look like attacks; see docs/guard.md"
@@ -69,17 +73,25 @@ class ClassifyRequest(_Document):
 class ExplainRequest(_Document):
     """A text, and the prompt whose answer is to be explained."""
 
-    input: Text = Field(description="a string, or its fields by name")
+    input: Text = Field(description="a string, or its fields by name, with its options as for `ClassifyRequest`")
     prompt: str | None = Field(None, description="an id; may be left out where one prompt is served")
 
 
 class AnswerDocument(_Document):
-    """What one prompt answers to one text."""
+    """What one prompt answers to one text, by the kind of its answers (`answers` of `/v1/prompts`)."""
 
     prompt: str
     version: str
-    label: Any
-    probabilities: dict[str, float]
+    value: Any = Field(
+        description="labels: the class; choices: the option's place from 0, or its text, as in the training data; "
+        "multilabel: a list of classes; ordinal: a number; cloze: a word or words; tokens: a list of spans, each with "
+        "`label`, `start`, `end` and `text`; null where none is answered"
+    )
+    confidence: float = Field(description="the probability of the value, 0 to 1")
+    options: dict[str, float] = Field(description="the probability of each option, by its name or text")
+    interval: tuple[float, float] | None = Field(None, description="of a number, between which the truth likely is")
+    label: Any = Field(None, description="of labels: the value")
+    probabilities: dict[str, float] | None = Field(None, description="of labels: the options")
     truncated: bool
 
 
@@ -107,18 +119,19 @@ class ClassifyResponse(_Document):
 
 
 class WordDocument(_Document):
-    """A word, or several neighbours, and how much less probable the label is without them."""
+    """A word, or several neighbours, and how much less probable the option is without them."""
 
     word: str
     drop: float
 
 
 class ExplainResponse(_Document):
-    """What each word adds to the probability of the label."""
+    """What each word adds to the probability of the likeliest option."""
 
     prompt: str
-    label: Any
-    probability: float
+    label: Any = Field(description="the value that is answered")
+    option: str = Field(description="the likeliest option")
+    probability: float = Field(description="of that option")
     words: list[WordDocument]
 
 
@@ -130,8 +143,8 @@ class ErrorDocument(_Document):
 
 def checked_texts(
     given: Sequence[str | Mapping[str, Any]], tasks: Sequence[Task], limits: Limits
-) -> list[dict[str, str]]:
-    """Return the fields of each text that some task reads; what none reads is not looked at.
+) -> list[dict[str, Any]]:
+    """Return the fields of each text that some task reads, and its options; what none reads is not looked at.
 
     A text that came as a string is the field of every task that reads one, whatever that is called.
 
@@ -141,7 +154,8 @@ def checked_texts(
         limits: what one request may hold.
 
     Raises:
-        DataError: texts are too many, or one is too long, empty, no string or no Unicode.
+        DataError: texts are too many, or one is too long, empty, no string or no Unicode; or its options are missing or
+            cannot be chosen among.
         TemplateError: a text lacks a field that a task reads.
     """
     if not given:
@@ -155,12 +169,23 @@ def checked_texts(
         for task in [] if isinstance(text, str) else tasks:
             task.check_fields(text, where)
         own = {"text": text} if isinstance(text, str) else {name: text[name] for name in read}
-        fields = {name: text_value(where, name, value) for name, value in own.items()}
-        size = sum(map(len, fields.values()))
+        fields: dict[str, Any] = {name: text_value(where, name, value) for name, value in own.items()}
+        options = _options(where, {} if isinstance(text, str) else text, tasks)
+        size = sum(map(len, (*fields.values(), *options)))
         if size > limits.characters:
             raise DataError(f"{where} has {size} characters, and {limits.characters} may be sent; cut it")
-        texts.append(fields)
+        texts.append({**fields, _CHOICES: options} if options else fields)
     return texts
+
+
+def _options(where: str, text: Mapping[str, Any], tasks: Sequence[Task]) -> tuple[str, ...]:
+    """Return the options that a text brings, where a task asks for them."""
+    asking = [task.answers for task in tasks if task.answers.brings_options]
+    if not asking:
+        return ()
+    if _CHOICES not in text and any(brings_options(task) for task in tasks):
+        raise DataError(f"{where} brings no options; send an object with its fields and {_CHOICES!r}, a list of texts")
+    return next(filter(None, (answers.read_options(where, text, AnswerColumns()) for answers in asking)), ())
 
 
 def check_names_once(body: bytes) -> None:
@@ -192,16 +217,9 @@ def _check_once(where: str, pairs: _Pairs) -> None:
 
 def answer_document(answer: Answer, top_k: int | None) -> dict[str, Any]:
     """Return an answer as an `AnswerDocument` has it, the likeliest options first where they are counted."""
-    pairs = list(answer.decision.options.items())
-    if top_k is not None:
-        pairs = sorted(pairs, key=lambda pair: -pair[1])[:top_k]
-    return {
-        "prompt": answer.prompt,
-        "version": answer.version,
-        "label": answer.decision.value,
-        "probabilities": dict(pairs),
-        "truncated": answer.is_cut,
-    }
+    found = answer.decision.document(top_k)
+    labels = {"label": found["value"], "probabilities": found["options"]} if answer.has_labels else {}
+    return {"prompt": answer.prompt, "version": answer.version, **labels, **found, "truncated": answer.is_cut}
 
 
 def result_document(

@@ -46,6 +46,15 @@ class Decision:
     options: Mapping[str, float]
     interval: tuple[float, float] | None = None
 
+    def document(self, most: int | None = None) -> dict[str, Any]:
+        """Return it JSON-ready, without what its kind does not give.
+
+        `most` leaves so many options at most, the likeliest first.
+        """
+        found = {name: value for name, value in vars(self).items() if value is not None or name == "value"}
+        pairs = list(self.options.items())
+        return found | {"options": dict(pairs if most is None else sorted(pairs, key=lambda pair: -pair[1])[:most])}
+
 
 def softmax(values: Values) -> Values:
     """Return the probabilities `[..., O]` of options that exclude each other."""

@@ -224,8 +224,11 @@ def _options(where: str, column: str, value: Any, separator: str | None) -> tupl
     for number, option in enumerate(map(python_value, value), start=1):
         if isinstance(option, bool) or not isinstance(option, str | int | float):
             raise DataError(f"{where}: option {number} in {column!r} is {_short(option)}; give a text")
-        check_nul(where, f"option {number} in {column!r}", str(option))
-        found.append(str(option).strip())
+        name, own = f"option {number} in {column!r}", str(option).strip()
+        check_nul(where, name, own)
+        if any("\ud800" <= character <= "\udfff" for character in own):
+            raise DataError(f"{where}: {name} holds half a character (a lone surrogate); fix it")
+        found.append(own)
     return tuple(found)
 
 
@@ -235,11 +238,12 @@ def _check_options(where: str, column: str, options: Sequence[str]) -> None:
     if len(options) < 2:
         found = "no option" if not options else "only one option"
         raise DataError(f"{where}{found} in {column!r}; give at least two")
+    firsts: dict[str, int] = {}
     for number, option in enumerate(options, start=1):
         if not option.strip():
             raise DataError(f"{where}option {number} in {column!r} is empty; give it a text, or remove it")
-        if option in options[: number - 1]:
-            first = 1 + options.index(option)
+        first = firsts.setdefault(option, number)
+        if first != number:
             raise DataError(
                 f"{where}options {first} and {number} in {column!r} are alike ({_short(option)}); remove one of them"
             )

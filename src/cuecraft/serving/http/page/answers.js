@@ -1,69 +1,35 @@
-// How an answer is shown, by the fields that the wire gives it. To add a kind of answer: one more entry of KINDS.
+// How an answer is shown: by its kind, or by the fields that the wire gives it where the page does not know its kind.
 import { made, percent } from "./dom.js";
+import { KINDS } from "./kinds.js";
 
-const FIRST_SHOWN = 6; // scores; the others open on request
+const UNKNOWN = { title: () => "", brief: briefFields, parts: fieldParts, isUnexplained: true };
 
-// `has` says whether an answer is of the kind, `title` and `parts` show it, `brief` is for the history.
-const KINDS = [
-  {
-    has: (answer) => isScores(answer.probabilities),
-    title: (answer) => likeliest(answer.probabilities),
-    brief: (answer) => likeliest(answer.probabilities),
-    parts: labelParts,
-  },
-  { has: () => true, title: () => "", brief: briefFields, parts: fieldParts }, // a kind that this page does not know yet
-];
-
-const kindOf = (answer) => KINDS.find((kind) => kind.has(answer));
-
-function isScores(value) {
-  const scores = value !== null && typeof value === "object" ? Object.values(value) : [];
-  return scores.length > 0 && scores.every(Number.isFinite);
+// `named` is the kind as the server calls it; servers before 0.1 name none, and answer with labels.
+function kindOf(answer, named = "labels") {
+  const kind = KINDS[named];
+  return kind?.has(answer) ? kind : UNKNOWN;
 }
 
-// The name as the scores have it: a label that is true or 1 is written otherwise in JSON.
-const likeliest = (scores) => Object.entries(scores).reduce((best, score) => (score[1] > best[1] ? score : best))[0];
-
 // Returns an answer in a few words, as the history has it.
-export const brief = (answer) => kindOf(answer).brief(answer);
+export const brief = (answer, named) => kindOf(answer, named).brief(answer);
 
-// Returns an answer as an element. `explain(button, shown)` replaces the button by the words that count.
-export function shownAnswer(answer, explain) {
-  const kind = kindOf(answer);
-  const label = made("strong", { className: "label" }, kind.title(answer));
+// Returns an answer to an input as an element. `explain(button, shown)` replaces the button by the words that count.
+export function shownAnswer(answer, named, input, explain) {
+  const kind = kindOf(answer, named);
+  const title = kind.title(answer);
+  const label = made("strong", { className: "label" }, ...(Array.isArray(title) ? title : [title]));
   const box = made("div", { className: "answer" });
   box.append(made("h3", {}, made("span", {}, answer.prompt), label));
   if (answer.truncated) {
     box.append(made("p", { className: "cut" }, "Truncated: the end of the text did not fit and was not read."));
   }
-  box.append(...kind.parts(answer, explain));
+  box.append(...kind.parts(answer, input));
+  if (!kind.isUnexplained) {
+    const why = made("button", { type: "button", className: "why" }, "Words that count");
+    why.addEventListener("click", () => explain(why, shownWords));
+    box.append(why);
+  }
   return box;
-}
-
-function scoreRow(name, share, isLikeliest) {
-  const fill = made("i");
-  fill.style.width = percent(share);
-  const row = made("li", { className: isLikeliest ? "score likeliest" : "score" });
-  const track = made("span", { className: "track" }, fill);
-  track.setAttribute("aria-hidden", "true"); // the number next to it says the same
-  row.append(made("span", { className: "name" }, name), track, made("span", { className: "share" }, percent(share)));
-  return row;
-}
-
-function scoreList(scores, first) {
-  return made("ul", { className: "scores" }, ...scores.map(([name, share]) => scoreRow(name, share, name === first)));
-}
-
-function labelParts(answer, explain) {
-  const scores = Object.entries(answer.probabilities);
-  const first = likeliest(answer.probabilities);
-  const why = made("button", { type: "button", className: "why" }, "Words that count");
-  why.addEventListener("click", () => explain(why, shownWords));
-  if (scores.length <= FIRST_SHOWN) return [scoreList(scores, first), why];
-  scores.sort(([, one], [, other]) => other - one);
-  const more = made("summary", {}, `${scores.length - FIRST_SHOWN} more labels`);
-  const others = made("details", {}, more, scoreList(scores.slice(FIRST_SHOWN), first));
-  return [scoreList(scores.slice(0, FIRST_SHOWN), first), others, why];
 }
 
 const ENVELOPE = new Set(["prompt", "version", "truncated"]);
@@ -83,16 +49,17 @@ function fieldParts(answer) {
 function shownWords(found) {
   const most = Math.max(1e-9, ...found.words.map(({ drop }) => Math.abs(drop)));
   const line = made("p", { className: "words" });
+  const option = found.option ?? found.label;
   for (const { word, drop } of found.words) {
     const isFor = drop >= 0;
     const change = `${isFor ? "+" : "−"}${percent(Math.abs(drop))}`;
-    const span = made("span", { className: "word", title: `${change} for ${found.label}` }, word);
+    const span = made("span", { className: "word", title: `${change} for ${option}` }, word);
     const strength = (0.55 * Math.abs(drop)) / most;
     span.style.backgroundColor = `rgb(var(${isFor ? "--for" : "--against"}) / ${strength.toFixed(3)})`;
     if (!isFor && strength > 0.1) span.classList.add("against"); // colour is not the only sign
     line.append(span, made("span", { className: "unseen" }, ` (${change})`), " ");
   }
-  const text = `Green words speak for “${found.label}”, red and underlined ones against it: its probability with and without each word.`;
+  const text = `Green words speak for “${option}”, red and underlined ones against it: its probability with and without each word.`;
   return [line, made("p", { className: "note" }, text)];
 }
 

@@ -35,8 +35,10 @@ function promptLine(prompt) {
   box.addEventListener("change", showInputs);
   const classes = prompt.classes ?? [];
   const some = classes.slice(0, CLASSES_SHOWN).join(" / ") + (classes.length > CLASSES_SHOWN ? ` / … (${classes.length})` : "");
-  const fields = prompt.fields.length > 1 ? `reads ${prompt.fields.join(", ")}` : "";
-  const more = [prompt.kind, fields, some].filter(Boolean).join(", ");
+  const read = [...prompt.fields, ...(prompt.options ? [prompt.options] : [])];
+  const fields = read.length > 1 ? `reads ${read.join(", ")}` : "";
+  const answers = prompt.answers === "labels" ? "" : prompt.answers;
+  const more = [prompt.kind, answers, fields, some].filter(Boolean).join(", ");
   return made("label", { title: prompt.template }, box, made("span", {}, prompt.id, " ", made("small", {}, more)));
 }
 
@@ -51,7 +53,7 @@ async function loadPrompts() {
     at("model").textContent = found.model;
     prompts = new Map(found.prompts.map((prompt) => [prompt.id, prompt]));
     at("prompts").replaceChildren(...found.prompts.map(promptLine));
-    const plain = found.prompts.filter((prompt) => prompt.fields.length === 1);
+    const plain = found.prompts.filter((prompt) => prompt.fields.length === 1 && !prompt.options);
     choose((plain.length ? plain : found.prompts.slice(0, 1)).slice(0, FIRST_CHOSEN).map((prompt) => prompt.id));
     showError(found.prompts.length ? null : new RequestError("The server has no prompts yet. Upload one, then load the page again."));
   } catch (error) {
@@ -60,11 +62,18 @@ async function loadPrompts() {
 }
 
 // ---- texts: lines where each chosen prompt reads one field, otherwise one text with its fields by name
+// Options that a text brings are a box too, with one a line.
+
+const optionNames = () => new Set(chosen().map((id) => prompts.get(id).options).filter(Boolean));
 
 function fieldNames() {
   const read = chosen().map((id) => prompts.get(id).fields);
-  return read.some((names) => names.length > 1) ? [...new Set(read.flat())] : [];
+  const options = [...optionNames()];
+  const isPlain = read.every((names) => names.length === 1) && !options.length;
+  return isPlain ? [] : [...new Set([...read.flat(), ...options])];
 }
+
+const lines = (text) => text.split("\n").map((line) => line.trim()).filter(Boolean);
 
 function showInputs() {
   const names = fieldNames();
@@ -76,27 +85,34 @@ function showInputs() {
   for (const name of names) {
     const area = made("textarea", { rows: 2, maxLength: 200000, value: values[name] ?? "" });
     area.dataset.field = name;
-    at("inputs").append(made("label", {}, name, area));
+    const isOptions = optionNames().has(name);
+    if (isOptions) area.rows = 4;
+    at("inputs").append(made("label", {}, isOptions ? `${name}, one per line` : name, area));
   }
 }
 
 function inputs() {
   const areas = [...document.querySelectorAll("[data-field]")];
-  const fields = Object.fromEntries(areas.map((area) => [area.dataset.field, area.value.trim()]));
-  if (areas.length) return Object.values(fields).some(Boolean) ? [fields] : [];
-  return at("texts").value.split("\n").map((line) => line.trim()).filter(Boolean);
+  const options = optionNames();
+  const value = (area) => (options.has(area.dataset.field) ? lines(area.value) : area.value.trim());
+  const fields = Object.fromEntries(areas.map((area) => [area.dataset.field, value(area)]));
+  if (areas.length) return Object.values(fields).some((own) => own.length) ? [fields] : [];
+  return lines(at("texts").value);
 }
 
 function fill(entry) {
   choose(entry.prompts.filter((id) => prompts.has(id)));
   const [first] = entry.inputs;
   if (typeof first === "string") at("texts").value = entry.inputs.join("\n");
-  else for (const area of document.querySelectorAll("[data-field]")) area.value = first[area.dataset.field] ?? "";
+  else for (const area of document.querySelectorAll("[data-field]")) area.value = asLines(first[area.dataset.field]);
   showError(null);
   (document.querySelector("[data-field]") ?? at("texts")).focus();
 }
 
-const written = (input) => (typeof input === "string" ? input : Object.entries(input).map(([name, value]) => `${name}: ${value}`).join("\n"));
+const asLines = (value) => (Array.isArray(value) ? value.join("\n") : (value ?? ""));
+const inOneLine = ([name, value]) => `${name}: ${Array.isArray(value) ? value.join(" | ") : value}`;
+const written = (input) => (typeof input === "string" ? input : Object.entries(input).map(inOneLine).join("\n"));
+const kindOf = (answer) => prompts.get(answer.prompt)?.answers;
 
 // ---- answers
 
@@ -119,7 +135,7 @@ function explainer(input, answer) {
 
 function shownResult(result, input) {
   const answers = made("div", { className: "answers" });
-  answers.append(...(result.answers ?? []).map((answer) => shownAnswer(answer, explainer(input, answer))));
+  answers.append(...(result.answers ?? []).map((answer) => shownAnswer(answer, kindOf(answer), input, explainer(input, answer))));
   return made("article", {}, made("h2", {}, written(input)), ...shownGuard(result.guard), answers);
 }
 
@@ -152,7 +168,7 @@ async function classify(event) {
     at("code").hidden = false;
     at("source").hidden = true;
     at("copied").textContent = "";
-    const labels = results.map((result) => (result.answers ?? []).map(brief));
+    const labels = results.map((result) => (result.answers ?? []).map((answer) => brief(answer, kindOf(answer))));
     history.add({ inputs: body.inputs, prompts: body.prompts, labels, when: Date.now() });
     showHistory();
   } catch (error) {
