@@ -128,8 +128,8 @@ MUTATIONS = [
     ),
     M(
         "normalisers",
-        "table[:, :, read, column] - norm[:, :, read - 1]",
-        "table[:, :, read, column] - norm[:, :, 0]",
+        "table[:, :, read, column] - norms[:, :, read - 1]",
+        "table[:, :, read, column] - norms[:, :, 0]",
         "causal",
     ),
     M(
@@ -237,7 +237,7 @@ MUTATIONS = [
         "checkpoints",
     ),
     M("hashing", "json.dumps(body, sort_keys=True)", "json.dumps(sorted(body))", "artifact"),
-    M("hashing", "record.label, *weight]", "*weight]", "fingerprint"),
+    M("hashing", "record.label, *weight, *options]", "*weight, *options]", "fingerprint"),
     M("hashing", 'f"{seed}/{purpose}"', 'f"{seed}"', "golden sampling"),
 ]
 

@@ -66,11 +66,24 @@ def pytest_configure(config):
     settings.load_profile("default suite" if config.option.markexpr == "not slow" else "with slow tests")
 
 
-def pytest_collection_finish(session):
-    """Leave what was imported out of garbage collection: it is a million objects, and nothing of it goes away."""
+def freeze():
+    """Leave what is there out of garbage collection: what was imported is a million objects, and stays."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(7000)  # ten times the usual one: what tests import later is large, too
+
+
+def pytest_collection_finish(session):
+    gc.set_threshold(7000, 10, 100)
+    freeze()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item, nextitem):
+    """After a module that imported much, leave that out, too."""
+    done = yield
+    if (nextitem is None or nextitem.path != item.path) and len(gc.get_objects()) > 100_000:
+        freeze()
+    return done
 
 
 @contextmanager
@@ -247,6 +260,14 @@ def records(texts=TEXTS):
     return [Record({"text": text}, LABELS[label]) for text, label in texts]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_synced():
+    """Let no write wait for the disk: what these tests kill is processes, not the machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def labelled(causal):
     return label_context(causal, make_task(), make_examples())
@@ -285,6 +306,35 @@ def agreeing(monkeypatch):
         return separately(self, context, prompts[:1]).expand(len(prompts), -1, -1)
 
     monkeypatch.setattr(CausalBackbone, "class_logits_many", alike)
+
+
+@pytest.fixture
+def untraced(monkeypatch):
+    """Let the folded module answer in place of its graph, where a test is about what stands around the graph."""
+    from cuecraft.export import graph
+    from cuecraft.export.runtime import sessions
+    from cuecraft.export.runtime.manifest import INPUTS, PROMPTS
+
+    modules = {}
+
+    def write_graph(folded, folder):
+        path = folder / graph.GRAPH
+        path.write_text(str(len(modules)))
+        modules[path.read_text()] = folded
+        return path
+
+    class Session:
+        def __init__(self, path, options, manifest):
+            self.module = modules[path.read_text()]
+
+        def run(self, feed):
+            with torch.no_grad():
+                return self.module(
+                    *(torch.from_numpy(feed[name]) for name in (*INPUTS, PROMPTS) if name in feed)
+                ).numpy()
+
+    monkeypatch.setattr("cuecraft.export.folder.write_graph", write_graph)
+    monkeypatch.setattr(sessions, "OnnxSession", Session)
 
 
 @pytest.fixture

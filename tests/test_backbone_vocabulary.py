@@ -101,7 +101,7 @@ def _problem(backbone, words):
     return make_problem(backbone, make_task("{text}{prompt: it was}{mask}", words), records(TEXTS))
 
 
-def test_an_exported_graph_reads_such_texts_too(oversized, tmp_path):
+def test_an_exported_graph_reads_such_texts_too(oversized, untraced, tmp_path):
     pytest.importorskip("onnxruntime")
     from cuecraft.export import GraphRequest, export_graph
     from cuecraft.export.runtime import ExportedClassifier

@@ -17,6 +17,7 @@ from conftest import LABELS, TEXTS, tiny_problem
 from cuecraft import PromptClassifier
 from cuecraft.core.checkpoints import Checkpoints, Keeping
 from cuecraft.core.errors import MethodError, StoppedError
+from cuecraft.core.storage import write_text
 from cuecraft.methods import make_method
 from cuecraft.methods.fit import make_artifact
 from cuecraft.methods.prepare import with_checkpoints
@@ -292,3 +293,11 @@ def test_candidates_of_unequal_size_side_by_side_are_resumed_within_an_epoch(sto
         assert trace == again_trace
     for rows, (offsets, _) in zip((5, 8), whole, strict=True):
         assert offsets.abs().max() > 1e-3, rows
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
+    steps, plain = [], Path.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: steps.append(os.fstat(handle).st_ino))
+    monkeypatch.setattr(Path, "replace", lambda self, target: steps.append("replace") or plain(self, target))
+    write_text(tmp_path / "state", "of a training")
+    assert steps == [(tmp_path / "state").stat().st_ino, "replace", tmp_path.stat().st_ino]

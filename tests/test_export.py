@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -25,14 +26,14 @@ from cuecraft.export.quantise import Recipe
 from cuecraft.export.runtime import ExportedClassifier, ExportedModel, RuntimeOptions, read_export
 from cuecraft.serving.engine import Engine, EngineOptions
 from cuecraft.serving.exported import ExportShelf
-from serving import X, Y, classifiers
+from serving import FIRST, KINDS, X, Y, classifiers
 
 ROOT = Path(__file__).parents[1]
 TEXTS = [*X, "love", "the film is a joy and then again a bore " * 3, "great actors", "  a dull   story"]
 RECORDS = [Record({"text": text}) for text in TEXTS]
 MANY = [Record({"text": f"{text} {other}"}) for text in X for other in TEXTS] * 3
 #: What the quick suite exports; `slow` has all.
-QUICK = [("causal", "prefix"), ("masked", "deep")]
+QUICK = [("masked", "deep")]
 ALL = [
     (head, kind)
     for head in ("causal", "masked", "sequence")
@@ -62,22 +63,22 @@ def check_same(classifier, folder):
 
 @pytest.fixture(scope="module")
 def graphs():
-    """Graphs that were traced in these tests, by the classifier that they are of."""
+    """What was traced in these tests, by the classifier that it is of."""
     return {}
 
 
 @contextmanager
 def traced_once(classifier, graphs):
-    """Let the graph of a classifier be traced once for all the tests that are about what follows."""
+    """Let a classifier be traced once for all the tests that are about what follows."""
+    trace = torch.onnx.export
 
-    def write_graph(folded, folder):
+    def traced(*arguments, **options):
         if id(classifier) not in graphs:
-            graphs[id(classifier)] = graph.write_graph(folded, folder).read_bytes()
-        (folder / graph.GRAPH).write_bytes(graphs[id(classifier)])
-        return folder / graph.GRAPH
+            graphs[id(classifier)] = trace(*arguments, **options)
+        return graphs[id(classifier)]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cuecraft.export.folder.write_graph", write_graph)
+        patch.setattr(torch.onnx, "export", traced)
         yield classifier
 
 
@@ -119,11 +120,12 @@ def test_every_kind_of_prompt_and_head_answers_as_the_classifier(head, kind, req
     test_an_exported_graph_answers_as_the_classifier(head, kind, request, tmp_path)
 
 
-def test_long_label_words_and_a_calibration_are_in_the_graph(causal, tmp_path):
+def test_a_prefix_long_label_words_and_a_calibration_are_in_the_graph(causal, tmp_path):
     words = {"negative": ["a bore", "cold"], "positive": ["a film of joy", "warm"]}
-    options = {"calibration": "fitted"}
-    own = PromptClassifier(causal, "zero-shot", template="{text}{prompt: it was}{mask}", label_words=words)
-    classifier = own.set_params(method_options=options).fit(X, Y)
+    method, options, _ = KINDS["prefix"]
+    own = PromptClassifier(causal, method, template=FIRST, label_words=words, seed=3)
+    classifier = own.set_params(method_options=options | {"calibration": "fitted"}).fit(X, Y, dev=(X, Y))
+    assert classifier.prompt_.kind == "prefix"
     exported(classifier, tmp_path / "out")
     check_same(classifier, tmp_path / "out")
 
@@ -418,7 +420,7 @@ def test_every_way_to_int8_makes_a_graph_that_runs(number, causal, tmp_path, mon
         *(pytest.param(n, marks=pytest.mark.slow) for n in range(4)),
     ],
 )
-def test_weights_too_large_for_one_file_lie_beside_the_graph(wanted, causal, tmp_path, monkeypatch):
+def test_weights_too_large_for_one_file_lie_next_to_the_graph(wanted, causal, graphs, tmp_path, monkeypatch):
     for module in (graph, precision, rows):
         monkeypatch.setattr(module, "ONE_FILE", 1000)
     if isinstance(wanted, int):
@@ -427,8 +429,8 @@ def test_weights_too_large_for_one_file_lie_beside_the_graph(wanted, causal, tmp
         asked = request(precision="int8", texts=MANY, floor=None)
     else:
         asked = request(precision=wanted)
-    classifier = classifiers(causal)["soft"]
-    manifest = exported(classifier, tmp_path / "out", asked)
+    with traced_once(classifiers(causal)["soft"], graphs) as classifier:
+        manifest = exported(classifier, tmp_path / "out", asked)
     assert "model.onnx.data" in manifest.files
     found = ExportedClassifier.load(tmp_path / "out").predict_proba(TEXTS)
     assert np.abs(found - classifier.predict_proba(TEXTS)).max() < {"fp32": 1e-4, "fp16": 0.02}.get(wanted, 0.2)

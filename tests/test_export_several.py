@@ -156,8 +156,21 @@ def test_prompts_that_share_nothing_are_refused(causal, masked, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_commands_take_a_folder_of_several(run, causal_folder, tmp_path):
+def test_files_are_classified_with_several_without_torch(prompts, folder, tmp_path):
     pytest.importorskip("orjson")
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in X))
+    code = "import sys; sys.modules.update(torch=None, transformers=None); from cuecraft.cli import main; main()"
+    words = ("classify", str(folder), "rows.jsonl", "--out", "answers", "--field", "text")
+    command = [sys.executable, "-c", code, *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(own) for path in sorted((tmp_path / "answers").glob("part-*.jsonl")) for own in path.open()]
+    for row, text in zip(lines, X, strict=True):
+        for name, own in prompts.items():
+            assert row[f"{name}.label"] == own.predict([text])[0]
+
+
+def test_the_commands_take_a_folder_of_several(run, causal_folder, untraced, tmp_path):
     template = "{text}{prompt: it was}{mask}"
     two = {
         "mood": PromptClassifier(str(causal_folder), "zero-shot", template=template).fit(X, Y),
@@ -171,21 +184,6 @@ def test_the_commands_take_a_folder_of_several(run, causal_folder, tmp_path):
     found = json.loads(run("predict", "all", "--prompt", "class", *X, "--json")[1])["predictions"]
     expected = two["kind"].predict_proba(X)
     assert np.abs(np.array([list(own["probabilities"].values()) for own in found]) - expected).max() < 1e-4
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in X))
-    code = "import sys; sys.modules.update(torch=None, transformers=None); from cuecraft.cli import main; main()"
-    words = ("classify", "all", "rows.jsonl", "--out", "answers", "--field", "text")
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    lines = [json.loads(own) for path in sorted((tmp_path / "answers").glob("part-*.jsonl")) for own in path.open()]
-    for row, (text, *_) in zip(lines, zip(X, strict=True), strict=True):
-        for name, own in (("mood", two["mood"]), ("class", two["kind"])):
-            assert row[f"{name}.label"] == own.predict([text])[0]
     for words, message in (
         (("predict", "all", "a"), "an export of mood, class answers by name; name one of them"),
         (("predict", "all", "a", "--prompt", "other"), "an export of mood, class holds no prompt 'other'"),

@@ -119,7 +119,7 @@ def test_asking_which_are_cut_warns_of_nothing_and_predicting_does(limit, causal
 
 
 @pytest.mark.filterwarnings("ignore:.*cut")
-def test_an_exported_classifier_tells_it_as_its_artifact_does(limit, causal, tmp_path):
+def test_an_exported_classifier_tells_it_as_its_artifact_does(limit, causal, untraced, tmp_path):
     for name in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(name)
     from cuecraft.export import GraphRequest, export_graph
