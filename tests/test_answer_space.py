@@ -24,6 +24,7 @@ from cuecraft.serving.engine import Engine
 from cuecraft.task import AnswerSpace, Decision, Task, Template, Verbalizer
 from cuecraft.task.answers import ANSWERS, answer_space, answers_document
 from cuecraft.task.answers.choices import Choices
+from cuecraft.task.answers.cloze import Cloze
 from serving import answered
 from test_docs import of_page
 
@@ -39,6 +40,10 @@ CASES = {
         ("yes", "no", "so-so", "yes", "no", "no", "yes", "so-so"),
     ),
     "choices": lambda: (Choices("token"), (0, 1, 2, 0, 1, 1, 0, 2)),
+    "cloze": lambda: (
+        Cloze("candidates", ("good", "dull", "great"), seen=("good", "dull", "great")),
+        ("good", ("dull", "great"), "dull", "good", "great", "dull", ("good", "great"), "great"),
+    ),
     "ratings": lambda: (
         ANSWERS["ratings"](("bad", "dull", "great"), (1.0, 2.0, 4.0)),
         (4.0, 1.0, 2.0, 4.0, 1.0, 1.0, 4.0, 2.0),

@@ -13,6 +13,7 @@ OBJECTIVES: Registry[Objective] = Registry(
     {
         "labels": "cuecraft.methods.objectives.labels:LabelObjective",
         "choices": "cuecraft.methods.objectives.choices:ChoiceObjective",
+        "cloze": "cuecraft.methods.objectives.cloze:ClozeObjective",
     }
 )
 

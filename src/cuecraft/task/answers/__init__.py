@@ -30,7 +30,11 @@ __all__ = [
 
 #: Answer spaces by kind; `cuecraft.methods.objectives.OBJECTIVES` has what methods minimise on each.
 ANSWERS: Registry[AnswerSpace] = Registry(
-    {"labels": "cuecraft.task.answers.labels:Verbalizer", "choices": "cuecraft.task.answers.choices:Choices"}
+    {
+        "labels": "cuecraft.task.answers.labels:Verbalizer",
+        "choices": "cuecraft.task.answers.choices:Choices",
+        "cloze": "cuecraft.task.answers.cloze:Cloze",
+    }
 )
 
 

@@ -97,6 +97,8 @@ class AnswerSpace(ABC):
     columns: ClassVar[tuple[str, ...]] = ("label",)
     #: Whether rows bring options of their own, in a column that is no text.
     brings_options: ClassVar[bool] = False
+    #: Whether the tokens that a giveaway is made of are kept out of prompts too.
+    hides_pieces: ClassVar[bool] = False
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     @classmethod
@@ -147,6 +149,10 @@ class AnswerSpace(ABC):
             partial(cls.read, columns=asked),
             partial(cls.read_options, columns=asked),
         )
+
+    def seeing(self, records: Sequence[Record]) -> Self:
+        """Return the space that knows the examples of a run, those to choose by included; by default itself."""
+        return self
 
     @property
     @abstractmethod
@@ -234,6 +240,14 @@ class AnswerSpace(ABC):
     def giveaways(self) -> tuple[str, ...]:
         """Names and words that would give answers away, which no prompt may hold."""
         return (*self.options, *(word for words in self.options.values() for word in words))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether any word may be the answer, and not one of some options: the whole vocabulary is read then.
+
+        Values `[..., B, 3]` are then what right answers have over the vocabulary (`backbone.words.right_answers`).
+        """
+        return False
 
     def class_numbers(self, golds: Sequence[Gold]) -> list[int]:
         """Return the number of the option `[B]` that is right, -1 where none is known.
