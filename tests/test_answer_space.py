@@ -25,6 +25,7 @@ from cuecraft.task import AnswerSpace, Decision, Task, Template, Verbalizer
 from cuecraft.task.alignment import words_of
 from cuecraft.task.answers import ANSWERS, answer_space, answers_document
 from cuecraft.task.answers.choices import Choices
+from cuecraft.task.answers.cloze import Cloze
 from cuecraft.task.answers.multilabel import Multilabel
 from cuecraft.task.answers.ordinal import Ordinal
 from cuecraft.task.answers.tokens import TokenLabels
@@ -50,6 +51,10 @@ CASES = {
     "ordinal": lambda: (
         Ordinal((1.0, 2.0, 4.0), (("bad",), ("dull", "cold"), ("great",)), 0.7, 0.25),
         (4.0, 1.0, 2.5, 4.0, 1.0, 1.0, 3.5, 2.0),
+    ),
+    "cloze": lambda: (
+        Cloze("candidates", ("good", "dull", "great"), seen=("good", "dull", "great")),
+        ("good", ("dull", "great"), "dull", "good", "great", "dull", ("good", "great"), "great"),
     ),
     "ratings": lambda: (
         ANSWERS["ratings"](("bad", "dull", "great"), (1.0, 2.0, 4.0)),

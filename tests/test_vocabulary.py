@@ -27,14 +27,13 @@ from cuecraft.methods.search.vocabulary import (
     Tokens,
     VocabularyOptions,
     corpus_counts,
-    is_word,
     make_vocabulary,
     no_capitals,
     script,
     whole_words,
     without_words,
-    words_of,
 )
+from cuecraft.task.words import is_word, words_of
 from test_readers import write
 
 # In domain words alone: what the corpus filter has to keep, and `love` but once.

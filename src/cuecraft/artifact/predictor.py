@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,17 +13,22 @@ import torch
 from torch import Tensor
 
 from cuecraft.artifact import Artifact, Calibration, Prompt, load_artifact, member_folders
-from cuecraft.backbone import AnyBackbone, ReadyPrompt, load_backbone
+from cuecraft.backbone import AnyBackbone, Context, ReadyPrompt, load_backbone
 from cuecraft.backbone.budget import same_width
 from cuecraft.backbone.hooks import training
+from cuecraft.backbone.query import Query
 from cuecraft.backbone.weights import TunedWeights
-from cuecraft.core.errors import ArtifactError, BackboneError
+from cuecraft.backbone.words import Asked, likeliest_words
+from cuecraft.core.errors import ArtifactError, BackboneError, MethodError
 from cuecraft.core.events import Answered, Event
 from cuecraft.data.texts import Texts
 from cuecraft.task import AnswerSpace, Decision, Example, Task
 from cuecraft.task.answers import Values
+from cuecraft.task.answers.cloze import Cloze
+from cuecraft.task.rendering import Renderer
 
 FRESH = 1024  # examples read together where nothing is kept
+_OPEN = 16  # examples whose vocabularies are held at once
 
 
 def finite(logits: Tensor, backbone: AnyBackbone, answers: AnswerSpace | None = None) -> Tensor:
@@ -157,7 +162,10 @@ class Predictor:
 
         Raises:
             BackboneError: the model answers with NaN or infinity.
+            MethodError: any word may be the answer.
         """
+        if self.task.answers.is_open:
+            raise MethodError("any word may be the answer, so there are no options with probabilities; ask for answers")
         together: dict[tuple[int, Task], list[Member]] = {}
         for member in self.members:
             together.setdefault((id(member.backbone), member.task.undecided), []).append(member)
@@ -190,7 +198,32 @@ class Predictor:
         self, examples: Sequence[Example], report: Callable[[Event], None] = lambda event: None
     ) -> list[Decision]:
         """Return the answers `[B]` to texts; arguments and errors as for `probabilities`."""
+        if self.task.answers.is_open:
+            return self._words(examples, report)
         return self.answers.decide(self.probabilities(examples, report), examples) if examples else []
+
+    @torch.no_grad()
+    def _words(self, examples: Sequence[Example], report: Callable[[Event], None]) -> list[Decision]:
+        """Return the likeliest words for texts, a few of which are read at a time: each takes a whole vocabulary."""
+        answers, first = self.task.answers, self.members[0]
+        assert isinstance(answers, Cloze)
+        renderer = first.backbone.renderer(first.task)
+        vocabulary, seen = first.backbone.vocabulary(renderer), _spelled(renderer, answers.seen)
+        found: list[Decision] = []
+        while len(found) < len(examples):
+            chunk = examples[len(found) : len(found) + _OPEN]
+            contexts = {(id(own.backbone), own.task): own.backbone.context(chunk, own.task) for own in self.members}
+            asked = [
+                Asked(partial(_read_by, own.backbone, own.prompt), contexts[id(own.backbone), own.task], own.share)
+                for own in self.members
+            ]
+            best = likeliest_words(asked, vocabulary, answers.top, answers.tokens)
+            for example, words in zip(chunk, best, strict=True):
+                right = () if example.gold is None else answers.answers(example.gold)
+                spelled = {**seen, **_spelled(renderer, right)}
+                found.append(answers.decided({spelled.get(ids, word): share for ids, word, share in words}))
+            report(Answered(step=len(found), total=len(examples), padding=asked[0].context.padding))
+        return found
 
     def examples(self, texts: Texts) -> list[Example]:
         """Return texts as examples: strings, or mappings from field to string."""
@@ -213,6 +246,19 @@ class Predictor:
         renderers = {(id(own.backbone), own.task): own.backbone.renderer(own.task) for own in self.members}
         cut: np.ndarray = np.any([found.cuts(examples) for found in renderers.values()], axis=0)
         return cut
+
+
+def _read_by(backbone: AnyBackbone, prompt: Prompt, texts: Context, query: Query) -> Tensor:
+    return backbone.read_prompts(texts, [prompt], query)
+
+
+def _spelled(renderer: Renderer, answers: Sequence[str]) -> dict[tuple[int, ...], str]:
+    """Return answers by their tokens, as the data spells them.
+
+    A tokenizer that knows no capitals writes ``Persian`` and ``persian`` alike, so they are one answer.
+    """
+    ids = renderer.answer_ids(answers) if answers else []
+    return dict(zip(reversed(ids), reversed(answers), strict=True))
 
 
 def with_backbone(folder: str | Path, model: Any, where: Mapping[str, Any]) -> tuple[Artifact, AnyBackbone, Any]:

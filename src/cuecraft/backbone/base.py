@@ -19,6 +19,7 @@ from cuecraft.backbone.nearest import Nearest, NearestRenderer
 from cuecraft.backbone.plan import Plan, Prompts
 from cuecraft.backbone.prompt import Prompt
 from cuecraft.backbone.query import FEATURES, Context, PlacedPrompt, Query, ReadyPrompt, Row, Rows, Swap, T
+from cuecraft.backbone.words import OpenVocabulary, right_answers
 from cuecraft.core.errors import BackboneError, PromptError
 from cuecraft.task import AnswerSpace, Example, Task
 from cuecraft.task.rendering import HeadKind, Renderer
@@ -66,6 +67,7 @@ class Backbone(ABC):
         self.source: Mapping[str, Any] | None = None
         self._states_shape: tuple[int, ...] | None = None
         self._nearest: dict[Task, Nearest] = {}
+        self._vocabularies: dict[str, OpenVocabulary] = {}  # by what stands before an answer
 
     def __deepcopy__(self, memo: object) -> Self:
         """Return the backbone itself: it never changes, so copies of what holds it (`sklearn.clone`) share it."""
@@ -180,6 +182,12 @@ class Backbone(ABC):
         self._nearest = dict([*others.items(), (task, found)][-_TASKS_KEPT:])
         return NearestRenderer(*parts, found)
 
+    def vocabulary(self, renderer: Renderer) -> OpenVocabulary:
+        """Return the words that it can write in the answer slot of a task."""
+        if renderer.answer_prefix not in self._vocabularies:
+            self._vocabularies[renderer.answer_prefix] = OpenVocabulary.of(self.model, renderer)
+        return self._vocabularies[renderer.answer_prefix]
+
     def fingerprint(self) -> str:
         """Return the SHA-256 (hex) of weights and tokenizer."""
         if self._hash is None:
@@ -264,8 +272,14 @@ class Backbone(ABC):
         if len(heads) > 1:
             features = self.read_prompts(context, prompts, FEATURES)
             return torch.stack([class_scores(own, head) for own, head in zip(features, heads, strict=True)])
+        return self._scores(context, lambda texts, query: self.read_prompts(texts, prompts, query))
+
+    def _scores(self, context: Context, read: Callable[[Context, Query], Tensor]) -> Tensor:
+        """Return the scores `[T, B, O]` of options; `read` returns what a query reads `[T, b, X]` of some texts."""
+        if context.renderer.task.answers.is_open:
+            return right_answers(context, self.vocabulary(context.renderer).firsts(self.head_kind), read)
         texts = context.whole
-        return context.compared(self.read_prompts(texts, prompts, texts.query))
+        return context.compared(read(texts, texts.query))
 
     def features(self, context: Context, prompt: Prompt) -> Tensor:
         """Return what a class head reads `[B, d]`, differentiable with respect to the prompt's tensors.
@@ -281,7 +295,7 @@ class Backbone(ABC):
     def _table(self, parts: Sequence[tuple[Context, Prompt]]) -> Prompts | None:
         """Return the prompts of parts that share passes; None where these do not."""
         first = parts[0][0].renderer
-        if any(context.renderer is not first for context, _ in parts):
+        if any(context.renderer is not first for context, _ in parts) or first.task.answers.is_open:
             return None
         prompts = Prompts.of([self.placed(prompt) for _, prompt in parts])
         return prompts if self.shares(prompts) else None
@@ -310,8 +324,7 @@ class Backbone(ABC):
         new = self.embed(torch.tensor([token for _, token in checked], dtype=torch.long))
         self._check_fit(context, prompts)
         swapped = prompts.swapped([position for position, _ in checked], new)
-        texts = context.whole
-        return context.compared(self.read(texts, swapped, texts.query))
+        return self._scores(context, lambda texts, query: self.read(texts, swapped, query))
 
     def ready_for(self, prompt: ReadyPrompt, example: Example) -> ReadyPrompt:
         """Return a prompt as `read_rows` takes it for one text, which may bring options of its own."""
@@ -464,21 +477,5 @@ def position_limit(config: Any) -> int | None:
     return limit if limit and limit > 0 else None
 
 
-def agree(found: Tensor, expected: Tensor, name: str) -> bool:
-    """Return whether a new backbone's answers are the model's own: to within what bfloat16 rounds.
-
-    Raises:
-        BackboneError: the model's own answers are no numbers.
-    """
-    finite = expected[expected.isfinite()]  # -inf says of a token that it never comes
-    if expected.isnan().any() or not finite.numel():
-        raise BackboneError(
-            f"{name} answers with NaN or infinity: its weights hold such, or its number type is too narrow; check the "
-            "weights, or give dtype float32"
-        )
-    return torch.allclose(found, expected, atol=_TOLERANCE * float(finite.abs().max()))
-
-
-_TOLERANCE = 0.02  # of the greatest number: wide enough for bfloat16, far from a wrong mask or position
 # RoBERTa and similar models number positions from pad_token_id + 1.
 _OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm"}

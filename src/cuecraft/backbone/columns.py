@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from cuecraft.backbone.hooks import computed_again
 from cuecraft.backbone.prompt import ClassHead, FeatureScale
-from cuecraft.backbone.query import Query
+from cuecraft.backbone.query import Query, Targets
 from cuecraft.backbone.tree import children_of
 from cuecraft.core.errors import LabelWordError
 from cuecraft.task.alignment import CUT, UNREAD
@@ -57,6 +57,8 @@ class Columns:
         beginnings: sequences of ids to grow after the answer slot, which is read after each of them too.
         slot_bytes: bytes that reading one slot takes, beyond what any pass takes.
         own: what it is made of, where rows have options of their own; such columns of several rows are read as one.
+        of_rows: given the numbers of a pass's texts, returns the columns that read these; None where all texts have the
+            same.
     """
 
     logits: Callable[[Tensor], tuple[Tensor, Any]]
@@ -64,6 +66,11 @@ class Columns:
     beginnings: Sequence[tuple[int, ...]] = ()
     slot_bytes: int = 0
     own: OwnOptions | None = None
+    of_rows: Callable[[Sequence[int]], Columns] | None = None
+
+    def at(self, rows: Sequence[int]) -> Columns:
+        """Return the columns of a pass over some of the texts, by their numbers."""
+        return self if self.of_rows is None else self.of_rows(rows)
 
 
 def columns_of(model: Any, query: Query, head: ClassHead | None) -> Columns:
@@ -77,6 +84,8 @@ def columns_of(model: Any, query: Query, head: ClassHead | None) -> Columns:
     embedding = model.get_output_embeddings()
     if query.read == "vocabulary":
         return _vocabulary_columns(embedding)
+    if query.targets is not None:
+        return _target_columns(embedding, query.targets)
     if query.norm == "vocabulary":
         return _sequence_columns(embedding, [words[0] for words in query.options])
     if query.own is not None:
@@ -346,6 +355,28 @@ def _vocabulary_columns(embedding: Any, beginnings: Sequence[tuple[int, ...]] = 
         # The logits, a float32 copy and what the softmax makes of it.
         embedding.weight.shape[0] * (embedding.weight.element_size() + 8),
     )
+
+
+def _target_columns(embedding: Any, targets: Targets) -> Columns:
+    """Return columns that give the log-probabilities `[K, B, M]` of each text's own tokens, over the whole vocabulary.
+
+    Where others are looked at, the likeliest of them that is none of the text's own stands behind these.
+    """
+    whole = _vocabulary_columns(embedding)
+
+    def of_rows(rows: Sequence[int]) -> Columns:
+        def scores(logits: Tensor, kept: None) -> Tensor:
+            table = _single(logits)  # [b, K, V]
+            own = targets.tokens.to(table.device)[list(rows)][:, None].expand(-1, table.shape[1], -1)
+            found = [table.gather(2, own)]
+            if targets.others is not None:
+                is_out = (~targets.others).to(table.device)[None, None].expand_as(table).scatter(2, own, value=True)
+                found.append(table.detach().masked_fill(is_out, -torch.inf).amax(2, keepdim=True))
+            return (torch.cat(found, 2) - table.logsumexp(2, keepdim=True)).transpose(0, 1)
+
+        return Columns(whole.logits, scores)
+
+    return replace(of_rows(()), slot_bytes=whole.slot_bytes, of_rows=of_rows)
 
 
 def _sequence_columns(embedding: Any, sequences: Sequence[tuple[int, ...]]) -> Columns:

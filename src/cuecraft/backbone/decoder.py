@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cuecraft.backbone.agreement import agree
 from cuecraft.backbone.attention import attending_to, cache_of, keeping
-from cuecraft.backbone.base import Backbone, agree
+from cuecraft.backbone.base import Backbone
 from cuecraft.backbone.budget import Budget
 from cuecraft.backbone.columns import feature_columns
 from cuecraft.backbone.plan import Past, Plan, padded

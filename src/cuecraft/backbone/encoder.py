@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cuecraft.backbone.agreement import agree
 from cuecraft.backbone.attention import attending_to, keeping
-from cuecraft.backbone.base import Backbone, agree
+from cuecraft.backbone.base import Backbone
 from cuecraft.backbone.budget import Budget, restore_order, same_width
 from cuecraft.backbone.columns import (
     Columns,
@@ -138,8 +139,9 @@ class EncoderBackbone(Backbone):
                 if words:
                     parts.append(self._at_words(plan, head).flatten(1))
                 else:
-                    own = query.of([n % len(texts) for n in batch])
-                    parts.append(self.run(plan, shared or self._columns(own, prompts.heads[0]))[0])
+                    rows = [n % len(texts) for n in batch]
+                    columns = shared or self._columns(query.of(rows), prompts.heads[0])
+                    parts.append(self.run(plan, columns.at(rows))[0])
                 batches.append(batch)
             return restore_order(same_width(parts), batches, dim=0)
 

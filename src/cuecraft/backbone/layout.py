@@ -109,7 +109,7 @@ class SharedTrees:
         """
         tokens = own_tokens(pieces, len(pieces[0].after), lead)
         for tree in trees:
-            yield self._plan(tree, rows, tokens, past), self._columns
+            yield self._plan(tree, rows, tokens, past), self._columns.at(rows)
 
     def _plan(self, tree: CueTree, rows: Sequence[int], own: tuple[Tensor, Tensor], past: Past) -> Plan:
         """Return the pass of one tree over some texts, given the tokens of each (`own_tokens`)."""

@@ -22,13 +22,27 @@ T = TypeVar("T")
 Swap = tuple[int, int]  # a position of the prompt, and the token id put there
 
 
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """Tokens of each text that are looked at in the whole vocabulary.
+
+    Args:
+        tokens: `[B, M]` ids; texts that have fewer repeat their first.
+        others: `[V]` bool, tokens of which the likeliest one that is no target is looked at too; None for none.
+    """
+
+    tokens: Tensor
+    others: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class Query:
     """What is read of a text.
 
     Args:
         read: `options` for the scores of options, by the prompt's class head where it has one; `features` for what a
-            class head reads; `vocabulary` for the log-probabilities (nats) of all words at the answer slot.
+            class head reads; `vocabulary` for the log-probabilities (nats) of all words at the answer slot; `targets`
+            for those of some tokens, which are others in each text.
         options: option -> word -> token ids; `()` where only a class head answers.
         norm: `row` for scores of options up to a constant of the row; `siblings` for the same with each further token
             of a word normalised over the tokens with which words go on there, and not over the vocabulary; `vocabulary`
@@ -36,13 +50,15 @@ class Query:
             word's tokens.
         own: `[B]` options of each text, where texts bring their own; None for `options`.
         level: `mean` for scores of label words less their mean over the options, `any` for any constant of the row.
+        targets: the tokens of each text.
     """
 
-    read: Literal["options", "features", "vocabulary"]
+    read: Literal["options", "features", "vocabulary", "targets"]
     options: LabelIds = ()
     norm: Literal["row", "siblings", "vocabulary", "token"] = "row"
     own: tuple[LabelIds, ...] | None = None
     level: Literal["any", "mean"] = "any"
+    targets: Targets | None = None
 
     @classmethod
     def for_task(cls, renderer: Renderer) -> Self:

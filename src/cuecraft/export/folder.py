@@ -99,6 +99,13 @@ def check_graph_target(target: Path) -> None:
         raise ExportError(f"{target}: {where} cannot be written to; choose another {named('out')}")
 
 
+def _check_answers(artifact: Artifact) -> None:
+    """Raise an error where a graph cannot answer as an artifact does: several prompts, or any word as the answer."""
+    artifact.require_single("a graph")
+    if artifact.task.answers.is_open:
+        raise ExportError("any word may be the answer, and a graph answers with options alone; tune with candidates")
+
+
 def export_graph(
     artifacts: Mapping[str, Artifact],
     backbone: AnyBackbone,
@@ -123,7 +130,7 @@ def export_graph(
         TemplateError: the prompt stands between two fields.
     """
     for artifact in artifacts.values():
-        artifact.require_single("a graph")
+        _check_answers(artifact)
     if request.precision == "int8" and len(request.texts) < _CALIBRATION + _LEAST:
         raise ExportError(
             f"{len(request.texts)} texts are too few to judge int8 by; give {_CALIBRATION + _LEAST} or more "

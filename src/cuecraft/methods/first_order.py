@@ -273,6 +273,7 @@ def linearised(problem: Problem, prompt: Prompt) -> Linearised | None:
     """
     _ = problem.train.labels  # or it says that there are none
     backbone, context = problem.backbone, problem.train.context
+    problem.train.golds.classes  # noqa: B018  # raises where answers are no classes, before anything is read
     shape = backbone.offsets_shape(len(prompt))
     classes = problem.task.answers.size
     rows = len(context) * classes

@@ -19,7 +19,15 @@ from cuecraft.backbone import AnyBackbone
 from cuecraft.core.checkpoints import Checkpoints, Keeping
 from cuecraft.core.deadline import Deadline, WhileTimeLasts
 from cuecraft.core.environment import versions
-from cuecraft.core.errors import CuecraftWarning, DataError, LabelWordError, StoppedError, TemplateError, named
+from cuecraft.core.errors import (
+    CuecraftWarning,
+    DataError,
+    LabelWordError,
+    MethodError,
+    StoppedError,
+    TemplateError,
+    named,
+)
 from cuecraft.core.events import Event
 from cuecraft.core.seeding import numpy_generator
 from cuecraft.core.storage import digest
@@ -31,11 +39,13 @@ from cuecraft.methods.settling import settled
 from cuecraft.methods.train.loop import TrainingOptions
 from cuecraft.task import AnswerSpace, Task, Template, Verbalizer
 from cuecraft.task.answers import ANSWERS, AnswerOptions, answers_document
+from cuecraft.task.answers.cloze import Cloze
 from cuecraft.task.answers.labels import LabelOptions
 from cuecraft.task.answers.words import WordChoice, Words, distinct_words
 from cuecraft.task.chat import ChatChoice, chat_of
 from cuecraft.task.fitting import MOST_BEGINNINGS, beginnings_of
 from cuecraft.task.rendering import HeadKind
+from cuecraft.task.right_answers import check_answers
 from cuecraft.task.template import FIELD_NAME
 
 _TOGETHER = 64  # examples that are read together, at most
@@ -412,6 +422,7 @@ def make_problem(
     deadline = deadline or Deadline()
     if reading is None and deadline.limit is not None:
         reading = WITHIN_TIME
+    task = _knowing(backbone, task, (*train, *(dev or ())))
     begun = time.monotonic()
     if dev is None:
         train, dev = holdout(train, validation_fraction, seed, task.groups(train))
@@ -434,6 +445,23 @@ def make_problem(
     problem = settled(problem)
     _keep_back(problem, deadline, begun, then)
     return problem
+
+
+def _knowing(backbone: AnyBackbone, task: Task, records: Sequence[Record]) -> Task:
+    """Return the task whose answer space knows the examples of a run; raises where a model cannot give their answers.
+
+    Raises:
+        DataError: a row has no right answer that this model can give.
+        MethodError: the answers are words, and the model has only features.
+    """
+    answers = task.answers.seeing(records)
+    if isinstance(answers, Cloze):
+        if backbone.head_kind is HeadKind.SEQUENCE:
+            raise MethodError(
+                f"cloze answers are words, and {backbone.name} has only features; use a causal or masked language model"
+            )
+        check_answers(backbone.renderer(replace(task, answers=Cloze(), shots=(), nearest=None)), answers, records)
+    return task if answers is task.answers else replace(task, answers=answers)
 
 
 @torch.no_grad()

@@ -63,6 +63,11 @@ class ListedPrompt:
                 f"prompt {name!r}: an ensemble needs one template, the same examples in it and one "
                 "set of classes for all"
             )
+        if first.task.answers.is_open:
+            raise ArtifactError(
+                f"prompt {name!r}: any word may be its answer, and a server answers with options alone; tune it with "
+                "candidates, or use predict"
+            )
         for artifact in artifacts:
             _check_sizes(name, artifact)
         # One that was never written has no hash; its answers must not be taken for another's.

@@ -152,6 +152,8 @@ def copied_tokenizer(tokenizer: Any) -> Any:
 
 def text_ids(tokenizer: Any, texts: Sequence[str]) -> list[tuple[int, ...]]:
     """Return the ids of texts without special tokens; those written inside a text stay plain text."""
+    if not texts:
+        return []
     encoded = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)
     return [tuple(ids) for ids in encoded["input_ids"]]
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from cuecraft.backbone.agreement import agree
 from cuecraft.backbone.attention import attending_to, keeping
-from cuecraft.backbone.base import agree, position_limit
+from cuecraft.backbone.base import position_limit
 from cuecraft.backbone.hooks import Layers, gradient_checkpointing, hosted, layer_list
 from cuecraft.core.errors import BackboneError, PromptError
 

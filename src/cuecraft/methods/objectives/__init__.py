@@ -16,6 +16,7 @@ OBJECTIVES: Registry[Objective] = Registry(
         "tokens": "cuecraft.methods.objectives.tokens:TokenObjective",
         "multilabel": "cuecraft.methods.objectives.multilabel:MultilabelObjective",
         "ordinal": "cuecraft.methods.objectives.ordinal:OrdinalObjective",
+        "cloze": "cuecraft.methods.objectives.cloze:ClozeObjective",
     }
 )
 

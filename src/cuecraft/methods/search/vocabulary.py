@@ -26,15 +26,9 @@ from cuecraft.core.options import Options
 from cuecraft.data import stream_texts
 from cuecraft.task import Task
 from cuecraft.task.token_text import text_ids
+from cuecraft.task.words import is_unspaced, is_word, words_of
 
 _NEIGHBOUR = "it"
-_ASCII_WORD = re.compile("[A-Za-z0-9]+(?:'[A-Za-z0-9]+)*")
-_CODE_POINTS = 0x32400  # beyond it Unicode has no letters so far
-# Scripts that write no spaces between words, as the names of their characters begin.
-_UNSPACED = (
-    *("CJK UNIFIED IDEOGRAPH", "CJK COMPATIBILITY IDEOGRAPH", "IDEOGRAPHIC ITERATION MARK"),
-    *("HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN"),
-)
 _DISTINCT = 1 << 17  # words of a corpus that are counted before they are credited to tokens: some 20 MB
 ASCII = "ascii"
 #: Scripts by name, and how the Unicode names of their characters begin.
@@ -121,58 +115,6 @@ class Tokens:
         return text_ids(self.tokenizer, texts)
 
 
-def words_of(text: str) -> Iterable[str]:
-    """Return the words of a text: letters, digits and their marks, with apostrophes inside.
-
-    Where a script writes no spaces, a run of its characters is returned whole: only a tokenizer can cut it.
-    """
-    # The long character classes of the full pattern make it several times slower.
-    pattern = _ASCII_WORD if text.isascii() else _patterns()[0]
-    return (found.group() for found in pattern.finditer(text))
-
-
-def is_word(text: str) -> bool:
-    """Return whether a text is one word, as `words_of` finds them."""
-    return bool(_patterns()[0].fullmatch(text))
-
-
-def is_unspaced(word: str) -> bool:
-    """Return whether a word is written in a script that puts no spaces between words."""
-    return bool(_patterns()[1].fullmatch(word))
-
-
-@cache
-def _patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
-    r"""Return what matches a word, and what matches a run of a script without spaces.
-
-    Python's ``\w`` has no combining marks, without which words of Devanagari, say, fall apart.
-    """
-    unspaced, marks = [], []
-    for point in range(_CODE_POINTS):
-        kind = unicodedata.category(chr(point))[0]
-        if kind not in "LM":
-            continue
-        if unicodedata.name(chr(point), "").startswith(_UNSPACED):
-            unspaced.append(point)
-        elif kind == "M":
-            marks.append(point)
-    run, mark = _ranges(unspaced), _ranges(marks)
-    # The joiners U+200C and U+200D stand inside of words of Persian and of Indic scripts.
-    part = f"(?:[^\\W_{run}]|[{mark}])(?:[^\\W_{run}]|[{mark}\u200c\u200d])*"
-    return re.compile(f"[{run}]+|{part}(?:['\u2019]{part})*"), re.compile(f"[{run}]+")
-
-
-def _ranges(points: Sequence[int]) -> str:
-    """Return sorted code points as ranges of a character class."""
-    ranges: list[list[int]] = []
-    for point in points:
-        if ranges and point == ranges[-1][1] + 1:
-            ranges[-1][1] = point
-        else:
-            ranges.append([point, point])
-    return "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in ranges)
-
-
 @dataclass(frozen=True, eq=False)
 class TokenFilter:
     """Which tokens may be used, and how that came about.
@@ -221,11 +163,14 @@ def without_answers(tokens: Tokens, task: Task) -> TokenFilter:
     """Leave out label words, class names and their parts: a prompt that names an answer would leak it.
 
     Whatever the text said, the model would have read that word. A word that several tokens spell side by side is not
-    looked for.
+    looked for, unless the answer space says so (`AnswerSpace.hides_pieces`): then none of these tokens is left.
     """
     names = task.answers.giveaways
     answers = {part.casefold() for name in names for part in (name, *name.split(), *re.split(r"[\W_]+", name)) if part}
-    return TokenFilter("no label words", tokens.where(lambda word: word.casefold() not in answers))
+    mask = tokens.where(lambda word: word.casefold() not in answers)
+    if task.answers.hides_pieces and names:
+        mask[sorted({token for ids in tokens.spelled(names) for token in ids})] = False
+    return TokenFilter("no label words", mask)
 
 
 def whole_words(tokens: Tokens) -> TokenFilter:

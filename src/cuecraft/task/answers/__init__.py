@@ -36,6 +36,7 @@ ANSWERS: Registry[AnswerSpace] = Registry(
         "tokens": "cuecraft.task.answers.tokens:TokenLabels",
         "multilabel": "cuecraft.task.answers.multilabel:Multilabel",
         "ordinal": "cuecraft.task.answers.ordinal:Ordinal",
+        "cloze": "cuecraft.task.answers.cloze:Cloze",
     }
 )
 

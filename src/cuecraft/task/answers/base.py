@@ -114,6 +114,8 @@ class AnswerSpace(ABC):
     level: ClassVar[Literal["any", "mean"]] = "any"
     #: Whether decisions have numbers that are fitted to held-out answers (`cuecraft.methods.objectives`, `decided`).
     fits_decisions: ClassVar[bool] = False
+    #: Whether the tokens that a giveaway is made of are kept out of prompts too.
+    hides_pieces: ClassVar[bool] = False
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     @classmethod
@@ -164,6 +166,10 @@ class AnswerSpace(ABC):
             partial(cls.read, columns=asked),
             partial(cls.read_options, columns=asked),
         )
+
+    def seeing(self, records: Sequence[Record]) -> Self:
+        """Return the space that knows the examples of a run, those to choose by included; by default itself."""
+        return self
 
     @property
     @abstractmethod
@@ -265,6 +271,14 @@ class AnswerSpace(ABC):
     def giveaways(self) -> tuple[str, ...]:
         """Names and words that would give answers away, which no prompt may hold."""
         return (*self.options, *(word for words in self.options.values() for word in words))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether any word may be the answer, and not one of some options: the whole vocabulary is read then.
+
+        Values `[..., B, 3]` are then what right answers have over the vocabulary (`backbone.words.right_answers`).
+        """
+        return False
 
     def class_numbers(self, golds: Sequence[Gold]) -> list[int]:
         """Return the number of the option `[B]` that is right, -1 where none is known.

@@ -1,0 +1,524 @@
+"""Cloze answers: any word, or one of some candidates, next to plain forward passes over the whole vocabulary."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import TEXTS, make_masked
+from cuecraft.artifact import HardPrompt, SoftPrompt, load_artifact
+from cuecraft.artifact.predictor import Predictor
+from cuecraft.backbone import load_backbone, words
+from cuecraft.core.errors import ArtifactError, DataError, LabelWordError, MethodError
+from cuecraft.data import Record
+from cuecraft.methods.fit import make_artifact
+from cuecraft.methods.objectives import Golds, objective_of
+from cuecraft.methods.prepare import make_problem
+from cuecraft.methods.problem import label_context
+from cuecraft.methods.registry import make_method
+from cuecraft.methods.search.vocabulary import allowed_tokens
+from cuecraft.serving.artifacts import ServedPrompt, Shelf
+from cuecraft.serving.engine import Engine
+from cuecraft.task import Decision, Example, Task, Template
+from cuecraft.task.answers import AnswerColumns, asked_answers
+from cuecraft.task.answers.cloze import Cloze
+
+LM = "{text}{prompt: it was}{mask}"
+#: Right answers of eight texts: words of one token and of several, one or more of them.
+ANSWERS = ("joy", ("bore", "dull"), "warmth", "cold", ("love", "lovely"), "bad", ("joyful", "warm", "great"), "boring")
+#: The same where a mask has to hold them.
+MASKED = ("joy", ("bore", "dull"), "warm", "cold", ("love", "story"), "bad", ("joy", "warm", "great"), "dull")
+MLM = "{text}{prompt: it was}{mask}."
+
+
+def rows(answers=ANSWERS):
+    return [Record({"text": text}, answer) for (text, _), answer in zip(TEXTS, answers, strict=True)]
+
+
+def all_of(answer):
+    return (answer,) if isinstance(answer, str) else answer
+
+
+@pytest.fixture(scope="module")
+def encoder(word_tokenizer):
+    return load_backbone((make_masked(word_tokenizer), word_tokenizer))
+
+
+def log_p(model, ids):
+    """Log-probabilities `[L, V]` after each token of one input, in float64."""
+    with torch.no_grad():
+        return model(torch.tensor([list(ids)])).logits[0].double().log_softmax(-1)
+
+
+def plain_causal(backbone, piece, cue, ids):
+    """The log-probability of an answer of one token or more behind one text."""
+    before = [*piece.before, *cue, *piece.after]
+    found = log_p(backbone.model, [*before, *ids])
+    return float(sum(found[len(before) - 1 + n, token] for n, token in enumerate(ids)))
+
+
+def plain_masked(backbone, piece, cue):
+    """The log-probabilities `[V]` at the mask of one text."""
+    ids = [*piece.before, *cue, *piece.after]
+    return log_p(backbone.model, ids)[ids.index(backbone.tokenizer.mask_token_id)]
+
+
+@pytest.mark.parametrize("template", [LM, "{prompt: it was}{text}{mask}", "{text}{prompt}\nit was{mask}"])
+@pytest.mark.parametrize("keep", [None, 0])
+def test_right_answers_of_a_causal_model_have_their_plain_probabilities(causal, template, keep):
+    task = Task(Template(template), Cloze())
+    context = causal.context(task.examples(rows()), task, keep_bytes=keep)
+    prompt = HardPrompt(context.renderer.prompt_ids)
+    with torch.no_grad():
+        values = causal.class_logits(context, prompt)
+    assert values.shape == (8, 3)
+    sizes = set()
+    starts = causal.vocabulary(context.renderer).words.starts
+    for piece, answer, own in zip(context.pieces, ANSWERS, values, strict=True):
+        ids = causal.tokenizer([" " + word for word in all_of(answer)])["input_ids"]
+        sizes |= set(map(len, ids))
+        logs = [plain_causal(causal, piece, prompt.token_ids, tokens) for tokens in ids]
+        first = log_p(causal.model, [*piece.before, *prompt.token_ids, *piece.after])[-1]
+        firsts = {tokens[0] for tokens in ids}
+        assert float(own[0]) == pytest.approx(float(torch.tensor(logs).logsumexp(0)), abs=1e-4)
+        assert float(own[1]) == pytest.approx(max(float(first[token]) for token in firsts), abs=1e-4)
+        assert float(own[2]) == pytest.approx(max(float(first[n]) for n in starts if n not in firsts), abs=1e-4)
+    assert min(sizes) == 1
+    assert max(sizes) > 2, "answers of one token alone show less than they could"
+
+
+def test_right_answers_of_a_masked_model_have_their_plain_probabilities_in_one_pass(encoder, monkeypatch):
+    task = Task(Template(MLM), Cloze())
+    context = encoder.context(task.examples(rows(MASKED)), task)
+    prompt = HardPrompt(context.renderer.prompt_ids)
+    passes = []
+    forward = type(encoder)._forward
+    monkeypatch.setattr(type(encoder), "_forward", lambda self, plan: passes.append(plan) or forward(self, plan))
+    with torch.no_grad():
+        values = encoder.class_logits(context, prompt)
+    assert len(passes) == 1, "the answer slot is read once, whatever the right answers are"
+    whole = encoder.vocabulary(context.renderer).words.whole
+    assert "joy" in whole.values()
+    assert not {"[MASK]", ".", "##a", "[PAD]"} & {encoder.tokenizer.convert_ids_to_tokens(n) for n in whole}
+    for piece, answer, own in zip(context.pieces, MASKED, values, strict=True):
+        plain = plain_masked(encoder, piece, prompt.token_ids)
+        right = encoder.tokenizer.convert_tokens_to_ids(list(all_of(answer)))
+        others = [n for n in whole if n not in right]
+        expected = [plain[right].logsumexp(0), plain[right].max(), plain[others].max()]
+        assert torch.allclose(own.double(), torch.stack(expected), atol=1e-4)
+
+
+def test_losses_have_the_gradient_of_a_plain_pass(causal):
+    task = Task(Template(LM), Cloze())
+    data = label_context(causal, task, task.examples(rows()))
+    start = causal.embed(torch.tensor(data.context.renderer.prompt_ids)).detach()
+    own, plain = start.clone().requires_grad_(), start.clone().requires_grad_()
+    losses = data.golds.losses(causal.class_logits(data.context, SoftPrompt(own)))
+    total = 0.0
+    for piece, answer in zip(data.context.pieces, ANSWERS, strict=True):
+        logs = []
+        for ids in causal.tokenizer([" " + word for word in all_of(answer)])["input_ids"]:
+            before, behind = causal.embed(torch.tensor(piece.before)), causal.embed(torch.tensor(ids))
+            inputs = torch.cat([before, plain, behind])[None]
+            found = causal.model(inputs_embeds=inputs).logits[0].log_softmax(-1)
+            first = len(before) + len(plain) - 1
+            logs.append(sum(found[first + n, token] for n, token in enumerate(ids)))
+        total = total - torch.stack(logs).logsumexp(0)
+    assert float(losses.detach().sum()) == pytest.approx(float(total.detach()), abs=1e-3)
+    (found,), (expected,) = torch.autograd.grad(losses.sum(), own), torch.autograd.grad(total, plain)
+    assert torch.allclose(found, expected, atol=1e-4 * float(expected.abs().max()) + 1e-6)
+
+
+@pytest.mark.parametrize("kind", ["causal", "encoder"])
+def test_swaps_have_the_values_of_their_prompts(kind, request):
+    backbone = request.getfixturevalue(kind)
+    task = Task(Template(LM if kind == "causal" else MLM), Cloze())
+    context = backbone.context(task.examples(rows(ANSWERS if kind == "causal" else MASKED)), task)
+    prompt = HardPrompt(context.renderer.prompt_ids)
+    swaps = [(0, 40), (1, 41), (1, 42)]
+    found = backbone.score_swaps(context, prompt, swaps)
+    assert found.shape == (3, 8, 3)
+    with torch.no_grad():
+        alone = [backbone.class_logits(context, prompt.swapped(*swap)) for swap in swaps]
+        together = backbone.class_logits_many(context, [prompt.swapped(*swap) for swap in swaps])
+        each = torch.cat([backbone.class_logits(context.select([row]), prompt.swapped(*swaps[1])) for row in range(8)])
+    assert torch.allclose(found, torch.stack(alone), atol=1e-4)
+    assert torch.allclose(together, torch.stack(alone), atol=1e-4)
+    assert torch.allclose(each, alone[1], atol=1e-4)
+
+
+def decided(backbone, answers, template, records):
+    """The answers of the template's own words to texts without labels."""
+    task = Task(Template(template), answers)
+    problem = make_problem(backbone, task, records)
+    outcome = make_method("zero-shot", {"calibration": "none"}).fit(problem)
+    artifact = make_artifact(problem, outcome, make_method("zero-shot", {}))
+    predictor = Predictor.of(artifact, backbone)
+    texts = [Example(dict(record.fields)) for record in records]
+    return predictor.decide(texts), backbone.context(texts, artifact.task), outcome.best.prompt.token_ids
+
+
+def test_the_best_words_of_a_masked_model_are_those_of_its_vocabulary(encoder):
+    decisions, context, cue = decided(encoder, Cloze(top=4), MLM, rows(MASKED))
+    names = encoder.tokenizer.convert_ids_to_tokens(range(len(encoder.tokenizer)))
+    whole = [n for n, name in enumerate(names) if name.isalpha()]  # neither pieces, special tokens nor punctuation
+    for decision, piece in zip(decisions, context.pieces, strict=True):
+        plain = plain_masked(encoder, piece, cue).exp()
+        best = sorted(whole, key=lambda n: -float(plain[n]))[:4]
+        assert list(decision.options) == [names[n] for n in best]
+        assert decision.value == names[best[0]]
+        assert np.allclose(list(decision.options.values()), plain[best].tolist(), atol=1e-5)
+
+
+def brute_force(backbone, piece, cue, limit):
+    """The probability of each word of `limit` tokens at most behind one text: its tokens', and that it ends there."""
+    before, tokenizer = [*piece.before, *cue, *piece.after], backbone.tokenizer
+    names = tokenizer.batch_decode([[n] for n in range(len(tokenizer))])
+    starts = [n for n, name in enumerate(names) if name[:1] == " " and name[1:].isalnum()]
+    goes_on = [n for n, name in enumerate(names) if name[:1].isalnum() or name[:1] == "\ufffd"]
+    found, paths = {}, [((), 0.0)]
+    for size in range(limit + 1):
+        longer = []
+        for path, log in paths:
+            logs = log_p(backbone.model, [*before, *path])[-1]
+            if path:
+                name = tokenizer.decode(list(path))[1:]
+                if name.isalnum() and tuple(tokenizer(" " + name)["input_ids"]) == path:
+                    found[name] = float((log + logs).exp().sum() - (log + logs[goes_on]).exp().sum())
+            if size < limit:
+                longer += [((*path, n), log + float(logs[n])) for n in (goes_on if path else starts)]
+        paths = longer
+    return found
+
+
+def test_the_best_words_of_a_causal_model_are_found_among_all(causal, monkeypatch):
+    records = rows()[:2]
+    monkeypatch.setattr(words, "_BEAM", 10**6)
+    decisions, context, cue = decided(causal, Cloze(tokens=2, top=40), LM, records)
+    sizes = set()
+    for decision, piece in zip(decisions, context.pieces, strict=True):
+        expected = brute_force(causal, piece, cue, 2)
+        best = sorted(expected, key=lambda name: -expected[name])[:40]
+        assert list(decision.options) == best
+        assert np.allclose(list(decision.options.values()), [expected[name] for name in best], atol=1e-6)
+        sizes |= {len(causal.tokenizer(" " + name)["input_ids"]) for name in best}
+    assert sizes >= {1, 2}, "words of two tokens are nowhere among the best, so the search is not shown"
+
+
+def test_a_beam_finds_likely_words(causal):
+    """What a beam loses are words whose beginnings are unlikely: the best are not."""
+    (decision,), context, cue = decided(causal, Cloze(tokens=2, top=1), LM, rows()[:1])
+    expected = brute_force(causal, context.pieces[0], cue, 2)
+    assert decision.value == max(expected, key=lambda name: expected[name])
+    assert decision.confidence == pytest.approx(max(expected.values()), abs=1e-6)
+
+
+def test_one_token_for_each_answer_is_the_best_word_at_the_slot(causal):
+    decisions, context, cue = decided(causal, Cloze(tokens=1, top=3), LM, rows())
+    names = causal.tokenizer.batch_decode([[n] for n in range(len(causal.tokenizer))])
+    whole = [n for n, name in enumerate(names) if name[:1] == " " and name[1:].isalnum()]
+    for decision, piece in zip(decisions, context.pieces, strict=True):
+        plain = log_p(causal.model, [*piece.before, *cue, *piece.after])[-1].exp()
+        assert list(decision.options) == [names[n][1:] for n in sorted(whole, key=lambda n: -float(plain[n]))[:3]]
+
+
+def test_candidates_of_several_tokens_have_their_plain_probabilities(causal):
+    names = ("joy", "warmth", "cold", "boring story", "lovely")
+    task = Task(Template(LM), Cloze("candidates", names))
+    answers = ("joy", ("warmth", "cold"), "boring story", "lovely", "cold", "joy", "warmth", ("joy", "lovely"))
+    data = label_context(causal, task, task.examples(rows(answers)))
+    prompt = HardPrompt(data.context.renderer.prompt_ids)
+    with torch.no_grad():
+        values = causal.class_logits(data.context, prompt)
+    losses = data.golds.losses(values)
+    ids = causal.tokenizer([" " + name for name in names])["input_ids"]
+    for row, (piece, answer) in enumerate(zip(data.context.pieces, answers, strict=True)):
+        logs = [plain_causal(causal, piece, prompt.token_ids, own) for own in ids]
+        expected = torch.tensor(logs).log_softmax(-1)
+        assert torch.allclose(values[row].log_softmax(-1), expected, atol=1e-4)
+        right = [names.index(own) for own in all_of(answer)]
+        assert float(losses[row]) == pytest.approx(-float(expected[right].logsumexp(0)), abs=1e-4)
+        assert float(data.scores(values).primary[row]) == float(int(expected.argmax()) in right)
+
+
+def test_measures_are_those_of_a_few_lines_of_numpy():
+    random = np.random.default_rng(0)
+    names = tuple(f"word{n}" for n in range(30))
+    shares = random.dirichlet(np.ones(30), size=50)
+    golds = [tuple(random.choice(names, size=1 + row % 3, replace=False).tolist()) for row in range(50)]
+    space = Cloze("candidates", names)
+    found = space.measure(space.decide(shares, [None] * 50), golds)
+    ranks = np.array(
+        [min(1 + (row > row[names.index(own)]).sum() for own in gold) for row, gold in zip(shares, golds, strict=True)]
+    )
+    assert list(found) == ["precision_at_1", "precision_at_10", "mean_reciprocal_rank"]
+    assert found["precision_at_1"] == pytest.approx((ranks == 1).mean())
+    assert found["precision_at_10"] == pytest.approx((ranks <= 10).mean())
+    assert found["mean_reciprocal_rank"] == pytest.approx((1 / ranks).mean())
+    top = Decision("a", 0.5, {"a": 0.5, "b": 0.2})
+    assert Cloze().measure([top, top, top], [("b",), ("c",), ("a", "b")]) == pytest.approx(
+        {"precision_at_1": 1 / 3, "precision_at_10": 2 / 3, "mean_reciprocal_rank": 0.5}
+    )
+
+
+OPTIONS = {
+    "autoprompt": {"steps": 2, "candidates": 4},
+    "prompt-tuning": {"epochs": 3, "learning_rate": 0.1},
+    "p-tuning": {"epochs": 2, "encoder_width": 8},
+    "prefix-tuning": {"epochs": 2, "encoder_width": 8},
+    "deep-cue": {"epochs": 3, "learning_rate": 0.1},
+    "lora": {"epochs": 2, "learning_rate": 0.01},
+    "full": {"epochs": 2, "learning_rate": 0.001},
+    "in-context": {"shots": 2},
+    "zero-shot": {},
+}
+SPACES = {
+    "vocabulary": lambda: Cloze(tokens=2),
+    "candidates": lambda: Cloze("candidates", tuple(dict.fromkeys(own for given in MASKED for own in all_of(given)))),
+}
+
+
+def problem_of(backbone, space):
+    kind = LM if backbone.head_kind == "causal" else MLM
+    others = [Record({"text": f"again {own.fields['text']}"}, own.label) for own in rows(MASKED)]
+    return make_problem(backbone, Task(Template(kind), space), rows(MASKED), others, seed=0)
+
+
+@pytest.mark.parametrize("among", SPACES)
+@pytest.mark.parametrize("method", OPTIONS)
+def test_methods_are_tuned_saved_loaded_and_answer(method, among, causal, tmp_path):
+    problem = problem_of(causal, SPACES[among]())
+    made = make_method(method, OPTIONS[method])
+    outcome = made.fit(problem)
+    assert {"train_precision_at_1"} <= set(outcome.trace[0]), "the score has the name of the answers' own"
+    artifact = make_artifact(problem, outcome, made)
+    artifact.save(tmp_path / "own")
+    loaded = load_artifact(tmp_path / "own")
+    assert loaded.task == artifact.task
+    assert set(loaded.task.answers.seen) == {own for given in MASKED for own in all_of(given)}
+    examples = loaded.task.examples(rows(MASKED))
+    decisions, again = (Predictor.of(own, causal).decide(examples) for own in (artifact, loaded))
+    assert [own.value for own in decisions] == [own.value for own in again]
+    measured = loaded.task.answers.measure(decisions, [example.gold for example in examples])
+    if among == "candidates":
+        assert measured["precision_at_1"] == pytest.approx(loaded.manifest.metrics["train_precision_at_1"])
+
+
+def test_training_scores_of_a_masked_model_are_those_of_its_answers(encoder):
+    problem = problem_of(encoder, Cloze())
+    method = make_method("prompt-tuning", OPTIONS["prompt-tuning"])
+    outcome = method.fit(problem)
+    artifact = make_artifact(problem, outcome, method)
+    examples = artifact.task.examples(rows(MASKED))
+    decisions = Predictor.of(artifact, encoder).decide(examples)
+    found = artifact.task.answers.measure(decisions, [example.gold for example in examples])
+    assert found["precision_at_1"] == pytest.approx(artifact.manifest.metrics["train_precision_at_1"])
+
+
+@pytest.mark.parametrize("among", SPACES)
+def test_auto_chooses_and_says_what_it_leaves_out(among, causal):
+    outcome = make_method("auto", {"preset": "fast", "chat": "keep"}).fit(problem_of(causal, SPACES[among]()))
+    assert outcome.verdict is not None
+    assert "precision_at_1" in outcome.verdict.reason
+    refused = [row["reason"] for row in outcome.trace if "reason" in row and row.get("phase") == "refused"]
+    assert any("class head" in reason for reason in refused)
+
+
+@pytest.mark.parametrize("method", ["linear-probe", "first-order", "contrastive"])
+def test_what_needs_classes_says_so_in_one_line(method, causal):
+    with pytest.raises(MethodError) as caught:
+        make_method(method, {}).fit(problem_of(causal, Cloze()))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["autoprompt", "deep-cue"])
+def test_a_stopped_run_goes_on_with_the_same_bits(method, causal, tmp_path):
+    from test_checkpoints import KilledError, kept
+
+    def fitted(problem):
+        return make_method(method, OPTIONS[method]).fit(problem)
+
+    whole = fitted(problem_of(causal, Cloze()))
+    seen = []
+
+    def report(event):
+        seen.append(event)
+        if len(seen) == 3:
+            raise KilledError
+
+    problem = replace(problem_of(causal, Cloze()), checkpoints=kept(tmp_path))
+    with pytest.raises(KilledError):
+        fitted(replace(problem, report=report))
+    again = fitted(problem)
+    assert again.trace == whole.trace
+    for own, other in zip(again.best.prompts, whole.best.prompts, strict=True):
+        assert torch.equal(own.vectors(causal.embed), other.vectors(causal.embed))
+
+
+def test_no_searched_prompt_may_hold_an_answer_or_a_piece_of_one(causal, encoder):
+    problem = make_problem(causal, Task(Template(LM), Cloze()), rows()[:4], rows()[4:])
+    allowed = allowed_tokens(causal, problem.task)
+    names = [own for given in ANSWERS for own in all_of(given)]
+    ids = causal.tokenizer([" " + name for name in names])["input_ids"]
+    assert max(map(len, ids)) > 1
+    assert not any(bool(allowed[token]) for own in ids for token in own)
+    without = allowed_tokens(causal, Task(Template(LM), Cloze()))
+    assert int(allowed.sum()) < int(without.sum())
+    masked = allowed_tokens(encoder, problem_of(encoder, Cloze()).task)
+    tokens = encoder.tokenizer.convert_tokens_to_ids([own for given in MASKED for own in all_of(given)])
+    assert not bool(masked[tokens].any())
+
+
+def test_served_is_predicted_with_candidates_and_any_word_is_refused(causal, tmp_path):
+    method = make_method("deep-cue", OPTIONS["deep-cue"])
+    for among, space in SPACES.items():
+        problem = problem_of(causal, space())
+        artifact = make_artifact(problem, method.fit(problem), method)
+        if among == "vocabulary":
+            with pytest.raises(ArtifactError, match="any word may be its answer") as caught:
+                ServedPrompt.over(causal, "own", [artifact])
+            assert "\n" not in str(caught.value)
+            with pytest.raises(MethodError, match="any word may be the answer"):
+                Predictor.of(artifact, causal).predict_proba([text for text, _ in TEXTS])
+            continue
+        decisions = Predictor.of(artifact, causal).decide(artifact.task.examples(rows(MASKED)))
+        shelf = Shelf(causal)
+        shelf.put("own", [artifact])
+        engine = Engine(shelf)
+        answers = engine.ask([{"text": text} for text, _ in TEXTS], ["own"])
+        engine.close()
+        for answer, decision in zip(answers, decisions, strict=True):
+            assert answer.decision.value == decision.value
+            assert answer.decision.options == pytest.approx(dict(decision.options), abs=1e-5)
+
+
+def test_rows_bring_options_of_their_own(causal, tmp_path):
+    options = [("joy", "bore"), ("bore", "dull", "warm story"), *[("joy", "cold", "bad")] * 6]
+    answers = ("joy", ("bore", "dull"), "cold", "joy", "bad", "bad", ("joy", "cold"), "cold")
+    records = [replace(record, options=own) for record, own in zip(rows(answers), options, strict=True)]
+    problem = make_problem(causal, Task(Template(LM), Cloze("options")), records, records)
+    method = make_method("deep-cue", OPTIONS["deep-cue"])
+    artifact = make_artifact(problem, method.fit(problem), method)
+    artifact.save(tmp_path / "own")
+    loaded = load_artifact(tmp_path / "own")
+    assert loaded.task == artifact.task
+    decisions = Predictor.of(loaded, causal).decide(loaded.task.examples(records))
+    assert [set(own.options) for own in decisions] == [set(own) for own in options]
+    found = loaded.task.answers.measure(decisions, [loaded.task.answers.gold(record) for record in records])
+    assert found["precision_at_1"] == pytest.approx(loaded.manifest.metrics["train_precision_at_1"])
+    with pytest.raises(DataError, match="row 1: answer 'love' is not one of the 2 options of its row"):
+        loaded.task.examples([replace(records[0], label="love")])
+    with pytest.raises(DataError, match="'joy'; give each text two at least"):
+        Predictor.of(loaded, causal).decide([Example({"text": "fine"}, options=("joy",))])
+
+
+def test_a_prompt_for_right_answers_that_no_one_knows_is_refused(causal):
+    task = Task(Template(LM), Cloze())
+    context = causal.context([Example({"text": "fine"})], task)
+    with pytest.raises(DataError, match="text 1 has no right answer"):
+        causal.class_logits(context, HardPrompt((40,)))
+
+
+def read(row, separator=None):
+    return Cloze.read("facts.jsonl row 3", row, AnswerColumns(separator=separator))
+
+
+def test_rows_of_files_are_read():
+    assert read({"answer": " Paris "}) == ("Paris", ())
+    assert read({"answers": ["Paris", "Lutetia", "Paris"]}) == (("Paris", "Lutetia"), ())
+    assert read({"label": "Paris|Lutetia", "choices": "Paris|Rome"}, "|") == (("Paris", "Lutetia"), ("Paris", "Rome"))
+    assert read({"answer": 1999}) == ("1999", ())
+    for row in ({"answer": None}, {"answer": " "}, {"answer": []}, {"answer": ["Paris", ""]}):
+        with pytest.raises(DataError, match=r"facts\.jsonl row 3: answer column 'answer' is empty"):
+            read(row)
+    with pytest.raises(DataError, match="no column 'answer'"):
+        read({"object": "Paris"})
+    with pytest.raises(DataError, match=r"facts\.jsonl row 3"):
+        read({"answer": {"name": "Paris"}})
+
+
+def test_spaces_are_made_of_what_is_asked_for(tmp_path):
+    records = [Record({"text": "a"}, "Paris"), Record({"text": "b"}, ("Rome", "Roma")), Record({"text": "c"}, "Paris")]
+    answers = ("Paris", "Rome", "Roma")
+    assert Cloze.of(records, asked_answers("cloze"), None) == Cloze(seen=answers)
+    seen = Cloze.of(records, asked_answers({"kind": "cloze", "candidates": "seen"}), None)
+    assert seen == Cloze("candidates", answers, answers)
+    assert seen.gold(records[1]) == ("Rome", "Roma")
+    assert seen.label(seen.gold(records[1])) == ("Rome", "Roma")
+    assert seen.label(seen.gold(records[0])) == "Paris"
+    path = tmp_path / "cities.txt"
+    path.write_text("Paris\n\nRome\nOslo\n", encoding="utf-8")
+    listed = Cloze.of(records, asked_answers({"kind": "cloze", "candidates": str(path)}), None)
+    assert listed.candidates == ("Paris", "Rome", "Oslo")
+    assert listed.gold(records[1]) == ("Rome",), "an alias that is no candidate cannot be given"
+    with pytest.raises(DataError, match="answer 'Bonn' is not one of the 3 candidates"):
+        listed.gold(Record({}, "Bonn"))
+    path.write_text("\n \n", encoding="utf-8")
+    for given, message in (
+        (str(path), "has no candidates"),
+        (str(tmp_path / "none.txt"), "cannot be read"),
+        (("Paris", "Paris"), "give two at least"),
+        (("Paris", " "), "is empty"),
+    ):
+        with pytest.raises(DataError, match=message) as caught:
+            Cloze.of(records, asked_answers({"kind": "cloze", "candidates": given}), None)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(LabelWordError, match="their own words"):
+        Cloze.of(records, asked_answers("cloze"), {"Paris": "paris"})
+    with pytest.raises(MethodError, match="tokens"):
+        asked_answers({"kind": "cloze", "tokens": 0})
+
+
+def test_a_mask_holds_one_token_and_the_row_that_needs_more_is_named(encoder, causal, sequence):
+    records = [*rows(MASKED)[:2], Record({"text": "a war story"}, "warlord", row=7)]
+    names = tuple(dict.fromkeys(own for given in MASKED for own in all_of(given)))
+    for space in (Cloze(), Cloze("candidates", (*names, "warlord"))):
+        with pytest.raises(
+            DataError, match=r"row 7: answer 'warlord' is \d tokens \(.*##.*\), but a masked LM"
+        ) as caught:
+            make_problem(encoder, Task(Template(MLM), space), records, rows(MASKED)[3:])
+        assert "\n" not in str(caught.value)
+    with pytest.raises(DataError, match="row 1: answer '日' is not in this tokenizer's vocabulary"):
+        make_problem(encoder, Task(Template(MLM), Cloze()), [Record({"text": "joy"}, "日"), *records[:2]])
+    aliases = [Record({"text": "a war story"}, ("warlord", "war")), *records[:2]]
+    assert make_problem(encoder, Task(Template(MLM), Cloze()), aliases, records[:2]).dev is not None
+    with pytest.raises(MethodError, match="has only features"):
+        make_problem(sequence, Task(Template("{prompt}{text}"), Cloze()), records[:2], records[:2])
+
+
+def test_strata_join_answers_of_one_text():
+    space = Cloze()
+    golds = [("a",), ("b",), ("a", "b"), ("c",), ("d",)]
+    assert space.strata(golds) == [0, 1, 0, 1, 1]
+    many = [("a",)] * 30 + [("b",)] * 4 + [("c",)] * 6
+    assert space.strata(many) == [0] * 30 + [1] * 10, "four texts are too few for five folds"
+    assert space.strata([("a",), ("a",), ("b",)]) == [0, 0, 0]
+    assert space.strata([("a",), ("b",)]) == [0, 0]
+
+
+def test_an_uncased_tokenizer_answers_in_the_case_of_the_data(encoder):
+    records = [Record({"text": text}, "Joy" if n % 2 else "Warm") for n, (text, _) in enumerate(TEXTS)]
+    task = Task(Template(MLM), Cloze(top=200))
+    problem = make_problem(encoder, task, records)
+    outcome = make_method("zero-shot", {}).fit(problem)
+    artifact = make_artifact(problem, outcome, make_method("zero-shot", {}))
+    for decision in Predictor.of(artifact, encoder).decide([Example(dict(record.fields)) for record in records]):
+        assert {"Joy", "Warm"} <= set(decision.options)
+        assert not {"joy", "warm"} & set(decision.options)
+
+
+def test_golds_and_values_of_the_open_vocabulary_meet_in_the_objective():
+    space = Cloze()
+    golds = Golds(objective_of(space), (("a",), ("b", "c")))
+    values = torch.tensor([[[-1.0, -1.0, -2.0], [-0.5, -1.5, -1.0]], [[-3.0, -3.0, -1.0], [-2.0, -2.0, -4.0]]])
+    assert torch.equal(golds.losses(values), torch.tensor([[1.0, 0.5], [3.0, 2.0]]))
+    assert golds.scores(values).primary.tolist() == [[1.0, 0.0], [0.0, 1.0]]
+    mixed = golds.objective.mixed(values.double())
+    assert torch.allclose(mixed.exp(), values.double().exp().mean(0))
+    shares = torch.tensor([3.0, 1.0], dtype=torch.float64)
+    expected = (values.double().exp() * shares[:, None, None] / 4).sum(0)
+    assert torch.allclose(golds.objective.mixed(values.double(), shares).exp(), expected)
+    assert golds.fitted(values[0]) == golds.tempered(values[0]) == golds.objective.plain()
+    assert json.dumps(space.label(golds.values[1])) == '["b", "c"]'
