@@ -253,7 +253,7 @@ BAD = {
         "odd.jsonl row 1: label 'mixed'",
     ),
     "field that is no name": (["tune", "odd-name.jsonl", "--text-column", "prompt"], "column 'prompt' cannot be"),
-    "label that is a list": (["tune", "list.jsonl"], "list.jsonl line 1: the label is a list (['good'])"),
+    "label that is a list": (["tune", "list.jsonl"], "list.jsonl line 1: the label is a list ([1])"),
     "column twice": (["tune", "twice.csv"], "two columns are called 'text'"),
     "address": (["tune", "https://a.org/b.csv"], "is an address"),
     "delimiter": (["tune", "train.jsonl", "--delimiter", ";;"], "the delimiter ';;' cannot be used"),
@@ -284,7 +284,7 @@ def test_mistakes_cost_one_line_and_exit_code_two(run, tmp_path, causal_folder, 
     write(tmp_path / "odd.jsonl", [{"text": "a", "label": "mixed"}])
     write(tmp_path / "two.jsonl", [{"a": "x", "b": "y", "label": label} for label in LABELS])
     write(tmp_path / "odd-name.jsonl", [{"prompt": "x", "label": label} for label in LABELS])
-    write(tmp_path / "list.jsonl", [{"text": "a", "label": ["good"]}])
+    write(tmp_path / "list.jsonl", [{"text": "a", "label": [1]}])
     (tmp_path / "twice.csv").write_text("text,label,text\na,positive,b\n")
     (tmp_path / "commas.csv").write_text("text,label\nI liked it, really,positive\n")
     (tmp_path / "taken").mkdir()

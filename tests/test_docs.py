@@ -29,6 +29,7 @@ from cuecraft.core.assets import model_folder
 from cuecraft.core.errors import AssetError, DataError
 from cuecraft.methods.fit import make_artifact
 from cuecraft.methods.problem import label_context
+from cuecraft.runs.answers import asked_of
 from cuecraft.runs.tune import read_splits
 
 ROOT = Path(__file__).parents[1]
@@ -155,12 +156,16 @@ def splits_of(words, monkeypatch, folder):
     (folder / "corpus.jsonl").write_text('{"text": "a joy"}\n')  # which a page names
     monkeypatch.chdir(folder)
     spec, files = request_of(words, monkeypatch)
-    rows = [dict.fromkeys(spec.data.text_columns, f"text {n}") | {spec.data.label_column: n % 2} for n in range(200)]
+    rows = [
+        dict.fromkeys(spec.data.text_columns, f"text {n}") | {spec.data.label_column or "label": n % 2}
+        for n in range(200)
+    ]
     data = folder / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     given = {name: str(data) for name in ("train", "dev", "test") if getattr(spec.data, name)}
     reading = dataclasses.replace(files.reading, delimiter=None)
-    return read_splits(spec.model_copy(update={"data": spec.data.model_copy(update=given)}), reading)
+    spec = spec.model_copy(update={"data": spec.data.model_copy(update=given)})
+    return read_splits(spec, asked_of(spec, reading), reading)
 
 
 LINES = [(name_of(page), words) for page in [*PAGES, *OTHERS] for words in command_lines(page)]

@@ -111,11 +111,11 @@ def test_all_seeds_are_tested_on_the_same_rows(run, causal_folder, tmp_path, mon
     from cuecraft.api import estimators as classifier
 
     data, tested = rows(tmp_path / "rows.jsonl"), []
-    plain = classifier.PromptClassifier.scores
+    plain = classifier.PromptClassifier.scores_of
     monkeypatch.setattr(
         classifier.PromptClassifier,
-        "scores",
-        lambda self, texts, *rest, **more: tested.append(texts) or plain(self, texts, *rest, **more),
+        "scores_of",
+        lambda self, records, *rest, **more: tested.append(records) or plain(self, records, *rest, **more),
     )
     common = ("--model", causal_folder, "--method", "zero-shot", "--test", data, "--test-size", 3)
     assert run("tune", data, *common, "--seeds", "4,5,6", "--out", "runs/s")[0] == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -12,6 +13,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import NotFittedError
 
+from cuecraft.api.given import Answers, Given
 from cuecraft.api.scored import ScoredClassifier
 from cuecraft.artifact import Artifact, Prompt, load_artifact
 from cuecraft.artifact.artifact import as_folder, folder_files, loading_of
@@ -22,24 +24,22 @@ from cuecraft.backbone.hooks import training
 from cuecraft.backbone.weights import TunedWeights
 from cuecraft.core.checkpoints import Keeping
 from cuecraft.core.deadline import Deadline
-from cuecraft.core.errors import DataError, MethodError
+from cuecraft.core.errors import MethodError
 from cuecraft.core.events import Event
 from cuecraft.core.options import check_arguments, make_options
 from cuecraft.data import Record, subsample
-from cuecraft.data.labels import class_names, label_name, names_to_compare, python_value
+from cuecraft.data.labels import label_name, python_value, words_by_name
 from cuecraft.data.texts import (
     Labels,
     Texts,
+    as_label_words,
     as_labels,
     as_records,
-    example_weights,
-    held_out_records,
     repeated,
     weighed,
 )
 from cuecraft.methods import make_method
 from cuecraft.methods.auto import Auto
-from cuecraft.methods.candidate import Candidate, fresh_logits
 from cuecraft.methods.fit import answering_model, make_artifact
 from cuecraft.methods.prepare import (
     given_words,
@@ -54,8 +54,8 @@ from cuecraft.methods.prepare import (
 from cuecraft.methods.problem import Method, Outcome, Problem
 from cuecraft.methods.search.label_free import LabelFreeSearch, class_shares
 from cuecraft.methods.search.label_words import LabelWordSearch, with_label_words
-from cuecraft.task.answers.labels import LabelOptions
-from cuecraft.task.answers.words import WordChoice, default_word, distinct_words
+from cuecraft.task.answers.asked import Asked
+from cuecraft.task.answers.words import WordChoice, Words, default_word, distinct_words
 from cuecraft.task.chat import asked_fields
 
 
@@ -66,6 +66,9 @@ class PromptClassifier(ScoredClassifier, ClassifierMixin, BaseEstimator):  # typ
         model: ``demo:smollm2-135m``, a folder, GGUF file, Hub name, pair `(model, tokenizer)` or a backbone.
         method: a name in `cuecraft.methods.METHODS`, such as ``auto``, which chooses by itself, ``zero-shot``,
             ``deep-cue``, ``autoprompt`` or ``lora``.
+        answers: what counts as an answer: a kind in `cuecraft.task.answers.ANSWERS`, such as ``multilabel``, a kind
+            with its options, ``{"kind": "ordinal", ...}``, or an `AnswerSpace`; None for what texts and answers show,
+            which are labels unless texts bring ``choices`` or answers are lists.
         template: for instance ``"Review: {text}{prompt:\nSentiment:}{mask}"``; None for a general one.
         chat: True for the tokenizer's chat template, or turns, ``{"system": ..., "user": "{text}", "assistant":
             "{prompt:It is}{mask}"}``; False for none; None for none, unless `auto` finds it clearly better.
@@ -91,6 +94,7 @@ class PromptClassifier(ScoredClassifier, ClassifierMixin, BaseEstimator):  # typ
         model: Any = "demo:smollm2-135m",
         method: str = "auto",
         *,
+        answers: Answers | None = None,
         template: str | None = None,
         chat: bool | Mapping[str, str] | None = None,
         label_words: Mapping[Any, str | Sequence[str]] | Sequence[str | Sequence[str]] | Literal["auto"] | None = None,
@@ -106,6 +110,7 @@ class PromptClassifier(ScoredClassifier, ClassifierMixin, BaseEstimator):  # typ
     ) -> None:
         self.model = model
         self.method = method
+        self.answers = answers
         self.template = template
         self.chat = chat
         self.label_words = label_words
@@ -135,7 +140,8 @@ class PromptClassifier(ScoredClassifier, ClassifierMixin, BaseEstimator):  # typ
         Args:
             texts: `[N]` strings or mappings from field to string, a DataFrame, or an Arrow array or table.
             labels: `[N]` classes: strings, truth values or whole numbers, in any container of one column. Strings lose
-                their outer spaces.
+                their outer spaces. Of other kinds of answers what `Record.label` has: lists of labels or an indicator
+                matrix, numbers, places of choices, spans.
             dev: texts and labels to choose and stop by.
             report: progress callback, called with each step; never affects the result.
             checkpoints: a folder for the state of search and training; the same call goes on from what it finds there,
@@ -151,14 +157,48 @@ class PromptClassifier(ScoredClassifier, ClassifierMixin, BaseEstimator):  # typ
         """
         check_arguments(self.get_params(deep=False))
         method = make_method(self.method, self.method_options)
-        classes, train = self._examples(texts, labels, sample_weight, method)
-        held_out = held_out_records(dev, self._fields())
-        words = self._given_words(list(classes))
+        given = Given.of(texts, labels, self.answers, self._fields())
+        given = replace(given, records=self._weighed(given, sample_weight, method))
+        held_out = given.held_out(dev, self._fields())
+        return self._tuned(method, given, held_out, report, checkpoints, then)
+
+    @training()
+    def fit_records(
+        self,
+        records: Sequence[Record],
+        dev: Sequence[Record] | None,
+        asked: Asked,
+        report: Callable[[Event], None] = lambda event: None,
+        checkpoints: str | Path | Keeping | None = None,
+        then: int = 0,
+    ) -> Self:
+        """Find the prompt for records that were read of files; arguments and errors as for `fit`.
+
+        Args:
+            records: the training examples.
+            dev: examples to choose and stop by.
+            asked: what is asked of their answers, by which they were read.
+            report: as for `fit`.
+            checkpoints: as for `fit`.
+            then: as for `fit`.
+        """
+        check_arguments(self.get_params(deep=False))
+        method = make_method(self.method, self.method_options)
+        return self._tuned(method, Given.read(list(records), asked), dev, report, checkpoints, then)
+
+    def _tuned(
+        self,
+        method: Method,
+        given: Given,
+        held_out: Sequence[Record] | None,
+        report: Callable[[Event], None],
+        checkpoints: str | Path | Keeping | None,
+        then: int,
+    ) -> Self:
+        train, classes, words = given.records, given.classes, self._words(given, method)
         backbone = load_backbone(self.model, self.head, self.device, self.local_files_only, self.dtype)
-        if words is None and method.has_own_head:
-            words = distinct_words(list(classes))
-        longest, kind = method.longest_prompt(), LabelOptions(classes=tuple(classes))
-        task = make_task(backbone, train, self.template, words, self.max_tokens, kind, longest, self.chat)
+        longest = method.longest_prompt()
+        task = make_task(backbone, train, self.template, words, self.max_tokens, given.answers, longest, self.chat)
         deadline = Deadline(self.time_limit)  # reading counts
         asked: dict[str, Any] = {"seed": self.seed, "validation_fraction": self.validation_fraction}
         asked |= {"deadline": deadline, "then": then, "report": report, "reading": method.reading_limit()}
@@ -172,7 +212,9 @@ class PromptClassifier(ScoredClassifier, ClassifierMixin, BaseEstimator):  # typ
             problem = with_checkpoints(problem, Keeping.of(checkpoints), run_key(problem, method))
         outcome = method.fit(problem)
         deadline.keep_back(0.0)
-        return self._keep(problem, outcome, make_artifact(problem, outcome, method, classes), deadline)
+        self._keep(problem, outcome, make_artifact(problem, outcome, method, classes), deadline)
+        self._answers_matrix = given.is_matrix
+        return self
 
     @training()
     def fit_unlabeled(
@@ -226,19 +268,27 @@ class PromptClassifier(ScoredClassifier, ClassifierMixin, BaseEstimator):  # typ
         own = {name: name if isinstance(value, str) else value for name, value in zip(names, values, strict=True)}
         return self._keep(problem, outcome, make_artifact(problem, outcome, search, own), deadline)
 
-    def _examples(
-        self, texts: Texts, labels: Labels, sample_weight: Any, method: Method
-    ) -> tuple[dict[str, Any], list[Record]]:
-        """Return the classes by name, and the training examples with their weights."""
-        labels = as_labels(labels)
-        classes = class_names(labels)
-        records = as_records(texts, labels, self._fields())
+    def _weighed(self, given: Given, sample_weight: Any, method: Method) -> list[Record]:
+        """Return the training examples with their weights."""
         if not method.weighs_examples:
-            return classes, repeated(records, sample_weight, method.name)
-        records = weighed(records, sample_weight)
+            return repeated(given.records, sample_weight, method.name)
+        records = weighed(given.records, sample_weight)
         if self._searches_words and any(record.weight is not None for record in records):
             raise MethodError("label_words='auto' searches words without sample_weight; give words or no weights")
-        return classes, records
+        return records
+
+    def _words(self, given: Given, method: Method) -> Words:
+        """Return the label words that are given, checked before the model is loaded."""
+        if given.classes is not None:
+            words = self._given_words(list(given.classes))
+            return distinct_words(list(given.classes)) if words is None and method.has_own_head else words
+        if self._searches_words:
+            given.check_is_labels("label_words='auto'")
+        found: Words = words_by_name(self.label_words) if isinstance(self.label_words, Mapping) else None
+        if found is None and self.label_words is not None:
+            found = partial(as_label_words, self.label_words)
+        given.asked.space(given.records, distinct_words if found is None else found)
+        return distinct_words if found is None and method.has_own_head else found
 
     @property
     def _searches_words(self) -> bool:
@@ -280,42 +330,6 @@ class PromptClassifier(ScoredClassifier, ClassifierMixin, BaseEstimator):  # typ
         if not hasattr(self, "outcome_"):
             raise NotFittedError("what was tried is not kept in an artifact; call fit")
         return [asdict(row) for row in self.outcome_.tried]
-
-    def predict_proba(self, texts: Texts, report: Callable[[Event], None] = lambda event: None) -> np.ndarray:
-        """Return class probabilities `[N, C]`, columns as in `classes_`; `report` is the progress callback."""
-        self._fitted()
-        return self.predictor_.predict_proba(texts, report)
-
-    def truncated(self, texts: Texts) -> np.ndarray:
-        """Return for each text `[N]` whether `predict_proba` cuts it at its end to fit; it is tokenised and not read.
-
-        How many tokens are left for a text follows from the model's positions, `max_tokens`, the template, and what is
-        kept for the prompt. Every answer is to what is left of the text.
-        """
-        self._fitted()
-        return self.predictor_.truncated(texts)
-
-    def predict(self, texts: Texts) -> np.ndarray:
-        """Return the likeliest class of each text `[N]`."""
-        likeliest = self.predict_proba(texts).argmax(1)
-        labels: np.ndarray = self.classes_[likeliest]
-        return labels
-
-    def score(self, texts: Texts, labels: Labels, sample_weight: Any = None) -> float:
-        """Return the share of texts whose likeliest class is their label's, by names, as `fit` reads labels.
-
-        Args:
-            texts: `[N]`.
-            labels: `[N]` classes; one that `fit` has not seen counts as a mistake.
-            sample_weight: `[N]` weight of each text; None for equal ones.
-        """
-        names = names_to_compare(self.classes_.tolist(), as_labels(labels))
-        found = self.predict_proba(texts).argmax(1)
-        if len(names) != len(found):
-            raise DataError(f"{len(found)} texts but {len(names)} labels; give one label for each text")
-        own = [label_name("a class", value) for value in self.classes_.tolist()]
-        hits = [own[row] == name for row, name in zip(found, names, strict=True)]
-        return float(np.average(hits, weights=example_weights(sample_weight, len(hits))))
 
     def save(self, folder: str | Path) -> str:
         """Write the artifact and return its hash.
@@ -369,7 +383,10 @@ class PromptClassifier(ScoredClassifier, ClassifierMixin, BaseEstimator):  # typ
             manifest.method,
             template=None if chat else manifest.task.template,
             chat=chat.turns if chat else None,
-            label_words=dict(zip(artifact.classes, artifact.task.verbalizer.words, strict=True)),
+            answers=None if artifact.task.has_labels else artifact.task.answers,
+            label_words=dict(zip(artifact.classes, artifact.task.verbalizer.words, strict=True))
+            if artifact.task.has_labels
+            else None,
             method_options=manifest.method_options,
             max_tokens=manifest.task.max_tokens,
             seed=manifest.seed,
@@ -430,11 +447,3 @@ class PromptClassifier(ScoredClassifier, ClassifierMixin, BaseEstimator):  # typ
         if not hasattr(self, "artifact_"):
             raise NotFittedError("this PromptClassifier is not fitted; call fit(texts, labels) or load(folder) first")
         return self.artifact_
-
-    def _probabilities(
-        self, texts: Texts, candidates: Sequence[Candidate], report: Callable[[Event], None]
-    ) -> np.ndarray:
-        """Return class probabilities `[T, N, C]` of several prompts."""
-        examples = self.task_.examples(self.task_.records(texts))
-        logits = fresh_logits(self.backbone_, self.task_, candidates, examples, report)
-        return self.task_.answers.probabilities(logits.double().cpu().numpy())

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cuecraft.api.estimators import PromptClassifier
+from cuecraft.api.given import Answers, Given
 from cuecraft.artifact import Artifact, Sharing, check_writable, load_artifact, shared_file
 from cuecraft.artifact.artifact import as_folder, folder_files, loading_of
 from cuecraft.backbone import AnyBackbone, load_backbone
@@ -30,14 +31,14 @@ from cuecraft.core.checkpoints import Keeping
 from cuecraft.core.errors import ArtifactError, MethodError
 from cuecraft.core.events import Event
 from cuecraft.core.storage import write_folder
-from cuecraft.data.labels import class_names, words_by_name
-from cuecraft.data.texts import Labels, Texts, as_labels, as_records, held_out_records
+from cuecraft.data import Record
+from cuecraft.data.labels import words_by_name
+from cuecraft.data.texts import Labels, Texts
 from cuecraft.methods.fit import make_artifact
 from cuecraft.methods.prepare import make_problem, make_task, run_key, with_checkpoints
 from cuecraft.methods.problem import Problem
 from cuecraft.methods.train.multitask import MultitaskTuning, TaskOutcome
 from cuecraft.task import Template
-from cuecraft.task.answers.labels import LabelOptions
 
 LabelledTexts = tuple[Texts, Labels]
 TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -60,6 +61,11 @@ def check_family_target(folder: Path) -> None:
     if folder.exists() and not (folder / _DOCUMENT).is_file():
         raise ArtifactError(f"{folder}: exists and is no family of prompts; choose another folder or remove it")
     check_writable(folder)
+
+
+def _fields(template: str | None) -> tuple[str, ...] | None:
+    """Return the fields that a template names; None for every column of the texts."""
+    return Template(template).field_names if template else None
 
 
 class PromptFamily:
@@ -102,30 +108,55 @@ class PromptFamily:
         label_words: Mapping[str, Mapping[Any, Any]] | None = None,
         report: Callable[[Event], None] = lambda event: None,
         checkpoints: str | Path | Keeping | None = None,
+        answers: Mapping[str, Answers] | None = None,
     ) -> Self:
-        """Train all tasks jointly.
+        """Train all tasks jointly; their answers may be of several kinds.
 
         Args:
-            tasks: name -> texts and labels.
+            tasks: name -> texts and labels, as `PromptClassifier.fit` takes them.
             dev: name -> texts and labels to choose and stop by; a quarter of the texts of a task without.
             templates: name -> template; a general one for the others.
             label_words: name -> class -> word or words; the classes' names for the others.
             report: progress callback, called with each step.
             checkpoints: a folder for the state of training, to go on from; or a `Keeping`.
+            answers: name -> what counts as an answer; what the data shows for the others.
 
         Raises:
             CuecraftError: fewer than two tasks, a name that is no folder's name, or anything about a task's data.
         """
-        self._check_names(tasks, dev, templates, label_words)
-        problems, classes = {}, {}
+        self._check_names(tasks, dev, templates, label_words, answers)
+        given, held_out = {}, {}
         for name, (texts, labels) in tasks.items():
-            problems[name], classes[name] = self._problem(
-                (texts, labels),
-                (dev or {}).get(name),
-                (templates or {}).get(name),
-                (label_words or {}).get(name),
-                report,
-            )
+            fields = _fields((templates or {}).get(name))
+            given[name] = Given.of(texts, labels, (answers or {}).get(name), fields)
+            held_out[name] = given[name].held_out((dev or {}).get(name), fields)
+        return self.fit_given(given, held_out, templates, label_words, report, checkpoints)
+
+    @training()
+    def fit_given(
+        self,
+        given: Mapping[str, Given],
+        dev: Mapping[str, Sequence[Record] | None],
+        templates: Mapping[str, str] | None = None,
+        label_words: Mapping[str, Mapping[Any, Any]] | None = None,
+        report: Callable[[Event], None] = lambda event: None,
+        checkpoints: str | Path | Keeping | None = None,
+    ) -> Self:
+        """Train all tasks jointly on records; arguments and errors otherwise as for `fit`.
+
+        Args:
+            given: name -> the examples.
+            dev: name -> examples to choose and stop by; None for a quarter of the task's.
+            templates: as for `fit`.
+            label_words: as for `fit`.
+            report: as for `fit`.
+            checkpoints: as for `fit`.
+        """
+        self._check_names(given)
+        problems = {
+            name: self._problem(own, dev.get(name), (templates or {}).get(name), (label_words or {}).get(name), report)
+            for name, own in given.items()
+        }
         if checkpoints is not None:
             key = "-".join(run_key(problem, self.options)[:16] for problem in problems.values())
             first = next(iter(problems))
@@ -133,9 +164,7 @@ class PromptFamily:
         found = self.options.fit_tasks(problems)
         self._shared = found.shared
         self._sha256 = shared_file(found.shared)[1]
-        self.artifacts = {
-            name: self._artifact(problems[name], task, classes[name]) for name, task in found.tasks.items()
-        }
+        self.artifacts = {name: self._artifact(problems[name], task, given[name]) for name, task in found.tasks.items()}
         return self
 
     @training()
@@ -149,6 +178,7 @@ class PromptFamily:
         label_words: Mapping[Any, Any] | None = None,
         report: Callable[[Event], None] = lambda event: None,
         checkpoints: str | Path | Keeping | None = None,
+        answers: Answers | None = None,
     ) -> Self:
         """Train one more task's own part; the shared part and the other tasks stay as they are.
 
@@ -157,19 +187,42 @@ class PromptFamily:
         Raises:
             CuecraftError: nothing was trained yet, the name is taken or no folder's name, or anything about the data.
         """
+        self._check_is_new(name)
+        given = Given.of(texts, labels, answers, _fields(template))
+        held_out = given.held_out(dev, _fields(template))
+        return self.add_given(name, given, held_out, template, label_words, report, checkpoints)
+
+    @training()
+    def add_given(
+        self,
+        name: str,
+        given: Given,
+        dev: Sequence[Record] | None,
+        template: str | None = None,
+        label_words: Mapping[Any, Any] | None = None,
+        report: Callable[[Event], None] = lambda event: None,
+        checkpoints: str | Path | Keeping | None = None,
+    ) -> Self:
+        """Train one more task's own part on records; arguments and errors otherwise as for `add`."""
+        self._check_is_new(name)
+        problem = self._problem(given, dev, template, label_words, report)
+        if checkpoints is not None:
+            key = f"{run_key(problem, self.options)}-{self._sha256}"
+            problem = with_checkpoints(problem, Keeping.of(checkpoints).within(name), key)
+        assert self._shared is not None
+        found = self.options.add_task(problem, self._shared)
+        self.artifacts[name] = self._artifact(problem, found, given)
+        return self
+
+    def _check_is_new(self, name: str) -> None:
+        """Raise MethodError where a task of that name cannot be added."""
         if self._shared is None:
             raise MethodError("there is no shared part yet; train two tasks or more first")
         if name in self.artifacts:
             known = ", ".join(map(str, self.artifacts[name].classes))
-            raise MethodError(f"task {name!r} is there already, with the classes {known}; choose another name")
+            shown = f"with the classes {known}" if known else f"of kind {self.artifacts[name].task.answers.kind}"
+            raise MethodError(f"task {name!r} is there already, {shown}; choose another name")
         self._check_names({name: None})
-        problem, classes = self._problem((texts, labels), dev, template, label_words, report)
-        if checkpoints is not None:
-            key = f"{run_key(problem, self.options)}-{self._sha256}"
-            problem = with_checkpoints(problem, Keeping.of(checkpoints).within(name), key)
-        found = self.options.add_task(problem, self._shared)
-        self.artifacts[name] = self._artifact(problem, found, classes)
-        return self
 
     def classifier(self, name: str) -> PromptClassifier:
         """Return one task's classifier.
@@ -273,26 +326,20 @@ class PromptFamily:
 
     def _problem(
         self,
-        train: LabelledTexts,
-        dev: LabelledTexts | None,
+        given: Given,
+        dev: Sequence[Record] | None,
         template: str | None,
         label_words: Mapping[Any, Any] | None,
         report: Callable[[Event], None],
-    ) -> tuple[Problem, dict[str, Any]]:
-        texts, labels = train[0], as_labels(train[1])
-        classes = class_names(labels)
-        fields = Template(template).field_names if template else None
-        records = as_records(texts, labels, fields)
-        words = words_by_name(label_words)
-        longest = self.options.longest_prompt()
-        task = make_task(self.backbone, records, template, words, None, LabelOptions(classes=tuple(classes)), longest)
-        held_out = held_out_records(dev, fields)
-        return make_problem(self.backbone, task, records, held_out, seed=self.seed, report=report), classes
+    ) -> Problem:
+        words, longest = words_by_name(label_words), self.options.longest_prompt()
+        task = make_task(self.backbone, given.records, template, words, None, given.answers, longest)
+        return make_problem(self.backbone, task, given.records, dev, seed=self.seed, report=report)
 
-    def _artifact(self, problem: Problem, found: TaskOutcome, classes: dict[str, Any]) -> Artifact:
+    def _artifact(self, problem: Problem, found: TaskOutcome, given: Given) -> Artifact:
         assert self._shared is not None
         sharing = Sharing(self._shared, found.part, self._sha256)
-        return make_artifact(problem, found.outcome, self.options, classes, sharing)
+        return make_artifact(problem, found.outcome, self.options, given.classes, sharing)
 
     def _check_names(self, tasks: Mapping[str, Any], *others: Mapping[str, Any] | None) -> None:
         for name in tasks:

@@ -1,4 +1,4 @@
-"""What a fitted classifier scores: the tuned prompt next to the untuned one, over one read of the texts."""
+"""What a fitted classifier answers, and how good that is: the tuned prompt, and the untuned one over the same read."""
 
 from __future__ import annotations
 
@@ -10,89 +10,189 @@ from typing import Any
 import numpy as np
 from sklearn.exceptions import NotFittedError
 
-from cuecraft.artifact import Calibration
+from cuecraft.artifact import Artifact
+from cuecraft.artifact.predictor import Predictor, as_array
+from cuecraft.backbone import AnyBackbone
 from cuecraft.core.deadline import Deadline, WhileTimeLasts
+from cuecraft.core.errors import DataError, MethodError
 from cuecraft.core.events import Event
 from cuecraft.data import Record
-from cuecraft.data.labels import names_to_compare
-from cuecraft.data.texts import Labels, Texts, as_labels
-from cuecraft.methods.candidate import Candidate
+from cuecraft.data.labels import label_name, names_to_compare
+from cuecraft.data.texts import Labels, Texts, as_labels, as_records, as_sets, example_weights
+from cuecraft.methods.candidate import Candidate, fresh_logits
+from cuecraft.methods.objectives import objective_of
 from cuecraft.methods.problem import Outcome
-from cuecraft.task import Example, Task
+from cuecraft.task import Decision, Example, Task
 
 _TOGETHER = 16  # texts that are read between two looks at the clock
 
 
 class ScoredClassifier:
-    """Scores of a classifier that `fit` has made, or that an artifact was loaded into."""
+    """Answers and scores of a classifier that `fit` has made, or that an artifact was loaded into."""
 
+    predictor_: Predictor
+    backbone_: AnyBackbone
     classes_: np.ndarray
     task_: Task
     outcome_: Outcome
     _deadline: Deadline
 
     @abstractmethod
+    def _fitted(self) -> Artifact:
+        """Return what answers, or raise NotFittedError."""
+
+    def predict_proba(self, texts: Texts, report: Callable[[Event], None] = lambda event: None) -> np.ndarray:
+        """Return class probabilities `[N, C]`, columns as in `classes_`; `report` is the progress callback.
+
+        Raises:
+            MethodError: texts do not share their options; `decide` has the probability of each.
+        """
+        if not self._fitted().task.answers.size:
+            raise MethodError(
+                f"texts share no classes in answers of kind {self.task_.answers.kind}; decide(texts) has probabilities"
+            )
+        return self.predictor_.predict_proba(texts, report)
+
+    def decide(self, texts: Texts, report: Callable[[Event], None] = lambda event: None) -> list[Decision]:
+        """Return what is answered to each text, with confidence and probabilities; `report` as above."""
+        self._fitted()
+        return self.predictor_.decide(self.predictor_.examples(texts), report)
+
+    def truncated(self, texts: Texts) -> np.ndarray:
+        """Return for each text `[N]` whether `predict_proba` cuts it at its end to fit; it is tokenised and not read.
+
+        How many tokens are left for a text follows from the model's positions, `max_tokens`, the template, and what is
+        kept for the prompt. Every answer is to what is left of the text.
+        """
+        self._fitted()
+        return self.predictor_.truncated(texts)
+
+    def predict(self, texts: Texts) -> np.ndarray:
+        """Return the answer to each text `[N]`: the likeliest class, a list, a number, or what else its kind has.
+
+        Where `fit` had an indicator matrix, one is returned: `[N, L]`, columns as in `classes_`.
+        """
+        values = [own.value for own in self.decide(texts)]
+        if getattr(self, "_answers_matrix", False):
+            return np.array([[int(name in own) for name in self.classes_.tolist()] for own in values])
+        if self.task_.has_labels:
+            return np.array(values, dtype=self.classes_.dtype)
+        return as_array(values)
+
+    def score(self, texts: Texts, labels: Labels, sample_weight: Any = None) -> float:
+        """Return the primary score: of labels the share of texts whose likeliest class is their label's.
+
+        Args:
+            texts: `[N]`.
+            labels: `[N]` as `fit` reads them; a class that `fit` has not seen counts as a mistake.
+            sample_weight: `[N]` weight of each text; None for equal ones.
+        """
+        if not self._fitted().task.has_labels:
+            return self._mean_score(self.task_.examples(self._labelled(texts, labels)), sample_weight)
+        names = names_to_compare(self.classes_.tolist(), as_labels(labels))
+        found = self.predict_proba(texts).argmax(1)
+        if len(names) != len(found):
+            raise DataError(f"{len(found)} texts but {len(names)} labels; give one label for each text")
+        own = [label_name("a class", value) for value in self.classes_.tolist()]
+        hits = [own[row] == name for row, name in zip(found, names, strict=True)]
+        return float(np.average(hits, weights=example_weights(sample_weight, len(hits))))
+
+    def _mean_score(self, examples: Sequence[Example], sample_weight: Any) -> float:
+        answers, decisions = self.task_.answers, self.predictor_.decide(examples)
+        pairs = zip(decisions, examples, strict=True)
+        scores = [answers.measure([own], [example.gold])[answers.primary] for own, example in pairs]
+        return float(np.average(scores, weights=example_weights(sample_weight, len(scores))))
+
+    def _labelled(self, texts: Texts, labels: Labels) -> list[Record]:
+        task = self._fitted().task
+        fields = task.template.field_names
+        if task.has_labels:
+            return as_records(texts, names_to_compare(self.classes_.tolist(), as_labels(labels)), fields)
+        return as_records(texts, as_sets(labels)[0], fields, task.answers.in_rows())
+
     def _probabilities(
-        self, texts: Texts, candidates: Sequence[Candidate], report: Callable[[Event], None]
+        self, examples: Sequence[Example], candidates: Sequence[Candidate], report: Callable[[Event], None]
     ) -> np.ndarray:
-        """Return class probabilities `[T, N, C]` of several prompts."""
+        """Return probabilities `[T, N, O]` of several prompts."""
+        logits = fresh_logits(self.backbone_, self.task_, candidates, examples, report)
+        return self.task_.answers.probabilities(logits.double().cpu().numpy())
 
     def scores(
         self, texts: Texts, labels: Labels, report: Callable[[Event], None] = lambda event: None
     ) -> dict[str, dict[str, float]]:
-        """Return accuracy and macro-F1 of the tuned prompt next to the untuned one, over one read of the texts.
+        """Return the scores of the tuned prompt next to the untuned one, over one read of the texts.
 
         Returns:
-            ``accuracy`` and ``macro_f1`` of each of: ``tuned``; ``untuned``, the template as written (with a class
-            head: the head fitted without tuning the prompt); ``calibrated``, the same with the method's calibration.
+            Scores by name, the primary one first (of labels ``accuracy`` and ``macro_f1``), of each of: ``tuned``;
+            ``untuned``, the template as written (with a class head: the head fitted without tuning the prompt);
+            ``calibrated``, the same with the method's calibration.
         """
-        return self._scored(self._probabilities(texts, self._compared(), report), labels)
+        return self.scores_of(self._labelled(texts, labels), report)
+
+    def scores_of(
+        self, records: Sequence[Record], report: Callable[[Event], None] = lambda event: None
+    ) -> dict[str, dict[str, float]]:
+        """Return the `scores` on records."""
+        examples = self.task_.examples(records)
+        return self._scored(self._probabilities(examples, self._compared(), report), examples)
+
+    def measured(self, records: Sequence[Record]) -> dict[str, float]:
+        """Return the scores of the tuned prompt alone on records, the primary one first."""
+        examples = self._fitted().task.examples(records)
+        decisions = self.predictor_.decide(examples)
+        return self.task_.answers.measure(decisions, [example.gold for example in examples])
 
     def scores_in_time(
-        self, texts: Texts, labels: Sequence[Any], report: Callable[[Event], None] = lambda event: None
+        self, records: Sequence[Record], report: Callable[[Event], None] = lambda event: None
     ) -> tuple[dict[str, dict[str, float]], int]:
-        """Return the `scores` on as many texts, in their order, as the time limit of `fit` leaves time for.
+        """Return the `scores` on as many records, in their order, as the time limit of `fit` leaves time for.
 
         Returns:
             The scores, empty where there was time for none; and how many texts were answered.
         """
-        given = self.task_.records(texts)
         if self._deadline.limit is None:
-            return self.scores(texts, labels, report), len(given)
-        compared, found = self._compared(), []
-        for first in range(0, len(given), _TOGETHER):
-            part = [dict(record.fields) for record in given[first : first + _TOGETHER]]
+            return self.scores_of(records, report), len(records)
+        examples = self.task_.examples(records)
+        compared, found, count = self._compared(), [], 0
+        for first in range(0, len(examples), _TOGETHER):
+            part = examples[first : first + _TOGETHER]
 
             def listen(event: Event, first: int = first) -> None:
-                report(replace(event, step=first + (event.step or 0), total=len(given)))
+                report(replace(event, step=first + (event.step or 0), total=len(examples)))
 
             with WhileTimeLasts(self._deadline.is_over):
                 found.append(self._probabilities(part, compared, listen))
+                count += len(part)
                 continue
             break
         if not found:
             return {}, 0
-        joined = np.concatenate(found, axis=1)
-        return self._scored(joined, labels[: joined.shape[1]]), joined.shape[1]
+        return self._scored(_joined(found), examples[:count]), count
 
     def _compared(self) -> list[Candidate]:
         """Return the tuned prompt, the untuned one, and that one calibrated."""
         if not hasattr(self, "outcome_"):
             raise NotFittedError("the untuned prompt is not kept in an artifact; call fit, or score for the tuned one")
         best, start = self.outcome_.best, self.outcome_.start
-        return [best, replace(start, calibration=Calibration.none(len(self.classes_)), others=()), start]
+        return [best, replace(start, calibration=objective_of(self.task_.answers).plain(), others=()), start]
 
-    def _scored(self, found: np.ndarray, labels: Labels) -> dict[str, dict[str, float]]:
-        """Return the scores of probabilities `[3, N, C]` of the prompts that are compared."""
-        answers, names = self.task_.answers, names_to_compare(self.classes_.tolist(), as_labels(labels))
-        golds = [answers.gold(Record({}, name)) for name in names]
+    def _scored(self, found: np.ndarray, examples: Sequence[Example]) -> dict[str, dict[str, float]]:
+        """Return the scores of probabilities `[3, N, O]` of the prompts that are compared."""
+        answers, golds = self.task_.answers, [example.gold for example in examples]
         return {
-            name: answers.measure(answers.decide(own, [Example({})] * len(golds)), golds)
+            name: answers.measure(answers.decide(own, examples), golds)
             for name, own in zip(("tuned", "untuned", "calibrated"), found, strict=True)
         }
 
     def accuracies(
         self, texts: Texts, labels: Labels, report: Callable[[Event], None] = lambda event: None
     ) -> dict[str, float]:
-        """Return the accuracies of `scores` alone."""
-        return {name: found["accuracy"] for name, found in self.scores(texts, labels, report).items()}
+        """Return the primary score alone of `scores`: of labels the accuracy."""
+        primary = self.task_.answers.primary
+        return {name: found[primary] for name, found in self.scores(texts, labels, report).items()}
+
+
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Return probabilities `[T, N, O]` of all parts; one whose texts have fewer options of their own has 0 behind."""
+    most = max(part.shape[-1] for part in parts)
+    return np.concatenate([np.pad(part, ((0, 0), (0, 0), (0, most - part.shape[-1]))) for part in parts], axis=1)

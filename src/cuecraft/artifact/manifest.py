@@ -130,7 +130,11 @@ def model_card(manifest: Manifest, trace: Sequence[Mapping[str, Any]] = ()) -> s
     """Return the artifact's README in Markdown, with the caveats of its trace first."""
     caveats = "".join(f"\n**Warning: {event[CAVEAT]}.**\n" for event in trace if CAVEAT in event)
     task, backbone, prompt = manifest.task, manifest.backbone, manifest.prompt
-    words = [f"| {name} | {', '.join(words)} |" for name, words in task.answers.options.items()]
+    kind, options = task.answers.kind, task.answers.options
+    words = [f"| {name} | {', '.join(words)} |" for name, words in options.items()]
+    classes = ["", "| class | label words |", "| --- | --- |", *words] if options else []
+    of_kind = "with the labels above and no others" if kind == "labels" else f"with answers of kind {kind}"
+    answers = "" if kind == "labels" else f"- answers: {kind}\n"
     metrics = [f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in manifest.metrics.items()]
     data = [f"| {name} | {split.rows} | `{split.sha256[:16]}` |" for name, split in manifest.data.items()]
     found = f"\nFound on the way, in words: `{manifest.words!r}`\n" if manifest.words else ""
@@ -147,12 +151,8 @@ stays as it is; this folder holds a prompt of {prompt.length} tokens.
 {together}
 - prompt ({prompt.kind}): `{prompt.text!r}`
 - template: `{task.template!r}`
-{examples}- backbone: {backbone.name} ({backbone.head}), hash `{backbone.sha256[:16]}`
-{found}
-| class | label words |
-| --- | --- |
-{chr(10).join(words)}
-
+{answers}{examples}- backbone: {backbone.name} ({backbone.head}), hash `{backbone.sha256[:16]}`
+{found}{"".join(f"{line}{chr(10)}" for line in classes)}
 {"".join(f"{line}{chr(10)}" for line in measured)}| data | rows | hash |
 | --- | --- | --- |
 {chr(10).join(data)}
@@ -161,6 +161,6 @@ stays as it is; this folder holds a prompt of {prompt.length} tokens.
 cuecraft predict THIS_FOLDER "a text to classify"
 ```
 
-The prompt answers for the kind of text it was tuned on, with the labels above and no others. It inherits the
+The prompt answers for the kind of text it was tuned on, {of_kind}. It inherits the
 backbone's licence, its knowledge and its biases. It is not a safeguard against text written to mislead it.
 """

@@ -70,6 +70,15 @@ class Member:
         return self.backbone.ready_for(self.ready, example)
 
 
+def as_array(values: Sequence[Any]) -> np.ndarray:
+    """Return answers `[N]`; lists are one value each."""
+    if not any(isinstance(value, list | tuple | dict) for value in values):
+        return np.array(values)
+    found = np.empty(len(values), dtype=object)
+    found[:] = values
+    return found
+
+
 class Predictor:
     """Prompts that answer together, or one alone: a text's probabilities are the mean of theirs.
 
@@ -235,17 +244,20 @@ class Predictor:
 
     def predict(self, texts: Texts) -> np.ndarray:
         """Return the answer to each text `[N]`."""
-        return np.array([own.value for own in self.decide(self.examples(texts))])
+        return as_array([own.value for own in self.decide(self.examples(texts))])
 
     def truncated(self, texts: Texts) -> np.ndarray:
         """Return for each text `[N]` whether it is cut at its end to fit, in front of some member at least.
 
         Texts are tokenised and not read.
         """
-        examples = self.examples(texts)
+        return np.array(self.cuts(self.examples(texts)))
+
+    def cuts(self, examples: Sequence[Example]) -> list[bool]:
+        """Return for each text `[B]` whether it is cut, as `truncated` does."""
         renderers = {(id(own.backbone), own.task): own.backbone.renderer(own.task) for own in self.members}
-        cut: np.ndarray = np.any([found.cuts(examples) for found in renderers.values()], axis=0)
-        return cut
+        found: list[bool] = np.any([own.cuts(examples) for own in renderers.values()], axis=0).tolist()
+        return found
 
 
 def _read_by(backbone: AnyBackbone, prompt: Prompt, texts: Context, query: Query) -> Tensor:
@@ -300,6 +312,9 @@ class PromptEnsemble(Predictor):
             raise ArtifactError("an ensemble needs at least one prompt; give one")
         first, *others = predictors = [own if isinstance(own, Predictor) else own.predictor_ for own in members]
         for other in others:
+            kinds = [own.task.answers.kind for own in (other, first)]
+            if kinds[0] != kinds[1]:
+                raise ArtifactError(f"answers of kinds {' and '.join(kinds)} cannot be averaged; give one kind")
             if other.classes_.tolist() != first.classes_.tolist():
                 theirs, own = (", ".join(map(str, one.classes_.tolist())) for one in (other, first))
                 raise ArtifactError(f"prompts of other classes cannot be averaged: {own} and {theirs}")

@@ -47,6 +47,9 @@ MethodName = Annotated[
 MethodOption = Annotated[
     list[str] | None, typer.Option(help="NAME=VALUE of the method, such as tune.epochs=10; may be repeated.")
 ]
+AnswerOption = Annotated[
+    list[str] | None, typer.Option(help="NAME=VALUE of the kind of answers, such as scoring=token; may be repeated.")
+]
 PresetName = Annotated[
     str | None, typer.Option(help="Of the method auto: fast, good (the default) or best; how much is tried.")
 ]

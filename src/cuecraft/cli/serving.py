@@ -162,7 +162,7 @@ def evaluate(
     from cuecraft.runs.guard import run_guard_eval
 
     request = _request(rules, detector, artifact, attack_class, threshold, backbone.model_dump())
-    document = run_guard_eval(request, file, text_column, columns.label_column, attack_label or [])
+    document = run_guard_eval(request, file, text_column, columns.label_column or "label", attack_label or [])
     display.print_json(document) if json else display.print_guard_rates(document)
 
 

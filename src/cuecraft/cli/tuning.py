@@ -11,6 +11,7 @@ from cuecraft.cli import display
 from cuecraft.cli.app import app
 from cuecraft.cli.from_spec import Fields
 from cuecraft.cli.options import (
+    AnswerOption,
     CheckpointFolder,
     Delimiter,
     Json,
@@ -52,6 +53,7 @@ def tune(
     limits: LimitSection,
     delimiter: Delimiter = None,
     skip_bad_rows: SkipBadRows = False,
+    answer_option: AnswerOption = None,
     method: MethodName = None,
     preset: PresetName = None,
     option: MethodOption = None,
@@ -66,7 +68,7 @@ def tune(
     from cuecraft.core.checkpoints import Keeping
     from cuecraft.methods import make_method
     from cuecraft.runs import RunFiles, RunSpec, run_tune
-    from cuecraft.runs.spec import method_section, with_corpus
+    from cuecraft.runs.spec import method_section, with_answer_options, with_corpus
 
     options = pairs_of(option or []) | ({"preset": preset} if preset else {})
     if unlabeled:
@@ -81,6 +83,7 @@ def tune(
         options = with_corpus(chosen, options, vocab_from)
         make_method(chosen, options)
     given = limits.model_dump(exclude_unset=True)
+    task = with_answer_options(task, pairs_of(answer_option or []))
     spec = RunSpec(model=model, data=data, task=task, tune=method_section(chosen, options), **given)
     seeds = ",".join(map(str, limits.seeds or [limits.seed]))
     keeping = Keeping(checkpoints) if checkpoints else None
@@ -180,6 +183,9 @@ def multitask(
     limits: Annotated[LimitSection, Fields(("seed",), says={"seed": "of everything random, or the family's"})],
     dev: Annotated[list[str] | None, typer.Option(help="NAME=FILE to choose and stop by.")] = None,
     test: Annotated[list[str] | None, typer.Option(help="NAME=FILE of held-out texts, for reporting only.")] = None,
+    answers: Annotated[
+        list[str] | None, typer.Option(help="NAME=KIND of a task's answers; by default what its training texts show.")
+    ] = None,
     add_to: Annotated[Path | None, typer.Option(help="Add the tasks to this family; what it shares stays.")] = None,
     option: MethodOption = None,
     checkpoints: CheckpointFolder = None,
@@ -195,7 +201,9 @@ def multitask(
     given: dict[str, Any] = limits.model_dump(exclude_unset=True)
     if option:
         given["multitask"] = make_options(MultitaskTuning, pairs_of(option))
-    spec = MultitaskSpec(tasks=_tasks(task, dev or [], test or []), data=data, model=model, **given)
+    spec = MultitaskSpec(
+        tasks=_tasks(task, {"dev": dev, "test": test, "answers": answers}), data=data, model=model, **given
+    )
     keeping = Keeping(checkpoints) if checkpoints else None
     files = RunFiles(out or add_to or Path("runs/family"), keeping)
     with display.progress() as started:
@@ -203,16 +211,16 @@ def multitask(
     display.print_json(document) if json else display.print_family(document)
 
 
-def _tasks(train: list[str], dev: list[str], test: list[str]) -> dict[str, Any]:
-    """Return the files of each task.
+def _tasks(train: list[str], others: dict[str, list[str] | None]) -> dict[str, Any]:
+    """Return the files of each task, and the kind of its answers where it is named.
 
     Raises:
-        MethodError: something else than NAME=FILE.
-        DataError: a file is given for no task.
+        MethodError: something else than NAME=VALUE.
+        DataError: something is given for no task.
     """
     found: dict[str, Any] = {name: {"train": path} for name, path in pairs_of(train).items()}
-    for part, given in (("dev", dev), ("test", test)):
-        for name, path in pairs_of(given).items():
+    for part, given in others.items():
+        for name, path in pairs_of(given or []).items():
             if name not in found:
                 raise DataError(f"--{part} names task {name!r}, but the tasks are {', '.join(found)}")
             found[name][part] = path

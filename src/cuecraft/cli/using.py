@@ -21,7 +21,7 @@ from cuecraft.cli.options import (
 )
 from cuecraft.core.errors import DataError
 from cuecraft.data.files import STDIN
-from cuecraft.task.sections import BackboneSection, ModelSection, WritingSection
+from cuecraft.task.sections import BackboneSection, FamilyData, ModelSection, WritingSection
 
 _PROMPT_FIRST = "begins with {prompt}, such as '{prompt}{text} It was{mask}'"
 
@@ -30,6 +30,7 @@ _PROMPT_FIRST = "begins with {prompt}, such as '{prompt}{text} It was{mask}'"
 def predict(
     artifact: Annotated[Path, typer.Argument(help="Folder of an artifact, a run or an export.")],
     backbone: BackboneSection,
+    columns: Annotated[FamilyData, Fields(("options_column", "separator"))],
     texts: Annotated[list[str] | None, typer.Argument(help="Texts; by default lines of stdin.")] = None,
     file: Annotated[
         Path | None, typer.Option(help="CSV, TSV, JSONL or Parquet file, or .txt with a text a line.")
@@ -44,6 +45,7 @@ def predict(
 ) -> None:
     """Classify texts with a tuned prompt."""
     from cuecraft.runs import predict_records, read_texts
+    from cuecraft.task.answers import AnswerColumns
 
     reading = reading_of(delimiter, skip_bad_rows)
     if texts and file:
@@ -51,7 +53,8 @@ def predict(
     file = file if texts or file else Path(STDIN)
     artifact = made_folder(artifact)
     with display.progress() as started:
-        records = read_texts(artifact, texts or [], file, text_column, reading)
+        answers = AnswerColumns(options=columns.options_column, separator=columns.separator)
+        records = read_texts(artifact, texts or [], file, text_column, reading, answers)
         where = backbone.model_dump()
         document = predict_records(artifact, records, prompt, where, started("predicting")) | reading.document()
     display.print_json(document) if json else display.print_predictions(document["predictions"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,23 @@ def read_records(
     answers = labels_in(label_column) if isinstance(label_column, str) else label_column
     rows = _rows(source, text_columns, answers, reading)
     return _records(source, rows, text_columns, answers, reading)
+
+
+def first_rows(source: str | Path, count: int, columns: Sequence[str], reading: Reading = AS_USUAL) -> list[Any]:
+    """Return the first rows that can be read, each a mapping from column to value as the file has it.
+
+    Args:
+        source: as for `read_records`.
+        count: rows at most.
+        columns: that are wanted; others may be left out.
+        reading: the delimiter; what becomes of bad rows has no meaning here.
+
+    Raises:
+        DataError: the file is missing or unreadable.
+    """
+    wanted = RowAnswers(tuple(columns), (), lambda where, row: (None, ()), lambda where, row: ())
+    rows = (row for _, row in _rows(source, (), wanted, reading) if isinstance(row, dict))
+    return list(islice(rows, count))
 
 
 def read_partly_labelled(

@@ -54,6 +54,11 @@ class RowAnswers:
     read: Callable[[str, Mapping[str, Any]], tuple[Any, tuple[str, ...]]]
     read_options: Callable[[str, Mapping[str, Any]], tuple[str, ...]]
 
+    @property
+    def unlabelled(self) -> RowAnswers:
+        """How the options alone are read."""
+        return RowAnswers((), self.options, lambda where, row: (None, self.read_options(where, row)), self.read_options)
+
 
 @dataclass(frozen=True)
 class BadRow:

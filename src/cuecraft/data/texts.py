@@ -38,6 +38,7 @@ def unlabelled(
     file: Path | None,
     columns: Sequence[str] | None,
     reading: Reading = AS_USUAL,
+    answers: RowAnswers | None = None,
 ) -> list[Record]:
     """Return unlabelled records of texts given as lines or in a file.
 
@@ -48,14 +49,19 @@ def unlabelled(
         columns: of text in the file, those that the template does not name left unread; None for those named as the
             fields.
         reading: the delimiter, and what becomes of bad rows.
+        answers: how options that rows bring are read; None where they bring none.
 
     Raises:
-        DataError: no texts, or lines for a template of several fields.
+        DataError: no texts, or lines for a template of several fields or where each text brings options.
     """
     is_lines = file is not None and (str(file) == STDIN or kind_of(file)[0] is Format.TEXT)
     if file is not None and not is_lines:
         used = fields if columns is None or set(fields) <= set(columns) else columns
-        return read_records(file, used, label_column=None, reading=reading)
+        return read_records(file, used, None if answers is None else answers.unlabelled, reading)
+    if answers is not None and answers.options:
+        raise DataError(
+            f"each text brings options of its own; give them in column {answers.options[0]!r} of a {named('file')}"
+        )
     if len(fields) > 1:
         raise DataError(f"the prompt takes the fields {', '.join(fields)}; give them as columns of a {named('file')}")
     if file is not None:
@@ -63,7 +69,11 @@ def unlabelled(
     if not lines:
         raise DataError(f"no text to classify; give texts as arguments, on stdin or in a {named('file')}")
     records = [Record({fields[0]: line}, row=number) for number, line in enumerate(lines, start=1)]
-    return records if reading.bad is None else _usable(records, "texts", reading)
+    if reading.bad is not None:
+        return _usable(records, "texts", reading)
+    for number, line in enumerate(lines, start=1):
+        text_value(f"row {number}", fields[0], line)
+    return records
 
 
 def _usable(records: Sequence[Record], source: str, reading: Reading) -> list[Record]:
@@ -149,6 +159,17 @@ def as_label_words(label_words: Any, names: Sequence[str]) -> dict[str, Any] | N
     return dict(zip(names, listed, strict=True))
 
 
+def rows_of(texts: Texts) -> list[Mapping[Any, Any]]:
+    """Return texts one after another as mappings; a string is the field ``text``.
+
+    Raises:
+        DataError: they are no list of texts, or two columns have one name.
+    """
+    if isinstance(texts, str | bytes | Mapping):
+        raise DataError("one text was given where a list of texts is expected; write [text]")
+    return [row if isinstance(row, Mapping) else {"text": row} for row in _rows(texts)]
+
+
 def as_records(
     texts: Texts, labels: Labels = None, fields: Sequence[str] | None = None, answers: RowAnswers | None = None
 ) -> list[Record]:
@@ -163,9 +184,7 @@ def as_records(
     Raises:
         DataError: a text is missing or no text, two columns have one name, or there are not as many labels as texts.
     """
-    if isinstance(texts, str | bytes | Mapping):
-        raise DataError("one text was given where a list of texts is expected; write [text]")
-    rows = _rows(texts)
+    rows = rows_of(texts)
     if labels is not None:
         labels = as_labels(labels) if answers is None else _items(labels, "labels")
     if labels is not None and len(labels) != len(rows):
@@ -173,7 +192,6 @@ def as_records(
     records = []
     for number, row in enumerate(rows, start=1):
         where = f"row {number}"
-        row = row if isinstance(row, Mapping) else {"text": row}
         own = [name for name in row if answers is None or name not in answers.options]
         found = _checked(where, {name: row[name] for name in own}, fields)
         if answers is None:
@@ -310,6 +328,27 @@ def _checked(where: str, row: Mapping[Any, Any], fields: Sequence[str] | None) -
             if name in fields:
                 raise
     return found
+
+
+def as_sets(labels: Labels) -> tuple[list[Any], bool]:
+    """Return sets of labels one after another, and whether they were given as an indicator matrix.
+
+    Args:
+        labels: `[N]` lists, tuples or sets of labels; or `[N, L]` a matrix, dense or sparse, or a DataFrame, of 1 where
+            a label is in the set and 0 where it is not, whose labels are the columns' names or numbers.
+
+    Raises:
+        DataError: they are neither.
+    """
+    names = _columns(labels)
+    shape: tuple[int, ...] = tuple(getattr(labels, "shape", ()))
+    if names is None and not (len(shape) == 2 and shape[1] > 1):
+        return [sorted(own) if isinstance(own, set | frozenset) else own for own in _items(labels, "labels")], False
+    matrix = labels.toarray() if hasattr(labels, "toarray") else np.asarray(labels)
+    if not np.isin(matrix, (0, 1)).all():
+        raise DataError("the labels are a matrix with other values than 0 and 1; give 1 where a label is in the set")
+    names = names or [str(number) for number in range(matrix.shape[1])]
+    return [[name for name, own in zip(names, row, strict=True) if own] for row in matrix.tolist()], True
 
 
 def _rows(texts: Texts) -> list[Any]:

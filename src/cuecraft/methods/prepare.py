@@ -210,7 +210,7 @@ def make_task(
     backbone: AnyBackbone,
     records: Sequence[Record],
     template: str | None = None,
-    label_words: WordChoice | None = None,
+    label_words: Words = None,
     max_tokens: int | None = None,
     answers: AnswerOptions | AnswerSpace | None = None,
     prompt_length: int = 0,
@@ -222,7 +222,7 @@ def make_task(
         backbone: the frozen model.
         records: the training examples.
         template: as written by the user; None for a general one.
-        label_words: class -> word or words; None for the classes' names.
+        label_words: class -> word or words, or what gives these for names; None for the names.
         max_tokens: tokens of one input at most.
         answers: what is asked of the answers, or what counts as one; None for the records' labels, sorted.
         prompt_length: tokens to keep free for the prompt, if more than usual.
@@ -260,13 +260,13 @@ def _task(
     records: Sequence[Record],
     answers: AnswerOptions | AnswerSpace,
     template: str | None,
-    label_words: WordChoice | None,
+    label_words: Words,
     max_tokens: int | None,
     prompt_length: int,
     chat: ChatChoice | None,
 ) -> Task:
     written = written_template(backbone, tuple(records[0].fields), template, chat)
-    given: Words = label_words if label_words is not None or backbone.has_words else distinct_words
+    given = label_words if label_words is not None or backbone.has_words else distinct_words
     space = answers if isinstance(answers, AnswerSpace) else ANSWERS[answers.kind].of(records, answers, given)
     words = [word for own in space.options.values() for word in own]
     if label_words is None and backbone.has_words and words and all(map(_is_number, words)):

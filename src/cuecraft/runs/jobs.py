@@ -20,7 +20,8 @@ from cuecraft.core.storage import digest, file_sha256
 from cuecraft.data import read_records
 from cuecraft.data.readers import AS_USUAL
 from cuecraft.methods.prepare import data_entry
-from cuecraft.runs.multitask import read_tasks, run_multitask
+from cuecraft.runs.answers import asked_of
+from cuecraft.runs.multitask import asked_of_tasks, read_tasks, run_multitask
 from cuecraft.runs.spec import CompareRecipe, MultitaskRecipe, Recipe, RunFiles, TuneRecipe
 from cuecraft.runs.tune import check_label_free, checked_splits, read_unlabelled, run_tune
 from cuecraft.study.compare.comparison import DOCUMENT, run_comparison
@@ -143,11 +144,11 @@ class TuneJob(ArtifactJob):
             with _labels_are_not_meant():
                 found = {"unlabelled": data_entry(read_unlabelled(data, AS_USUAL))}
             if data.test:
-                found["test"] = data_entry(read_records(data.test, data.text_columns, data.label_column))
+                found["test"] = data_entry(read_records(data.test, data.text_columns, data.label_column or "label"))
             return found
-        found = {}
+        found, asked = {}, asked_of(recipe, AS_USUAL)
         for seed in recipe.seeds or [recipe.seed]:
-            train, dev, test = checked_splits(recipe.model_copy(update={"seed": seed}), AS_USUAL)
+            train, dev, test = checked_splits(recipe.model_copy(update={"seed": seed}), asked, AS_USUAL)
             ending = f", seed {seed}" if recipe.seeds else ""
             parts = {"train": train, "dev": dev, "test": test}
             found |= {f"{name}{ending}": data_entry(rows) for name, rows in parts.items() if rows}
@@ -164,8 +165,7 @@ class TuneJob(ArtifactJob):
             spread = document["spread"]
             metrics = {name: values["mean"] for name, values in spread.items()}
             metrics |= {f"{name}_sd": values["sd"] for name, values in spread.items()}
-            if document["ensemble_test_accuracy"] is not None:
-                metrics["ensemble_test_accuracy"] = document["ensemble_test_accuracy"]
+            metrics |= {n: v for n, v in document.items() if n.startswith("ensemble_test_") and v is not None}
         return self._made(metrics)
 
     def _folders(self) -> dict[str, Path]:
@@ -185,7 +185,7 @@ class MultitaskJob(ArtifactJob):
 
     def _data(self) -> dict[str, DataEntry]:
         """Read the examples of each task."""
-        read = read_tasks(self._recipe)
+        read = read_tasks(self._recipe, asked_of_tasks(self._recipe))
         return {f"{name} {part}": data_entry(rows) for part, own in read.items() for name, rows in own.items()}
 
     def run(self, keeping: Keeping, started: Started) -> Result:

@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any, get_args
 
 from cuecraft.api.family import PromptFamily, check_family_target
+from cuecraft.api.given import Given
 from cuecraft.artifact import check_target, load_artifact
 from cuecraft.backbone import load_backbone
 from cuecraft.core.errors import MethodError, named
 from cuecraft.core.events import Started
 from cuecraft.data import Record, read_records, subsample
+from cuecraft.data.readers import AS_USUAL
 from cuecraft.methods.prepare import data_entry
 from cuecraft.methods.train.weights import Combination, mix_lora
+from cuecraft.runs.answers import asked_in, check_answers, checked_space, columns_of
 from cuecraft.runs.spec import MultitaskSpec, RunFiles
-from cuecraft.runs.tune import check_labels, unzip
+from cuecraft.task.answers.asked import Asked
 
 
 def run_multitask(spec: MultitaskSpec, files: RunFiles, started: Started) -> dict[str, Any]:
@@ -27,11 +30,12 @@ def run_multitask(spec: MultitaskSpec, files: RunFiles, started: Started) -> dic
     """
     begun = time.perf_counter()
     check_family_target(files.out)
-    read = read_tasks(spec)
-    texts = {part: {name: unzip(records) for name, records in own.items()} for part, own in read.items()}
+    asked = asked_of_tasks(spec)
+    read = read_tasks(spec, asked)
     model = spec.model
     family = PromptFamily(model.name, spec.multitask, seed=spec.seed, head=model.head, **model.where)
-    family.fit(texts["train"], texts["dev"], report=started("multitask"), checkpoints=files.checkpoints)
+    given = {name: Given.read(records, asked[name]) for name, records in read["train"].items()}
+    family.fit_given(given, read["dev"], report=started("multitask"), checkpoints=files.checkpoints)
     return _tested(family, read, spec, files, begun)
 
 
@@ -51,12 +55,13 @@ def run_addition(spec: MultitaskSpec, family_folder: Path, files: RunFiles, star
             f"{named('option')}, {named('model.head')} and {named('seed')} are the family's own; leave them out with "
             f"{named('add_to')}"
         )
-    read = read_tasks(spec)
+    asked = asked_of_tasks(spec)
+    read = read_tasks(spec, asked)
     name_now = spec.model.name if "name" in spec.model.model_fields_set else None
     family = PromptFamily.load(family_folder, name_now, **spec.model.where)
     for name, records in read["train"].items():
-        dev = unzip(read["dev"][name]) if name in read["dev"] else None
-        family.add(name, *unzip(records), dev, report=started(f"adding {name}"), checkpoints=files.checkpoints)
+        given, dev = Given.read(records, asked[name]), read["dev"].get(name)
+        family.add_given(name, given, dev, report=started(f"adding {name}"), checkpoints=files.checkpoints)
     return _tested(family, read, spec, files, begun)
 
 
@@ -70,26 +75,37 @@ def _tested(
     """Test the tasks, write the family and return the document."""
     for name, records in read["test"].items():
         test = subsample(records, spec.data.test_size, family.seed)
-        accuracy = float(family.classifier(name).score(*unzip(test)))
-        family.artifacts[name] = family.artifacts[name].with_test({"test_accuracy": accuracy}, data_entry(test))
+        primary = family.artifacts[name].task.answers.primary
+        tested = {f"test_{primary}": family.classifier(name).measured(test)[primary]}
+        family.artifacts[name] = family.artifacts[name].with_test(tested, data_entry(test))
     rows = {name: dict(family.artifacts[name].manifest.metrics) for name in spec.tasks}
     family.save(files.out)
     return {"family": str(files.out), "tasks": rows, "seconds": round(time.perf_counter() - begun, 2)}
 
 
-def read_tasks(spec: MultitaskSpec) -> dict[str, dict[str, list[Record]]]:
+def asked_of_tasks(spec: MultitaskSpec) -> dict[str, Asked]:
+    """Return what is asked of the answers of each task; raises as `cuecraft.runs.answers.asked_in`."""
+    columns = columns_of(spec.data)
+    return {name: asked_in(own.train, own.answers, columns, AS_USUAL) for name, own in spec.tasks.items()}
+
+
+def read_tasks(spec: MultitaskSpec, asked: Mapping[str, Asked]) -> dict[str, dict[str, list[Record]]]:
     """Return the records of each task, by part (`train`, `dev`, `test`) and then by task.
 
     Raises:
         DataError: a file cannot be read, or does not go with the task's training file.
     """
-    columns = (spec.data.text_columns, spec.data.label_column)
     read: dict[str, dict[str, list[Record]]] = {}
     for part in ("train", "dev", "test"):
         sources = {name: getattr(task, part) for name, task in spec.tasks.items()}
-        read[part] = {name: read_records(path, *columns) for name, path in sources.items() if path is not None}
+        read[part] = {
+            name: read_records(path, spec.tasks[name].text_columns or spec.data.text_columns, asked[name].rows)
+            for name, path in sources.items()
+            if path is not None
+        }
         for name, records in read[part].items():
-            check_labels(spec.tasks[name].train, read["train"][name], {str(sources[name]): records})
+            space = checked_space(asked[name], None, read["train"][name])
+            check_answers(space, {str(sources[name]): records})
     return read
 
 

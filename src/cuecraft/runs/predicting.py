@@ -13,6 +13,7 @@ from cuecraft.data.texts import unlabelled
 from cuecraft.export.runtime import ExportedClassifier, RuntimeOptions, is_export
 from cuecraft.export.runtime.manifest import EXPORT
 from cuecraft.export.runtime.model import check_where
+from cuecraft.task.answers import AnswerColumns, decision_document
 
 if TYPE_CHECKING:
     from cuecraft.artifact.predictor import Predictor
@@ -25,11 +26,14 @@ def read_texts(
     file: Path | None,
     columns: Sequence[str] | None,
     reading: Reading = AS_USUAL,
+    answers: AnswerColumns | None = None,
 ) -> list[Record]:
     """Return unlabelled records of texts given as lines or in a file, for an artifact or an exported folder.
 
+    `answers` says where rows have options of their own; None for the usual column.
+
     Raises:
-        DataError: no texts, or lines for a template of several fields.
+        DataError: no texts, or lines for a template of several fields, or where each text brings options.
     """
     if is_export(artifact):
         task = EXPORT.read(artifact).prompts[0].task.task()  # all of them have the same fields
@@ -37,7 +41,7 @@ def read_texts(
         from cuecraft.artifact import load_artifact, member_folders
 
         task = load_artifact(next(iter(member_folders(artifact)), artifact)).task
-    return unlabelled(task.template.field_names, lines, file, columns, reading)
+    return unlabelled(task.template.field_names, lines, file, columns, reading, task.answers.in_rows(answers))
 
 
 def predict_records(
@@ -53,16 +57,17 @@ def predict_records(
     the backbone was tuned under), `device`, `dtype` and `local_files_only`.
     """
     classifier = _classifier(artifact, prompt, where)
-    names = [str(name) for name in classifier.classes_.tolist()]
-    predictions = []
-    texts = [dict(record.fields) for record in records]
-    found, truncated = classifier.predict_proba(texts, report), classifier.truncated(texts).tolist()
-    for record, row, is_cut in zip(records, found, truncated, strict=True):
-        shares: dict[str, float] = dict(zip(names, row.tolist(), strict=True))
-        label = max(shares, key=lambda name: shares[name])
-        text = next(iter(record.fields.values()))
-        predictions.append({"text": text, "label": label, "probabilities": shares, "truncated": is_cut})
-    return {"artifact": str(artifact), "predictions": predictions}
+    examples = classifier.task.examples(records)
+    decisions, cut = classifier.decide(examples, report), classifier.cuts(examples)
+    predictions = [
+        {
+            "text": next(iter(record.fields.values())),
+            **decision_document(classifier.task.answers, decision),
+            "truncated": is_cut,
+        }
+        for record, decision, is_cut in zip(records, decisions, cut, strict=True)
+    ]
+    return {"artifact": str(artifact), "answers": classifier.task.answers.kind, "predictions": predictions}
 
 
 def _classifier(folder: Path, prompt: str | None, where: Mapping[str, Any]) -> ExportedClassifier | Predictor:

@@ -13,8 +13,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cuecraft.api.estimators import PromptClassifier
 from cuecraft.artifact import check_target, member_folders
 from cuecraft.artifact.predictor import PromptEnsemble
@@ -27,19 +25,20 @@ from cuecraft.data import Reading, Record, k_shot_split, read_partly_labelled, r
 from cuecraft.methods.prepare import data_entry, make_problem, make_task
 from cuecraft.methods.search.label_free import LabelFreeOutcome, LabelFreeSearch
 from cuecraft.methods.search.label_free.pool import read_cues
+from cuecraft.runs.answers import asked_of, check_answers, checked_space, columns_of, settled
 from cuecraft.runs.spec import RunFiles, RunSpec, WordsSpec
-from cuecraft.task import Verbalizer
+from cuecraft.task import AnswerSpace, Verbalizer
+from cuecraft.task.answers.asked import Asked
+from cuecraft.task.answers.labels import LabelOptions
 from cuecraft.task.answers.words import default_word, distinct_words
 from cuecraft.task.sections import DataSection
 
-_SPREAD = ("dev_accuracy", "held_out_accuracy", "test_accuracy", "test_macro_f1")
-
 
 def train_and_dev(
-    data: DataSection, seed: int, reading: Reading
+    data: DataSection, asked: Asked, seed: int, reading: Reading
 ) -> tuple[list[Record], list[Record] | None, list[Record]]:
     """Return train and dev records as asked for, and those that are left over to test on."""
-    columns = (data.text_columns, data.label_column, reading)
+    columns = (data.text_columns, asked.rows, reading)
     train = read_records(data.train, *columns)
     dev = read_records(data.dev, *columns) if data.dev else None
     later: list[Record] = []
@@ -47,16 +46,20 @@ def train_and_dev(
         train, later = train[: data.first], train[data.first :]
     if not data.shots:
         return train, dev, later
-    split = k_shot_split(train, data.shots, seed, with_dev=dev is None)
+    space = asked.space(train, distinct_words)
+    groups = space.groups([space.gold(record) for record in train])
+    split = k_shot_split(train, data.shots, seed, with_dev=dev is None, groups=groups)
     return split.train, split.dev if dev is None else dev, split.rest if data.first is None else later
 
 
-def read_splits(spec: RunSpec, reading: Reading) -> tuple[list[Record], list[Record] | None, list[Record]]:
+def read_splits(
+    spec: RunSpec, asked: Asked, reading: Reading
+) -> tuple[list[Record], list[Record] | None, list[Record]]:
     """Return train, dev and test records as asked for."""
     data = spec.data
-    train, dev, rest = train_and_dev(data, spec.seed, reading)
+    train, dev, rest = train_and_dev(data, asked, spec.seed, reading)
     if data.test:
-        return train, dev, read_test(spec, data.test, reading)
+        return train, dev, read_test(spec, data.test, asked, reading)
     if data.first is not None:
         if not rest:
             raise DataError(
@@ -79,31 +82,14 @@ def read_splits(spec: RunSpec, reading: Reading) -> tuple[list[Record], list[Rec
     return train, dev, subsample(rest, data.test_size, spec.seed)
 
 
-def read_test(spec: RunSpec, source: str, reading: Reading) -> list[Record]:
+def read_test(spec: RunSpec, source: str, asked: Asked, reading: Reading) -> list[Record]:
     """Return the rows of a test file that were asked for."""
-    return _test_rows(spec, read_records(source, spec.data.text_columns, spec.data.label_column, reading))
+    return _test_rows(spec, read_records(source, spec.data.text_columns, asked.rows, reading))
 
 
 def _test_rows(spec: RunSpec, rows: Sequence[Record]) -> list[Record]:
     """Draw test rows; with several seeds the same for all: the spread shall not be that of the test."""
     return subsample(rows, spec.data.test_size, spec.seeds[0] if spec.seeds else spec.seed)
-
-
-def check_labels(source: str, train: Sequence[Record], others: Mapping[str, Sequence[Record]]) -> None:
-    """Raise DataError, before anything long is done, where other files have a class that the training file has not."""
-    known = {record.label for record in train}
-    for name, records in others.items():
-        for row, record in enumerate(records, start=1):
-            if record.label not in known:
-                raise DataError(
-                    f"{name} row {record.row or row}: label {record.label!r} is not one of the training classes "
-                    f"({', '.join(sorted(map(str, known)))}); fix the label or add the class to {source}"
-                )
-
-
-def unzip(records: Sequence[Record]) -> tuple[list[dict[str, str]], list[str | None]]:
-    """Return texts, as mappings from field to string, and labels."""
-    return [dict(record.fields) for record in records], [record.label for record in records]
 
 
 def tune_once(spec: RunSpec, files: RunFiles, started: Started) -> dict[str, Any]:
@@ -114,33 +100,32 @@ def tune_once(spec: RunSpec, files: RunFiles, started: Started) -> dict[str, Any
     """
     begun = time.perf_counter()
     check_target(files.out)
-    train, dev, test = checked_splits(spec, files.reading)
+    asked = asked_of(spec, files.reading)
+    train, dev, test = checked_splits(spec, asked, files.reading)
     classifier = make_classifier(spec, spec.options)
-    listener = started(spec.method)
-    held_out = unzip(dev) if dev else None
-    classifier.fit(*unzip(train), dev=held_out, report=listener, checkpoints=files.checkpoints, then=len(test))
+    classifier.fit_records(train, dev or None, asked, started(spec.method), files.checkpoints, len(test))
     return finished(classifier, spec, files, test, begun, started)
 
 
-def checked_splits(spec: RunSpec, reading: Reading) -> tuple[list[Record], list[Record] | None, list[Record]]:
+def checked_splits(
+    spec: RunSpec, asked: Asked, reading: Reading
+) -> tuple[list[Record], list[Record] | None, list[Record]]:
     """Return train, dev and test records, once all is checked that can be without the model.
 
     Raises:
         CuecraftError: the data or the label words cannot be used.
     """
-    data, words = spec.data, spec.task.label_words
+    data = spec.data
     if spec.task.classes:
         raise MethodError(
             f"{named('task.classes')} and {named('tune.prior')} go with {named('unlabeled')}; with labels, the classes "
             "are the labels'"
         )
-    train, dev, test = read_splits(spec, reading)
-    others = {data.dev or f"dev rows of {data.train}": dev or [], data.test or data.train: test}
-    check_labels(data.train, train, others)
-    if words != "auto":
-        labels = sorted({str(record.label) for record in train})
-        # Whether names do as words depends on the model, which may have a class head.
-        Verbalizer.from_labels(labels, words or distinct_words(labels))
+    train, dev, test = read_splits(spec, asked, reading)
+    parts = {data.train: train, data.dev or f"dev rows of {data.train}": dev or [], data.test or data.train: test}
+    space = checked_space(asked, spec.task.label_words, train)
+    for name, records in parts.items():
+        check_answers(space, {name: records})
     return train, dev, test
 
 
@@ -149,6 +134,7 @@ def make_classifier(spec: RunSpec, options: Mapping[str, Any]) -> PromptClassifi
     return PromptClassifier(
         spec.model.name,
         spec.method,
+        answers=spec.task.answers,
         template=spec.task.template,
         chat=spec.task.choice,
         label_words=spec.task.label_words,
@@ -165,22 +151,18 @@ def finished(
     classifier: PromptClassifier, spec: RunSpec, files: RunFiles, test: Sequence[Record], begun: float, started: Started
 ) -> dict[str, Any]:
     """Test a fitted classifier, write its artifact and return the document."""
+    answers = classifier.artifact_.task.answers
     metrics: dict[str, float | None] = dict(classifier.artifact_.manifest.metrics)
-    metrics.setdefault("dev_accuracy", None)
+    metrics.setdefault(f"dev_{answers.primary}", None)
     tested: dict[str, float] = {}
     if test:
         found, test = _tested(classifier, spec, test, started("testing"))
     if test:
-        tested = {
-            "test_accuracy": found["tuned"]["accuracy"],
-            "untuned_test_accuracy": found["untuned"]["accuracy"],
-            "calibrated_untuned_test_accuracy": found["calibrated"]["accuracy"],
-            "test_macro_f1": found["tuned"]["macro_f1"],
-        }
+        tested = test_metrics(answers, found)
         classifier.artifact_ = classifier.artifact_.with_test(tested, data_entry(test))
     sha256 = classifier.save(files.out)
-    outcome, verbalizer = classifier.outcome_, classifier.artifact_.task.verbalizer
-    names = ("test_accuracy", "untuned_test_accuracy", "calibrated_untuned_test_accuracy", "test_macro_f1")
+    outcome = classifier.outcome_
+    names = tested or test_metrics(answers, {})
     return {
         "method": classifier.artifact_.manifest.method,
         "artifact": str(files.out),
@@ -190,7 +172,9 @@ def finished(
         "tuned": outcome.is_tuned,
         "prompt": classifier.artifact_.manifest.prompt.described,
         "words": classifier.artifact_.manifest.words,
-        "label_words": {label: list(own) for label, own in zip(verbalizer.labels, verbalizer.words, strict=True)},
+        "answers": answers.kind,
+        "primary": answers.primary,
+        "label_words": {label: list(own) for label, own in answers.options.items()},
         "vocabulary": next((e["vocabulary"] for e in classifier.trace_ if "vocabulary" in e), None),
         "template": classifier.artifact_.task.template.source,
         "chat": classifier.artifact_.task.template.chat is not None,
@@ -199,6 +183,19 @@ def finished(
         "verdict": outcome.verdict.document() if outcome.verdict else None,
         "leaderboard": [asdict(row) for row in outcome.tried],
     }
+
+
+def test_metrics(answers: AnswerSpace, found: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """Return scores on test rows by their names in documents, the primary score of all three prompts first.
+
+    Args:
+        answers: the answer space.
+        found: as `PromptClassifier.scores` gives them; empty for none, whose values are None.
+    """
+    primary, tuned = answers.primary, found.get("tuned", dict.fromkeys(answers.measures))
+    names = {"tuned": "test", "untuned": "untuned_test", "calibrated": "calibrated_untuned_test"}
+    first = {f"{name}_{primary}": found.get(key, {}).get(primary) for key, name in names.items()}
+    return first | {f"test_{name}": value for name, value in tuned.items() if name != primary}
 
 
 def _tested(
@@ -211,8 +208,7 @@ def _tested(
     order: Sequence[int] = range(len(test))
     if spec.time_limit is not None:
         order = numpy_generator(spec.seed, "test rows in time").permutation(len(test)).tolist()
-    drawn = [test[row] for row in order]
-    found, count = classifier.scores_in_time(*unzip(drawn), report=listener)
+    found, count = classifier.scores_in_time([test[row] for row in order], listener)
     if count == len(test):
         return found, test
     warnings.warn(
@@ -232,13 +228,14 @@ def run_label_free(spec: RunSpec, files: RunFiles, started: Started) -> dict[str
     texts = read_unlabelled(spec.data, files.reading)
     test: list[Record] = []
     if spec.data.test:
-        test = read_test(spec, spec.data.test, files.reading)
-        check_labels("the classes", [Record({}, name) for name in classes], {spec.data.test: test})
+        test = read_test(spec, spec.data.test, asked_of(spec, files.reading), files.reading)
+        check_answers(Verbalizer.from_labels(classes, distinct_words), {spec.data.test: test})
     options = spec.options
     prior = options.pop("prior", None)
     classifier = make_classifier(spec, options)
     listener = started(LabelFreeSearch.name)
-    classifier.fit_unlabeled(unzip(texts)[0], classes, prior, report=listener, stop=files.stop, then=len(test))
+    fields = [dict(record.fields) for record in texts]
+    classifier.fit_unlabeled(fields, classes, prior, report=listener, stop=files.stop, then=len(test))
     outcome = classifier.outcome_
     assert isinstance(outcome, LabelFreeOutcome)
     rows = [{"rank": row.rank, "cue": row.cue, "scores": dict(row.scores)} for row in outcome.leaderboard]
@@ -248,10 +245,11 @@ def run_label_free(spec: RunSpec, files: RunFiles, started: Started) -> dict[str
 
 def read_unlabelled(data: DataSection, reading: Reading) -> list[Record]:
     """Return the texts to choose by; labels are not read."""
-    records = read_partly_labelled(data.train, data.text_columns, data.label_column, reading)
+    column = data.label_column or "label"
+    records = read_partly_labelled(data.train, data.text_columns, column, reading)
     if any(record.label is not None for record in records):
         warnings.warn(
-            f"{data.train}: the labels in column {data.label_column!r} are not used ({named('unlabeled')})",
+            f"{data.train}: the labels in column {column!r} are not used ({named('unlabeled')})",
             CuecraftWarning,
             stacklevel=2,
         )
@@ -323,7 +321,7 @@ def run_seeds(spec: RunSpec, files: RunFiles, started: Started) -> dict[str, Any
         "folder": str(files.out),
         "seeds": [{"seed": seed, **document} for seed, document in runs.items()],
         "spread": _spread(list(runs.values())),
-        "ensemble_test_accuracy": _ensemble_accuracy(spec, files, started),
+        **_ensemble_score(spec, files, next(iter(runs.values()))["primary"], started),
     }
 
 
@@ -341,8 +339,11 @@ def _check_folder(out: Path, folders: Sequence[Path]) -> None:
 
 
 def _spread(documents: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Return mean and standard deviation (denominator S - 1) over seeds of each accuracy that all of them have."""
-    found = {name: [document["metrics"].get(name) for document in documents] for name in _SPREAD}
+    """Return mean and standard deviation (denominator S - 1) over seeds of each score that all of them have."""
+    primary = documents[0]["primary"]
+    tested = [name for name in documents[0]["metrics"] if name.startswith("test_")]
+    names = dict.fromkeys((f"dev_{primary}", f"held_out_{primary}", *tested))
+    found = {name: [document["metrics"].get(name) for document in documents] for name in names}
     return {
         name: {"mean": statistics.mean(values), "sd": statistics.stdev(values)}
         for name, values in found.items()
@@ -350,15 +351,19 @@ def _spread(documents: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float
     }
 
 
-def _ensemble_accuracy(spec: RunSpec, files: RunFiles, started: Started) -> float | None:
-    """Return the accuracy on the test file; None without one: rows that one seed leaves over are another's examples."""
+def _ensemble_score(spec: RunSpec, files: RunFiles, primary: str, started: Started) -> dict[str, float | None]:
+    """Return the primary score on the test file, by its name in documents.
+
+    Without a file it is None: rows that one seed leaves over are another's examples.
+    """
+    name = f"ensemble_test_{primary}"
     if not spec.data.test:
-        return None
-    texts, labels = unzip(read_test(spec, spec.data.test, files.reading))
+        return {name: None}
+    test = read_test(spec, spec.data.test, asked_of(spec, files.reading), files.reading)
     ensemble = PromptEnsemble.load(files.out, spec.model.name, **spec.model.where)
-    likeliest = ensemble.predict_proba(texts, started("ensemble")).argmax(1)
-    names = [str(name) for name in ensemble.classes_.tolist()]
-    return float(np.mean([names[n] == label for n, label in zip(likeliest, labels, strict=True)]))
+    examples = ensemble.task.examples(test)
+    decisions = ensemble.decide(examples, started("ensemble"))
+    return {name: ensemble.task.answers.measure(decisions, [example.gold for example in examples])[primary]}
 
 
 def run_words(spec: WordsSpec, reading: Reading, report: Callable[[Event], None]) -> dict[str, Any]:
@@ -368,10 +373,12 @@ def run_words(spec: WordsSpec, reading: Reading, report: Callable[[Event], None]
         CuecraftError: anything that the user can fix.
     """
     begun = time.perf_counter()
-    train, dev, _ = train_and_dev(spec.data, spec.seed, reading)
-    check_labels(spec.data.train, train, {spec.data.dev or f"dev rows of {spec.data.train}": dev or []})
+    asked = Asked(LabelOptions(), columns_of(spec.data))
+    train, dev, _ = train_and_dev(spec.data, asked, spec.seed, reading)
+    labels = sorted({record.label for record in train})
+    classes = Verbalizer.from_labels(labels, distinct_words)
+    check_answers(classes, {spec.data.dev or f"dev rows of {spec.data.train}": dev or []})
     backbone = load_backbone(spec.model.name, spec.model.head, **spec.model.where)
-    labels = sorted({record.label for record in train if record.label is not None})
     current = spec.task.label_words or {label: [default_word(label)] for label in labels}
     task = make_task(backbone, train, spec.task.template, current, chat=spec.task.choice)
     found = spec.search.search(make_problem(backbone, task, train, dev, seed=spec.seed, report=report))
@@ -389,5 +396,6 @@ def run_tune(spec: RunSpec, files: RunFiles, started: Started) -> dict[str, Any]
     Raises:
         CuecraftError: anything that the user can fix; nothing is written then.
     """
+    spec = settled(spec, files.reading)
     run = run_label_free if spec.is_label_free else tune_once if spec.seeds is None else run_seeds
     return run(spec, files, started) | files.reading.document()

@@ -23,7 +23,8 @@ from cuecraft.runs.record import RECIPE, RunFolder, RunRecord, Surroundings
 from cuecraft.runs.spec import TOLERANCE, Recipe
 
 Verdict = Literal["equal", "within tolerance", "differs", "not compared"]
-_ACCURACIES = ("accuracy", "macro_f1")
+#: Parts of the names of scores; other metrics are shown.
+_SCORES = ("train_", "dev_", "test_", "held_out_", "accuracy", "macro_f1")
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,7 @@ def _shown_backbone(entry: BackboneEntry | None) -> str:
 
 
 def _metric_rows(before: RunRecord, now: RunRecord, recipe: Recipe) -> list[Row]:
-    """Compare metrics: accuracies and F1 within the recipe's tolerance; others are shown."""
+    """Compare metrics: scores within the recipe's tolerance; others are shown."""
     tolerance = recipe.expect.tolerance if recipe.expect else TOLERANCE
     rows = []
     for name in {**before.metrics, **now.metrics}:
@@ -190,7 +191,7 @@ def _metric_rows(before: RunRecord, now: RunRecord, recipe: Recipe) -> list[Row]
         if verdict == "differs" and one is not None and other is not None:
             if abs(one - other) <= tolerance + 1e-9:
                 verdict = "within tolerance"
-            elif not name.removesuffix("_sd").endswith(_ACCURACIES):
+            elif not any(part in name for part in _SCORES):
                 verdict = "not compared"
         rows.append(Row(name, verdict, *("none" if value is None else f"{value:.4f}" for value in (one, other))))
     return rows

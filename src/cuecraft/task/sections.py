@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from cuecraft.core.errors import TemplateError
+from cuecraft.core.errors import MethodError, TemplateError
 from cuecraft.task.chat import TURNS, ChatChoice, chat_of, given_turns
 from cuecraft.task.template import Template
 
@@ -27,7 +27,18 @@ _TEST_SIZE: Any = Field(
     None, ge=1, description="test rows to draw, from test or from what shots leaves of train; by default all"
 )
 _TEXT_COLUMNS: Any = Field(["text"], min_length=1, description="columns of text")
-_LABEL_COLUMN: Any = Field("label", description="column of class names")
+_LABEL_COLUMN: Any = Field(
+    None, description="column of labels; by default the usual one of their kind, such as label, labels or answer"
+)
+_OPTIONS_COLUMN: Any = Field("choices", description="column of options, where each row brings its own")
+_SEPARATOR: Any = Field(
+    None, min_length=1, description="between labels of a set, or options, that a cell of CSV holds, such as ';'"
+)
+ANSWERS_FIELD: Any = Field(
+    None,
+    description="what counts as an answer: a kind, such as labels, or a kind with its options; by default what columns "
+    "and values of train show",
+)
 _TEMPLATE: Any = Field(None, description="such as '{text}{prompt: It was}{mask}'; by default a general one")
 _MAX_TOKENS: Any = Field(None, ge=1, description="tokens of one input at most")
 
@@ -78,7 +89,24 @@ class DataSection(Section):
         None, ge=1, description="learn from the first rows of train alone, test on the later ones"
     )
     text_columns: list[str] = _TEXT_COLUMNS
-    label_column: str = _LABEL_COLUMN
+    label_column: str | None = _LABEL_COLUMN
+    options_column: str = _OPTIONS_COLUMN
+    separator: str | None = _SEPARATOR
+
+
+def _check_answers(answers: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
+    if isinstance(answers, str) or (answers is not None and "kind" in answers):
+        from cuecraft.task.answers import asked_answers  # which needs NumPy
+
+        try:
+            asked_answers(answers)
+        except MethodError as error:
+            raise ValueError(str(error)) from None
+    return answers
+
+
+#: A kind of answers; its options, with the key `kind`, or without it for the kind that the data shows.
+AnswersText = Annotated[str | dict[str, Any] | None, AfterValidator(_check_answers)]
 
 
 def _check_template(template: str | None) -> str | None:
@@ -126,6 +154,7 @@ class WritingSection(ChatSection):
 class TaskSection(ChatSection):
     """What the texts are made into."""
 
+    answers: AnswersText = ANSWERS_FIELD
     template: TemplateText = _TEMPLATE
     label_words: dict[str, list[str]] | Literal["auto"] | None = Field(
         None, description="class: [words]; by default the classes' names; auto to search them"
@@ -139,7 +168,9 @@ class FamilyData(Section):
 
     test_size: int | None = Field(None, ge=1, description="test rows to draw from each; by default all")
     text_columns: list[str] = _TEXT_COLUMNS
-    label_column: str = _LABEL_COLUMN
+    label_column: str | None = _LABEL_COLUMN
+    options_column: str = _OPTIONS_COLUMN
+    separator: str | None = _SEPARATOR
 
 
 class LimitSection(Section):

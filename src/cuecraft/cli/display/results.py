@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +19,26 @@ if TYPE_CHECKING:
     from cuecraft.study.compare.schema import Comparison
 
 _SHOWN_CUES = 5
+_SHOWN_OPTIONS = 40
 
 
 def print_predictions(predictions: list[dict[str, Any]]) -> None:
-    """Print texts with their label and its probability."""
+    """Print texts with what is answered to them, and its confidence."""
     for found in predictions:
-        share = found["probabilities"][found["label"]]
         truth = f"  (truth: {found['true_label']})" if "true_label" in found else ""
         cut = "  (cut at its end to fit)" if found.get("truncated") else ""
-        page.print(f"{found['label']:>12} {share:6.1%}  {found['text']}{truth}{cut}", markup=False, soft_wrap=True)
+        answer, share = shown_value(found["value"]), found["confidence"]
+        page.print(f"{answer:>12} {share:6.1%}  {found['text']}{truth}{cut}", markup=False, soft_wrap=True)
+
+
+def shown_value(value: Any) -> str:
+    """Return an answer as one line shows it: a label, a set, a number, or spans with their labels."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(shown_value, value)) or "-"
+    if isinstance(value, Mapping):
+        own = value.get("text", f"{value.get('start')}-{value.get('end')}")
+        return f"{value['label']}={own}" if "label" in value else json.dumps(value, ensure_ascii=False)
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def print_tuned(document: Mapping[str, Any]) -> None:
@@ -39,8 +51,10 @@ def _print_metrics(document: Mapping[str, Any]) -> None:
     table = Table(show_header=False)
     table.add_row("method", Text(document["method"]))
     table.add_row("prompt" if document["tuned"] else "prompt, untuned", Text(repr(document["prompt"])))
-    named = (f"{label} = {', '.join(words)}" for label, words in document["label_words"].items())
-    table.add_row("label words", Text("; ".join(named)))
+    if document["answers"] != "labels":
+        table.add_row("answers", document["answers"])
+    if document["label_words"]:
+        table.add_row("label words", Text(_shown_words(document["label_words"])))
     if document.get("vocabulary"):
         counts = (f"{row['tokens']:,} {row['filter']}" for row in document["vocabulary"])
         table.add_row("tokens left", Text("\n".join(counts)))
@@ -49,8 +63,9 @@ def _print_metrics(document: Mapping[str, Any]) -> None:
     for name, value in document["metrics"].items():
         if value is not None:
             table.add_row(name.replace("_", " "), f"{value:.3f}")
-    if document["metrics"].get("test_accuracy") is None:
-        table.add_row("test accuracy", "not measured: no test rows were given")
+    primary = f"test_{document['primary']}"
+    if document["metrics"].get(primary) is None:
+        table.add_row(primary.replace("_", " "), "not measured: no test rows were given")
     table.add_row("seconds", f"{document['seconds']:.1f}")
     table.add_row("artifact", Text(str(document["artifact"])))
     page.print(table)
@@ -59,6 +74,13 @@ def _print_metrics(document: Mapping[str, Any]) -> None:
         _print_verdict(document["verdict"])
     if "cues" in document:
         _print_cues(document)
+
+
+def _shown_words(words: Mapping[str, Sequence[str]]) -> str:
+    """Return label words by name, the first ones of many."""
+    named = [f"{label} = {', '.join(own)}" for label, own in list(words.items())[:_SHOWN_OPTIONS]]
+    more = [f"and {len(words) - _SHOWN_OPTIONS} more"] if len(words) > _SHOWN_OPTIONS else []
+    return "; ".join(named + more)
 
 
 def _print_cues(document: Mapping[str, Any]) -> None:
@@ -87,8 +109,9 @@ def _print_seeds(document: Mapping[str, Any]) -> None:
     table.add_row("mean", *(f"{found['mean']:.3f}" for found in spread), "", style="bold")
     table.add_row("sd", *(f"{found['sd']:.3f}" for found in spread), "")
     page.print(table)
-    if document["ensemble_test_accuracy"] is not None:
-        page.print(f"ensemble of all seeds: test accuracy {document['ensemble_test_accuracy']:.3f}")
+    for name, value in document.items():
+        if name.startswith("ensemble_") and value is not None:
+            page.print(f"ensemble of all seeds: {name.removeprefix('ensemble_').replace('_', ' ')} {value:.3f}")
     page.print(f'try it: cuecraft predict {document["folder"]} "some text"', markup=False)
 
 
@@ -129,15 +152,23 @@ def print_words(document: Mapping[str, Any]) -> None:
 def print_family(document: Mapping[str, Any]) -> None:
     """Print what `multitask` found."""
     table = Table()
-    for name in ("task", "train", "dev", "test"):
-        table.add_column(name, justify="left" if name == "task" else "right")
+    measures = {name: _measure(metrics) for name, metrics in document["tasks"].items()}
+    are_several = set(measures.values()) != {"accuracy"}
+    for name in ("task", "train", "dev", "test", *(["score"] if are_several else [])):
+        table.add_column(name, justify="left" if name in ("task", "score") else "right")
     for name, metrics in document["tasks"].items():
-        values = [metrics.get(f"{part}_accuracy") for part in ("train", "dev", "test")]
-        table.add_row(name, *("-" if value is None else f"{value:.3f}" for value in values))
+        values = [metrics.get(f"{part}_{measures[name]}") for part in ("train", "dev", "test")]
+        cells = ["-" if value is None else f"{value:.3f}" for value in values]
+        table.add_row(name, *cells, *([measures[name].replace("_", " ")] if are_several else []))
     page.print(table)
     page.print(f"family: {document['family']} ({document['seconds']:.1f} s)", markup=False)
     first = next(iter(document["tasks"]))
     page.print(f'try it: cuecraft predict {document["family"]}/tasks/{first} "some text"', markup=False)
+
+
+def _measure(metrics: Mapping[str, Any]) -> str:
+    """Return the name of a task's primary score, which its training examples have."""
+    return next((name.removeprefix("train_") for name in metrics if name.startswith("train_")), "accuracy")
 
 
 def print_mix(document: Mapping[str, Any]) -> None:
@@ -172,7 +203,8 @@ def print_manifest(manifest: Manifest, folder: str) -> None:
         "template": repr(task.template),
         "prompt": f"{prompt.kind}, {prompt.length} tokens: {prompt.described!r}",
         "words": repr(manifest.words) if manifest.words else "",
-        "classes": "; ".join(f"{label} = {', '.join(words)}" for label, words in task.answers.options.items()),
+        "answers": task.answers.kind if task.answers.kind != "labels" else "",
+        "classes": _shown_words(task.answers.options),
         "calibration": _calibrations(manifest.calibrations),
         "metrics": ", ".join(f"{name} {value:.3f}" for name, value in manifest.metrics.items()),
         "data": ", ".join(f"{name} {d.rows} rows ({d.sha256[:8]})" for name, d in manifest.data.items()),

@@ -75,19 +75,27 @@ def print_runs(rows: Sequence[Mapping[str, Any]]) -> None:
         page.print("no runs here; cuecraft run makes one")
         return
     table = Table()
-    for name in ("run", "method", "status", "test accuracy", "seconds", "begun"):
-        table.add_column(name, justify="right" if name in ("test accuracy", "seconds") else "left")
-    for row in rows:
-        accuracy = row["metrics"].get("test_accuracy")
+    scores = [_test_score(row["metrics"]) for row in rows]
+    column = "test accuracy" if {name for name, _ in scores} <= {"accuracy", ""} else "test score"
+    for name in ("run", "method", "status", column, "seconds", "begun"):
+        table.add_column(name, justify="right" if name in (column, "seconds") else "left")
+    for row, (measure, score) in zip(rows, scores, strict=True):
+        named = "" if column == "test accuracy" else f"{measure.replace('_', ' ')} "
         table.add_row(
             Text(row["folder"]),
             Text(row["method"]),
             row["status"],
-            "-" if accuracy is None else f"{accuracy:.3f}",
+            "-" if score is None else f"{named}{score:.3f}",
             f"{row['seconds']:.1f}",
             row["started"][:16].replace("T", " "),
         )
     page.print(table)
+
+
+def _test_score(metrics: Mapping[str, float]) -> tuple[str, float | None]:
+    """Return name and value of the primary score on test rows, which stands first of them; None for none."""
+    found = ((name.removeprefix("test_"), value) for name, value in metrics.items() if name.startswith("test_"))
+    return next(found, ("", None))
 
 
 def print_recipes(rows: Sequence[Mapping[str, str]]) -> None:

@@ -24,7 +24,7 @@ from cuecraft.export.runtime.manifest import (
 )
 from cuecraft.export.runtime.sessions import Feed, RuntimeOptions, Session, open_session
 from cuecraft.export.runtime.tokens import FileTokenizer
-from cuecraft.task import Example, Task
+from cuecraft.task import Decision, Example, Task
 from cuecraft.task.batches import TokenBudget, token_batches
 from cuecraft.task.frame import Frame
 from cuecraft.task.rendering import Pieces, Renderer
@@ -226,8 +226,20 @@ class ExportedClassifier:
             TemplateError: a text lacks a field.
             ExportError: the graph gives no numbers.
         """
-        records = self.task_.records(texts)
-        examples = self.task_.examples(records)
+        return self._probabilities(self.task_.examples(self.task_.records(texts)), report)
+
+    def decide(
+        self, examples: Sequence[Example], report: Callable[[Event], None] = lambda event: None
+    ) -> list[Decision]:
+        """Return the answers `[B]` to texts; warns and raises as `predict_proba`."""
+        return self.task_.answers.decide(self._probabilities(examples, report), examples)
+
+    @property
+    def task(self) -> Task:
+        """Template and answer space."""
+        return self.task_
+
+    def _probabilities(self, examples: Sequence[Example], report: Callable[[Event], None]) -> np.ndarray:
         ready, step = self._ready, 1024
         parts: list[np.ndarray] = []
         cut = 0
@@ -250,8 +262,11 @@ class ExportedClassifier:
 
     def truncated(self, texts: Texts) -> np.ndarray:
         """Return for each text `[N]` whether `predict_proba` cuts it at its end to fit."""
-        examples = self.task_.examples(self.task_.records(texts))
-        return np.array(self._ready.renderer.cuts(examples), bool)
+        return np.array(self.cuts(self.task_.examples(self.task_.records(texts))), bool)
+
+    def cuts(self, examples: Sequence[Example]) -> list[bool]:
+        """Return for each text `[B]` whether it is cut at its end to fit."""
+        return list(map(bool, self._ready.renderer.cuts(examples)))
 
     def predict(self, texts: Texts) -> np.ndarray:
         """Return the likeliest class of each text `[N]`."""

@@ -248,7 +248,7 @@ def _from_folder(config: CompareConfig, folder: Path, reading: Reading) -> tuple
         raise DataError(f"{folder / missing[0]}: no such folder; the seeds there are {there}")
 
     def read(*parts: str) -> list[Record]:
-        return read_records(folder.joinpath(*parts), config.text_columns, config.label_column, reading)
+        return read_records(folder.joinpath(*parts), config.text_columns, config.label_column or "label", reading)
 
     seeds = {s: Split(read(f"seed-{s}", "train.jsonl"), read(f"seed-{s}", "dev.jsonl")) for s in config.seeds}
     return seeds, read("test.jsonl")
@@ -261,7 +261,7 @@ def _from_rows(config: CompareConfig, reading: Reading) -> tuple[dict[int, Split
             f"{config.task}: no folder of splits; give a folder with seed-S/train.jsonl, or {named('data.shots')} K "
             "to draw from rows"
         )
-    rows = read_records(config.task, config.text_columns, config.label_column, reading)
+    rows = read_records(config.task, config.text_columns, config.label_column or "label", reading)
     seeds = {}
     for seed in config.seeds:
         drawn = k_shot_split(rows, config.shots, seed)

@@ -25,6 +25,7 @@ __all__ = [
     "answer_space",
     "answers_document",
     "asked_answers",
+    "decision_document",
     "softmax",
 ]
 
@@ -57,6 +58,13 @@ def asked_answers(given: str | Mapping[str, Any]) -> AnswerOptions:
 def answers_document(space: AnswerSpace) -> dict[str, Any]:
     """Return an answer space JSON-ready, as a manifest has it: its kind, and its fields."""
     return {"kind": space.kind, **TypeAdapter(type(space)).dump_python(space, mode="json")}
+
+
+def decision_document(space: AnswerSpace, decision: Decision) -> dict[str, Any]:
+    """Return a decision JSON-ready: value, confidence and options; of labels also `label` and `probabilities`."""
+    options = dict(decision.options)
+    found = {"value": decision.value, "confidence": decision.confidence, "options": options}
+    return {"label": str(decision.value), "probabilities": options, **found} if space.kind == "labels" else found
 
 
 def answer_space(document: Mapping[str, Any]) -> AnswerSpace:

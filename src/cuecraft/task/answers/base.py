@@ -100,6 +100,8 @@ class AnswerSpace(ABC):
     kind: ClassVar[str]
     #: The name of its primary score, which is higher for better answers.
     primary: ClassVar[str]
+    #: The names of the other scores that `measure` gives.
+    measures: ClassVar[tuple[str, ...]] = ()
     #: Kinds of calibration that make sense (`cuecraft.methods.problem.CalibrationKind`).
     calibrations: ClassVar[tuple[str, ...]] = ("none", "contextual", "batch", "fitted")
     #: What a user may ask of this kind.

@@ -42,6 +42,7 @@ class Verbalizer(AnswerSpace):
 
     kind: ClassVar[str] = "labels"
     primary: ClassVar[str] = "accuracy"
+    measures: ClassVar[tuple[str, ...]] = ("macro_f1",)
     options_kind: ClassVar[type[AnswerOptions]] = LabelOptions
 
     labels: tuple[str, ...]
