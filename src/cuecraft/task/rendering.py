@@ -422,11 +422,11 @@ class Renderer:
             return []
         columns = []
         for piece in self._fields():
-            texts = [self._written(piece, example.fields[piece.name]) for example in examples]
+            texts = [self._field_text(piece, example.fields[piece.name]) for example in examples]
             columns.append(text_ids(self._text_tokenizer, texts))
         return [list(row) for row in zip(*columns, strict=True)]
 
-    def _written(self, field: Field, text: str) -> str:
+    def _field_text(self, field: Field, text: str) -> str:
         return self.field_prefix(field) + text.lstrip() if field.prefix else text
 
     def _pieces(self, fields: Fields) -> Pieces:

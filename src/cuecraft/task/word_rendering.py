@@ -60,7 +60,7 @@ class WordRenderer(Renderer):
 
     def _places(self, text: str) -> Sequence[Place]:
         """Return where each token of the field stands in its text."""
-        written = self._written(self._slot, text)
+        written = self._field_text(self._slot, text)
         moved = len(text) - len(text.lstrip()) - len(self.field_prefix(self._slot)) if self._slot.prefix else 0
         return [(start + moved, stop + moved) for start, stop in text_places(self._text_tokenizer, written)]
 
