@@ -166,7 +166,6 @@ PARTS = {
                 ("text",),
                 "labels",
                 "nluplusplus/banking/test.jsonl",
-                asked={"": {"answers": "multilabel"}},
             )
         },
         LOGREG | HEADS,
@@ -231,6 +230,9 @@ def tuned(cell: Cell, way: Way, train: list[Row], dev: list[Row], test: list[Row
     """Fit a classifier and measure its answers."""
     task = cell.task
     asked = {**task.asked.get("", {}), **task.asked.get(cell.model, {}), **way.asked}
+    if cell.part == "sets":  # an intent has no example in train
+        names = sorted({name for row in (*train, *dev) for name in row[task.label]})
+        asked["answers"] = {"kind": "multilabel", "classes": names}
     if backbone_of(cell.model).head_kind is HeadKind.SEQUENCE:
         asked = {name: value for name, value in asked.items() if name not in ("template", "label_words")}
     asked |= {"method_options": dict(way.options), "seed": cell.seed, "local_files_only": True}
@@ -240,12 +242,15 @@ def tuned(cell: Cell, way: Way, train: list[Row], dev: list[Row], test: list[Row
     classifier.fit(task.texts(given), task.labels(given), dev=held_out)
     seconds = time.perf_counter() - begun
     begun = time.perf_counter()
-    records = as_records(task.texts(test), task.labels(test), fields=classifier.task_.template.field_names)
+    space, fields = classifier.task_.answers, classifier.task_.template.field_names
+    records = as_records(task.texts(test), task.labels(test), fields, type(space).in_rows())
     examples = classifier.task_.examples(records)
     decisions = classifier.predictor_.decide(examples)
-    outcome, golds = classifier.outcome_, [example.gold for example in examples]
+    outcome, metrics = classifier.outcome_, space.measure(decisions, [example.gold for example in examples])
+    if cell.part == "stars" and space.kind == "labels":
+        metrics |= of_numbers([float(own.value) for own in decisions], [float(gold) for gold in task.labels(test)])
     return {
-        "metrics": classifier.task_.answers.measure(decisions, golds),
+        "metrics": metrics,
         "seconds": round(seconds, 1),
         "test_seconds": round(time.perf_counter() - begun, 1),
         "tuned": outcome.is_tuned,
@@ -254,6 +259,18 @@ def tuned(cell: Cell, way: Way, train: list[Row], dev: list[Row], test: list[Row
         "tried": classifier.leaderboard(),
         "options": classifier.artifact_.manifest.method_options,
         "predictions": [own.value for own in decisions],
+    }
+
+
+def of_numbers(found: Sequence[float], golds: Sequence[float]) -> dict[str, float]:
+    """Return how far numbers are from the right ones, by SciPy and scikit-learn."""
+    from scipy.stats import spearmanr
+    from sklearn.metrics import cohen_kappa_score, mean_absolute_error
+
+    return {
+        "mean_absolute_error": float(mean_absolute_error(golds, found)),
+        "spearman": float(spearmanr(golds, found).statistic),
+        "quadratic_weighted_kappa": float(cohen_kappa_score(golds, found, weights="quadratic")),
     }
 
 
