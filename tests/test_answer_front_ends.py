@@ -154,3 +154,21 @@ def test_what_cannot_be_used_is_one_line(run, files, causal_folder, name):
 
 def test_every_kind_is_registered_on_both_sides():
     assert set(ANSWERS) == set(OBJECTIVES)
+
+
+@pytest.mark.parametrize("kind", ["multilabel", "ordinal"])
+def test_scores_on_dev_are_the_artifacts_own(kind, causal):
+    """What decisions take from held-out answers, such as thresholds, counts in scores too."""
+    texts = [text for text, _ in TEXTS]
+    labels = {
+        "multilabel": [["good"], ["dull"], ["good", "new"], ["new"], ["dull"], ["good"], ["new", "dull"], ["good"]],
+        "ordinal": [4.0, 1.0, 2.5, 4.0, 1.0, 1.0, 3.5, 2.5],
+    }[kind]
+    values = {"values": {"bad": 1.0, "dull": 2.5, "great": 4.0}} if kind == "ordinal" else {}
+    asked = {"answers": {"kind": kind, **values}, "method_options": {"calibration": "fitted"}}
+    classifier = PromptClassifier(causal, "zero-shot", **asked)
+    found = classifier.fit(texts, labels, dev=(texts, labels)).scores(texts, labels)
+    primary = classifier.task_.answers.primary
+    assert found["tuned"][primary] == pytest.approx(classifier.artifact_.manifest.metrics[f"dev_{primary}"])
+    assert found["calibrated"] == pytest.approx(found["tuned"])
+    assert found["untuned"] != pytest.approx(found["calibrated"])

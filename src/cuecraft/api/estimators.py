@@ -40,7 +40,7 @@ from cuecraft.data.texts import (
 )
 from cuecraft.methods import make_method
 from cuecraft.methods.auto import Auto
-from cuecraft.methods.fit import answering_model, make_artifact
+from cuecraft.methods.fit import answering_model, decided_answers, make_artifact
 from cuecraft.methods.prepare import (
     given_words,
     heeding,
@@ -308,6 +308,8 @@ class PromptClassifier(ScoredClassifier, ClassifierMixin, BaseEstimator):  # typ
         self.artifact_ = artifact
         self.backbone_, self.task_, self.outcome_ = problem.backbone, problem.task, outcome
         self._deadline = deadline
+        start = replace(outcome, best=outcome.start, answers=None)
+        self._start_answers = decided_answers(problem, start, problem.task.answers)
         reader = outcome.best.reader
         weights = reader if isinstance(reader, TunedWeights) else None
         self.predictor_ = Predictor.of(artifact, answering_model(problem.backbone, outcome.best), weights)

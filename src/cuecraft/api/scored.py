@@ -22,7 +22,7 @@ from cuecraft.data.texts import Labels, Texts, as_labels, as_records, as_sets, e
 from cuecraft.methods.candidate import Candidate, fresh_logits
 from cuecraft.methods.objectives import objective_of
 from cuecraft.methods.problem import Outcome
-from cuecraft.task import Decision, Example, Task
+from cuecraft.task import AnswerSpace, Decision, Example, Task
 
 _TOGETHER = 16  # texts that are read between two looks at the clock
 
@@ -36,6 +36,7 @@ class ScoredClassifier:
     task_: Task
     outcome_: Outcome
     _deadline: Deadline
+    _start_answers: AnswerSpace  # as the calibrated, untuned prompt decides
 
     @abstractmethod
     def _fitted(self) -> Artifact:
@@ -178,10 +179,12 @@ class ScoredClassifier:
 
     def _scored(self, found: np.ndarray, examples: Sequence[Example]) -> dict[str, dict[str, float]]:
         """Return the scores of probabilities `[3, N, O]` of the prompts that are compared."""
-        answers, golds = self.task_.answers, [example.gold for example in examples]
+        golds, spaces = [example.gold for example in examples], (self.task_.answers,) * len(found)
+        if self.task_.answers.fits_decisions:  # each decides by what was fitted to its own held-out answers
+            spaces = (self.predictor_.answers, self.task_.answers.undecided, self._start_answers)
         return {
             name: answers.measure(answers.decide(own, examples), golds)
-            for name, own in zip(("tuned", "untuned", "calibrated"), found, strict=True)
+            for name, own, answers in zip(("tuned", "untuned", "calibrated"), found, spaces, strict=True)
         }
 
     def accuracies(
