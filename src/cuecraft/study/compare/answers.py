@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,3 +36,11 @@ def answer_entries(trial: Trial, test: Labelled) -> dict[str, Any]:
 def class_truth(answers: AnswerSpace, golds: Sequence[Gold]) -> Ints | None:
     """Return the classes of the test rows `[N]`; None where answers are no labels."""
     return np.array(golds) if isinstance(answers, Verbalizer) else None
+
+
+def shown_truth(answers: AnswerSpace, golds: Sequence[Gold]) -> list[Any]:
+    """Return right answers `[N]` JSON-ready: of labels the class numbers, of others as their data has them."""
+    if isinstance(answers, Verbalizer):
+        return list(golds)
+    found: list[Any] = json.loads(json.dumps([answers.label(gold) for gold in golds]))  # tuples become lists
+    return found

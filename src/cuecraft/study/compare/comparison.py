@@ -27,7 +27,7 @@ from cuecraft.methods import METHODS, make_method
 from cuecraft.methods.candidate import Candidate, fresh_logits
 from cuecraft.methods.prepare import data_entry, make_problem, make_task
 from cuecraft.methods.problem import Labelled, Problem, label_context
-from cuecraft.study.compare.answers import answer_entries, class_truth
+from cuecraft.study.compare.answers import answer_entries, class_truth, shown_truth
 from cuecraft.study.compare.config import CompareConfig, Contender, Splits, contenders, read_splits, with_references
 from cuecraft.study.compare.report import best_name, make_rows, nearest_words, render_report, untuned_name
 from cuecraft.study.compare.schema import (
@@ -368,7 +368,7 @@ class _Run:
             backbone=BackboneEntry.of(backbone),
             seeds=list(seeds.values()),
             test=test,
-            truth=truth if isinstance(answers, Verbalizer) else [answers.label(gold) for gold in truth],
+            truth=shown_truth(answers, truth),
             untuned=untuned_name(self.cells),
             best=best_name(self.cells),
             rows=make_rows(self.asked, self.cells, self.refused, class_truth(answers, truth), answers.size),
