@@ -19,7 +19,7 @@ from cuecraft.core.events import Event
 from cuecraft.data import Record
 from cuecraft.data.labels import label_name, names_to_compare
 from cuecraft.data.texts import Labels, Texts, as_labels, as_records, as_sets, example_weights
-from cuecraft.methods.candidate import Candidate, fresh_logits
+from cuecraft.methods.candidate import Candidate, fresh_decisions
 from cuecraft.methods.objectives import objective_of
 from cuecraft.methods.problem import Outcome
 from cuecraft.task import AnswerSpace, Decision, Example, Task
@@ -111,13 +111,6 @@ class ScoredClassifier:
             return as_records(texts, names_to_compare(self.classes_.tolist(), as_labels(labels)), fields)
         return as_records(texts, as_sets(labels)[0], fields, task.answers.in_rows())
 
-    def _probabilities(
-        self, examples: Sequence[Example], candidates: Sequence[Candidate], report: Callable[[Event], None]
-    ) -> np.ndarray:
-        """Return probabilities `[T, N, O]` of several prompts."""
-        logits = fresh_logits(self.backbone_, self.task_, candidates, examples, report)
-        return self.task_.answers.probabilities(logits.double().cpu().numpy())
-
     def scores(
         self, texts: Texts, labels: Labels, report: Callable[[Event], None] = lambda event: None
     ) -> dict[str, dict[str, float]]:
@@ -135,7 +128,8 @@ class ScoredClassifier:
     ) -> dict[str, dict[str, float]]:
         """Return the `scores` on records."""
         examples = self.task_.examples(records)
-        return self._scored(self._probabilities(examples, self._compared(), report), examples)
+        found = fresh_decisions(self.backbone_, self.task_, self._compared(), examples, self._spaces, report)
+        return self._scored(found, examples)
 
     def measured(self, records: Sequence[Record]) -> dict[str, float]:
         """Return the scores of the tuned prompt alone on records, the primary one first."""
@@ -154,7 +148,8 @@ class ScoredClassifier:
         if self._deadline.limit is None:
             return self.scores_of(records, report), len(records)
         examples = self.task_.examples(records)
-        compared, found, count = self._compared(), [], 0
+        compared, count = self._compared(), 0
+        found: list[list[Decision]] = [[] for _ in compared]
         for first in range(0, len(examples), _TOGETHER):
             part = examples[first : first + _TOGETHER]
 
@@ -162,13 +157,12 @@ class ScoredClassifier:
                 report(replace(event, step=first + (event.step or 0), total=len(examples)))
 
             with WhileTimeLasts(self._deadline.is_over):
-                found.append(self._probabilities(part, compared, listen))
+                parts = fresh_decisions(self.backbone_, self.task_, compared, part, self._spaces, listen)
+                found = [own + more for own, more in zip(found, parts, strict=True)]
                 count += len(part)
                 continue
             break
-        if not found:
-            return {}, 0
-        return self._scored(_joined(found), examples[:count]), count
+        return (self._scored(found, examples[:count]) if count else {}), count
 
     def _compared(self) -> list[Candidate]:
         """Return the tuned prompt, the untuned one, and that one calibrated."""
@@ -177,14 +171,20 @@ class ScoredClassifier:
         best, start = self.outcome_.best, self.outcome_.start
         return [best, replace(start, calibration=objective_of(self.task_.answers).plain(), others=()), start]
 
-    def _scored(self, found: np.ndarray, examples: Sequence[Example]) -> dict[str, dict[str, float]]:
-        """Return the scores of probabilities `[3, N, O]` of the prompts that are compared."""
-        golds, spaces = [example.gold for example in examples], (self.task_.answers,) * len(found)
-        if self.task_.answers.fits_decisions:  # each decides by what was fitted to its own held-out answers
-            spaces = (self.predictor_.answers, self.task_.answers.undecided, self._start_answers)
+    @property
+    def _spaces(self) -> Sequence[AnswerSpace]:
+        """The answer spaces by which each of `_compared` decides: by what was fitted to its own held-out answers."""
+        answers = self.task_.answers
+        if not answers.fits_decisions:
+            return (answers,) * 3
+        return (self.predictor_.answers, answers.undecided, self._start_answers)
+
+    def _scored(self, found: Sequence[Sequence[Decision]], examples: Sequence[Example]) -> dict[str, dict[str, float]]:
+        """Return the scores of the answers `[3, N]` of the prompts that are compared."""
+        answers, golds = self.task_.answers, [example.gold for example in examples]
         return {
-            name: answers.measure(answers.decide(own, examples), golds)
-            for name, own, answers in zip(("tuned", "untuned", "calibrated"), found, spaces, strict=True)
+            name: answers.measure(own, golds)
+            for name, own in zip(("tuned", "untuned", "calibrated"), found, strict=True)
         }
 
     def accuracies(
@@ -193,9 +193,3 @@ class ScoredClassifier:
         """Return the primary score alone of `scores`: of labels the accuracy."""
         primary = self.task_.answers.primary
         return {name: found[primary] for name, found in self.scores(texts, labels, report).items()}
-
-
-def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Return probabilities `[T, N, O]` of all parts; one whose texts have fewer options of their own has 0 behind."""
-    most = max(part.shape[-1] for part in parts)
-    return np.concatenate([np.pad(part, ((0, 0), (0, 0), (0, most - part.shape[-1]))) for part in parts], axis=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,22 +13,19 @@ import torch
 from torch import Tensor
 
 from cuecraft.artifact import Artifact, Calibration, Prompt, load_artifact, member_folders
-from cuecraft.backbone import AnyBackbone, Context, ReadyPrompt, load_backbone
+from cuecraft.artifact.words import WORDS_FRESH, word_decisions
+from cuecraft.backbone import AnyBackbone, ReadyPrompt, load_backbone
 from cuecraft.backbone.budget import same_width
 from cuecraft.backbone.hooks import training
-from cuecraft.backbone.query import Query
 from cuecraft.backbone.weights import TunedWeights
-from cuecraft.backbone.words import Asked, likeliest_words
+from cuecraft.backbone.words import Asked
 from cuecraft.core.errors import ArtifactError, BackboneError, MethodError
 from cuecraft.core.events import Answered, Event
 from cuecraft.data.texts import Texts
 from cuecraft.task import AnswerSpace, Decision, Example, Task
 from cuecraft.task.answers import Values
-from cuecraft.task.answers.cloze import Cloze
-from cuecraft.task.rendering import Renderer
 
 FRESH = 1024  # examples read together where nothing is kept
-_OPEN = 16  # examples whose vocabularies are held at once
 
 
 def finite(logits: Tensor, backbone: AnyBackbone, answers: AnswerSpace | None = None) -> Tensor:
@@ -211,26 +208,16 @@ class Predictor:
             return self._words(examples, report)
         return self.answers.decide(self.probabilities(examples, report), examples) if examples else []
 
-    @torch.no_grad()
     def _words(self, examples: Sequence[Example], report: Callable[[Event], None]) -> list[Decision]:
         """Return the likeliest words for texts, a few of which are read at a time: each takes a whole vocabulary."""
-        answers, first = self.task.answers, self.members[0]
-        assert isinstance(answers, Cloze)
-        renderer = first.backbone.renderer(first.task)
-        vocabulary, seen = first.backbone.vocabulary(renderer), _spelled(renderer, answers.seen)
         found: list[Decision] = []
         while len(found) < len(examples):
-            chunk = examples[len(found) : len(found) + _OPEN]
+            chunk = examples[len(found) : len(found) + WORDS_FRESH]
             contexts = {(id(own.backbone), own.task): own.backbone.context(chunk, own.task) for own in self.members}
             asked = [
-                Asked(partial(_read_by, own.backbone, own.prompt), contexts[id(own.backbone), own.task], own.share)
-                for own in self.members
+                Asked(own.backbone, own.prompt, contexts[id(own.backbone), own.task], own.share) for own in self.members
             ]
-            best = likeliest_words(asked, vocabulary, answers.top, answers.tokens)
-            for example, words in zip(chunk, best, strict=True):
-                right = () if example.gold is None else answers.answers(example.gold)
-                spelled = {**seen, **_spelled(renderer, right)}
-                found.append(answers.decided({spelled.get(ids, word): share for ids, word, share in words}))
+            found += word_decisions(asked)
             report(Answered(step=len(found), total=len(examples), padding=asked[0].context.padding))
         return found
 
@@ -258,19 +245,6 @@ class Predictor:
         renderers = {(id(own.backbone), own.task): own.backbone.renderer(own.task) for own in self.members}
         found: list[bool] = np.any([own.cuts(examples) for own in renderers.values()], axis=0).tolist()
         return found
-
-
-def _read_by(backbone: AnyBackbone, prompt: Prompt, texts: Context, query: Query) -> Tensor:
-    return backbone.read_prompts(texts, [prompt], query)
-
-
-def _spelled(renderer: Renderer, answers: Sequence[str]) -> dict[tuple[int, ...], str]:
-    """Return answers by their tokens, as the data spells them.
-
-    A tokenizer that knows no capitals writes ``Persian`` and ``persian`` alike, so they are one answer.
-    """
-    ids = renderer.answer_ids(answers) if answers else []
-    return dict(zip(reversed(ids), reversed(answers), strict=True))
 
 
 def with_backbone(folder: str | Path, model: Any, where: Mapping[str, Any]) -> tuple[Artifact, AnyBackbone, Any]:

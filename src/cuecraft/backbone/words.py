@@ -8,16 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from cuecraft.backbone.prompt import Prompt
 from cuecraft.backbone.query import VOCABULARY, Context, Query, Targets
 from cuecraft.core.errors import DataError
 from cuecraft.task.rendering import HeadKind, Pieces, Renderer
 from cuecraft.task.right_answers import answer_tokens
 from cuecraft.task.words import AnswerWords
+
+if TYPE_CHECKING:
+    from cuecraft.backbone.base import Backbone
 
 Ids = tuple[int, ...]
 _BEAM = 16  # beginnings of words of one text that are read further at a time
@@ -139,24 +143,25 @@ class Asked:
     """Texts that one of several prompts answers.
 
     Args:
-        read: returns what a query reads `[1, b, X]` of some of the texts with the prompt.
+        backbone: what reads the texts.
+        prompt: the prompt.
         context: the texts.
         share: of its probabilities in the mean; those of all prompts add up to 1.
     """
 
-    read: Callable[[Context, Query], Tensor]
+    backbone: Backbone
+    prompt: Prompt
     context: Context
     share: float
 
     def words(self, slots: Sequence[tuple[int, Ids]] = ()) -> Tensor:
         """Return log-probabilities (nats) of the whole vocabulary `[b, V]` behind each text, or behind beginnings."""
-        return self.read(_behind(self.context, slots) if slots else self.context, VOCABULARY)[0]
+        texts = _behind(self.context, slots) if slots else self.context
+        return self.backbone.read_prompts(texts, [self.prompt], VOCABULARY)[0]
 
 
 @torch.no_grad()
-def likeliest_words(
-    asked: Sequence[Asked], vocabulary: OpenVocabulary, count: int, tokens: int
-) -> list[list[tuple[Ids, str, float]]]:
+def likeliest_words(asked: Sequence[Asked], count: int, tokens: int) -> list[list[tuple[Ids, str, float]]]:
     """Return the likeliest words at the answer slot of each text: ids, word, and its mean probability, best first.
 
     Of a masked model, and where words have one token, that are the whole words of the vocabulary
@@ -166,13 +171,14 @@ def likeliest_words(
 
     Args:
         asked: the prompts that answer together.
-        vocabulary: of their backbone.
         count: words of each text, at most.
         tokens: of a word, at most.
     """
-    search, head = _Beam(asked, vocabulary, count, tokens), asked[0].context.renderer.head
+    renderer = asked[0].context.renderer
+    vocabulary = asked[0].backbone.vocabulary(renderer)
+    search = _Beam(asked, vocabulary, count, tokens)
     logs = torch.stack([own.words() for own in asked])
-    if head is HeadKind.MASKED or tokens == 1:
+    if renderer.head is HeadKind.MASKED or tokens == 1:
         shares, ids = search.mean(logs), vocabulary.whole.to(logs.device)
         best = shares[:, ids].topk(min(count, len(ids)))
         return [

@@ -13,11 +13,13 @@ from torch import Tensor
 from cuecraft.artifact import CalibratedPrompt, Calibration, Prompt
 from cuecraft.artifact.calibration import AnswersTogether
 from cuecraft.artifact.predictor import FRESH, finite
+from cuecraft.artifact.words import WORDS_FRESH, word_decisions
 from cuecraft.backbone import AnyBackbone, Context
 from cuecraft.backbone.budget import same_width
+from cuecraft.backbone.words import Asked
 from cuecraft.core.events import Answered, Event
 from cuecraft.methods.objectives import Objective, objective_of
-from cuecraft.task import Example, Task
+from cuecraft.task import AnswerSpace, Decision, Example, Task
 
 
 class Reader(Protocol):
@@ -88,6 +90,54 @@ class Candidate(AnswersTogether):
         pairs = zip(self.calibrations, logits, strict=True)
         calibrated = torch.stack([calibration.apply(own) for calibration, own in pairs])
         return calibrated[0] if len(calibrated) == 1 else objective.mixed(calibrated)
+
+
+def fresh_decisions(
+    backbone: AnyBackbone,
+    task: Task,
+    candidates: Sequence[Candidate],
+    examples: Sequence[Example],
+    spaces: Sequence[AnswerSpace],
+    report: Callable[[Event], None] = lambda event: None,
+) -> list[list[Decision]]:
+    """Return the answers `[T, B]` of several prompts to examples that are read once and not kept.
+
+    Args:
+        backbone: what reads the texts.
+        task: template and answers.
+        candidates: `[T]` the prompts.
+        examples: `[B]` the texts.
+        spaces: `[T]` the answer space by which each prompt decides; they differ in what is fitted to held-out answers.
+        report: progress callback.
+
+    Raises:
+        BackboneError: the model answers with NaN or infinity.
+    """
+    if task.answers.is_open:
+        return _fresh_words(backbone, task, candidates, examples, report)
+    logits = fresh_logits(backbone, task, candidates, examples, report)
+    found = task.answers.probabilities(logits.double().cpu().numpy())
+    return [answers.decide(own, examples) for own, answers in zip(found, spaces, strict=True)]
+
+
+@torch.no_grad()
+def _fresh_words(
+    backbone: AnyBackbone,
+    task: Task,
+    candidates: Sequence[Candidate],
+    examples: Sequence[Example],
+    report: Callable[[Event], None],
+) -> list[list[Decision]]:
+    """Return the same where any word may be the answer."""
+    found: list[list[Decision]] = [[] for _ in candidates]
+    for start in range(0, len(examples), WORDS_FRESH):
+        context = backbone.context(examples[start : start + WORDS_FRESH], task)
+        for candidate, decisions in zip(candidates, found, strict=True):
+            with lent(candidate.reader, backbone, context) as (own, texts):
+                share = 1 / len(candidate.prompts)
+                decisions += word_decisions([Asked(own, prompt, texts, share) for prompt in candidate.prompts])
+        report(Answered(step=start + len(context), total=len(examples), padding=context.padding))
+    return found
 
 
 @torch.no_grad()

@@ -41,7 +41,8 @@ def read_texts(
         from cuecraft.artifact import load_artifact, member_folders
 
         task = load_artifact(next(iter(member_folders(artifact)), artifact)).task
-    return unlabelled(task.template.field_names, lines, file, columns, reading, task.answers.in_rows(answers))
+    own = None if task.answers.size or task.answers.is_open else task.answers.in_rows(answers)
+    return unlabelled(task.template.field_names, lines, file, columns, reading, own)
 
 
 def predict_records(

@@ -1,0 +1,121 @@
+"""Cloze answers at the front ends: files, commands, recipes and Python."""
+
+import json
+
+import numpy as np
+import pytest
+
+from conftest import TEXTS
+from cuecraft.api.estimators import PromptClassifier
+from cuecraft.artifact.predictor import Predictor
+from cuecraft.core.errors import MethodError
+
+X = [text for text, _ in TEXTS]
+Y = ["joy", ["bore", "dull"], "warm", "cold", ["love", "story"], "bad", "great", "joy"]
+ROWS = [{"text": text, "answer": answer} for text, answer in zip(X, Y, strict=True)]
+QUICK = {"epochs": 2, "learning_rate": 0.1}
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def put(name, rows):
+        text = rows if isinstance(rows, str) else "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        return name
+
+    put("train.jsonl", ROWS)
+    return put
+
+
+def test_right_answers_are_fitted_in_python(causal, tmp_path):
+    found = PromptClassifier(causal, "prompt-tuning", answers="cloze", method_options=QUICK)
+    found.fit(X, Y, dev=(X, Y))
+    assert set(found.task_.answers.seen) == {"joy", "bore", "dull", "warm", "cold", "love", "story", "bad", "great"}
+    decisions = found.decide(X)
+    assert found.predict(X).tolist() == [own.value for own in decisions]
+    hits = [own.value in ([y] if isinstance(y, str) else y) for own, y in zip(decisions, Y, strict=True)]
+    assert found.score(X, Y) == pytest.approx(np.mean(hits))
+    scores = found.scores(X, Y)
+    assert scores["tuned"]["precision_at_1"] == pytest.approx(np.mean(hits))
+    assert set(scores) == {"tuned", "untuned", "calibrated"}
+    assert scores["untuned"] == scores["calibrated"], "the whole vocabulary keeps the model's own probabilities"
+    with pytest.raises(MethodError, match="share no classes in answers of kind cloze"):
+        found.predict_proba(X)
+    found.save(tmp_path / "a")
+    loaded = PromptClassifier.load(tmp_path / "a", model=causal)
+    assert [dict(own.options) for own in loaded.decide(X)] == [dict(own.options) for own in decisions]
+
+
+def test_untuned_words_are_found_by_the_weights_of_the_model_itself(causal):
+    """Of tuned weights the untuned prompt has none: each is read by its own."""
+    found = PromptClassifier(causal, "lora", answers="cloze", method_options={"epochs": 3, "learning_rate": 0.05})
+    found.fit(X, Y, dev=(X, Y))
+    plain = PromptClassifier(causal, "zero-shot", answers="cloze").fit(X, Y, dev=(X, Y))
+    assert found.outcome_.is_tuned
+    assert found.scores(X, Y)["untuned"] == plain.scores(X, Y)["untuned"]
+    assert [own.options for own in found.decide(X)] != [own.options for own in plain.decide(X)]
+
+
+@pytest.mark.usefixtures("files")
+@pytest.mark.parametrize("words", [(), ("--answer-option", "candidates=seen")], ids=["any word", "candidates"])
+def test_a_file_is_tuned_tested_and_predicted(run, causal_folder, words):
+    tune = ("tune", "train.jsonl", "--dev", "train.jsonl", "--test", "train.jsonl", "--model", causal_folder)
+    options = ("--method", "prompt-tuning", "--option", "epochs=2", "--answers", "cloze", *words, "--out", "runs/a")
+    code, out, err = run(*tune, *options, "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    assert (document["answers"], document["primary"]) == ("cloze", "precision_at_1")
+    names = {"dev_precision_at_1", "test_precision_at_1", "test_precision_at_10", "test_mean_reciprocal_rank"}
+    assert names <= set(document["metrics"])
+    code, out, err = run("predict", "runs/a", "awful", "a warm film", "--json")
+    assert code == 0, err
+    predictor = Predictor.load("runs/a")
+    expected = predictor.decide(predictor.examples(["awful", "a warm film"]))
+    for row, own in zip(json.loads(out)["predictions"], expected, strict=True):
+        assert (row["value"], row["confidence"], row["options"]) == (own.value, own.confidence, dict(own.options))
+    assert run("predict", "runs/a", "awful")[0] == 0
+    assert "cloze" in run("show", "runs/a")[1]
+    if not words:
+        code, _, err = run("classify", "train.jsonl", "--artifact", "runs/a", "--out", "answers.jsonl")
+        assert code == 2
+        assert "any word may be its answer" in err
+
+
+@pytest.mark.usefixtures("files")
+def test_a_recipe_has_them(run, causal_folder, files):
+    files("cities.txt", "joy\nbore\ndull\nwarm\ncold\nlove\nstory\nbad\ngreat\n")
+    files(
+        "recipe.yaml",
+        f"version: 1\nmodel: {{name: {causal_folder}}}\ndata: {{train: train.jsonl, dev: train.jsonl}}\n"
+        "task: {answers: {kind: cloze, candidates: cities.txt}}\nmethod: {name: zero-shot}\n",
+    )
+    code, _, err = run("run", "recipe.yaml", "--out", "runs/b", "--json")
+    assert code == 0, err
+    assert Predictor.load("runs/b").task.answers.candidates[0] == "joy"
+
+
+BAD = {
+    "no answer": ([{"text": "a", "answer": ""}], (), "bad.jsonl line 1: answer column 'answer' is empty"),
+    "no column": ([{"text": "a"}], (), "no column 'answer'"),
+    "a list with a hole": ([{"text": "a", "answer": ["x", None]}], (), "answer column 'answer' is empty, or a string"),
+    "outside": ([], ("--answer-option", "candidates=joy,bad"), "is not one of the 2 candidates"),
+    "no file": ([], ("--answer-option", "candidates=none.txt"), "none.txt: candidates cannot be read"),
+    "an empty file": ([], ("--answer-option", "candidates=empty.txt"), "empty.txt: the file has no candidates"),
+    "options missing": ([], ("--answer-option", "candidates=options"), "is not one of the 0 options"),
+    "words": ([], ("--label-words", "joy=happy"), "cloze answers are their own words"),
+    "tokens": ([], ("--answer-option", "tokens=none"), "tokens"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_cannot_be_used_is_one_line(run, files, causal_folder, name):
+    rows, words, what = BAD[name]
+    files("empty.txt", "\n")
+    data = files("bad.jsonl", rows) if rows else "train.jsonl"
+    code, out, err = run("tune", data, "--model", causal_folder, "--answers", "cloze", "--method", "zero-shot", *words)
+    assert (code, out) == (2, "")
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert what in errors[0]
