@@ -359,3 +359,131 @@ def test_the_page_at_two_widths_light_and_dark(opened, viewport, look, tmp_path)
     assert shown.width == viewport["width"]
     counts = shown.histogram()
     assert (sum(counts[:64]) if look == "dark" else sum(counts[192:])) > 0.75 * sum(counts)
+
+
+ENVELOPE = {"prompt": "tuned", "version": "0", "truncated": False}
+KINDS = {
+    "choices": {"value": 1, "confidence": 0.7, "options": {"2": 0.1, "10": 0.2, "a joy": 0.7}},
+    "multilabel": {"value": ["pay", "fees"], "confidence": 0.4, "options": {"card": 0.2, "pay": 0.9, "fees": 0.6}},
+    "ordinal": {
+        "value": 3.25,
+        "confidence": 0.4,
+        "options": {"1": 0.1, "2": 0.1, "4": 0.6, "10": 0.2},
+        "interval": [2, 4],
+    },
+    "cloze": {"value": "Paris", "confidence": 0.5, "options": {"Rome": 0.2, "Paris": 0.5}},
+    "tokens": {
+        "value": [
+            {"label": "time", "start": 2, "end": 6, "text": "noon"},
+            {"label": "place", "start": 10, "end": 14, "text": "Rome"},
+        ],
+        "confidence": 0.5,
+        "options": {"time 2-6": 0.9, "place 10-14": 0.8},
+    },
+}
+TEXT = "\U0001f642 noon in Rome"  # the first character has two halves in JavaScript
+
+
+def replying(page, prompts, answers):
+    """Let the page see other prompts, and other answers to any text."""
+    listed, reply = {"model": "m", "prompts": prompts}, {"model": "m", "results": [{"answers": answers}]}
+    page.route("**/v1/prompts", lambda route: route.fulfill(json=listed))
+    page.route("**/v1/classify", lambda route: route.fulfill(json=reply))
+
+
+def shown(page, kind):
+    """Show one answer of a kind; return its box."""
+    own = {"id": "tuned", "kind": "deep", "answers": kind, "classes": [], "fields": ["text"], "template": ""}
+    replying(page, [own], [{**ENVELOPE, **KINDS[kind]}])
+    page.reload()
+    page.get_by_label("tuned").wait_for()
+    classify(page, TEXT)
+    return page.locator(".answer")
+
+
+def test_choices_are_ranked_bars(page):
+    box = shown(page, "choices")
+    assert list(scores(box).items()) == [("a joy", 70.0), ("10", 20.0), ("2", 10.0)]
+    assert box.locator(".label").inner_text() == "a joy"
+    assert box.locator(".likeliest .name").all_inner_texts() == ["a joy"]
+    assert "tuned: a joy" in page.locator("#history button").inner_text()
+
+
+def test_sets_are_chips(page):
+    box = shown(page, "multilabel")
+    assert box.locator(".chip").all_inner_texts() == ["pay", "fees"]
+    assert box.locator(".likeliest .name").all_inner_texts() == ["pay", "fees"]
+    assert list(scores(box)) == ["pay", "fees", "card"]
+
+
+def test_a_number_stands_in_its_interval(page):
+    box = shown(page, "ordinal")
+    assert box.locator(".label").inner_text() == "3.25"
+    assert "Likely between 2 and 4" in box.inner_text()
+    assert list(scores(box)) == ["1", "2", "4", "10"]
+    line, band, point = (box.locator(name).bounding_box() for name in (".scale", ".scale i", ".scale b"))
+    assert band["x"] - line["x"] == pytest.approx(line["width"] / 9, abs=2)
+    assert band["width"] == pytest.approx(line["width"] * 2 / 9, abs=2)
+    middle = point["x"] + point["width"] / 2
+    assert middle - line["x"] == pytest.approx(line["width"] * 2.25 / 9, abs=2)
+
+
+def test_cloze_answers_are_ranked(page):
+    box = shown(page, "cloze")
+    assert list(scores(box)) == ["Paris", "Rome"]
+    assert box.locator(".label").inner_text() == "Paris"
+
+
+def test_spans_are_marked_in_the_text(page):
+    box = shown(page, "tokens")
+    assert box.locator(".label").inner_text() == "2 spans"
+    assert box.locator("mark").all_inner_texts() == ["noon time", "Rome place"]
+    assert box.locator(".marked").inner_text() == "\U0001f642 noon time in Rome place"
+    assert box.get_by_role("button", name="Words that count").count() == 0
+
+
+def test_options_are_written_one_a_line(opened):
+    page = opened()
+    own = {"id": "copa", "kind": "deep", "answers": "choices", "classes": [], "fields": ["premise"], "template": ""}
+    own["options"] = "choices"
+    page.route("**/v1/prompts", lambda route: route.fulfill(json={"model": "m", "prompts": [own]}))
+    bodies = []
+
+    def answered(route):
+        bodies.append(json.loads(route.request.post_data))
+        found = {**ENVELOPE, "prompt": "copa", "value": 1, "confidence": 0.6, "options": {"it rains": 0.4, "sun": 0.6}}
+        route.fulfill(json={"model": "m", "results": [{"answers": [found]}]})
+
+    page.route("**/v1/classify", answered)
+    page.reload()
+    page.get_by_role("textbox", name="premise").fill("the street is wet")
+    page.get_by_role("textbox", name="choices, one per line").fill("it rains\n\n sun ")
+    page.keyboard.press("Control+Enter")
+    page.locator("article").wait_for()
+    asked = {"premise": "the street is wet", "choices": ["it rains", "sun"]}
+    assert bodies == [{"inputs": [asked], "prompts": ["copa"], "guard": "flag"}]
+    assert page.locator("article h2").inner_text() == "premise: the street is wet\nchoices: it rains | sun"
+    page.reload()
+    page.locator("#history button").click()
+    assert page.get_by_role("textbox", name="choices, one per line").input_value() == "it rains\nsun"
+
+
+def test_each_kind_is_seen(opened, tmp_path):
+    """Screenshots of all kinds next to each other, light and dark: nothing lies on anything else or is cut off."""
+    for look in ("light", "dark"):
+        page = opened(viewport={"width": 1200, "height": 1400}, color_scheme=look)
+        owns = [
+            {"id": kind, "kind": "deep", "answers": kind, "classes": [], "fields": ["text"], "template": ""}
+            for kind in KINDS
+        ]
+        replying(page, owns, [{**ENVELOPE, **own, "prompt": kind} for kind, own in KINDS.items()])
+        page.reload()
+        page.get_by_label("tokens").wait_for()
+        classify(page, TEXT)
+        page.screenshot(path=tmp_path / f"kinds-{look}.png", full_page=True)
+        boxes = [box.bounding_box() for box in page.locator(".answer").all()]
+        for n, one in enumerate(boxes):
+            for other in boxes[:n]:
+                apart = one["x"] + one["width"] <= other["x"] or other["x"] + other["width"] <= one["x"]
+                assert apart or one["y"] + one["height"] <= other["y"] or other["y"] + other["height"] <= one["y"]
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
