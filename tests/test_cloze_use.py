@@ -78,7 +78,7 @@ def test_a_file_is_tuned_tested_and_predicted(run, causal_folder, words):
     assert run("predict", "runs/a", "awful")[0] == 0
     assert "cloze" in run("show", "runs/a")[1]
     if not words:
-        code, _, err = run("classify", "train.jsonl", "--artifact", "runs/a", "--out", "answers.jsonl")
+        code, _, err = run("classify", "runs/a", "train.jsonl", "--out", "answers")
         assert code == 2
         assert "any word may be its answer" in err
 
