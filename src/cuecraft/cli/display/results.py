@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _SHOWN_CUES = 5
 _SHOWN_OPTIONS = 40
+_SHOWN_BIASES = 10
 
 
 def print_predictions(predictions: list[dict[str, Any]]) -> None:
@@ -27,8 +28,30 @@ def print_predictions(predictions: list[dict[str, Any]]) -> None:
     for found in predictions:
         truth = f"  (truth: {found['true_label']})" if "true_label" in found else ""
         cut = "  (cut at its end to fit)" if found.get("truncated") else ""
-        answer, share = shown_value(found["value"]), found["confidence"]
+        answer, share = shown_answer(found), found["confidence"]
         page.print(f"{answer:>12} {share:6.1%}  {found['text']}{truth}{cut}", markup=False, soft_wrap=True)
+
+
+def shown_answer(found: Mapping[str, Any]) -> str:
+    """Return an answer as one line shows it: what `shown_value` does, the text of a choice, or a number's interval."""
+    value, options = found["value"], found.get("options", {})
+    if "interval" in found:
+        return "{} ({} to {})".format(*map(shown_value, (value, *found["interval"])))
+    if isinstance(value, int) and "label" not in found:  # the place of the option that a text brought
+        return str(list(options)[value])
+    if isinstance(value, list) and all(isinstance(own, str) and own in options for own in value):
+        return ", ".join(f"{own} {options[own]:.0%}" for own in value) or "-"
+    return shown_value(value)
+
+
+def shown_scores(scores: Mapping[str, float | None]) -> dict[str, float]:
+    """Return known scores by name as a person reads them: an error is shown without the minus that makes it a score."""
+    plain = (
+        (name.replace("neg_", ""), -value if "neg_" in name else value)
+        for name, value in scores.items()
+        if value is not None
+    )
+    return {name.replace("_", " "): value for name, value in plain}
 
 
 def shown_value(value: Any) -> str:
@@ -60,12 +83,11 @@ def _print_metrics(document: Mapping[str, Any]) -> None:
         table.add_row("tokens left", Text("\n".join(counts)))
     if document.get("chat"):
         table.add_row("template", "the tokenizer's chat template")
-    for name, value in document["metrics"].items():
-        if value is not None:
-            table.add_row(name.replace("_", " "), f"{value:.3f}")
+    for name, value in shown_scores(document["metrics"]).items():
+        table.add_row(name, f"{value:.3f}")
     primary = f"test_{document['primary']}"
     if document["metrics"].get(primary) is None:
-        table.add_row(primary.replace("_", " "), "not measured: no test rows were given")
+        table.add_row(primary.replace("neg_", "").replace("_", " "), "not measured: no test rows were given")
     table.add_row("seconds", f"{document['seconds']:.1f}")
     table.add_row("artifact", Text(str(document["artifact"])))
     page.print(table)
@@ -218,7 +240,7 @@ def print_manifest(manifest: Manifest, folder: str) -> None:
 
 def _calibrations(entries: Sequence[CalibrationEntry]) -> str:
     """Return the calibration of each prompt, or the one that all have."""
-    lines = [f"scale {entry.scale:.3f}, bias " + ", ".join(f"{b:+.3f}" for b in entry.bias) for entry in entries]
+    lines = [f"scale {entry.scale:.3f}" + _biases(entry.bias) for entry in entries]
     return "; ".join(lines if len(set(lines)) > 1 else lines[:1])
 
 
@@ -245,3 +267,10 @@ def print_comparison(document: Comparison, tables: Sequence[TextTable], files: S
             page.print(f"{refused.name} refused: {refused.refused}", markup=False, soft_wrap=True)
     for path in files:
         page.print(str(path), markup=False, soft_wrap=True)
+
+
+def _biases(bias: Sequence[float]) -> str:
+    """Return what is added to each option, the first ones of many."""
+    if not any(bias):
+        return ""
+    return ", bias " + ", ".join(f"{own:+.3f}" for own in bias[:_SHOWN_BIASES]) + ", ..." * (len(bias) > _SHOWN_BIASES)

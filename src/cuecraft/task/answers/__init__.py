@@ -61,9 +61,14 @@ def answers_document(space: AnswerSpace) -> dict[str, Any]:
 
 
 def decision_document(space: AnswerSpace, decision: Decision) -> dict[str, Any]:
-    """Return a decision JSON-ready: value, confidence and options; of labels also `label` and `probabilities`."""
+    """Return a decision JSON-ready: value, confidence and options; of labels also `label` and `probabilities`.
+
+    A number also has its `interval`.
+    """
     options = dict(decision.options)
     found = {"value": decision.value, "confidence": decision.confidence, "options": options}
+    if decision.interval is not None:
+        found["interval"] = list(decision.interval)
     return {"label": str(decision.value), "probabilities": options, **found} if space.kind == "labels" else found
 
 
