@@ -84,16 +84,17 @@ def test_a_file_is_tuned_tested_and_predicted(run, causal_folder, words):
 
 
 @pytest.mark.usefixtures("files")
-def test_a_recipe_has_them(run, causal_folder, files):
+def test_a_recipe_has_them(command, causal_folder, files):
     files("cities.txt", "joy\nbore\ndull\nwarm\ncold\nlove\nstory\nbad\ngreat\n")
     files(
         "recipe.yaml",
-        f"version: 1\nmodel: {{name: {causal_folder}}}\ndata: {{train: train.jsonl, dev: train.jsonl}}\n"
-        "task: {answers: {kind: cloze, candidates: cities.txt}}\nmethod: {name: zero-shot}\n",
+        f"name: words\ndescription: words\nmodel: {{name: {causal_folder}}}\n"
+        "data: {train: train.jsonl, dev: train.jsonl}\n"
+        "task: {answers: {kind: cloze, candidates: cities.txt}}\ntune: {method: zero-shot}\n",
     )
-    code, _, err = run("run", "recipe.yaml", "--out", "runs/b", "--json")
+    code, _, err = command("run", "recipe.yaml", "--out", "runs/b", "--json")
     assert code == 0, err
-    assert Predictor.load("runs/b").task.answers.candidates[0] == "joy"
+    assert Predictor.load("runs/b/artifact").task.answers.candidates[0] == "joy"
 
 
 BAD = {
