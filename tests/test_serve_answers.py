@@ -21,14 +21,18 @@ from test_answer_space import CASES, TEMPLATE, asked, records
 KINDS = [kind for kind in CASES if kind in ANSWERS]
 
 
+WORDS = [kind for kind in KINDS if CASES[kind]()[0].at == "words"]  # read by an encoder
+
+
 @pytest.fixture(scope="module")
-def artifacts(causal, tmp_path_factory):
+def artifacts(causal, sequence, tmp_path_factory):
     """One artifact of each registered kind, saved and loaded, and its rows."""
     found = {}
     for kind in KINDS:
         space, labels = CASES[kind]()
         rows = records(labels, space)
-        problem = make_problem(causal, Task(Template(TEMPLATE), space), rows, rows)
+        reader, template = (sequence, "{prompt}{text}") if kind in WORDS else (causal, TEMPLATE)
+        problem = make_problem(reader, Task(Template(template), space), rows, rows)
         method = make_method("deep-cue", {"epochs": 2, "learning_rate": 0.1})
         folder = tmp_path_factory.mktemp("kinds") / kind
         make_artifact(problem, method.fit(problem), method).save(folder)
@@ -37,13 +41,23 @@ def artifacts(causal, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def server(causal, artifacts):
-    shelf = Shelf(causal)
-    for kind, (artifact, _) in artifacts.items():
-        shelf.put(kind, [artifact])
-    made = Server(causal, shelf=shelf)
+def servers(causal, sequence, artifacts):
+    """A server over each backbone, by kind."""
+    made = {}
+    for backbone, kinds in ((causal, [kind for kind in KINDS if kind not in WORDS]), (sequence, WORDS)):
+        shelf = Shelf(backbone)
+        for kind in kinds:
+            shelf.put(kind, [artifacts[kind][0]])
+        made |= dict.fromkeys(kinds, Server(backbone, shelf=shelf))
     yield made
-    made.engine.close()
+    for server in made.values():
+        server.engine.close()
+
+
+@pytest.fixture
+def server(servers):
+    """The one over the language model."""
+    return servers["labels"]
 
 
 def classified(server, text, **more):
@@ -58,9 +72,10 @@ def plain(value):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_served_is_what_is_predicted(kind, server, artifacts, causal):
-    artifact, rows = artifacts[kind]
-    decisions = Predictor.of(artifact, causal).decide(artifact.task.examples(rows))
+def test_what_is_served_is_what_is_predicted(kind, servers, artifacts):
+    (artifact, rows), server = artifacts[kind], servers[kind]
+    predictor = Predictor.of(artifact, server.engine.shelf.backbone)
+    decisions = predictor.decide(artifact.task.examples(rows))
     response = server.ask("POST", "/v1/classify", {"inputs": [asked(row) for row in rows], "prompts": kind})
     assert response.status_code == 200, response.text
     for result, decision in zip(response.json()["results"], decisions, strict=True):
@@ -71,7 +86,9 @@ def test_what_is_served_is_what_is_predicted(kind, server, artifacts, causal):
         assert answer["confidence"] == pytest.approx(expected.pop("confidence"), abs=1e-5)
         for name, value in expected.items():
             assert answer[name] == (pytest.approx(value, abs=1e-4) if isinstance(value, float) else value)
-        assert ("label" in answer) == ("probabilities" in answer) == (kind == "labels")
+        assert set(answer) == {"prompt", "version", "truncated", "options", "confidence", *expected} | (
+            {"label", "probabilities"} if kind == "labels" else set()
+        )
         if kind == "labels":
             assert answer["label"] == answer["value"]
             assert answer["probabilities"] == answer["options"]
@@ -82,7 +99,8 @@ def test_what_is_served_is_what_is_predicted(kind, server, artifacts, causal):
 
 def test_kinds_share_a_batch(server, artifacts):
     """Each text with every prompt that takes it, all requests at once: the answers are those of each alone."""
-    bodies = [{"inputs": asked(row), "prompts": kind} for kind, (_, rows) in artifacts.items() for row in rows[:3]]
+    kinds = [kind for kind in KINDS if kind not in WORDS]
+    bodies = [{"inputs": asked(row), "prompts": kind} for kind in kinds for row in artifacts[kind][1][:3]]
     together = server.all([("POST", "/v1/classify", body) for body in bodies])
     for body, response in zip(bodies, together, strict=True):
         alone = server.ask("POST", "/v1/classify", body).json()["results"][0]["answers"][0]
@@ -93,8 +111,9 @@ def test_kinds_share_a_batch(server, artifacts):
     assert list(both["results"][0]["answers"][1]["options"]) == list(text["choices"])
 
 
-def test_prompts_say_how_they_answer(server, artifacts):
-    for prompt in server.ask("GET", "/v1/prompts").json()["prompts"]:
+def test_prompts_say_how_they_answer(servers, artifacts):
+    listed = [server.ask("GET", "/v1/prompts").json()["prompts"] for server in {*servers.values()}]
+    for prompt in [prompt for own in listed for prompt in own]:
         artifact, _ = artifacts[prompt["id"]]
         assert prompt["answers"] == artifact.task.answers.kind
         assert prompt["classes"] == plain(list(artifact.task.answers.classes))
@@ -152,6 +171,17 @@ def test_top_k_counts_the_likeliest_options(server, artifacts):
     assert len(shares) == 2
     assert shares == sorted(shares, reverse=True)
     assert shares[0] == answer["confidence"]
+
+
+def test_words_that_count_of_each_kind(servers, artifacts):
+    for kind in KINDS:
+        text = asked(artifacts[kind][1][0])
+        response = servers[kind].ask("POST", "/v1/explain", {"input": text, "prompt": kind})
+        if kind in WORDS:
+            assert response.status_code == 400
+            assert "places in the text" in response.json()["error"]
+        else:
+            assert [own["word"] for own in response.json()["words"]] == text["text"].split()
 
 
 def test_the_guard_reads_options_and_asks_prompts_with_labels_alone(server, artifacts):

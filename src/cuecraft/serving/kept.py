@@ -152,7 +152,7 @@ class Occlusion:
         Raises:
             ServeError: the prompt answers with places in the text, which move where a word is left out.
         """
-        if prompt.task.answers.kind == "tokens":
+        if prompt.task.answers.at == "words":
             raise ServeError(f"prompt {prompt.name!r} answers with places in the text, which words left out would move")
         names = [name for name in prompt.task.template.field_names if name in fields] or list(fields)
         places = [(name, *match.span()) for name in names for match in _WORD.finditer(fields[name])]
