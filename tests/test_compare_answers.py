@@ -1,5 +1,6 @@
 """Comparisons of answers that are no labels: scores by name, documents that read back, and the plots of each kind."""
 
+import json
 import re
 
 import numpy as np
@@ -60,7 +61,10 @@ def test_sets_are_compared_by_their_f1_with_precision_recall_and_reliability(cau
         assert (row.macro_f1, row.confusion) == (None, None)
         cells = [cell for cell in document.cells if cell.name == row.name]
         for cell in cells:
-            found, truth = (np.array([[name in own for name in ("bad", "long")] for own in rows]) for rows in (cell.predictions, SETS))
+            found, truth = (
+                np.array([[name in own for name in ("bad", "long")] for own in rows])
+                for rows in (cell.predictions, SETS)
+            )
             assert np.mean(cell.primary) == pytest.approx(f1_score(truth, found, average="samples", zero_division=1))
             assert cell.measures["micro_f1"] == pytest.approx(f1_score(truth, found, average="micro"))
             assert cell.test.accuracy == pytest.approx(np.mean(cell.primary))
@@ -152,4 +156,51 @@ def test_the_most_confused_classes_are_those_with_the_most_mistakes():
     counts = (5 * np.eye(14)).astype(int)
     counts[3, 7], counts[0, 1] = 5, 2
     row = Row(name="x", method="x", confusion=counts.tolist())
-    assert most_confused(row, names) == [("class 3", "class 7", 5, 0.5), ("class 0", "class 1", 2, pytest.approx(2 / 7))]
+    assert most_confused(row, names) == [
+        ("class 3", "class 7", 5, 0.5),
+        ("class 0", "class 1", 2, pytest.approx(2 / 7)),
+    ]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder of splits of sets: two seeds, and a label that dev alone has."""
+    monkeypatch.chdir(tmp_path)
+
+    def put(name, labels):
+        path = tmp_path / "films" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [{"text": text, "labels": list(own)} for (text, _), own in zip(TEXTS, labels, strict=True)]
+        path.write_text("\n".join(map(json.dumps, rows)))
+
+    for seed in (1, 2):
+        put(f"seed-{seed}/train.jsonl", SETS)
+        put(f"seed-{seed}/dev.jsonl", [("new",), *SETS[1:]])
+    put("test.jsonl", SETS)
+    return put
+
+
+def test_the_kind_of_answers_is_read_of_the_files(folder, causal_folder, run):
+    command = ("compare", "--task", "films", "--seeds", "1,2", "--methods", "zero-shot,linear-probe")
+    code, out, err = run(*command, "--model", causal_folder, "--json")
+    assert code == 0
+    document = Comparison.model_validate_json(out)
+    assert (document.task.answers, document.task.labels) == ("multilabel", ["bad", "long", "new"])
+    assert "answers are taken to be of kind multilabel" in err
+    named = {row.name: row.measures["micro_f1"].mean for row in document.rows}
+    assert named.keys() == {"zero-shot", "calibrated", "linear-probe"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "message"),
+    [
+        ([("other",), *SETS[1:]], (), "films, test row 1: label 'other' is not one of the task's 3 classes"),
+        (SETS, ("--answers", "ordinal"), "no column 'number'; the columns are 'text', 'labels'"),
+        (SETS, ("--answers", "sets"), "unknown kind of answers 'sets'"),
+    ],
+)
+def test_answers_that_do_not_fit_are_refused_before_a_model_is_loaded(labels, options, message, folder, run):
+    folder("test.jsonl", labels)
+    code, out, err = run("compare", "--task", "films", "--seeds", "1,2", "--model", "none", *options)
+    assert (code, out) == (2, "")
+    assert message in err.replace("\n", " ")

@@ -5,14 +5,17 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.preprocessing import MultiLabelBinarizer
 
 from conftest import TEXTS
+from cuecraft import PromptClassifier
 from cuecraft.artifact import HardPrompt
 from cuecraft.backbone import FeatureScale
 from cuecraft.core.errors import DataError
@@ -259,3 +262,39 @@ def test_methods_learn_sets(method, backbone, request):
     assert len(answers.thresholds) == 2 or (method == "auto" and not outcome.is_tuned)
     name = "held_out_example_f1" if method == "auto" else "dev_example_f1"
     assert 0 <= artifact.manifest.metrics[name] <= 1
+
+
+def test_the_classifier_takes_and_gives_what_scikit_learn_does(sequence):
+    """Lists of lists, sets, and an indicator matrix, dense or sparse; a column without a label stays one."""
+    texts = [text for text, _ in TEXTS]
+    matrix = np.array([["bad" in own, False, "long" in own] for own in SETS]).astype(int)
+    found = PromptClassifier(sequence, "linear-probe", answers="multilabel").fit(texts, matrix, dev=(texts, matrix))
+    assert found.classes_.tolist() == ["0", "1", "2"]
+    answers = found.predict(texts)
+    assert answers.shape == (8, 3)
+    least = found.artifact_.task.answers.least
+    assert np.array_equal(answers, found.predict_proba(texts) >= least)
+    assert found.score(texts, matrix) == pytest.approx(f1_score(matrix, answers, average="samples", zero_division=1))
+    assert found.scores(texts, matrix)["tuned"]["micro_f1"] == pytest.approx(f1_score(matrix, answers, average="micro"))
+    sparse = PromptClassifier(sequence, "linear-probe", answers="multilabel")
+    sparse.fit(texts, csr_matrix(matrix), dev=(texts, csr_matrix(matrix)))
+    assert np.array_equal(sparse.predict_proba(texts), found.predict_proba(texts))
+    named = pd.DataFrame(matrix[:, [0, 2]], columns=["bad", "long"])
+    by_name = PromptClassifier(sequence, "linear-probe", answers="multilabel").fit(texts, named, dev=(texts, named))
+    lists = PromptClassifier(sequence, "linear-probe").fit(
+        texts, list(map(list, SETS)), dev=(texts, list(map(set, SETS)))
+    )
+    assert lists.classes_.tolist() == by_name.classes_.tolist() == ["bad", "long"]
+    assert np.allclose(lists.predict_proba(texts), by_name.predict_proba(texts))
+    assert [set(own) for own in lists.predict(texts)] == [
+        {name for name, is_in in zip(("bad", "long"), row, strict=True) if is_in} for row in by_name.predict(texts)
+    ]
+
+
+def test_a_class_of_dev_alone_is_known(sequence):
+    texts = [text for text, _ in TEXTS]
+    found = PromptClassifier(sequence, "linear-probe", answers="multilabel")
+    found.fit(texts, SETS, dev=(texts, [("new",), *SETS[1:]]))
+    assert found.classes_.tolist() == ["bad", "long", "new"]
+    with pytest.raises(DataError, match="row 1: label 'other' is not one of the task's 3 classes"):
+        found.score(texts, [("other",), *SETS[1:]])

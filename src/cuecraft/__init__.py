@@ -14,7 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from cuecraft.api.classic import AutoPrompt, PrefixTuning
-    from cuecraft.api.estimators import PromptClassifier
+    from cuecraft.api.estimators import PromptClassifier, PromptRegressor
     from cuecraft.api.family import PromptFamily
     from cuecraft.artifact import load_artifact
     from cuecraft.artifact.predictor import PromptEnsemble
@@ -35,6 +35,7 @@ __all__ = [
     "PromptClassifier",
     "PromptEnsemble",
     "PromptFamily",
+    "PromptRegressor",
     "Task",
     "Template",
     "Verbalizer",
@@ -45,7 +46,7 @@ __all__ = [
 # Loaded on first use, so that `import cuecraft` does not wait for torch.
 _HOMES = {
     "api.classic": ("AutoPrompt", "PrefixTuning"),
-    "api.estimators": ("PromptClassifier",),
+    "api.estimators": ("PromptClassifier", "PromptRegressor"),
     "api.family": ("PromptFamily",),
     "artifact": ("load_artifact",),
     "artifact.predictor": ("PromptEnsemble",),

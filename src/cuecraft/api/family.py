@@ -333,7 +333,9 @@ class PromptFamily:
         report: Callable[[Event], None],
     ) -> Problem:
         words, longest = words_by_name(label_words), self.options.longest_prompt()
-        task = make_task(self.backbone, given.records, template, words, None, given.answers, longest)
+        task = make_task(
+            self.backbone, given.asked.known(given.records, dev), template, words, None, given.answers, longest
+        )
         return make_problem(self.backbone, task, given.records, dev, seed=self.seed, report=report)
 
     def _artifact(self, problem: Problem, found: TaskOutcome, given: Given) -> Artifact:

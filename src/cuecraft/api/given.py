@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from cuecraft.task import AnswerSpace, Verbalizer
 from cuecraft.task.answers import AnswerColumns, AnswerOptions
 from cuecraft.task.answers.asked import Asked
 from cuecraft.task.answers.labels import LabelOptions
+from cuecraft.task.answers.multilabel import MultilabelOptions
 
 #: A kind of answers, a kind with its options, or what counts as an answer.
 Answers = str | Mapping[str, Any] | AnswerOptions | AnswerSpace
@@ -56,8 +57,11 @@ class Given:
             labels = as_labels(labels)
             classes = class_names(labels)
             return cls(asked, as_records(texts, labels, fields), {**_named(asked), **classes})
-        found, is_matrix = as_sets(labels)
-        return cls(asked, as_records(texts, found, fields, asked.rows), None, is_matrix)
+        found, columns = as_sets(labels)
+        if columns is not None and isinstance(asked.answers, MultilabelOptions) and asked.answers.classes is None:
+            # Each column is a class, one without a label too, so that answers are a matrix of the same columns.
+            asked = replace(asked, answers=asked.answers.model_copy(update={"classes": tuple(columns)}))
+        return cls(asked, as_records(texts, found, fields, asked.rows), None, columns is not None)
 
     @classmethod
     def read(cls, records: list[Record], asked: Asked) -> Given:

@@ -16,7 +16,7 @@ from cuecraft.cli.from_spec import Fields
 from cuecraft.cli.help import COMMANDS
 from cuecraft.cli.options import Delimiter, Json, SkipBadRows, flag_of, names_of
 from cuecraft.core.errors import AssetError, StoppedError
-from cuecraft.task.sections import FamilyData, LimitSection, ModelSection, WritingSection
+from cuecraft.task.sections import AnsweringSection, FamilyData, LimitSection, ModelSection
 
 recipe_app = CommandApp("recipe", no_args_is_help=True, help="Recipes: list, show, copy, check, schema.")
 runs_app = CommandApp("runs", no_args_is_help=True, help="Runs of recipes: list, compare.")
@@ -213,8 +213,8 @@ def _prepare_demo(is_asked: bool) -> None:
 @app.command()
 def compare(
     model: ModelSection,
-    columns: Annotated[FamilyData, Fields(("text_columns", "label_column"))],
-    writing: Annotated[WritingSection, Fields(without=("user", "assistant"))],
+    columns: Annotated[FamilyData, Fields(without=("test_size",))],
+    writing: Annotated[AnsweringSection, Fields(without=("user", "assistant"))],
     config: Annotated[Path | None, typer.Option(help="YAML file of settings; flags replace its keys.")] = None,
     task: Annotated[
         str | None,

@@ -330,8 +330,8 @@ def _checked(where: str, row: Mapping[Any, Any], fields: Sequence[str] | None) -
     return found
 
 
-def as_sets(labels: Labels) -> tuple[list[Any], bool]:
-    """Return sets of labels one after another, and whether they were given as an indicator matrix.
+def as_sets(labels: Labels) -> tuple[list[Any], list[str] | None]:
+    """Return sets of labels one after another, and the names of the columns of an indicator matrix; None of others.
 
     Args:
         labels: `[N]` lists, tuples or sets of labels; or `[N, L]` a matrix, dense or sparse, or a DataFrame, of 1 where
@@ -343,12 +343,12 @@ def as_sets(labels: Labels) -> tuple[list[Any], bool]:
     names = _columns(labels)
     shape: tuple[int, ...] = tuple(getattr(labels, "shape", ()))
     if names is None and not (len(shape) == 2 and shape[1] > 1):
-        return [sorted(own) if isinstance(own, set | frozenset) else own for own in _items(labels, "labels")], False
+        return [sorted(own) if isinstance(own, set | frozenset) else own for own in _items(labels, "labels")], None
     matrix = labels.toarray() if hasattr(labels, "toarray") else np.asarray(labels)
     if not np.isin(matrix, (0, 1)).all():
         raise DataError("the labels are a matrix with other values than 0 and 1; give 1 where a label is in the set")
     names = names or [str(number) for number in range(matrix.shape[1])]
-    return [[name for name, own in zip(names, row, strict=True) if own] for row in matrix.tolist()], True
+    return [[name for name, own in zip(names, row, strict=True) if own] for row in matrix.tolist()], names
 
 
 def _rows(texts: Texts) -> list[Any]:

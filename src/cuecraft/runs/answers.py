@@ -4,35 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from cuecraft.core.errors import CuecraftWarning, DataError, MethodError, named
 from cuecraft.data import Reading, Record
-from cuecraft.data.readers import first_rows
 from cuecraft.runs.spec import RunSpec
 from cuecraft.task import AnswerSpace
 from cuecraft.task.answers import AnswerColumns
 from cuecraft.task.answers.asked import Asked
-from cuecraft.task.answers.inferring import LOOKED_AT, SHOWING
 from cuecraft.task.answers.words import Words, distinct_words
 from cuecraft.task.sections import DataSection, FamilyData
-
-
-def asked_in(source: str, answers: str | Mapping[str, Any] | None, columns: AnswerColumns, reading: Reading) -> Asked:
-    """Return what is asked of the answers in a training file.
-
-    Args:
-        source: the file.
-        answers: a kind, or options; None, or options without `kind`, for what the file shows.
-        columns: where rows have labels and options.
-        reading: the delimiter.
-
-    Raises:
-        DataError: the file cannot be read, or its rows could be of several kinds.
-        MethodError: there is no such kind or option.
-    """
-    looked_at = (*SHOWING, columns.options, *([] if columns.label is None else [columns.label]))
-    return Asked.of(answers, columns, lambda: first_rows(source, LOOKED_AT, looked_at, reading))
 
 
 def columns_of(data: DataSection | FamilyData) -> AnswerColumns:
@@ -41,8 +21,8 @@ def columns_of(data: DataSection | FamilyData) -> AnswerColumns:
 
 
 def asked_of(spec: RunSpec, reading: Reading) -> Asked:
-    """Return what a run asks of its answers; raises as `asked_in`."""
-    return asked_in(spec.data.train, spec.task.answers, columns_of(spec.data), reading)
+    """Return what a run asks of its answers; raises as `Asked.in_file`."""
+    return Asked.in_file(spec.data.train, spec.task.answers, columns_of(spec.data), reading)
 
 
 def settled(spec: RunSpec, reading: Reading) -> RunSpec:
@@ -50,7 +30,7 @@ def settled(spec: RunSpec, reading: Reading) -> RunSpec:
 
     Raises:
         MethodError: a search without labels is asked for answers of another kind.
-        DataError: as `asked_in`.
+        DataError: as `Asked.in_file`.
     """
     if spec.is_label_free:
         if spec.task.answers not in (None, "labels"):

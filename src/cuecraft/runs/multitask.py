@@ -17,7 +17,7 @@ from cuecraft.data import Record, read_records, subsample
 from cuecraft.data.readers import AS_USUAL
 from cuecraft.methods.prepare import data_entry
 from cuecraft.methods.train.weights import Combination, mix_lora
-from cuecraft.runs.answers import asked_in, check_answers, checked_space, columns_of
+from cuecraft.runs.answers import check_answers, checked_space, columns_of
 from cuecraft.runs.spec import MultitaskSpec, RunFiles
 from cuecraft.task.answers.asked import Asked
 
@@ -84,9 +84,9 @@ def _tested(
 
 
 def asked_of_tasks(spec: MultitaskSpec) -> dict[str, Asked]:
-    """Return what is asked of the answers of each task; raises as `cuecraft.runs.answers.asked_in`."""
+    """Return what is asked of the answers of each task; raises as `Asked.in_file`."""
     columns = columns_of(spec.data)
-    return {name: asked_in(own.train, own.answers, columns, AS_USUAL) for name, own in spec.tasks.items()}
+    return {name: Asked.in_file(own.train, own.answers, columns, AS_USUAL) for name, own in spec.tasks.items()}
 
 
 def read_tasks(spec: MultitaskSpec, asked: Mapping[str, Asked]) -> dict[str, dict[str, list[Record]]]:
@@ -104,7 +104,8 @@ def read_tasks(spec: MultitaskSpec, asked: Mapping[str, Asked]) -> dict[str, dic
             if path is not None
         }
         for name, records in read[part].items():
-            space = checked_space(asked[name], None, read["train"][name])
+            known = asked[name].known(read["train"][name], read.get("dev", {}).get(name))
+            space = checked_space(asked[name], None, known)
             check_answers(space, {str(sources[name]): records})
     return read
 

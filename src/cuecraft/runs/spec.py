@@ -27,6 +27,7 @@ from cuecraft.study.compare.config import MethodEntry
 from cuecraft.task.answers import asked_answers
 from cuecraft.task.sections import (
     ANSWERS_FIELD,
+    AnsweringSection,
     AnswersText,
     DataSection,
     FamilyData,
@@ -254,7 +255,7 @@ class CompareRecipe(_Record):
     seed: Seed = Field(0, description="of everything random")
     model: ModelSection = Field(default_factory=ModelSection, description="the frozen model")
     data: CompareData = Field(description="the examples")
-    task: WritingSection = Field(default_factory=WritingSection, description="template and label words")
+    task: AnsweringSection = Field(default_factory=AnsweringSection, description="template, answers and label words")
     seeds: list[Seed] = Field([13, 21, 42], min_length=1, description="each method runs once with each")
     methods: list[str | MethodEntry] = Field(
         ["all"], min_length=1, description="[all], or names and {name, method, options}"

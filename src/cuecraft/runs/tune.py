@@ -123,7 +123,7 @@ def checked_splits(
         )
     train, dev, test = read_splits(spec, asked, reading)
     parts = {data.train: train, data.dev or f"dev rows of {data.train}": dev or [], data.test or data.train: test}
-    space = checked_space(asked, spec.task.label_words, train)
+    space = checked_space(asked, spec.task.label_words, asked.known(train, dev))
     for name, records in parts.items():
         check_answers(space, {name: records})
     return train, dev, test

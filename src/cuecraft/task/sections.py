@@ -151,6 +151,12 @@ class WritingSection(ChatSection):
     max_tokens: int | None = _MAX_TOKENS
 
 
+class AnsweringSection(WritingSection):
+    """What the texts are made into, and what counts as an answer."""
+
+    answers: AnswersText = ANSWERS_FIELD
+
+
 class TaskSection(ChatSection):
     """What the texts are made into."""
 

@@ -6,9 +6,8 @@ log-odds by a calibration: a scale, a level that all labels share, and a deviati
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from cuecraft.task.answers.multilabel import Multilabel
 _WIDE, _NARROW = 3.0, 1.0  # standard deviations (log-odds) of what a label deviates by: of words, and of known log-odds
 _SHRINKAGE = 20.0  # texts of a label that count as much as the threshold of all labels
 _TRIED = 200  # thresholds of all labels that are tried, at most
+_ENDS = (1e-6, 1 - 1e-6)  # of probabilities, whose log-odds are finite
 
 
 class MultilabelObjective(Objective):
@@ -150,40 +150,42 @@ def fitted_thresholds(probabilities: Values, truth: Values) -> Values:
         truth: `[B, L]` 1 where a label is right, else 0.
     """
     right = truth > 0
-    shared = _best(_between(probabilities.ravel(), _TRIED), lambda least: _mean_f1(probabilities >= least, right), 0.5)
-    found = np.full(truth.shape[1], shared)
-    for number, (column, own) in enumerate(zip(probabilities.T, right.T, strict=True)):
-        if own.all() or not own.any():
-            continue
-        best = _best(_between(column), partial(_column_f1, column, own), shared)
-        share = own.sum() / (own.sum() + _SHRINKAGE)
-        found[number] = _probability(share * _log_odds(best) + (1 - share) * _log_odds(shared))
+    shared = _best_for_all(probabilities, right)
+    own = _best_of_each(probabilities, right, shared)
+    counts = right.sum(0)
+    share = np.where(counts < len(right), counts / (counts + _SHRINKAGE), 0.0)  # none of a label that all have
+    return _probability(share * _log_odds(own) + (1 - share) * _log_odds(shared))
+
+
+def _best_for_all(probabilities: Values, right: np.ndarray) -> float:
+    """Return the threshold that maximises the mean F1 of sets; of several the one nearest to .5."""
+    known = np.unique(np.clip(probabilities, *_ENDS))
+    if len(known) > _TRIED:
+        known = np.unique(np.quantile(known, np.linspace(0, 1, _TRIED)))
+    tried = np.concatenate([[known[0] / 2], (known[1:] + known[:-1]) / 2, [(1 + known[-1]) / 2]])
+    sizes = right.sum(1)
+
+    def mean_f1(least: float) -> float:
+        found = probabilities >= least
+        total = found.sum(1) + sizes
+        return float(np.where(total > 0, 2 * (found & right).sum(1) / np.maximum(total, 1), 1.0).mean())
+
+    return float(max(zip(map(mean_f1, tried), -np.abs(_log_odds(tried)), tried, strict=True))[2])
+
+
+def _best_of_each(probabilities: Values, right: np.ndarray, shared: float) -> Values:
+    """Return the threshold `[L]` that maximises the F1 of each column; of several the one nearest to the shared one."""
+    order = np.argsort(-probabilities, axis=0, kind="stable")
+    sorted_, hits = np.clip(np.take_along_axis(probabilities, order, 0), *_ENDS), np.take_along_axis(right, order, 0)
+    nothing = np.zeros((1, right.shape[1]))
+    answered = np.arange(len(right) + 1)[:, None]  # the greatest so many
+    f1 = 2 * np.concatenate([nothing, hits.cumsum(0)]) / np.maximum(answered + right.sum(0), 1)
+    above, below = np.concatenate([nothing + 1, sorted_]), np.concatenate([sorted_, nothing])
+    least = (above + below) / 2
+    rated = np.where(above > below, f1, -1.0)  # equal probabilities cannot be told apart
+    distance = np.where(rated >= rated.max(0) - 1e-12, np.abs(_log_odds(least) - _log_odds(shared)), np.inf)
+    found: Values = np.take_along_axis(least, distance.argmin(0)[None], 0)[0]
     return found
-
-
-def _best(tried: Values, rated: Callable[[float], float], wanted: float) -> float:
-    """Return the threshold that is rated best; of several the one nearest to a wanted one, in log-odds."""
-    distances = -np.abs(_log_odds(tried) - _log_odds(wanted))
-    return float(max(zip(map(rated, tried), distances, tried, strict=True))[2])
-
-
-def _between(probabilities: Values, most: int | None = None) -> Values:
-    """Return what lies halfway between neighbouring probabilities, and below and above all; quantiles if too many."""
-    known = np.unique(np.clip(probabilities, 1e-6, 1 - 1e-6))
-    if most is not None and len(known) > most:
-        known = np.unique(np.quantile(known, np.linspace(0, 1, most)))
-    ends = [known[0] / 2, (1 + known[-1]) / 2]
-    return np.concatenate([ends[:1], (known[1:] + known[:-1]) / 2, ends[1:]])
-
-
-def _mean_f1(found: np.ndarray, truth: np.ndarray) -> float:
-    sizes = found.sum(1) + truth.sum(1)
-    return float(np.where(sizes > 0, 2 * (found & truth).sum(1) / np.maximum(sizes, 1), 1.0).mean())
-
-
-def _column_f1(column: Values, truth: np.ndarray, least: float) -> float:
-    found = column >= least
-    return float(2 * (found & truth).sum() / max(1, found.sum() + truth.sum()))
 
 
 def _log_odds(probability: Any) -> Values:

@@ -168,11 +168,11 @@ def run_comparison(
         asked = with_references(named, backbone.head_kind)
         task = make_task(
             backbone,
-            next(iter(splits.seeds.values())).train,
+            splits.known,
             config.template,
             config.label_words,
             config.max_tokens,
-            LabelOptions(classes=splits.labels),
+            LabelOptions(classes=splits.labels) if splits.labels else splits.asked.answers,
             # Of all methods, so that texts are cut alike whichever are asked for, and finished cells stay.
             max(method.longest_prompt() for method in (*map(make_method, METHODS), *(c.method for c in asked))),
             config.choice,

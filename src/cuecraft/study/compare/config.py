@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 
 from cuecraft.core.assets import PREFIX, is_asset
-from cuecraft.core.errors import CompareError, DataError, MethodError, named, python_word
+from cuecraft.core.errors import CompareError, CuecraftWarning, DataError, MethodError, named, python_word
 from cuecraft.core.yaml_files import Place, Settings, explained, keys_of, read_yaml
 from cuecraft.data import BadRows, Reading, Record, k_shot_split, read_records, subsample
 from cuecraft.methods import METHODS, make_method
 from cuecraft.methods.auto import Auto
 from cuecraft.methods.problem import Method
+from cuecraft.task.answers import ANSWERS, AnswerColumns
+from cuecraft.task.answers.asked import Asked
+from cuecraft.task.answers.labels import LabelOptions
+from cuecraft.task.answers.words import distinct_words
 from cuecraft.task.chat import ChatChoice
 from cuecraft.task.rendering import HeadKind
-from cuecraft.task.sections import BackboneSection, FamilyData, HeadName, Section, WritingSection, differing
+from cuecraft.task.sections import AnsweringSection, BackboneSection, FamilyData, HeadName, Section, differing
 
 ALL = "all"
 UNTUNED, CALIBRATED = "zero-shot", "calibrated"
@@ -37,7 +42,7 @@ class MethodEntry(Section):
     options: dict[str, Any] = Field(default_factory=dict, description="values of the method's options")
 
 
-class CompareConfig(BackboneSection, WritingSection, FamilyData):
+class CompareConfig(BackboneSection, AnsweringSection, FamilyData):
     """Settings of `cuecraft compare`: the keys of its YAML file."""
 
     task: str = Field(
@@ -209,14 +214,22 @@ class Splits:
     Args:
         seeds: each seed's own, in the order asked for.
         test: rows that every method is tested on, with every seed.
-        labels: the classes, sorted.
+        labels: the classes, sorted; none where answers are no labels.
+        asked: what is asked of the answers.
         bad: rows that were left out; None where that was not asked for.
     """
 
     seeds: dict[int, Split]
     test: list[Record]
-    labels: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+    asked: Asked = field(default_factory=lambda: Asked(LabelOptions()))
     bad: BadRows | None = None
+
+    @property
+    def known(self) -> list[Record]:
+        """The examples that make the answer space: those of the first seed; where dev counts, all of all seeds."""
+        parts = [self.asked.known(split.train, split.dev) for split in self.seeds.values()]
+        return [record for part in parts for record in part] if ANSWERS[self.asked.kind].knows_dev else parts[0]
 
 
 def read_splits(config: CompareConfig) -> Splits:
@@ -227,44 +240,75 @@ def read_splits(config: CompareConfig) -> Splits:
     """
     folder = Path(config.task)
     reading = Reading(config.delimiter, BadRows() if config.skip_bad_rows else None)
+    first = folder / f"seed-{config.seeds[0]}" / "train.jsonl" if folder.is_dir() else Path(config.task)
+    columns = AnswerColumns(config.label_column, config.options_column, config.separator)
+    asked = Asked(LabelOptions(), columns)
+    if first.exists() or config.answers is not None:
+        asked = Asked.in_file(str(first), config.answers, columns, reading)
+    if asked.line is not None:
+        warnings.warn(
+            f"{first}: {asked.line}; name another with {named('task.answers')}", CuecraftWarning, stacklevel=2
+        )
     if folder.is_dir():
         if config.shots is not None:
             raise DataError(f"{folder}: holds splits of its own, so shots has nothing to draw from; leave it out")
-        seeds, test = _from_folder(config, folder, reading)
+        seeds, test = _from_folder(config, asked, folder, reading)
     else:
-        seeds, test = _from_rows(config, reading)
+        seeds, test = _from_rows(config, asked, reading)
+    if asked.kind != "labels":
+        found = Splits(seeds, subsample(test, config.test_size, _TEST_SEED), (), asked, reading.bad)
+        _check_answers(config, found)
+        return found
     labels = tuple(sorted({str(record.label) for split in seeds.values() for record in split.train}))
     for seed, split in seeds.items():
         _check_train(f"{config.task}, seed {seed}", split.train, labels)
         _check_known(f"{config.task}, seed {seed}, dev", split.dev, labels)
     _check_known(f"{config.task}, test", test, labels)
-    return Splits(seeds, subsample(test, config.test_size, _TEST_SEED), labels, reading.bad)
+    return Splits(seeds, subsample(test, config.test_size, _TEST_SEED), labels, asked, reading.bad)
 
 
-def _from_folder(config: CompareConfig, folder: Path, reading: Reading) -> tuple[dict[int, Split], list[Record]]:
+def _check_answers(config: CompareConfig, splits: Splits) -> None:
+    """Raise DataError, before a model is loaded, where a row has an answer that is none of the space."""
+    space = splits.asked.space(splits.known, distinct_words)
+    parts = {f"{config.task}, seed {seed}": [*split.train, *split.dev] for seed, split in splits.seeds.items()}
+    for where, records in {**parts, f"{config.task}, test": splits.test}.items():
+        for row, record in enumerate(records, start=1):
+            try:
+                space.gold(record)
+            except DataError as error:
+                raise DataError(f"{where} row {record.row or row}: {error}") from None
+
+
+def _from_folder(
+    config: CompareConfig, asked: Asked, folder: Path, reading: Reading
+) -> tuple[dict[int, Split], list[Record]]:
     missing = [f"seed-{seed}" for seed in config.seeds if not (folder / f"seed-{seed}").is_dir()]
     if missing:
         there = ", ".join(sorted(path.name.removeprefix("seed-") for path in folder.glob("seed-*"))) or "none"
         raise DataError(f"{folder / missing[0]}: no such folder; the seeds there are {there}")
 
     def read(*parts: str) -> list[Record]:
-        return read_records(folder.joinpath(*parts), config.text_columns, config.label_column or "label", reading)
+        return read_records(folder.joinpath(*parts), config.text_columns, asked.rows, reading)
 
     seeds = {s: Split(read(f"seed-{s}", "train.jsonl"), read(f"seed-{s}", "dev.jsonl")) for s in config.seeds}
     return seeds, read("test.jsonl")
 
 
-def _from_rows(config: CompareConfig, reading: Reading) -> tuple[dict[int, Split], list[Record]]:
+def _from_rows(config: CompareConfig, asked: Asked, reading: Reading) -> tuple[dict[int, Split], list[Record]]:
     """Draw each seed's examples; what no seed drew is the test set."""
     if config.shots is None:
         raise DataError(
             f"{config.task}: no folder of splits; give a folder with seed-S/train.jsonl, or {named('data.shots')} K "
             "to draw from rows"
         )
-    rows = read_records(config.task, config.text_columns, config.label_column or "label", reading)
+    rows = read_records(config.task, config.text_columns, asked.rows, reading)
+    groups = None
+    if asked.kind != "labels":
+        space = asked.space(rows, distinct_words)
+        groups = space.groups([space.gold(record) for record in rows])
     seeds = {}
     for seed in config.seeds:
-        drawn = k_shot_split(rows, config.shots, seed)
+        drawn = k_shot_split(rows, config.shots, seed, groups=groups)
         seeds[seed] = Split(drawn.train, drawn.dev)
     # By text: a copy of a training text would be tested on otherwise.
     taken = {_texts(record) for split in seeds.values() for record in (*split.train, *split.dev)}

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from cuecraft.data.readers import Reading, first_rows
 from cuecraft.data.records import Record, RowAnswers
 from cuecraft.task.answers import ANSWERS, asked_answers
 from cuecraft.task.answers.base import AnswerColumns, AnswerOptions, AnswerSpace
-from cuecraft.task.answers.inferring import inferred_kind
+from cuecraft.task.answers.inferring import LOOKED_AT, SHOWING, inferred_kind
 from cuecraft.task.answers.words import Words
 
 
@@ -52,6 +53,25 @@ class Asked:
         kind, reason = inferred_kind(rows(), columns)
         return cls(asked_answers({**(given or {}), "kind": kind}), columns, reason)
 
+    @classmethod
+    def in_file(
+        cls, source: str, answers: str | Mapping[str, Any] | None, columns: AnswerColumns, reading: Reading
+    ) -> Asked:
+        """Return what is asked of the answers in a training file.
+
+        Args:
+            source: the file.
+            answers: a kind, or options; None, or options without `kind`, for what the file shows.
+            columns: where rows have labels and options.
+            reading: the delimiter.
+
+        Raises:
+            DataError: the file cannot be read, or its rows could be of several kinds.
+            MethodError: there is no such kind or option.
+        """
+        looked_at = (*SHOWING, columns.options, *([] if columns.label is None else [columns.label]))
+        return cls.of(answers, columns, lambda: first_rows(source, LOOKED_AT, looked_at, reading))
+
     @property
     def kind(self) -> str:
         """The kind of answers."""
@@ -68,6 +88,10 @@ class Asked:
         if self.inferred is None or self.kind == "labels":
             return None
         return f"answers are taken to be of kind {self.kind}: {self.inferred}"
+
+    def known(self, train: Sequence[Record], dev: Sequence[Record] | None) -> list[Record]:
+        """Return the examples that make the space: those to learn from, and the others where these count too."""
+        return [*train, *(dev or ())] if ANSWERS[self.kind].knows_dev else list(train)
 
     def space(self, records: Sequence[Record], label_words: Words) -> AnswerSpace:
         """Return what counts as an answer; arguments and errors as for `AnswerSpace.of`."""

@@ -112,6 +112,8 @@ class AnswerSpace(ABC):
     brings_options: ClassVar[bool] = False
     #: Where a text is read: at its answer slot, or at each of its words, by a class head. See `tokens`.
     at: ClassVar[Literal["answer", "words"]] = "answer"
+    #: Whether answers of dev examples make the space too: a class, or an end of a range, may be there alone.
+    knows_dev: ClassVar[bool] = False
     #: What scores of label words are relative to: any constant of a text, which no answer depends on, or their mean.
     level: ClassVar[Literal["any", "mean"]] = "any"
     #: Whether decisions have numbers that are fitted to held-out answers (`cuecraft.methods.objectives`, `decided`).

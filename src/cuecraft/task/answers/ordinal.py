@@ -85,6 +85,7 @@ class Ordinal(AnswerSpace):
     )
     options_kind: ClassVar[type[AnswerOptions]] = OrdinalOptions
     fits_decisions: ClassVar[bool] = True
+    knows_dev: ClassVar[bool] = True
     columns: ClassVar[tuple[str, ...]] = ("number", "score", "stars", "rating", "label")
 
     numbers: tuple[float, ...]
