@@ -13,7 +13,7 @@ of each relation to learn from, 100 to choose by, up to 400 to test; test rows a
 - `searched-words` is AutoPrompt with five trigger tokens, `tuned-vectors` prompt tuning, `deep-cue` a deep cue.
 - `random-deep-cue`, `random-vectors` and `random-words` do the same to a model of the same architecture with random
   weights, which knows no facts: what they reach, the examples tell and not the model (Zhong et al., 2021, arXiv
-  2104.05240).
+  2104.05240). The last two are run on the small model alone.
 
 Objects of train and dev are kept out of searched prompts. `seconds` are those of `fit` with reading, without the
 loading of the model. With --rows, so many rows of each split are used and nothing is written.
@@ -51,11 +51,12 @@ RELATIONS = ("P17", "P19", "P36", "P101", "P103", "P138")
 
 @dataclass(frozen=True)
 class Way:
-    """A method with its options, and whether the model's weights are random."""
+    """A method with its options, the models that it is run on, and whether their weights are random."""
 
     method: str
     options: Mapping[str, Any] = field(default_factory=dict)
     is_random: bool = False
+    models: tuple[str, ...] = tuple(MODELS)
 
 
 _WORDS = {"prompt_length": 5, "calibration": "none"}
@@ -70,7 +71,9 @@ WAYS = {
     "searched-words": TUNED["words"],
     "tuned-vectors": TUNED["vectors"],
     "deep-cue": TUNED["deep-cue"],
-    **{f"random-{name}": Way(way.method, way.options, is_random=True) for name, way in TUNED.items()},
+    "random-words": Way("autoprompt", _WORDS, is_random=True, models=("bert",)),
+    "random-vectors": Way("prompt-tuning", TUNED["vectors"].options, is_random=True, models=("bert",)),
+    "random-deep-cue": Way("deep-cue", TUNED["deep-cue"].options, is_random=True),
 }
 
 
@@ -174,7 +177,8 @@ def asked_for(asked: argparse.Namespace) -> Iterator[Cell]:
     """Yield the cells that are asked for; what does not depend on model or seed is one cell."""
     for relation in asked.relations:
         for way in asked.methods:
-            models = asked.models[:1] if way == "majority" else asked.models
+            own = [model for model in asked.models if model in WAYS[way].models]
+            models = own[:1] if way == "majority" else own
             for model in models:
                 seeds = asked.seeds[:1] if way in ("majority", "pattern") else asked.seeds
                 for seed in seeds:
