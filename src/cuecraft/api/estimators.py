@@ -196,7 +196,8 @@ class PromptClassifier(ScoredClassifier, ClassifierMixin, BaseEstimator):  # typ
         then: int,
     ) -> Self:
         train, classes, words = given.records, given.classes, self._words(given, method)
-        backbone = load_backbone(self.model, self.head, self.device, self.local_files_only, self.dtype)
+        head = given.asked.head(self.head)
+        backbone = load_backbone(self.model, head, self.device, self.local_files_only, self.dtype)
         longest = method.longest_prompt()
         task = make_task(backbone, train, self.template, words, self.max_tokens, given.answers, longest, self.chat)
         deadline = Deadline(self.time_limit)  # reading counts

@@ -69,6 +69,10 @@ class Asked:
             return None
         return f"answers are taken to be of kind {self.kind}: {self.inferred}"
 
+    def head(self, named: str | None) -> str | None:
+        """Return the kind of head that a backbone is loaded with: what the user names, or what the answers need."""
+        return named or ("sequence" if ANSWERS[self.kind].at == "words" else None)
+
     def space(self, records: Sequence[Record], label_words: Words) -> AnswerSpace:
         """Return what counts as an answer; arguments and errors as for `AnswerSpace.of`."""
         if isinstance(self.answers, AnswerSpace):
