@@ -169,7 +169,8 @@ class PromptEstimator(ScoredClassifier):
     ) -> Self:
         train, classes, words = given.records, given.classes, self._words(given, method)
         known = given.asked.known(train, held_out)
-        backbone = load_backbone(self.model, self.head, self.device, self.local_files_only, self.dtype)
+        head = given.asked.head(self.head)
+        backbone = load_backbone(self.model, head, self.device, self.local_files_only, self.dtype)
         longest = method.longest_prompt()
         task = make_task(backbone, known, self.template, words, self.max_tokens, given.answers, longest, self.chat)
         deadline = Deadline(self.time_limit)  # reading counts

@@ -113,5 +113,5 @@ def _shown(texts: Texts, labels: Labels) -> list[dict[str, Any]]:
         return []
     lists = [list(value) for value in values if isinstance(value, list | tuple | set | frozenset)]
     # Lists of one label each could be a column of classes.
-    are_sets = len(lists) == len(values) and any(len(value) != 1 for value in lists)
+    are_sets = len(lists) == len(values) and any(len(value) != 1 or isinstance(value[0], Mapping) for value in lists)
     return [{"label": value} for value in lists] if are_sets else []

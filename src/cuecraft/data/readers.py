@@ -386,7 +386,10 @@ def _hub_rows(name: str) -> Iterator[Row]:
 
 
 def _record(where: str, row: dict[str, Any], text_columns: Sequence[str], answers: RowAnswers | None) -> Record:
-    fields = {column: text_value(where, column, column_value(where, row, column)) for column in text_columns}
+    values = {column: column_value(where, row, column) for column in text_columns}
+    if answers is not None:
+        values = {column: answers.text(value) for column, value in values.items()}
+    fields = {column: text_value(where, column, value) for column, value in values.items()}
     if answers is None:
         return Record(fields)
     label, options = answers.read(where, row)

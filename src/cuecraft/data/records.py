@@ -38,6 +38,11 @@ class Record:
     options: tuple[str, ...] = ()
 
 
+def as_it_is(value: Any) -> Any:
+    """Return a value."""
+    return value
+
+
 @dataclass(frozen=True)
 class RowAnswers:
     """How labels and options are read of rows of a file or of Python.
@@ -47,12 +52,14 @@ class RowAnswers:
         options: columns of options, which are no texts.
         read: returns label and options of a row with a label; it is given where the row stands, and its values.
         read_options: returns the options of a row without a label.
+        text: returns the value of a text column as a text, where rows may have texts in another form.
     """
 
     labels: tuple[str, ...]
     options: tuple[str, ...]
     read: Callable[[str, Mapping[str, Any]], tuple[Any, tuple[str, ...]]]
     read_options: Callable[[str, Mapping[str, Any]], tuple[str, ...]]
+    text: Callable[[Any], Any] = as_it_is
 
     @property
     def unlabelled(self) -> RowAnswers:

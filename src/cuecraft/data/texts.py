@@ -193,7 +193,8 @@ def as_records(
     for number, row in enumerate(rows, start=1):
         where = f"row {number}"
         own = [name for name in row if answers is None or name not in answers.options]
-        found = _checked(where, {name: row[name] for name in own}, fields)
+        texts_of_row = {name: row[name] if answers is None else answers.text(row[name]) for name in own}
+        found = _checked(where, texts_of_row, fields)
         if answers is None:
             records.append(Record(found, None if labels is None else label_name(where, labels[number - 1])))
         elif labels is None:

@@ -100,10 +100,12 @@ def check_graph_target(target: Path) -> None:
 
 
 def _check_answers(artifact: Artifact) -> None:
-    """Raise an error where a graph cannot answer as an artifact does: several prompts, or any word as the answer."""
+    """Raise an error where a graph cannot answer as an artifact does: several prompts, open or many answers a text."""
     artifact.require_single("a graph")
     if artifact.task.answers.is_open:
         raise ExportError("any word may be the answer, and a graph answers with options alone; tune with candidates")
+    if artifact.task.answers.at == "words":
+        raise ExportError("a graph gives one answer to a text, and these are labels of its words; answer with Python")
 
 
 def export_graph(

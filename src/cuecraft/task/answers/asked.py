@@ -93,6 +93,10 @@ class Asked:
         """Return the examples that make the space: those to learn from, and the others where these count too."""
         return [*train, *(dev or ())] if ANSWERS[self.kind].knows_dev else list(train)
 
+    def head(self, named: str | None) -> str | None:
+        """Return the kind of head that a backbone is loaded with: what the user names, or what the answers need."""
+        return named or ("sequence" if ANSWERS[self.kind].at == "words" else None)
+
     def space(self, records: Sequence[Record], label_words: Words) -> AnswerSpace:
         """Return what counts as an answer; arguments and errors as for `AnswerSpace.of`."""
         if isinstance(self.answers, AnswerSpace):

@@ -161,6 +161,11 @@ class AnswerSpace(ABC):
         """
 
     @classmethod
+    def text(cls, value: Any) -> Any:
+        """Return the value of a text column as a text, where rows may have texts in another form."""
+        return value
+
+    @classmethod
     def in_rows(cls, columns: AnswerColumns | None = None) -> RowAnswers:
         """Return how readers of files and of Python objects get labels and options of rows."""
         asked = columns or AnswerColumns()
@@ -169,6 +174,7 @@ class AnswerSpace(ABC):
             (asked.options,) if cls.brings_options else (),
             partial(cls.read, columns=asked),
             partial(cls.read_options, columns=asked),
+            cls.text,
         )
 
     def seeing(self, records: Sequence[Record]) -> Self:

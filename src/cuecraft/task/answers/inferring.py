@@ -43,6 +43,9 @@ def inferred_kind(rows: Sequence[Mapping[str, Any]], columns: AnswerColumns) -> 
         )
     if both:
         return _of_column(rows, both[0])
+    tagged = [name for name in ("tags", "ner_tags") if isinstance(first.get(name), list | tuple)]
+    if tagged and any(isinstance(first.get(name), list | tuple) for name in ("tokens", "words", "text")):
+        return "tokens", f"{tagged[0]!r} has a tag for each word"
     answers = {row["answer"] for row in rows if isinstance(row.get("answer"), str)}
     if len(answers) > _CLASSES:
         return "cloze", f"'answer' has {len(answers)} different strings"

@@ -94,12 +94,9 @@ def spans_of_tags(where: str, tags: Sequence[str], words: Sequence[tuple[int, in
     return tuple(spans)
 
 
-def joined_words(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row with each list of words but tags as a text, with spaces between."""
-    return {
-        name: " ".join(value) if name in (*WORD_COLUMNS, *TEXT_COLUMNS) and _are_words(value) else value
-        for name, value in row.items()
-    }
+def joined_words(value: Any) -> Any:
+    """Return a list of words as a text, with spaces between; anything else as it is."""
+    return " ".join(value) if not isinstance(value, Mapping) and _are_words(value) else value
 
 
 def _listed(where: str, value: Any) -> list[Any]:

@@ -23,7 +23,7 @@ from cuecraft.data import Record
 from cuecraft.data.records import column_value
 from cuecraft.task.alignment import Place, words_of, words_within
 from cuecraft.task.answers.base import AnswerColumns, AnswerOptions, AnswerSpace, Decision, Gold, Values
-from cuecraft.task.answers.spans import Span, checked_spans, read_spans
+from cuecraft.task.answers.spans import Span, checked_spans, joined_words, read_spans
 from cuecraft.task.answers.words import Words
 from cuecraft.task.example import Example
 
@@ -93,6 +93,11 @@ class TokenLabels(AnswerSpace):
         return read_spans(f"{where}: {column!r}", column_value(where, row, column), row), ()
 
     @classmethod
+    def text(cls, value: Any) -> Any:
+        """Return a text, given as one or as a list of words, which get spaces between."""
+        return joined_words(value)
+
+    @classmethod
     def of(cls, records: Sequence[Record], asked: AnswerOptions, label_words: Words) -> Self:
         """Return the labels of records, sorted, or those asked for.
 
@@ -108,7 +113,7 @@ class TokenLabels(AnswerSpace):
             raise LabelWordError("a class head answers at each word of a text, without label words; give none")
         labels = asked.labels or sorted({str(label) for record in records for label, _, _ in record.label})
         space = cls(tuple(labels), asked.field or next(iter(records[0].fields)))
-        golds = [space.gold(record) for record in records]
+        golds = [space.gold_of_row(row, record) for row, record in enumerate(records, start=1)]
         within = sum(len(gold.spans) - gold.exact for gold in golds)
         if within:
             warnings.warn(
@@ -176,6 +181,13 @@ class TokenLabels(AnswerSpace):
             for number, word in enumerate(free):
                 tags[word] = begin + (number > 0)
         return LabelledSpans(spans, tuple(words), tuple(tags))
+
+    def gold_of_row(self, row: int, record: Record) -> LabelledSpans:
+        """Return the same; errors name the row."""
+        try:
+            return self.gold(record)
+        except DataError as error:
+            raise DataError(f"row {record.row or row}: {error}") from None
 
     def label(self, gold: Gold) -> tuple[Span, ...]:
         """Return the spans."""
