@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import warnings
 from collections import deque
@@ -17,10 +18,10 @@ from numpy.typing import NDArray
 from cuecraft.core.errors import BulkError, CuecraftWarning, DataError, StoppedError
 from cuecraft.core.storage import write_file
 from cuecraft.serving.bulk.reading import Keys, text_number
-from cuecraft.serving.bulk.table import Answers
+from cuecraft.serving.bulk.table import DIGITS, NONE_OF_THESE, Answers
 from cuecraft.serving.bulk.texts import Wanted
 from cuecraft.serving.registry import AnyShelf, decide_mixed
-from cuecraft.task import Example
+from cuecraft.task import Decision, Example
 from cuecraft.task.rendering import Pieces
 
 
@@ -66,6 +67,8 @@ class Answerer:
         self, shelf: AnyShelf[Any], wanted: Wanted, size: int, stop: Callable[[], bool] = lambda: False
     ) -> None:
         self._served = shelf.all()
+        #: Numbers of the prompts that answer with no labels, in the order of `Answers.values`.
+        self.others = [number for number, served in enumerate(self._served) if not served.task.has_labels]
         self._wanted, self._size, self._stop = wanted, size, stop
         self._ahead = ThreadPoolExecutor(1, "cuecraft-tokens")
         self.work = Work()
@@ -103,7 +106,11 @@ class Answerer:
                 write_file(path, lambda scratch, own=parts[-1], none=none: own.save(scratch, none))  # type: ignore[misc]
             done += len(parts[-1])
             told(done, len(texts))
-        return Answers.joined([Answers.empty(0, len(self._served)), *parts])
+        return Answers.joined([self.empty(0), *parts])
+
+    def empty(self, count: int) -> Answers:
+        """Return space for answers to so many texts."""
+        return Answers.empty(count, len(self._served), len(self.others))
 
     def forget(self, kept: Path) -> None:
         """Remove the windows that were kept under a name."""
@@ -154,17 +161,31 @@ class Answerer:
             warnings.warn(
                 "some texts are longer than the model takes, and are cut to fit", CuecraftWarning, stacklevel=2
             )
-        found = Answers.empty(len(window.texts), len(self._served))
+        found = self.empty(len(window.texts))
         found.texts[:] = [text_number(text) for text in window.texts]
         found.cut[:] = window.cut
         usable = [n for n in range(len(window.texts)) if all(own[n] is not None for own in window.pieces)]
         asked = [(n, p, piece) for n in usable for p, own in enumerate(window.pieces) if (piece := own[n]) is not None]
         rows = [(self._served[p], window.examples[p][n], piece) for n, p, piece in asked]
         for (n, p, _), decision in zip(asked, decide_mixed(rows), strict=True):
-            found.labels[n, p] = np.argmax([*decision.options.values()])
+            found.labels[n, p] = _number(decision) if self._served[p].task.has_labels else 0
             found.probabilities[n, p] = decision.confidence
+            if p in self.others:
+                found.values[n, self.others.index(p)] = _written(decision)
         self.work.seconds_of_model += time.perf_counter() - begun
         return found
+
+
+def _number(decision: Decision) -> int:
+    """Return the number of a class."""
+    return NONE_OF_THESE if decision.value is None else int(np.argmax([*decision.options.values()]))
+
+
+def _written(decision: Decision) -> bytes:
+    """Return an answer as JSON."""
+    found = decision.document()
+    found["options"] = {name: round(share, DIGITS) for name, share in found["options"].items()}
+    return json.dumps(found, ensure_ascii=False).encode()
 
 
 def _there(path: Path, texts: Sequence[str]) -> Answers | None:

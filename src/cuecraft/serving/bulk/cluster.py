@@ -22,11 +22,10 @@ from cuecraft.core.storage import FolderInUseError, locked, write_text
 from cuecraft.serving.bulk.blocks import Block, blocks_of
 from cuecraft.serving.bulk.folder import SUMMARY, JobFolder, Shard
 from cuecraft.serving.bulk.job import ClassifyCommand, Job, Progress, make_job
-from cuecraft.serving.bulk.making import maker_of, prepare, prepared
+from cuecraft.serving.bulk.making import maker_of, prepare, prepared, table_of
 from cuecraft.serving.bulk.pipeline import HOPELESS, JUDGED, Pipeline, check_bad
 from cuecraft.serving.bulk.sources import Source
 from cuecraft.serving.bulk.student import Drift, Sampled
-from cuecraft.serving.bulk.table import AnswerTable
 from cuecraft.serving.registry import AnyShelf
 from cuecraft.serving.setup import ServeSettings, load_listed, open_shelf
 
@@ -78,7 +77,7 @@ def _units(job: Job) -> Iterator[Block]:
     """Yield what an actor gets at once: a block where it can be read by itself, else a whole input (a stop of 0)."""
     for source in job.sources:
         if source.is_split:
-            yield from blocks_of(source, job.command.block_bytes, job.wanted.longest, job.wanted.columns)
+            yield from blocks_of(source, job.command.block_bytes, job.wanted.longest, job.wanted.needed)
         else:
             yield Block(source, 0)
 
@@ -139,17 +138,15 @@ class Actor:
 
     def __init__(self, command: str, sources: Sequence[Source], folder: str, cwd: str, is_taught: bool) -> None:
         os.chdir(cwd)
-        pass
-        from cuecraft.serving.bulk.making import BASE, base_answers, maker_of, prepared
-        from cuecraft.serving.bulk.table import AnswerTable
+        from cuecraft.serving.bulk.making import BASE, base_answers
         from cuecraft.serving.setup import open_shelf
 
         own = ClassifyCommand.model_validate_json(command)
         shelf = open_shelf(settings_of(own))
         shelf.use_threads(max(1, round(own.actors.cpus)))
-        self._job = make_job(own, [prompt.task.template.field_names for prompt in shelf.all()], Stop(), sources)
+        self._job = make_job(own, [prompt.task for prompt in shelf.all()], Stop(), sources)
         self._folder = JobFolder(Path(folder), f".{own.output}")
-        table = AnswerTable(own.cache_answers, len(shelf.all()))
+        table = table_of(self._job, shelf)
         base = base_answers(self._folder)
         if base is not None:
             table.add(BASE, *base)
@@ -168,7 +165,7 @@ class Actor:
         if stop:
             return iter([Block(source, number, start, stop)])
         wanted = self._job.wanted
-        return blocks_of(source, self._job.command.block_bytes, wanted.longest, (*wanted.columns, *wanted.keep))
+        return blocks_of(source, self._job.command.block_bytes, wanted.longest, wanted.needed)
 
     def _make(self, block: Block) -> None:
         from cuecraft.serving.bulk.reading import read_block
@@ -203,9 +200,9 @@ def run_classify(
     settings = settings_of(command)
     listed, backbone, threads = load_listed(settings)
     stop = Stop(stopping)
-    job = make_job(command, [prompt.task.template.field_names for prompt in listed], stop)
+    job = make_job(command, [prompt.task for prompt in listed], stop)
     for prompt in listed:
-        prompt.example(dict.fromkeys(job.wanted.fields, "a"))  # raises where the fields are not the prompt's
+        prompt.example(job.wanted.sample)  # raises where the fields are not the prompt's
     versions = {prompt.name: prompt.version for prompt in listed}
     identity = job.identity(versions, backbone, threads)
     folder = JobFolder(command.out, f".{command.output}")
@@ -232,7 +229,7 @@ def run_classify(
 
 def _run(job: Job, folder: JobFolder, shelf: AnyShelf[Any], progress: Progress) -> dict[str, float]:
     """Make all shards; return the seconds of each stage."""
-    table = AnswerTable(job.command.cache_answers, len(shelf.all()))
+    table = table_of(job, shelf)
     maker = maker_of(job, folder, shelf, table)
 
     def prepared_by(first: Any) -> None:

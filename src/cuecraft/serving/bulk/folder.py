@@ -26,14 +26,14 @@ from cuecraft.core.storage import LOCK, parse_json, unwritable, write_file, writ
 from cuecraft.serving.bulk.blocks import Bad, Block
 from cuecraft.serving.bulk.reading import ReadBlock
 from cuecraft.serving.bulk.student import Sampled
-from cuecraft.serving.bulk.table import NO_ANSWER, Answers
+from cuecraft.serving.bulk.table import DIGITS, NO_ANSWER, NONE_OF_THESE, Answers
 from cuecraft.serving.bulk.texts import answer_columns, kept_columns
 
 JOB, SUMMARY = "job.json", "summary.json"
 _FOLDERS = ("quarantine", "shards", "state")
 JSONL, PARQUET = "jsonl", "parquet"
 NO_TOKENS = "no tokens"
-_DIGITS = 6  # of a probability
+_NO_CLASS = {NO_ANSWER: "null", NONE_OF_THESE: "null"}
 
 
 @dataclass(frozen=True)
@@ -222,8 +222,7 @@ class Writer:
     """Writes the answers of P prompts.
 
     Args:
-        names: `[P]` of the prompts.
-        classes: `[P]` the classes of each.
+        classes: of each prompt by name; None where its answers are no labels.
         keep: names of the fields that are written next to the answers.
         output: ``jsonl`` or ``parquet``.
 
@@ -231,12 +230,14 @@ class Writer:
         BulkError: two columns would have one name.
     """
 
-    def __init__(
-        self, names: Sequence[str], classes: Sequence[Sequence[Any]], keep: Sequence[str], output: str
-    ) -> None:
-        self._classes, self._keep, self._output = classes, keep, output
-        self.columns = answer_columns(names)
-        self._kept_names = kept_columns(names, keep)
+    def __init__(self, classes: Mapping[str, Sequence[Any] | None], keep: Sequence[str], output: str) -> None:
+        self._keep, self._output = keep, output
+        has_labels = {name: own is not None for name, own in classes.items()}
+        self.columns = answer_columns(has_labels)
+        self._kept_names = kept_columns(has_labels, keep)
+        others = iter(range(len(classes)))
+        #: For each prompt its classes, or the number of its column in `Answers.values`.
+        self._classes = [next(others) if own is None else own for own in classes.values()]
 
     def write(self, path: Path, read: ReadBlock, answers: Answers) -> tuple[int, list[Bad]]:
         """Write the rows of a block with their keys' answers `[K, P]`; return how many, and those that have none.
@@ -269,11 +270,17 @@ class Writer:
     def _answers_as_json(self, answers: Answers) -> list[bytes]:
         """Return what is written of each key's answer `[K]`."""
         parts: list[list[bytes]] = []
-        for number, (label, probability, truncated) in enumerate(self.columns):
-            names = [json.dumps(name, ensure_ascii=False) for name in self._classes[number]]
-            begin = [f"{json.dumps(label)}:{name},{json.dumps(probability)}:".encode() for name in names]
+        for number, (label, probability, truncated, more) in enumerate(self.columns):
+            classes = self._classes[number]
             end = [f",{json.dumps(truncated)}:{json.dumps(is_cut)}".encode() for is_cut in (False, True)]
-            shares = np.round(answers.probabilities[:, number].astype(np.float64), _DIGITS).tolist()
+            if isinstance(classes, int):
+                own = _parsed(answers.values[:, classes], answers.probabilities[:, number])
+                named = zip(own, answers.cut[:, number].tolist(), strict=True)
+                parts.append([_object((label, probability, *more), values) + end[is_cut] for values, is_cut in named])
+                continue
+            names = dict(enumerate(json.dumps(name, ensure_ascii=False) for name in classes)) | _NO_CLASS
+            begin = {n: f"{json.dumps(label)}:{name},{json.dumps(probability)}:".encode() for n, name in names.items()}
+            shares = np.round(answers.probabilities[:, number].astype(np.float64), DIGITS).tolist()
             labels = answers.labels[:, number].tolist()
             told = zip(labels, shares, answers.cut[:, number].tolist(), strict=True)
             parts.append([b"%b%b%b" % (begin[n], repr(p).encode(), end[is_cut]) for n, p, is_cut in told])
@@ -293,17 +300,44 @@ class Writer:
         keys = read.key_of[rows]
         source = read.block.source.shown
         columns: dict[str, Any] = {"id": [f"{source}:{offset}" for offset in read.offsets[rows].tolist()]}
-        for number, (label, probability, truncated) in enumerate(self.columns):
-            names = arrow.array([str(name) for name in self._classes[number]])
-            columns[label] = names.take(arrow.array(answers.labels[keys, number]))
-            columns[probability] = arrow.array(
-                np.round(answers.probabilities[keys, number].astype(np.float64), _DIGITS)
-            )
+        for number, (label, probability, truncated, more) in enumerate(self.columns):
+            classes = self._classes[number]
+            if isinstance(classes, int):
+                own = _parsed(answers.values[keys, classes], answers.probabilities[keys, number])
+                values = [_as_json_text(value) for value, *_ in own]
+                columns[label] = arrow.array(values, arrow.string())
+                for place, name in enumerate(more, start=2):
+                    columns[name] = arrow.array([_as_json_text(row[place]) for row in own], arrow.string())
+            else:
+                names = arrow.array([str(name) for name in classes])
+                labels = answers.labels[keys, number]
+                columns[label] = names.take(arrow.array(labels, mask=labels < 0))
+            columns[probability] = arrow.array(np.round(answers.probabilities[keys, number].astype(np.float64), DIGITS))
             columns[truncated] = arrow.array(answers.cut[keys, number])
         for place, name in enumerate(self._kept_names):
             columns[name] = arrow.array([_as_text(read.kept[row][place]) for row in rows.tolist()], arrow.string())
         with path.open("wb") as handle:  # pyarrow takes no path that is not UTF-8
             parquet.write_table(arrow.table(columns), handle, compression="zstd")
+
+
+def _parsed(values: NDArray[np.object_], probabilities: NDArray[np.float32]) -> list[tuple[Any, ...]]:
+    """Return of answers that are no labels `[K]` each one's value, confidence, options and interval (or None)."""
+    found = []
+    for written, share in zip(values, np.round(probabilities.astype(np.float64), DIGITS).tolist(), strict=True):
+        own = json.loads(written) if written else {}
+        found.append((own.get("value"), share, own.get("options"), own.get("interval")))
+    return found
+
+
+def _object(names: Sequence[str], values: Sequence[Any]) -> bytes:
+    """Return the inside of a JSON object; what an answer has not is left out, but for its value."""
+    pairs = zip(names, values, strict=True)
+    there = [(name, value) for name, value in pairs if value is not None or name == names[0]]
+    return json.dumps(dict(there), ensure_ascii=False, separators=(",", ":"))[1:-1].encode()
+
+
+def _as_json_text(value: Any) -> str | None:
+    return None if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def _as_json(value: Any, dumps: Any) -> bytes:

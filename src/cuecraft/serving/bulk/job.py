@@ -20,6 +20,8 @@ from cuecraft.serving.bulk.choices import Dedupe
 from cuecraft.serving.bulk.folder import Shard
 from cuecraft.serving.bulk.sources import Source, find_sources
 from cuecraft.serving.bulk.texts import Wanted, kept_columns, parsed_template
+from cuecraft.task import Task
+from cuecraft.task.answers import AnswerColumns
 from cuecraft.task.sections import BackboneSection
 
 _ASKED = 64  # rows that an audit may choose from, for each that it asks about: a kind of answer may be rare
@@ -123,7 +125,7 @@ class Job:
 
 def make_job(
     command: ClassifyCommand,
-    prompt_fields: Sequence[Sequence[str]],
+    tasks: Sequence[Task],
     stop: Stop,
     sources: Sequence[Source] | None = None,
 ) -> Job:
@@ -131,7 +133,7 @@ def make_job(
 
     Args:
         command: what is asked for.
-        prompt_fields: the fields of each prompt's template.
+        tasks: of the prompts.
         stop: returns whether to stop.
         sources: the inputs, where they were found before.
 
@@ -143,7 +145,10 @@ def make_job(
         raise BulkError(
             f"{named('fields')} and {named('template')} were both given; a template names its fields itself"
         )
-    kept_columns(list(command.prompts), command.keep)  # raises where two would have one name
+    has_labels = {name: task.has_labels for name, task in zip(command.prompts, tasks, strict=True)}
+    kept_columns(has_labels, command.keep)  # raises where two would have one name
+    options = _options(command, has_labels, tasks)
+    prompt_fields = [task.template.field_names for task in tasks]
     pieces: tuple[str, ...] = ()
     columns_asked = command.fields or command.template
     columns = command.fields or tuple(dict.fromkeys(name for own in prompt_fields for name in own))
@@ -154,12 +159,12 @@ def make_job(
     if not pieces and used <= set(columns):
         columns = tuple(name for name in columns if name in used) or columns
     if sources is None:
-        is_structured = bool(columns_asked or command.keep)
+        is_structured = bool(columns_asked or command.keep or options)
         delimiter = check_delimiter(command.delimiter)
         sources = find_sources(command.inputs, command.format, is_structured, command.out, delimiter)
-        check_headers(sources, (*columns, *command.keep))
+        check_headers(sources, (*columns, *command.keep, *(options or ())[:1]))
     for source in sources:
-        if source.format is Format.TEXT and (columns_asked or len(columns) > 1 or command.keep):
+        if source.format is Format.TEXT and (columns_asked or len(columns) > 1 or command.keep or options):
             what = "were asked for" if columns_asked or command.keep else "are what the prompt takes"
             raise BulkError(f"{source.path}: several fields {what}, and lines of text have none; give JSONL or CSV")
     shards = blocks_expected(sources, command.block_bytes)
@@ -172,8 +177,26 @@ def make_job(
         is_masked=command.dedupe is Dedupe.TEMPLATE,
         is_joined=command.is_joined,
         candidates=audited * _ASKED,
+        options=options,
     )
     return Job(command, tuple(sources), wanted, audited, stop)
+
+
+def _options(command: ClassifyCommand, has_labels: Mapping[str, bool], tasks: Sequence[Task]) -> tuple[str, str] | None:
+    """Return the column of the options that rows bring, and the kind of answers that reads them; None for none.
+
+    Raises:
+        BulkError: a student is to learn answers that are no labels.
+    """
+    others = [name for name, own in has_labels.items() if not own]
+    if command.cascade and others:
+        kind = tasks[list(has_labels).index(others[0])].answers.kind
+        raise BulkError(
+            f"prompt {others[0]!r} answers with {kind}, and a student ({named('cascade')}) learns labels alone; leave "
+            f"{named('cascade')} out"
+        )
+    kinds = [task.answers.kind for task in tasks if task.answers.brings_options and not task.answers.size]
+    return (AnswerColumns().options, kinds[0]) if kinds else None
 
 
 @dataclass

@@ -93,7 +93,7 @@ class Maker:
             OSError: what is kept on the way cannot be written.
         """
         begun = time.perf_counter()
-        answers = Answers.empty(len(read.keys), len(self.answerer.prompts))
+        answers = self.answerer.empty(len(read.keys))
         known, found = self._table.find(read.keys)
         answers.put(np.flatnonzero(known), found)
         new = rest = np.flatnonzero(~known)
@@ -108,8 +108,8 @@ class Maker:
         own_rows = np.arange(len(rest))
         answers.put(rest, computed.at(own_rows))
         agreed: dict[int, list[bool]] = {MODEL: [], STUDENT: []}
-        for (key, _, maker), labels in zip(audit, computed.labels[len(rest) :], strict=True):
-            agreed[maker].append(bool((answers.labels[key] == labels).all()))
+        for row, (key, _, maker) in enumerate(audit, start=len(rest)):
+            agreed[maker].append(answers.agree(key, computed, row))
         return Made(read, answers, new, len(texts), agreed[MODEL], agreed[STUDENT])
 
     def _audit(self, read: ReadBlock, answers: Answers, rest: NDArray[np.int64]) -> list[tuple[int, str, int]]:
@@ -172,10 +172,16 @@ def maker_of(job: Job, folder: JobFolder, shelf: AnyShelf[Any], table: AnswerTab
     """Return what makes the shards of a job with the prompts of `shelf`."""
     command, served = job.command, shelf.all()
     answerer = Answerer(shelf, job.wanted, command.window, job.stop)
-    names, classes = [prompt.name for prompt in served], [prompt.task.verbalizer.classes for prompt in served]
-    writer = Writer(names, classes, command.keep, command.output)
+    classes = {own.name: own.task.verbalizer.classes if own.task.has_labels else None for own in served}
+    writer = Writer(classes, command.keep, command.output)
     is_joined = command.is_joined and command.backend == "local"  # on Ray each block is answered by itself
     return Maker(folder, answerer, writer, table, is_joined, job.audited)
+
+
+def table_of(job: Job, shelf: AnyShelf[Any]) -> AnswerTable:
+    """Return space for the answers that a job uses again."""
+    tasks = [prompt.task for prompt in shelf.all()]
+    return AnswerTable(job.command.cache_answers, len(tasks), sum(not task.has_labels for task in tasks))
 
 
 def prepare(
@@ -261,7 +267,7 @@ def _spread(job: Job, first: Sequence[Block]) -> list[Callable[[], Block | None]
     if job.sources[0].is_stream:
         return [partial(next, iter([block]), None) for block in first]
     command, wanted = job.command, job.wanted
-    columns = (*wanted.columns, *wanted.keep)
+    columns = wanted.needed
     of = len(job.sources)
     sources = [job.sources[n] for n in np.linspace(0, of - 1, min(of, _SPREAD), dtype=int).tolist()]
     total = sum(source.size for source in sources)

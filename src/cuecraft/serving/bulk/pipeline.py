@@ -81,7 +81,7 @@ class Pipeline:
 
     def _blocks(self) -> Iterator[Block]:
         command, wanted = self._job.command, self._job.wanted
-        columns = (*wanted.columns, *wanted.keep)
+        columns = wanted.needed
         for source in self._job.sources:
             yield from blocks_of(source, command.block_bytes, wanted.longest, columns)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,9 @@ from cuecraft.core.errors import BulkError, named
 from cuecraft.serving.bulk.reading import Keys
 
 MODEL, STUDENT = 0, 1  # who answered
+DIGITS = 6  # of a probability
 NO_ANSWER = -1  # in place of a label: the text has no tokens
+NONE_OF_THESE = -2  # in place of a label: it is none of the classes
 
 
 @contextmanager
@@ -34,11 +37,13 @@ class Answers:
     """Answers of P prompts to K texts.
 
     Args:
-        labels: `[K, P]` the number of the likeliest class; `NO_ANSWER` where there is none.
+        labels: `[K, P]` the number of the likeliest class, 0 where answers are no labels; `NO_ANSWER` where there is
+            none, `NONE_OF_THESE` where it is no class.
         probabilities: `[K, P]` its probability.
         cut: `[K, P]` whether the text was cut at its end to fit.
         makers: `[K]` who answered: `MODEL` or `STUDENT`; a student reads whole texts.
         texts: `[K]` 63 bits that stand for the text that was answered.
+        values: `[K, V]` answers of the V prompts that answer with something else than labels, JSON in UTF-8.
     """
 
     labels: NDArray[np.int16]
@@ -46,16 +51,18 @@ class Answers:
     cut: NDArray[np.bool_]
     makers: NDArray[np.uint8]
     texts: NDArray[np.int64]
+    values: NDArray[np.object_]
 
     @classmethod
-    def empty(cls, count: int, prompts: int) -> Answers:
-        """Return space for answers, none of them there."""
+    def empty(cls, count: int, prompts: int, others: int = 0) -> Answers:
+        """Return space for answers, none of them there; `others` of the prompts answer with no labels."""
         return cls(
             np.full((count, prompts), NO_ANSWER, np.int16),
             np.zeros((count, prompts), np.float32),
             np.zeros((count, prompts), np.bool_),
             np.zeros(count, np.uint8),
             np.zeros(count, np.int64),
+            np.full((count, others), b"", object),
         )
 
     def __len__(self) -> int:
@@ -64,6 +71,12 @@ class Answers:
     def at(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Answers:
         """Return some of them."""
         return Answers(*(getattr(self, own.name)[rows] for own in fields(self)))
+
+    def agree(self, row: int, others: Answers, other: int) -> bool:
+        """Return whether all prompts answer alike to two texts, whatever they are sure of."""
+        pairs = zip(self.values[row], others.values[other], strict=True)
+        same = all(one == two or json.loads(one)["value"] == json.loads(two)["value"] for one, two in pairs)
+        return same and bool((self.labels[row] == others.labels[other]).all())
 
     def put(self, rows: NDArray[np.int64], others: Answers) -> None:
         """Set some of them."""
@@ -77,7 +90,11 @@ class Answers:
 
     def save(self, path: Path, keys: Keys) -> None:
         """Write them with their keys `[K, 2]`; raises OSError where that cannot be done."""
-        own = {name.name: np.ascontiguousarray(getattr(self, name.name)) for name in fields(self)}
+        names = [own.name for own in fields(self) if own.name != "values"]
+        own = {name: np.ascontiguousarray(getattr(self, name)) for name in names}
+        if self.values.shape[1]:
+            own["lengths"] = np.array([[len(value) for value in row] for row in self.values], np.int64)
+            own["values"] = np.frombuffer(b"".join(self.values.ravel()), np.uint8)
         path.write_bytes(save(own | {"keys": np.ascontiguousarray(keys)}))  # safetensors' own writing is no OSError
 
     @classmethod
@@ -86,7 +103,13 @@ class Answers:
         with undamaged(path):
             found = load(path.read_bytes())
             keys = found.pop("keys")
-            return keys, cls(**found)
+            lengths = found.pop("lengths", np.zeros((len(found["texts"]), 0), np.int64))
+            written = found.pop("values", np.zeros(0, np.uint8)).tobytes()
+            ends = lengths.cumsum().reshape(lengths.shape)
+            values = np.full(lengths.shape, b"", object)
+            for at, end in np.ndenumerate(ends):
+                values[at] = written[end - lengths[at] : end]
+            return keys, cls(**found, values=values)
 
 
 class AnswerTable:
@@ -97,12 +120,13 @@ class AnswerTable:
     Args:
         most: answers that are kept.
         prompts: that answer, P.
+        others: of them, those that answer with no labels.
     """
 
-    def __init__(self, most: int, prompts: int) -> None:
+    def __init__(self, most: int, prompts: int, others: int = 0) -> None:
         self._most = most
         self._keys = np.zeros((0, 2), np.uint64)
-        self._answers = Answers.empty(0, prompts)
+        self._answers = Answers.empty(0, prompts, others)
         self._batch = np.zeros(0, np.int64)  # which shard each came from
         self._batches: deque[tuple[int, str, int]] = deque()
         self._count = 0

@@ -8,6 +8,7 @@ Repetitions are bounded, so that no word takes longer than its length asks for.
 
 from __future__ import annotations
 
+import json
 import re
 import string
 from collections.abc import Callable, Mapping, Sequence
@@ -15,12 +16,15 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
-from cuecraft.core.errors import BulkError, named
+from cuecraft.core.errors import BulkError, DataError, named
+from cuecraft.task.answers import ANSWERS
+from cuecraft.task.answers import AnswerColumns as ReadColumns
 
 SEPARATOR = "\0"  # between the fields of one text; a text that holds it is not classified anyway
 
 MISSING, NOT_TEXT, NOT_UNICODE = "missing field", "not text", "invalid UTF-8"
 EMPTY, NUL = "empty", "NUL"
+NO_CHOICE = "no options that can be chosen among"
 
 
 class UnusableError(Exception):
@@ -40,6 +44,7 @@ class Wanted:
         is_masked: whether texts that differ in numbers, ids, addresses, paths and times alone are one.
         is_joined: whether equal texts are one.
         candidates: rows of a block that an audit may ask about.
+        options: the column of the options that a row brings, and the kind of answers that reads them; None for none.
     """
 
     columns: tuple[str, ...]
@@ -49,18 +54,52 @@ class Wanted:
     is_masked: bool
     is_joined: bool
     candidates: int
+    options: tuple[str, str] | None = None
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """All columns that are read."""
+        return (*self.columns, *self.keep, *(self.options or ())[:1])
+
+    @property
+    def sample(self) -> dict[str, Any]:
+        """A text as `record` returns it."""
+        more = {} if self.options is None else {self.options[0]: ("a", "b")}
+        return dict.fromkeys(self.fields, "a") | more
 
     @property
     def fields(self) -> tuple[str, ...]:
         """The names of a text's fields."""
         return ("text",) if self.pieces or not self.columns else self.columns
 
-    def record(self, text: str) -> dict[str, str]:
-        """Return the fields of a text."""
-        return dict(zip(self.fields, text.split(SEPARATOR), strict=True))
+    def record(self, text: str) -> dict[str, Any]:
+        """Return the fields of a text, and the options that it brings."""
+        if self.options is None:
+            return dict(zip(self.fields, text.split(SEPARATOR), strict=True))
+        *parts, options = text.split(SEPARATOR)
+        return dict(zip(self.fields, parts, strict=True)) | {self.options[0]: tuple(json.loads(options))}
 
     def taker(self) -> Callable[[Mapping[str, Any]], str]:
-        """Return what makes the text of a row's columns; it raises UnusableError where it cannot."""
+        """Return what makes the text of a row's columns; it raises UnusableError where it cannot.
+
+        Options that the row brings stand behind it as JSON.
+        """
+        take = self._fields_taker()
+        if self.options is None:
+            return take
+        column, kind = self.options
+        read = ANSWERS[kind].read_options
+
+        def taken(row: Mapping[str, Any]) -> str:
+            try:
+                options = read("", row, ReadColumns(options=column))
+            except DataError:
+                raise UnusableError(NO_CHOICE) from None
+            return SEPARATOR.join([take(row), json.dumps(options, ensure_ascii=False)])
+
+        return taken
+
+    def _fields_taker(self) -> Callable[[Mapping[str, Any]], str]:
         if self.pieces:
             return lambda row: _composed(row, self.pieces)
         if len(self.columns) == 1:
@@ -69,22 +108,37 @@ class Wanted:
 
 
 class AnswerColumns(NamedTuple):
-    """What a prompt's columns are called in the answers: label, its probability, and whether the text was cut."""
+    """What a prompt's columns are called in the answers: label, its probability, and whether the text was cut.
+
+    Where answers are no labels: the value, its confidence, and `more`: the options, and the interval of a number.
+    """
 
     label: str
     probability: str
     truncated: str
+    more: tuple[str, ...] = ()
 
 
-def answer_columns(prompts: Sequence[str]) -> list[AnswerColumns]:
-    """Return the columns of each prompt `[P]`."""
-    if len(prompts) == 1:
-        return [AnswerColumns("label", "probability", "truncated")]
-    return [AnswerColumns(*(f"{name}.{own}" for own in AnswerColumns._fields)) for name in prompts]
+_OF_LABELS = AnswerColumns("label", "probability", "truncated")
+_OF_OTHERS = AnswerColumns("value", "confidence", "truncated", ("options", "interval"))
 
 
-def kept_columns(prompts: Sequence[str], keep: Sequence[str]) -> list[str]:
+def answer_columns(prompts: Mapping[str, bool]) -> list[AnswerColumns]:
+    """Return the columns of each prompt `[P]`, given for each by name whether it answers with labels."""
+    found = []
+    for name, has_labels in prompts.items():
+        begin, own = f"{name}." if len(prompts) > 1 else "", _OF_LABELS if has_labels else _OF_OTHERS
+        more = tuple(begin + part for part in own.more)
+        found.append(AnswerColumns(begin + own.label, begin + own.probability, begin + own.truncated, more))
+    return found
+
+
+def kept_columns(prompts: Mapping[str, bool], keep: Sequence[str]) -> list[str]:
     """Return what fields that are kept are called in the answers; one that an answer has already is ``input.NAME``.
+
+    Args:
+        prompts: as for `answer_columns`.
+        keep: the fields.
 
     Raises:
         BulkError: two columns would have one name, or a name is not UTF-8.
@@ -92,7 +146,7 @@ def kept_columns(prompts: Sequence[str], keep: Sequence[str]) -> list[str]:
     for name in keep:
         if not is_unicode(name):
             raise BulkError(f"{named('keep')}: {name!r} is not UTF-8, and the answers are; leave it out")
-    taken = {"id", *(name for own in answer_columns(prompts) for name in own)}
+    taken = {"id", *(name for own in answer_columns(prompts) for name in (*own[:-1], *own.more))}
     names = [f"input.{name}" if name in taken else name for name in keep]
     twice = [name for name in names if names.count(name) > 1 or name in taken]
     if twice:
