@@ -18,7 +18,7 @@ import torch
 from auto_study import rows_of
 from common import require_data
 
-from cuecraft.artifact.calibration import fitted_head
+from cuecraft.artifact.calibration import HeadFit, fitted_head
 from cuecraft.backbone import FeatureScale, load_backbone
 from cuecraft.backbone.columns import class_scores
 from cuecraft.methods.auto.crossfit import Latest
@@ -41,7 +41,7 @@ def answers(problem: Problem, candidate: Candidate, asked: Labelled) -> str:
     own, others = (features_of(problem.backbone, candidate, data) for data in (problem.train, asked))
     classes, found = problem.task.verbalizer.num_classes, []
     for penalty in PENALTIES:
-        head = fitted_head(own, problem.train.labels, classes, penalty, None, FeatureScale.UNIT)
+        head = fitted_head(own, problem.train.labels, classes, HeadFit(penalty, scale=FeatureScale.UNIT))
         score = asked.scores(class_scores(others, head)).mean
         found.append(f"{score.loss:.3f} {score.primary:.3f}")
     return "  ".join(found)

@@ -11,8 +11,9 @@ from torch.nn import functional
 
 from conftest import TEXTS
 from cuecraft.artifact import Calibration, load_artifact
+from cuecraft.artifact.calibration import PLAIN_FIT
 from cuecraft.artifact.predictor import Predictor
-from cuecraft.backbone import ClassHead, FeatureScale
+from cuecraft.backbone import ClassHead
 from cuecraft.core.errors import DataError, MethodError
 from cuecraft.data import Record
 from cuecraft.methods.fit import make_artifact
@@ -183,7 +184,7 @@ class SetObjective(Objective):
         found = self._minimal(values, golds, lambda p, v: p[0].exp() * v)
         return Calibration((0.0,) * self.answers.size, float(found[0].exp()))
 
-    def fitted_head(self, features, golds, inverse_penalty=1.0, weights=None, scale=FeatureScale.PLAIN):
+    def fitted_head(self, features, golds, fit=PLAIN_FIT):
         truth = self._truth(features[:, :1].expand(-1, self.answers.size), golds)
         weight = torch.zeros(self.answers.size, features.shape[1] + 1, requires_grad=True)
         optimizer = torch.optim.LBFGS([weight], max_iter=50)
@@ -191,12 +192,12 @@ class SetObjective(Objective):
         def closure():
             optimizer.zero_grad()
             loss = functional.binary_cross_entropy_with_logits(features @ weight[:, :-1].T + weight[:, -1], truth)
-            (loss + 0.01 / inverse_penalty * weight.square().sum()).backward()
+            (loss + 0.01 / fit.inverse_penalty * weight.square().sum()).backward()
             return loss
 
         with torch.enable_grad():
             optimizer.step(closure)
-        return ClassHead(weight[:, :-1].detach(), weight[:, -1].detach(), scale)
+        return ClassHead(weight[:, :-1].detach(), weight[:, -1].detach(), fit.scale)
 
 
 @pytest.fixture

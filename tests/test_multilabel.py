@@ -17,6 +17,7 @@ from sklearn.preprocessing import MultiLabelBinarizer
 from conftest import TEXTS
 from cuecraft import PromptClassifier
 from cuecraft.artifact import HardPrompt
+from cuecraft.artifact.calibration import HeadFit
 from cuecraft.backbone import FeatureScale
 from cuecraft.core.errors import DataError
 from cuecraft.data import Record, read_records
@@ -131,9 +132,8 @@ def test_the_head_is_scikit_learns_one_against_the_rest(scale, is_weighted):
     features = random.normal(size=(50, 6)) + truth @ random.normal(size=(4, 6))
     weights = random.integers(1, 4, size=50).astype(float) if is_weighted else np.ones(50)
     golds = Golds(objective_of(SPACE), tuple(sets_of(truth)))
-    head = golds.objective.fitted_head(
-        torch.tensor(features), golds.values, 3.0, torch.tensor(weights) if is_weighted else None, scale
-    )
+    fit = HeadFit(3.0, torch.tensor(weights) if is_weighted else None, scale)
+    head = golds.objective.fitted_head(torch.tensor(features), golds.values, fit)
     read = features / np.linalg.norm(features, axis=1, keepdims=True) if scale is FeatureScale.UNIT else features
     copies = np.repeat(np.arange(50), weights.astype(int))  # a weight is so many copies
     model = OneVsRestClassifier(LogisticRegression(C=3.0, max_iter=1000, tol=1e-8)).fit(read[copies], truth[copies])

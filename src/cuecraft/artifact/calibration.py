@@ -161,23 +161,37 @@ def tempered(logits: Tensor, labels: Tensor, strength: float = 1.0, weights: Ten
     return Calibration((0.0,) * x.shape[1], float(np.exp(found)))
 
 
-def fitted_head(
-    features: Tensor,
-    labels: Tensor,
-    classes: int,
-    inverse_penalty: float = 1.0,
-    weights: Tensor | None = None,
-    scale: FeatureScale = FeatureScale.PLAIN,
-) -> ClassHead:
+@dataclass(frozen=True)
+class HeadFit:
+    """How a class head is fitted to features.
+
+    Args:
+        inverse_penalty: scikit-learn's C: the smaller, the stronger the penalty.
+        weights: `[B]` of the examples; None for equal ones.
+        scale: what becomes of the features before.
+    """
+
+    inverse_penalty: float = 1.0
+    weights: Tensor | None = None
+    scale: FeatureScale = FeatureScale.PLAIN
+
+    @property
+    def shares(self) -> np.ndarray | None:
+        """The weights in float64, as scikit-learn takes them."""
+        return None if self.weights is None else self.weights.double().cpu().numpy()
+
+
+PLAIN_FIT = HeadFit()
+
+
+def fitted_head(features: Tensor, labels: Tensor, classes: int, fit: HeadFit = PLAIN_FIT) -> ClassHead:
     """Fit a class head by logistic regression (scikit-learn, L2).
 
     Args:
         features: `[B, d]`, not scaled yet.
         labels: `[B]` class numbers.
         classes: C.
-        inverse_penalty: scikit-learn's C: the smaller, the stronger the penalty.
-        weights: `[B]` of the examples; None for equal ones.
-        scale: what becomes of the features before.
+        fit: how.
 
     Raises:
         MethodError: a class has no example.
@@ -187,13 +201,12 @@ def fitted_head(
     truth = labels.cpu().numpy()
     if len(set(truth.tolist())) < classes:
         raise MethodError("a class has no training example, so its row of the class head cannot be fitted")
-    shares = None if weights is None else weights.double().cpu().numpy()
-    model = LogisticRegression(C=inverse_penalty, max_iter=1000)
-    model.fit(scaled_features(features.double(), scale).cpu().numpy(), truth, sample_weight=shares)
+    model = LogisticRegression(C=fit.inverse_penalty, max_iter=1000)
+    model.fit(scaled_features(features.double(), fit.scale).cpu().numpy(), truth, sample_weight=fit.shares)
     weight, bias = torch.tensor(model.coef_), torch.tensor(model.intercept_)
     if classes == 2:  # scikit-learn keeps one row for two classes
         weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
-    return ClassHead(weight.float().to(features.device), bias.float().to(features.device), scale)
+    return ClassHead(weight.float().to(features.device), bias.float().to(features.device), fit.scale)
 
 
 def dividing_offsets(logits: Tensor, prior: Tensor | None = None) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from cuecraft.artifact.calibration import HeadFit
 from cuecraft.artifact.manifest import DataEntry
 from cuecraft.backbone import AnyBackbone, ClassHead, Context, FeatureScale
 from cuecraft.backbone.hooks import ordinary_tensors, training
@@ -69,7 +70,8 @@ class Labelled:
         self, features: Tensor, inverse_penalty: float = 1.0, scale: FeatureScale = FeatureScale.PLAIN
     ) -> ClassHead:
         """Return the class head fitted to features `[B, d]`; arguments and errors as for `Objective.fitted_head`."""
-        return self.golds.objective.fitted_head(features, self.golds.values, inverse_penalty, self.weights, scale)
+        fit = HeadFit(inverse_penalty, self.weights, scale)
+        return self.golds.objective.fitted_head(features, self.golds.values, fit)
 
     def decided_by(self, answers: AnswerSpace) -> Labelled:
         """Return the same examples, whose answers are scored as an answer space of the same options decides."""

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from cuecraft.artifact import Calibration, calibration
-from cuecraft.backbone import ClassHead, FeatureScale
+from cuecraft.artifact.calibration import PLAIN_FIT, HeadFit
+from cuecraft.backbone import ClassHead
 from cuecraft.backbone.columns import class_scores
+from cuecraft.core.errors import MethodError
 from cuecraft.task import AnswerSpace
 from cuecraft.task.answers import Gold
 
@@ -50,27 +52,21 @@ class Objective(ABC):
         `weights` `[B]` are those of the examples, or None.
         """
 
-    @abstractmethod
-    def fitted_head(
-        self,
-        features: Tensor,
-        golds: Sequence[Gold],
-        inverse_penalty: float = 1.0,
-        weights: Tensor | None = None,
-        scale: FeatureScale = FeatureScale.PLAIN,
-    ) -> ClassHead:
+    def fitted_head(self, features: Tensor, golds: Sequence[Gold], fit: HeadFit = PLAIN_FIT) -> ClassHead:
         """Return the class head, one row for each option, that is fitted to features.
 
         Args:
             features: `[B, d]`, not scaled yet.
             golds: `[B]` right answers.
-            inverse_penalty: scikit-learn's C: the smaller, the stronger the penalty.
-            weights: `[B]` of the examples; None for equal ones.
-            scale: what becomes of the features before.
+            fit: how.
 
         Raises:
-            MethodError: the examples are too few for one.
+            MethodError: the examples are too few for one, or texts share no options.
         """
+        raise MethodError(
+            f"a class head has a row for each option that all texts share, and answers of kind {self.answers.kind} "
+            "have none; use a causal or masked language model and a method that tunes its prompt, such as deep-cue"
+        )
 
     def by_head(self, features: Tensor, head: ClassHead) -> Tensor:
         """Return the values `[..., B, O]` that a class head gives for features `[..., B, d]`."""

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from cuecraft.artifact import Calibration
-from cuecraft.backbone import ClassHead, FeatureScale
-from cuecraft.core.errors import MethodError
+from cuecraft.methods.objectives.base import Objective
 from cuecraft.methods.objectives.labels import LabelObjective
 from cuecraft.task.answers import Gold
 
@@ -26,19 +25,7 @@ class ChoiceObjective(LabelObjective):
         """Return a temperature."""
         return replace(super().tempered(values, golds, weights), bias=())
 
-    def fitted_head(
-        self,
-        features: Tensor,
-        golds: Sequence[Gold],
-        inverse_penalty: float = 1.0,
-        weights: Tensor | None = None,
-        scale: FeatureScale = FeatureScale.PLAIN,
-    ) -> ClassHead:
-        """Refuse: a class head has one row for each option that all texts share."""
-        raise MethodError(
-            f"a class head answers with options that all texts share, and answers of kind {self.answers.kind} bring "
-            "their own; use a method that tunes the prompt of a language model, such as deep-cue"
-        )
+    fitted_head = Objective.fitted_head  # refused: texts share no options
 
     def _classes(self, values: Tensor, golds: Sequence[Gold]) -> Tensor:
         return torch.tensor(golds, dtype=torch.long, device=values.device)

@@ -13,8 +13,6 @@ import torch
 from torch import Tensor
 
 from cuecraft.artifact import Calibration
-from cuecraft.backbone import ClassHead, FeatureScale
-from cuecraft.core.errors import MethodError
 from cuecraft.methods.objectives.base import Objective
 from cuecraft.task.answers import Gold
 from cuecraft.task.answers.cloze import Cloze
@@ -52,20 +50,6 @@ class ClozeObjective(Objective):
     def tempered(self, values: Tensor, golds: Sequence[Gold], weights: Tensor | None = None) -> Calibration:
         """Return a scale; none in the open vocabulary."""
         return self._scaled(values, golds, weights)
-
-    def fitted_head(
-        self,
-        features: Tensor,
-        golds: Sequence[Gold],
-        inverse_penalty: float = 1.0,
-        weights: Tensor | None = None,
-        scale: FeatureScale = FeatureScale.PLAIN,
-    ) -> ClassHead:
-        """Raise MethodError: a class head has a row for each class, and cloze answers have none."""
-        raise MethodError(
-            "a class head has a row for each class, and cloze answers are words; use a causal or masked language model "
-            "and a method that answers with words"
-        )
 
     def normalised(self, values: Tensor) -> Tensor:
         """Return log-probabilities; in the open vocabulary values are such."""

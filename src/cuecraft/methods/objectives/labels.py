@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from cuecraft.artifact import Calibration, calibration
-from cuecraft.backbone import ClassHead, FeatureScale
+from cuecraft.artifact.calibration import PLAIN_FIT, HeadFit
+from cuecraft.backbone import ClassHead
 from cuecraft.methods.objectives.base import Objective
 from cuecraft.task.answers import Gold
 
@@ -35,17 +36,9 @@ class LabelObjective(Objective):
         """Return a temperature."""
         return calibration.tempered(values, self._classes(values, golds), weights=weights)
 
-    def fitted_head(
-        self,
-        features: Tensor,
-        golds: Sequence[Gold],
-        inverse_penalty: float = 1.0,
-        weights: Tensor | None = None,
-        scale: FeatureScale = FeatureScale.PLAIN,
-    ) -> ClassHead:
+    def fitted_head(self, features: Tensor, golds: Sequence[Gold], fit: HeadFit = PLAIN_FIT) -> ClassHead:
         """Return the head of a multinomial logistic regression."""
-        classes = self._classes(features, golds)
-        return calibration.fitted_head(features, classes, self.answers.size, inverse_penalty, weights, scale)
+        return calibration.fitted_head(features, self._classes(features, golds), self.answers.size, fit)
 
     def _classes(self, values: Tensor, golds: Sequence[Gold]) -> Tensor:
         return torch.tensor(self.answers.class_numbers(golds), dtype=torch.long, device=values.device)

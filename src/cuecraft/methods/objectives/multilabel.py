@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from cuecraft.artifact import Calibration
-from cuecraft.backbone import ClassHead, FeatureScale
+from cuecraft.artifact.calibration import PLAIN_FIT, HeadFit
+from cuecraft.backbone import ClassHead
 from cuecraft.backbone.columns import scaled_features
 from cuecraft.methods.objectives.base import Objective
 from cuecraft.task.answers import Gold, Values
@@ -55,19 +56,12 @@ class MultilabelObjective(Objective):
         """
         return self._calibrated(values, golds, _NARROW, weights)
 
-    def fitted_head(
-        self,
-        features: Tensor,
-        golds: Sequence[Gold],
-        inverse_penalty: float = 1.0,
-        weights: Tensor | None = None,
-        scale: FeatureScale = FeatureScale.PLAIN,
-    ) -> ClassHead:
+    def fitted_head(self, features: Tensor, golds: Sequence[Gold], fit: HeadFit = PLAIN_FIT) -> ClassHead:
         """Return a head of one logistic regression a label (scikit-learn, L2); of one alike in all texts, its rate."""
         from sklearn.linear_model import LogisticRegression
 
-        read = scaled_features(features.double(), scale).cpu().numpy()
-        shares = None if weights is None else weights.double().cpu().numpy()
+        read = scaled_features(features.double(), fit.scale).cpu().numpy()
+        shares = fit.shares
         counts = np.ones(len(read)) if shares is None else shares
         weight, bias = np.zeros((self.answers.size, read.shape[1])), np.zeros(self.answers.size)
         for number, truth in enumerate(self.answers.indicators(golds).T):
@@ -75,10 +69,10 @@ class MultilabelObjective(Objective):
                 right = (counts @ truth + 0.5) / (counts.sum() + 1)
                 bias[number] = np.log(right / (1 - right))
                 continue
-            model = LogisticRegression(C=inverse_penalty, max_iter=1000).fit(read, truth, sample_weight=shares)
+            model = LogisticRegression(C=fit.inverse_penalty, max_iter=1000).fit(read, truth, sample_weight=shares)
             weight[number], bias[number] = model.coef_[0], model.intercept_[0]
         rows, level = (torch.from_numpy(part).float().to(features.device) for part in (weight, bias))
-        return ClassHead(rows, level, scale)
+        return ClassHead(rows, level, fit.scale)
 
     def normalised(self, values: Tensor) -> Tensor:
         """Return values as they are, in float64: labels do not exclude each other."""

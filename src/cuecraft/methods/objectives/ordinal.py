@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from cuecraft.artifact import calibration
-from cuecraft.backbone import ClassHead, FeatureScale
+from cuecraft.artifact.calibration import PLAIN_FIT, HeadFit
+from cuecraft.backbone import ClassHead
 from cuecraft.core.errors import MethodError
 from cuecraft.methods.objectives.labels import LabelObjective
 from cuecraft.task.answers import Gold
@@ -34,14 +35,7 @@ class OrdinalObjective(LabelObjective):
         truth = torch.tensor(golds, dtype=torch.float64, device=values.device)
         return -(values.double().softmax(-1) @ numbers - truth).abs()
 
-    def fitted_head(
-        self,
-        features: Tensor,
-        golds: Sequence[Gold],
-        inverse_penalty: float = 1.0,
-        weights: Tensor | None = None,
-        scale: FeatureScale = FeatureScale.PLAIN,
-    ) -> ClassHead:
+    def fitted_head(self, features: Tensor, golds: Sequence[Gold], fit: HeadFit = PLAIN_FIT) -> ClassHead:
         """Return the head of a multinomial logistic regression; an option without an example lies between others.
 
         Its row is that of its number on the line between its neighbours' rows, its bias less by the log of the number
@@ -52,7 +46,7 @@ class OrdinalObjective(LabelObjective):
         if len(known) < 2:
             raise MethodError("all texts have the same number, so a class head cannot be fitted; give others too")
         own = torch.tensor([known.index(number) for number in classes.tolist()], device=features.device)
-        found = calibration.fitted_head(features, own, len(known), inverse_penalty, weights, scale)
+        found = calibration.fitted_head(features, own, len(known), fit)
         if len(known) == self.answers.size:
             return found
         numbers = np.array(self.answers.numbers)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from cuecraft.artifact import Calibration, calibration
-from cuecraft.backbone import ClassHead, FeatureScale
+from cuecraft.artifact.calibration import PLAIN_FIT, HeadFit
+from cuecraft.backbone import ClassHead
 from cuecraft.backbone.columns import class_scores, word_scores
 from cuecraft.methods.objectives.base import Objective
 from cuecraft.task.answers import Gold
@@ -62,14 +64,7 @@ class TokenObjective(Objective):
         """Return the same."""
         return self.fitted(values, golds, weights)
 
-    def fitted_head(
-        self,
-        features: Tensor,
-        golds: Sequence[Gold],
-        inverse_penalty: float = 1.0,
-        weights: Tensor | None = None,
-        scale: FeatureScale = FeatureScale.PLAIN,
-    ) -> ClassHead:
+    def fitted_head(self, features: Tensor, golds: Sequence[Gold], fit: HeadFit = PLAIN_FIT) -> ClassHead:
         """Return the head of a multinomial logistic regression over words, those of a text weighing as much as a text.
 
         A tag without examples has as much probability over all words as half an example.
@@ -77,24 +72,22 @@ class TokenObjective(Objective):
         Args:
             features: `[B, R, d]`, not scaled yet; infinite where no word was read.
             golds: `[B]` right answers.
-            inverse_penalty: scikit-learn's C.
-            weights: `[B]` of the examples; None for equal ones.
-            scale: what becomes of the features before.
+            fit: how.
         """
         read = features[..., 0].isfinite()
-        rows, tags, shares = features[read], self._tags(golds, read)[read], self._shares(read, weights)
+        rows, tags, shares = features[read], self._tags(golds, read)[read], self._shares(read, fit.weights)
         known, numbers = tags.unique(return_inverse=True)
         size = (self.answers.head_rows, features.shape[-1])
         weight, bias = torch.zeros(size, device=features.device), torch.zeros(size[0], device=features.device)
         if len(known) > 1:
-            own = calibration.fitted_head(rows, numbers, len(known), inverse_penalty, shares, scale)
+            own = calibration.fitted_head(rows, numbers, len(known), replace(fit, weights=shares))
             weight[known], bias[known] = own.weight, own.bias
             # Of which the exponential is what the known tags sum up to, by the harmonic mean over words.
             level = math.log(len(rows)) - (-class_scores(rows.float(), own).logsumexp(-1)).logsumexp(0)
         else:
             level = bias.new_zeros(())
         unseen = torch.ones(size[0], dtype=torch.bool, device=bias.device).index_fill(0, known, False)
-        return ClassHead(weight, torch.where(unseen, level + math.log(_UNSEEN / len(rows)), bias), scale)
+        return ClassHead(weight, torch.where(unseen, level + math.log(_UNSEEN / len(rows)), bias), fit.scale)
 
     def by_head(self, features: Tensor, head: ClassHead) -> Tensor:
         """Return the values `[..., B, R * O]` that a class head gives for features `[..., B, R, d]`."""
