@@ -8,7 +8,8 @@ import pytest
 from conftest import TEXTS
 from cuecraft.api.estimators import PromptClassifier
 from cuecraft.artifact.predictor import Predictor
-from cuecraft.core.errors import MethodError
+from cuecraft.core.errors import ExportError, MethodError
+from cuecraft.data import Record
 
 X = [text for text, _ in TEXTS]
 Y = ["joy", ["bore", "dull"], "warm", "cold", ["love", "story"], "bad", "great", "joy"]
@@ -97,14 +98,43 @@ def test_a_recipe_has_them(command, causal_folder, files):
     assert Predictor.load("runs/b/artifact").task.answers.candidates[0] == "joy"
 
 
+def test_a_graph_answers_with_candidates_and_any_word_is_refused(causal, tmp_path):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    from cuecraft.export.folder import GraphRequest, export_graph, own_texts
+    from cuecraft.export.runtime import ExportedClassifier
+
+    texts = [Record({"text": text}) for text in X]
+    wanted = GraphRequest("onnx", "fp32", "cut", texts, None)
+    for answers in ("cloze", {"kind": "cloze", "candidates": "seen"}):
+        found = PromptClassifier(causal, "prompt-tuning", answers=answers, method_options=QUICK).fit(X, Y, dev=(X, Y))
+        if answers == "cloze":
+            with pytest.raises(ExportError, match="any word may be the answer"):
+                export_graph({"own": found.artifact_}, causal, tmp_path / "graph", wanted)
+            continue
+        assert all(
+            set(own.fields["text"].split()) <= set(found.task_.answers.candidates)
+            for own in own_texts([found.artifact_])
+        )
+        export_graph({"own": found.artifact_}, causal, tmp_path / "graph", wanted)
+        loaded = ExportedClassifier.load(tmp_path / "graph")
+        for own, expected in zip(loaded.decide(loaded.task.examples(texts)), found.decide(X), strict=True):
+            assert own.value == expected.value
+            assert own.options == pytest.approx(dict(expected.options), abs=1e-4)
+
+
 BAD = {
     "no answer": ([{"text": "a", "answer": ""}], (), "bad.jsonl line 1: answer column 'answer' is empty"),
     "no column": ([{"text": "a"}], (), "no column 'answer'"),
     "a list with a hole": ([{"text": "a", "answer": ["x", None]}], (), "answer column 'answer' is empty, or a string"),
-    "outside": ([], ("--answer-option", "candidates=joy,bad"), "is not one of the 2 candidates"),
+    "outside": (
+        [],
+        ("--answer-option", "candidates=joy,bad"),
+        "row 2: none of the answers bore, dull is one of the 2 candidates",
+    ),
     "no file": ([], ("--answer-option", "candidates=none.txt"), "none.txt: candidates cannot be read"),
     "an empty file": ([], ("--answer-option", "candidates=empty.txt"), "empty.txt: the file has no candidates"),
-    "options missing": ([], ("--answer-option", "candidates=options"), "is not one of the 0 options"),
+    "options missing": ([], ("--answer-option", "candidates=options"), "row 1 brings no options to choose among"),
     "words": ([], ("--label-words", "joy=happy"), "cloze answers are their own words"),
     "tokens": ([], ("--answer-option", "tokens=none"), "tokens"),
 }

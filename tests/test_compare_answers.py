@@ -20,6 +20,7 @@ from cuecraft.study.compare.report import render_report
 from cuecraft.study.compare.schema import Comparison, Row
 from cuecraft.task import Decision, Example, Verbalizer
 from cuecraft.task.answers.choices import ChoiceOptions, Choices
+from cuecraft.task.answers.cloze import ClozeOptions
 from cuecraft.task.answers.multilabel import Multilabel, MultilabelOptions
 from cuecraft.task.answers.ordinal import Ordinal, OrdinalOptions
 
@@ -36,7 +37,7 @@ def compared(backbone, asked, labels, folder, options=((),) * 8):
     task = make_task(backbone, records, answers=asked)
     splits = Splits({seed: Split(records, records) for seed in (1, 2)}, records, ())
     methods = [("zero-shot", {}), ("linear-probe", {}), ("deep-cue", {"epochs": 2})]
-    if isinstance(asked, ChoiceOptions):
+    if isinstance(asked, ChoiceOptions | ClozeOptions):
         methods = [methods[0], methods[2]]
     named = [Contender(name, make_method(name, own)) for name, own in methods]
     place = Folder(folder / "compared")
@@ -115,6 +116,21 @@ def test_choices_are_compared_with_the_ranks_of_the_right_ones(causal, tmp_path)
         )
     assert [panel.name for panel, _ in figures_by_panel(document)] == ["ranks", "reliability"]
     assert "ranks" in headings(html)
+
+
+@pytest.mark.parametrize("asked", [ClozeOptions(tokens=2), ClozeOptions(candidates=("seen",))])
+def test_words_are_compared_by_the_ranks_of_the_right_ones_among_those_found(causal, asked, tmp_path):
+    words = ("joy", ("bore", "dull"), "warm", "cold", "story", "bad", ("joy", "great"), "dull")
+    document, html = compared(causal, asked, words, tmp_path)
+    assert (document.task.answers, document.task.primary) == ("cloze", "precision_at_1")
+    right = [(own,) if isinstance(own, str) else own for own in words]
+    for cell in document.cells:
+        hits = [value in own for value, own in zip(cell.predictions, right, strict=True)]
+        assert cell.primary == [float(own) for own in hits]
+        assert cell.test.accuracy == cell.measures["precision_at_1"] == np.mean(hits)
+        assert cell.figures.ranks["1"] == sum(hits)
+    assert [panel.name for panel, _ in figures_by_panel(document)] == ["ranks", "reliability"]
+    assert "test precision at 1" in html
 
 
 def test_reliability_is_by_tenths_of_the_probability():

@@ -73,7 +73,7 @@ class GraphRequest:
 
 def own_texts(artifacts: Sequence[Artifact]) -> list[Record]:
     """Return texts made of artifacts' own words, for what is only a check: many short ones, and ever longer ones."""
-    classes = [words for artifact in artifacts for words in artifact.task.verbalizer.words]
+    classes = [words for artifact in artifacts for words in artifact.task.answers.options.values()]
     words = list(dict.fromkeys(word for own in classes for word in own))
     fields = artifacts[0].task.template.field_names
     short = islice((line for count in range(1, 7) for line in product(words, repeat=count)), 64)

@@ -60,4 +60,10 @@ def check_answers(renderer: Renderer, answers: Cloze, records: Sequence[Record])
         records: the rows to learn from and to choose by.
     """
     names = [f"row {number if record.row is None else record.row}" for number, record in enumerate(records, start=1)]
-    answer_tokens(renderer, [answers.answers(answers.gold(record)) for record in records], names)
+    right = []
+    for name, record in zip(names, records, strict=True):
+        try:
+            right.append(answers.answers(answers.gold(record)))
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from None
+    answer_tokens(renderer, right, names)

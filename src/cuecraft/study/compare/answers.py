@@ -19,8 +19,7 @@ from cuecraft.task.answers import Gold
 def answer_entries(trial: Trial, test: Labelled) -> dict[str, Any]:
     """Return the fields of a cell that say what was answered to the test rows, and how good that is."""
     answers, golds = trial.answers, test.golds.values
-    probabilities = answers.probabilities(trial.values.numpy())
-    decisions = answers.decide(probabilities, test.context.examples)
+    probabilities, decisions = answers.probabilities(trial.values.numpy()), trial.decisions
     measures = answers.measure(decisions, golds)
     primary = trial.scores.primary.tolist()
     is_labels = isinstance(answers, Verbalizer)

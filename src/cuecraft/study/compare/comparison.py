@@ -24,7 +24,7 @@ from cuecraft.core.events import Started
 from cuecraft.core.signals import stoppable
 from cuecraft.core.storage import LOCK, SCRATCH, FolderInUseError, locked, parse_json, unwritable, write_text
 from cuecraft.methods import METHODS, make_method
-from cuecraft.methods.candidate import Candidate, fresh_logits
+from cuecraft.methods.candidate import Candidate, fresh_decisions
 from cuecraft.methods.prepare import data_entry, make_problem, make_task
 from cuecraft.methods.problem import Labelled, Problem, label_context
 from cuecraft.study.compare.answers import answer_entries, class_truth, shown_truth
@@ -314,7 +314,7 @@ class _Run:
             # That a text was cut was reported when the test rows were read for all; not again for each query.
             warnings.simplefilter("ignore", CuecraftWarning)
             return answer_speed(
-                lambda examples: fresh_logits(self.backbone, self.task, [candidate], examples),
+                lambda examples: fresh_decisions(self.backbone, self.task, [candidate], examples, [self.task.answers]),
                 self.task.examples(self.splits.test),
             )
 

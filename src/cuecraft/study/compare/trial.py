@@ -20,11 +20,12 @@ from torch import Tensor
 
 from cuecraft.artifact import stored_bytes
 from cuecraft.core.events import Event
+from cuecraft.methods.candidate import fresh_decisions
 from cuecraft.methods.fit import decided_answers
 from cuecraft.methods.objectives import Score, Scores
 from cuecraft.methods.problem import Labelled, Method, Outcome, Problem, score
 from cuecraft.study.compare.statistics import wilson_interval
-from cuecraft.task import AnswerSpace
+from cuecraft.task import AnswerSpace, Decision
 
 T = TypeVar("T")
 
@@ -142,6 +143,7 @@ class Trial:
         predictions: `[N]` number of the likeliest option on test.
         answers: the answer space, with what its decisions take from held-out answers.
         values: `[N, O]` calibrated values on test, float64.
+        decisions: `[N]` what is answered on test.
         scores: `[N]` how good the answers on test are.
         events: what the method reported, step by step.
         seconds: of search and training, contexts already read.
@@ -158,6 +160,7 @@ class Trial:
     predictions: Tensor
     answers: AnswerSpace
     values: Tensor
+    decisions: Sequence[Decision]
     scores: Scores
     events: tuple[Event, ...]
     seconds: float
@@ -211,7 +214,16 @@ def run_trial(name: str, method: Method, problem: Problem, test: Labelled) -> Tr
     answers = decided_answers(problem, outcome, problem.task.answers)
     with torch.no_grad():
         logits = outcome.best.logits(problem.backbone, test.context)
-    scores = test.decided_by(answers).scores(logits)
+    values, scores = logits.double().cpu(), test.decided_by(answers).scores(logits)
+    if answers.is_open:  # by the words that are found, and not by what is read of right answers alone
+        (decisions,) = fresh_decisions(problem.backbone, problem.task, [outcome.best], test.context.examples, [answers])
+        found = [
+            answers.measure([own], [gold])[answers.primary]
+            for own, gold in zip(decisions, test.golds.values, strict=True)
+        ]
+        scores = replace(scores, primary=torch.tensor(found, dtype=torch.float64))
+    else:
+        decisions = answers.decide(answers.probabilities(values.numpy()), test.context.examples)
     return Trial(
         name,
         method,
@@ -220,7 +232,8 @@ def run_trial(name: str, method: Method, problem: Problem, test: Labelled) -> Tr
         scores.mean,
         logits.argmax(-1).cpu(),
         answers,
-        logits.double().cpu(),
+        values,
+        decisions,
         scores,
         tuple(events),
         seconds,
