@@ -79,7 +79,7 @@ def read_within(
         The contexts, None for an empty part; and the examples that were read, in their own order.
     """
     total = sum(map(len, parts))
-    wanted = min(1.0, limit.examples / max(1, total))
+    wanted = min(1.0, max(limit.examples, limit.of_each * task.answers.size) / max(1, total))
     begun = time.monotonic()
     contexts: list[Labelled | None] = []
     kept: list[list[Record]] = []

@@ -257,10 +257,12 @@ class ReadingLimit:
     Args:
         examples: labelled examples, training and dev together, at most.
         share: of its time limit, 0 to 1, that reading may take.
+        of_each: examples of each class, of many classes, where these are more in all.
     """
 
     examples: int
     share: float
+    of_each: int = 0
 
 
 class Method(Options, ABC):

@@ -7,7 +7,9 @@
 4. Trainings are cross-fitted: one prompt without each fold, side by side, which ship together. Of a model that has only
    features, prefixes are trained contrastively too, and a class head is fitted to each.
 5. Those that may be as good as the best, as far as so few examples tell, answer together.
-6. They ship, or the one of least held-out log-loss, if that is less, and the accuracy not lower, than those of the
+6. With many classes, class heads learn from names of classes too, and trained are a vector for each class with a
+   prompt, or prompts alone, on few folds; what reads label words again and again is left out.
+7. They ship, or the one of least held-out log-loss, if that is less, and the accuracy not lower, than those of the
    calibrated untuned prompt; otherwise that one ships, with the reason.
 """
 
@@ -29,6 +31,8 @@ from cuecraft.core.events import Document, Event, Refused
 from cuecraft.methods.auto.contenders import Contender, FirstOrderCue, Together, WordsAlone, probed
 from cuecraft.methods.auto.crossfit import Trainings
 from cuecraft.methods.auto.forms import chosen_form, read_in_chat
+from cuecraft.methods.auto.many import FOLDS, Lesson, has_many, lesson
+from cuecraft.methods.auto.many import trainings as many_trainings
 from cuecraft.methods.auto.plans import PLANS, PREFIX_LENGTH, UNIT_HEADS, Preset, configurations, contrasts
 from cuecraft.methods.auto.starts import BarePrefix, BareWords, Start, Words
 from cuecraft.methods.auto.untrained import Untrained
@@ -45,6 +49,7 @@ from cuecraft.task import AnswerSpace
 from cuecraft.task.answers.words import default_word
 
 _READING = 0.25  # of the time limit
+_CLASSES = 20  # beyond which more examples are read than a preset's, as many of each class
 _ONE, _SEVERAL = 1.0, 2.0  # standard errors within which one prompt, or several, may be as good as the best
 
 
@@ -65,7 +70,8 @@ class Auto(BehindShots, Method):
 
     def reading_limit(self) -> ReadingLimit:
         """Return how much it wants to read: what leaves time to try things."""
-        return ReadingLimit(PLANS[self.preset].examples, _READING)
+        plan = PLANS[self.preset]
+        return ReadingLimit(plan.examples, _READING, plan.examples // _CLASSES)
 
     def fit(self, problem: Problem) -> Outcome:
         """Choose by cross-validation over the training and dev examples together; make the choice on all of them.
@@ -75,7 +81,8 @@ class Auto(BehindShots, Method):
                 in the prompt, which are written with them.
         """
         if not self.shots:
-            form = chosen_form(problem, PLANS[self.preset], self.chat)
+            asked = "keep" if self.chat is None and self.spares_words(problem) else self.chat
+            form = chosen_form(problem, PLANS[self.preset], asked)
             outcome = _Choice(form.problem, self, list(form.trace), tried=list(form.tried)).made()
             return read_in_chat(outcome, form.problem) if form.is_chat else outcome
         if self.label_words == "search":
@@ -86,6 +93,10 @@ class Auto(BehindShots, Method):
             )
         own = self.model_copy(update={"label_words": "keep"})
         return self.tuned_behind(problem, lambda behind: _Choice(behind, own).made())
+
+    def spares_words(self, problem: Problem) -> bool:
+        """Return whether classes are so many that nothing is tried that reads their label words again and again."""
+        return has_many(problem) and self.label_words != "search"
 
     def asked(self, searches_words: bool, chat: Any) -> Self:
         """Return the method as asked for in addition to its own options.
@@ -126,11 +137,12 @@ class _Choice:
     tried: list[Tried] = field(default_factory=list)  # before
 
     def __post_init__(self) -> None:
-        self.plan = PLANS[self.options.preset]
+        self.plan, self.has_many = PLANS[self.options.preset], self.options.spares_words(self.problem)
         self.pool = self.problem.pool
         self.whole = replace(self.problem, train=self.pool, dev=None)
         texts = texts_of(self.pool.context.examples)
-        self.folds = stratified_folds(self.pool.golds.strata, self.plan.folds, self.problem.seed, texts)
+        folds = FOLDS if self.has_many else self.plan.folds
+        self.folds = stratified_folds(self.pool.golds.strata, folds, self.problem.seed, texts)
 
     def made(self) -> Outcome:
         """Return the outcome."""
@@ -147,10 +159,14 @@ class _Choice:
             cut, _ = untuned_prompt(self.whole, CalibrationKind.NONE)
             reason = "the time limit ended before the untuned prompt was measured, so nothing was tried"
             return self._untuned_ships(cut, Verdict("untuned", reason), None, [])
-        self._try_over(untrained.own)
-        starts = untrained.starts()
-        self.trace += untrained.trace
-        self._try_all(untrained, starts)
+        if self.has_many:
+            self.trace += untrained.trace
+            self._try_many(untrained.pace)
+        else:
+            self._try_over(untrained.own)
+            starts = untrained.starts()
+            self.trace += untrained.trace
+            self._try_all(untrained, starts)
         if not self.contenders:
             ended = "nothing was finished within the time limit"
             reason = ended if self.problem.out_of_time() or self.refusal is None else self.refusal
@@ -183,6 +199,22 @@ class _Choice:
         together = len(self.folds) if trainings.may_join else 1
         for configuration in configurations(self.plan, starts[:together], untrained.filler, has_linear):
             self._try(partial(trainings.cross_fit, configuration))
+        self._join()
+
+    def _try_many(self, pace: float) -> None:
+        """Gather contenders that read no label words; `pace` as of `Trainings`."""
+        found: list[Lesson] = []
+
+        def heads() -> Contender:
+            found.append(lesson(self.problem, self.pool, self.folds))
+            return found[0].heads
+
+        self._try(heads)
+        if found:
+            pool, folds = found[0].pool, found[0].folds
+            trainings = Trainings(self.problem, pool, folds, pace, self.options.prompts, self.trace)
+            for configuration in many_trainings(self.problem, len(pool)):
+                self._try(partial(trainings.cross_fit, configuration))
         self._join()
 
     def _try_contrasts(self, trainings: Trainings) -> None:
