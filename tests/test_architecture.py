@@ -100,6 +100,7 @@ def test_every_public_name_is_there():
         "PromptClassifier",
         "PromptEnsemble",
         "PromptFamily",
+        "PromptRegressor",
         "Task",
         "Template",
         "Verbalizer",

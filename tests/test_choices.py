@@ -212,7 +212,7 @@ def test_one_token_options_work_on_a_masked_model_and_longer_ones_are_refused(ma
 
 def test_class_heads_and_models_without_words_are_refused(causal, sequence):
     problem = make_problem(causal, task_of(), ROWS, ROWS)
-    with pytest.raises(MethodError, match="options that all texts share, and answers of kind choices have none"):
+    with pytest.raises(MethodError, match="option that all texts share, and answers of kind choices have none"):
         make_method("linear-probe").fit(problem)
     with pytest.raises(LabelWordError, match=r"choices .* this model has no language head; use a causal"):
         make_problem(sequence, Task(Template("{prompt}{text}"), Choices("sum")), ROWS, ROWS)

@@ -147,7 +147,7 @@ def fitted_thresholds(probabilities: Values, truth: Values) -> Values:
     shared = _best_for_all(probabilities, right)
     own = _best_of_each(probabilities, right, shared)
     counts = right.sum(0)
-    share = np.where(counts < len(right), counts / (counts + _SHRINKAGE), 0.0)  # none of a label that all have
+    share = np.where(counts < len(right), counts / np.maximum(counts + _SHRINKAGE, 1e-9), 0.0)  # none of a label that all have
     return _probability(share * _log_odds(own) + (1 - share) * _log_odds(shared))
 
 
@@ -176,7 +176,7 @@ def _best_of_each(probabilities: Values, right: np.ndarray, shared: float) -> Va
     f1 = 2 * np.concatenate([nothing, hits.cumsum(0)]) / np.maximum(answered + right.sum(0), 1)
     above, below = np.concatenate([nothing + 1, sorted_]), np.concatenate([sorted_, nothing])
     least = (above + below) / 2
-    rated = np.where(above > below, f1, -1.0)  # equal probabilities cannot be told apart
+    rated = np.where(above > below, f1, -1.0)  # equal probabilities cannot be separated
     distance = np.where(rated >= rated.max(0) - 1e-12, np.abs(_log_odds(least) - _log_odds(shared)), np.inf)
     found: Values = np.take_along_axis(least, distance.argmin(0)[None], 0)[0]
     return found
