@@ -33,16 +33,16 @@ def inferred_kind(rows: Sequence[Mapping[str, Any]], columns: AnswerColumns) -> 
         return "choices", f"each row has options in {columns.options!r}"
     if columns.label is not None:
         return _of_column(rows, columns.label)
-    both = [name for name in ("labels", "spans") if any(isinstance(row.get(name), list | tuple) for row in rows)]
     if "label" in first:
         return _of_column(rows, "label")
+    both = [name for name in ("labels", "spans") if name in first]
     if len(both) > 1:
         raise DataError(
             "the rows have labels (a set for each text) and spans (in the text); say which with "
             f"{named('task.answers')} multilabel or tokens"
         )
     if both:
-        return _of_column(rows, both[0])
+        return ("multilabel" if both == ["labels"] else "tokens"), f"there is a column {both[0]!r}, and none 'label'"
     tagged = [name for name in ("tags", "ner_tags") if isinstance(first.get(name), list | tuple)]
     if tagged and any(isinstance(first.get(name), list | tuple) for name in ("tokens", "words", "text")):
         return "tokens", f"{tagged[0]!r} has a tag for each word"

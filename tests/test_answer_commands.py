@@ -1,0 +1,231 @@
+"""Each kind of answers by commands: tuned, killed and resumed, predicted as by Python; mistakes are one line."""
+
+import json
+
+import numpy as np
+import pytest
+
+from conftest import TEXTS
+from cuecraft.api.estimators import PromptClassifier
+from cuecraft.artifact.predictor import Predictor
+from cuecraft.core.checkpoints import Slot
+from cuecraft.task.answers import ANSWERS
+
+X = [text for text, _ in TEXTS]
+NUMBERS = [1.5, 4.0, 2.0, 1.0, 3.5, 4.0, 1.0, 2.0]
+SETS = [["joy"], [], ["dull", "joy"], ["dull"], ["joy"], ["joy"], ["dull"], []]
+
+
+def spans_of(text):
+    """Label the first word of a text, and its second one otherwise."""
+    first, *others = text.split(" ")
+    found = [{"label": "head", "start": 0, "end": len(first)}]
+    if others:
+        found.append({"label": "next", "start": len(first) + 1, "end": len(first) + 1 + len(others[0])})
+    return found
+
+
+#: Rows of each kind, the options of a training with its `--answers`, and the keys of documents.
+KINDS = {
+    "labels": ([{"text": x, "label": label} for x, (_, label) in zip(X, TEXTS, strict=True)], (), "accuracy"),
+    "choices": (
+        [{"text": x, "choices": ["good", "bad", "so so"][: 2 + n % 2], "answer": n % 2} for n, x in enumerate(X)],
+        (),
+        "accuracy",
+    ),
+    "multilabel": ([{"text": x, "labels": own} for x, own in zip(X, SETS, strict=True)], (), "example_f1"),
+    "ordinal": ([{"text": x, "label": own} for x, own in zip(X, NUMBERS, strict=True)], (), "neg_mean_absolute_error"),
+    "cloze": (
+        [{"text": x, "answer": ["joy", "bore", "film"][n % 3]} for n, x in enumerate(X)],
+        ("--answers", "cloze", "--answer-option", "candidates=seen"),
+        "precision_at_1",
+    ),
+    "tokens": ([{"text": x, "spans": spans_of(x)} for x in X], ("--template", "{prompt}{text}"), "text_f1"),
+}
+WORDS = ("--label-words", "0=bad", "--label-words", "1=good")
+
+
+@pytest.fixture(scope="module")
+def folders(causal_folder, sequence, tmp_path_factory):
+    """Return the folder of a tiny model for each kind: an encoder where a head answers at words."""
+    path = tmp_path_factory.mktemp("models") / "tiny-encoder"
+    sequence.model.save_pretrained(path)
+    sequence.tokenizer.save_pretrained(path)
+    return {kind: path if kind == "tokens" else causal_folder for kind in KINDS}
+
+
+@pytest.fixture
+def put(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def write(name, rows):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return name
+
+    return write
+
+
+def tuning(kind, folder):
+    words = (*KINDS[kind][1], *(WORDS if kind == "labels" else ()))
+    data = ("tune", "train.jsonl", "--dev", "train.jsonl", "--test", "train.jsonl", "--model", folder)
+    return (*data, "--method", "deep-cue", "--option", "epochs=3", "--option", "batch_size=4", *words)
+
+
+def test_every_kind_is_here():
+    assert set(KINDS) == set(ANSWERS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_is_tuned_killed_resumed_and_predicted(kind, run, put, folders, monkeypatch):
+    rows, _, primary = KINDS[kind]
+    put("train.jsonl", rows)
+    words = tuning(kind, folders[kind])
+    code, out, err = run(*words, "--out", "whole", "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    assert (document["answers"], document["primary"]) == (kind, primary)
+    names = {f"dev_{primary}", f"test_{primary}", f"untuned_test_{primary}", f"calibrated_untuned_test_{primary}"}
+    assert names <= set(document["metrics"])
+
+    with monkeypatch.context() as patch:
+        killed_after(2, patch)
+        assert run(*words, "--out", "again", "--checkpoints", "state")[0] != 0
+    code, out, err = run(*words, "--out", "again", "--checkpoints", "state", "--json")
+    assert code == 0, err
+    assert json.loads(out)["artifact_sha256"] == document["artifact_sha256"]
+
+    put("asked.jsonl", asked(rows))
+    code, out, err = run("predict", "whole", "--file", "asked.jsonl", "--model", folders[kind], "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    predictor = Predictor.load("whole", str(folders[kind]))
+    expected = predictor.decide(predictor.examples(asked(rows)))
+    assert found["answers"] == kind
+    for own, decision in zip(found["predictions"], expected, strict=True):
+        assert own["value"] == json.loads(json.dumps(decision.value))
+        assert own["confidence"] == decision.confidence
+        assert own["options"] == dict(decision.options)
+    loaded = PromptClassifier.load("whole", str(folders[kind]))
+    assert [own.value for own in loaded.decide(asked(rows))] == [own.value for own in expected]
+    assert run("predict", "whole", "--file", "asked.jsonl", "--model", folders[kind])[0] == 0
+    assert run("show", "whole")[0] == 0
+
+
+def asked(rows):
+    return [{name: row[name] for name in ("text", "choices") if name in row} for row in rows]
+
+
+def killed_after(times, monkeypatch):
+    """Let a training end as if it were killed, once it has kept its state so often."""
+    saved, plain = [], Slot.save
+
+    def save(self, document, tensors):
+        plain(self, document, tensors)
+        saved.append(self)
+        if len(saved) == times:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Slot, "due", lambda self: True)
+    monkeypatch.setattr(Slot, "save", save)
+
+
+BAD = {
+    "labels: none": ("labels", {"text": "a", "label": None}, (), "line 9: label column 'label' is empty"),
+    "choices: an answer outside": (
+        "choices",
+        {"text": "a", "choices": ["x", "y"], "answer": 2},
+        (),
+        "line 9: answer",
+    ),
+    "choices: one option": ("choices", {"text": "a", "choices": ["x"], "answer": 0}, (), "line 9: only one option"),
+    "choices: no options": ("choices", {"text": "a", "answer": 0}, (), "line 9: no column 'choices'"),
+    "multilabel: no list": ("multilabel", {"text": "a", "labels": 3}, (), "line 9: column 'labels' is a int"),
+    "multilabel: one string": ("multilabel", {"text": "a", "labels": "joy"}, (), "no separator is given"),
+    "ordinal: no number": (
+        "ordinal",
+        {"text": "a", "label": "many"},
+        ("--answers", "ordinal"),
+        "line 9: column 'label'",
+    ),
+    "ordinal: infinite": ("ordinal", {"text": "a", "label": float("inf")}, (), "line 9: column 'label'"),
+    "cloze: empty": ("cloze", {"text": "a", "answer": ""}, (), "line 9: answer column 'answer' is empty"),
+    "tokens: overlapping": (
+        "tokens",
+        {"text": "a joy", "spans": [{"label": "x", "start": 0, "end": 3}, {"label": "y", "start": 2, "end": 5}]},
+        (),
+        "row 9: the span",
+    ),
+    "tokens: beyond the text": (
+        "tokens",
+        {"text": "a", "spans": [{"label": "x", "start": 0, "end": 9}]},
+        (),
+        "row 9: the",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_row_that_cannot_be_used_is_one_line(name, run, put, folders):
+    kind, row, words, what = BAD[name]
+    put("train.jsonl", [*KINDS[kind][0], row])
+    code, out, err = run(*tuning(kind, folders[kind]), *words)
+    assert (code, out) == (2, "")
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert what in errors[0]
+
+
+OUTSIDE = {
+    "labels": ({"text": "a", "label": "mixed"}, "test.jsonl row 1: label 'mixed' is not one of"),
+    "multilabel": ({"text": "a", "labels": ["joy", "fear"]}, "test.jsonl row 1: label 'fear' is not one of"),
+    "ordinal": ({"text": "a", "label": 9.5}, "test.jsonl row 1"),
+    "cloze": ({"text": "a", "answer": "zebra"}, "test.jsonl row 1: answer 'zebra' is not one of the"),
+    "tokens": (
+        {"text": "a b", "spans": [{"label": "odd", "start": 0, "end": 1}]},
+        "test.jsonl row 1: a span has label",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OUTSIDE)
+def test_an_answer_that_training_does_not_have_is_one_line_before_the_model_is_loaded(kind, run, put):
+    row, what = OUTSIDE[kind]
+    put("train.jsonl", KINDS[kind][0])
+    put("test.jsonl", [row])
+    words = list(tuning(kind, "no-such-model"))
+    words[words.index("--test") + 1] = "test.jsonl"
+    code, out, err = run(*words)
+    assert (code, out) == (2, "")
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert what in errors[0]
+
+
+def test_sets_in_python_are_lists_or_an_indicator_matrix(causal):
+    from sklearn.metrics import f1_score
+    from sklearn.preprocessing import MultiLabelBinarizer
+
+    binarizer = MultiLabelBinarizer()
+    matrix = binarizer.fit_transform(SETS)
+    options = {"epochs": 2}
+    by_lists = PromptClassifier(causal, "deep-cue", method_options=options).fit(X, SETS, dev=(X, SETS))
+    words = {str(number): name for number, name in enumerate(binarizer.classes_)}
+    asked = PromptClassifier(causal, "deep-cue", answers="multilabel", label_words=words, method_options=options)
+    by_matrix = asked.fit(X, matrix, dev=(X, matrix))
+    assert by_lists.classes_.tolist() == binarizer.classes_.tolist()
+    found = by_matrix.predict(X)
+    assert found.shape == matrix.shape
+    assert np.array_equal(binarizer.transform(by_lists.predict(X)), found)
+    assert np.allclose(by_lists.predict_proba(X), by_matrix.predict_proba(X))
+    expected = f1_score(matrix, found, average="samples", zero_division=1)
+    assert by_matrix.score(X, matrix) == pytest.approx(expected)
+    assert by_lists.score(X, SETS) == pytest.approx(expected)
+
+
+def test_csv_has_sets_with_a_separator(run, put, folders, tmp_path):
+    lines = [f'"{x}",{";".join(own)}' for x, own in zip(X, SETS, strict=True)]
+    (tmp_path / "train.csv").write_text("text,labels\n" + "\n".join(lines) + "\n")
+    words = ("--answers", "multilabel", "--separator", ";", "--method", "zero-shot", "--model", folders["multilabel"])
+    code, out, err = run("tune", "train.csv", "--test", "train.csv", *words, "--out", "a", "--json")
+    assert code == 0, err
+    assert list(json.loads(out)["label_words"]) == ["dull", "joy"]
