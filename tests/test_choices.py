@@ -356,9 +356,12 @@ def test_rows_are_read(name):
 
 
 BAD = {
-    "no options": ({"answer": 0}, "no column 'choices' with the options; the columns are 'answer'"),
+    "no options": (
+        {"answer": 0},
+        "no column 'choices' with the options; give each row a list of them",
+    ),
     "none": ({"choices": None, "answer": 0}, "'choices' is None, and no list of options; give a list"),
-    "a string": ({"choices": "a, b", "answer": 0}, "no list of options; give a list, or the separator"),
+    "a string": ({"choices": "a, b", "answer": 0}, "no list of options; give a list, or say what separates"),
     "broken JSON": ({"choices": '["a"', "answer": 0}, "'choices' is no list of JSON; fix it"),
     "empty list": ({"choices": [], "answer": 0}, "no option in 'choices'; give at least two"),
     "one option": ({"choices": ["a"], "answer": 0}, "only one option in 'choices'; give at least two"),
@@ -373,7 +376,7 @@ BAD = {
     "another text": ({"choices": ["a", "b"], "answer": "c"}, "answer 'c' in 'answer' is none of its 2 options"),
     "a truth value": ({"choices": ["a", "b"], "answer": True}, "answer True in 'answer' is none of its 2 options"),
     "no answer": ({"choices": ["a", "b"], "answer": ""}, "no answer in 'answer'; give the place .* or its text"),
-    "no column": ({"choices": ["a", "b"]}, "no column 'answer'"),
+    "no column": ({"choices": ["a", "b"]}, "no answer in 'answer'; give the place .* or its text"),
 }
 
 

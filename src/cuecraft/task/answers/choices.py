@@ -9,10 +9,10 @@ from typing import Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 
-from cuecraft.core.errors import DataError, LabelWordError
+from cuecraft.core.errors import DataError, LabelWordError, named
 from cuecraft.data import Record
 from cuecraft.data.labels import is_missing, python_value
-from cuecraft.data.records import check_nul, column_value
+from cuecraft.data.records import check_nul
 from cuecraft.task.answers.base import AnswerColumns, AnswerOptions, AnswerSpace, Decision, Gold, Values, softmax
 from cuecraft.task.answers.words import Words
 from cuecraft.task.example import Example
@@ -56,6 +56,7 @@ class Choices(AnswerSpace):
 
     kind: ClassVar[str] = "choices"
     primary: ClassVar[str] = "accuracy"
+    measures: ClassVar[tuple[str, ...]] = ("mean_reciprocal_rank",)
     calibrations: ClassVar[tuple[str, ...]] = ("none", "fitted")
     options_kind: ClassVar[type[AnswerOptions]] = ChoiceOptions
     columns: ClassVar[tuple[str, ...]] = ("answer", "label")
@@ -74,7 +75,7 @@ class Choices(AnswerSpace):
         """Return the answer of a row as it has it, a place or a text, and its options; raises as `AnswerSpace.read`."""
         options = cls.read_options(where, row, columns)
         column = columns.label_in(row, cls.columns)
-        answer = python_value(column_value(where, row, column))
+        answer = python_value(row.get(column))
         hint = "give the place of the right option, counted from 0, or its text"
         if is_missing(answer) or (isinstance(answer, str) and not answer.strip()):
             raise DataError(f"{where}: no answer in {column!r}; {hint}")
@@ -95,7 +96,8 @@ class Choices(AnswerSpace):
         column = columns.options
         if column not in row:
             raise DataError(
-                f"{where}: no column {column!r} with the options; the columns are {', '.join(map(repr, row)) or 'none'}"
+                f"{where}: no column {column!r} with the options; give each row a list of them there, or name another "
+                f"column ({named('data.options_column')})"
             )
         options = _options(where, column, python_value(row[column]), columns.separator)
         _check_options(where, column, options)
@@ -218,7 +220,8 @@ def _options(where: str, column: str, value: Any, separator: str | None) -> tupl
         value = value.tolist()
     if is_missing(value) or not isinstance(value, list | tuple):
         raise DataError(
-            f"{where}: {column!r} is {_short(value)}, and no list of options; give a list, or the separator of options"
+            f"{where}: {column!r} is {_short(value)}, and no list of options; give a list, or say what separates them "
+            f"({named('data.separator')})"
         )
     found = []
     for number, option in enumerate(map(python_value, value), start=1):
