@@ -215,6 +215,17 @@ def test_a_beam_finds_likely_words(causal):
     assert decision.confidence == pytest.approx(max(expected.values()), abs=1e-6)
 
 
+def test_no_word_at_all_is_no_answer(causal):
+    """Where all beginnings of a text lead to pieces of words, there is nothing to name."""
+    words = causal.vocabulary(causal.context([Example({"text": "fine"})], Task(Template(LM), Cloze())).renderer).words
+    assert words.named([]) == []
+    assert words.named([(5,), causal.tokenizer(" joy")["input_ids"]]) == ["", "joy"]
+    assert words.named([(5,)]) == [""]
+    nothing = Cloze().decided({})
+    assert (nothing.value, nothing.confidence) == ("", 0.0)
+    assert Cloze().measure([nothing], [("joy",)])["mean_reciprocal_rank"] == 0
+
+
 def test_one_token_for_each_answer_is_the_best_word_at_the_slot(causal):
     decisions, context, cue = decided(causal, Cloze(tokens=1, top=3), LM, rows())
     names = causal.tokenizer.batch_decode([[n] for n in range(len(causal.tokenizer))])

@@ -37,5 +37,4 @@ def _spelled(renderer: Renderer, answers: Sequence[str]) -> dict[tuple[int, ...]
 
     A tokenizer that knows no capitals writes ``Persian`` and ``persian`` alike, so they are one answer.
     """
-    ids = renderer.answer_ids(answers) if answers else []
-    return dict(zip(reversed(ids), reversed(answers), strict=True))
+    return dict(zip(reversed(renderer.answer_ids(answers)), reversed(answers), strict=True))

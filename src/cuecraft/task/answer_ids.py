@@ -35,6 +35,8 @@ class AnswerIds:
 
     def of(self, words: Sequence[str]) -> list[Ids]:
         """Return the ids of each word as it is written in the answer slot."""
+        if not words:
+            return []
         texts = [self._prefix + word for word in words]
         return [tuple(ids) for ids in self._tokenizer(texts, add_special_tokens=False)["input_ids"]]
 

@@ -26,7 +26,7 @@ def answer_tokens(
         DataError: a text has no right answer that this model can give.
     """
     distinct = list(dict.fromkeys(answer for own in answers for answer in own))
-    written = dict(zip(distinct, renderer.answer_ids(distinct), strict=True)) if distinct else {}
+    written = dict(zip(distinct, renderer.answer_ids(distinct), strict=True))
     unknown = getattr(renderer.tokenizer, "unk_token_id", None)
     found = []
     for number, own in enumerate(answers):

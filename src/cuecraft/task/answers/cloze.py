@@ -203,7 +203,9 @@ class Cloze(AnswerSpace):
         return found
 
     def decided(self, shares: Mapping[str, float]) -> Decision:
-        """Return the likeliest of some answers, whose probabilities are given."""
+        """Return the likeliest of some answers, whose probabilities are given; an empty one where none was found."""
+        if not shares:
+            return Decision("", 0.0, {})
         best = max(shares, key=lambda name: shares[name])
         return Decision(best, shares[best], shares)
 
