@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
-from conftest import LM_TEMPLATE, WORDS, examples
+from conftest import DATA, LM_TEMPLATE, WORDS, examples
 from cuecraft.artifact import DeepCue, HardPrompt, PrefixPrompt, SoftPrompt, load_artifact
 from cuecraft.artifact.predictor import Predictor
 from cuecraft.backbone import Budget, ClassHead
@@ -27,7 +27,7 @@ from cuecraft.core.errors import (
     MethodError,
     TemplateError,
 )
-from cuecraft.data import Record
+from cuecraft.data import Record, read_records
 from cuecraft.methods.fit import make_artifact
 from cuecraft.methods.objectives import Golds, objective_of
 from cuecraft.methods.prepare import make_problem
@@ -41,6 +41,8 @@ from cuecraft.task.answers.tokens import TokenLabels, TokenOptions, best_tags
 from cuecraft.task.token_text import text_ids, text_places
 
 SPACE = TokenLabels(("film", "mood"))
+SLOTS = DATA / "answers" / "nluplusplus" / "banking"
+IN_ROWS = TokenLabels.in_rows(AnswerColumns("spans"))
 #: Texts of the tiny tokenizers' words, and spans (label, first word, last word).
 LABELLED = [
     ("a joy from start to finish", [("mood", 1, 1)]),
@@ -571,7 +573,6 @@ def test_a_head_is_the_logistic_regression_of_the_words(sequence):
         rows += [*own[: len(gold.tags)].numpy()]
         tags += gold.tags
         weights += [1 / len(gold.tags)] * len(gold.tags)
-    weights = np.array(weights) / np.mean(weights)
     model = LogisticRegression(C=0.5, max_iter=1000).fit(np.array(rows, np.float64), tags, sample_weight=weights)
     known = sorted(set(tags))
     assert 4 not in known  # no mood goes on over two words
@@ -787,3 +788,17 @@ def test_the_labels_are_those_of_the_training_rows_or_given():
         TokenLabels.of(rows, TokenOptions(), {"film": "film"})
     with pytest.warns(CuecraftWarning, match="1 of 14 spans begin or end within a word"):
         TokenLabels.of([*rows, Record({"text": "films"}, (("film", 0, 4),))], TokenOptions(), None)
+
+
+@pytest.mark.skipif(not SLOTS.is_dir(), reason=f"benchmark data is not at {SLOTS}; set CUECRAFT_DATA")
+def test_spans_of_a_real_task_come_back_from_the_words_that_have_tokens(word_tokenizer):
+    rows = [row for split in ("train", "dev") for row in read_records(SLOTS / f"{split}.jsonl", ("text",), IN_ROWS)]
+    space = TokenLabels.of(rows, TokenOptions(), None)
+    assert len(space.labels) == 13
+    for row in rows:
+        gold = space.gold(row)
+        assert tuple(own for _, _, own in space.spans(gold.tags, gold.words)) == gold.spans
+        # "40\u20ac" is two words and one unknown token.
+        tokens = first_tokens(gold.words, text_places(word_tokenizer, row.fields["text"]))
+        tags = [UNREAD if own == UNREAD else tag for tag, own in zip(gold.tags, tokens, strict=True)]
+        assert tuple(own for _, _, own in space.spans(tags, gold.words)) == gold.spans

@@ -138,8 +138,7 @@ class TokenObjective(Objective):
         return torch.from_numpy(found).to(read.device)
 
     def _shares(self, read: Tensor, weights: Tensor | None) -> Tensor:
-        """Return the weight `[N]` of each word that was read, 1 on average; a text's weigh together as much as it."""
+        """Return the weight `[N]` of each word that was read; those of a text add up to the text's own."""
         each = 1 / read.sum(-1).clamp(min=1)
         each = each if weights is None else each * weights.to(each)
-        shares = each[:, None].expand(read.shape)[read]
-        return shares / shares.mean()
+        return each[:, None].expand(read.shape)[read]
