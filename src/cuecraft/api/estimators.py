@@ -26,7 +26,8 @@ from cuecraft.data.texts import Labels, Texts, as_labels, as_records, example_we
 from cuecraft.methods.fit import make_artifact
 from cuecraft.methods.prepare import heeding, label_free_problem, label_free_task
 from cuecraft.methods.search.label_free import LabelFreeSearch, class_shares
-from cuecraft.task.answers import asked_answers
+from cuecraft.task.answers import AnswerColumns, asked_answers
+from cuecraft.task.answers.asked import Asked
 from cuecraft.task.answers.ordinal import Ordinal, number_of
 
 
@@ -89,6 +90,9 @@ class PromptClassifier(PromptEstimator, ClassifierMixin, BaseEstimator):  # type
         check_arguments(self.get_params(deep=False))
         if self._searches_words:
             raise MethodError("label words are searched with labels; without any, give label_words={class: word}")
+        kind = Asked.of(self.answers, AnswerColumns(), list).kind
+        if kind != "labels":
+            raise MethodError(f"without labels there are classes alone to choose among, not answers of kind {kind}")
         words_given = self.label_words if isinstance(self.label_words, Mapping) else ()
         given = list(words_given) if classes is None else as_labels(classes, "classes")
         names = [label_name(f"class {number}", name) for number, name in enumerate(given, start=1)]

@@ -96,6 +96,10 @@ def _is_number(value: Any) -> bool:
 #: What an estimator's argument has to be, and what to give in place of something else.
 _ARGUMENTS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "method": (lambda value: isinstance(value, str), "a method's name"),
+    "answers": (
+        lambda value: value is None or isinstance(value, str | Mapping) or hasattr(value, "kind"),
+        "a kind such as 'multilabel', {'kind': 'multilabel', ...}, an answer space, or None",
+    ),
     "template": (lambda value: value is None or isinstance(value, str), "a string such as '{text}{mask}', or None"),
     "chat": (
         lambda value: value is None or isinstance(value, bool | Mapping),

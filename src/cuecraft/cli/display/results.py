@@ -92,7 +92,7 @@ def _print_metrics(document: Mapping[str, Any]) -> None:
     table.add_row("artifact", Text(str(document["artifact"])))
     page.print(table)
     if document["verdict"]:
-        _print_tried(document["leaderboard"])
+        _print_tried(document["leaderboard"], document["primary"])
         _print_verdict(document["verdict"])
     if "cues" in document:
         _print_cues(document)
@@ -137,10 +137,10 @@ def _print_seeds(document: Mapping[str, Any]) -> None:
     page.print(f'try it: cuecraft predict {document["folder"]} "some text"', markup=False)
 
 
-def _print_tried(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print all that `auto` tried, the best first."""
+def _print_tried(rows: Sequence[Mapping[str, Any]], primary: str) -> None:
+    """Print all that `auto` tried, the best first, with the score of that name."""
     table = Table(title="tried on held-out folds", title_justify="left")
-    for name in ("what", "loss", "accuracy", "sd", "folds", "rows", "seconds"):
+    for name in ("what", "loss", primary.replace("_", " "), "sd", "folds", "rows", "seconds"):
         table.add_column(name, justify="left" if name == "what" else "right", no_wrap=name != "what")
     for row in rows:
         sd = "-" if row["sd"] is None else f"{row['sd']:.3f}"

@@ -10,7 +10,7 @@ from cuecraft.data.labels import is_missing, python_value
 from cuecraft.task.answers.base import AnswerColumns
 
 #: Columns that show the kind of answers, in addition to those that are named.
-SHOWING = ("label", "labels", "answer", "spans")
+SHOWING = ("label", "labels", "answer", "spans", "tags", "ner_tags", "tokens", "words")
 #: Rows that are looked at.
 LOOKED_AT = 1000
 _CLASSES = 10  # distinct strings under `answer` up to which they may be classes
