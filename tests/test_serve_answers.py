@@ -11,7 +11,7 @@ from cuecraft.core.errors import GuardError, MethodError
 from cuecraft.methods.fit import make_artifact
 from cuecraft.methods.prepare import make_problem
 from cuecraft.methods.registry import make_method
-from cuecraft.serving import Shelf
+from cuecraft.serving import Engine, EngineOptions, Shelf
 from cuecraft.serving.guarding import GuardSettings, Screener
 from cuecraft.task import Task, Template
 from cuecraft.task.answers import ANSWERS
@@ -109,6 +109,16 @@ def test_kinds_share_a_batch(server, artifacts):
     text = asked(artifacts["choices"][1][0])
     both = server.ask("POST", "/v1/classify", {"inputs": text, "prompts": ["labels", "choices"]}).json()
     assert list(both["results"][0]["answers"][1]["options"]) == list(text["choices"])
+
+
+def test_the_same_text_with_other_options_is_another_question(server):
+    """Answers that are kept are not taken for those of other options; lists are taken as tuples are."""
+    engine = Engine(server.engine.shelf, EngineOptions(cache_answers=8))
+    texts = [{"text": "a", "choices": own} for own in (["good", "bad"], ("good", "dull"), ["good", "bad"])]
+    for _ in range(2):
+        found = [tuple(answer.decision.options) for answer in engine.ask(texts, ["choices"])]
+        assert found == [("good", "bad"), ("good", "dull"), ("good", "bad")]
+    engine.close()
 
 
 def test_prompts_say_how_they_answer(servers, artifacts):

@@ -113,10 +113,10 @@ class Engine:
         check_asked(texts, prompts)
         served = [self.shelf.get(name) for name in prompts]
         now = time.monotonic()
+        pairs = [(prompt, prompt.example(text)) for text in texts for prompt in served]
         wanted = [
-            Job((prompt.version, prompt.name, *sorted(text.items())), prompt, prompt.example(text), now)
-            for text in texts
-            for prompt in served
+            Job((own.version, own.name, example.options, *sorted(example.fields.items())), own, example, now)
+            for own, example in pairs
         ]
         ticket = Ticket(len(wanted), None if timeout is None else now + timeout, now)
         with self._changed:
