@@ -9,8 +9,14 @@ from cuecraft.api.estimators import PromptClassifier
 from cuecraft.core.errors import DataError, ExportError, MethodError
 from cuecraft.data.texts import as_records
 from cuecraft.export.folder import GraphRequest, export_graph
-from cuecraft.task.answers.tokens import TokenLabels
-from test_tokens import LABELLED, SPACE, spans_of
+from cuecraft.methods.prepare import make_task
+from cuecraft.methods.registry import make_method
+from cuecraft.study.compare.comparison import Folder, _Run
+from cuecraft.study.compare.config import Contender, Split, Splits
+from cuecraft.study.compare.report import render_report
+from cuecraft.study.compare.schema import Comparison
+from cuecraft.task.answers.tokens import TokenLabels, TokenOptions
+from test_tokens import LABELLED, SPACE, rows_of, spans_of
 
 X = [text for text, _ in LABELLED]
 SPANS = [
@@ -157,3 +163,20 @@ def test_confidences_are_probabilities(sequence):
     decisions = found.decide(X)
     assert all(0 <= own.confidence <= 1 for own in decisions)
     assert np.all([0 <= value <= 1 for own in decisions for value in own.options.values()])
+
+
+def test_methods_are_compared_by_their_scores_of_spans(sequence, tmp_path):
+    rows = rows_of()
+    task = make_task(sequence, rows, answers=TokenOptions())
+    named = [Contender(name, make_method(name, own)) for name, own in (("linear-probe", {}), ("deep-cue", QUICK))]
+    place = Folder(tmp_path / "compared")
+    run = _Run(place, sequence, task, Splits({1: Split(rows, rows)}, rows, ()), named, lambda name: lambda event: None)
+    with place.locked():
+        run.run_cells()
+        document = run.document("films")
+    assert Comparison.model_validate_json(document.model_dump_json()) == document
+    assert (document.task.answers, document.task.primary) == ("tokens", "text_f1")
+    for row in document.rows:
+        assert list(row.measures) == ["text_f1", "entity_f1", "entity_precision", "entity_recall", "macro_f1"]
+        assert row.accuracy.mean == pytest.approx(row.measures["text_f1"].mean)
+    assert "entity F1" in render_report(document)

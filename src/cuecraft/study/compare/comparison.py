@@ -164,7 +164,8 @@ def run_comparison(
         folder = Folder(config.folder)
         splits = read_splits(config)
         started("loading the model")
-        backbone = load_backbone(config.model, config.head, config.device, config.local_files_only, config.dtype)
+        head = splits.asked.head(config.head)
+        backbone = load_backbone(config.model, head, config.device, config.local_files_only, config.dtype)
         asked = with_references(named, backbone.head_kind)
         task = make_task(
             backbone,
