@@ -209,3 +209,20 @@ def test_mistakes_are_told_in_one_line(run, data, causal_folder, flags, says):
     code, out, err = run("advise", data, "--model", causal_folder, *flags)
     assert (code, out) == (2, "")
     assert says in err
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        ({"labels": ["a", "b"]}, "multilabel"),
+        ({"label": 1.5}, "ordinal"),
+        ({"choices": ["a", "b"], "answer": 0}, "choices"),
+    ],
+)
+def test_answers_that_are_no_labels_are_refused_in_one_line(answer, kind, run, tmp_path):
+    path = write(tmp_path / "others.jsonl", [{"text": text, **answer} for text, _ in TEXTS])
+    code, out, err = run("advise", path, "--model", "none")
+    assert (code, out) == (2, "")
+    said = " ".join(err.split())
+    assert "advise measures one label for each text" in said
+    assert f"which is of kind {kind}; use compare, or tune with the method auto" in said

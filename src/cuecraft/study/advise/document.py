@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from cuecraft.backbone import AnyBackbone, load_backbone
-from cuecraft.core.errors import DataError, EndpointError, LabelWordError, named
+from cuecraft.core.errors import DataError, EndpointError, LabelWordError, MethodError, named
 from cuecraft.core.events import Event
 from cuecraft.data import Record, read_partly_labelled
+from cuecraft.data.files import Format, kind_of
 from cuecraft.methods.prepare import label_free_task
 from cuecraft.study.advise.endpoint import Endpoint, Reference, ask_all, key_from
 from cuecraft.study.advise.forms import measure_forms
@@ -40,6 +41,8 @@ from cuecraft.study.advise.rules import (
 )
 from cuecraft.study.advise.survey import Lengths, Survey, measure_lengths, survey
 from cuecraft.task import Task
+from cuecraft.task.answers import AnswerColumns
+from cuecraft.task.answers.asked import Asked
 
 _SHOWN = 5  # contradictions that are listed
 _SCARCE = 4  # labels of a class that has few compared with others
@@ -208,6 +211,18 @@ def facts_of(
     )
 
 
+def _check_is_labels(request: AdviseRequest) -> None:
+    """Raise MethodError where the rows have answers of another kind than labels."""
+    if kind_of(Path(request.data))[0] is Format.TEXT:
+        return
+    asked = Asked.in_file(request.data, None, AnswerColumns(request.label_column), request.reading)
+    if asked.kind != "labels":
+        raise MethodError(
+            f"{request.data}: advise measures one label for each text, and {asked.inferred}, which is of kind "
+            f"{asked.kind}; use compare, or tune with the method auto"
+        )
+
+
 def run_advise(request: AdviseRequest, started: Callable[[str], Callable[[Event], None]]) -> dict[str, Any]:
     """Look at data, measure for about the time limit, and return the document of `cuecraft advise --json`.
 
@@ -217,6 +232,7 @@ def run_advise(request: AdviseRequest, started: Callable[[str], Callable[[Event]
     endpoint = _endpoint(request)
     if request.labelled_out is not None:
         _check_target(request.labelled_out)
+    _check_is_labels(request)
     records = read_partly_labelled(request.data, request.text_columns, request.label_column or "label", request.reading)
     if request.label_column is not None and all(record.label is None for record in records):
         raise DataError(f"{request.data}: no row has a label in column {request.label_column!r}; check its name")
