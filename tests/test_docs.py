@@ -151,13 +151,25 @@ def request_of(words, monkeypatch):
     return found.value.args
 
 
+def answer_of(kind, column, number):
+    """Return the answer of a row of a kind of answers, by its columns; None stands for labels."""
+    return {
+        "multilabel": {column: ["a"] if number % 2 else []},
+        "tokens": {column: [{"label": "a", "start": 0, "end": 4}] if number % 2 else []},
+        "cloze": {"answer": f"word{number % 2}"},
+        "choices": {"choices": ["a", "b"], "answer": number % 2},
+    }.get(kind, {column: number % 2})
+
+
 def splits_of(words, monkeypatch, folder):
     """Return train, dev and test rows of a line of `tune`, where each of its files has 100 rows of two classes."""
     (folder / "corpus.jsonl").write_text('{"text": "a joy"}\n')  # which a page names
     monkeypatch.chdir(folder)
     spec, files = request_of(words, monkeypatch)
+    answers = spec.task.answers
+    kind = answers if isinstance(answers, str) else getattr(answers, "kind", None)
     rows = [
-        dict.fromkeys(spec.data.text_columns, f"text {n}") | {spec.data.label_column or "label": n % 2}
+        dict.fromkeys(spec.data.text_columns, f"text {n}") | answer_of(kind, spec.data.label_column or "label", n)
         for n in range(200)
     ]
     data = folder / "rows.jsonl"

@@ -365,7 +365,7 @@ def test_commands_of_recipes(run, tmp_path):
     assert "mine.yaml: exists; name another file, or remove it" in err
     code, _, err = run("recipe", "show", "nothing")
     assert code == 2
-    assert "nothing: no file, and no shipped recipe; there are bert-base-hub, demo" in err
+    assert "nothing: no file, and no shipped recipe; there are bert-base-hub, choices-copa, demo" in err
     code, out, _ = run("recipe", "schema")
     assert json.loads(out) == json_schema()
 

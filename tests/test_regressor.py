@@ -23,8 +23,8 @@ def regressor(model, **options):
     return PromptRegressor(model, "zero-shot", answers=WORDS, **options)
 
 
-def test_numbers_are_predicted_scored_saved_and_loaded(causal, causal_folder, tmp_path):
-    found = regressor(causal).fit(ONLY, np.array(STARS)[:, None], dev=(ONLY, list(STARS)))
+def test_numbers_are_predicted_scored_saved_and_loaded(causal_folder, tmp_path):
+    found = regressor(str(causal_folder)).fit(ONLY, np.array(STARS)[:, None], dev=(ONLY, list(STARS)))
     numbers = found.predict(ONLY)
     assert numbers.dtype == np.float64
     assert ((numbers >= 1) & (numbers <= 5)).all()

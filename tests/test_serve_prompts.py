@@ -123,7 +123,7 @@ def test_a_bad_upload_changes_nothing(serve, saved, admin, tmp_path):
         "prompt.safetensors": zipped(saved, **{"prompt.safetensors": pickled}),
         "damaged": bytes(damaged),
         "or a damaged one": bytes(broken),
-        "larger than this server takes": bomb.getvalue(),
+        "larger, unpacked, than": bomb.getvalue(),
         "which no artifact has": zipped(saved, evil=b""),
         "the path '../": zipped(saved, "../"),
         "the path '/etc/": zipped(saved, "/etc/"),

@@ -113,6 +113,8 @@ class AnswerWords:
 
     def named(self, answers: Sequence[Sequence[int]]) -> list[str]:
         """Return the word that each answer's tokens are; an empty text where they are none or are written otherwise."""
+        if not answers:
+            return []  # a tokenizer takes no empty batch
         texts = [text.removeprefix(self._lead) if self._is_answer(text) else "" for text in self._after(answers)]
         ids = iter(self.written([text for text in texts if text]))
         return [text if text and next(ids) == tuple(own) else "" for text, own in zip(texts, answers, strict=True)]

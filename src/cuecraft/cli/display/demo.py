@@ -45,16 +45,15 @@ def demo_document(result: DemoResult, folder: str, seconds: float) -> dict[str, 
         "test_size": result.test_size,
         "artifact": folder,
         "seconds": round(seconds, 1),
-        "predictions": [
-            {
-                "text": text,
-                "true_label": label,
-                "label": max(found, key=lambda name: found[name]),
-                "probabilities": found,
-            }
-            for text, label, found in result.shown
-        ],
+        "predictions": [_prediction(*shown) for shown in result.shown],
     }
+
+
+def _prediction(text: str, truth: str, found: Mapping[str, float]) -> dict[str, Any]:
+    """Return a text, its true class and the class probabilities as `predict --json` has them."""
+    best = max(found, key=lambda name: found[name])
+    answered = {"label": best, "probabilities": found, "value": best, "confidence": found[best], "options": found}
+    return {"text": text, "true_label": truth, **answered}
 
 
 def print_demo(document: Mapping[str, Any], task_line: str) -> None:

@@ -127,7 +127,11 @@ class Ordinal(AnswerSpace):
             inner = {number: word for number, word in quantiles.items() if min(known) < number < max(known)}
             quantiles = inner | {asked.range[0]: _QUANTILES[0.0], asked.range[1]: _QUANTILES[1.0]}
         numbers = tuple(sorted(quantiles))
-        given = None if label_words is None else words_of(tuple(f"{number:g}" for number in numbers), label_words)
+        given = (
+            None
+            if label_words is None or callable(label_words)
+            else words_of(tuple(f"{number:g}" for number in numbers), label_words)
+        )
         return cls(numbers, given or tuple((quantiles[number],) for number in numbers), asked.coverage)
 
     @property
