@@ -19,7 +19,7 @@ from cuecraft.methods.problem import CalibrationKind, Method
 from cuecraft.study.compare import comparison, config
 from cuecraft.study.compare.config import CompareConfig, contenders, load_config, read_splits
 from cuecraft.study.compare.schema import Cell, Comparison
-from cuecraft.study.compare.trial import repeat_trial, run_trial
+from cuecraft.study.compare.trial import answer_speed, repeat_trial, run_trial
 
 ROWS = [{"text": text, "label": LABELS[label]} for text, label in TEXTS]
 QUICK = [
@@ -80,7 +80,7 @@ def counted(monkeypatch):
 
     What they hold is made once, and once for each number of test texts: it is not what these tests are about.
     """
-    seen, trials, repeats = Counter(), {}, {}
+    seen, trials, repeats, speeds = Counter(), {}, {}, []
 
     def counting(name, method, problem, test):
         seen[name, problem.seed] += 1
@@ -94,8 +94,13 @@ def counted(monkeypatch):
             repeats[id(trial)] = repeat_trial(trial, *rest)
         return repeats[id(trial)]
 
+    def answering(answer, rows):
+        speeds.extend([] if speeds else [answer_speed(answer, rows)])
+        return speeds[0]
+
     monkeypatch.setattr(comparison, "run_trial", counting)
     monkeypatch.setattr(comparison, "repeat_trial", repeating)
+    monkeypatch.setattr(comparison, "answer_speed", answering)
     return seen
 
 
