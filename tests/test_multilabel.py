@@ -298,3 +298,17 @@ def test_a_class_of_dev_alone_is_known(sequence):
     assert found.classes_.tolist() == ["bad", "long", "new"]
     with pytest.raises(DataError, match="row 1: label 'other' is not one of the task's 3 classes"):
         found.score(texts, [("other",), *SETS[1:]])
+
+
+@pytest.mark.parametrize("backbone", ["causal", "sequence"])
+def test_auto_spares_the_label_words_of_many_labels(backbone, request, monkeypatch):
+    """A language model answers by vectors; names of labels are texts of these labels alone."""
+    monkeypatch.setattr("cuecraft.methods.auto.many.MOST_FEW", 1)
+    records = [Record({"text": text}, own) for (text, _), own in zip(TEXTS * 2, SETS * 2, strict=True)]
+    model = request.getfixturevalue(backbone)
+    problem = make_problem(model, make_task(model, records, answers=MultilabelOptions()), records[:8], records[8:])
+    outcome = make_method("auto", {"preset": "fast", "chat": "keep"}).fit(problem)
+    names = " ".join(row.name for row in outcome.tried)
+    assert ("vectors of names" in names) is model.has_words
+    assert "class head" in names
+    assert outcome.answers is None or len(outcome.answers.thresholds) == 2

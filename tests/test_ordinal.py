@@ -226,3 +226,9 @@ def test_methods_learn_numbers(method, backbone, request):
     assert artifact.task.answers.undecided == problem.task.answers
     name = next(iter(name for name in artifact.manifest.metrics if name.endswith("neg_mean_absolute_error")))
     assert -4 <= artifact.manifest.metrics[name] <= 0
+
+
+def test_numbers_that_differ_in_late_digits_stay_apart():
+    found = Ordinal.of(records([1234567.0, 1234568.0, 0.1]), OrdinalOptions(), None)
+    assert list(found.options) == ["0.1", "1234567", "1234568"]
+    assert found.classes == ("0.1", "1234567", "1234568")

@@ -26,6 +26,7 @@ from cuecraft.methods.search.space import filled_ids
 from cuecraft.methods.train.deep import OffsetTraining
 from cuecraft.methods.train.verbalizer import at_names
 from cuecraft.task import Example
+from cuecraft.task.answers.multilabel import Multilabel
 from cuecraft.task.answers.words import default_word
 
 MOST_FEW = 24  # classes up to which there are few
@@ -41,7 +42,9 @@ _FEWEST_EPOCHS, _MOST_EPOCHS = 2, 6
 def has_many(problem: Problem) -> bool:
     """Return whether a problem has so many classes, or so long names of them, that less of each kind is tried."""
     task = problem.task
-    return task.has_labels and (task.norm is not None or task.answers.size > MOST_FEW)
+    # Sets of a model that has only features go the usual way, which trains a prefix contrastively for longer.
+    is_meant = task.has_labels or (isinstance(task.answers, Multilabel) and problem.backbone.has_words)
+    return is_meant and (task.norm is not None or task.answers.size > MOST_FEW)
 
 
 @dataclass(frozen=True)
@@ -119,12 +122,14 @@ def lesson(problem: Problem, pool: Labelled, folds: Sequence[Fold]) -> Lesson:
 
 
 def _named_examples(problem: Problem) -> Labelled | None:
-    """Return each class's name as a text of that class; None where that cannot be."""
+    """Return each class's name as a text of that class, or of the set of it alone; None where that cannot be."""
     task = problem.task
     fields = task.template.field_names
     if len(fields) != 1:
         return None
-    texts = [Example({fields[0]: default_word(label)}, n) for n, label in enumerate(task.verbalizer.labels)]
+    golds = [n if task.has_labels else (n,) for n in range(task.answers.size)]
+    names = map(default_word, task.answers.options)
+    texts = [Example({fields[0]: name}, gold) for name, gold in zip(names, golds, strict=True)]
     try:
         return label_context(problem.backbone, task, texts)
     except CuecraftError:  # such as a name without tokens

@@ -120,24 +120,22 @@ class Ordinal(AnswerSpace):
             )
         distinct = sorted({*known, *(asked.range or ())})
         if len(distinct) <= _MOST:
-            names = tuple(f"{number:g}" for number in distinct)
+            names = tuple(f"{number:.12g}" for number in distinct)
             return cls(tuple(distinct), words_of(names, label_words), asked.coverage)
         quantiles = {float(np.quantile(known, share)): word for share, word in reversed(_QUANTILES.items())}
         if asked.range is not None:  # the ends are those of the range
             inner = {number: word for number, word in quantiles.items() if min(known) < number < max(known)}
             quantiles = inner | {asked.range[0]: _QUANTILES[0.0], asked.range[1]: _QUANTILES[1.0]}
         numbers = tuple(sorted(quantiles))
-        given = (
-            None
-            if label_words is None or callable(label_words)
-            else words_of(tuple(f"{number:g}" for number in numbers), label_words)
-        )
+        names = tuple(f"{number:.12g}" for number in numbers)
+        chosen = label_words(names) if callable(label_words) else label_words
+        given = None if chosen is None else words_of(names, chosen)
         return cls(numbers, given or tuple((quantiles[number],) for number in numbers), asked.coverage)
 
     @property
     def options(self) -> Mapping[str, tuple[str, ...]]:
         """The label words of each number, by the number."""
-        return {f"{number:g}": own for number, own in zip(self.numbers, self.words, strict=True)}
+        return {f"{number:.12g}": own for number, own in zip(self.numbers, self.words, strict=True)}
 
     @property
     def undecided(self) -> Self:
@@ -246,7 +244,7 @@ class Ordinal(AnswerSpace):
 
     @property
     def _shown(self) -> str:
-        return ", ".join(f"{number:g}" for number in self.numbers)
+        return ", ".join(f"{number:.12g}" for number in self.numbers)
 
     def _kappa(self, found: Values, truth: Values) -> float:
         from sklearn.metrics import cohen_kappa_score
