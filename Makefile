@@ -66,6 +66,12 @@ bench-models: $(READY) $(SETFIT)/.ready  ## SetFit next to encoders; chat; examp
 	$(BIN)/python benchmarks/models.py
 	HF_HUB_OFFLINE=1 $(SETFIT)/bin/python benchmarks/models.py --parts encoders --methods setfit
 
+bench-answers: $(READY) $(SETFIT)/.ready  ## choices, sets, numbers, facts, spans, 77 intents next to their baselines; cells are kept between starts
+	$(BIN)/python benchmarks/answers_facts.py
+	$(BIN)/python benchmarks/answers_slots.py
+	HF_HUB_OFFLINE=1 $(SETFIT)/bin/python benchmarks/answers.py --methods setfit
+	$(BIN)/python benchmarks/answers.py
+
 bench-curves: $(READY)  ## accuracy against seconds of trainings, auto and SetFit; runs are kept between starts
 	$(BIN)/python benchmarks/curves.py
 

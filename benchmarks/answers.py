@@ -366,10 +366,8 @@ def main() -> None:
             continue
         kept(cell.path, asked.busy, cell.run)
     cells = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(CELLS.glob("*.json"))]
-    rows = [
-        {name: cell.get(name) for name in ("part", "task", "seed", "model", "name", "metrics", "seconds")}
-        for cell in cells
-    ]
+    kept_names = ("part", "task", "seed", "model", "name", "metrics", "seconds")
+    rows = [{name: cell[name] for name in kept_names} | {"busy": cell["beside_other_work"]} for cell in cells]
     write_result("answers.json", {"cells": rows, "machine": machine()})
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import table_rows as rows
+from answer_rows import answer_tables
 from model_rows import model_tables
 
 ROOT = Path(__file__).parents[1]
@@ -35,7 +36,7 @@ SINGLE: dict[str, Callable[[], list[str]]] = {
     "logs": rows.log_rows,
     "label-flip": rows.flip_rows,
 }
-SEVERAL = (rows.capacity_tables, rows.bulk_tables, rows.export_tables, rows.guard_tables, model_tables)
+SEVERAL = (rows.capacity_tables, rows.bulk_tables, rows.export_tables, rows.guard_tables, model_tables, answer_tables)
 
 #: A marked table of a page: the mark, the head, the line under it, and the rows.
 _TABLE = re.compile(r"(<!-- table: ([\w-]+) -->\n\|[^\n]*\n\| -[^\n]*\n)((?:\|[^\n]*\n)*)")
