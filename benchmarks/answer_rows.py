@@ -21,14 +21,12 @@ _SCORES = {
 
 
 def answer_tables() -> dict[str, list[str]]:
-    """Return the rows of each part that was measured."""
+    """Return the rows of each part; none of what was not measured."""
     cells = read_result("answers.json").get("cells", [])
     parts = {name: [cell for cell in cells if cell["part"] == name] for name in ("pairs", "banking", *_SCORES)}
-    found = {f"answers-{name}": _rows(own, _SCORES[name]) for name, own in parts.items() if own and name in _SCORES}
-    if parts["pairs"]:
-        found["answers-pairs"] = [_pairs(name, own) for name, own in _by_name(parts["pairs"])]
-    if parts["banking"]:
-        found["answers-banking"] = [_banking(name, own) for name, own in _by_name(parts["banking"])]
+    found = {f"answers-{name}": _rows(parts[name], scores) for name, scores in _SCORES.items()}
+    found["answers-pairs"] = [_pairs(name, own) for name, own in _by_name(parts["pairs"])]
+    found["answers-banking"] = [_banking(name, own) for name, own in _by_name(parts["banking"])]
     return found
 
 
