@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import cached_property, reduce
 from typing import NamedTuple
 
 import torch
@@ -137,7 +137,7 @@ class HeldOut:
         values = golds.objective.normalised(torch.cat(same_width(parts))).cpu()
         return cls(values, replace(golds, device=values.device), tuple(len(fold.held_out) for fold in folds))
 
-    @property
+    @cached_property
     def scores(self) -> Scores:
         """How good each answer is."""
         found = self.golds.scores(self.values)

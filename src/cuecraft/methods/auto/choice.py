@@ -193,7 +193,7 @@ class _Choice:
             if start.has_own_task and start != untrained.own:
                 self._try_over(start)
         trainings = Trainings(self.problem, self.pool, self.folds, untrained.pace, self.options.prompts, self.trace)
-        if not self.problem.backbone.has_words:
+        if not self.problem.backbone.has_words and self.problem.task.answers.at == "answer":  # words are no classes
             self._try_contrasts(trainings)
         has_linear = any(isinstance(one, FirstOrderCue) for one in self.contenders)
         together = len(self.folds) if trainings.may_join else 1
