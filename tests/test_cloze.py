@@ -180,17 +180,25 @@ def brute_force(backbone, piece, cue, limit):
     goes_on = [n for n, name in enumerate(names) if name[:1].isalnum() or name[:1] == "\ufffd"]
     found, paths = {}, [((), 0.0)]
     for size in range(limit + 1):
+        words = {path: tokenizer.decode(list(path))[1:] for path, _ in paths}
+        whole = {path for path, name in words.items() if path and name.isalnum() and ids_of(tokenizer, name) == path}
+        read = paths if size < limit else [own for own in paths if own[0] in whole]
         longer = []
-        for path, log in paths:
-            logs = log_p(backbone.model, [*before, *path])[-1]
-            if path:
-                name = tokenizer.decode(list(path))[1:]
-                if name.isalnum() and tuple(tokenizer(" " + name)["input_ids"]) == path:
-                    found[name] = float((log + logs).exp().sum() - (log + logs[goes_on]).exp().sum())
-            if size < limit:
+        for first in range(0, len(read), 512):  # inputs of one length, which need no padding
+            some = read[first : first + 512]
+            with torch.no_grad():
+                inputs = torch.tensor([[*before, *path] for path, _ in some])
+                rows = backbone.model(inputs).logits[:, -1].double().log_softmax(-1)
+            for (path, log), logs in zip(some, rows, strict=True):
+                if path in whole:
+                    found[words[path]] = float((log + logs).exp().sum() - (log + logs[goes_on]).exp().sum())
                 longer += [((*path, n), log + float(logs[n])) for n in (goes_on if path else starts)]
         paths = longer
     return found
+
+
+def ids_of(tokenizer, name):
+    return tuple(tokenizer(" " + name)["input_ids"])
 
 
 def test_the_best_words_of_a_causal_model_are_found_among_all(causal, monkeypatch):

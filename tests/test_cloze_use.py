@@ -98,7 +98,7 @@ def test_a_recipe_has_them(command, causal_folder, files):
     assert Predictor.load("runs/b/artifact").task.answers.candidates[0] == "joy"
 
 
-def test_a_graph_answers_with_candidates_and_any_word_is_refused(causal, tmp_path):
+def test_a_graph_answers_with_candidates_and_any_word_is_refused(causal, untraced, tmp_path):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
     from cuecraft.export.folder import GraphRequest, export_graph, own_texts
