@@ -28,6 +28,7 @@ from cuecraft.task.answers import ANSWERS, answer_space, answers_document
 from cuecraft.task.answers.choices import Choices
 from cuecraft.task.answers.cloze import Cloze
 from cuecraft.task.answers.multilabel import Multilabel
+from cuecraft.task.answers.open_set import OpenSet
 from cuecraft.task.answers.ordinal import Ordinal
 from cuecraft.task.answers.tokens import TokenLabels
 from serving import answered
@@ -43,6 +44,10 @@ CASES = {
     "labels": lambda: (
         Verbalizer(("no", "so-so", "yes"), (("bad",), ("dull", "cold"), ("great",)), (0, 1, 2)),
         ("yes", "no", "so-so", "yes", "no", "no", "yes", "so-so"),
+    ),
+    "open-set": lambda: (
+        OpenSet(("bad", "cold", "joy"), (("bad",), ("dull", "cold"), ("great",)), "none", least=0.45),
+        ("joy", "bad", "cold", "joy", "none", "bad", "joy", "cold"),
     ),
     "choices": lambda: (Choices("token"), (0, 1, 2, 0, 1, 1, 0, 2)),
     "multilabel": lambda: (

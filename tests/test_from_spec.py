@@ -97,7 +97,7 @@ def test_the_names_of_options_stay():
     names = {name for param in TUNE.params for name in (*param.opts, *param.secondary_opts)}
     assert names == {
         *("train", "--dev", "--test", "--test-size", "--text-column", "--label-column", "--delimiter"),
-        *("--options-column", "--separator", "--answers", "--answer-option"),
+        *("--options-column", "--separator", "--answers", "--answer-option", "--reject"),
         *("--skip-bad-rows", "--model", "--method", "--preset", "--template", "--chat", "--no-chat", "--system"),
         *("--label-words", "--option", "--vocab-from", "--shots", "--first", "--head", "--max-tokens", "--seed"),
         *("--seeds", "--time-limit", "--device", "--dtype", "--local-files-only", "--checkpoints", "--out"),

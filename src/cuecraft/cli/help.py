@@ -119,9 +119,9 @@ COMMANDS = {
 
 #: Groups of options, by the names of their parameters; what is not named here stands under "Options".
 PANELS = {
-    "Data": "dev test test_size text_column label_column options_column separator answers answer_option delimiter "
-    "skip_bad_rows shots first file field format_ unlabeled classes prior labelled_out texts attack_label attack_class "
-    "keep template_fields",
+    "Data": "dev test test_size text_column label_column options_column separator answers answer_option reject "
+    "delimiter skip_bad_rows shots first file field format_ unlabeled classes prior labelled_out texts attack_label "
+    "attack_class keep template_fields",
     "Model": "model head max_tokens device dtype local_files_only endpoint endpoint_model endpoint_key_env any_base",
     "Method and prompt": "method methods preset template label_words chat system option vocab_from way most candidates "
     "seed seeds time_limit combination weights against",

@@ -50,6 +50,13 @@ MethodOption = Annotated[
 AnswerOption = Annotated[
     list[str] | None, typer.Option(help="NAME=VALUE of the kind of answers, such as scoring=token; may be repeated.")
 ]
+Reject = Annotated[
+    str | None,
+    typer.Option(
+        help="Label of rows of no class, and the answer to such texts; short for --answers open-set with reject=LABEL.",
+        metavar="LABEL",
+    ),
+]
 PresetName = Annotated[
     str | None, typer.Option(help="Of the method auto: fast, good (the default) or best; how much is tried.")
 ]

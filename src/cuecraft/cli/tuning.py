@@ -20,6 +20,7 @@ from cuecraft.cli.options import (
     Out,
     PresetName,
     Prior,
+    Reject,
     SkipBadRows,
     Unlabeled,
     VocabFrom,
@@ -54,6 +55,7 @@ def tune(
     delimiter: Delimiter = None,
     skip_bad_rows: SkipBadRows = False,
     answer_option: AnswerOption = None,
+    reject: Reject = None,
     method: MethodName = None,
     preset: PresetName = None,
     option: MethodOption = None,
@@ -83,7 +85,10 @@ def tune(
         options = with_corpus(chosen, options, vocab_from)
         make_method(chosen, options)
     given = limits.model_dump(exclude_unset=True)
-    task = with_answer_options(task, pairs_of(answer_option or []))
+    asked = pairs_of(answer_option or []) | ({"reject": reject} if reject else {})
+    if reject and task.answers is None:
+        asked |= {"kind": "open-set"}
+    task = with_answer_options(task, asked)
     spec = RunSpec(model=model, data=data, task=task, tune=method_section(chosen, options), **given)
     seeds = ",".join(map(str, limits.seeds or [limits.seed]))
     keeping = Keeping(checkpoints) if checkpoints else None

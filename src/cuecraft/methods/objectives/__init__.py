@@ -12,6 +12,7 @@ __all__ = ["OBJECTIVES", "Golds", "Objective", "Score", "Scores", "objective_of"
 OBJECTIVES: Registry[Objective] = Registry(
     {
         "labels": "cuecraft.methods.objectives.labels:LabelObjective",
+        "open-set": "cuecraft.methods.objectives.open_set:OpenSetObjective",
         "choices": "cuecraft.methods.objectives.choices:ChoiceObjective",
         "tokens": "cuecraft.methods.objectives.tokens:TokenObjective",
         "multilabel": "cuecraft.methods.objectives.multilabel:MultilabelObjective",

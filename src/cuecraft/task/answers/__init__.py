@@ -33,6 +33,7 @@ __all__ = [
 ANSWERS: Registry[AnswerSpace] = Registry(
     {
         "labels": "cuecraft.task.answers.labels:Verbalizer",
+        "open-set": "cuecraft.task.answers.open_set:OpenSet",
         "choices": "cuecraft.task.answers.choices:Choices",
         "tokens": "cuecraft.task.answers.tokens:TokenLabels",
         "multilabel": "cuecraft.task.answers.multilabel:Multilabel",

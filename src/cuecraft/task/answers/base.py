@@ -118,6 +118,8 @@ class AnswerSpace(ABC):
     level: ClassVar[Literal["any", "mean"]] = "any"
     #: Whether decisions have numbers that are fitted to held-out answers (`cuecraft.methods.objectives`, `decided`).
     fits_decisions: ClassVar[bool] = False
+    #: Whether a right answer is the number of one option, which all texts share; of others there may be none.
+    has_one_class: ClassVar[bool] = False
     #: Whether the tokens that a giveaway is made of are kept out of prompts too.
     hides_pieces: ClassVar[bool] = False
     __pydantic_config__ = ConfigDict(extra="forbid")

@@ -44,6 +44,7 @@ class Verbalizer(AnswerSpace):
     primary: ClassVar[str] = "accuracy"
     measures: ClassVar[tuple[str, ...]] = ("macro_f1",)
     options_kind: ClassVar[type[AnswerOptions]] = LabelOptions
+    has_one_class: ClassVar[bool] = True
 
     labels: tuple[str, ...]
     words: tuple[tuple[str, ...], ...]
