@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from cuecraft.artifact import Calibration, calibration
-from cuecraft.backbone import ClassHead, FeatureScale
+from cuecraft.artifact.calibration import PLAIN_FIT, HeadFit
+from cuecraft.backbone import ClassHead
 from cuecraft.core.errors import MethodError
 from cuecraft.methods.objectives.base import Objective
 from cuecraft.task.answers import Gold
@@ -55,20 +56,13 @@ class OpenSetObjective(Objective):
         own = None if weights is None else weights[rows]
         return calibration.tempered(values[rows], classes, weights=own) if rows else self.plain()
 
-    def fitted_head(
-        self,
-        features: Tensor,
-        golds: Sequence[Gold],
-        inverse_penalty: float = 1.0,
-        weights: Tensor | None = None,
-        scale: FeatureScale = FeatureScale.PLAIN,
-    ) -> ClassHead:
+    def fitted_head(self, features: Tensor, golds: Sequence[Gold], fit: HeadFit = PLAIN_FIT) -> ClassHead:
         """Return the head of a multinomial logistic regression."""
         rows, classes = self._of_classes(features, golds)
         if not rows:
             raise MethodError("no training example is of a class, so no class head can be fitted")
-        own = None if weights is None else weights[rows]
-        return calibration.fitted_head(features[rows], classes, self.answers.size, inverse_penalty, own, scale)
+        own = replace(fit, weights=None if fit.weights is None else fit.weights[rows])
+        return calibration.fitted_head(features[rows], classes, self.answers.size, own)
 
     def alike(self, golds: Sequence[Gold]) -> Tensor:
         """Return 1 where two texts have one class, or both none `[B, B]`, else 0."""
@@ -114,4 +108,4 @@ def fitted_least(probabilities: Values, golds: np.ndarray, keep: float) -> float
         (right & (confidences >= least)).sum() / (~is_out).sum() + (is_out & (confidences < least)).sum() / is_out.sum()
         for least in tried
     ]
-    return tried[int(np.argmax(kept))]
+    return float(tried[int(np.argmax(kept))])
