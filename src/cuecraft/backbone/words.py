@@ -70,7 +70,7 @@ class OpenVocabulary:
 def right_answers(context: Context, firsts: Tensor, read: Callable[[Context, Query], Tensor]) -> Tensor:
     """Return of each text what its right answers have over the whole vocabulary `[T, B, 3]` (nats), differentiable.
 
-    That are the log of the summed probabilities of all right answers; the log-probability of the likeliest first token
+    They are the log of the summed probabilities of all right answers; the log-probability of the likeliest first token
     of a right answer; and that of the likeliest other token that may stand there, which has no gradient of its own.
 
     An answer of several tokens has the product of theirs, each given those before it: texts are read once more with
@@ -164,7 +164,7 @@ class Asked:
 def likeliest_words(asked: Sequence[Asked], count: int, tokens: int) -> list[list[tuple[Ids, str, float]]]:
     """Return the likeliest words at the answer slot of each text: ids, word, and its mean probability, best first.
 
-    Of a masked model, and where words have one token, that are the whole words of the vocabulary
+    Of a masked model, and where words have one token, these are the whole words of the vocabulary
     (`AnswerWords.whole`). Elsewhere a beam search goes on from the likeliest beginnings: a word's probability is the
     product of those of the tokens that the tokenizer writes it as, times that of a next token which does not continue
     it. Words of more tokens are not found, nor are those whose beginnings are not among the 16 likeliest.
