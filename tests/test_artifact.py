@@ -6,13 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors import SafetensorError
 
-from conftest import LABELS, TEXTS
+from conftest import LABELS, TEXTS, make_examples, make_task
 from cuecraft import PromptClassifier
-from cuecraft.artifact import Calibration, load_artifact
+from cuecraft.artifact import CalibratedPrompt, Calibration, HardPrompt, Prompt, load_artifact
 from cuecraft.artifact.manifest import Manifest
-from cuecraft.core.errors import ArtifactError
+from cuecraft.artifact.predictor import Predictor
+from cuecraft.backbone import ClassHead
+from cuecraft.core.errors import ArtifactError, PromptError
 from test_tune import FAST
 
 X = [text for text, _ in TEXTS]
@@ -101,6 +104,47 @@ def test_a_damaged_or_newer_artifact_is_refused_in_one_line(saved, tmp_path, dam
     with pytest.raises(ArtifactError, match=what) as caught:
         load_artifact(folder)
     assert "\n" not in str(caught.value)
+
+
+HARD = {"token_ids": torch.tensor([5, 6])}
+HEAD = {"head.weight": torch.zeros(2, 32), "head.bias": torch.zeros(2)}
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"token_ids": torch.tensor(5)},
+        {"token_ids": torch.tensor([5.0])},
+        HARD | {"head.bias": torch.zeros(2)},
+        HARD | HEAD | {"head.bias": torch.zeros(3)},
+        HARD | HEAD | {"head.bias": torch.zeros(2, dtype=torch.float64)},
+        HARD | {"head.weight": torch.zeros(64), "head.bias": torch.zeros(64)},
+    ],
+)
+def test_tensors_that_are_no_prompt_are_refused(tensors):
+    assert Prompt.of_tensors(HARD | HEAD).head
+    with pytest.raises(KeyError):  # which `load_artifact` takes for damage
+        Prompt.of_tensors(tensors)
+
+
+@pytest.mark.parametrize("token", [-1, 10**6])
+def test_a_prompt_of_another_vocabulary_is_refused(causal, token):
+    with pytest.raises(PromptError, match="another backbone"):
+        causal.class_logits(causal.context(make_examples(), make_task()), HardPrompt((5, token)))
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"calibration": Calibration((0.0,))},
+        {"prompt": HardPrompt((5,), ClassHead(torch.zeros(3, 32), torch.zeros(3)))},
+        {"others": (CalibratedPrompt(HardPrompt((5,)), Calibration(())),)},
+    ],
+)
+def test_parts_for_other_numbers_of_options_do_not_answer(saved, part):
+    classifier, _ = saved
+    with pytest.raises(ArtifactError, match="different numbers of options"):
+        Predictor.of(replace(classifier.artifact_, **part), classifier.backbone_)
 
 
 def test_a_backbone_of_another_hash_is_refused(saved, causal, tmp_path, byte_tokenizer, causal_folder):

@@ -1,6 +1,7 @@
 """Deep cues against plain forward passes with hooks of their own, on every family of backbone."""
 
 import threading
+from functools import partial
 
 import pytest
 import torch
@@ -143,6 +144,17 @@ def test_a_model_whose_layers_share_weights_is_refused_in_one_line(word_tokenize
     backbone = load_backbone((AlbertForMaskedLM(config), word_tokenizer))
     with pytest.raises(BackboneError, match="no list of its layers"):
         make_method("deep-cue", {"epochs": 1}).fit(tiny_problem(backbone))
+
+
+def test_layers_that_offsets_do_not_reach_are_refused(byte_tokenizer):
+    """As where each layer was compiled: what runs is an attribute of the module, and no method of its class."""
+    model = make_causal(byte_tokenizer)
+    for layer in model.model.layers:
+        layer.forward = partial(type(layer).forward, layer)
+    backbone = load_backbone((model, byte_tokenizer))
+    with pytest.raises(BackboneError, match=r"offsets do not reach the layers .* use another method"):
+        make_method("deep-cue", {"epochs": 1}).fit(tiny_problem(backbone))
+    assert make_method("prompt-tuning", {"epochs": 1}).fit(tiny_problem(backbone)).trace
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import pytest
 
 from conftest import LABELS, TEXTS
 from cuecraft import PromptClassifier
-from cuecraft.artifact.predictor import PromptEnsemble
+from cuecraft.artifact.predictor import Predictor, PromptEnsemble
 from cuecraft.core.errors import ArtifactError
 
 TEMPLATE = "{text}{prompt: it was}{mask}"
@@ -39,6 +39,16 @@ def test_members_must_answer_alike(causal, masked):
     other = PromptClassifier(causal, "zero-shot", template=TEMPLATE).fit(["a joy", "a bore"], ["good", "bad"])
     with pytest.raises(ArtifactError, match="other classes"):
         PromptEnsemble([member, other])
+
+
+@pytest.mark.parametrize("names", [("good", "bad"), ("good", "dull", "bad")])
+def test_a_folder_of_members_of_other_classes_is_refused(causal, names, tmp_path):
+    fitted(causal, 0).save(tmp_path / "seed-0")
+    texts = ["a joy", "a bore", "awful"][: len(names)]
+    PromptClassifier(causal, "zero-shot", template=TEMPLATE).fit(texts, names).save(tmp_path / "seed-1")
+    for kind in (Predictor, PromptEnsemble):
+        with pytest.raises(ArtifactError, match="other classes"):
+            kind.load(tmp_path, model=causal)
 
 
 def rows(path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import replace
 
@@ -50,6 +51,27 @@ def test_fewer_runs_share_all_threads():
         assert list(at_once(lambda _: torch.get_num_threads(), range(1), 4)) == [4]
     finally:
         torch.set_num_threads(before)
+
+
+def test_callers_at_once_give_all_threads_back(two_threads):
+    """The second caller begins while the first one shares the threads, and ends after it."""
+    first_began, second_began, first_ended = threading.Event(), threading.Event(), threading.Event()
+
+    def first():
+        list(at_once(lambda _: (first_began.set(), second_began.wait(30)), range(2), 2))
+        first_ended.set()
+
+    def second():
+        assert first_began.wait(30)
+        list(at_once(lambda _: (second_began.set(), first_ended.wait(30)), range(2), 2))
+
+    in_threads(first, second)
+    assert in_threads(torch.get_num_threads) == [2]
+
+
+def in_threads(*works):
+    with ThreadPoolExecutor(len(works)) as pool:
+        return [future.result() for future in [pool.submit(work) for work in works]]
 
 
 def test_what_a_run_raises_comes_back_once_no_other_runs(two_threads):

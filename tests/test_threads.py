@@ -242,6 +242,19 @@ def test_layers_computed_again_in_another_thread_belong_to_their_pass(kind, requ
     assert torch.allclose(*together(backward), plain, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_are_computed_again_for_each_backward_pass(kind, request):
+    backbone = request.getfixturevalue(kind)
+    task = make_task("{prompt}{text}" if kind == "sequence" else "{text}{prompt}{mask}")
+    context = backbone.context(make_examples(), task)
+    _, soft, _, _ = prompts_of_all_kinds(backbone, 0)
+    vectors = soft.tokens.clone().requires_grad_()
+    with gradient_checkpointing():
+        loss = backbone.class_logits(context, replace(soft, tokens=vectors))[:, 0].sum()
+    first, second = (torch.autograd.grad(loss, [vectors], retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
 def test_a_model_in_memory_is_not_changed_by_its_backbone(byte_tokenizer):
     model = make_causal(byte_tokenizer)
     classes = {name: type(module) for name, module in model.named_modules()}

@@ -141,6 +141,16 @@ def test_targets_that_no_layer_has_are_refused(causal):
         make_method("lora", {"targets": ("nothing_of_that_name",)}).fit(tiny_problem(causal))
 
 
+def test_adapters_on_the_output_embedding_are_refused(causal, byte_tokenizer):
+    """Scores read rows of its weight, which such an adapter is no part of."""
+    with pytest.raises(BackboneError, match="changes the output embedding"):
+        make_method("lora", {"targets": ("q_proj", "lm_head")}).fit(tiny_problem(causal))
+    wrapped = get_peft_model(make_causal(byte_tokenizer), LoraConfig(target_modules=["lm_head"], task_type="CAUSAL_LM"))
+    with pytest.raises(BackboneError, match=r"merge it \(merge_and_unload"):
+        load_backbone((wrapped, byte_tokenizer))
+    load_backbone((wrapped.merge_and_unload(), byte_tokenizer))
+
+
 @pytest.fixture(scope="module")
 def adapters(causal_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapters")

@@ -193,6 +193,13 @@ class Artifact(AnswersTogether):
         entry = self.manifest.prompt.model_copy(update={"shared_sha256": None})
         return replace(self, sharing=None, manifest=self.manifest.model_copy(update={"prompt": entry}))
 
+    def check_sizes(self, called: str) -> None:
+        """Raise ArtifactError where its parts are not for one number of options; `called` is what to call it."""
+        answers, biases = self.task.answers, {len(calibration.bias) for calibration in self.calibrations}
+        rows = {len(prompt.head.weight) for prompt in self.prompts if prompt.head is not None}
+        if biases != {answers.size} or not rows <= {answers.head_rows}:
+            raise ArtifactError(f"{called}: its parts are for different numbers of options; tune it again")
+
     def require_single(self, what: str) -> None:
         """Raise ArtifactError where several prompts answer together and `what` holds one."""
         if self.others:

@@ -102,9 +102,10 @@ class Predictor:
             weights: its tuned weights on the backbone; None to put the stored ones there.
 
         Raises:
-            ArtifactError: another backbone than it was made for.
+            ArtifactError: another backbone than it was made for, or parts for different numbers of options.
             BackboneError: tuned weights of another backbone.
         """
+        artifact.check_sizes("the prompt")
         artifact.check_backbone(backbone)
         weights = weights or artifact.reader(backbone)
         own, share = backbone if weights is None else weights.held(), 1 / len(artifact.prompts)
@@ -114,10 +115,21 @@ class Predictor:
 
     @classmethod
     def together(cls, predictors: Sequence[Predictor]) -> Predictor:
-        """Return what answers with the mean of several; each counts alike."""
-        count = len(predictors)
+        """Return what answers with the mean of several; each counts alike.
+
+        Raises:
+            ArtifactError: they answer with other classes, or are of several kinds.
+        """
+        first, count = predictors[0], len(predictors)
+        for other in predictors[1:]:
+            kinds = [own.task.answers.kind for own in (other, first)]
+            if kinds[0] != kinds[1]:
+                raise ArtifactError(f"answers of kinds {' and '.join(kinds)} cannot be averaged; give one kind")
+            if other.classes_.tolist() != first.classes_.tolist():
+                theirs, own = (", ".join(map(str, one.classes_.tolist())) for one in (other, first))
+                raise ArtifactError(f"prompts of other classes cannot be averaged: {own} and {theirs}")
         members = [replace(own, share=own.share / count) for one in predictors for own in one.members]
-        return Predictor(members, predictors[0].backbone)
+        return Predictor(members, first.backbone)
 
     @classmethod
     def load(
@@ -286,12 +298,6 @@ class PromptEnsemble(Predictor):
             raise ArtifactError("an ensemble needs at least one prompt; give one")
         first, *others = predictors = [own if isinstance(own, Predictor) else own.predictor_ for own in members]
         for other in others:
-            kinds = [own.task.answers.kind for own in (other, first)]
-            if kinds[0] != kinds[1]:
-                raise ArtifactError(f"answers of kinds {' and '.join(kinds)} cannot be averaged; give one kind")
-            if other.classes_.tolist() != first.classes_.tolist():
-                theirs, own = (", ".join(map(str, one.classes_.tolist())) for one in (other, first))
-                raise ArtifactError(f"prompts of other classes cannot be averaged: {own} and {theirs}")
             if other.backbone.fingerprint() != first.backbone.fingerprint():
                 raise ArtifactError("prompts over several backbones cannot be averaged; load them over one")
         super().__init__(Predictor.together(predictors).members, first.backbone)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cuecraft.backbone.budget import Budget, is_out_of_memory, restore_order
 from cuecraft.backbone.columns import Columns, class_scores, columns_of
-from cuecraft.backbone.hooks import hosted, layer_list, passing
+from cuecraft.backbone.hooks import asks_for_its_pass, hosted, layer_list, passing, with_plain_output
 from cuecraft.backbone.nearest import Nearest, NearestRenderer
 from cuecraft.backbone.plan import Plan, Prompts
 from cuecraft.backbone.prompt import Prompt
@@ -53,7 +53,7 @@ class Backbone(ABC):
     def __init__(
         self, model: Any, tokenizer: Any, name: str, fingerprint: Callable[[], str], budget: Budget | None = None
     ) -> None:
-        self.model = hosted(model.eval().requires_grad_(False))
+        self.model = hosted(with_plain_output(model.eval().requires_grad_(False), name))
         self.tokenizer = tokenizer
         #: A copy that reads texts and nothing else. See `reading_texts`.
         self.text_tokenizer = reading_texts(tokenizer)
@@ -80,7 +80,7 @@ class Backbone(ABC):
         """
         twin = copy.copy(self)
         twin.__dict__.pop("layers", None)
-        twin.model, twin.name, twin._nearest = hosted(model), name, {}
+        twin.model, twin.name, twin._nearest = hosted(with_plain_output(model, name)), name, {}
         return twin
 
     @property
@@ -148,8 +148,13 @@ class Backbone(ABC):
         """Return the shape `[n_layers, S, d]` of a deep cue's offsets for a prompt of S tokens.
 
         Raises:
-            BackboneError: the model has no list of its layers.
+            BackboneError: the model has no list of its layers, or they run a `forward` that was set on them.
         """
+        if not all(map(asks_for_its_pass, self.layers)):
+            raise BackboneError(
+                f"offsets do not reach the layers of {self.name}, whose `forward` was replaced, as by torch.compile of "
+                "one layer after another; give the model without that, or use another method"
+            )
         return len(self.layers), length, self.model.config.get_text_config().hidden_size
 
     def embed(self, token_ids: Tensor) -> Tensor:
@@ -396,6 +401,11 @@ class Backbone(ABC):
         Raises:
             PromptError: it does not fit the backbone.
         """
+        ids = () if isinstance(prompt.tokens, Tensor) else prompt.tokens
+        if not all(0 <= token < self.vocab_size for token in ids):
+            raise PromptError(
+                f"the prompt has a token outside the {self.vocab_size} of {self.name}: of another backbone"
+            )
         vectors = self._fitting(prompt.vectors(self.embed), ("S", self.hidden_size), " is")
         offsets, states = prompt.offsets, prompt.states
         if offsets is not None:

@@ -7,7 +7,7 @@ they do what they always do. So threads run passes over one model at once, and n
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -112,10 +112,13 @@ class _Layer(_Hosted):
             finally:
                 own.layer.clear()
 
-        if not (own.saves and torch.is_grad_enabled()):
-            return run(*args, **kwargs)
-        # The second computation is made within the backward pass, perhaps in a thread of its own.
-        return computed_again(run, *args, context_fn=lambda: (nullcontext(), _within(own)), **kwargs)
+        def again(*args: Any, **kwargs: Any) -> Any:
+            with _within(own):  # also within a backward pass, perhaps in a thread of its own, and within a second one
+                return run(*args, **kwargs)
+
+        if own.saves and torch.is_grad_enabled():
+            return computed_again(again, *args, **kwargs)
+        return run(*args, **kwargs)
 
 
 class _OutputEmbedding(_Hosted):
@@ -158,6 +161,14 @@ def hosted(model: Any) -> Any:
     return model
 
 
+def asks_for_its_pass(layer: Any) -> bool:
+    """Return whether a layer of a hosted model runs our `forward`, and none that was set on the module itself.
+
+    Modules that were compiled one by one have such a one. Accelerate's calls ours.
+    """
+    return isinstance(layer, _Layer) and ("forward" not in vars(layer) or "_old_forward" in vars(layer))
+
+
 def layer_list(model: Any, name: str) -> tuple[Any, ...]:
     """Return a model's layers, first to last: the outermost module list as long as its configuration says.
 
@@ -184,3 +195,16 @@ def training() -> Iterator[None]:
     """Take gradients here, also where the caller has switched them off or is in inference mode."""
     with torch.inference_mode(False), torch.enable_grad():
         yield
+
+
+def with_plain_output(model: Any, name: str) -> Any:
+    """Return a model as it is, or raise BackboneError where an adapter of PEFT changes its output embedding.
+
+    Scores are products with some rows of the weight, which the adapter is no part of.
+    """
+    if hasattr(model.get_output_embeddings(), "base_layer"):
+        raise BackboneError(
+            f"an adapter changes the output embedding of {name}; merge it (merge_and_unload()), or give LoRA other "
+            "targets"
+        )
+    return model

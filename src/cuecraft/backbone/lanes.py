@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
 from functools import partial
+from threading import Lock
 from typing import TypeVar
 
 import torch
@@ -20,6 +21,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _MOST = 4  # passes at a time; on more cores each has several threads
+_COUNTING = Lock()  # of `_whole`
+_whole: list[int] = []  # torch's threads before any were shared, once for each caller that shares them now
 
 
 def lanes(device: torch.device) -> int:
@@ -58,11 +61,18 @@ def _with_gradient(run: Callable[[T], R], item: T) -> R:
 
 @contextmanager
 def _shared(count: int) -> Iterator[ThreadPoolExecutor]:
-    """Lend threads that share torch's; they end before it has all of them back."""
+    """Lend threads that share torch's; they end before the process has all of them back.
+
+    Torch gives a new thread as many as were set last. So several callers at once give back what was there before the
+    first of them.
+    """
     threads = torch.get_num_threads()
+    with _COUNTING:
+        _whole.append(_whole[0] if _whole else threads)
     begin = partial(torch.set_num_threads, max(1, threads // count))
     try:
         with ThreadPoolExecutor(count, thread_name_prefix="cuecraft-pass", initializer=begin) as pool:
             yield pool
     finally:
-        torch.set_num_threads(threads)  # matrix products have one number for the whole process
+        with _COUNTING:
+            torch.set_num_threads(_whole.pop())  # matrix products have one number for the whole process

@@ -44,9 +44,14 @@ class ClassHead:
 
     @classmethod
     def of_tensors(cls, tensors: Mapping[str, Tensor]) -> ClassHead | None:
-        """Return the class head among a prompt's tensors; KeyError where half of it is missing."""
+        """Return the class head among a prompt's tensors; KeyError where it is not whole."""
         scale = next((scale for scale, name in _HEAD_WEIGHTS.items() if name in tensors), None)
-        return None if scale is None else cls(tensors[_HEAD_WEIGHTS[scale]], tensors["head.bias"], scale)
+        if scale is None and "head.bias" not in tensors:
+            return None
+        weight, bias = tensors[_HEAD_WEIGHTS[scale or FeatureScale.PLAIN]], tensors["head.bias"]
+        if weight.ndim != 2 or bias.shape != weight.shape[:1] or bias.dtype != weight.dtype:
+            raise KeyError(f"a class head of {weight.dtype} {list(weight.shape)} and {bias.dtype} {list(bias.shape)}")
+        return cls(weight, bias, scale or FeatureScale.PLAIN)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,8 +163,11 @@ class Prompt:
 
     @classmethod
     def of_tensors(cls, tensors: Mapping[str, Tensor]) -> Prompt:
-        """Return the prompt that consists of tensors; KeyError where one is missing."""
-        tokens = tuple(tensors["token_ids"].tolist()) if "token_ids" in tensors else tensors["embeddings"]
+        """Return the prompt that consists of tensors; KeyError where one is missing, or is none of a prompt."""
+        ids = tensors.get("token_ids")
+        if ids is not None and (ids.ndim != 1 or ids.dtype != torch.long):
+            raise KeyError(f"token_ids of {ids.dtype} {list(ids.shape)}")
+        tokens = tensors["embeddings"] if ids is None else tuple(ids.tolist())
         return cls(tokens, tensors.get("offsets"), tensors.get("states"), ClassHead.of_tensors(tensors))
 
 

@@ -20,16 +20,6 @@ from cuecraft.serving.registry import AnyShelf, Prompts, described, example_of
 from cuecraft.task import Decision, Example, Task
 
 
-def _check_sizes(name: str, artifact: Artifact) -> None:
-    """Raise ArtifactError where the parts of an artifact are not for one number of options."""
-    answers = artifact.task.answers
-    heads = [prompt.head for prompt in artifact.prompts if prompt.head is not None]
-    biases = {len(calibration.bias) for calibration in artifact.calibrations}
-    rows = {len(part) for head in heads for part in (head.weight, head.bias)}
-    if biases != {answers.size} or not rows <= {answers.head_rows}:
-        raise ArtifactError(f"prompt {name!r}: its parts are for different numbers of options; tune it again")
-
-
 @dataclass(frozen=True, eq=False)
 class ListedPrompt:
     """What is known of a tuned prompt, or of an ensemble of several for one task, without its backbone.
@@ -69,7 +59,7 @@ class ListedPrompt:
                 "candidates, or use predict"
             )
         for artifact in artifacts:
-            _check_sizes(name, artifact)
+            artifact.check_sizes(f"prompt {name!r}")
         # One that was never written has no hash; its answers must not be taken for another's.
         hashes = [artifact.manifest.artifact_sha256 or uuid.uuid4().hex for artifact in artifacts]
         version = hashes[0] if len(hashes) == 1 else digest({"members": hashes})
