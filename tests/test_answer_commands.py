@@ -40,6 +40,11 @@ KINDS = {
         ("--answers", "cloze", "--answer-option", "candidates=seen"),
         "precision_at_1",
     ),
+    "open-set": (
+        [{"text": x, "label": ["good", "bad", "oos"][n % 3]} for n, x in enumerate(X)],
+        ("--reject", "oos"),
+        "accuracy",
+    ),
     "tokens": ([{"text": x, "spans": spans_of(x)} for x in X], ("--template", "{prompt}{text}"), "text_f1"),
 }
 WORDS = ("--label-words", "0=bad", "--label-words", "1=good")
