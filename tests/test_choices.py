@@ -13,11 +13,12 @@ from conftest import TEXTS, make_causal
 from cuecraft.artifact import DeepCue, HardPrompt, PrefixPrompt, SoftPrompt, load_artifact
 from cuecraft.artifact.predictor import Predictor
 from cuecraft.backbone import load_backbone
-from cuecraft.core.errors import CuecraftError, DataError, LabelWordError, MethodError
+from cuecraft.core.checkpoints import Keeping
+from cuecraft.core.errors import CuecraftError, DataError, LabelWordError, MethodError, StoppedError
 from cuecraft.core.seeding import derived_seed
 from cuecraft.data import Record
 from cuecraft.methods.fit import make_artifact
-from cuecraft.methods.prepare import make_problem, make_task
+from cuecraft.methods.prepare import make_problem, make_task, with_checkpoints
 from cuecraft.methods.problem import label_context, score
 from cuecraft.methods.registry import make_method
 from cuecraft.serving.artifacts import Shelf
@@ -399,3 +400,21 @@ def test_what_does_not_go_with_choices_says_so(causal):
     task = task_of()
     with pytest.raises(CuecraftError, match="text 1: no option in 'choices'; give at least two"):
         causal.context(task.examples([Record({"text": "x"})]), task)
+
+
+@pytest.mark.parametrize("name", ["deep-cue", pytest.param("autoprompt", marks=pytest.mark.slow)])
+def test_stopped_and_resumed_gives_the_same_bits(name, causal, tmp_path):
+    """The scoring, which is left open, is chosen again as before."""
+
+    def found(folder, **more):
+        problem = make_problem(causal, task_of("auto"), ROWS, ROWS)
+        method = make_method(name, METHODS[name])
+        problem = with_checkpoints(problem, Keeping(tmp_path / folder, seconds=3600, **more), "key")
+        return make_artifact(problem, method.fit(problem), method)
+
+    whole = found("whole").save(tmp_path / "a")
+    times = iter([False] * 3)
+    with pytest.raises(StoppedError):
+        found("stopped", stop=lambda: next(times, True))
+    assert any((tmp_path / "stopped").iterdir())
+    assert found("stopped").save(tmp_path / "b") == whole

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from conftest import TEXTS, examples, make_causal, make_examples, make_task
 from cuecraft.artifact import DeepCue, HardPrompt, PrefixPrompt, SoftPrompt
-from cuecraft.backbone import Budget, ClassHead, MaskedBackbone, SequenceBackbone, load_backbone
+from cuecraft.backbone import Budget, ClassHead, MaskedBackbone, SequenceBackbone, columns, load_backbone
 from cuecraft.core.errors import PromptError
 from cuecraft.task import Task, Template, Verbalizer
 
@@ -209,3 +209,10 @@ def test_a_model_with_an_ordinary_cache_only(causal, monkeypatch):
     rows = [(make_task(template), prompt_of("soft", causal, 1), TEXTS[0][0]) for template in (LAST, LAST, FIRST)]
     for row, own in zip(rows, served(causal, rows), strict=True):
         assert torch.allclose(own, alone(causal, *row), atol=2e-5)
+
+
+def test_how_options_of_texts_are_read_is_kept_of_few():
+    """Texts that bring options never end where a server answers."""
+    for token in range(columns._OPTIONS_KEPT + 10):
+        columns._steps((((token,), (token, 1)),))
+    assert columns._steps.cache_info().currsize == columns._OPTIONS_KEPT

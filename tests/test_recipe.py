@@ -266,9 +266,7 @@ def test_the_shipped_ones_are_there():
 
 
 #: Recipes that expect no figures.
-UNMEASURED = (
-    *("bert-base-hub", "guard-detector", "choices-copa", "facts-capitals", "stars"),
-)
+UNMEASURED = (*("bert-base-hub", "guard-detector", "choices-copa", "facts-capitals", "stars"),)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -25,6 +25,7 @@ from cuecraft.task.alignment import CUT, UNREAD
 from cuecraft.task.fitting import LabelIds, beginnings_of
 
 _SLICE_NUMBERS = 2**24  # logits of one slice of the vocabulary
+_OPTIONS_KEPT = 2048  # options of texts of which it is kept how they are read: a server meets others for ever
 _RESCALING = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
@@ -332,7 +333,7 @@ def _as_one(rows: Sequence[Columns]) -> Columns:
     return own_columns(OwnOptions(known[0].embedding, options, known[0].norm))
 
 
-@cache
+@lru_cache(maxsize=_OPTIONS_KEPT)
 def _steps(options: LabelIds) -> tuple[list[tuple[int, ...]], list[tuple[int, int, int]], list[tuple[int, int]]]:
     """Return how options of one row are read.
 

@@ -10,6 +10,7 @@ import numpy as np
 from cuecraft.study.compare.figures import expected_calibration_error
 from cuecraft.study.compare.plots import (
     ACCENT,
+    INK,
     LINE,
     MUTED,
     REFERENCE,
@@ -27,7 +28,7 @@ from cuecraft.study.compare.schema import Cell, Comparison, Row
 #: Classes above which a confusion matrix cannot be read.
 MOST_CLASSES = 12
 _MOST_CONFUSED = 12  # pairs of classes
-_LONGEST = 22  # characters of a class's name
+_LONGEST = 20  # characters of a class's name
 
 
 @dataclass(frozen=True)
@@ -158,16 +159,17 @@ def confused_plot(document: Comparison, row: Row) -> str | None:
     pairs = most_confused(row, document.task.labels)
     if not pairs or len(document.task.labels) <= MOST_CLASSES:
         return None
-    with figure(SMALL, 0.8 + 0.27 * len(pairs), SMALL_TEXT) as drawn:
+    with figure(SMALL, 0.7 + 0.36 * len(pairs), SMALL_TEXT) as drawn:
         plot = axes(drawn)
-        plot.barh(range(len(pairs)), [share for _, _, _, share in pairs], 0.7, color=REFERENCE, alpha=0.6)
-        for place, (_, _, count, share) in enumerate(pairs):
-            plot.text(share, place, f" {count}", va="center", color=MUTED)
-        names = [f"{_short(true)} → {_short(said)}" for true, said, _, _ in pairs]
-        plot.set_yticks(range(len(pairs)), names)
-        plot.set_ylim(len(pairs) - 0.4, -0.6)
-        plot.set_xlim(0, 1.15 * max(share for _, _, _, share in pairs))
-        plot.grid(axis="x")
+        greatest = max(share for _, _, _, share in pairs)
+        for place, (true, said, count, share) in enumerate(pairs):
+            # Names stand above the bars: next to them, long ones would leave no room for any bar.
+            plot.text(0, place - 0.24, f"{_short(true)} → {_short(said)}", va="center", color=INK)
+            plot.barh(place + 0.08, share, 0.26, color=REFERENCE, alpha=0.6)
+            plot.text(share + 0.01 * greatest, place + 0.08, f" {count}", va="center", color=MUTED)
+        plot.set_yticks([])
+        plot.set_ylim(len(pairs) - 0.6, -0.6)
+        plot.set_xlim(0, 1.15 * greatest)
         plot.spines["left"].set_visible(False)
         plot.set_xlabel("share of the true class")
         words = "; ".join(f"{true} answered as {said}: {count}" for true, said, count, _ in pairs)
