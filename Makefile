@@ -19,7 +19,7 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: $(DEMO)  ## install what the demo needs and run it: a prompt for film reviews, in about two minutes
 	$(BIN)/cuecraft demo --out runs/demo
 
-test: $(READY)  ## the default suite, some 8 minutes on 2 cores
+test: $(READY)  ## the default suite, some 4 minutes on 2 cores
 	$(BIN)/python -m pytest -n 2
 
 test-slow: $(READY)  ## the long tests too

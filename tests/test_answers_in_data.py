@@ -234,3 +234,11 @@ def test_a_named_column_says_the_kind_and_two_kinds_are_asked_about():
         inferred_kind(both, AnswerColumns())
     assert inferred_kind(both, AnswerColumns("labels"))[0] == "multilabel"
     assert inferred_kind([{"stars": 1.5, "label": "a"}], AnswerColumns("stars"))[0] == "ordinal"
+
+
+@pytest.mark.parametrize("column", ["number", "score", "stars", "rating"])
+def test_numbers_in_their_usual_columns_are_numbers(column):
+    rows = [{"text": "a", column: 1}, {"text": "b", column: 5}]
+    assert inferred_kind(rows, AnswerColumns())[0] == "ordinal"
+    assert inferred_kind([row | {"label": "good"} for row in rows], AnswerColumns())[0] == "labels"
+    assert inferred_kind([*rows, {"text": "c", column: "five"}], AnswerColumns())[0] == "labels"

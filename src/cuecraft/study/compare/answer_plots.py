@@ -163,7 +163,7 @@ def confused_plot(document: Comparison, row: Row) -> str | None:
         plot = axes(drawn)
         greatest = max(share for _, _, _, share in pairs)
         for place, (true, said, count, share) in enumerate(pairs):
-            # Names stand above the bars: next to them, long ones would leave no room for any bar.
+            # Names stand above the bars: next to them, long ones would take the space of the bars.
             plot.text(0, place - 0.24, f"{_short(true)} → {_short(said)}", va="center", color=INK)
             plot.barh(place + 0.08, share, 0.26, color=REFERENCE, alpha=0.6)
             plot.text(share + 0.01 * greatest, place + 0.08, f" {count}", va="center", color=MUTED)

@@ -51,6 +51,10 @@ def inferred_kind(rows: Sequence[Mapping[str, Any]], columns: AnswerColumns) -> 
         return "cloze", f"'answer' has {len(answers)} different strings"
     if any(isinstance(row.get("answer"), list | tuple) for row in rows):
         return "cloze", "'answer' has several right answers"
+    for name in ("number", "score", "stars", "rating"):
+        numbers = [python_value(row.get(name)) for row in rows]
+        if all(isinstance(own, int | float) and not isinstance(own, bool) for own in numbers):
+            return "ordinal", f"{name!r} has numbers, and there is no column 'label'"
     return "labels", "each row has one label"
 
 
