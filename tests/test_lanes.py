@@ -14,6 +14,7 @@ from conftest import tiny_problem
 from cuecraft.artifact import Calibration, DeepCue, HardPrompt
 from cuecraft.backbone.lanes import at_once, lanes
 from cuecraft.core.deadline import OutOfTimeError, WhileTimeLasts, check_time
+from cuecraft.core.environment import _mkl, deterministic
 from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.first_order import class_gradients
 from cuecraft.methods.gradients import accumulate_gradients
@@ -51,6 +52,24 @@ def test_fewer_runs_share_all_threads():
         assert list(at_once(lambda _: torch.get_num_threads(), range(1), 4)) == [4]
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("own", [0, 2])
+def test_matrix_products_of_the_caller_use_cores_as_before(two_threads, own):
+    """0: none was set in this thread. MKL then starts no threads within a parallel loop of torch."""
+    mkl = _mkl()
+    if mkl is None:
+        pytest.skip("torch has other matrix products here")
+    before = mkl.MKL_Set_Num_Threads_Local(own)
+    try:
+        assert list(at_once(lambda item: item, range(4), 2)) == [0, 1, 2, 3]
+        with deterministic(0, 1):
+            assert torch.get_num_threads() == 1
+        assert mkl.MKL_Set_Num_Threads_Local(own) == own
+        if not own:
+            assert mkl.mkl_serv_get_dynamic() == 1
+    finally:
+        mkl.MKL_Set_Num_Threads_Local(before)
 
 
 def test_callers_at_once_give_all_threads_back(two_threads):

@@ -17,6 +17,8 @@ from typing import TypeVar
 
 import torch
 
+from cuecraft.core.environment import own_products_kept
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -44,7 +46,7 @@ def at_once(run: Callable[[T], R], items: Sequence[T], count: int) -> Iterator[R
     if count <= 1:
         yield from map(run, items)
         return
-    with _shared(count) as pool:
+    with own_products_kept(), _shared(count) as pool:
         running: deque[Future[R]] = deque()
         for item in items:
             running.append(pool.submit(copy_context().run, _with_gradient, run, item))

@@ -6,6 +6,7 @@ threads, equal runs give equal bits. A result names machine, threads, package ve
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import random
@@ -51,6 +52,55 @@ def restart_with_fixed_hashes(arguments: Sequence[str]) -> None:
 
 
 @contextmanager
+def own_products_kept() -> Iterator[None]:
+    """Keep how matrix products of this thread use cores, where torch's number of threads is set and given back.
+
+    Any call of `torch.set_num_threads` lets MKL, once and for all, start threads within the parallel loops of torch:
+    attention on a CPU then takes half as long again. A thread whose number was set before keeps that.
+    """
+    mkl = _mkl()
+    before = mkl.MKL_Set_Num_Threads_Local(0) if mkl else 0
+    if before:
+        mkl.MKL_Set_Num_Threads_Local(before)
+    try:
+        yield
+    finally:
+        if mkl and not before:
+            mkl.MKL_Set_Num_Threads_Local(0)
+            mkl.MKL_Set_Dynamic(1)
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Let torch's operations have so many threads; None for as many as they have."""
+    import torch
+
+    before = torch.get_num_threads()
+    if count in (None, before):
+        yield
+        return
+    with own_products_kept():
+        torch.set_num_threads(count)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+@cache
+def _mkl() -> Any:
+    """Return the matrix products that torch's wheels bring for x86 processors, or None where it has others."""
+    import torch
+
+    path = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    try:
+        found = ctypes.CDLL(str(path))
+    except OSError:
+        return None
+    return found if hasattr(found, "MKL_Set_Dynamic") and hasattr(found, "MKL_Set_Num_Threads_Local") else None
+
+
+@contextmanager
 def deterministic(seed: int, threads: int | None = None) -> Iterator[None]:
     """Seed all global generators, and let torch take deterministic algorithms alone, for a block of code.
 
@@ -63,7 +113,7 @@ def deterministic(seed: int, threads: int | None = None) -> Iterator[None]:
 
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     strict, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    benchmark, before = torch.backends.cudnn.benchmark, torch.get_num_threads()
+    benchmark = torch.backends.cudnn.benchmark
     os.environ.setdefault(_CUBLAS, _CUBLAS_WORKSPACE)  # read when CUDA's first matrix product is made
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -71,17 +121,15 @@ def deterministic(seed: int, threads: int | None = None) -> Iterator[None]:
     # An operation that has no deterministic algorithm warns and goes on: a result within tolerance is better than none.
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
-    if threads is not None:
-        torch.set_num_threads(threads)
     try:
-        yield
+        with _threads(threads):
+            yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
         torch.use_deterministic_algorithms(strict, warn_only=warns)
         torch.backends.cudnn.benchmark = benchmark
-        torch.set_num_threads(before)
 
 
 def flags() -> Mapping[str, Any]:
