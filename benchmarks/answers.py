@@ -242,7 +242,7 @@ def tuned(cell: Cell, way: Way, train: list[Row], dev: list[Row], test: list[Row
     classifier.fit(task.texts(given), task.labels(given), dev=held_out)
     seconds = time.perf_counter() - begun
     begun = time.perf_counter()
-    space, fields = classifier.task_.answers, classifier.task_.template.field_names
+    space, fields = classifier.predictor_.answers, classifier.task_.template.field_names
     records = as_records(task.texts(test), task.labels(test), fields, type(space).in_rows())
     examples = classifier.task_.examples(records)
     decisions = classifier.predictor_.decide(examples)

@@ -99,7 +99,7 @@ class ScoredClassifier:
         return float(np.average(hits, weights=example_weights(sample_weight, len(hits))))
 
     def _mean_score(self, examples: Sequence[Example], sample_weight: Any) -> float:
-        answers, decisions = self.task_.answers, self.predictor_.decide(examples)
+        answers, decisions = self.predictor_.answers, self.predictor_.decide(examples)
         pairs = zip(decisions, examples, strict=True)
         scores = [answers.measure([own], [example.gold])[answers.primary] for own, example in pairs]
         return float(np.average(scores, weights=example_weights(sample_weight, len(scores))))
@@ -135,7 +135,7 @@ class ScoredClassifier:
         """Return the scores of the tuned prompt alone on records, the primary one first."""
         examples = self._fitted().task.examples(records)
         decisions = self.predictor_.decide(examples)
-        return self.task_.answers.measure(decisions, [example.gold for example in examples])
+        return self.predictor_.answers.measure(decisions, [example.gold for example in examples])
 
     def scores_in_time(
         self, records: Sequence[Record], report: Callable[[Event], None] = lambda event: None
