@@ -13,6 +13,7 @@ from sklearn.preprocessing import FunctionTransformer
 from conftest import LABELS, TEXTS
 from cuecraft import CuecraftError, CuecraftWarning, PromptClassifier
 from cuecraft.core.errors import LabelWordError, MethodError
+from cuecraft.data.texts import as_records
 
 X = [text for text, _ in TEXTS] * 2
 Y = [LABELS[label] for _, label in TEXTS] * 2
@@ -66,6 +67,9 @@ def test_classes_keep_their_type_and_order(causal):
     classifier = PromptClassifier(causal, "zero-shot", label_words=words).fit(X, numbers)
     assert classifier.classes_.tolist() == [9, 10]
     assert set(classifier.predict(X)) <= {9, 10}
+    records = as_records(X, [str(own) for own in numbers], classifier.task_.template.field_names)
+    assert classifier.measured(records) == classifier.scores(X, numbers)["tuned"]
+    assert classifier.measured(records)["accuracy"] == classifier.score(X, numbers)
     twin = PromptClassifier(causal, "zero-shot", label_words={"positive": "good", "negative": "bad"}).fit(X, Y)
     assert np.array_equal(classifier.predict_proba(X)[:, 0], twin.predict_proba(X)[:, 1])
 
