@@ -175,9 +175,9 @@ def test_a_row_that_cannot_be_used_is_one_line(name, run, put, folders):
     put("train.jsonl", [*KINDS[kind][0], row])
     code, out, err = run(*tuning(kind, folders[kind]), *words)
     assert (code, out) == (2, "")
-    errors = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    assert what in errors[0]
+    (line,) = err.splitlines()  # what was inferred is no line of its own before it
+    assert line.startswith("error: ")
+    assert what in line
 
 
 OUTSIDE = {
@@ -201,9 +201,9 @@ def test_an_answer_that_training_does_not_have_is_one_line_before_the_model_is_l
     words[words.index("--test") + 1] = "test.jsonl"
     code, out, err = run(*words)
     assert (code, out) == (2, "")
-    errors = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    assert what in errors[0]
+    (line,) = err.splitlines()  # what was inferred is no line of its own before it
+    assert line.startswith("error: ")
+    assert what in line
 
 
 def test_sets_in_python_are_lists_or_an_indicator_matrix(causal):

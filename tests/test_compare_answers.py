@@ -220,3 +220,4 @@ def test_answers_that_do_not_fit_are_refused_before_a_model_is_loaded(labels, op
     code, out, err = run("compare", "--task", "films", "--seeds", "1,2", "--model", "none", *options)
     assert (code, out) == (2, "")
     assert message in err.replace("\n", " ")
+    assert "taken to be" not in err

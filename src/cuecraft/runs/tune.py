@@ -25,7 +25,7 @@ from cuecraft.data import Reading, Record, k_shot_split, read_partly_labelled, r
 from cuecraft.methods.prepare import data_entry, make_problem, make_task
 from cuecraft.methods.search.label_free import LabelFreeOutcome, LabelFreeSearch
 from cuecraft.methods.search.label_free.pool import read_cues
-from cuecraft.runs.answers import asked_of, check_answers, checked_space, columns_of, settled
+from cuecraft.runs.answers import asked_of, check_answers, checked_space, columns_of, settled, warned_at_first_step
 from cuecraft.runs.spec import RunFiles, RunSpec, WordsSpec
 from cuecraft.task import AnswerSpace, Verbalizer
 from cuecraft.task.answers.asked import Asked
@@ -396,6 +396,9 @@ def run_tune(spec: RunSpec, files: RunFiles, started: Started) -> dict[str, Any]
     Raises:
         CuecraftError: anything that the user can fix; nothing is written then.
     """
-    spec = settled(spec, files.reading)
+    spec, inferred = settled(spec, files.reading)
     run = run_label_free if spec.is_label_free else tune_once if spec.seeds is None else run_seeds
-    return run(spec, files, started) | files.reading.document()
+    heard, warn = warned_at_first_step(inferred, started)
+    document = run(spec, files, heard)
+    warn()
+    return document | files.reading.document()

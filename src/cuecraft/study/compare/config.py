@@ -245,10 +245,6 @@ def read_splits(config: CompareConfig) -> Splits:
     asked = Asked(LabelOptions(), columns)
     if first.exists() or config.answers is not None:
         asked = Asked.in_file(str(first), config.answers, columns, reading)
-    if asked.line is not None:
-        warnings.warn(
-            f"{first}: {asked.line}; name another with {named('task.answers')}", CuecraftWarning, stacklevel=2
-        )
     if folder.is_dir():
         if config.shots is not None:
             raise DataError(f"{folder}: holds splits of its own, so shots has nothing to draw from; leave it out")
@@ -258,6 +254,9 @@ def read_splits(config: CompareConfig) -> Splits:
     if asked.kind != "labels":
         found = Splits(seeds, subsample(test, config.test_size, _TEST_SEED), (), asked, reading.bad)
         _check_answers(config, found)
+        if asked.line is not None:  # once the rows are known to be of that kind: an error is one line
+            message = f"{first}: {asked.line}; name another with {named('task.answers')}"
+            warnings.warn(message, CuecraftWarning, stacklevel=2)
         return found
     labels = tuple(sorted({str(record.label) for split in seeds.values() for record in split.train}))
     for seed, split in seeds.items():
