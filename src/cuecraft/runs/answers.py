@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 
-from cuecraft.core.errors import CuecraftWarning, DataError, MethodError, named
+from cuecraft.core.errors import CuecraftWarning, MethodError, named
 from cuecraft.core.events import Event, Started
 from cuecraft.data import Reading, Record
 from cuecraft.runs.spec import RunSpec
@@ -92,13 +92,3 @@ def checked_space(
         label_words = None
     words: Words = label_words or distinct_words
     return asked.space(train, words)
-
-
-def check_answers(space: AnswerSpace, parts: Mapping[str, Sequence[Record]]) -> None:
-    """Raise DataError, before anything long is done, where a file has an answer that is none of the space."""
-    for name, records in parts.items():
-        for row, record in enumerate(records, start=1):
-            try:
-                space.gold(record)
-            except DataError as error:
-                raise DataError(f"{name} row {record.row or row}: {error}") from None
