@@ -1,6 +1,7 @@
 """Each kind of answers by commands: tuned, killed and resumed, predicted as by Python; mistakes are one line."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,10 @@ from conftest import TEXTS
 from cuecraft.api.estimators import PromptClassifier
 from cuecraft.artifact.predictor import Predictor
 from cuecraft.core.checkpoints import Slot
-from cuecraft.task.answers import ANSWERS
+from cuecraft.runs.predicting import listed
+from cuecraft.task.answers import ANSWERS, Decision, Verbalizer
+from cuecraft.task.answers.choices import Choices
+from cuecraft.task.answers.multilabel import Multilabel
 
 X = [text for text, _ in TEXTS]
 NUMBERS = [1.5, 4.0, 2.0, 1.0, 3.5, 4.0, 1.0, 2.0]
@@ -158,13 +162,19 @@ BAD = {
         "tokens",
         {"text": "a joy", "spans": [{"label": "x", "start": 0, "end": 3}, {"label": "y", "start": 2, "end": 5}]},
         (),
-        "row 9: the span",
+        "train.jsonl row 9: the span",
     ),
     "tokens: beyond the text": (
         "tokens",
         {"text": "a", "spans": [{"label": "x", "start": 0, "end": 9}]},
         (),
-        "row 9: the",
+        "train.jsonl row 9: the",
+    ),
+    "ordinal: outside of the range": (
+        "ordinal",
+        {"text": "a", "label": 9.5},
+        ("--answer-option", "range=1,4"),
+        "train.jsonl row 9: the number 9.5 is not in the range 1 to 4",
     ),
 }
 
@@ -175,15 +185,15 @@ def test_a_row_that_cannot_be_used_is_one_line(name, run, put, folders):
     put("train.jsonl", [*KINDS[kind][0], row])
     code, out, err = run(*tuning(kind, folders[kind]), *words)
     assert (code, out) == (2, "")
-    errors = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    assert what in errors[0]
+    (line,) = err.splitlines()  # what was inferred is no line of its own before it
+    assert line.startswith("error: ")
+    assert what in line
 
 
 OUTSIDE = {
     "labels": ({"text": "a", "label": "mixed"}, "test.jsonl row 1: label 'mixed' is not one of"),
     "multilabel": ({"text": "a", "labels": ["joy", "fear"]}, "test.jsonl row 1: label 'fear' is not one of"),
-    "ordinal": ({"text": "a", "label": 9.5}, "test.jsonl row 1"),
+    "ordinal": ({"text": "a", "label": 9.5}, "test.jsonl row 1: the number 9.5"),
     "cloze": ({"text": "a", "answer": "zebra"}, "test.jsonl row 1: answer 'zebra' is not one of the"),
     "tokens": (
         {"text": "a b", "spans": [{"label": "odd", "start": 0, "end": 1}]},
@@ -201,9 +211,9 @@ def test_an_answer_that_training_does_not_have_is_one_line_before_the_model_is_l
     words[words.index("--test") + 1] = "test.jsonl"
     code, out, err = run(*words)
     assert (code, out) == (2, "")
-    errors = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    assert what in errors[0]
+    (line,) = err.splitlines()  # what was inferred is no line of its own before it
+    assert line.startswith("error: ")
+    assert what in line
 
 
 def test_sets_in_python_are_lists_or_an_indicator_matrix(causal):
@@ -234,3 +244,48 @@ def test_csv_has_sets_with_a_separator(run, put, folders, tmp_path):
     code, out, err = run("tune", "train.csv", "--test", "train.csv", *words, "--out", "a", "--json")
     assert code == 0, err
     assert list(json.loads(out)["label_words"]) == ["dull", "joy"]
+
+
+def test_predict_prints_the_likeliest_of_many_options_and_all_where_asked(run, put, folders):
+    names = [f"c{number:02}" for number in range(14)]
+    put("train.jsonl", [{"text": X[n % 8], "labels": [names[n % 14], names[(n + 5) % 14]]} for n in range(28)])
+    words = ("--model", folders["multilabel"], "--method", "zero-shot", "--out", "many")
+    assert run("tune", "train.jsonl", *words)[0] == 0
+    (found,) = json.loads(run("predict", "many", "a joy", "--json")[1])["predictions"]
+    (whole,) = json.loads(run("predict", "many", "a joy", "--json", "--all-options")[1])["predictions"]
+    assert list(whole["options"]) == names
+    likeliest = sorted(names, key=lambda name: -whole["options"][name])
+    kept = [name for place, name in enumerate(likeliest) if place < 10 or name in whole["value"]]
+    assert found["options"] == {name: whole["options"][name] for name in kept}
+    assert list(found["options"]) == kept
+    assert {**found, "options": None} == {**whole, "options": None}
+
+
+@pytest.mark.parametrize(
+    ("answers", "value", "kept"),
+    [
+        (Multilabel(("a", "b", "c", "d"), (("a",), ("b",), ("c",), ("d",))), ["d"], ["b", "c", "d"]),
+        (Multilabel(("a", "b", "c", "d"), (("a",), ("b",), ("c",), ("d",))), [], ["b", "c"]),
+        (Verbalizer(("a", "b", "c", "d"), (("a",), ("b",), ("c",), ("d",))), "b", ["b", "c"]),
+        (Choices(), 3, ["a", "b", "c", "d"]),
+    ],
+)
+def test_what_is_answered_is_listed_whatever_its_probability(answers, value, kept):
+    decision = Decision(value, 0.5, {"a": 0.1, "b": 0.5, "c": 0.35, "d": 0.05})
+    assert list(listed(answers, decision, 2).options) == kept
+
+
+def test_a_class_head_is_shown_with_the_names_of_classes_and_without_label_words(run, put, folders):
+    put("train.jsonl", KINDS["labels"][0])
+    for method, is_headed in (("embedding-probe", True), ("zero-shot", False)):
+        words = ("tune", "train.jsonl", "--model", folders["labels"], "--method", method, *WORDS, "--out", method)
+        code, out, err = run(*words)
+        assert code == 0, err
+        assert ("label words" in out) is not is_headed
+        shown = run("show", method)[1]
+        card = Path(method, "README.md").read_text()
+        for text in (out, shown):
+            assert ("(class head)" in text) is is_headed
+            assert ("= bad" in text) is not is_headed
+        assert ("| 0 | bad |" in card) is not is_headed
+        assert "0, 1" in card or not is_headed

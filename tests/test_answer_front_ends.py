@@ -42,6 +42,14 @@ def test_texts_bring_choices_in_python(causal, tmp_path):
     assert again.task_.answers.kind == "choices"
 
 
+@pytest.mark.parametrize("place", [0, 3])
+def test_a_text_without_options_among_others_is_named_wherever_it_stands(causal, place):
+    texts = [*ASKED]
+    texts[place] = {"text": "a film"}
+    with pytest.raises(DataError, match=f"row {place + 1}: no column 'choices'"):
+        PromptClassifier(causal, "zero-shot").fit(texts, PLACES)
+
+
 def test_what_labels_alone_can_do_is_refused_in_one_line(causal):
     with pytest.raises(MethodError, match="label_words='auto' goes with labels; the answers are of kind choices"):
         PromptClassifier(causal, "zero-shot", label_words="auto").fit(ASKED, PLACES)
@@ -94,7 +102,7 @@ def test_a_file_shows_its_kind_and_is_tuned_and_predicted(run, causal_folder, ca
     words = (*TUNE, "--option", "epochs=2", "--model", causal_folder, "--out", "runs/a", "--answer-option")
     code, out, err = run(*words, "scoring=token", "--json")
     assert code == 0
-    assert "warning: train.jsonl: answers are taken to be of kind choices: each row has options in 'choices'" in err
+    assert "warning: train.jsonl: answers are taken to be of kind choices: rows have options in 'choices'" in err
     document = json.loads(out)
     assert (document["answers"], document["primary"], document["label_words"]) == ("choices", "accuracy", {})
     assert {"dev_accuracy", "test_accuracy", "untuned_test_accuracy", "test_mean_reciprocal_rank"} <= set(

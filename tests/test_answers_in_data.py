@@ -242,3 +242,22 @@ def test_numbers_in_their_usual_columns_are_numbers(column):
     assert inferred_kind(rows, AnswerColumns())[0] == "ordinal"
     assert inferred_kind([row | {"label": "good"} for row in rows], AnswerColumns())[0] == "labels"
     assert inferred_kind([*rows, {"text": "c", column: "five"}], AnswerColumns())[0] == "labels"
+    assert inferred_kind([*rows, {"text": "c"}, {"text": "d", column: None}], AnswerColumns())[0] == "ordinal"
+    assert inferred_kind([{"text": "a", column: own} for own in ("1", "4.5", "")], AnswerColumns())[0] == "ordinal"
+
+
+ONE = {
+    "choices": {"choices": ["x", "y"], "answer": 0},
+    "multilabel": {"labels": ["a"]},
+    "tokens": {"spans": [{"label": "a", "start": 0, "end": 1}]},
+    "labels": {"label": "a"},
+    "ordinal": {"stars": 3},
+}
+
+
+@pytest.mark.parametrize("kind", ONE)
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_one_row_without_its_column_changes_no_kind_wherever_it_stands(kind, place):
+    rows = [{"text": "a"} | ONE[kind] for _ in range(3)]
+    rows[place] = {"text": "b"}
+    assert inferred_kind(rows, AnswerColumns())[0] == kind

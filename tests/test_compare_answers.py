@@ -8,17 +8,19 @@ import pytest
 from sklearn.metrics import average_precision_score, f1_score
 
 from conftest import TEXTS
+from cuecraft.core.errors import MethodError
 from cuecraft.data import Record
 from cuecraft.methods import make_method
 from cuecraft.methods.prepare import make_task
 from cuecraft.study.compare.answer_plots import figures_by_panel, most_confused
 from cuecraft.study.compare.comparison import Folder, _Run
-from cuecraft.study.compare.config import Contender, Split, Splits
+from cuecraft.study.compare.config import Contender, Split, Splits, load_config
 from cuecraft.study.compare.figures import expected_calibration_error, figures_of
 from cuecraft.study.compare.formats import text_tables
 from cuecraft.study.compare.report import render_report
 from cuecraft.study.compare.schema import Comparison, Row
 from cuecraft.task import Decision, Example, Verbalizer
+from cuecraft.task.answers import asked_answers
 from cuecraft.task.answers.choices import ChoiceOptions, Choices
 from cuecraft.task.answers.cloze import ClozeOptions
 from cuecraft.task.answers.multilabel import Multilabel, MultilabelOptions
@@ -210,7 +212,7 @@ def test_the_kind_of_answers_is_read_of_the_files(folder, causal_folder, run):
 @pytest.mark.parametrize(
     ("labels", "options", "message"),
     [
-        ([("other",), *SETS[1:]], (), "films, test row 1: label 'other' is not one of the task's 3 classes"),
+        ([("other",), *SETS[1:]], (), "films/test.jsonl row 1: label 'other' is not one of the task's 3 classes"),
         (SETS, ("--answers", "ordinal"), "no column 'number'; the columns are 'text', 'labels'"),
         (SETS, ("--answers", "sets"), "unknown kind of answers 'sets'"),
     ],
@@ -220,3 +222,21 @@ def test_answers_that_do_not_fit_are_refused_before_a_model_is_loaded(labels, op
     code, out, err = run("compare", "--task", "films", "--seeds", "1,2", "--model", "none", *options)
     assert (code, out) == (2, "")
     assert message in err.replace("\n", " ")
+    assert "taken to be" not in err
+
+
+def test_options_of_answers_are_those_of_the_file_and_of_the_command(tmp_path):
+    path = tmp_path / "films.yaml"
+    path.write_text("task: films\nanswers: {kind: ordinal, coverage: 0.5}\n")
+    found = load_config(path, {"answer_option": {"range": "1,5"}})
+    assert asked_answers(found.answers) == OrdinalOptions(range=(1, 5), coverage=0.5)
+    assert load_config(None, {"task": "films", "answer_option": {"scoring": "sum"}}).answers == {"scoring": "sum"}
+    with pytest.raises(MethodError, match="scoring"):
+        load_config(path, {"answer_option": {"scoring": "sum"}})
+
+
+def test_compare_takes_options_of_answers(folder, run):
+    words = ("--seeds", "1", "--model", "none", "--answer-option", "classes=bad,long")
+    code, out, err = run("compare", "--task", "films", *words)
+    assert (code, out) == (2, "")
+    assert "films/seed-1/dev.jsonl row 1: label 'new' is not one of the task's 2 classes" in err.replace("\n", " ")

@@ -346,7 +346,7 @@ BAD = {
     "no test rows": (["--task", "films", "--test-size", "0"], "test_size: input should be greater than or equal to 1"),
     "one class": (["--task", "single", "--seeds", "1"], "only one class"),
     "a class that a seed lacks": (["--task", "lame", "--seeds", "1,2"], "seed 2: no training example of class"),
-    "unknown class in test": (["--task", "odd", "--seeds", "1"], "odd, test row 1: label 'mixed' is not one of"),
+    "unknown class in test": (["--task", "odd", "--seeds", "1"], "odd/test.jsonl row 1: label 'mixed' is not one of"),
     "nothing left to test on": (["--task", "rows.jsonl", "--shots", "2", "--seeds", "1"], "leaves no rows to test on"),
     "no YAML": (["--config", "nowhere.yaml"], "nowhere.yaml: no such file"),
     "bad YAML": (["--config", "bad.yaml"], "bad.yaml line 3: not valid YAML"),

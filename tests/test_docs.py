@@ -30,7 +30,8 @@ from cuecraft.core.errors import AssetError, DataError
 from cuecraft.methods.fit import make_artifact
 from cuecraft.methods.problem import label_context
 from cuecraft.runs.answers import asked_of
-from cuecraft.runs.tune import read_splits
+from cuecraft.runs.tune import checked_splits, read_splits
+from cuecraft.task.answers import ANSWERS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -190,6 +191,34 @@ def test_rows_are_left_for_what_a_line_of_tune_asks_for(page, words, monkeypatch
     train, _, test = splits_of(words, monkeypatch, tmp_path)
     assert train
     assert test or not {"--test-size", "--test"} & set(words)
+
+
+HERE = re.compile(r"^cat > (\S+) <<'END'\n(.*?)^END$", re.M | re.S)
+PASTED = [(page, words) for page, words in TUNED if page in ("docs/answers.md", "docs/cloze.md", "docs/tokens.md")]
+
+
+@pytest.mark.parametrize(("page", "words"), PASTED, ids=[f"{page}-{n}" for n, (page, _) in enumerate(PASTED)])
+def test_rows_that_a_page_prints_are_what_its_lines_of_tune_read(page, words, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for block in blocks(ROOT / page, "bash"):
+        for name, text in HERE.findall(block):
+            Path(name).write_text(text)
+    spec, files = request_of(words, monkeypatch)
+    asked = asked_of(spec, files.reading)
+    train, dev, _ = checked_splits(spec, asked, files.reading)  # which also says whether all answers can be learnt
+    assert (len(train) > 5, dev is None) == (True, spec.data.dev is None)
+    kinds = {"intents": {"labels", "open-set"}, "copa": {"choices"}, "requests": {"multilabel"}, "reviews": {"ordinal"}}
+    kinds |= {"capitals": {"cloze"}, "facts": {"cloze"}, "slots": {"tokens"}, "train": {"tokens"}}
+    assert asked.kind in kinds[Path(spec.data.train).stem]
+
+
+def test_the_page_of_answers_has_the_columns_of_every_kind():
+    rows = re.findall(r"^\| `([\w-]+)` \|[^|]*\|([^|]*)\|", (ROOT / "docs" / "answers.md").read_text("utf-8"), re.M)
+    assert {kind for kind, _ in rows} == set(ANSWERS)
+    for kind, cell in rows:
+        assert {*ANSWERS[kind].columns, *(["choices"] * ANSWERS[kind].brings_options)} <= set(
+            re.findall(r"`(\w+)`", cell)
+        )
 
 
 def test_a_test_set_without_rows_left_for_it_is_found(monkeypatch, tmp_path):

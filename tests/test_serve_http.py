@@ -1,7 +1,9 @@
 """The server: answers over HTTP are the classifiers' own; mistakes in a request are reported in one line."""
 
+import ast
 import json
 import re
+from pathlib import Path
 
 import jsonschema
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import cuecraft.serving.http
 from conftest import examples
 from cuecraft.serving.requests import Limits
 from serving import X, classifiers
@@ -221,3 +224,10 @@ def test_the_openapi_document_describes_what_is_sent_and_answered(serve):
     for reference in re.findall(r'"\$ref": "#/components/schemas/(\w+)"', json.dumps(document)):
         assert reference in document["components"]["schemas"]
     assert "$defs" not in json.dumps(document)
+
+
+@pytest.mark.parametrize("path", sorted(Path(cuecraft.serving.http.__file__).parent.glob("*.py")), ids=lambda p: p.name)
+def test_no_response_names_an_option_of_the_command_line(path):
+    literals = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)]
+    texts = [node.value for node in literals if isinstance(node.value, str)]
+    assert [text for text in texts if re.search(r"(?<!\S)--[a-z]", text)] == []

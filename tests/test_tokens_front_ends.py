@@ -143,6 +143,7 @@ def test_a_causal_model_is_refused_with_the_reason(files, command, causal_folder
     code, _, err = command("tune", "train.jsonl", "--model", causal_folder, "--out", "run")
     assert code == 2
     assert "has not read what stands behind a word" in " ".join(err.split())
+    assert "taken to be" not in err
 
 
 def test_texts_without_spans_alone_are_refused(sequence):

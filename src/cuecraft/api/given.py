@@ -104,9 +104,9 @@ def _named(asked: Asked) -> dict[str, Any]:
 
 def _shown(texts: Texts, labels: Labels) -> list[dict[str, Any]]:
     """Return rows that show of which kind answers are: their own options, and lists of labels."""
-    first = next(iter(rows_of(texts)), {})
-    if isinstance(first.get("choices"), list | tuple | np.ndarray):
-        return [{"choices": first["choices"], "answer": None}]
+    own = [row["choices"] for row in rows_of(texts) if isinstance(row.get("choices"), list | tuple | np.ndarray)]
+    if own:
+        return [{"choices": own[0], "answer": None}]
     try:
         values = as_labels(labels)
     except DataError:  # a matrix could be one-hot, too

@@ -186,7 +186,7 @@ class Artifact(AnswersTogether):
         manifest = self.manifest.model_copy(update=own)
         manifest = manifest.model_copy(update={"artifact_sha256": digest(manifest.model_dump(mode="json"))})
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        (folder / CARD).write_text(model_card(manifest, self.trace), encoding="utf-8")
+        (folder / CARD).write_text(model_card(manifest, self.trace, self.reads_words), encoding="utf-8")
 
     def whole(self) -> Artifact:
         """Return the artifact by itself: with all of a prompt that shares a part with other tasks."""

@@ -74,6 +74,11 @@ class AnswersTogether:
         return (self.prompt, *(other.prompt for other in self.others))
 
     @property
+    def reads_words(self) -> bool:
+        """Whether label words are read by one of the prompts: by none where each has a class head."""
+        return any(prompt.head is None for prompt in self.prompts)
+
+    @property
     def calibrations(self) -> tuple[Calibration, ...]:
         """The calibration of each prompt, in the order of `prompts`."""
         return (self.calibration, *(other.calibration for other in self.others))

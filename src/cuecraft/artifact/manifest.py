@@ -126,13 +126,17 @@ class Manifest(_Part):
         return [self.calibration, *self.other_calibrations]
 
 
-def model_card(manifest: Manifest, trace: Sequence[Mapping[str, Any]] = ()) -> str:
-    """Return the artifact's README in Markdown, with the caveats of its trace first."""
+def model_card(manifest: Manifest, trace: Sequence[Mapping[str, Any]] = (), reads_words: bool = True) -> str:
+    """Return the artifact's README in Markdown, with the caveats of its trace first.
+
+    Label words are named where they are read (`reads_words`): a class head has none.
+    """
     caveats = "".join(f"\n**Warning: {event[CAVEAT]}.**\n" for event in trace if CAVEAT in event)
     task, backbone, prompt = manifest.task, manifest.backbone, manifest.prompt
     kind, options = task.answers.kind, task.answers.options
     words = [f"| {name} | {', '.join(words)} |" for name, words in options.items()]
-    classes = ["", "| class | label words |", "| --- | --- |", *words] if options else []
+    table = ["", "| class | label words |", "| --- | --- |", *words] if options else []
+    classes = table if reads_words else ["", f"Classes, by a class head: {', '.join(options)}"] if options else []
     of_kind = "with the labels above and no others" if kind == "labels" else f"with answers of kind {kind}"
     answers = "" if kind == "labels" else f"- answers: {kind}\n"
     metrics = [f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in manifest.metrics.items()]

@@ -125,7 +125,7 @@ PANELS = {
     "Model": "model head max_tokens device dtype local_files_only endpoint endpoint_model endpoint_key_env any_base",
     "Method and prompt": "method methods preset template label_words chat system option vocab_from way most candidates "
     "seed seeds time_limit combination weights against",
-    "Results": "out json checkpoints resume is_opened output exact",
+    "Results": "out json all_options checkpoints resume is_opened output exact",
 }
 _PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names.split()}
 

@@ -14,7 +14,7 @@ from cuecraft.cli import display
 from cuecraft.cli.app import CommandApp, app
 from cuecraft.cli.from_spec import Fields
 from cuecraft.cli.help import COMMANDS
-from cuecraft.cli.options import Delimiter, Json, SkipBadRows, flag_of, names_of
+from cuecraft.cli.options import AnswerOption, Delimiter, Json, SkipBadRows, flag_of, names_of, pairs_of
 from cuecraft.core.errors import AssetError, StoppedError
 from cuecraft.task.sections import AnsweringSection, FamilyData, LimitSection, ModelSection
 
@@ -226,6 +226,7 @@ def compare(
     test_size: Annotated[int | None, typer.Option(help="Test rows to draw, the same for all. [default: all]")] = None,
     delimiter: Delimiter = None,
     skip_bad_rows: SkipBadRows = False,
+    answer_option: AnswerOption = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the results. [default: runs/compare-TASK]")] = None,
     json: Json = False,
 ) -> None:
@@ -241,6 +242,7 @@ def compare(
     for section in (model, columns, writing):
         flags |= section.model_dump(exclude_unset=True)
     flags |= {"model": flags.pop("name", None), "out": out and str(out)}
+    flags["answer_option"] = pairs_of(answer_option) if answer_option else None
     flags |= {"delimiter": delimiter, "skip_bad_rows": skip_bad_rows or None}
     try:
         with display.progress() as started:

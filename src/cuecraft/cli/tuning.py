@@ -70,7 +70,8 @@ def tune(
     from cuecraft.core.checkpoints import Keeping
     from cuecraft.methods import make_method
     from cuecraft.runs import RunFiles, RunSpec, run_tune
-    from cuecraft.runs.spec import method_section, with_answer_options, with_corpus
+    from cuecraft.runs.spec import method_section, with_corpus
+    from cuecraft.task.answers import with_options
 
     options = pairs_of(option or []) | ({"preset": preset} if preset else {})
     if unlabeled:
@@ -88,7 +89,7 @@ def tune(
     asked = pairs_of(answer_option or []) | ({"reject": reject} if reject else {})
     if reject and task.answers is None:
         asked |= {"kind": "open-set"}
-    task = with_answer_options(task, asked)
+    task = task.model_copy(update={"answers": with_options(task.answers, asked)})
     spec = RunSpec(model=model, data=data, task=task, tune=method_section(chosen, options), **given)
     seeds = ",".join(map(str, limits.seeds or [limits.seed]))
     keeping = Keeping(checkpoints) if checkpoints else None

@@ -23,6 +23,7 @@ from cuecraft.core.errors import DataError
 from cuecraft.data.files import STDIN
 from cuecraft.task.sections import BackboneSection, FamilyData, ModelSection, WritingSection
 
+_LISTED = 10  # options of a text that JSON has, unless all are asked for
 _PROMPT_FIRST = "begins with {prompt}, such as '{prompt}{text} It was{mask}'"
 
 
@@ -42,6 +43,14 @@ def predict(
     skip_bad_rows: SkipBadRows = False,
     prompt: Annotated[str | None, typer.Option(help="Which of an export's prompts, where it holds several.")] = None,
     json: Json = False,
+    all_options: Annotated[
+        bool,
+        typer.Option(
+            "--all-options",
+            help=f"With --json: the probability of every option; without it, of more than {_LISTED} that all texts "
+            f"share, those of the answer and of the {_LISTED} likeliest.",
+        ),
+    ] = False,
 ) -> None:
     """Classify texts with a tuned prompt."""
     from cuecraft.runs import predict_records, read_texts
@@ -56,7 +65,9 @@ def predict(
         answers = AnswerColumns(options=columns.options_column, separator=columns.separator)
         records = read_texts(artifact, texts or [], file, text_column, reading, answers)
         where = backbone.model_dump()
-        document = predict_records(artifact, records, prompt, where, started("predicting")) | reading.document()
+        most = None if all_options else _LISTED
+        document = predict_records(artifact, records, prompt, where, started("predicting"), most)
+        document |= reading.document()
     display.print_json(document) if json else display.print_predictions(document["predictions"])
 
 
@@ -68,12 +79,12 @@ def show(
     from cuecraft.artifact import load_artifact
     from cuecraft.runs.made import artifact_of
 
-    artifact = artifact_of(artifact)
-    manifest = load_artifact(artifact).manifest
+    folder = artifact_of(artifact)
+    found = load_artifact(folder)
     if json:
-        display.print_json(manifest.model_dump(mode="json"))
+        display.print_json(found.manifest.model_dump(mode="json"))
     else:
-        display.print_manifest(manifest, str(artifact))
+        display.print_artifact(found, str(folder))
 
 
 @app.command("export")

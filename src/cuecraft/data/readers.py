@@ -188,7 +188,7 @@ def _records(
         try:
             if isinstance(row, DataError):
                 raise row
-            records.append(replace(_record(where, row, text_columns, answers), row=number))
+            records.append(replace(_record(where, row, text_columns, answers), row=number, source=name))
             if answers is not None and records[-1].label is not None:
                 _note_kind(row, answers, kinds)
         except DataError as error:

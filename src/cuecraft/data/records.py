@@ -28,6 +28,7 @@ class Record:
         label: the answer, a hashable JSON value (lists are tuples): of a class its name. None where it is not known.
         weight: how much it counts in a training, 1 on average; None where all count alike.
         row: the number of the row in its file, from 1, bad rows counted; None for what comes from no file.
+        source: the file; None for what comes from none.
         options: that the row brings to choose among.
     """
 
@@ -36,6 +37,12 @@ class Record:
     weight: float | None = None
     row: int | None = field(default=None, compare=False)
     options: tuple[str, ...] = ()
+    source: str | None = field(default=None, compare=False)
+
+    def place(self, number: int) -> str:
+        """Return how errors name the row: its file, and its number there; `number` where it comes from no file."""
+        row = f"row {self.row or number}"
+        return row if self.source is None else f"{self.source} {row}"
 
 
 def as_it_is(value: Any) -> Any:

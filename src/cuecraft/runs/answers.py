@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from cuecraft.core.errors import CuecraftWarning, DataError, MethodError, named
+from cuecraft.core.errors import CuecraftWarning, MethodError, named
+from cuecraft.core.events import Event, Started
 from cuecraft.data import Reading, Record
 from cuecraft.runs.spec import RunSpec
 from cuecraft.task import AnswerSpace
@@ -25,8 +26,8 @@ def asked_of(spec: RunSpec, reading: Reading) -> Asked:
     return Asked.in_file(spec.data.train, spec.task.answers, columns_of(spec.data), reading)
 
 
-def settled(spec: RunSpec, reading: Reading) -> RunSpec:
-    """Return the run with the kind of its answers named; says once what was inferred.
+def settled(spec: RunSpec, reading: Reading) -> tuple[RunSpec, str | None]:
+    """Return the run with the kind of its answers named, and what was inferred, for the user; None where nothing was.
 
     Raises:
         MethodError: a search without labels is asked for answers of another kind.
@@ -37,15 +38,44 @@ def settled(spec: RunSpec, reading: Reading) -> RunSpec:
             raise MethodError(
                 f"{named('unlabeled')} chooses among classes; leave {named('task.answers')} out, or give labels"
             )
-        return spec
+        return spec, None
     asked = asked_of(spec, reading)
-    if asked.line is not None:
-        warnings.warn(
-            f"{spec.data.train}: {asked.line}; name another with {named('task.answers')}", CuecraftWarning, stacklevel=2
-        )
     assert not isinstance(asked.answers, AnswerSpace)
     answers = asked.answers.model_dump(mode="json", exclude_none=True)
-    return spec.model_copy(update={"task": spec.task.model_copy(update={"answers": answers})})
+    task = spec.task.model_copy(update={"answers": answers})
+    return spec.model_copy(update={"task": task}), inference(spec.data.train, asked)
+
+
+def inference(source: str, asked: Asked) -> str | None:
+    """Return the warning that says what the rows of a file were taken for; None where nothing was inferred."""
+    return None if asked.line is None else f"{source}: {asked.line}; name another with {named('task.answers')}"
+
+
+def warned_at_first_step(warning: str | None, started: Started) -> tuple[Started, Callable[[], None]]:
+    """Return `started` whose first step gives a warning, and what gives it where there was none.
+
+    Before the first step, an error may still end the work, and is one line then.
+
+    Args:
+        warning: what to warn of; None for nothing.
+        started: called with each part of the work, and returns the progress callback of its steps.
+    """
+    left = [] if warning is None else [warning]
+
+    def warn() -> None:
+        if left:
+            warnings.warn(left.pop(), CuecraftWarning, stacklevel=2)
+
+    def start(part: str) -> Callable[[Event], None]:
+        report = started(part)
+
+        def step(event: Event) -> None:
+            warn()
+            report(event)
+
+        return step
+
+    return start, warn
 
 
 def checked_space(
@@ -62,13 +92,3 @@ def checked_space(
         label_words = None
     words: Words = label_words or distinct_words
     return asked.space(train, words)
-
-
-def check_answers(space: AnswerSpace, parts: Mapping[str, Sequence[Record]]) -> None:
-    """Raise DataError, before anything long is done, where a file has an answer that is none of the space."""
-    for name, records in parts.items():
-        for row, record in enumerate(records, start=1):
-            try:
-                space.gold(record)
-            except DataError as error:
-                raise DataError(f"{name} row {record.row or row}: {error}") from None

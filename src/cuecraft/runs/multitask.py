@@ -17,7 +17,7 @@ from cuecraft.data import Record, read_records, subsample
 from cuecraft.data.readers import AS_USUAL
 from cuecraft.methods.prepare import data_entry
 from cuecraft.methods.train.weights import Combination, mix_lora
-from cuecraft.runs.answers import check_answers, checked_space, columns_of
+from cuecraft.runs.answers import checked_space, columns_of
 from cuecraft.runs.spec import MultitaskSpec, RunFiles
 from cuecraft.task.answers.asked import Asked
 
@@ -106,7 +106,7 @@ def read_tasks(spec: MultitaskSpec, asked: Mapping[str, Asked]) -> dict[str, dic
         for name, records in read[part].items():
             known = asked[name].known(read["train"][name], read.get("dev", {}).get(name))
             space = checked_space(asked[name], None, known)
-            check_answers(space, {str(sources[name]): records})
+            space.golds(records)
     return read
 
 

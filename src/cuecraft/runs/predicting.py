@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from cuecraft.data.texts import unlabelled
 from cuecraft.export.runtime import ExportedClassifier, RuntimeOptions, is_export
 from cuecraft.export.runtime.manifest import EXPORT
 from cuecraft.export.runtime.model import check_where
-from cuecraft.task.answers import AnswerColumns, decision_document
+from cuecraft.task.answers import AnswerColumns, AnswerSpace, Decision, decision_document
 
 if TYPE_CHECKING:
     from cuecraft.artifact.predictor import Predictor
@@ -51,24 +52,41 @@ def predict_records(
     prompt: str | None,
     where: Mapping[str, Any],
     report: Callable[[Event], None],
+    most: int | None = None,
 ) -> dict[str, Any]:
     """Return the document of `cuecraft predict --json`; a folder of several seeds answers as an ensemble.
 
     Of an exported folder with several prompts, `prompt` says which answers. `where` has `model` (None for the name that
-    the backbone was tuned under), `device`, `dtype` and `local_files_only`.
+    the backbone was tuned under), `device`, `dtype` and `local_files_only`. Of
+    more than `most` options that all texts share, each text has those that are answered and the `most` likeliest alone.
     """
     classifier = _classifier(artifact, prompt, where)
     examples = classifier.task.examples(records)
     decisions, cut = classifier.decide(examples, report), classifier.cuts(examples)
+    answers = classifier.task.answers
     predictions = [
         {
             "text": next(iter(record.fields.values())),
-            **decision_document(classifier.task.answers, decision),
+            **decision_document(answers, decision if most is None else listed(answers, decision, most)),
             "truncated": is_cut,
         }
         for record, decision, is_cut in zip(records, decisions, cut, strict=True)
     ]
-    return {"artifact": str(artifact), "answers": classifier.task.answers.kind, "predictions": predictions}
+    return {"artifact": str(artifact), "answers": answers.kind, "predictions": predictions}
+
+
+def listed(answers: AnswerSpace, decision: Decision, most: int) -> Decision:
+    """Return a decision with the options that are answered and the `most` likeliest, the likeliest first.
+
+    Up to so many, and options that a text brings, whose places are answers, stay as they are.
+    """
+    if answers.size <= most:
+        return decision
+    value = decision.value
+    answered = {str(own) for own in (value if isinstance(value, list) else [value])}
+    order = sorted(decision.options.items(), key=lambda pair: -pair[1])
+    kept = {name: share for place, (name, share) in enumerate(order) if place < most or name in answered}
+    return replace(decision, options=kept)
 
 
 def _classifier(folder: Path, prompt: str | None, where: Mapping[str, Any]) -> ExportedClassifier | Predictor:

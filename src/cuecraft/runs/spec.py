@@ -24,7 +24,6 @@ from cuecraft.methods.search.label_free import LabelFreeSearch
 from cuecraft.methods.search.label_words import LabelWordSearch
 from cuecraft.methods.train.multitask import MultitaskTuning
 from cuecraft.study.compare.config import MethodEntry
-from cuecraft.task.answers import asked_answers
 from cuecraft.task.sections import (
     ANSWERS_FIELD,
     AnsweringSection,
@@ -105,21 +104,6 @@ def with_corpus(method: str, options: Mapping[str, Any], corpus: Path | None) ->
         if place in options:
             raise MethodError(f"{named('vocab_from')} and {named('option')} {place} both name a corpus; give one")
     return {**options, **dict.fromkeys(places[method], str(corpus))}
-
-
-def with_answer_options(task: TaskSection, options: Mapping[str, Any]) -> TaskSection:
-    """Return a section with options of the kind of answers, named there or by the data.
-
-    Raises:
-        MethodError: the kind has no such option.
-    """
-    if not options:
-        return task
-    kind = task.answers if isinstance(task.answers, dict) else {"kind": task.answers} if task.answers else {}
-    answers = {**kind, **options}
-    if "kind" in answers:
-        asked_answers(answers)
-    return task.model_copy(update={"answers": answers})
 
 
 class RunSpec(LimitSection):

@@ -25,7 +25,7 @@ from cuecraft.data import Reading, Record, k_shot_split, read_partly_labelled, r
 from cuecraft.methods.prepare import data_entry, make_problem, make_task
 from cuecraft.methods.search.label_free import LabelFreeOutcome, LabelFreeSearch
 from cuecraft.methods.search.label_free.pool import read_cues
-from cuecraft.runs.answers import asked_of, check_answers, checked_space, columns_of, settled
+from cuecraft.runs.answers import asked_of, checked_space, columns_of, settled, warned_at_first_step
 from cuecraft.runs.spec import RunFiles, RunSpec, WordsSpec
 from cuecraft.task import AnswerSpace, Verbalizer
 from cuecraft.task.answers.asked import Asked
@@ -47,7 +47,7 @@ def train_and_dev(
     if not data.shots:
         return train, dev, later
     space = asked.space(train, distinct_words)
-    groups = space.groups([space.gold(record) for record in train])
+    groups = space.groups(space.golds(train))
     split = k_shot_split(train, data.shots, seed, with_dev=dev is None, groups=groups)
     return split.train, split.dev if dev is None else dev, split.rest if data.first is None else later
 
@@ -115,17 +115,15 @@ def checked_splits(
     Raises:
         CuecraftError: the data or the label words cannot be used.
     """
-    data = spec.data
     if spec.task.classes:
         raise MethodError(
             f"{named('task.classes')} and {named('tune.prior')} go with {named('unlabeled')}; with labels, the classes "
             "are the labels'"
         )
     train, dev, test = read_splits(spec, asked, reading)
-    parts = {data.train: train, data.dev or f"dev rows of {data.train}": dev or [], data.test or data.train: test}
     space = checked_space(asked, spec.task.label_words, asked.known(train, dev))
-    for name, records in parts.items():
-        check_answers(space, {name: records})
+    for records in (train, dev or [], test):
+        space.golds(records)  # an error is better here than after something long
     return train, dev, test
 
 
@@ -161,7 +159,7 @@ def finished(
         tested = test_metrics(answers, found)
         classifier.artifact_ = classifier.artifact_.with_test(tested, data_entry(test))
     sha256 = classifier.save(files.out)
-    outcome = classifier.outcome_
+    outcome, reads_words = classifier.outcome_, classifier.artifact_.reads_words
     names = tested or test_metrics(answers, {})
     return {
         "method": classifier.artifact_.manifest.method,
@@ -174,7 +172,8 @@ def finished(
         "words": classifier.artifact_.manifest.words,
         "answers": answers.kind,
         "primary": answers.primary,
-        "label_words": {label: list(own) for label, own in answers.options.items()},
+        "classes": list(answers.options),
+        "label_words": {label: list(own) for label, own in answers.options.items()} if reads_words else {},
         "vocabulary": next((e["vocabulary"] for e in classifier.trace_ if "vocabulary" in e), None),
         "template": classifier.artifact_.task.template.source,
         "chat": classifier.artifact_.task.template.chat is not None,
@@ -229,7 +228,7 @@ def run_label_free(spec: RunSpec, files: RunFiles, started: Started) -> dict[str
     test: list[Record] = []
     if spec.data.test:
         test = read_test(spec, spec.data.test, asked_of(spec, files.reading), files.reading)
-        check_answers(Verbalizer.from_labels(classes, distinct_words), {spec.data.test: test})
+        Verbalizer.from_labels(classes, distinct_words).golds(test)
     options = spec.options
     prior = options.pop("prior", None)
     classifier = make_classifier(spec, options)
@@ -377,7 +376,7 @@ def run_words(spec: WordsSpec, reading: Reading, report: Callable[[Event], None]
     train, dev, _ = train_and_dev(spec.data, asked, spec.seed, reading)
     labels = sorted({record.label for record in train})
     classes = Verbalizer.from_labels(labels, distinct_words)
-    check_answers(classes, {spec.data.dev or f"dev rows of {spec.data.train}": dev or []})
+    classes.golds(dev or [])
     backbone = load_backbone(spec.model.name, spec.model.head, **spec.model.where)
     current = spec.task.label_words or {label: [default_word(label)] for label in labels}
     task = make_task(backbone, train, spec.task.template, current, chat=spec.task.choice)
@@ -396,6 +395,9 @@ def run_tune(spec: RunSpec, files: RunFiles, started: Started) -> dict[str, Any]
     Raises:
         CuecraftError: anything that the user can fix; nothing is written then.
     """
-    spec = settled(spec, files.reading)
+    spec, inferred = settled(spec, files.reading)
     run = run_label_free if spec.is_label_free else tune_once if spec.seeds is None else run_seeds
-    return run(spec, files, started) | files.reading.document()
+    heard, warn = warned_at_first_step(inferred, started)
+    document = run(spec, files, heard)
+    warn()
+    return document | files.reading.document()

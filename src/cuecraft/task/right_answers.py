@@ -59,11 +59,6 @@ def check_answers(renderer: Renderer, answers: Cloze, records: Sequence[Record])
         answers: the answer space.
         records: the rows to learn from and to choose by.
     """
-    names = [f"row {number if record.row is None else record.row}" for number, record in enumerate(records, start=1)]
-    right = []
-    for name, record in zip(names, records, strict=True):
-        try:
-            right.append(answers.answers(answers.gold(record)))
-        except DataError as error:
-            raise DataError(f"{name}: {error}") from None
+    names = [record.place(number) for number, record in enumerate(records, start=1)]
+    right = [answers.answers(gold) for gold in answers.golds(records)]
     answer_tokens(renderer, right, names)

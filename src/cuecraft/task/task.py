@@ -154,7 +154,7 @@ class Task:
         if len(names) == 1 and len(fields) == 1:
             # With one field on both sides there is no doubt what is meant, whatever the column is called.
             fields = {names[0]: next(iter(fields.values()))}
-        self.check_fields(fields, f"row {row}")
+        self.check_fields(fields, record.place(row))
         if record.label is None:
             return Example(fields, options=record.options)
         return Example(fields, self._gold(row, record), record.weight, record.options)
@@ -176,7 +176,7 @@ class Task:
         try:
             return self.answers.gold(record)
         except DataError as error:
-            raise DataError(f"row {row}: {error}") from None
+            raise DataError(f"{record.place(row)}: {error}") from None
 
 
 class ShotEntry(BaseModel):

@@ -16,10 +16,10 @@ from cuecraft.cli.display.console import (
 )
 from cuecraft.cli.display.demo import demo_document, print_demo
 from cuecraft.cli.display.results import (
+    print_artifact,
     print_comparison,
     print_exported,
     print_family,
-    print_manifest,
     print_mix,
     print_predictions,
     print_tuned,
@@ -46,6 +46,7 @@ __all__ = [
     "fail",
     "page",
     "print_advice",
+    "print_artifact",
     "print_check",
     "print_classified",
     "print_comparison",
@@ -56,7 +57,6 @@ __all__ = [
     "print_guard_data",
     "print_guard_rates",
     "print_json",
-    "print_manifest",
     "print_mix",
     "print_predictions",
     "print_recipes",

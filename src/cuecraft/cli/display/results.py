@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -14,7 +14,8 @@ from cuecraft.cli.display.console import page
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cuecraft.artifact.manifest import CalibrationEntry, Manifest
+    from cuecraft.artifact import Artifact
+    from cuecraft.artifact.manifest import CalibrationEntry
     from cuecraft.study.compare.formats import TextTable
     from cuecraft.study.compare.schema import Comparison
 
@@ -78,6 +79,8 @@ def _print_metrics(document: Mapping[str, Any]) -> None:
         table.add_row("answers", document["answers"])
     if document["label_words"]:
         table.add_row("label words", Text(_shown_words(document["label_words"])))
+    elif document["classes"]:
+        table.add_row("classes", Text(_shown_classes(document["classes"])))
     if document.get("vocabulary"):
         counts = (f"{row['tokens']:,} {row['filter']}" for row in document["vocabulary"])
         table.add_row("tokens left", Text("\n".join(counts)))
@@ -103,6 +106,12 @@ def _shown_words(words: Mapping[str, Sequence[str]]) -> str:
     named = [f"{label} = {', '.join(own)}" for label, own in list(words.items())[:_SHOWN_OPTIONS]]
     more = [f"and {len(words) - _SHOWN_OPTIONS} more"] if len(words) > _SHOWN_OPTIONS else []
     return "; ".join(named + more)
+
+
+def _shown_classes(names: Collection[str]) -> str:
+    """Return the names of classes that a class head answers with, the first ones of many."""
+    more = f", and {len(names) - _SHOWN_OPTIONS} more" if len(names) > _SHOWN_OPTIONS else ""
+    return ", ".join(list(names)[:_SHOWN_OPTIONS]) + more + " (class head)"
 
 
 def _print_cues(document: Mapping[str, Any]) -> None:
@@ -213,8 +222,10 @@ def print_exported(document: Mapping[str, Any]) -> None:
     page.print(line, markup=False, soft_wrap=True)
 
 
-def print_manifest(manifest: Manifest, folder: str) -> None:
-    """Print an artifact's manifest."""
+def print_artifact(artifact: Artifact, folder: str) -> None:
+    """Print what an artifact holds."""
+    manifest = artifact.manifest
+    options = manifest.task.answers.options
     task, backbone, prompt = manifest.task, manifest.backbone, manifest.prompt
     table = Table(show_header=False, title=Text(folder), title_justify="left")
     table.add_column()
@@ -226,7 +237,7 @@ def print_manifest(manifest: Manifest, folder: str) -> None:
         "prompt": f"{prompt.kind}, {prompt.length} tokens: {prompt.described!r}",
         "words": repr(manifest.words) if manifest.words else "",
         "answers": task.answers.kind if task.answers.kind != "labels" else "",
-        "classes": _shown_words(task.answers.options),
+        "classes": _shown_words(options) if artifact.reads_words or not options else _shown_classes(options),
         "calibration": _calibrations(manifest.calibrations),
         "metrics": ", ".join(f"{name} {value:.3f}" for name, value in manifest.metrics.items()),
         "data": ", ".join(f"{name} {d.rows} rows ({d.sha256[:8]})" for name, d in manifest.data.items()),

@@ -227,7 +227,9 @@ _ARCHIVE = {
 def _check_alone(service: Service) -> None:
     """Raise ServeError where others answer, who would not learn of a change."""
     if service.engine.shelf.is_remote:
-        raise ServeError("replicas learn of prompts from a folder that all share; start the server with --keep FOLDER")
+        raise ServeError(
+            "prompts cannot be changed: this server has replicas without a folder for uploads; ask its operator"
+        )
 
 
 def _put(service: Service, name: str, content: bytes) -> dict[str, Any]:

@@ -108,7 +108,7 @@ class Service:
         request.state.log["caller"] = caller.name
         if role is Role.ADMIN and caller.role is not Role.ADMIN:
             self.metrics.refused("token", 1)
-            raise RefusedError(403, "this needs an admin token; start the server with one, see --tokens")
+            raise RefusedError(403, "this needs an admin token; ask the operator of the server for one")
         return caller
 
     def charge(self, caller: Caller, answers: int) -> None:

@@ -18,7 +18,7 @@ from cuecraft.data import BadRows, Reading, Record, k_shot_split, read_records, 
 from cuecraft.methods import METHODS, make_method
 from cuecraft.methods.auto import Auto
 from cuecraft.methods.problem import Method
-from cuecraft.task.answers import ANSWERS, AnswerColumns
+from cuecraft.task.answers import ANSWERS, AnswerColumns, with_options
 from cuecraft.task.answers.asked import Asked
 from cuecraft.task.answers.labels import LabelOptions
 from cuecraft.task.answers.words import distinct_words
@@ -104,7 +104,7 @@ def load_config(file: Path | None, flags: Mapping[str, Any], word: Callable[[str
 
     Args:
         file: the YAML file, if any.
-        flags: values by key; None is no value.
+        flags: values by key, and options of answers under `answer_option`; None is no value.
         word: gives what a key is called where it was given so.
 
     Raises:
@@ -112,7 +112,10 @@ def load_config(file: Path | None, flags: Mapping[str, Any], word: Callable[[str
     """
     settings = read_yaml(file, CompareError) if file else Settings()
     for name, value in flags.items():
-        if value is not None:
+        if name == "answer_option" and value is not None:  # in addition to those of the file
+            answers = with_options(settings.values.get("answers"), value)
+            settings = settings.overridden(["answers"], answers, word(name))
+        elif value is not None:
             settings = settings.overridden([name], value, word(name))
     if "task" not in settings.values:
         where = f"{file}: " if file else ""
@@ -245,10 +248,6 @@ def read_splits(config: CompareConfig) -> Splits:
     asked = Asked(LabelOptions(), columns)
     if first.exists() or config.answers is not None:
         asked = Asked.in_file(str(first), config.answers, columns, reading)
-    if asked.line is not None:
-        warnings.warn(
-            f"{first}: {asked.line}; name another with {named('task.answers')}", CuecraftWarning, stacklevel=2
-        )
     if folder.is_dir():
         if config.shots is not None:
             raise DataError(f"{folder}: holds splits of its own, so shots has nothing to draw from; leave it out")
@@ -257,26 +256,24 @@ def read_splits(config: CompareConfig) -> Splits:
         seeds, test = _from_rows(config, asked, reading)
     if asked.kind != "labels":
         found = Splits(seeds, subsample(test, config.test_size, _TEST_SEED), (), asked, reading.bad)
-        _check_answers(config, found)
+        _check_answers(found)
+        if asked.line is not None:  # once the rows are known to be of that kind: an error is one line
+            message = f"{first}: {asked.line}; name another with {named('task.answers')}"
+            warnings.warn(message, CuecraftWarning, stacklevel=2)
         return found
     labels = tuple(sorted({str(record.label) for split in seeds.values() for record in split.train}))
     for seed, split in seeds.items():
         _check_train(f"{config.task}, seed {seed}", split.train, labels)
-        _check_known(f"{config.task}, seed {seed}, dev", split.dev, labels)
-    _check_known(f"{config.task}, test", test, labels)
+        _check_known(split.dev, labels)
+    _check_known(test, labels)
     return Splits(seeds, subsample(test, config.test_size, _TEST_SEED), labels, asked, reading.bad)
 
 
-def _check_answers(config: CompareConfig, splits: Splits) -> None:
+def _check_answers(splits: Splits) -> None:
     """Raise DataError, before a model is loaded, where a row has an answer that is none of the space."""
     space = splits.asked.space(splits.known, distinct_words)
-    parts = {f"{config.task}, seed {seed}": [*split.train, *split.dev] for seed, split in splits.seeds.items()}
-    for where, records in {**parts, f"{config.task}, test": splits.test}.items():
-        for row, record in enumerate(records, start=1):
-            try:
-                space.gold(record)
-            except DataError as error:
-                raise DataError(f"{where} row {record.row or row}: {error}") from None
+    for records in (*(part for split in splits.seeds.values() for part in (split.train, split.dev)), splits.test):
+        space.golds(records)
 
 
 def _from_folder(
@@ -305,7 +302,7 @@ def _from_rows(config: CompareConfig, asked: Asked, reading: Reading) -> tuple[d
     groups = None
     if asked.kind != "labels":
         space = asked.space(rows, distinct_words)
-        groups = space.groups([space.gold(record) for record in rows])
+        groups = space.groups(space.golds(rows))
     seeds = {}
     for seed in config.seeds:
         drawn = k_shot_split(rows, config.shots, seed, groups=groups)
@@ -330,10 +327,10 @@ def _check_train(where: str, records: Sequence[Record], labels: Sequence[str]) -
         raise DataError(f"{where}: no training example of class {absent[0]!r}, which other seeds have; add one")
 
 
-def _check_known(where: str, records: Sequence[Record], labels: Sequence[str]) -> None:
-    for row, record in enumerate(records, start=1):
+def _check_known(records: Sequence[Record], labels: Sequence[str]) -> None:
+    for number, record in enumerate(records, start=1):
         if record.label not in labels:
             raise DataError(
-                f"{where} row {record.row or row}: label {record.label!r} is not one of the training classes "
+                f"{record.place(number)}: label {record.label!r} is not one of the training classes "
                 f"({', '.join(labels)}); fix the label or add the class to the training data"
             )

@@ -27,6 +27,7 @@ __all__ = [
     "asked_answers",
     "decision_document",
     "softmax",
+    "with_options",
 ]
 
 #: Answer spaces by kind; `cuecraft.methods.objectives.OBJECTIVES` has what methods minimise on each.
@@ -54,6 +55,24 @@ def asked_answers(given: str | Mapping[str, Any]) -> AnswerOptions:
     if kind not in ANSWERS:
         raise MethodError(f"unknown kind of answers {kind!r}; there are {', '.join(ANSWERS)}")
     return make_options(ANSWERS[kind].options_kind, options, f"answers of kind {kind}")
+
+
+def with_options(given: str | Mapping[str, Any] | None, options: Mapping[str, Any]) -> str | Mapping[str, Any] | None:
+    """Return a kind of answers with further options; without `kind` in it where the data is to show the kind.
+
+    Args:
+        given: a kind, a kind with its options, or None.
+        options: by name; they replace those given before.
+
+    Raises:
+        MethodError: the kind has no such option.
+    """
+    if not options:
+        return given
+    answers = {**({"kind": given} if isinstance(given, str) else given or {}), **options}
+    if "kind" in answers:
+        asked_answers(answers)
+    return answers
 
 
 def answers_document(space: AnswerSpace) -> dict[str, Any]:

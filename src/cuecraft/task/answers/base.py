@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict
 
-from cuecraft.core.errors import MethodError
+from cuecraft.core.errors import DataError, MethodError
 from cuecraft.core.options import Options
 from cuecraft.data.records import Record, RowAnswers
 from cuecraft.task.answers.words import Words
@@ -217,6 +217,20 @@ class AnswerSpace(ABC):
         Raises:
             DataError: it is no answer of this space.
         """
+
+    def golds(self, records: Sequence[Record]) -> list[Gold]:
+        """Return the right answers `[N]` of records that have one each.
+
+        Raises:
+            DataError: one is no answer of this space; names its file and row.
+        """
+        found = []
+        for number, record in enumerate(records, start=1):
+            try:
+                found.append(self.gold(record))
+            except DataError as error:
+                raise DataError(f"{record.place(number)}: {error}") from None
+        return found
 
     @abstractmethod
     def label(self, gold: Gold) -> Any:

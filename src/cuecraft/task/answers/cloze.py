@@ -110,9 +110,11 @@ class Cloze(AnswerSpace):
         if own.candidates is None:
             return space
         if own.candidates == (_ROWS,):
-            bare = next((n for n, record in enumerate(records, start=1) if len(set(record.options)) < 2), None)
-            if bare is not None:
-                raise DataError(f"row {bare} brings no options to choose among; give each row two at least")
+            for number, record in enumerate(records, start=1):
+                if len(set(record.options)) < 2:
+                    raise DataError(
+                        f"{record.place(number)} brings no options to choose among; give each row two at least"
+                    )
             return replace(space, among="options")
         listed: Sequence[str] = own.candidates
         if own.candidates == (_SEEN,):

@@ -114,10 +114,8 @@ class Ordinal(AnswerSpace):
             pairs = sorted((number, word) for word, number in asked.values.items())
             return cls(tuple(number for number, _ in pairs), tuple((word,) for _, word in pairs), asked.coverage)
         known = [float(record.label) for record in records if record.label is not None]
-        if asked.range is not None and (out := [own for own in known if not asked.range[0] <= own <= asked.range[1]]):
-            raise DataError(
-                f"the number {out[0]:g} is not in the range {asked.range[0]:g} to {asked.range[1]:g}; fix it"
-            )
+        if asked.range is not None:
+            _check_range(records, *asked.range)
         distinct = sorted({*known, *(asked.range or ())})
         if len(distinct) <= _MOST:
             names = tuple(f"{number:.12g}" for number in distinct)
@@ -272,6 +270,16 @@ def number_of(where: str, value: Any) -> float:
         shown = " ".join(repr(found).split())[:40]
         raise DataError(f"{where}: {shown} is no number; give one, such as 3.5")
     return number
+
+
+def _check_range(records: Sequence[Record], least: float, greatest: float) -> None:
+    """Raise DataError, which names the row and its file, where a number is outside of the range."""
+    for number, record in enumerate(records, start=1):
+        if record.label is not None and not least <= float(record.label) <= greatest:
+            raise DataError(
+                f"{record.place(number)}: the number {float(record.label):g} is not in the range {least:g} to "
+                f"{greatest:g}; fix it, or give the answers a wider range"
+            )
 
 
 def neighbouring_strata(strata: Sequence[int]) -> list[int]:

@@ -113,7 +113,7 @@ class TokenLabels(AnswerSpace):
             raise LabelWordError("a class head answers at each word of a text, without label words; give none")
         labels = asked.labels or sorted({str(label) for record in records for label, _, _ in record.label})
         space = cls(tuple(labels), asked.field or next(iter(records[0].fields)))
-        golds = [space.gold_of_row(row, record) for row, record in enumerate(records, start=1)]
+        golds = [gold for gold in space.golds(records) if isinstance(gold, LabelledSpans)]
         within = sum(len(gold.spans) - gold.exact for gold in golds)
         if within:
             warnings.warn(
@@ -181,13 +181,6 @@ class TokenLabels(AnswerSpace):
             for number, word in enumerate(free):
                 tags[word] = begin + (number > 0)
         return LabelledSpans(spans, tuple(words), tuple(tags))
-
-    def gold_of_row(self, row: int, record: Record) -> LabelledSpans:
-        """Return the same; errors name the row."""
-        try:
-            return self.gold(record)
-        except DataError as error:
-            raise DataError(f"row {record.row or row}: {error}") from None
 
     def label(self, gold: Gold) -> tuple[Span, ...]:
         """Return the spans."""
