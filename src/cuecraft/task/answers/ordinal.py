@@ -278,7 +278,9 @@ def number_of(where: str, value: Any) -> float:
     except (ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        is_huge = isinstance(found, int) and found.bit_length() > 1000  # Python writes no more than some thousand digits
+        is_huge = (
+            isinstance(found, int) and found.bit_length() > 1000
+        )  # Python writes no more than some thousand digits
         shown = "one of so many digits" if is_huge else " ".join(repr(found).split())[:40]
         raise DataError(f"{where}: {shown} is no number; give one, such as 3.5")
     return number
