@@ -26,7 +26,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -151,7 +151,7 @@ def run_cell(cell: Cell, method: str) -> dict[str, Any]:
         "tuned": trial.outcome.is_tuned,
         "own_untuned_accuracy": score(problem.backbone, trial.outcome.start, test).primary,
         "verdict": trial.outcome.verdict.document() if trial.outcome.verdict else None,
-        "tried": [asdict(row) for row in trial.outcome.tried],
+        "tried": [row.document() for row in trial.outcome.tried],
         "options": trial.method.model_dump(mode="json"),
         "predictions": trial.predictions.tolist(),
     }

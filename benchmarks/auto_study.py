@@ -65,7 +65,7 @@ def main() -> None:
         outcome = method.fit(problem)
         print(f"{options.task} {split}: {time.perf_counter() - begun:.0f} s, {len(outcome.best.prompts)} prompts")
         for row in outcome.tried:
-            print(f"  {row.loss:.3f} {row.accuracy:.3f} {row.folds} {row.rows} {row.seconds:6.1f} {row.name}")
+            print(f"  {row.loss:.3f} {row.score:.3f} {row.folds} {row.rows} {row.seconds:6.1f} {row.name}")
         assert outcome.verdict is not None
         print(f"  {outcome.verdict.ships} ships: {outcome.verdict.reason}")
         for name, candidate in (("untuned", outcome.start), ("shipped", outcome.best)):

@@ -15,7 +15,7 @@ from cuecraft.artifact.calibration import PLAIN_FIT
 from cuecraft.artifact.predictor import Predictor
 from cuecraft.backbone import ClassHead
 from cuecraft.core.errors import DataError, MethodError
-from cuecraft.data import Record
+from cuecraft.data import Record, k_shot_split
 from cuecraft.methods.fit import make_artifact
 from cuecraft.methods.objectives import OBJECTIVES, Golds, Objective, objective_of
 from cuecraft.methods.prepare import make_problem
@@ -409,6 +409,25 @@ def test_auto_chooses_by_the_score_of_the_space(kind, request, causal):
     assert outcome.verdict is not None
     assert space.primary in outcome.verdict.reason
     assert f"dev_{space.primary}" in outcome.trace[0]
+    names = {"name", "loss", space.primary, "sd", "folds", "rows", "seconds"}
+    assert all(set(row.document()) == names for row in outcome.tried)
+
+
+@pytest.mark.parametrize("kind", ANSWERS)
+def test_too_few_shots_name_answers_and_no_numbers_of_groups(kind):
+    """A group of labels is a class; of others its number says nothing to a user."""
+    space, labels = CASES[kind]()
+    golds = [space.gold(record) for record in records(labels, space)]
+    groups, titles = space.groups(golds), space.group_titles(golds)
+    assert set(titles) == set(groups)
+    with pytest.raises(DataError, match=r"has . examples, but") as caught:
+        k_shot_split(records(labels, space), 5, 0, groups=groups, titles=titles)
+    message = str(caught.value)
+    assert message.startswith("class '") == (kind in ("labels", "open-set"))
+    if len(set(groups)) == 1:
+        assert message.startswith("the data has 8 examples")
+    else:
+        assert any(repr(space.label(gold))[:40] in message for gold in golds)
 
 
 def test_options_that_rows_bring_are_minus_infinity_behind_their_own():

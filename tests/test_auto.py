@@ -11,6 +11,7 @@ from auto_parts import ONE, TINY, assert_same_prompt, auto, by_hand, crossfitted
 from conftest import LABELS, TEXTS, make_task, records, tiny_problem
 from cuecraft import PromptClassifier
 from cuecraft.artifact import Calibration, HardPrompt, load_artifact
+from cuecraft.cli.display.results import _print_tried
 from cuecraft.methods.auto import choice
 from cuecraft.methods.auto import untrained as untrained_module
 from cuecraft.methods.auto.starts import OtherWords
@@ -164,8 +165,8 @@ def test_what_was_measured_on_fewer_examples_ranks_behind_and_sets_no_mark(causa
     tried = auto().fit(tiny_problem(causal)).tried
     assert {row.rows for row in tried if row.name.startswith("words ")} == {4}
     assert [row.rows for row in tried] == sorted((row.rows for row in tried), reverse=True)
-    assert marks == [max(row.accuracy for row in tried if row.rows == len(TEXTS))]
-    assert marks[0] < lucky.accuracy
+    assert marks == [max(row.score for row in tried if row.rows == len(TEXTS))]
+    assert marks[0] < lucky.score
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_one_others(causal, tiny_plans, tmp_path):
@@ -250,6 +251,17 @@ def test_the_command_prints_what_was_tried_and_the_verdict(run, causal_folder, t
     assert "prompt ships: " in out
     code, out, _ = run("predict", "runs/a", "a joy", "--json")
     assert code == 0
+
+
+@pytest.mark.parametrize("key", ["micro_f1", "accuracy"])
+def test_a_leaderboard_is_printed_of_documents_of_either_kind(key, capsys):
+    """The score was called accuracy in the first ones, whatever it was."""
+    _print_tried(
+        [{"name": "words", "loss": 0.5, key: 0.375, "sd": None, "folds": 2, "rows": 8, "seconds": 1.0}], "micro_f1"
+    )
+    printed = capsys.readouterr().out
+    assert "micro f1" in printed
+    assert "0.375" in printed
 
 
 def test_a_preset_of_a_method_that_has_none_is_refused(run, causal_folder, tmp_path):

@@ -364,6 +364,16 @@ BAD = {
     "none": ({"choices": None, "answer": 0}, "'choices' is None, and no list of options; give a list"),
     "a string": ({"choices": "a, b", "answer": 0}, "no list of options; give a list, or say what separates"),
     "broken JSON": ({"choices": '["a"', "answer": 0}, "'choices' is no list of JSON; fix it"),
+    "deep JSON": ({"choices": "[" * 100_000, "answer": 0}, "'choices' is no list of JSON; fix it"),
+    "a place of many digits": (
+        {"choices": ["a", "b"], "answer": "9" * 5000},
+        "answer '9+[.]{3} in 'answer' is none of",
+    ),
+    "a great place": ({"choices": ["a", "b"], "answer": 9**9999}, "answer a number of too many digits in 'answer' is"),
+    "a great number": (
+        {"choices": [9**9999, "b"], "answer": 0},
+        "option 1 in 'choices' is a number of too many digits",
+    ),
     "empty list": ({"choices": [], "answer": 0}, "no option in 'choices'; give at least two"),
     "one option": ({"choices": ["a"], "answer": 0}, "only one option in 'choices'; give at least two"),
     "two alike": (

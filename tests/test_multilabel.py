@@ -62,6 +62,22 @@ def test_metrics_are_scikit_learns():
     assert SPACE.measure(decisions, sets_of(truth)) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_metrics_of_few_classes_are_those_of_binary_scores(size):
+    """Scikit-learn takes one column for classes and not for sets."""
+    space = Multilabel(LABELS[:size], tuple((label,) for label in LABELS[:size]))
+    truth, values = drawn(40, size=size)
+    decisions = space.decide(space.probabilities(values.numpy()), [None] * 40)
+    found = np.array([[label in own.value for label in space.labels] for own in decisions])
+    each = [f1_score(truth[:, number], found[:, number]) for number in range(size)]
+    measured = space.measure(decisions, sets_of(truth))
+    assert measured["macro_f1"] == pytest.approx(np.mean(each))
+    assert measured["micro_f1"] == pytest.approx(f1_score(truth.ravel(), found.ravel()))
+    assert measured["exact_match"] == pytest.approx((truth == found).all(1).mean())
+    golds = Golds(objective_of(space), tuple(sets_of(truth)))
+    assert golds.scores(values).mean.primary == pytest.approx(measured["example_f1"])
+
+
 def test_an_empty_set_answered_by_an_empty_one_is_right_and_a_class_without_texts_has_no_macro_f1():
     nothing = SPACE.decide(np.full((2, 4), 0.2), [None] * 2)
     assert [own.value for own in nothing] == [[], []]

@@ -95,6 +95,16 @@ def test_margins_of_held_out_answers_keep_the_coverage_that_is_promised(sharper)
     assert decided.margin > 0 or (plain[:, 1] - plain[:, 0]).mean() >= (found[:, 1] - found[:, 0]).mean()
 
 
+@pytest.mark.parametrize("percent", [50, 55, 70, 80, 90, 95])
+def test_the_margin_is_the_smallest_that_the_theorem_allows(percent):
+    """That of rank ``ceil((n + 1) coverage)``, by whole numbers: 100 * .55 is more than 55 in floating point."""
+    space = Ordinal((0.0, 1000.0), (("low",), ("high",)), percent / 100)
+    for count in (19, 99, 179, 199, 219):
+        golds = np.random.default_rng(count).permutation(count).astype(float).tolist()
+        decided = objective_of(space).decided(torch.tensor([[50.0, -50.0]]).expand(count, 2).double(), golds)
+        assert decided.margin == sorted(golds)[-(-(count + 1) * percent // 100) - 1]
+
+
 def test_too_few_held_out_answers_lead_to_the_whole_range():
     golds, values = drawn(3)
     decided = objective_of(SPACE).decided(values, golds)
@@ -232,3 +242,12 @@ def test_numbers_that_differ_in_late_digits_stay_apart():
     found = Ordinal.of(records([1234567.0, 1234568.0, 0.1]), OrdinalOptions(), None)
     assert list(found.options) == ["0.1", "1234567", "1234568"]
     assert found.classes == ("0.1", "1234567", "1234568")
+
+
+@pytest.mark.parametrize(
+    "numbers", [(1234567890123.0, 1234567890124.0), (1.0, 1.0000000000001, 2.0), (-1e15, 1 - 1e15)]
+)
+def test_numbers_that_differ_behind_the_twelfth_digit_stay_apart(numbers):
+    found = Ordinal.of(records(list(numbers)), OrdinalOptions(), None)
+    assert tuple(map(float, found.options)) == numbers
+    assert found.decide(np.eye(found.size), [None] * found.size)[1].value == numbers[1]

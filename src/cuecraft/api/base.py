@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -254,10 +254,10 @@ class PromptEstimator(ScoredClassifier):
         return [dict(event) for event in self._fitted().trace]
 
     def leaderboard(self) -> list[dict[str, Any]]:
-        """Return what `auto` tried, the best first, each as `methods.evidence.Tried`; of other methods nothing."""
+        """Return what `auto` tried, the best first, the score by its name; of other methods nothing."""
         if not hasattr(self, "outcome_"):
             raise NotFittedError("what was tried is not kept in an artifact; call fit")
-        return [asdict(row) for row in self.outcome_.tried]
+        return [row.document() for row in self.outcome_.tried]
 
     def save(self, folder: str | Path) -> str:
         """Write the artifact and return its hash.

@@ -204,6 +204,7 @@ def k_shot_split(
     seed: int,
     with_dev: bool = True,
     groups: Sequence[str | None] | None = None,
+    titles: Mapping[str, str] | None = None,
 ) -> KShotSplit:
     """Draw `shots` records of each class to train on and, `with_dev`, as many others of each as a dev set.
 
@@ -213,6 +214,7 @@ def k_shot_split(
         seed: of the choice.
         with_dev: whether a dev set is drawn.
         groups: `[N]` names of the classes (`AnswerSpace.groups`); None for the labels.
+        titles: what errors call them, by name (`AnswerSpace.group_titles`).
 
     Raises:
         DataError: `shots` is not positive, or a class has too few records.
@@ -224,8 +226,9 @@ def k_shot_split(
     dev: set[int] = set()
     for label, rows in _shuffled_by_class(records, groups, seed, "k-shot").items():
         if len(rows) < needed:
+            title = (titles or {}).get(label, f"class {label!r}")
             raise DataError(
-                f"class {label!r} has {len(rows)} examples, but {needed} are needed for {shots} shots"
+                f"{title} has {len(rows)} examples, but {needed} are needed for {shots} shots"
                 f"{' to train on and as many for dev' if with_dev else ''}; lower the shots or add data"
             )
         train.update(rows[:shots])

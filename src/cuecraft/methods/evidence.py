@@ -182,17 +182,23 @@ class Tried:
     Args:
         name: what was tried.
         loss: mean held-out log-loss (nats).
-        accuracy: mean held-out primary score: accuracy, of labels.
+        score: mean held-out primary score.
         sd: standard deviation of the score over folds; None with fewer than two.
         folds: how many folds it was tried on.
         rows: held-out examples of these folds.
         seconds: spent on it.
+        measure: the name of the primary score, which a document has in place of `score`.
     """
 
     name: str
     loss: float
-    accuracy: float
+    score: float
     sd: float | None
     folds: int
     rows: int
     seconds: float
+    measure: str = "accuracy"
+
+    def document(self) -> dict[str, Any]:
+        """Return it JSON-ready, the score by its name: of labels `accuracy`."""
+        return {self.measure if name == "score" else name: own for name, own in vars(self).items() if name != "measure"}

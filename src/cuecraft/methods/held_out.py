@@ -204,7 +204,7 @@ class HeldOut:
     def tried(self, name: str, seconds: float) -> Tried:
         """Return the line of the leaderboard of what was tried under a name, and took so many seconds."""
         own = self.score
-        return Tried(name, own.loss, own.primary, self.sd, len(self.sizes), len(self.golds), seconds)
+        return Tried(name, own.loss, own.primary, self.sd, len(self.sizes), len(self.golds), seconds, own.measure)
 
 
 def gather(parts: Sequence[Tensor], golds: Golds, folds: Sequence[Fold]) -> HeldOut:

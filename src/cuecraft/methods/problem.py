@@ -301,7 +301,7 @@ def with_scores(event: Scored, train: Score, dev: Score | None = None, is_best: 
 
 def held_out_step(phase: str, row: Tried, measure: str) -> HeldOutStep:
     """Return the event of a line of the leaderboard; `measure` is the name of the primary score."""
-    return HeldOutStep(phase, tried=row.name, dev_loss=row.loss, dev_score=row.accuracy, measure=measure)
+    return HeldOutStep(phase, tried=row.name, dev_loss=row.loss, dev_score=row.score, measure=measure)
 
 
 def note(problem: Problem, trace: list[Document], event: Event) -> None:

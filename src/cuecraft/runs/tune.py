@@ -9,7 +9,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,9 @@ def train_and_dev(
     if not data.shots:
         return train, dev, later
     space = asked.space(train, distinct_words)
-    groups = space.groups(space.golds(train))
-    split = k_shot_split(train, data.shots, seed, with_dev=dev is None, groups=groups)
+    golds = space.golds(train)
+    groups, titles = space.groups(golds), space.group_titles(golds)
+    split = k_shot_split(train, data.shots, seed, with_dev=dev is None, groups=groups, titles=titles)
     return split.train, split.dev if dev is None else dev, split.rest if data.first is None else later
 
 
@@ -180,7 +181,7 @@ def finished(
         "test_rows": len(test),
         "padding": round(classifier.padding_, 4),
         "verdict": outcome.verdict.document() if outcome.verdict else None,
-        "leaderboard": [asdict(row) for row in outcome.tried],
+        "leaderboard": [row.document() for row in outcome.tried],
     }
 
 

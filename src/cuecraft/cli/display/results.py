@@ -147,14 +147,16 @@ def _print_seeds(document: Mapping[str, Any]) -> None:
 
 
 def _print_tried(rows: Sequence[Mapping[str, Any]], primary: str) -> None:
-    """Print all that `auto` tried, the best first, with the score of that name."""
+    """Print all that `auto` tried, the best first, with the score of that name; older documents call it accuracy."""
     table = Table(title="tried on held-out folds", title_justify="left")
     for name in ("what", "loss", primary.replace("_", " "), "sd", "folds", "rows", "seconds"):
         table.add_column(name, justify="left" if name == "what" else "right", no_wrap=name != "what")
     for row in rows:
         sd = "-" if row["sd"] is None else f"{row['sd']:.3f}"
         counts = (str(row["folds"]), str(row["rows"]), f"{row['seconds']:.1f}")
-        table.add_row(Text(row["name"]), f"{row['loss']:.3f}", f"{row['accuracy']:.3f}", sd, *counts)
+        table.add_row(
+            Text(row["name"]), f"{row['loss']:.3f}", f"{row.get(primary, row.get('accuracy')):.3f}", sd, *counts
+        )
     page.print(table)
 
 

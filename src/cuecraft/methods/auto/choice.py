@@ -347,7 +347,7 @@ class _Choice:
         return self._untuned_ships(untuned, verdict, before, tried, untrained.best.decided)
 
     def _verdict(self, evidence: Evidence, untrained: Untrained, tried: Sequence[Tried]) -> Verdict:
-        complete = [row.accuracy for row in tried if row.rows == len(self.pool)]
+        complete = [row.score for row in tried if row.rows == len(self.pool)]
         best = max([evidence.accuracy, *complete])
         return judge(evidence, untrained.accuracies, best, self.options.margin, len(self.contenders))
 

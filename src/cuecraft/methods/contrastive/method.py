@@ -163,7 +163,7 @@ class _Choice:
         # A temperature alone can be a gain, which is none of a prompt's.
         base = min((before, before.recalibrated(seed)), key=lambda found: found.score.loss)
         plain = before.score
-        tried = [Tried("untuned", plain.loss, plain.primary, before.sd, folds, len(self.pool), seconds)]
+        tried = [Tried("untuned", plain.loss, plain.primary, before.sd, folds, len(self.pool), seconds, plain.measure)]
         ranked = sorted(self.contenders, key=lambda one: one.answers(seed).score.loss)
         tried = sorted([*tried, *(one.tried(seed) for one in ranked)], key=lambda row: row.loss)
         compared = [(one, one.answers(seed).compared_with(base, seed)) for one in ranked]
@@ -183,5 +183,5 @@ class _Choice:
         return Outcome(untuned, untuned, self.trace, None, base.score, verdict, tuple(tried), answers=before.decided)
 
     def _verdict(self, evidence: Evidence, untuned: float, tried: Sequence[Tried]) -> Verdict:
-        best = max(row.accuracy for row in tried)
+        best = max(row.score for row in tried)
         return judge(evidence, {"untuned": untuned}, best, _MARGIN, len(self.contenders))

@@ -63,6 +63,6 @@ class OrdinalObjective(LabelObjective):
         low, high = answers.middle(answers.probabilities(values.double().cpu().numpy())).T
         truth = np.array(golds, dtype=float)
         outside = np.sort(np.maximum(low - truth, truth - high))  # negative within
-        place = math.ceil((len(outside) + 1) * answers.coverage) - 1
+        place = math.ceil((len(outside) + 1) * answers.coverage - 1e-9) - 1  # 100 * .55 is a little more than 55
         width = answers.numbers[-1] - answers.numbers[0]
         return replace(answers, margin=float(outside[place]) if place < len(outside) else width)

@@ -299,13 +299,14 @@ def _from_rows(config: CompareConfig, asked: Asked, reading: Reading) -> tuple[d
             "to draw from rows"
         )
     rows = read_records(config.task, config.text_columns, asked.rows, reading)
-    groups = None
+    groups, titles = None, None
     if asked.kind != "labels":
         space = asked.space(rows, distinct_words)
-        groups = space.groups(space.golds(rows))
+        golds = space.golds(rows)
+        groups, titles = space.groups(golds), space.group_titles(golds)
     seeds = {}
     for seed in config.seeds:
-        drawn = k_shot_split(rows, config.shots, seed, groups=groups)
+        drawn = k_shot_split(rows, config.shots, seed, groups=groups, titles=titles)
         seeds[seed] = Split(drawn.train, drawn.dev)
     # By text: a copy of a training text would be tested on otherwise.
     taken = {_texts(record) for split in seeds.values() for record in (*split.train, *split.dev)}

@@ -28,6 +28,7 @@ from cuecraft.task.example import Example
 #: An example's right answer, as its space has it.
 Gold = Hashable
 Values = NDArray[np.float64]
+_SHOWN = 40  # characters of an answer in an error
 
 
 @dataclass(frozen=True)
@@ -263,6 +264,18 @@ class AnswerSpace(ABC):
     def groups(self, golds: Sequence[Gold]) -> list[str]:
         """Return the names `[B]` of the strata, by which shots and hold-outs are drawn."""
         return [str(number) for number in self.strata(golds)]
+
+    def group_titles(self, golds: Sequence[Gold]) -> dict[str, str]:
+        """Return what errors call each group of `groups`: by the first answers in it."""
+        names = self.groups(golds)
+        if len(set(names)) == 1:
+            return dict.fromkeys(names, "the data")
+        found: dict[str, list[str]] = {}
+        for name, gold in zip(names, golds, strict=True):
+            shown, own = " ".join(repr(self.label(gold)).split())[:_SHOWN], found.setdefault(name, [])
+            if shown not in own and len(own) < 2:
+                own.append(shown)
+        return {name: f"the group of answers such as {' and '.join(own)}" for name, own in found.items()}
 
     @property
     def classes(self) -> tuple[Any, ...]:

@@ -21,6 +21,7 @@ Scoring = Literal["auto", "sum", "token", "pmi"]
 #: What stands in the fields of a text without content.
 CONTENT_FREE = "N/A"
 _SHOWN = 60  # characters of an option in an error
+_DIGITS = 18  # of a place that is a string; Python reads no more than some thousands
 
 
 class ChoiceOptions(AnswerOptions):
@@ -84,7 +85,8 @@ class Choices(AnswerSpace):
         if isinstance(answer, str):
             answer = answer.strip()
             # A file of strings alone, such as CSV, has places as strings.
-            answer = int(answer) if answer not in options and answer.isdecimal() else answer
+            is_place = answer not in options and answer.isdecimal() and len(answer) <= _DIGITS
+            answer = int(answer) if is_place else answer
         if _place(answer, options) is None:
             shown = _short(answer)
             raise DataError(f"{where}: answer {shown} in {column!r} is none of its {len(options)} options; {hint}")
@@ -214,7 +216,7 @@ def _options(where: str, column: str, value: Any, separator: str | None) -> tupl
     elif isinstance(value, str) and value.strip().startswith("["):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise DataError(f"{where}: {column!r} is no list of JSON; fix it") from None
     if hasattr(value, "tolist"):
         value = value.tolist()
@@ -225,9 +227,10 @@ def _options(where: str, column: str, value: Any, separator: str | None) -> tupl
         )
     found = []
     for number, option in enumerate(map(python_value, value), start=1):
+        name = f"option {number} in {column!r}"
         if isinstance(option, bool) or not isinstance(option, str | int | float):
-            raise DataError(f"{where}: option {number} in {column!r} is {_short(option)}; give a text")
-        name, own = f"option {number} in {column!r}", str(option).strip()
+            raise DataError(f"{where}: {name} is {_short(option)}; give a text")
+        own = _text_of(f"{where}: {name}", option)
         check_nul(where, name, own)
         if any("\ud800" <= character <= "\udfff" for character in own):
             raise DataError(f"{where}: {name} holds half a character (a lone surrogate); fix it")
@@ -252,6 +255,15 @@ def _check_options(where: str, column: str, options: Sequence[str]) -> None:
             )
 
 
+def _text_of(where: str, option: str | int | float) -> str:
+    try:
+        return str(option).strip()
+    except ValueError:  # Python writes no more than some thousands of digits
+        raise DataError(f"{where} is a number of too many digits; give a text") from None
+
+
 def _short(value: Any) -> str:
+    if isinstance(value, int) and value.bit_length() > 1000:
+        return "a number of too many digits"
     shown = " ".join(repr(value).split())
     return shown if len(shown) <= _SHOWN else shown[: _SHOWN - 3] + "..."

@@ -151,6 +151,10 @@ class Verbalizer(AnswerSpace):
         """Return the names of the classes."""
         return [self.label(gold) for gold in golds]
 
+    def group_titles(self, golds: Sequence[Gold]) -> dict[str, str]:
+        """Return that they are classes."""
+        return {name: f"class {name!r}" for name in self.groups(golds)}
+
     def class_numbers(self, golds: Sequence[Gold]) -> list[int]:
         """Return the classes, -1 where none is known."""
         return [gold if isinstance(gold, int) else -1 for gold in golds]

@@ -159,16 +159,15 @@ class Multilabel(AnswerSpace):
 
     def measure(self, decisions: Sequence[Decision], golds: Sequence[Gold]) -> dict[str, float]:
         """Return F1 of each text's set, micro- and macro-F1, and the share of sets that are exactly right."""
-        from sklearn.metrics import accuracy_score, f1_score
-
         numbers = {value: number for number, value in enumerate(self.classes)}
         found = self.indicators([tuple(numbers[value] for value in own.value) for own in decisions])
         truth = self.indicators(golds)
+        both, sizes = found * truth, found + truth
         return {
-            self.primary: float(f1_score(truth, found, average="samples", zero_division=1)),
-            "micro_f1": float(f1_score(truth, found, average="micro", zero_division=0)),
-            "macro_f1": float(f1_score(truth, found, average="macro", zero_division=0)),
-            "exact_match": float(accuracy_score(truth, found)),
+            self.primary: float(_f1(both.sum(1), sizes.sum(1), 1.0).mean()),
+            "micro_f1": float(_f1(both.sum(), sizes.sum(), 0.0)),
+            "macro_f1": float(_f1(both.sum(0), sizes.sum(0), 0.0).mean()),
+            "exact_match": float((found == truth).all(1).mean()),
         }
 
     def strata(self, golds: Sequence[Gold]) -> list[int]:
@@ -192,6 +191,12 @@ class Multilabel(AnswerSpace):
 
 
 _SHOWN = 20  # classes that an error names
+
+
+def _f1(both: Any, sizes: Any, of_none: float) -> Values:
+    """Return F1 of what both sides have and of their sizes together; `of_none` where both have nothing."""
+    found: Values = np.where(sizes > 0, 2 * both / np.maximum(sizes, 1), of_none)
+    return found
 
 
 def names_of_set(where: str, labels: Any) -> tuple[str, ...]:

@@ -118,14 +118,14 @@ class Ordinal(AnswerSpace):
             _check_range(records, *asked.range)
         distinct = sorted({*known, *(asked.range or ())})
         if len(distinct) <= _MOST:
-            names = tuple(f"{number:.12g}" for number in distinct)
+            names = names_of(distinct)
             return cls(tuple(distinct), words_of(names, label_words), asked.coverage)
         quantiles = {float(np.quantile(known, share)): word for share, word in reversed(_QUANTILES.items())}
         if asked.range is not None:  # the ends are those of the range
             inner = {number: word for number, word in quantiles.items() if min(known) < number < max(known)}
             quantiles = inner | {asked.range[0]: _QUANTILES[0.0], asked.range[1]: _QUANTILES[1.0]}
         numbers = tuple(sorted(quantiles))
-        names = tuple(f"{number:.12g}" for number in numbers)
+        names = names_of(numbers)
         chosen = label_words(names) if callable(label_words) else label_words
         given = None if chosen is None else words_of(names, chosen)
         return cls(numbers, given or tuple((quantiles[number],) for number in numbers), asked.coverage)
@@ -133,7 +133,7 @@ class Ordinal(AnswerSpace):
     @property
     def options(self) -> Mapping[str, tuple[str, ...]]:
         """The label words of each number, by the number."""
-        return {f"{number:.12g}": own for number, own in zip(self.numbers, self.words, strict=True)}
+        return dict(zip(names_of(self.numbers), self.words, strict=True))
 
     @property
     def undecided(self) -> Self:
@@ -242,7 +242,7 @@ class Ordinal(AnswerSpace):
 
     @property
     def _shown(self) -> str:
-        return ", ".join(f"{number:.12g}" for number in self.numbers)
+        return ", ".join(names_of(self.numbers))
 
     def _kappa(self, found: Values, truth: Values) -> float:
         from sklearn.metrics import cohen_kappa_score
@@ -251,6 +251,15 @@ class Ordinal(AnswerSpace):
         if len(np.unique(pair)) < 2:
             return 0.0
         return float(cohen_kappa_score(*pair, weights="quadratic", labels=range(self.size)))
+
+
+def names_of(numbers: Sequence[float]) -> tuple[str, ...]:
+    """Return numbers as they are written: with 12 digits, or with 17 where two would look alike."""
+    for digits in (12, 17):
+        found = tuple(f"{number:.{digits}g}" for number in numbers)
+        if len(set(found)) == len(set(numbers)):
+            break
+    return found
 
 
 def number_of(where: str, value: Any) -> float:
@@ -267,7 +276,10 @@ def number_of(where: str, value: Any) -> float:
     except (ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        shown = " ".join(repr(found).split())[:40]
+        is_huge = (
+            isinstance(found, int) and found.bit_length() > 1000
+        )  # Python writes no more than some thousand digits
+        shown = "one of so many digits" if is_huge else " ".join(repr(found).split())[:40]
         raise DataError(f"{where}: {shown} is no number; give one, such as 3.5")
     return number
 

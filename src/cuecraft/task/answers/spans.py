@@ -81,7 +81,7 @@ def spans_of_tags(where: str, tags: Sequence[str], words: Sequence[tuple[int, in
     for tag, (start, stop) in zip(tags, words, strict=True):
         found = _TAG.fullmatch(tag)
         if found is None and tag != "O":
-            raise DataError(f"{where} has the tag {tag!r}; give O, or B- or I- and a label")
+            raise DataError(f"{where} has the tag {tag[:40]!r}; give O, or B- or I- and a label")
         if found is None:
             goes_on = None
             continue
@@ -107,9 +107,9 @@ def _listed(where: str, value: Any) -> list[Any]:
             return text.split()
         try:
             value = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{where} is no JSON ({error}); give a list of spans, or tags with spaces") from None
-    if isinstance(value, Mapping) or not hasattr(value, "__iter__"):
+    if isinstance(value, Mapping) or not hasattr(value, "__iter__") or getattr(value, "ndim", 1) == 0:
         raise DataError(f"{where} is {type(value).__name__}, not a list of spans or tags")
     return list(value)
 
@@ -137,7 +137,9 @@ def _is_whole(value: Any) -> bool:
 
 
 def _are_words(value: Any) -> bool:
-    return hasattr(value, "__iter__") and not isinstance(value, str) and all(isinstance(part, str) for part in value)
+    if not hasattr(value, "__iter__") or isinstance(value, str) or getattr(value, "ndim", 1) == 0:
+        return False
+    return all(isinstance(part, str) for part in value)
 
 
 def _word_places(where: str, row: Mapping[str, Any]) -> list[tuple[int, int]]:
