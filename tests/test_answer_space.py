@@ -334,6 +334,28 @@ def test_calibrations_lower_the_loss(case):
     assert torch.equal(golds.objective.plain().apply(values), values)
 
 
+def test_gradients_of_prompts_together_are_numbers_where_texts_have_other_options():
+    """Each text alone, without the places of options that it does not have, is the oracle."""
+    values = torch.randn(3, 2, 4, dtype=torch.float64, requires_grad=True)
+    absent = torch.tensor([[False] * 4, [False, False, True, True]])
+    objective = objective_of(Choices())
+    for shares in (None, torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)):
+        found = objective.mixed(values.masked_fill(absent, -torch.inf), shares)
+        plain = [objective.mixed(values[:, :1], shares)[0], objective.mixed(values[:, 1:, :2], shares)[0]]
+        assert torch.equal(found[1, 2:], torch.full((2,), -torch.inf, dtype=torch.float64))
+        for own, expected in zip(found.split(1), plain, strict=True):
+            own = own[0, : len(expected)]
+            assert torch.allclose(own, expected)
+            (gradient,) = torch.autograd.grad(own[0], values, retain_graph=True)
+            assert torch.allclose(gradient, torch.autograd.grad(expected[0], values, retain_graph=True)[0])
+
+
+@pytest.mark.parametrize("document", [None, "labels", ["labels"], 3])
+def test_a_document_that_is_no_object_is_no_answer_space(document):
+    with pytest.raises(ValueError, match="object"):
+        answer_space(document)
+
+
 def test_it_is_what_its_document_says_and_labels_are_what_golds_say(case):
     space, labels = case
     again = answer_space(json.loads(json.dumps(answers_document(space))))

@@ -4,12 +4,14 @@ import ast
 import pickle
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from cuecraft import PromptClassifier
 from cuecraft.cli.options import flag_of
 from cuecraft.core.errors import CuecraftWarning, DataError, MethodError, named, python_word
+from cuecraft.methods.registry import METHODS, make_method
 from cuecraft.runs import load_recipe
 from cuecraft.runs.jobs import job_of
 from recipes import recipe, write_recipe
@@ -26,6 +28,8 @@ def test_an_option_is_shown_in_the_words_of_the_one_who_asks():
     assert error.worded(flag_of) == "--test-size needs --test; give it, not {text}"
     assert error.worded(lambda place: place) == "data.test_size needs data.test; give it, not {text}"
     assert pickle.loads(pickle.dumps(error)).worded(flag_of) == error.worded(flag_of)
+    quoting = DataError(f"a\x1eb \x1e {named('data.test')} \x1e")
+    assert (quoting.field, quoting.worded(flag_of)) == ("data.test", "a\x1eb \x1e --test \x1e")
     plain = MethodError("unknown method")
     assert (plain.field, str(plain), plain.worded(flag_of)) == (None, "unknown method", "unknown method")
 
@@ -76,3 +80,19 @@ def test_no_other_text_of_the_library_names_a_flag():
                 if isinstance(text, ast.Constant) and isinstance(text.value, str) and re.search(r"--[a-z]", text.value):
                     found.append(f"{place}: {text.value}")
     assert found == []
+
+
+FLOATS = [
+    (name, option)
+    for name in METHODS
+    for option, field in METHODS[name].model_fields.items()
+    if float in (field.annotation, *get_args(field.annotation))
+]
+
+
+@pytest.mark.parametrize(("method", "option"), FLOATS)
+@pytest.mark.parametrize("value", ["1e300", "inf", "-inf", "nan", 1e300, float("nan")])
+def test_numbers_that_single_precision_does_not_hold_are_refused(method, option, value):
+    with pytest.raises(MethodError, match=rf"option '{option}(\.0)?': (input should be|value error)") as caught:
+        make_method(method, {option: value})
+    assert "\n" not in str(caught.value)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 _MARK = "\x1e"  # around the place of an option; no keyboard types it
+_PLACE = re.compile(f"{_MARK}([a-z][a-z0-9_.]*){_MARK}")  # one mark alone is of a text that an error quotes
 
 
 def named(place: str) -> str:
@@ -45,7 +47,7 @@ class Worded:
 
     def _parts(self) -> list[str]:
         """Return texts and places in turns."""
-        return "".join(map(str, self.args)).split(_MARK)
+        return _PLACE.split("".join(map(str, self.args)))
 
 
 class CuecraftError(Worded, ValueError):

@@ -6,10 +6,13 @@ from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Any, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 
 from cuecraft.core.errors import CuecraftError, MethodError
+
+_LARGEST = 1e30
 
 
 def _from_word(value: Any, option: FieldInfo | None) -> Any:
@@ -33,6 +36,15 @@ class Options(BaseModel):
         if not isinstance(values, Mapping):
             return values
         return {name: _from_word(value, cls.model_fields.get(name)) for name, value in values.items()}
+
+    @field_validator("*")
+    @classmethod
+    def _is_number(cls, value: Any) -> Any:
+        """Refuse numbers that single precision does not hold."""
+        numbers = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(own, float) and not abs(own) <= _LARGEST for own in numbers):
+            raise PydanticCustomError("too_large", f"input should be a number up to {_LARGEST:g}")
+        return value
 
     def longest_prompt(self) -> int:
         """Return the greatest prompt length that the options ask for, in tokens; 0 where they ask for none."""

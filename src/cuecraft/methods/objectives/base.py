@@ -88,9 +88,12 @@ class Objective(ABC):
             shares: `[T]` weights of the prompts; None for equal ones.
         """
         logs = values.log_softmax(-1)
-        if shares is None:
-            return logs.logsumexp(0) - math.log(len(values))
-        return (logs + shares.log()[:, None, None]).logsumexp(0) - shares.sum().log()
+        whole: float | Tensor = math.log(len(values))
+        if shares is not None:
+            logs, whole = logs + shares.log()[:, None, None], shares.sum().log()
+        absent = logs.isneginf().all(0)  # options that a text does not have: their gradient would be no number
+        found = logs.masked_fill(absent, 0).logsumexp(0) - whole
+        return found.masked_fill(absent, -math.inf)
 
     def flattened(self, values: Tensor) -> Calibration:
         """Return the calibration after which mean answers are uniform over the options; no right answer is used."""

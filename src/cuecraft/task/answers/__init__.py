@@ -92,12 +92,14 @@ def decision_document(space: AnswerSpace, decision: Decision) -> dict[str, Any]:
     return {"label": str(decision.value), "probabilities": options, **found} if space.kind == "labels" else found
 
 
-def answer_space(document: Mapping[str, Any]) -> AnswerSpace:
+def answer_space(document: Any) -> AnswerSpace:
     """Return the answer space that a document stands for.
 
     Raises:
         ValueError: there is no such kind, or its fields cannot be read.
     """
+    if not isinstance(document, Mapping):
+        raise ValueError(f"answers are an object with a kind, not {document!r}")
     kind = str(document.get("kind"))
     if kind not in ANSWERS:
         raise ValueError(f"unknown kind of answers {kind!r}; there are {', '.join(ANSWERS)}")
