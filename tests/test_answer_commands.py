@@ -1,6 +1,7 @@
 """Each kind of answers by commands: tuned, killed and resumed, predicted as by Python; mistakes are one line."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -9,6 +10,11 @@ from conftest import TEXTS
 from cuecraft.api.estimators import PromptClassifier
 from cuecraft.artifact.predictor import Predictor
 from cuecraft.core.checkpoints import Slot
+from cuecraft.core.errors import DataError
+from cuecraft.data import Reading
+from cuecraft.runs.answers import asked_of
+from cuecraft.runs.spec import RunSpec
+from cuecraft.runs.tune import checked_splits
 from cuecraft.task.answers import ANSWERS
 
 X = [text for text, _ in TEXTS]
@@ -234,3 +240,57 @@ def test_csv_has_sets_with_a_separator(run, put, folders, tmp_path):
     code, out, err = run("tune", "train.csv", "--test", "train.csv", *words, "--out", "a", "--json")
     assert code == 0, err
     assert list(json.loads(out)["label_words"]) == ["dull", "joy"]
+
+
+HIDDEN = {
+    "tokens": ({"spans": [["x", 0, 4]]}, {"spans": [["x", 0, 99]]}, {"kind": "tokens"}, "is not within the text"),
+    "choices": ({"choices": ["a", "b"], "answer": 0}, {"answer": 2}, {"kind": "choices"}, "none of its 2 options"),
+    "numbers": ({"score": 1}, {"score": 7}, {"kind": "ordinal", "range": [0, 5]}, "is not in the range 0 to 5"),
+    "numbers of words": (
+        {"score": 1},
+        {"score": 7},
+        {"kind": "ordinal", "values": {"bad": 0, "good": 5}},
+        "is not in the range 0 to 5",
+    ),
+    "candidates": (
+        {"answer": "a"},
+        {"answer": "c"},
+        {"kind": "cloze", "candidates": ["a", "b"]},
+        "of the 2 candidates",
+    ),
+    "rows' own": (
+        {"answer": "a", "choices": ["a", "b"]},
+        {"answer": "c"},
+        {"kind": "cloze", "candidates": ["options"]},
+        "one of the 2 options of its row",
+    ),
+    "sets": (
+        {"labels": ["a"]},
+        {"labels": ["c"]},
+        {"kind": "multilabel", "classes": ["a", "b"]},
+        "not one of the task",
+    ),
+    "open": ({"label": "a"}, {"label": "c"}, {"kind": "open-set", "classes": ["a", "b"]}, "not one of the task"),
+}
+
+
+@pytest.mark.parametrize("shots", [None, 2])
+@pytest.mark.parametrize("part", ["train", "dev", "test"])
+@pytest.mark.parametrize("name", HIDDEN)
+def test_an_answer_of_any_kind_outside_is_one_line_that_names_file_and_row(name, part, shots, tmp_path):
+    """Before a model is loaded: in each file, whether or not there is another, and where shots are drawn."""
+    good, bad, answers, message = HIDDEN[name]
+    for own in ("train", "dev", "test"):
+        rows = [{"text": f"text {number}", **good} for number in range(6)]
+        rows[4] |= bad if own == part else {}
+        (tmp_path / f"{own}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    files = {own: str(tmp_path / f"{own}.jsonl") for own in {"train", "dev", part}}
+    spec = RunSpec.model_validate(
+        {"data": {**files, "shots": shots}, "task": {"answers": answers}, "tune": {"method": "auto"}}
+    )
+    with pytest.raises(DataError) as caught:
+        checked_splits(spec, asked_of(spec, Reading()), Reading())
+    assert message in str(caught.value)
+    assert str(caught.value).startswith(files[part])
+    assert re.match(r" (row|line) 5: ", str(caught.value).removeprefix(files[part]))
+    assert "\n" not in str(caught.value)

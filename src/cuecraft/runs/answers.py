@@ -49,19 +49,44 @@ def settled(spec: RunSpec, reading: Reading) -> RunSpec:
 
 
 def checked_space(
-    asked: Asked, label_words: Mapping[str, Sequence[str]] | str | None, train: Sequence[Record]
+    asked: Asked,
+    label_words: Mapping[str, Sequence[str]] | str | None,
+    train: tuple[str, Sequence[Record]],
+    dev: tuple[str, Sequence[Record]] | None = None,
 ) -> AnswerSpace:
     """Return what counts as an answer before a model is loaded, which may need no words.
 
+    Args:
+        asked: what is asked of answers.
+        label_words: by class; None for the classes' names.
+        train: the file and its examples.
+        dev: the same of those to choose by.
+
     Raises:
-        CuecraftError: the training examples, or the label words, cannot be used.
+        CuecraftError: the examples, or the label words, cannot be used; one that names a row names the file too.
     """
     if isinstance(label_words, str):
         if asked.kind != "labels":
             raise MethodError(f"label words are searched for labels, and the answers are of kind {asked.kind}")
         label_words = None
     words: Words = label_words or distinct_words
-    return asked.space(train, words)
+    known = asked.known(train[1], dev[1] if dev else None)
+    try:
+        return asked.space(known, words)
+    except DataError as error:
+        if not str(error).startswith("row "):
+            raise
+        name = dev[0] if dev and _makes_space(asked, train[1], words) else train[0]
+        raise DataError(f"{name} {error}") from None
+
+
+def _makes_space(asked: Asked, records: Sequence[Record], words: Words) -> bool:
+    """Return whether some of the examples make a space, so that those which cannot are others."""
+    try:
+        asked.space(records, words)
+    except DataError:
+        return False
+    return True
 
 
 def check_answers(space: AnswerSpace, parts: Mapping[str, Sequence[Record]]) -> None:

@@ -104,8 +104,12 @@ def read_tasks(spec: MultitaskSpec, asked: Mapping[str, Asked]) -> dict[str, dic
             if path is not None
         }
         for name, records in read[part].items():
-            known = asked[name].known(read["train"][name], read.get("dev", {}).get(name))
-            space = checked_space(asked[name], None, known)
+            files = {
+                own: (str(getattr(spec.tasks[name], own)), read[own][name])
+                for own in ("train", "dev")
+                if name in read.get(own, {})
+            }
+            space = checked_space(asked[name], None, **files)
             check_answers(space, {str(sources[name]): records})
     return read
 

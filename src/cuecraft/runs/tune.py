@@ -46,7 +46,8 @@ def train_and_dev(
         train, later = train[: data.first], train[data.first :]
     if not data.shots:
         return train, dev, later
-    space = asked.space(train, distinct_words)
+    space = checked_space(asked, None, (data.train, train))
+    check_answers(space, {data.train: train})
     golds = [space.gold(record) for record in train]
     groups, titles = space.groups(golds), space.group_titles(golds)
     split = k_shot_split(train, data.shots, seed, with_dev=dev is None, groups=groups, titles=titles)
@@ -123,9 +124,9 @@ def checked_splits(
             "are the labels'"
         )
     train, dev, test = read_splits(spec, asked, reading)
-    parts = {data.train: train, data.dev or f"dev rows of {data.train}": dev or [], data.test or data.train: test}
-    space = checked_space(asked, spec.task.label_words, asked.known(train, dev))
-    for name, records in parts.items():
+    of_dev = data.dev or f"dev rows of {data.train}", dev or []
+    space = checked_space(asked, spec.task.label_words, (data.train, train), of_dev)
+    for name, records in ((data.train, train), of_dev, (data.test or data.train, test)):  # two may be of one file
         check_answers(space, {name: records})
     return train, dev, test
 

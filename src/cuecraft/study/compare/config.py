@@ -18,7 +18,7 @@ from cuecraft.data import BadRows, Reading, Record, k_shot_split, read_records, 
 from cuecraft.methods import METHODS, make_method
 from cuecraft.methods.auto import Auto
 from cuecraft.methods.problem import Method
-from cuecraft.task.answers import ANSWERS, AnswerColumns
+from cuecraft.task.answers import ANSWERS, AnswerColumns, AnswerSpace
 from cuecraft.task.answers.asked import Asked
 from cuecraft.task.answers.labels import LabelOptions
 from cuecraft.task.answers.words import distinct_words
@@ -267,9 +267,17 @@ def read_splits(config: CompareConfig) -> Splits:
     return Splits(seeds, subsample(test, config.test_size, _TEST_SEED), labels, asked, reading.bad)
 
 
+def _space(config: CompareConfig, asked: Asked, records: Sequence[Record]) -> AnswerSpace:
+    """Return what counts as an answer; errors that name a row name the data too."""
+    try:
+        return asked.space(records, distinct_words)
+    except DataError as error:
+        raise DataError(f"{config.task} {error}" if str(error).startswith("row ") else str(error)) from None
+
+
 def _check_answers(config: CompareConfig, splits: Splits) -> None:
     """Raise DataError, before a model is loaded, where a row has an answer that is none of the space."""
-    space = splits.asked.space(splits.known, distinct_words)
+    space = _space(config, splits.asked, splits.known)
     parts = {f"{config.task}, seed {seed}": [*split.train, *split.dev] for seed, split in splits.seeds.items()}
     for where, records in {**parts, f"{config.task}, test": splits.test}.items():
         for row, record in enumerate(records, start=1):
@@ -304,7 +312,7 @@ def _from_rows(config: CompareConfig, asked: Asked, reading: Reading) -> tuple[d
     rows = read_records(config.task, config.text_columns, asked.rows, reading)
     groups, titles = None, None
     if asked.kind != "labels":
-        space = asked.space(rows, distinct_words)
+        space = _space(config, asked, rows)
         golds = [space.gold(record) for record in rows]
         groups, titles = space.groups(golds), space.group_titles(golds)
     seeds = {}

@@ -112,7 +112,7 @@ class Choices(AnswerSpace):
             raise LabelWordError("label words do not go with choices, whose options are words already; leave them out")
         for number, record in enumerate(records, start=1):
             if not record.options:
-                raise DataError(f"row {number} brings no options; give each row a list of at least two")
+                raise DataError(f"row {record.row or number} brings no options; give each row a list of at least two")
         are_texts = all(isinstance(record.label, str) for record in records)
         own = asked if isinstance(asked, ChoiceOptions) else ChoiceOptions()
         return cls(own.scoring, own.content_free, "text" if are_texts else "place")

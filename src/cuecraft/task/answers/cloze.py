@@ -110,7 +110,8 @@ class Cloze(AnswerSpace):
         if own.candidates is None:
             return space
         if own.candidates == (_ROWS,):
-            bare = next((n for n, record in enumerate(records, start=1) if len(set(record.options)) < 2), None)
+            numbered = ((record.row or n, set(record.options)) for n, record in enumerate(records, start=1))
+            bare = next((row for row, own in numbered if len(own) < 2), None)
             if bare is not None:
                 raise DataError(f"row {bare} brings no options to choose among; give each row two at least")
             return replace(space, among="options")

@@ -113,11 +113,17 @@ class Ordinal(AnswerSpace):
         if asked.values is not None:
             pairs = sorted((number, word) for word, number in asked.values.items())
             return cls(tuple(number for number, _ in pairs), tuple((word,) for _, word in pairs), asked.coverage)
-        known = [float(record.label) for record in records if record.label is not None]
-        if asked.range is not None and (out := [own for own in known if not asked.range[0] <= own <= asked.range[1]]):
-            raise DataError(
-                f"the number {out[0]:g} is not in the range {asked.range[0]:g} to {asked.range[1]:g}; fix it"
-            )
+        rows = [
+            (record.row or n, float(record.label)) for n, record in enumerate(records, 1) if record.label is not None
+        ]
+        known = [number for _, number in rows]
+        if asked.range is not None:
+            least, greatest = asked.range
+            for row, number in rows:
+                if not least <= number <= greatest:
+                    raise DataError(
+                        f"row {row}: the number {number:g} is not in the range {least:g} to {greatest:g}; fix it"
+                    )
         distinct = sorted({*known, *(asked.range or ())})
         if len(distinct) <= _MOST:
             names = names_of(distinct)
