@@ -307,6 +307,25 @@ def test_the_classifier_takes_and_gives_what_scikit_learn_does(sequence):
     ]
 
 
+@pytest.mark.parametrize("made", [np.array, csr_matrix, lambda rows: np.array(rows, bool), pd.DataFrame])
+def test_a_matrix_of_one_column_is_one_class(made, sequence):
+    texts, rows = [text for text, _ in TEXTS], [[int("bad" in own)] for own in SETS]
+    found = PromptClassifier(sequence, "linear-probe", answers="multilabel").fit(texts, made(rows))
+    assert found.classes_.tolist() == ["0"]
+    answers = found.predict(texts)
+    assert answers.shape == (8, 1)
+    assert found.score(texts, made(rows)) == pytest.approx(np.mean(answers == rows))  # F1 of sets of one class
+
+
+@pytest.mark.parametrize("made", [lambda own: np.array(own)[:, None], lambda own: pd.DataFrame({"answer": own})])
+def test_a_column_of_answers_of_other_kinds_is_no_matrix(made, causal):
+    texts = [{"text": text, "choices": ["good", "bad"]} for text, _ in TEXTS]
+    places = [number % 2 for number in range(8)]
+    model = PromptClassifier(causal, "zero-shot", answers="choices", template="{text}{prompt: it was}{mask}")
+    found = model.fit(texts, made(places), dev=(texts, made(places)))
+    assert found.score(texts, made(places)) == found.score(texts, places)
+
+
 def test_a_class_of_dev_alone_is_known(sequence):
     texts = [text for text, _ in TEXTS]
     found = PromptClassifier(sequence, "linear-probe", answers="multilabel")

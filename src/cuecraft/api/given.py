@@ -11,7 +11,7 @@ import numpy as np
 from cuecraft.core.errors import DataError, MethodError
 from cuecraft.data import Record
 from cuecraft.data.labels import class_names
-from cuecraft.data.texts import Labels, Texts, as_labels, as_records, as_sets, held_out_records, rows_of
+from cuecraft.data.texts import Labels, Texts, as_answers, as_labels, as_records, held_out_records, rows_of
 from cuecraft.task import AnswerSpace, Verbalizer
 from cuecraft.task.answers import AnswerColumns, AnswerOptions
 from cuecraft.task.answers.asked import Asked
@@ -57,7 +57,7 @@ class Given:
             labels = as_labels(labels)
             classes = class_names(labels)
             return cls(asked, as_records(texts, labels, fields), {**_named(asked), **classes})
-        found, columns = as_sets(labels)
+        found, columns = as_answers(labels, asked.kind)
         if columns is not None and isinstance(asked.answers, MultilabelOptions) and asked.answers.classes is None:
             # Each column is a class, one without a label too, so that answers are a matrix of the same columns.
             asked = replace(asked, answers=asked.answers.model_copy(update={"classes": tuple(columns)}))
@@ -80,7 +80,7 @@ class Given:
         if self.classes is not None:
             return held_out_records(dev, fields)
         if isinstance(dev, tuple | list) and len(dev) == 2:
-            dev = (dev[0], as_sets(dev[1])[0])
+            dev = (dev[0], as_answers(dev[1], self.asked.kind)[0])
         return held_out_records(dev, fields, self.asked.rows)
 
     @property

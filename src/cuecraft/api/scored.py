@@ -18,7 +18,7 @@ from cuecraft.core.errors import DataError, MethodError
 from cuecraft.core.events import Event
 from cuecraft.data import Record
 from cuecraft.data.labels import label_name, names_to_compare
-from cuecraft.data.texts import Labels, Texts, as_labels, as_records, as_sets, example_weights
+from cuecraft.data.texts import Labels, Texts, as_answers, as_labels, as_records, example_weights
 from cuecraft.methods.candidate import Candidate, fresh_decisions
 from cuecraft.methods.objectives import objective_of
 from cuecraft.methods.problem import Outcome
@@ -109,7 +109,7 @@ class ScoredClassifier:
         fields = task.template.field_names
         if task.has_labels:
             return as_records(texts, names_to_compare(self.classes_.tolist(), as_labels(labels)), fields)
-        return as_records(texts, as_sets(labels)[0], fields, task.answers.in_rows())
+        return as_records(texts, as_answers(labels, task.answers.kind)[0], fields, task.answers.in_rows())
 
     def scores(
         self, texts: Texts, labels: Labels, report: Callable[[Event], None] = lambda event: None

@@ -343,13 +343,26 @@ def as_sets(labels: Labels) -> tuple[list[Any], list[str] | None]:
     """
     names = _columns(labels)
     shape: tuple[int, ...] = tuple(getattr(labels, "shape", ()))
-    if names is None and not (len(shape) == 2 and shape[1] > 1):
+    # A column of numbers is a matrix of one class; one of lists, or of strings, is not.
+    is_matrix = len(shape) == 2 and (shape[1] > 1 or getattr(getattr(labels, "dtype", None), "kind", "") in "biuf")
+    if names is None and not is_matrix:
         return [sorted(own) if isinstance(own, set | frozenset) else own for own in _items(labels, "labels")], None
     matrix = labels.toarray() if hasattr(labels, "toarray") else np.asarray(labels)
     if not np.isin(matrix, (0, 1)).all():
         raise DataError("the labels are a matrix with other values than 0 and 1; give 1 where a label is in the set")
     names = names or [str(number) for number in range(matrix.shape[1])]
     return [[name for name, own in zip(names, row, strict=True) if own] for row in matrix.tolist()], names
+
+
+def as_answers(labels: Labels, kind: str) -> tuple[list[Any], list[str] | None]:
+    """Return right answers of a kind as `as_sets` does; a column of other kinds than sets has one in each row.
+
+    Raises:
+        DataError: they are neither.
+    """
+    names, shape = _columns(labels), tuple(getattr(labels, "shape", ()))
+    is_column = len(names) == 1 if names is not None else len(shape) == 2 and shape[1] == 1
+    return (as_labels(labels), None) if is_column and kind != "multilabel" else as_sets(labels)
 
 
 def _rows(texts: Texts) -> list[Any]:
