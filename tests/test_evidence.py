@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -87,6 +88,16 @@ def test_less_loss_with_less_accuracy_does_not_ship():
     verdict = judge(found, {}, 1.0, 0.01)
     assert verdict.ships == "untuned"
     assert "accuracy fell" in verdict.reason
+
+
+def test_an_error_is_shown_without_the_minus_that_makes_it_a_score():
+    sure_but_wrong_once = answers([0.99, 0.99, 0.99, 0.01, 0.01, 0.01, 0.99, 0.51])
+    timid_and_right = answers([0.51, 0.51, 0.51, 0.49, 0.49, 0.49, 0.51, 0.49])
+    found = replace(compared(sure_but_wrong_once, timid_and_right, LABELS), measure="neg_mean_absolute_error")
+    verdict = judge(replace(found, accuracy=-1.5, untuned_accuracy=-1.25), {"zero-shot": -1.25}, -1.25, 0.01)
+    assert "mean absolute error 1.250 -> 1.500: mean absolute error rose" in verdict.reason
+    assert verdict.remark.startswith("zero-shot alone has 1.250")
+    assert "(1.250)" in verdict.remark
 
 
 def test_the_remark_names_the_cheapest_that_is_near_the_best():

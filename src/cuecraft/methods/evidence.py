@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from cuecraft.core.scores import is_error, readable
 from cuecraft.core.seeding import numpy_generator
 from cuecraft.methods.objectives import Scores
 
@@ -156,22 +157,24 @@ def judge(evidence: Evidence, untuned: Mapping[str, float], best: float, margin:
             strength that is reported is that after Bonferroni's correction.
     """
     loss = f"log-loss {evidence.untuned_loss:.3f} -> {evidence.loss:.3f}"
-    hits = f"{evidence.measure} {evidence.untuned_accuracy:.3f} -> {evidence.accuracy:.3f}"
+    score, before = readable(evidence.measure, evidence.untuned_accuracy)
+    hits = f"{score} {before:.3f} -> {readable(evidence.measure, evidence.accuracy)[1]:.3f}"
     found = f"on {evidence.rows} held-out examples {loss}, {hits}"
     near = [(name, accuracy) for name, accuracy in untuned.items() if best - accuracy <= margin]
     remark = None
     if near:
         name, accuracy = near[0]
         remark = (
-            f"{name} alone has {accuracy:.3f}, within {100 * margin:g} points of the best that was reached "
-            f"({best:.3f}): tuning is hardly worth it here"
+            f"{name} alone has {readable(evidence.measure, accuracy)[1]:.3f}, within {100 * margin:g} points of the "
+            f"best that was reached ({readable(evidence.measure, best)[1]:.3f}): tuning is hardly worth it here"
         )
     if evidence.is_better:
         p = min(1.0, among * evidence.p_loss)
         strength = f"{strength_of(p)} evidence: paired permutation test, p = {p:.3g}"
         strength += f" after correction for the {among} that competed" if among > 1 else ""
         return Verdict("tuned", f"{found} ({strength})", evidence, remark)
-    worse = "log-loss did not fall" if evidence.loss >= evidence.untuned_loss else f"{evidence.measure} fell"
+    moved = "rose" if is_error(evidence.measure) else "fell"
+    worse = "log-loss did not fall" if evidence.loss >= evidence.untuned_loss else f"{score} {moved}"
     return Verdict("untuned", f"{found}: {worse}, so the untuned prompt ships", evidence, remark)
 
 

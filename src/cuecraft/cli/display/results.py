@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cuecraft.cli.display.console import page
+from cuecraft.core.scores import readable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,12 +48,7 @@ def shown_answer(found: Mapping[str, Any]) -> str:
 
 def shown_scores(scores: Mapping[str, float | None]) -> dict[str, float]:
     """Return known scores by name as a person reads them: an error is shown without the minus that makes it a score."""
-    plain = (
-        (name.replace("neg_", ""), -value if "neg_" in name else value)
-        for name, value in scores.items()
-        if value is not None
-    )
-    return {name.replace("_", " "): value for name, value in plain}
+    return dict(readable(name, value) for name, value in scores.items() if value is not None)
 
 
 def shown_value(value: Any) -> str:
@@ -149,14 +145,13 @@ def _print_seeds(document: Mapping[str, Any]) -> None:
 def _print_tried(rows: Sequence[Mapping[str, Any]], primary: str) -> None:
     """Print all that `auto` tried, the best first, with the score of that name; older documents call it accuracy."""
     table = Table(title="tried on held-out folds", title_justify="left")
-    for name in ("what", "loss", primary.replace("_", " "), "sd", "folds", "rows", "seconds"):
+    for name in ("what", "loss", readable(primary, 0.0)[0], "sd", "folds", "rows", "seconds"):
         table.add_column(name, justify="left" if name == "what" else "right", no_wrap=name != "what")
     for row in rows:
         sd = "-" if row["sd"] is None else f"{row['sd']:.3f}"
         counts = (str(row["folds"]), str(row["rows"]), f"{row['seconds']:.1f}")
-        table.add_row(
-            Text(row["name"]), f"{row['loss']:.3f}", f"{row.get(primary, row.get('accuracy')):.3f}", sd, *counts
-        )
+        score = readable(primary, row.get(primary, row.get("accuracy")))[1]
+        table.add_row(Text(row["name"]), f"{row['loss']:.3f}", f"{score:.3f}", sd, *counts)
     page.print(table)
 
 
