@@ -120,7 +120,7 @@ def _paired_difference(differences: NDArray[np.float64], seed: int) -> tuple[tup
 
 
 @dataclass(frozen=True)
-class Verdict:
+class EvidenceVerdict:
     """Which prompt ships, and why.
 
     Args:
@@ -143,7 +143,9 @@ class Verdict:
         return found
 
 
-def judge(evidence: Evidence, untuned: Mapping[str, float], best: float, margin: float, among: int = 1) -> Verdict:
+def judge(
+    evidence: Evidence, untuned: Mapping[str, float], best: float, margin: float, among: int = 1
+) -> EvidenceVerdict:
     """Decide between the tuned and the untuned prompt.
 
     Args:
@@ -170,9 +172,9 @@ def judge(evidence: Evidence, untuned: Mapping[str, float], best: float, margin:
         p = min(1.0, among * evidence.p_loss)
         strength = f"{strength_of(p)} evidence: paired permutation test, p = {p:.3g}"
         strength += f" after correction for the {among} that competed" if among > 1 else ""
-        return Verdict("tuned", f"{found} ({strength})", evidence, remark)
+        return EvidenceVerdict("tuned", f"{found} ({strength})", evidence, remark)
     worse = "log-loss did not fall" if evidence.loss >= evidence.untuned_loss else f"{evidence.measure} fell"
-    return Verdict("untuned", f"{found}: {worse}, so the untuned prompt ships", evidence, remark)
+    return EvidenceVerdict("untuned", f"{found}: {worse}, so the untuned prompt ships", evidence, remark)
 
 
 @dataclass(frozen=True)
