@@ -38,7 +38,7 @@ from cuecraft.runs import load_recipe, recipe_path
 from cuecraft.runs.spec import TuneRecipe
 from cuecraft.serving.guard import Guard, PromptDetector, shipped_rules
 from cuecraft.serving.guard import detectors as windows
-from cuecraft.serving.guard.texts import ATTACK, GuardText, Part, corpus_texts, own_texts
+from cuecraft.serving.guard.texts import ATTACK, GuardText, TextRole, corpus_texts, own_texts
 
 RECIPE = "guard-detector"
 TASKS = ("sst-2", "agnews", "trec")
@@ -141,7 +141,7 @@ def recipe() -> TuneRecipe:
 def tuned(backbone: Any, train: Sequence[GuardText], epochs: int) -> PromptClassifier:
     """Tune the recipe's prompt on other texts, a quarter of them to choose the epoch by."""
     parts: Mapping[bool, list[GuardText]] = {
-        is_dev: [row for row in train if (row.part is Part.DEV) == is_dev] for is_dev in (False, True)
+        is_dev: [row for row in train if (row.part is TextRole.DEV) == is_dev] for is_dev in (False, True)
     }
     settings = recipe().tune.model_dump(exclude_unset=True)
     own = PromptClassifier(
@@ -232,7 +232,7 @@ def rules_part() -> dict[str, Any]:
 def heldout_part(artifact: Path) -> dict[str, Any]:
     """Measure the shipped recipe's prompt on its held-out texts and on `injection/`."""
     texts = {row.text: row for row in [*corpus_texts(), *own_texts()]}.values()
-    held = split(row for row in texts if row.part is Part.TEST)
+    held = split(row for row in texts if row.part is TextRole.TEST)
     attacks = injection(ATTACK, ATTACKS)  # they are long, and a detector reads all of each
     sets = {
         "to set thresholds": ordinary_texts(),
@@ -243,7 +243,7 @@ def heldout_part(artifact: Path) -> dict[str, Any]:
         "injection benign": injection("benign"),
     }
     rules = {name: guard_rules(own) for name, own in sets.items()}
-    seen = [row for row in texts if row.part is not Part.TEST]
+    seen = [row for row in texts if row.part is not TextRole.TEST]
     scorers = {"deep cue": classifier_scores(PromptClassifier.load(artifact)), "tf-idf": tf_idf(seen)}
     found: dict[str, Any] = {"rows": {name: len(own) for name, own in sets.items()}}
     for name, scorer in scorers.items():

@@ -121,6 +121,20 @@ def cycles(known: dict[str, Module]) -> list[list[str]]:
     return sorted(sorted(group) for group in groups)
 
 
+#: Classes that share a name: an estimator that users import, and the method behind it.
+SHARED_NAMES = {"AutoPrompt", "PrefixTuning"}
+
+
+def ambiguous(known: dict[str, Module]) -> list[str]:
+    """Return public classes whose name another class of the source has too, each with its modules."""
+    found: dict[str, list[str]] = {}
+    for name, module in known.items():
+        for node in module.tree.body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(name)
+    return [f"{own}: {', '.join(names)}" for own, names in found.items() if len(names) > 1 and own not in SHARED_NAMES]
+
+
 def too_long(known: dict[str, Module]) -> list[str]:
     """Return modules and functions with more lines than they may have."""
     found = [f"{m.name} has {m.lines} lines" for m in known.values() if m.lines > MODULE_LINES]
@@ -142,7 +156,7 @@ def main() -> int:
     total = sum(module.lines for module in known.values())
     print(f"   all        {len(known):>4} modules  {total:>6} lines, {total // len(known)} each; {len(LEVELS)} levels")
     circles = [f"cycle: {', '.join(group)}" for group in cycles(known)]
-    broken = broken_levels(known) + circles + too_long(known)
+    broken = broken_levels(known) + circles + ambiguous(known) + too_long(known)
     print("\n".join(broken) or "   no import points up, no cycle, nothing too long")
     return bool(broken)
 

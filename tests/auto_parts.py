@@ -13,13 +13,13 @@ from cuecraft.methods import make_method
 from cuecraft.methods.auto import choice
 from cuecraft.methods.auto.contenders import Contender
 from cuecraft.methods.auto.crossfit import Configuration, Trainings
-from cuecraft.methods.auto.plans import Plan, Preset, Schedule
+from cuecraft.methods.auto.plans import AutoPlan, Preset, Schedule
 from cuecraft.methods.auto.starts import GivenWords, Words
 from cuecraft.methods.held_out import HeldOut, stratified_folds
 from cuecraft.methods.train.deep import OffsetTraining
 from cuecraft.methods.train.soft import EmbeddingTraining
 
-TINY = Plan(
+TINY = AutoPlan(
     folds=2,
     cues=2,
     searches_words=False,

@@ -14,13 +14,13 @@ from cuecraft.core.errors import CuecraftWarning, DataError
 from cuecraft.data import Record
 from cuecraft.methods.candidate import Candidate, fresh_logits
 from cuecraft.methods.registry import make_method
-from cuecraft.study.advise.document import Scores, facts_of
+from cuecraft.study.advise.document import MeasuredScores, facts_of
 from cuecraft.study.advise.endpoint import Reference
 from cuecraft.study.advise.measure import (
     LIMIT,
     Accuracy,
+    MethodWork,
     Sizes,
-    Work,
     accuracy,
     calibrated_accuracy,
     expected,
@@ -228,16 +228,16 @@ SIZES = Sizes(
 @pytest.mark.parametrize(
     ("work", "seconds", "memory"),
     [
-        (Work.READ, 100 * 40 / 400, 4_000_000 + 100 * 40 * 1000),
-        (Work.POOL, 512 * (40 + 40 * 8) / 400, 4_000_000 + 512 * 40 * 1000),
-        (Work.CUE, 10 + 10 * (75 * 2 + 25) * 8 / 400, 4_000_000 + 4_000_000 + 32 * 50_000),
-        (Work.ADAPTER, 10 * (75 * 3 + 25) * 40 / 400, 4_000_000 + 32 * 400_000),
-        (Work.WEIGHTS, 10 * (75 * 3 + 25) * 40 / 400, 4_000_000 + 32 * 400_000 + 20_000_000),
-        (Work.SEARCH, 600, 4_000_000 + 4_000_000 + 128 * 50_000),
+        (MethodWork.READ, 100 * 40 / 400, 4_000_000 + 100 * 40 * 1000),
+        (MethodWork.POOL, 512 * (40 + 40 * 8) / 400, 4_000_000 + 512 * 40 * 1000),
+        (MethodWork.CUE, 10 + 10 * (75 * 2 + 25) * 8 / 400, 4_000_000 + 4_000_000 + 32 * 50_000),
+        (MethodWork.ADAPTER, 10 * (75 * 3 + 25) * 40 / 400, 4_000_000 + 32 * 400_000),
+        (MethodWork.WEIGHTS, 10 * (75 * 3 + 25) * 40 / 400, 4_000_000 + 32 * 400_000 + 20_000_000),
+        (MethodWork.SEARCH, 600, 4_000_000 + 4_000_000 + 128 * 50_000),
     ],
 )
 def test_costs_by_hand(work, seconds, memory):
-    found = expected(work, SIZES, epochs=10, time_limit=600 if work is Work.SEARCH else None)
+    found = expected(work, SIZES, epochs=10, time_limit=600 if work is MethodWork.SEARCH else None)
     assert (found.seconds, found.bytes) == (pytest.approx(seconds), memory)
 
 
@@ -340,7 +340,7 @@ def test_figures_of_scores_by_hand(causal):
     found = survey(rows(*[("a", "negative")] * 60, *[("b", "positive")] * 40))
     task = make_task()
     lengths = measure_lengths(causal, task, [record("good")])
-    scores = Scores(Accuracy(40, 100), Accuracy(80, 100), Reference(Accuracy(95, 100), 0, 1.0, None))
+    scores = MeasuredScores(Accuracy(40, 100), Accuracy(80, 100), Reference(Accuracy(95, 100), 0, 1.0, None))
     facts = facts_of(causal, task, found, lengths, {"negative": [1, 3], "positive": [2]}, scores)
 
     def wilson(share):

@@ -30,6 +30,10 @@ def test_modules_and_functions_stay_small():
     assert structure.too_long(KNOWN) == []
 
 
+def test_a_class_has_its_name_alone():
+    assert structure.ambiguous(KNOWN) == []
+
+
 def test_what_serves_and_guards_never_imports_what_trains_or_compares():
     for module in KNOWN.values():
         if module.package == "serving":
@@ -57,6 +61,8 @@ def test_the_rules_find_what_breaks_them():
     }
     assert structure.cycles(circle) == [["task.a", "task.b"]]
     assert structure.broken_levels({"other.a": module("other.a", "")}) == ["other.a is in no known package"]
+    twice = {name: module(name, "class A:\n    pass") for name in ("task.a", "serving.b")}
+    assert structure.ambiguous(twice) == ["A: task.a, serving.b"]
     long = {"task.a": module("task.a", "def f():\n" + "    x = 1\n" * 501)}
     assert structure.too_long(long) == ["task.a has 502 lines", "task.a: f has 502 lines"]
 

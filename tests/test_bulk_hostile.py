@@ -24,7 +24,7 @@ from cuecraft.serving.bulk.blocks import SHRUNK, blocks_of
 from cuecraft.serving.bulk.rows import rows_of as rows_in
 from cuecraft.serving.bulk.sources import Format, find_sources
 from cuecraft.serving.bulk.student import fit_student
-from cuecraft.serving.bulk.table import Answers
+from cuecraft.serving.bulk.table import AnswerBatch
 from cuecraft.serving.bulk.texts import masked
 from test_bulk_reading import NOWHERE, read, wanted
 
@@ -287,7 +287,7 @@ def test_a_sample_opens_few_of_many_files_and_holds_one_block_at_a_time(tmp_path
 def test_texts_of_one_score_are_let_in_together():
     # The student gives all texts the same probability, as all that it was fitted on have one label.
     texts = [f"word{n} x" for n in range(1500)]
-    answers = Answers.empty(1500, 1)
+    answers = AnswerBatch.empty(1500, 1)
     answers.labels[:, 0] = 0
     from cuecraft.serving.bulk.reading import text_number
     from cuecraft.serving.bulk.student import _HELD_OUT
@@ -302,7 +302,7 @@ def test_texts_of_one_score_are_let_in_together():
 
 def test_a_disk_without_room_is_an_os_error():
     with pytest.raises(OSError, match="No space left"):
-        Answers.empty(3, 1).save(Path("/dev/full"), np.zeros((3, 2), np.uint64))
+        AnswerBatch.empty(3, 1).save(Path("/dev/full"), np.zeros((3, 2), np.uint64))
 
 
 def test_what_is_damaged_is_made_again_or_named(prompt, tmp_path):

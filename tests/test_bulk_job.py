@@ -19,7 +19,7 @@ from conftest import examples, make_causal
 from cuecraft import PromptClassifier
 from cuecraft.core.errors import BulkError
 from cuecraft.serving.bulk.student import Drift, Student, fit_student, interval, lower_bound, needed
-from cuecraft.serving.bulk.table import MODEL, STUDENT, Answers, AnswerTable
+from cuecraft.serving.bulk.table import MODEL, STUDENT, AnswerBatch, AnswerTable
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,7 @@ class Obedient:
 
     @staticmethod
     def answers(texts):
-        found = Answers.empty(len(texts), 1)
+        found = AnswerBatch.empty(len(texts), 1)
         found.labels[:, 0] = [int(text.split()[0] in ("good", "great", "love", "joy")) for text in texts]
         return found
 
@@ -161,7 +161,7 @@ def test_a_student_keeps_its_word_on_texts_it_has_not_seen_and_is_not_used_where
     assert sure.mean() > 0.4
     assert (answers.labels[:, 0] == truth).mean() >= 0.985  # 0.99, but for the chance of a sample
     chance = np.random.default_rng(0)
-    noise = Answers.empty(len(texts), 1)
+    noise = AnswerBatch.empty(len(texts), 1)
     noise.labels[:, 0] = chance.integers(2, size=len(texts))
     refused = fit_student(texts, noise, ["p"], 0.99, is_masked=True)
     assert refused.student is None
@@ -180,7 +180,7 @@ def test_the_cascade_answers_by_the_student_is_audited_and_falls_back_when_it_dr
         wrong = 0
 
         def answers(self, texts):
-            found = Answers.empty(len(texts), 1)
+            found = AnswerBatch.empty(len(texts), 1)
             found.labels[:, 0], found.makers[:], found.probabilities[:] = self.wrong, STUDENT, 1.0
             return np.ones(len(texts), bool), found
 
@@ -233,7 +233,7 @@ def test_the_table_finds_what_it_was_given_and_drops_the_oldest_shard_first():
     table, known = AnswerTable(250, 1), {}
     for shard in range(10):
         keys = chance.integers(0, 2**63, (60, 2)).astype(np.uint64)
-        answers = Answers.empty(60, 1)
+        answers = AnswerBatch.empty(60, 1)
         answers.labels[:, 0] = chance.integers(0, 5, 60)
         answers.makers[:] = np.arange(60) % 2
         dropped = table.add(f"s{shard}", keys, answers)

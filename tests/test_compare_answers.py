@@ -14,7 +14,7 @@ from cuecraft.methods import make_method
 from cuecraft.methods.prepare import make_task
 from cuecraft.study.compare.answer_plots import figures_by_panel, most_confused
 from cuecraft.study.compare.comparison import Folder, _Run
-from cuecraft.study.compare.config import Contender, Split, Splits, load_config
+from cuecraft.study.compare.config import ComparedMethod, Split, Splits, load_config
 from cuecraft.study.compare.figures import expected_calibration_error, figures_of
 from cuecraft.study.compare.formats import text_tables
 from cuecraft.study.compare.report import render_report
@@ -41,7 +41,7 @@ def compared(backbone, asked, labels, folder, options=((),) * 8):
     methods = [("zero-shot", {}), ("linear-probe", {}), ("deep-cue", {"epochs": 2})]
     if isinstance(asked, ChoiceOptions | ClozeOptions):
         methods = [methods[0], methods[2]]
-    named = [Contender(name, make_method(name, own)) for name, own in methods]
+    named = [ComparedMethod(name, make_method(name, own)) for name, own in methods]
     place = Folder(folder / "compared")
     run = _Run(place, backbone, task, splits, named, lambda name: lambda event: None)
     with place.locked():

@@ -11,7 +11,7 @@ import yaml
 from conftest import DATA
 from cuecraft.core.errors import GuardError
 from cuecraft.serving.guard import Guard, Limits, Verdict, all_rules, read_rules, shipped_rules
-from cuecraft.serving.guard.texts import ATTACK, BENIGN, Part, corpus_texts, own_texts
+from cuecraft.serving.guard.texts import ATTACK, BENIGN, TextRole, corpus_texts, own_texts
 
 RULES = {rule.id: rule for rule in shipped_rules()}
 PASSES, FLAGS = Verdict.PASS, Verdict.FLAG
@@ -136,7 +136,7 @@ def test_texts_of_ours_are_many_and_divided_by_their_hash():
     texts = own_texts()
     assert len({text.text for text in texts}) == len(texts) > 300
     assert {text.label for text in texts} == {ATTACK, BENIGN}
-    for part in Part:
+    for part in TextRole:
         for label in (ATTACK, BENIGN):
             assert sum(text.part is part and text.label == label for text in texts) >= 30
     for text in texts:
@@ -148,7 +148,7 @@ def test_few_honest_texts_of_ours_are_flagged_and_many_attacks():
     texts = own_texts()
     honest = [text.text for text in texts if text.label == BENIGN]
     assert len(flagged(honest)) <= 0.02 * len(honest)
-    attacks = [text.text for text in texts if text.label == ATTACK and text.part is Part.TEST]
+    attacks = [text.text for text in texts if text.label == ATTACK and text.part is TextRole.TEST]
     assert len(flagged(attacks)) >= 0.5 * len(attacks)
     assert len(flagged(attacks)) < len(attacks)  # the document says that rules are evaded
 

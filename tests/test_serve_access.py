@@ -7,7 +7,7 @@ import pytest
 
 from cuecraft.core.errors import ServeError
 from cuecraft.serving import EngineOptions
-from cuecraft.serving.http.access import RateLimit, Role, Tokens
+from cuecraft.serving.http.access import AccessTokens, RateLimit, Role
 from serving import X
 from serving_here import classify
 
@@ -16,7 +16,7 @@ ADMIN = "admin-token-0123456789"
 
 
 def test_tokens_open_what_they_should_and_nothing_else(serve):
-    tokens = Tokens({"app": (CLIENT, Role.CLIENT), "ops": (ADMIN, Role.ADMIN)})
+    tokens = AccessTokens({"app": (CLIENT, Role.CLIENT), "ops": (ADMIN, Role.ADMIN)})
     server = serve(tokens=tokens)
     for method, path, body in (classify("a", "hard"), ("GET", "/v1/prompts", None), ("GET", "/metrics", None)):
         assert server.ask(method, path, body).status_code == 401
@@ -36,7 +36,7 @@ def test_without_tokens_nobody_changes_prompts(serve):
 def test_tokens_are_read_of_file_and_environment(tmp_path):
     file = tmp_path / "tokens"
     file.write_text(f"# ours\nclient app {CLIENT}\n\nadmin ops {ADMIN}  # in the safe\n")
-    tokens = Tokens.read(file, {"CUECRAFT_TOKENS": "other:other-token-0123456789"})
+    tokens = AccessTokens.read(file, {"CUECRAFT_TOKENS": "other:other-token-0123456789"})
     assert tokens.caller(f"Bearer {CLIENT}").name == "app"
     assert tokens.caller(f"bearer {ADMIN}").role is Role.ADMIN
     assert tokens.caller("Bearer other-token-0123456789").name == "other"
@@ -50,12 +50,12 @@ def test_tokens_are_read_of_file_and_environment(tmp_path):
     ):
         file.write_text(line)
         with pytest.raises(ServeError, match="tokens line") as error:
-            Tokens.read(file, {})
+            AccessTokens.read(file, {})
         assert CLIENT not in str(error.value)
     with pytest.raises(ServeError, match="entry 1 is not NAME:TOKEN"):
-        Tokens.read(None, {"CUECRAFT_TOKENS": CLIENT})
+        AccessTokens.read(None, {"CUECRAFT_TOKENS": CLIENT})
     with pytest.raises(ServeError, match="cannot be read"):
-        Tokens.read(tmp_path / "absent", {})
+        AccessTokens.read(tmp_path / "absent", {})
 
 
 def test_a_rate_is_kept_for_each_caller():

@@ -9,8 +9,8 @@ import zlib
 import httpx
 import pytest
 
-from cuecraft.serving.http.access import Role, Tokens
-from cuecraft.serving.requests import Limits
+from cuecraft.serving.http.access import AccessTokens, Role
+from cuecraft.serving.requests import RequestLimits
 from serving import X
 from serving_here import classify
 
@@ -25,7 +25,7 @@ def packed(body, encoding):
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "gzip, gzip", "GZIP"])
 def test_a_packed_body_is_refused_with_what_to_do(serve, path, encoding):
     body = packed(json.dumps({"inputs": "a", "prompts": "hard"}).encode(), encoding)
-    server = serve(tokens=Tokens({"own": (ADMIN, Role.ADMIN)}))
+    server = serve(tokens=AccessTokens({"own": (ADMIN, Role.ADMIN)}))
     method = "PUT" if "prompts" in path else "POST"
     response = server.ask(method, path, body, ADMIN, extra={"content-encoding": encoding})
     assert response.status_code == 415
@@ -85,7 +85,7 @@ def test_a_byte_order_mark_is_skipped(serve):
 
 
 def test_a_body_that_is_too_large_is_not_read(serve):
-    server = serve(limits=Limits(body_bytes=50))
+    server = serve(limits=RequestLimits(body_bytes=50))
     assert server.ask(*classify("a" * 60, "hard")).status_code == 413
 
     async def chunks():
@@ -104,4 +104,4 @@ def test_a_body_that_does_not_come_is_not_waited_for(serve):
     async def receive():
         await asyncio.sleep(30)
 
-    assert serve(limits=Limits(timeout_ms=50)).raw(receive) == 408
+    assert serve(limits=RequestLimits(timeout_ms=50)).raw(receive) == 408

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import cuecraft.serving.http
 from conftest import examples
-from cuecraft.serving.requests import Limits
+from cuecraft.serving.requests import RequestLimits
 from serving import X, classifiers
 from serving_here import Server, classify
 
@@ -96,7 +96,7 @@ def test_top_k_counts_the_likeliest(serve):
     ],
 )
 def test_a_mistake_is_told_in_one_line(serve, body, told):
-    response = serve(limits=Limits(inputs=3, characters=100)).ask("POST", "/v1/classify", body)
+    response = serve(limits=RequestLimits(inputs=3, characters=100)).ask("POST", "/v1/classify", body)
     assert response.status_code == 400
     error = response.json()["error"]
     assert told in error
@@ -107,7 +107,7 @@ UNREAD = ["", None, 5, 1.5, True, [], {}, ["a"], {"a": {"a": []}}, "a" * 200]
 
 
 def test_fields_that_no_prompt_reads_are_not_looked_at(serve):
-    server = serve(limits=Limits(characters=100), logs_texts=True)
+    server = serve(limits=RequestLimits(characters=100), logs_texts=True)
     expected = server.ask(*classify("a", ["hard", "soft"])).json()
     for value in UNREAD:
         fields = {"more": value, "text": "a", " ": value}

@@ -5,7 +5,7 @@ import pytest
 from cuecraft.core.errors import ServeError
 from cuecraft.core.options import make_options
 from cuecraft.serving.command import ServeCommand
-from cuecraft.serving.requests import Limits
+from cuecraft.serving.requests import RequestLimits
 from serving_here import classify
 
 
@@ -18,7 +18,7 @@ def test_other_origins_may_not_ask_unless_named(serve):
     assert "access-control-allow-origin" not in preflight(serve(), "https://a.example").headers
     plain = serve().ask(*classify("a", "hard"), extra={"origin": "https://a.example"})
     assert "access-control-allow-origin" not in plain.headers
-    server = serve(origins=("https://a.example", "http://localhost:3000"), limits=Limits(body_bytes=100))
+    server = serve(origins=("https://a.example", "http://localhost:3000"), limits=RequestLimits(body_bytes=100))
     for origin in server.app.state.service.origins:
         found = preflight(server, origin, "DELETE", "authorization, content-type")
         assert (found.status_code, found.headers["access-control-allow-origin"]) == (200, origin)

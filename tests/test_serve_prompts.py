@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cuecraft.serving.http.access import Role, Tokens
-from cuecraft.serving.requests import Limits
+from cuecraft.serving.http.access import AccessTokens, Role
+from cuecraft.serving.requests import RequestLimits
 from serving import X, classifiers
 from serving_here import classify
 
@@ -43,7 +43,7 @@ def saved(causal, tmp_path):
 
 @pytest.fixture
 def admin():
-    return {"tokens": Tokens({"ops": (ADMIN, Role.ADMIN)})}
+    return {"tokens": AccessTokens({"ops": (ADMIN, Role.ADMIN)})}
 
 
 @pytest.mark.parametrize("prefix", ["", "deep/", "./"])
@@ -97,7 +97,7 @@ def test_servers_that_share_a_folder_follow_one_another(serve, causal, saved, ad
 
 
 def test_a_bad_upload_changes_nothing(serve, saved, admin, tmp_path):
-    server = serve(limits=Limits(upload_bytes=200_000), kept=tmp_path / "kept", **admin)
+    server = serve(limits=RequestLimits(upload_bytes=200_000), kept=tmp_path / "kept", **admin)
     good = zipped(saved)
     damaged = bytearray(good)
     damaged[len(good) // 3] ^= 0xFF

@@ -98,7 +98,7 @@ def test_errors_are_those_of_the_replica(folder):
 
 
 def test_where_others_answer_prompts_change_through_a_shared_folder_alone(folder):
-    from cuecraft.serving.http.access import Role, Tokens
+    from cuecraft.serving.http.access import AccessTokens, Role
     from cuecraft.serving.http.app import create_app
     from cuecraft.serving.http.middleware import Metrics
     from cuecraft.serving.http.service import Service
@@ -106,7 +106,7 @@ def test_where_others_answer_prompts_change_through_a_shared_folder_alone(folder
     listing = load_listing(ServeSettings(prompts={"plain": folder / "plain"}))
     token = "admin-token-0123456789"
     app = create_app(
-        Service(RemoteEngine(Replicas(), listing, Watcher()), Metrics(), Tokens({"ops": (token, Role.ADMIN)}))
+        Service(RemoteEngine(Replicas(), listing, Watcher()), Metrics(), AccessTokens({"ops": (token, Role.ADMIN)}))
     )
 
     async def send():

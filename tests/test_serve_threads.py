@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from cuecraft import load_backbone
 from cuecraft.serving import EngineOptions
-from cuecraft.serving.http.access import Role, Tokens
+from cuecraft.serving.http.access import AccessTokens, Role
 from serving import X, classifiers
 from serving_here import Server
 
@@ -39,7 +39,7 @@ class Traffic:
         self.uploads = {name: zipped(folder / name) for name in known}
         self.expected = {name: own.predict_proba(TEXTS) for name, own in known.items()}
         self.fixed = list(known)[:3]
-        tokens = Tokens({"ops": (ADMIN, Role.ADMIN), "shop": (CLIENT, Role.CLIENT)})
+        tokens = AccessTokens({"ops": (ADMIN, Role.ADMIN), "shop": (CLIENT, Role.CLIENT)})
         self.server = Server(backbone, tuple(self.fixed), tokens=tokens, engine=EngineOptions(max_wait_ms=0))
         self.wrong, self.done, self.changes = [], threading.Event(), 0
 

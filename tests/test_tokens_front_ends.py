@@ -12,7 +12,7 @@ from cuecraft.export.folder import GraphRequest, export_graph
 from cuecraft.methods.prepare import make_task
 from cuecraft.methods.registry import make_method
 from cuecraft.study.compare.comparison import Folder, _Run
-from cuecraft.study.compare.config import Contender, Split, Splits
+from cuecraft.study.compare.config import ComparedMethod, Split, Splits
 from cuecraft.study.compare.report import render_report
 from cuecraft.study.compare.schema import Comparison
 from cuecraft.task.answers.tokens import TokenLabels, TokenOptions
@@ -169,7 +169,7 @@ def test_confidences_are_probabilities(sequence):
 def test_methods_are_compared_by_their_scores_of_spans(sequence, tmp_path):
     rows = rows_of()
     task = make_task(sequence, rows, answers=TokenOptions())
-    named = [Contender(name, make_method(name, own)) for name, own in (("linear-probe", {}), ("deep-cue", QUICK))]
+    named = [ComparedMethod(name, make_method(name, own)) for name, own in (("linear-probe", {}), ("deep-cue", QUICK))]
     place = Folder(tmp_path / "compared")
     run = _Run(place, sequence, task, Splits({1: Split(rows, rows)}, rows, ()), named, lambda name: lambda event: None)
     with place.locked():

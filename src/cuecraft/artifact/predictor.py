@@ -18,7 +18,7 @@ from cuecraft.backbone import AnyBackbone, ReadyPrompt, load_backbone
 from cuecraft.backbone.budget import same_width
 from cuecraft.backbone.hooks import training
 from cuecraft.backbone.weights import TunedWeights
-from cuecraft.backbone.words import Asked
+from cuecraft.backbone.words import PromptTexts
 from cuecraft.core.errors import ArtifactError, BackboneError, MethodError
 from cuecraft.core.events import Answered, Event
 from cuecraft.data.texts import Texts
@@ -227,7 +227,8 @@ class Predictor:
             chunk = examples[len(found) : len(found) + WORDS_FRESH]
             contexts = {(id(own.backbone), own.task): own.backbone.context(chunk, own.task) for own in self.members}
             asked = [
-                Asked(own.backbone, own.prompt, contexts[id(own.backbone), own.task], own.share) for own in self.members
+                PromptTexts(own.backbone, own.prompt, contexts[id(own.backbone), own.task], own.share)
+                for own in self.members
             ]
             found += word_decisions(asked)
             report(Answered(step=len(found), total=len(examples), padding=asked[0].context.padding))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cuecraft.backbone.words import Asked, likeliest_words
+from cuecraft.backbone.words import PromptTexts, likeliest_words
 from cuecraft.task import Decision
 from cuecraft.task.answers.cloze import Cloze
 from cuecraft.task.rendering import Renderer
@@ -13,7 +13,7 @@ from cuecraft.task.rendering import Renderer
 WORDS_FRESH = 16
 
 
-def word_decisions(asked: Sequence[Asked]) -> list[Decision]:
+def word_decisions(asked: Sequence[PromptTexts]) -> list[Decision]:
     """Return the likeliest words `[B]` for a few texts that one or several prompts answer.
 
     Args:

@@ -139,7 +139,7 @@ def _behind(context: Context, slots: Sequence[tuple[int, Ids]]) -> Context:
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class PromptTexts:
     """Texts that one of several prompts answers.
 
     Args:
@@ -161,7 +161,7 @@ class Asked:
 
 
 @torch.no_grad()
-def likeliest_words(asked: Sequence[Asked], count: int, tokens: int) -> list[list[tuple[Ids, str, float]]]:
+def likeliest_words(asked: Sequence[PromptTexts], count: int, tokens: int) -> list[list[tuple[Ids, str, float]]]:
     """Return the likeliest words at the answer slot of each text: ids, word, and its mean probability, best first.
 
     Of a masked model, and where words have one token, these are the whole words of the vocabulary
@@ -192,7 +192,7 @@ def likeliest_words(asked: Sequence[Asked], count: int, tokens: int) -> list[lis
 class _Beam:
     """A search for words of several tokens; arguments as for `likeliest_words`."""
 
-    asked: Sequence[Asked]
+    asked: Sequence[PromptTexts]
     vocabulary: OpenVocabulary
     count: int
     tokens: int

@@ -31,9 +31,9 @@ from cuecraft.export.runtime.manifest import (
     AgreementEntry,
     ExportManifest,
     FieldEntry,
+    GraphPrompt,
     IdsEntry,
     ModelEntry,
-    PromptEntry,
     TokensEntry,
     TriedEntry,
     is_export,
@@ -251,7 +251,7 @@ class _Making:
         ready, own = self._ready[name], self._artifacts[name].manifest
         renderer, frame = ready.renderer, ready.renderer.frame()
         capacity, between = renderer.capacity(), sum(len(part) for part in frame.span if not isinstance(part, Field))
-        entry = PromptEntry(
+        entry = GraphPrompt(
             name=name,
             artifact_sha256=own.artifact_sha256,
             task=own.task,

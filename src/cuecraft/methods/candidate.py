@@ -16,7 +16,7 @@ from cuecraft.artifact.predictor import FRESH, finite
 from cuecraft.artifact.words import WORDS_FRESH, word_decisions
 from cuecraft.backbone import AnyBackbone, Context
 from cuecraft.backbone.budget import same_width
-from cuecraft.backbone.words import Asked
+from cuecraft.backbone.words import PromptTexts
 from cuecraft.core.events import Answered, Event
 from cuecraft.methods.objectives import Objective, objective_of
 from cuecraft.task import AnswerSpace, Decision, Example, Task
@@ -135,7 +135,7 @@ def _fresh_words(
         for candidate, decisions in zip(candidates, found, strict=True):
             with lent(candidate.reader, backbone, context) as (own, texts):
                 share = 1 / len(candidate.prompts)
-                decisions += word_decisions([Asked(own, prompt, texts, share) for prompt in candidate.prompts])
+                decisions += word_decisions([PromptTexts(own, prompt, texts, share) for prompt in candidate.prompts])
         report(Answered(step=start + len(context), total=len(examples), padding=context.padding))
     return found
 

@@ -121,7 +121,7 @@ def _paired_difference(differences: NDArray[np.float64], seed: int) -> tuple[tup
 
 
 @dataclass(frozen=True)
-class Verdict:
+class EvidenceVerdict:
     """Which prompt ships, and why.
 
     Args:
@@ -144,7 +144,9 @@ class Verdict:
         return found
 
 
-def judge(evidence: Evidence, untuned: Mapping[str, float], best: float, margin: float, among: int = 1) -> Verdict:
+def judge(
+    evidence: Evidence, untuned: Mapping[str, float], best: float, margin: float, among: int = 1
+) -> EvidenceVerdict:
     """Decide between the tuned and the untuned prompt.
 
     Args:
@@ -172,10 +174,10 @@ def judge(evidence: Evidence, untuned: Mapping[str, float], best: float, margin:
         p = min(1.0, among * evidence.p_loss)
         strength = f"{strength_of(p)} evidence: paired permutation test, p = {p:.3g}"
         strength += f" after correction for the {among} that competed" if among > 1 else ""
-        return Verdict("tuned", f"{found} ({strength})", evidence, remark)
+        return EvidenceVerdict("tuned", f"{found} ({strength})", evidence, remark)
     moved = "rose" if is_error(evidence.measure) else "fell"
     worse = "log-loss did not fall" if evidence.loss >= evidence.untuned_loss else f"{score} {moved}"
-    return Verdict("untuned", f"{found}: {worse}, so the untuned prompt ships", evidence, remark)
+    return EvidenceVerdict("untuned", f"{found}: {worse}, so the untuned prompt ships", evidence, remark)
 
 
 @dataclass(frozen=True)

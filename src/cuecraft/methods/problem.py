@@ -26,7 +26,7 @@ from cuecraft.core.errors import MethodError
 from cuecraft.core.events import Document, Event, HeldOutStep, Scored
 from cuecraft.core.options import Options
 from cuecraft.methods.candidate import Candidate
-from cuecraft.methods.evidence import Tried, Verdict
+from cuecraft.methods.evidence import EvidenceVerdict, Tried
 from cuecraft.methods.objectives import Golds, Objective, Score, Scores, objective_of
 from cuecraft.task import AnswerSpace, Example, Task
 
@@ -220,7 +220,7 @@ class Outcome:
     trace: list[Document]
     words: Candidate | None = None
     held_out: Score | None = None
-    verdict: Verdict | None = None
+    verdict: EvidenceVerdict | None = None
     tried: tuple[Tried, ...] = ()
     dev: Score | None = None
     answers: AnswerSpace | None = None

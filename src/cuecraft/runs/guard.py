@@ -24,7 +24,7 @@ from cuecraft.serving.guard import (
     attack_classes,
     only_field,
 )
-from cuecraft.serving.guard.texts import CORPUS, GuardText, Part, corpus_texts, own_texts
+from cuecraft.serving.guard.texts import CORPUS, GuardText, TextRole, corpus_texts, own_texts
 from cuecraft.study.compare.statistics import wilson_interval
 
 
@@ -186,7 +186,7 @@ def write_guard_data(out: Path) -> dict[str, Any]:
     """
     corpus = corpus_texts()
     texts = {text.text: text for text in [*corpus, *own_texts()]}.values()
-    parts = {part: [text for text in texts if text.part is part] for part in Part}
+    parts = {part: [text for text in texts if text.part is part] for part in TextRole}
     try:
         out.mkdir(parents=True, exist_ok=True)
         for part, rows in parts.items():

@@ -28,7 +28,7 @@ _SCORES = ("train_", "dev_", "test_", "held_out_", "accuracy", "macro_f1")
 
 
 @dataclass(frozen=True)
-class Row:
+class CheckedRow:
     """One thing that was compared.
 
     Args:
@@ -55,7 +55,7 @@ class RunComparison:
         reason: one line.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[CheckedRow, ...]
     is_same: bool
     is_exact: bool
     reason: str
@@ -89,7 +89,7 @@ def verify(path: Path, keep: Path | None, started: Callable[[str], object]) -> R
         stored = _stored_rows(record, job)
         wrong = [row for row in (*data, *stored) if row.verdict == "differs"]
         if wrong:
-            rest = [Row(what, "not compared") for what in ("backbone", "steps", "metrics")]
+            rest = [CheckedRow(what, "not compared") for what in ("backbone", "steps", "metrics")]
             what = "the data changed" if wrong[0] in data else "the stored result is not what the run made"
             reason = f"{what}: {', '.join(row.what for row in wrong)}"
             return RunComparison((*data, *stored, *rest), False, False, reason)
@@ -100,22 +100,22 @@ def verify(path: Path, keep: Path | None, started: Callable[[str], object]) -> R
             return compare_runs(folder, RunFolder(target))
 
 
-def _stored_rows(record: RunRecord, job: Job) -> list[Row]:
+def _stored_rows(record: RunRecord, job: Job) -> list[CheckedRow]:
     """Compare the results that lie in the folder with the hashes of those that the run made."""
     try:
         found = job.stored()
     except CuecraftError as error:
-        return [Row("stored result", "differs", "as the run made it", str(error))]
+        return [CheckedRow("stored result", "differs", "as the run made it", str(error))]
     return _hash_rows("stored result", record.artifacts, found)
 
 
-def _hash_rows(what: str, before: Mapping[str, str], now: Mapping[str, str]) -> list[Row]:
+def _hash_rows(what: str, before: Mapping[str, str], now: Mapping[str, str]) -> list[CheckedRow]:
     return [
         _row(f"{what}: {name}", before.get(name, "none")[:12], now.get(name, "none")[:12]) for name in {**before, **now}
     ]
 
 
-def _data_rows(before: Mapping[str, DataEntry], now: Mapping[str, DataEntry]) -> list[Row]:
+def _data_rows(before: Mapping[str, DataEntry], now: Mapping[str, DataEntry]) -> list[CheckedRow]:
     """Compare row counts and hashes of each part of the data."""
     return [
         _row(f"data: {name}", _shown_data(before.get(name)), _shown_data(now.get(name))) for name in {**before, **now}
@@ -126,8 +126,8 @@ def _shown_data(entry: DataEntry | None) -> str:
     return "none" if entry is None else f"{entry.rows} rows, {entry.sha256[:12]}"
 
 
-def _row(what: str, before: str, now: str) -> Row:
-    return Row(what, "equal" if before == now else "differs", before, now)
+def _row(what: str, before: str, now: str) -> CheckedRow:
+    return CheckedRow(what, "equal" if before == now else "differs", before, now)
 
 
 def _run_again(path: Path, target: Path, surroundings: Surroundings) -> None:
@@ -168,7 +168,7 @@ def compare_runs(first: RunFolder, second: RunFolder) -> RunComparison:
     return RunComparison(rows, not decisive, is_exact, _reason(decisive, steps, is_exact))
 
 
-def _reason(decisive: Sequence[Row], steps: Row, is_exact: bool) -> str:
+def _reason(decisive: Sequence[CheckedRow], steps: CheckedRow, is_exact: bool) -> str:
     if is_exact:
         return "the same, bit for bit"
     where = "" if steps.verdict == "equal" else f"; the first step that differs: {steps.before} -> {steps.now}"
@@ -181,7 +181,7 @@ def _shown_backbone(entry: BackboneEntry | None) -> str:
     return "none" if entry is None else f"{entry.name}, {entry.dtype}, {entry.sha256[:12]}"
 
 
-def _metric_rows(before: RunRecord, now: RunRecord, recipe: Recipe) -> list[Row]:
+def _metric_rows(before: RunRecord, now: RunRecord, recipe: Recipe) -> list[CheckedRow]:
     """Compare metrics: scores within the recipe's tolerance; others are shown."""
     tolerance = recipe.expect.tolerance if recipe.expect else TOLERANCE
     rows = []
@@ -193,11 +193,11 @@ def _metric_rows(before: RunRecord, now: RunRecord, recipe: Recipe) -> list[Row]
                 verdict = "within tolerance"
             elif not any(part in name for part in _SCORES):
                 verdict = "not compared"
-        rows.append(Row(name, verdict, *("none" if value is None else f"{value:.4f}" for value in (one, other))))
+        rows.append(CheckedRow(name, verdict, *("none" if value is None else f"{value:.4f}" for value in (one, other))))
     return rows
 
 
-def _first_difference(first: RunFolder, second: RunFolder) -> Row:
+def _first_difference(first: RunFolder, second: RunFolder) -> CheckedRow:
     """Return the row that names the first step in which two runs differ."""
     parts = dict(job_of(first.recipe(), first.path).trajectories())
     others = dict(job_of(second.recipe(), second.path).trajectories())
@@ -206,8 +206,8 @@ def _first_difference(first: RunFolder, second: RunFolder) -> Row:
         pairs = zip_longest(parts.get(name, ()), others.get(name, ()))
         for number, (one, other) in enumerate(pairs):
             if one != other:
-                return Row("steps", "differs", *_shown_difference(f"{name}, event {number}", one, other))
-    return Row("steps", "equal", f"{count} steps", f"{count} steps")
+                return CheckedRow("steps", "differs", *_shown_difference(f"{name}, event {number}", one, other))
+    return CheckedRow("steps", "equal", f"{count} steps", f"{count} steps")
 
 
 def _shown_difference(place: str, one: Document | None, other: Document | None) -> tuple[str, str]:

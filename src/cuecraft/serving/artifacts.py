@@ -16,7 +16,7 @@ from cuecraft.artifact.predictor import Member, Predictor
 from cuecraft.backbone import AnyBackbone
 from cuecraft.core.errors import ArtifactError
 from cuecraft.core.storage import digest
-from cuecraft.serving.registry import AnyShelf, Prompts, described, example_of
+from cuecraft.serving.registry import AnyShelf, PromptRegistry, described, example_of
 from cuecraft.task import Decision, Example, Task
 
 
@@ -148,7 +148,7 @@ class Shelf(AnyShelf[ServedPrompt]):
         return ServedPrompt.over(self.backbone, name, artifacts)
 
 
-class Listing(Prompts[ListedPrompt]):
+class Listing(PromptRegistry[ListedPrompt]):
     """Prompts that others answer with.
 
     Args:

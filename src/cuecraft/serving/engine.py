@@ -19,7 +19,7 @@ from pydantic import Field
 from cuecraft.core.errors import ClosingError, QueueFullError, ServeError
 from cuecraft.core.options import Options
 from cuecraft.serving.registry import AnyShelf, decide_mixed
-from cuecraft.serving.requests import STOPPING, Answer, Job, Ticket, Watcher, check_asked
+from cuecraft.serving.requests import STOPPING, Answer, PendingText, Ticket, Watcher, check_asked
 
 _TOGETHER = 256  # texts that are turned into token ids at once
 _RATE_MEMORY = 0.2  # weight of the newest batch in the rate that refusals use
@@ -54,10 +54,10 @@ class Engine:
         self._batch_seconds = 0.0  # that a batch took, lately
         self._ended = 0.0  # when the last batch was done
         self._changed = threading.Condition()
-        self._fresh: deque[Job] = deque()
-        self._ready: deque[Job] = deque()
+        self._fresh: deque[PendingText] = deque()
+        self._ready: deque[PendingText] = deque()
         self._ready_tokens = 0
-        self._pending: dict[tuple[object, ...], Job] = {}
+        self._pending: dict[tuple[object, ...], PendingText] = {}
         self._cache: OrderedDict[tuple[object, ...], Answer] = OrderedDict()
         self._waiting = 0
         self._is_open, self._is_running = True, True
@@ -115,7 +115,7 @@ class Engine:
         now = time.monotonic()
         pairs = [(prompt, prompt.example(text)) for text in texts for prompt in served]
         wanted = [
-            Job((own.version, own.name, example.options, *sorted(example.fields.items())), own, example, now)
+            PendingText((own.version, own.name, example.options, *sorted(example.fields.items())), own, example, now)
             for own, example in pairs
         ]
         ticket = Ticket(len(wanted), None if timeout is None else now + timeout, now)
@@ -171,13 +171,13 @@ class Engine:
                 seconds or 1.0,
             )
 
-    def _kept(self, job: Job) -> Answer | None:
+    def _kept(self, job: PendingText) -> Answer | None:
         found = self._cache.get(job.key)
         if found is not None:
             self._cache.move_to_end(job.key)
         return found
 
-    def _enqueue(self, job: Job, ticket: Ticket, place: int) -> None:
+    def _enqueue(self, job: PendingText, ticket: Ticket, place: int) -> None:
         self._waiting += 1
         under_way = self._pending.get(job.key)
         if under_way is not None:
@@ -195,7 +195,7 @@ class Engine:
                 if not self._is_running:
                     return
                 jobs = [self._fresh.popleft() for _ in range(min(len(self._fresh), _TOGETHER))]
-            by_prompt: dict[int, list[Job]] = {}
+            by_prompt: dict[int, list[PendingText]] = {}
             for job in jobs:
                 by_prompt.setdefault(id(job.served), []).append(job)
             rendered = [job for own in by_prompt.values() for job in self._rendered(own)]
@@ -204,7 +204,7 @@ class Engine:
                 self._ready_tokens += sum(job.tokens for job in rendered)
                 self._changed.notify_all()
 
-    def _rendered(self, jobs: Sequence[Job]) -> list[Job]:
+    def _rendered(self, jobs: Sequence[PendingText]) -> list[PendingText]:
         """Give jobs of one prompt their token ids; those that cannot have any fail."""
         renderer = jobs[0].served.members[0].ready.renderer
         try:
@@ -228,7 +228,7 @@ class Engine:
             if wanted:
                 self._answer(wanted)
 
-    def _still_wanted(self, jobs: Sequence[Job]) -> list[Job]:
+    def _still_wanted(self, jobs: Sequence[PendingText]) -> list[PendingText]:
         """Leave out jobs that no request waits for any more, or in vain."""
         now = time.monotonic()
         wanted = []
@@ -242,7 +242,7 @@ class Engine:
                         self.watcher.refused("deadline", len(late))
         return wanted
 
-    def _next_batch(self) -> list[Job] | None:
+    def _next_batch(self) -> list[PendingText] | None:
         """Return the jobs of the next batch, once it is full or the oldest has waited long enough; None at the end."""
         budget = self.options.batch_tokens or self.shelf.backbone.budget.tokens
         with self._changed:
@@ -262,7 +262,7 @@ class Engine:
             self._ready_tokens -= used
             return jobs
 
-    def _answer(self, jobs: Sequence[Job]) -> None:
+    def _answer(self, jobs: Sequence[PendingText]) -> None:
         """Make one batch of jobs and deliver its answers; where it fails, each job is tried alone."""
         begun = time.monotonic()
         try:
@@ -282,7 +282,7 @@ class Engine:
         for job, answer in zip(jobs, answers, strict=True):
             self._deliver(job, answer)
 
-    def _note_rate(self, jobs: Sequence[Job], seconds: float) -> None:
+    def _note_rate(self, jobs: Sequence[PendingText], seconds: float) -> None:
         """Take note of how fast answers are made: from when there was something to do, not from when it was begun."""
         now = time.monotonic()
         fresh = len(jobs) / max(now - max(self._ended, min(job.born for job in jobs)), 1e-6)
@@ -291,7 +291,7 @@ class Engine:
         self._batch_seconds += new * (seconds - self._batch_seconds)
         self._ended = now
 
-    def _deliver(self, job: Job, answer: Answer) -> None:
+    def _deliver(self, job: PendingText, answer: Answer) -> None:
         waiters = self._taken_out(job)
         if self.options.cache_answers:
             with self._changed:
@@ -305,7 +305,7 @@ class Engine:
                 self.watcher.answered(job.served.name, now - ticket.born, source)
                 source = "shared"
 
-    def _fail(self, jobs: Sequence[Job], error: Exception, reason: str) -> None:
+    def _fail(self, jobs: Sequence[PendingText], error: Exception, reason: str) -> None:
         for job in jobs:
             waiters = self._taken_out(job)
             if waiters:
@@ -321,7 +321,7 @@ class Engine:
                 self._waiting -= len(job.waiters) - len(others)
                 job.waiters = others
 
-    def _taken_out(self, job: Job) -> list[tuple[Ticket, int]]:
+    def _taken_out(self, job: PendingText) -> list[tuple[Ticket, int]]:
         """Take a job off the queue; return who waits for it. From here on the same text is a job of its own."""
         with self._changed:
             if self._pending.get(job.key) is job:

@@ -12,7 +12,7 @@ import numpy as np
 
 from cuecraft.core.errors import BackboneError, ServeError
 from cuecraft.export.runtime import ExportedModel, ExportManifest, RuntimeOptions
-from cuecraft.export.runtime.manifest import PromptEntry
+from cuecraft.export.runtime.manifest import GraphPrompt
 from cuecraft.export.runtime.model import FoldedPrompt
 from cuecraft.export.runtime.sessions import cores
 from cuecraft.serving.registry import AnyShelf, described, example_of
@@ -48,7 +48,7 @@ class ListedExport:
 
     name: str
     manifest: ExportManifest
-    entry: PromptEntry
+    entry: GraphPrompt
 
     @classmethod
     def of(cls, name: str, manifest: ExportManifest) -> ListedExport:
@@ -150,7 +150,7 @@ class ExportShelf(AnyShelf[ExportedPrompt]):
         return ExportedPrompt(name, model.manifest, entry, (ExportedMember(model, model.prompts[entry.name]),))
 
 
-def prompt_of(manifest: ExportManifest, name: str) -> PromptEntry:
+def prompt_of(manifest: ExportManifest, name: str) -> GraphPrompt:
     """Return the prompt that has an id in an exported folder: any id where it holds one prompt, else its name.
 
     Raises:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from cuecraft.core.errors import CuecraftError, ServeError
 from cuecraft.core.storage import MANIFEST, file_sha256, remove_folder
-from cuecraft.serving.registry import Prompts, check_id
+from cuecraft.serving.registry import PromptRegistry, check_id
 
 if TYPE_CHECKING:
     from cuecraft.artifact import Artifact
@@ -44,7 +44,7 @@ class Kept:
         folder: is made when the first prompt is kept.
     """
 
-    def __init__(self, shelf: Prompts[Any], folder: Path) -> None:
+    def __init__(self, shelf: PromptRegistry[Any], folder: Path) -> None:
         self._shelf = shelf
         self._folder = folder
         self._seen: dict[str, str] = {}  # id -> hash of the manifest that was looked at last

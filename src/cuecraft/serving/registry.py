@@ -105,7 +105,7 @@ class Ready(Protocol):
         ...
 
 
-class Reader(Protocol):
+class TextReader(Protocol):
     """What reads texts: a backbone, or an exported graph."""
 
     @property
@@ -118,12 +118,12 @@ class Reader(Protocol):
         ...
 
 
-class Member(Protocol):
+class ServedMember(Protocol):
     """One prompt of several that answer together, or the only one."""
 
     @property
     def backbone(self) -> Any:
-        """What reads the texts, a `Reader`."""
+        """What reads the texts, a `TextReader`."""
         ...
 
     @property
@@ -141,7 +141,7 @@ class Served(Listed, Protocol):
 
     @property
     def members(self) -> Sequence[Any]:
-        """The prompts whose probabilities are averaged, each a `Member`; one, unless several answer together."""
+        """The prompts whose probabilities are averaged, each a `ServedMember`; one, unless several answer together."""
         ...
 
     def decided(self, logits: Sequence[Any], example: Example) -> Decision:
@@ -159,7 +159,7 @@ def decide_mixed(rows: Sequence[tuple[Served, Example, Pieces]]) -> list[Decisio
     Args:
         rows: texts, each with a prompt of its own and as that prompt's renderer writes it.
     """
-    by_reader: dict[int, tuple[Reader, list[tuple[int, Any]]]] = {}
+    by_reader: dict[int, tuple[TextReader, list[tuple[int, Any]]]] = {}
     for number, (served, example, pieces) in enumerate(rows):
         for member in served.members:
             _, own = by_reader.setdefault(id(member.backbone), (member.backbone, []))
@@ -175,7 +175,7 @@ def decide_mixed(rows: Sequence[tuple[Served, Example, Pieces]]) -> list[Decisio
 P = TypeVar("P", bound=Listed)
 
 
-class Prompts(ABC, Generic[P]):
+class PromptRegistry(ABC, Generic[P]):
     """Prompts by id.
 
     What is being answered with a prompt that is swapped or dropped is answered with it to the end.
@@ -249,7 +249,7 @@ class Prompts(ABC, Generic[P]):
         return list(self._prompts.values())
 
 
-class AnyShelf(Prompts[P]):
+class AnyShelf(PromptRegistry[P]):
     """Prompts that are ready to answer, over one reader."""
 
     backbone: Any

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from cuecraft.core.errors import DeadlineError, ServeError
 from cuecraft.core.options import Options
-from cuecraft.serving.registry import Prompts, Served
+from cuecraft.serving.registry import PromptRegistry, Served
 from cuecraft.task import Decision, Example
 from cuecraft.task.rendering import Pieces
 
@@ -57,7 +57,7 @@ class AnyEngine(Protocol):
     """What a service needs of an engine: one of this process, or one that asks others."""
 
     @property
-    def shelf(self) -> Prompts[Any]:
+    def shelf(self) -> PromptRegistry[Any]:
         """The prompts that it answers with."""
         ...
 
@@ -150,7 +150,7 @@ _NO_PIECES = Pieces((), ())
 
 
 @dataclass(eq=False)
-class Job:
+class PendingText:
     """One text under one prompt, and all who wait for it.
 
     Args:
@@ -190,7 +190,7 @@ class Job:
         return Answer(self.served.name, self.served.version, decision, self.is_cut, self.served.task.has_labels)
 
 
-class Limits(Options):
+class RequestLimits(Options):
     """What one request may hold."""
 
     body_bytes: int = Field(1_000_000, ge=1, description="bytes of a request's body")

@@ -23,7 +23,7 @@ from cuecraft.serving.engine import Engine, EngineOptions
 from cuecraft.serving.exported import ExportShelf, ListedExport
 from cuecraft.serving.guarding import GuardSettings, Screener
 from cuecraft.serving.registry import AnyShelf, Listed
-from cuecraft.serving.requests import AnyEngine, Limits
+from cuecraft.serving.requests import AnyEngine, RequestLimits
 from cuecraft.task.sections import BackboneSection
 
 # What artifacts need is imported where they are loaded: exported folders are served without PyTorch.
@@ -81,7 +81,7 @@ class ServeSettings(BackboneSection, Options):
     tokens: Path | None = Field(None, description="file of access tokens")
     rate: float | None = Field(None, gt=0, description="answers a second for each token")
     batches: EngineOptions = Field(default_factory=EngineOptions, description="how batches are made")
-    limits: Limits = Field(default_factory=Limits, description="what one request may hold")
+    limits: RequestLimits = Field(default_factory=RequestLimits, description="what one request may hold")
     open: bool = Field(False, description="serve others than this machine without tokens")
     guard: GuardSettings = Field(default_factory=GuardSettings, description="what screens the texts")
     log_texts: bool = Field(False, description="write the texts into the log, too")
@@ -117,7 +117,7 @@ def service_of(settings: ServeSettings, engine: AnyEngine, metrics: Metrics) -> 
         ServeError: the tokens cannot be read.
         GuardError: the guard cannot be set up.
     """
-    from cuecraft.serving.http.access import RateLimit, Tokens
+    from cuecraft.serving.http.access import AccessTokens, RateLimit
     from cuecraft.serving.http.service import Service
 
     metrics.follow(engine)
@@ -130,7 +130,7 @@ def service_of(settings: ServeSettings, engine: AnyEngine, metrics: Metrics) -> 
     return Service(
         engine,
         metrics,
-        Tokens.read(settings.tokens),
+        AccessTokens.read(settings.tokens),
         RateLimit(settings.rate),
         settings.limits,
         Screener.of(settings.guard, engine, settings.device, settings.local_files_only),

@@ -13,19 +13,19 @@ from rich.text import Text
 from cuecraft.cli.display.console import notes, page
 
 if TYPE_CHECKING:
-    from cuecraft.serving.bulk.job import Progress
+    from cuecraft.serving.bulk.job import JobProgress
 
 _EVERY = 30.0  # seconds between two lines where stderr is no terminal
 _OFTEN = 0.25  # between two looks of one line that stays
 
 
 @contextmanager
-def bulk_progress() -> Iterator[Callable[[Progress], None]]:
+def bulk_progress() -> Iterator[Callable[[JobProgress], None]]:
     """Show how far a job has come: one line that stays, or where stderr is no terminal a line now and then."""
     last = 0.0
     if not notes.is_terminal:
 
-        def note(progress: Progress) -> None:
+        def note(progress: JobProgress) -> None:
             nonlocal last
             now = time.monotonic()
             if now - last >= _EVERY and last:
@@ -37,7 +37,7 @@ def bulk_progress() -> Iterator[Callable[[Progress], None]]:
         return
     with Live(Text(""), console=notes, auto_refresh=False, transient=True) as live:
 
-        def show(progress: Progress) -> None:
+        def show(progress: JobProgress) -> None:
             nonlocal last
             now = time.monotonic()
             if now - last >= _OFTEN:
@@ -47,7 +47,7 @@ def bulk_progress() -> Iterator[Callable[[Progress], None]]:
         yield show
 
 
-def _line(progress: Progress) -> str:
+def _line(progress: JobProgress) -> str:
     parts = [
         f"{progress.read:,} rows",
         f"{progress.rows_per_second:,.0f} rows/s",

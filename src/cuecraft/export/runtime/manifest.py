@@ -98,7 +98,7 @@ class TriedEntry(_Part):
     max_difference: float
 
 
-class PromptEntry(_Part):
+class GraphPrompt(_Part):
     """One prompt of a graph.
 
     Args:
@@ -127,7 +127,7 @@ class ExportManifest(_Part):
     recipe: str
     graph: str
     backbone: ModelEntry
-    prompts: list[PromptEntry] = Field(min_length=1)
+    prompts: list[GraphPrompt] = Field(min_length=1)
     padding: Literal["left", "right"]
     span: list[FieldEntry | IdsEntry]
     truncation: Literal["cut", "refuse"]
@@ -138,7 +138,7 @@ class ExportManifest(_Part):
     files: dict[str, str]
     export_sha256: str = ""
 
-    def prompt(self, name: str | None) -> PromptEntry:
+    def prompt(self, name: str | None) -> GraphPrompt:
         """Return a prompt by name; without one, the only one there is.
 
         Raises:

@@ -19,7 +19,7 @@ from cuecraft.export.runtime.manifest import (
     PROMPTS,
     TOKENIZER,
     ExportManifest,
-    PromptEntry,
+    GraphPrompt,
     read_export,
 )
 from cuecraft.export.runtime.sessions import Feed, RuntimeOptions, Session, open_session
@@ -63,7 +63,7 @@ class FoldedPrompt:
     number: int
     renderer: Renderer
     frame: Frame
-    entry: PromptEntry
+    entry: GraphPrompt
 
     @property
     def length(self) -> int:

@@ -37,7 +37,7 @@ from cuecraft.methods.auto.plans import PLANS, PREFIX_LENGTH, UNIT_HEADS, Preset
 from cuecraft.methods.auto.starts import BarePrefix, BareWords, Start, Words
 from cuecraft.methods.auto.untrained import Untrained
 from cuecraft.methods.candidate import Candidate
-from cuecraft.methods.evidence import Evidence, Tried, Verdict, judge
+from cuecraft.methods.evidence import Evidence, EvidenceVerdict, Tried, judge
 from cuecraft.methods.first_order import linearised
 from cuecraft.methods.held_out import gather, stratified_folds, texts_of
 from cuecraft.methods.in_context import BehindShots
@@ -113,7 +113,7 @@ class Auto(BehindShots, Method):
 class Decided(Event):
     """Which prompt ships, and why."""
 
-    verdict: Verdict
+    verdict: EvidenceVerdict
 
     def document(self) -> Document:
         """Return phase and verdict, JSON-ready."""
@@ -150,7 +150,7 @@ class _Choice:
             plain, _ = untuned_prompt(self.whole, CalibrationKind.NONE)
             reason = "the labelled texts cannot be split so that each class is both learnt from and checked, so nothing"
             reason += " was tried; give at least two different texts of each class"
-            return self._untuned_ships(plain, Verdict("untuned", reason), None, [])
+            return self._untuned_ships(plain, EvidenceVerdict("untuned", reason), None, [])
         plan = replace(self.plan, searches_words=self._searches_words())
         untrained = Untrained(self.problem, self.pool, self.folds, plan)
         untrained.tried += self.tried
@@ -158,7 +158,7 @@ class _Choice:
         if untuned is None:
             cut, _ = untuned_prompt(self.whole, CalibrationKind.NONE)
             reason = "the time limit ended before the untuned prompt was measured, so nothing was tried"
-            return self._untuned_ships(cut, Verdict("untuned", reason), None, [])
+            return self._untuned_ships(cut, EvidenceVerdict("untuned", reason), None, [])
         if self.has_many:
             self.trace += untrained.trace
             self._try_many(untrained.pace)
@@ -170,7 +170,7 @@ class _Choice:
         if not self.contenders:
             ended = "nothing was finished within the time limit"
             reason = ended if self.problem.out_of_time() or self.refusal is None else self.refusal
-            verdict, found = Verdict("untuned", reason), untrained.best
+            verdict, found = EvidenceVerdict("untuned", reason), untrained.best
             return self._untuned_ships(untuned, verdict, found.score, untrained.tried, found.decided)
         return self._judged(untuned, untrained)
 
@@ -342,11 +342,11 @@ class _Choice:
         verdict = self._verdict(evidence, untrained, tried)
         if better:
             reason = "the time limit ended before what was better was made on all examples, so the untuned prompt ships"
-            verdict = Verdict("untuned", reason, evidence)
+            verdict = EvidenceVerdict("untuned", reason, evidence)
         before = Score(evidence.untuned_loss, evidence.untuned_accuracy, evidence.measure)
         return self._untuned_ships(untuned, verdict, before, tried, untrained.best.decided)
 
-    def _verdict(self, evidence: Evidence, untrained: Untrained, tried: Sequence[Tried]) -> Verdict:
+    def _verdict(self, evidence: Evidence, untrained: Untrained, tried: Sequence[Tried]) -> EvidenceVerdict:
         complete = [row.score for row in tried if row.rows == len(self.pool)]
         best = max([evidence.accuracy, *complete])
         return judge(evidence, untrained.accuracies, best, self.options.margin, len(self.contenders))
@@ -354,7 +354,7 @@ class _Choice:
     def _untuned_ships(
         self,
         untuned: Candidate,
-        verdict: Verdict,
+        verdict: EvidenceVerdict,
         held_out: Score | None,
         tried: Sequence[Tried],
         answers: AnswerSpace | None = None,
@@ -365,7 +365,7 @@ class _Choice:
         self,
         untuned: Candidate,
         best: Candidate,
-        verdict: Verdict,
+        verdict: EvidenceVerdict,
         held_out: Score | None,
         words: Candidate | None,
         tried: Sequence[Tried],

@@ -82,7 +82,7 @@ class Ends:
         return [part_of_the_way(start, end, share, embed) for start, end in zip(self.starts, self.trained, strict=True)]
 
 
-class Answering(ABC):
+class AnswerForm(ABC):
     """How what was trained answers."""
 
     @abstractmethod
@@ -106,7 +106,7 @@ class Answering(ABC):
         """Return what ships of a training on all examples, those of the problem."""
 
 
-class AsTrained(Answering):
+class AsTrained(AnswerForm):
     """By label words, or by the class head that was trained too."""
 
     def passes(self, folds: int) -> int:
@@ -131,7 +131,7 @@ class AsTrained(Answering):
 
 
 @dataclass(frozen=True)
-class ByHead(Answering):
+class ByHead(AnswerForm):
     """By a class head that is fitted afterwards to features of unit length.
 
     What answers to a held-out part is fitted without it. What ships is fitted to all examples, so each head has seen
@@ -198,7 +198,7 @@ class Configuration:
 
     starts: tuple[Start, ...]
     training: OffsetTraining | EmbeddingTraining | ContrastiveTraining
-    answering: Answering = field(default_factory=AsTrained)
+    answering: AnswerForm = field(default_factory=AsTrained)
 
     @property
     def name(self) -> str:

@@ -17,7 +17,7 @@ from cuecraft.artifact import HardPrompt
 from cuecraft.core.errors import CuecraftError
 from cuecraft.core.events import Document, Event, Refused
 from cuecraft.methods.auto.contenders import probed
-from cuecraft.methods.auto.plans import Plan
+from cuecraft.methods.auto.plans import AutoPlan
 from cuecraft.methods.auto.starts import GivenWords, OtherWords, Words
 from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.evidence import Evidence, Tried
@@ -74,7 +74,7 @@ class Form:
     trace: tuple[Document, ...] = field(default=())
 
 
-def chosen_form(problem: Problem, plan: Plan, asked: Literal["try", "keep"] | None) -> Form:
+def chosen_form(problem: Problem, plan: AutoPlan, asked: Literal["try", "keep"] | None) -> Form:
     """Return the problem as it is, or with texts that the chat template writes where that is clearly better.
 
     Args:
@@ -151,7 +151,7 @@ def _is_tried(problem: Problem, asked: Literal["try", "keep"] | None) -> bool:
     return has_chat_template(backbone.tokenizer) and (is_general or asked == "try")
 
 
-def _compared(problem: Problem, plan: Plan, some: Labelled, folds: list[Fold]) -> Form:
+def _compared(problem: Problem, plan: AutoPlan, some: Labelled, folds: list[Fold]) -> Form:
     """Measure both over some examples; return the problem in the better form.
 
     Raises:
@@ -186,7 +186,7 @@ def _read(problem: Problem, examples: tuple[Example, ...], like: Labelled) -> La
     return replace(like, context=label_context(problem.backbone, problem.task, list(examples)).context)
 
 
-def _measured(problem: Problem, plan: Plan, some: Labelled, folds: list[Fold], name: str) -> _Measured:
+def _measured(problem: Problem, plan: AutoPlan, some: Labelled, folds: list[Fold], name: str) -> _Measured:
     """Return what the untuned prompt answers to the held-out parts, calibrated and by a class head."""
     begun = time.perf_counter()
     start = Words(name, GivenWords(), some.context.renderer.prompt_ids, differs=False)

@@ -36,7 +36,7 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Plan:
+class AutoPlan:
     """What a preset means.
 
     Args:
@@ -85,7 +85,7 @@ def _contrast(rate: float, epochs: int) -> ContrastiveTraining:
 
 
 PLANS = {
-    Preset.FAST: Plan(
+    Preset.FAST: AutoPlan(
         folds=4,
         cues=0,
         searches_words=False,
@@ -101,7 +101,7 @@ PLANS = {
         examples=192,
         form=48,
     ),
-    Preset.GOOD: Plan(
+    Preset.GOOD: AutoPlan(
         folds=4,
         cues=12,
         searches_words=False,
@@ -116,7 +116,7 @@ PLANS = {
         contrastive=(_contrast(0.05, 15),),
         examples=512,
     ),
-    Preset.BEST: Plan(
+    Preset.BEST: AutoPlan(
         folds=5,
         cues=48,
         searches_words=True,
@@ -134,7 +134,9 @@ PLANS = {
 }
 
 
-def configurations(plan: Plan, starts: Sequence[Words], filler: Sequence[int], has_linear: bool) -> list[Configuration]:
+def configurations(
+    plan: AutoPlan, starts: Sequence[Words], filler: Sequence[int], has_linear: bool
+) -> list[Configuration]:
     """Return what is trained, the most promising first.
 
     Args:
@@ -167,6 +169,6 @@ def configurations(plan: Plan, starts: Sequence[Words], filler: Sequence[int], h
     return found
 
 
-def contrasts(plan: Plan, start: BarePrefix) -> list[Configuration]:
+def contrasts(plan: AutoPlan, start: BarePrefix) -> list[Configuration]:
     """Return the contrastive trainings of a prefix, in the order in which they are tried."""
     return [Configuration((start,), training, ByHead(UNIT_HEADS)) for training in plan.contrastive]

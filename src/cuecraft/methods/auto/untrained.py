@@ -9,7 +9,7 @@ from dataclasses import replace
 from cuecraft.artifact import HardPrompt
 from cuecraft.core.events import Document
 from cuecraft.methods.auto.crossfit import tokens_of
-from cuecraft.methods.auto.plans import Plan
+from cuecraft.methods.auto.plans import AutoPlan
 from cuecraft.methods.auto.starts import GivenWords, SearchedWords, Start, Words
 from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.evidence import Tried
@@ -53,7 +53,7 @@ class Untrained:
         plan: how much is tried.
     """
 
-    def __init__(self, problem: Problem, pool: Labelled, folds: Sequence[Fold], plan: Plan) -> None:
+    def __init__(self, problem: Problem, pool: Labelled, folds: Sequence[Fold], plan: AutoPlan) -> None:
         self._problem = problem
         self._pool = pool
         self._folds = folds

@@ -27,7 +27,7 @@ from cuecraft.methods.auto.crossfit import ByHead, Configuration, Trainings, tok
 from cuecraft.methods.auto.starts import BarePrefix, BareWords
 from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.contrastive.training import ContrastiveTraining, PromptOf
-from cuecraft.methods.evidence import Evidence, Tried, Verdict, judge
+from cuecraft.methods.evidence import Evidence, EvidenceVerdict, Tried, judge
 from cuecraft.methods.held_out import HeldOut, stratified_folds, texts_of, untuned_answers
 from cuecraft.methods.objectives import Score
 from cuecraft.methods.problem import Calibrated, CalibrationKind, Method, Outcome, Problem, note
@@ -122,7 +122,7 @@ class _Choice:
             self._note("untuned", before)
         if before is None:
             reason = "the time limit ended before the untuned prompt was measured, so nothing was tried"
-            return Outcome(untuned, untuned, self.trace, verdict=Verdict("untuned", reason))
+            return Outcome(untuned, untuned, self.trace, verdict=EvidenceVerdict("untuned", reason))
         self._try_all(seconds)
         return self._judged(untuned, before, seconds)
 
@@ -175,13 +175,15 @@ class _Choice:
                 answers = chosen.answers(seed).decided
                 return Outcome(untuned, found, self.trace, None, held_out, verdict, tuple(tried), answers=answers)
         if not compared:
-            verdict = Verdict("untuned", "nothing was finished within the time limit")
+            verdict = EvidenceVerdict("untuned", "nothing was finished within the time limit")
         else:
             verdict = self._verdict(compared[0][1], plain.primary, tried)
             if verdict.ships == "tuned":
-                verdict = Verdict("untuned", "the time limit ended before what was better was made", compared[0][1])
+                verdict = EvidenceVerdict(
+                    "untuned", "the time limit ended before what was better was made", compared[0][1]
+                )
         return Outcome(untuned, untuned, self.trace, None, base.score, verdict, tuple(tried), answers=before.decided)
 
-    def _verdict(self, evidence: Evidence, untuned: float, tried: Sequence[Tried]) -> Verdict:
+    def _verdict(self, evidence: Evidence, untuned: float, tried: Sequence[Tried]) -> EvidenceVerdict:
         best = max(row.score for row in tried)
         return judge(evidence, {"untuned": untuned}, best, _MARGIN, len(self.contenders))

@@ -32,8 +32,8 @@ from cuecraft.methods.held_out import stratified_folds, texts_of
 from cuecraft.methods.problem import Labelled, Problem
 from cuecraft.methods.search.halving import halving_rounds
 from cuecraft.methods.search.word_choice import (
-    AnswerWords,
     Columns,
+    TableWords,
     WordScores,
     WordTable,
     choose,
@@ -234,7 +234,7 @@ def _sampled(problem: Problem, size: int) -> Labelled:
 
 
 def _ranked(
-    vocabulary: AnswerWords, scores: Tensor, best: Sequence[Columns], labels: Sequence[str], count: int
+    vocabulary: TableWords, scores: Tensor, best: Sequence[Columns], labels: Sequence[str], count: int
 ) -> tuple[RankedWord, ...]:
     """Return the shortlist of each class, its current words first."""
     table = vocabulary.table

@@ -192,7 +192,7 @@ def _offered(table: WordTable, rows: Sequence[int], word_scores: WordScores, mos
 
 
 @dataclass(frozen=True)
-class AnswerWords:
+class TableWords:
     """The words of a table.
 
     Args:
@@ -206,7 +206,7 @@ class AnswerWords:
     texts: tuple[str, ...]
 
 
-def read_words(problem: Problem, data: Labelled, count: int, prompt: Prompt) -> AnswerWords:
+def read_words(problem: Problem, data: Labelled, count: int, prompt: Prompt) -> TableWords:
     """Read the likeliest `count` whole words, and the task's own, at the answer slot behind a prompt, of each example.
 
     Of words that a model hardly ever says, log-probabilities are mostly noise.
@@ -241,7 +241,7 @@ def read_words(problem: Problem, data: Labelled, count: int, prompt: Prompt) -> 
     )
     all_ids = (*own_ids, *((tokens[n],) for n in likely))
     texts = (*(word for classed in own for word in classed.values()), *(whole[tokens[n]] for n in likely))
-    return AnswerWords(table, all_ids, texts)
+    return TableWords(table, all_ids, texts)
 
 
 def _whole_words(backbone: AnyBackbone, renderer: Renderer) -> dict[int, str]:
@@ -283,7 +283,7 @@ def contrast_scores(table: WordTable) -> WordScores:
 
 
 @torch.no_grad()
-def probe_scores(problem: Problem, data: Labelled, vocabulary: AnswerWords, prompt: Prompt) -> WordScores:
+def probe_scores(problem: Problem, data: Labelled, vocabulary: TableWords, prompt: Prompt) -> WordScores:
     """Return AutoPrompt's scores: the log-probability of each class given a word's output embedding.
 
     Features and embeddings are divided by their root mean square each, so that one logistic regression fits both.

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from cuecraft.core.errors import BulkError, CuecraftWarning, DataError, StoppedError
 from cuecraft.core.storage import write_file
 from cuecraft.serving.bulk.reading import Keys, text_number
-from cuecraft.serving.bulk.table import DIGITS, NONE_OF_THESE, Answers
+from cuecraft.serving.bulk.table import DIGITS, NONE_OF_THESE, AnswerBatch
 from cuecraft.serving.bulk.texts import Wanted
 from cuecraft.serving.registry import AnyShelf, decide_mixed
 from cuecraft.task import Decision, Example
@@ -43,7 +43,7 @@ class _Window:
 
 
 @dataclass
-class Work:
+class StageSeconds:
     """Seconds of what an answerer has done, by stage."""
 
     seconds_of_tokens: float = 0.0
@@ -71,7 +71,7 @@ class Answerer:
         self.others = [number for number, served in enumerate(self._served) if not served.task.has_labels]
         self._wanted, self._size, self._stop = wanted, size, stop
         self._ahead = ThreadPoolExecutor(1, "cuecraft-tokens")
-        self.work = Work()
+        self.work = StageSeconds()
         self._has_cut = False
 
     @property
@@ -79,7 +79,7 @@ class Answerer:
         """The prompts, P of them."""
         return self._served
 
-    def answers(self, texts: Sequence[str], kept: Path, told: Callable[[int, int], None]) -> Answers:
+    def answers(self, texts: Sequence[str], kept: Path, told: Callable[[int, int], None]) -> AnswerBatch:
         """Return the answers to some texts.
 
         Args:
@@ -91,12 +91,12 @@ class Answerer:
             StoppedError: asked to stop; what was answered is kept.
             OSError: a window cannot be written.
         """
-        parts: list[Answers] = []
+        parts: list[AnswerBatch] = []
         done = 0
         starts = range(0, len(texts), self._size)
         for number, window in enumerate(self._windows(texts, [self._path(kept, n) for n in range(len(starts))])):
             path = self._path(kept, number)
-            if isinstance(window, Answers):
+            if isinstance(window, AnswerBatch):
                 parts.append(window)
             else:
                 if self._stop():
@@ -106,11 +106,11 @@ class Answerer:
                 write_file(path, lambda scratch, own=parts[-1], none=none: own.save(scratch, none))  # type: ignore[misc]
             done += len(parts[-1])
             told(done, len(texts))
-        return Answers.joined([self.empty(0), *parts])
+        return AnswerBatch.joined([self.empty(0), *parts])
 
-    def empty(self, count: int) -> Answers:
+    def empty(self, count: int) -> AnswerBatch:
         """Return space for answers to so many texts."""
-        return Answers.empty(count, len(self._served), len(self.others))
+        return AnswerBatch.empty(count, len(self._served), len(self.others))
 
     def forget(self, kept: Path) -> None:
         """Remove the windows that were kept under a name."""
@@ -120,7 +120,7 @@ class Answerer:
     def _path(self, kept: Path, number: int) -> Path:
         return kept.with_name(f"{kept.name}.{number:06d}.window")
 
-    def _windows(self, texts: Sequence[str], paths: Sequence[Path]) -> Iterator[_Window | Answers]:
+    def _windows(self, texts: Sequence[str], paths: Sequence[Path]) -> Iterator[_Window | AnswerBatch]:
         """Yield windows, the next one already in progress; of one that is there its answers."""
         parts = [texts[n * self._size : (n + 1) * self._size] for n in range(len(paths))]
         there = [_there(path, part) for path, part in zip(paths, parts, strict=True)]
@@ -154,7 +154,7 @@ class Answerer:
         self.work.seconds_of_tokens += time.perf_counter() - begun
         return _Window(texts, window, pieces, cut)
 
-    def _computed(self, window: _Window) -> Answers:
+    def _computed(self, window: _Window) -> AnswerBatch:
         begun = time.perf_counter()
         if window.cut.any() and not self._has_cut:
             self._has_cut = True
@@ -188,12 +188,12 @@ def _written(decision: Decision) -> bytes:
     return json.dumps(found, ensure_ascii=False).encode()
 
 
-def _there(path: Path, texts: Sequence[str]) -> Answers | None:
+def _there(path: Path, texts: Sequence[str]) -> AnswerBatch | None:
     """Return the answers to a window that are there; None for none, or for damaged ones or those to other texts."""
     if not path.is_file():
         return None
     try:
-        found = Answers.load(path)[1]
+        found = AnswerBatch.load(path)[1]
     except BulkError:
         return None
     return found if found.texts.tolist() == [text_number(text) for text in texts] else None

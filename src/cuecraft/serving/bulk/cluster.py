@@ -21,7 +21,7 @@ from cuecraft.core.signals import Stop
 from cuecraft.core.storage import FolderInUseError, locked, write_text
 from cuecraft.serving.bulk.blocks import Block, blocks_of
 from cuecraft.serving.bulk.folder import SUMMARY, JobFolder, Shard
-from cuecraft.serving.bulk.job import ClassifyCommand, Job, Progress, make_job
+from cuecraft.serving.bulk.job import BulkJob, ClassifyCommand, JobProgress, make_job
 from cuecraft.serving.bulk.making import maker_of, prepare, prepared, table_of
 from cuecraft.serving.bulk.pipeline import HOPELESS, JUDGED, Pipeline, check_bad
 from cuecraft.serving.bulk.sources import Source
@@ -30,7 +30,7 @@ from cuecraft.serving.registry import AnyShelf
 from cuecraft.serving.setup import ServeSettings, load_listed, open_shelf
 
 
-def run_on_ray(job: Job, folder: JobFolder, progress: Progress) -> dict[str, float]:
+def run_on_ray(job: BulkJob, folder: JobFolder, progress: JobProgress) -> dict[str, float]:
     """Make all shards that are not there, on the cluster that RAY_ADDRESS names or on one of this machine alone.
 
     Raises:
@@ -59,7 +59,7 @@ def run_on_ray(job: Job, folder: JobFolder, progress: Progress) -> dict[str, flo
     return {}
 
 
-def _run_waves(job: Job, folder: JobFolder, progress: Progress) -> None:
+def _run_waves(job: BulkJob, folder: JobFolder, progress: JobProgress) -> None:
     """Make shards wave after wave: with a cascade, what the audit of one says counts for the next."""
     drift = Drift(job.command.promised)
     for shard in folder.shards():
@@ -73,7 +73,7 @@ def _run_waves(job: Job, folder: JobFolder, progress: Progress) -> None:
             drift.note(shard.student)
 
 
-def _units(job: Job) -> Iterator[Block]:
+def _units(job: BulkJob) -> Iterator[Block]:
     """Yield what an actor gets at once: a block where it can be read by itself, else a whole input (a stop of 0)."""
     for source in job.sources:
         if source.is_split:
@@ -89,7 +89,7 @@ def _shards_of(folder: JobFolder, wave: Sequence[Block]) -> Iterator[Shard]:
             yield Shard.read_from(path)
 
 
-def _run_wave(job: Job, folder: JobFolder, units: Sequence[Block], is_taught: bool, progress: Progress) -> None:
+def _run_wave(job: BulkJob, folder: JobFolder, units: Sequence[Block], is_taught: bool, progress: JobProgress) -> None:
     import ray
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -180,7 +180,7 @@ def settings_of(command: ClassifyCommand) -> ServeSettings:
 
 
 def run_classify(
-    command: ClassifyCommand, told: Callable[[Progress], None], stopping: Callable[[], None]
+    command: ClassifyCommand, told: Callable[[JobProgress], None], stopping: Callable[[], None]
 ) -> dict[str, Any]:
     """Classify inputs into a folder; return what was read, classified and put aside, and how.
 
@@ -211,7 +211,7 @@ def run_classify(
     try:
         with locked(command.out), stop.listening():
             shelf.use_threads(folder.begun(identity)["threads"])  # answers may differ in their last bits otherwise
-            progress = Progress(sum(source.size for source in job.sources), told)
+            progress = JobProgress(sum(source.size for source in job.sources), told)
             seconds = _run(job, folder, shelf, progress)
             return _finished(job, folder, progress, seconds)
     except StoppedError:
@@ -227,7 +227,7 @@ def run_classify(
         ) from error
 
 
-def _run(job: Job, folder: JobFolder, shelf: AnyShelf[Any], progress: Progress) -> dict[str, float]:
+def _run(job: BulkJob, folder: JobFolder, shelf: AnyShelf[Any], progress: JobProgress) -> dict[str, float]:
     """Make all shards; return the seconds of each stage."""
     table = table_of(job, shelf)
     maker = maker_of(job, folder, shelf, table)
@@ -248,7 +248,7 @@ def _run(job: Job, folder: JobFolder, shelf: AnyShelf[Any], progress: Progress) 
     return {name: round(value, 3) for name, value in {**pipeline.seconds, **maker.seconds, **own}.items()}
 
 
-def _finished(job: Job, folder: JobFolder, progress: Progress, seconds: dict[str, float]) -> dict[str, Any]:
+def _finished(job: BulkJob, folder: JobFolder, progress: JobProgress, seconds: dict[str, float]) -> dict[str, Any]:
     """Check the sums; write and return what came of the job."""
     check_bad(progress, job.command.max_bad, 1, 1)
     template, student, drift = Sampled(), Sampled(), Drift(job.command.promised)

@@ -26,7 +26,7 @@ from cuecraft.core.storage import LOCK, parse_json, unwritable, write_file, writ
 from cuecraft.serving.bulk.blocks import Bad, Block
 from cuecraft.serving.bulk.reading import ReadBlock
 from cuecraft.serving.bulk.student import Sampled
-from cuecraft.serving.bulk.table import DIGITS, NO_ANSWER, NONE_OF_THESE, Answers
+from cuecraft.serving.bulk.table import DIGITS, NO_ANSWER, NONE_OF_THESE, AnswerBatch
 from cuecraft.serving.bulk.texts import answer_columns, kept_columns
 
 JOB, SUMMARY = "job.json", "summary.json"
@@ -239,7 +239,7 @@ class Writer:
         #: For each prompt its classes, or the number of its column in `Answers.values`.
         self._classes = [next(others) if own is None else own for own in classes.values()]
 
-    def write(self, path: Path, read: ReadBlock, answers: Answers) -> tuple[int, list[Bad]]:
+    def write(self, path: Path, read: ReadBlock, answers: AnswerBatch) -> tuple[int, list[Bad]]:
         """Write the rows of a block with their keys' answers `[K, P]`; return how many, and those that have none.
 
         Raises:
@@ -251,7 +251,7 @@ class Writer:
         write_file(path, lambda scratch: fill(scratch, read, answers, rows))
         return len(rows), [Bad(int(offset), 0, NO_TOKENS) for offset in read.offsets[~has_answer]]
 
-    def _fill_jsonl(self, path: Path, read: ReadBlock, answers: Answers, rows: NDArray[np.int64]) -> None:
+    def _fill_jsonl(self, path: Path, read: ReadBlock, answers: AnswerBatch, rows: NDArray[np.int64]) -> None:
         head = b'{"id":' + json.dumps(f"{read.block.source.shown}:", ensure_ascii=False).encode()[:-1]
         ends = [b'",' + own for own in self._answers_as_json(answers)]
         offsets, keys = read.offsets[rows].tolist(), read.key_of[rows].tolist()
@@ -267,7 +267,7 @@ class Writer:
         with path.open("wb") as handle:
             handle.writelines(lines)
 
-    def _answers_as_json(self, answers: Answers) -> list[bytes]:
+    def _answers_as_json(self, answers: AnswerBatch) -> list[bytes]:
         """Return what is written of each key's answer `[K]`."""
         parts: list[list[bytes]] = []
         for number, (label, probability, truncated, more) in enumerate(self.columns):
@@ -293,7 +293,7 @@ class Writer:
         for values in kept:
             yield b"".join([name + _as_json(value, dumps) for name, value in zip(names, values, strict=True)])
 
-    def _fill_parquet(self, path: Path, read: ReadBlock, answers: Answers, rows: NDArray[np.int64]) -> None:
+    def _fill_parquet(self, path: Path, read: ReadBlock, answers: AnswerBatch, rows: NDArray[np.int64]) -> None:
         import pyarrow as arrow
         from pyarrow import parquet
 

@@ -86,7 +86,7 @@ class ClassifyCommand(BackboneSection, Options):
 
 
 @dataclass(frozen=True)
-class Job:
+class BulkJob:
     """A job, ready to run.
 
     Args:
@@ -128,7 +128,7 @@ def make_job(
     tasks: Sequence[Task],
     stop: Stop,
     sources: Sequence[Source] | None = None,
-) -> Job:
+) -> BulkJob:
     """Return a job over the inputs that are there.
 
     Args:
@@ -179,7 +179,7 @@ def make_job(
         candidates=audited * _ASKED,
         options=options,
     )
-    return Job(command, tuple(sources), wanted, audited, stop)
+    return BulkJob(command, tuple(sources), wanted, audited, stop)
 
 
 def _options(command: ClassifyCommand, has_labels: Mapping[str, bool], tasks: Sequence[Task]) -> tuple[str, str] | None:
@@ -200,7 +200,7 @@ def _options(command: ClassifyCommand, has_labels: Mapping[str, bool], tasks: Se
 
 
 @dataclass
-class Progress:
+class JobProgress:
     """What has been read, classified and put aside so far.
 
     Args:
@@ -209,7 +209,7 @@ class Progress:
     """
 
     total: int
-    told: Callable[[Progress], None] = lambda progress: None
+    told: Callable[[JobProgress], None] = lambda progress: None
     read: int = 0
     classified: int = 0
     quarantined: int = 0

@@ -21,11 +21,11 @@ from cuecraft.core.storage import parse_json, write_file, write_text
 from cuecraft.serving.bulk.answering import Answerer
 from cuecraft.serving.bulk.blocks import Block, blocks_of
 from cuecraft.serving.bulk.folder import JobFolder, Shard, Writer, write_quarantine
-from cuecraft.serving.bulk.job import Job
+from cuecraft.serving.bulk.job import BulkJob
 from cuecraft.serving.bulk.reading import Keys, ReadBlock, read_block, text_number
 from cuecraft.serving.bulk.sources import Source
 from cuecraft.serving.bulk.student import Student, fit_student
-from cuecraft.serving.bulk.table import MODEL, STUDENT, Answers, AnswerTable, undamaged
+from cuecraft.serving.bulk.table import MODEL, STUDENT, AnswerBatch, AnswerTable, undamaged
 from cuecraft.serving.registry import AnyShelf
 
 BASE = "base"
@@ -47,14 +47,14 @@ class Made:
     """
 
     read: ReadBlock
-    answers: Answers
+    answers: AnswerBatch
     new: NDArray[np.int64]
     computed: int
     by_template: list[bool]
     by_student: list[bool]
 
     @property
-    def fresh(self) -> tuple[Keys, Answers]:
+    def fresh(self) -> tuple[Keys, AnswerBatch]:
         """The keys that were not known before, and their answers."""
         return self.read.keys[self.new], self.answers.at(self.new)
 
@@ -112,7 +112,7 @@ class Maker:
             agreed[maker].append(answers.agree(key, computed, row))
         return Made(read, answers, new, len(texts), agreed[MODEL], agreed[STUDENT])
 
-    def _audit(self, read: ReadBlock, answers: Answers, rest: NDArray[np.int64]) -> list[tuple[int, str, int]]:
+    def _audit(self, read: ReadBlock, answers: AnswerBatch, rest: NDArray[np.int64]) -> list[tuple[int, str, int]]:
         """Return rows to ask about again: key, text, and who answered.
 
         That is the student, to this text or to one that counts as the same; or the backbone, to another such text.
@@ -168,7 +168,7 @@ class Maker:
         return shard
 
 
-def maker_of(job: Job, folder: JobFolder, shelf: AnyShelf[Any], table: AnswerTable) -> Maker:
+def maker_of(job: BulkJob, folder: JobFolder, shelf: AnyShelf[Any], table: AnswerTable) -> Maker:
     """Return what makes the shards of a job with the prompts of `shelf`."""
     command, served = job.command, shelf.all()
     answerer = Answerer(shelf, job.wanted, command.window, job.stop)
@@ -178,14 +178,14 @@ def maker_of(job: Job, folder: JobFolder, shelf: AnyShelf[Any], table: AnswerTab
     return Maker(folder, answerer, writer, table, is_joined, job.audited)
 
 
-def table_of(job: Job, shelf: AnyShelf[Any]) -> AnswerTable:
+def table_of(job: BulkJob, shelf: AnyShelf[Any]) -> AnswerTable:
     """Return space for the answers that a job uses again."""
     tasks = [prompt.task for prompt in shelf.all()]
     return AnswerTable(job.command.cache_answers, len(tasks), sum(not task.has_labels for task in tasks))
 
 
 def prepare(
-    job: Job, folder: JobFolder, answerer: Answerer, first: Sequence[Block], told: Callable[[int, int], None]
+    job: BulkJob, folder: JobFolder, answerer: Answerer, first: Sequence[Block], told: Callable[[int, int], None]
 ) -> None:
     """Fit the student, unless that was done; its sample's answers are the first that are known.
 
@@ -232,13 +232,13 @@ def prepared(folder: JobFolder) -> tuple[Student | None, dict[str, Any] | None]:
     return Student.load(path) if path.is_file() else None, document
 
 
-def base_answers(folder: JobFolder) -> tuple[np.ndarray[Any, np.dtype[np.uint64]], Answers] | None:
+def base_answers(folder: JobFolder) -> tuple[np.ndarray[Any, np.dtype[np.uint64]], AnswerBatch] | None:
     """Return the answers that a job begins with; None for none."""
     path = folder.known(BASE)
-    return Answers.load(path) if path.is_file() else None
+    return AnswerBatch.load(path) if path.is_file() else None
 
 
-def _sample(job: Job, first: Sequence[Block]) -> tuple[list[str], np.ndarray[Any, np.dtype[np.uint64]]]:
+def _sample(job: BulkJob, first: Sequence[Block]) -> tuple[list[str], np.ndarray[Any, np.dtype[np.uint64]]]:
     """Return distinct texts, as far as texts that count as one are one, from blocks all over the inputs, with keys."""
     size = job.command.sample
     parts = _spread(job, first)
@@ -262,7 +262,7 @@ def _sample(job: Job, first: Sequence[Block]) -> tuple[list[str], np.ndarray[Any
     return texts, np.frombuffer(b"".join(keys), np.uint64).reshape(-1, 2)
 
 
-def _spread(job: Job, first: Sequence[Block]) -> list[Callable[[], Block | None]]:
+def _spread(job: BulkJob, first: Sequence[Block]) -> list[Callable[[], Block | None]]:
     """Return what gives parts of the inputs: evenly spaced ones where any part can be read, else the beginnings."""
     if job.sources[0].is_stream:
         return [partial(next, iter([block]), None) for block in first]

@@ -15,11 +15,11 @@ from typing import Any
 from cuecraft.core.errors import BulkError, StoppedError, named
 from cuecraft.serving.bulk.blocks import Block, blocks_of
 from cuecraft.serving.bulk.folder import JobFolder, Shard
-from cuecraft.serving.bulk.job import Job, Progress
+from cuecraft.serving.bulk.job import BulkJob, JobProgress
 from cuecraft.serving.bulk.making import BASE, Made, Maker, base_answers, prepared
 from cuecraft.serving.bulk.reading import ReadBlock, end_with_parent, read_block
 from cuecraft.serving.bulk.student import Drift
-from cuecraft.serving.bulk.table import STUDENT, Answers, AnswerTable
+from cuecraft.serving.bulk.table import STUDENT, AnswerBatch, AnswerTable
 
 _WRITES = 2  # shards that may wait to be written
 HOPELESS = 100_000  # rows of which not one could be classified, after which a job gives up
@@ -37,7 +37,9 @@ class Pipeline:
         progress: called with how far it has come.
     """
 
-    def __init__(self, job: Job, folder: JobFolder, maker: Maker, table: AnswerTable, progress: Progress) -> None:
+    def __init__(
+        self, job: BulkJob, folder: JobFolder, maker: Maker, table: AnswerTable, progress: JobProgress
+    ) -> None:
         self._job, self._folder, self._maker, self._table, self._progress = job, folder, maker, table, progress
         self._drift = Drift(job.command.promised)
         self.seconds: defaultdict[str, float] = defaultdict(float)
@@ -148,7 +150,7 @@ class Pipeline:
         """Take up what a shard that is there has added to what is known."""
         path = self._folder.known(shard.name)
         if path.is_file():
-            self._table.add(shard.name, *Answers.load(path))
+            self._table.add(shard.name, *AnswerBatch.load(path))
         self._noted(shard.student)
         self._progress.add(shard, is_earlier=True)
 
@@ -176,7 +178,7 @@ def _wait(item: Future[Any]) -> None:
         return
 
 
-def check_bad(progress: Progress, most: float | None, least: int, hopeless: int) -> None:
+def check_bad(progress: JobProgress, most: float | None, least: int, hopeless: int) -> None:
     """Raise BulkError where too many rows were put aside.
 
     Args:
@@ -195,6 +197,6 @@ def check_bad(progress: Progress, most: float | None, least: int, hopeless: int)
         )
 
 
-def _told(progress: Progress) -> str:
+def _told(progress: JobProgress) -> str:
     """Return the commonest reasons in a few words."""
     return ", ".join(f"{reason}: {count:,}" for reason, count in progress.reasons.most_common(3))

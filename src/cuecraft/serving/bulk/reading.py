@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cuecraft.serving.bulk.blocks import Bad, Block
-from cuecraft.serving.bulk.rows import Rows, rows_of
+from cuecraft.serving.bulk.rows import BlockRows, rows_of
 from cuecraft.serving.bulk.texts import Wanted, digest, masked
 
 Keys = NDArray[np.uint64]
@@ -73,7 +73,9 @@ def read_block(block: Block, wanted: Wanted) -> ReadBlock:
     )
 
 
-def _numbered(rows: Rows, wanted: Wanted, block: Block) -> tuple[list[int] | range, list[bytes], list[int] | range]:
+def _numbered(
+    rows: BlockRows, wanted: Wanted, block: Block
+) -> tuple[list[int] | range, list[bytes], list[int] | range]:
     """Return the number of each row's key, the digest of each key, and the first row of each."""
     if not wanted.is_joined:  # every row is a key of its own, which no other row has
         count = len(rows.texts)
@@ -94,7 +96,7 @@ def _numbered(rows: Rows, wanted: Wanted, block: Block) -> tuple[list[int] | ran
     return key_of, [digest(key) for key in by_key], firsts
 
 
-def _candidates(rows: Rows, offsets: NDArray[np.int64], source: int, most: int) -> list[tuple[int, str]]:
+def _candidates(rows: BlockRows, offsets: NDArray[np.int64], source: int, most: int) -> list[tuple[int, str]]:
     """Return rows drawn by a hash of their ids, so that every start of the same job draws the same."""
     if not most or not len(offsets):
         return []

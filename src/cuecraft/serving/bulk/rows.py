@@ -19,7 +19,7 @@ _SHOWN_NAME = 40  # characters of a name in a reason
 
 
 @dataclass
-class Rows:
+class BlockRows:
     """The rows of a block.
 
     Args:
@@ -37,10 +37,10 @@ class Rows:
     read: int = 0
 
 
-def rows_of(block: Block, wanted: Wanted) -> Rows:
+def rows_of(block: Block, wanted: Wanted) -> BlockRows:
     """Return the rows of a block; blank lines are none."""
     piece = block.loaded(wanted.longest)
-    found = Rows(bad=list(piece.bad), read=len(piece.bad))
+    found = BlockRows(bad=list(piece.bad), read=len(piece.bad))
     match block.source.format:
         case Format.JSONL:
             _json_rows(piece, wanted, found)
@@ -54,7 +54,7 @@ def rows_of(block: Block, wanted: Wanted) -> Rows:
     return found
 
 
-def _json_rows(piece: Piece, wanted: Wanted, found: Rows) -> None:
+def _json_rows(piece: Piece, wanted: Wanted, found: BlockRows) -> None:
     """Take the lines of a piece apart; this is what most of the time of reading goes to."""
     from orjson import JSONDecodeError, loads
 
@@ -110,7 +110,7 @@ def _why_broken(line: bytes) -> str:
     return BROKEN
 
 
-def _text_rows(piece: Piece, wanted: Wanted, found: Rows) -> None:
+def _text_rows(piece: Piece, wanted: Wanted, found: BlockRows) -> None:
     offset = piece.start
     lines = piece.content.split(b"\n")
     found.read += len(lines)
@@ -133,7 +133,9 @@ def _text_rows(piece: Piece, wanted: Wanted, found: Rows) -> None:
         found.texts.append(text)
 
 
-def _put(row: Mapping[str, Any], at: int, size: int, take: Callable[..., str], wanted: Wanted, found: Rows) -> None:
+def _put(
+    row: Mapping[str, Any], at: int, size: int, take: Callable[..., str], wanted: Wanted, found: BlockRows
+) -> None:
     """Take one row that has been read into its columns."""
     try:
         text = take(row)
@@ -152,7 +154,7 @@ def _shown(row: Mapping[str, Any]) -> bytes:
     return json.dumps(row, default=repr, ensure_ascii=True)[:_SHOWN].encode()
 
 
-def _parquet_rows(piece: Piece, wanted: Wanted, found: Rows) -> None:
+def _parquet_rows(piece: Piece, wanted: Wanted, found: BlockRows) -> None:
     if not piece.content:
         return
     import pyarrow as arrow
@@ -177,7 +179,7 @@ def _parquet_rows(piece: Piece, wanted: Wanted, found: Rows) -> None:
                 _put(row, piece.start + number, 0, take, wanted, found)
 
 
-def _csv_rows(block: Block, piece: Piece, delimiter: str, wanted: Wanted, found: Rows) -> None:
+def _csv_rows(block: Block, piece: Piece, delimiter: str, wanted: Wanted, found: BlockRows) -> None:
     """Take the rows of a CSV piece; the names of the columns are those of the file's first row."""
     header = block.header
     take = wanted.taker()

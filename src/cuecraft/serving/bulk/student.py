@@ -20,7 +20,7 @@ from safetensors.numpy import save
 
 from cuecraft.core.storage import parse_json
 from cuecraft.serving.bulk.reading import text_number
-from cuecraft.serving.bulk.table import STUDENT, Answers, undamaged
+from cuecraft.serving.bulk.table import STUDENT, AnswerBatch, undamaged
 from cuecraft.serving.bulk.texts import masked
 
 _LATELY = 200  # rows of a sample that show whether a student drifts
@@ -138,9 +138,9 @@ class Student:
     def __init__(self, idf: NDArray[np.float64], heads: Sequence[_Head], is_masked: bool) -> None:
         self._idf, self._heads, self._is_masked = idf, tuple(heads), is_masked
 
-    def answers(self, texts: Sequence[str]) -> tuple[NDArray[np.bool_], Answers]:
+    def answers(self, texts: Sequence[str]) -> tuple[NDArray[np.bool_], AnswerBatch]:
         """Return for which texts `[N]` it is sure, and its answers to those."""
-        found = Answers.empty(len(texts), len(self._heads))
+        found = AnswerBatch.empty(len(texts), len(self._heads))
         sure = np.ones(len(texts), bool)
         if not texts:
             return sure, found
@@ -188,7 +188,9 @@ class Fitted:
     document: dict[str, Any]
 
 
-def fit_student(texts: Sequence[str], answers: Answers, names: Sequence[str], share: float, is_masked: bool) -> Fitted:
+def fit_student(
+    texts: Sequence[str], answers: AnswerBatch, names: Sequence[str], share: float, is_masked: bool
+) -> Fitted:
     """Fit a student on the prompts' own answers, and calibrate it on those that it was not fitted on.
 
     The texts that it is surest of are let in first, then ever more, as long as the lower bound of their agreement

@@ -33,7 +33,7 @@ def undamaged(path: Path) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Answers:
+class AnswerBatch:
     """Answers of P prompts to K texts.
 
     Args:
@@ -54,7 +54,7 @@ class Answers:
     values: NDArray[np.object_]
 
     @classmethod
-    def empty(cls, count: int, prompts: int, others: int = 0) -> Answers:
+    def empty(cls, count: int, prompts: int, others: int = 0) -> AnswerBatch:
         """Return space for answers, none of them there; `others` of the prompts answer with no labels."""
         return cls(
             np.full((count, prompts), NO_ANSWER, np.int16),
@@ -68,25 +68,27 @@ class Answers:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def at(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Answers:
+    def at(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> AnswerBatch:
         """Return some of them."""
-        return Answers(*(getattr(self, own.name)[rows] for own in fields(self)))
+        return AnswerBatch(*(getattr(self, own.name)[rows] for own in fields(self)))
 
-    def agree(self, row: int, others: Answers, other: int) -> bool:
+    def agree(self, row: int, others: AnswerBatch, other: int) -> bool:
         """Return whether all prompts answer alike to two texts, whatever they are sure of."""
         pairs = zip(self.values[row], others.values[other], strict=True)
         same = all(one == two or json.loads(one)["value"] == json.loads(two)["value"] for one, two in pairs)
         return same and bool((self.labels[row] == others.labels[other]).all())
 
-    def put(self, rows: NDArray[np.int64], others: Answers) -> None:
+    def put(self, rows: NDArray[np.int64], others: AnswerBatch) -> None:
         """Set some of them."""
         for own in fields(self):
             getattr(self, own.name)[rows] = getattr(others, own.name)
 
     @staticmethod
-    def joined(parts: Sequence[Answers]) -> Answers:
+    def joined(parts: Sequence[AnswerBatch]) -> AnswerBatch:
         """Return several as one."""
-        return Answers(*(np.concatenate([getattr(part, own.name) for part in parts]) for own in fields(Answers)))
+        return AnswerBatch(
+            *(np.concatenate([getattr(part, own.name) for part in parts]) for own in fields(AnswerBatch))
+        )
 
     def save(self, path: Path, keys: Keys) -> None:
         """Write them with their keys `[K, 2]`; raises OSError where that cannot be done."""
@@ -98,7 +100,7 @@ class Answers:
         path.write_bytes(save(own | {"keys": np.ascontiguousarray(keys)}))  # safetensors' own writing is no OSError
 
     @classmethod
-    def load(cls, path: Path) -> tuple[Keys, Answers]:
+    def load(cls, path: Path) -> tuple[Keys, AnswerBatch]:
         """Return keys `[K, 2]` and their answers; raises BulkError where they are damaged."""
         with undamaged(path):
             found = load(path.read_bytes())
@@ -126,7 +128,7 @@ class AnswerTable:
     def __init__(self, most: int, prompts: int, others: int = 0) -> None:
         self._most = most
         self._keys = np.zeros((0, 2), np.uint64)
-        self._answers = Answers.empty(0, prompts, others)
+        self._answers = AnswerBatch.empty(0, prompts, others)
         self._batch = np.zeros(0, np.int64)  # which shard each came from
         self._batches: deque[tuple[int, str, int]] = deque()
         self._count = 0
@@ -134,7 +136,7 @@ class AnswerTable:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def find(self, keys: Keys) -> tuple[NDArray[np.bool_], Answers]:
+    def find(self, keys: Keys) -> tuple[NDArray[np.bool_], AnswerBatch]:
         """Return which keys `[K, 2]` are known `[K]`, and the answers of those that are."""
         if not len(self._keys) or not len(keys):
             return np.zeros(len(keys), bool), self._answers.at(np.zeros(0, np.int64))
@@ -142,7 +144,7 @@ class AnswerTable:
         known = (self._keys[at] == keys).all(1)
         return known, self._answers.at(at[known])
 
-    def add(self, name: str, keys: Keys, answers: Answers) -> list[str]:
+    def add(self, name: str, keys: Keys, answers: AnswerBatch) -> list[str]:
         """Take the answers of a shard; return the names of shards whose answers were dropped for them."""
         order = np.argsort(keys[:, 0], kind="stable")
         keys, answers = keys[order], answers.at(order)
@@ -150,9 +152,9 @@ class AnswerTable:
         self._keys = np.insert(self._keys, at, keys, axis=0)
         merged = (
             np.insert(getattr(self._answers, own.name), at, getattr(answers, own.name), axis=0)
-            for own in fields(Answers)
+            for own in fields(AnswerBatch)
         )
-        self._answers = Answers(*merged)
+        self._answers = AnswerBatch(*merged)
         self._batch = np.insert(self._batch, at, self._count)
         self._batches.append((self._count, name, len(keys)))
         self._count += 1

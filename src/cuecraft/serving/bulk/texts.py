@@ -17,8 +17,7 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from cuecraft.core.errors import BulkError, DataError, named
-from cuecraft.task.answers import ANSWERS
-from cuecraft.task.answers import AnswerColumns as ReadColumns
+from cuecraft.task.answers import ANSWERS, AnswerColumns
 
 SEPARATOR = "\0"  # between the fields of one text; a text that holds it is not classified anyway
 
@@ -92,7 +91,7 @@ class Wanted:
 
         def taken(row: Mapping[str, Any]) -> str:
             try:
-                options = read("", row, ReadColumns(options=column))
+                options = read("", row, AnswerColumns(options=column))
             except DataError:
                 raise UnusableError(NO_CHOICE) from None
             return SEPARATOR.join([take(row), json.dumps(options, ensure_ascii=False)])
@@ -107,7 +106,7 @@ class Wanted:
         return lambda row: SEPARATOR.join([_text(row, name) for name in self.columns])
 
 
-class AnswerColumns(NamedTuple):
+class OutputColumns(NamedTuple):
     """What a prompt's columns are called in the answers: label, its probability, and whether the text was cut.
 
     Where answers are no labels: the value, its confidence, and `more`: the options, and the interval of a number.
@@ -119,17 +118,17 @@ class AnswerColumns(NamedTuple):
     more: tuple[str, ...] = ()
 
 
-_OF_LABELS = AnswerColumns("label", "probability", "truncated")
-_OF_OTHERS = AnswerColumns("value", "confidence", "truncated", ("options", "interval"))
+_OF_LABELS = OutputColumns("label", "probability", "truncated")
+_OF_OTHERS = OutputColumns("value", "confidence", "truncated", ("options", "interval"))
 
 
-def answer_columns(prompts: Mapping[str, bool]) -> list[AnswerColumns]:
+def answer_columns(prompts: Mapping[str, bool]) -> list[OutputColumns]:
     """Return the columns of each prompt `[P]`, given for each by name whether it answers with labels."""
     found = []
     for name, has_labels in prompts.items():
         begin, own = f"{name}." if len(prompts) > 1 else "", _OF_LABELS if has_labels else _OF_OTHERS
         more = tuple(begin + part for part in own.more)
-        found.append(AnswerColumns(begin + own.label, begin + own.probability, begin + own.truncated, more))
+        found.append(OutputColumns(begin + own.label, begin + own.probability, begin + own.truncated, more))
     return found
 
 

@@ -23,7 +23,7 @@ _CANARY = ("{canary}", "TOKEN-4711")  # a place in a text of the corpus, and wha
 _PARTS = 4  # of the texts: one held out for tests, one to choose by, two to learn from
 
 
-class Part(StrEnum):
+class TextRole(StrEnum):
     """What a text is for."""
 
     TRAIN = "train"
@@ -48,10 +48,10 @@ class GuardText:
     source: str
 
     @property
-    def part(self) -> Part:
+    def part(self) -> TextRole:
         """What it is for, by the SHA-256 of the text (UTF-8) modulo 4: 0 test, 1 dev, 2 and 3 train."""
         remainder = int.from_bytes(hashlib.sha256(self.text.encode()).digest(), "big") % _PARTS
-        return {0: Part.TEST, 1: Part.DEV}.get(remainder, Part.TRAIN)
+        return {0: TextRole.TEST, 1: TextRole.DEV}.get(remainder, TextRole.TRAIN)
 
 
 def own_texts() -> list[GuardText]:

@@ -40,7 +40,7 @@ class Caller:
     role: Role
 
 
-class Tokens:
+class AccessTokens:
     """The tokens that are known, by their hashes.
 
     Args:
@@ -51,7 +51,7 @@ class Tokens:
         self._known = [(name, role, _hashed(token)) for name, (token, role) in known.items()]
 
     @classmethod
-    def read(cls, file: Path | None, environment: Mapping[str, str] = os.environ) -> Tokens:
+    def read(cls, file: Path | None, environment: Mapping[str, str] = os.environ) -> AccessTokens:
         """Read tokens of a file, and of the environment.
 
         A line of the file is ``client NAME TOKEN`` or ``admin NAME TOKEN``; `#` begins a comment. CUECRAFT_TOKENS and
@@ -100,7 +100,7 @@ class Tokens:
 
 def check_open(host: str, tokens: Path | None) -> None:
     """Raise ServeError where others than this machine could ask a server without a token."""
-    if host not in LOOPBACK and not Tokens.read(tokens):
+    if host not in LOOPBACK and not AccessTokens.read(tokens):
         raise ServeError(
             f"without tokens anybody who reaches {host} may ask; give {named('tokens')} FILE, or {named('open')}"
         )

@@ -28,11 +28,11 @@ from cuecraft.core.errors import (
 )
 from cuecraft.serving.guard import Guard, GuardMode, Screening, Verdict
 from cuecraft.serving.guarding import Screener
-from cuecraft.serving.http.access import Caller, RateLimit, Role, Tokens, retry_after
+from cuecraft.serving.http.access import AccessTokens, Caller, RateLimit, Role, retry_after
 from cuecraft.serving.http.middleware import Metrics
 from cuecraft.serving.http.wire import check_names_once, checked_texts
 from cuecraft.serving.kept import Kept
-from cuecraft.serving.requests import TOO_LATE, Answer, AnyEngine, Limits
+from cuecraft.serving.requests import TOO_LATE, Answer, AnyEngine, RequestLimits
 
 _WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 _BEGINS = b'{["-0123456789tfn \t\r\n'  # with these, JSON
@@ -89,9 +89,9 @@ class Service:
 
     engine: AnyEngine
     metrics: Metrics
-    tokens: Tokens = field(default_factory=lambda: Tokens({}))
+    tokens: AccessTokens = field(default_factory=lambda: AccessTokens({}))
     rate: RateLimit = field(default_factory=lambda: RateLimit(None))
-    limits: Limits = field(default_factory=Limits)
+    limits: RequestLimits = field(default_factory=RequestLimits)
     screener: Screener = field(default_factory=lambda: Screener(Guard(), GuardMode.OFF))
     kept: Kept | None = None
     logs_texts: bool = False

@@ -13,7 +13,7 @@ from cuecraft.core.errors import DataError
 from cuecraft.data.readers import text_value
 from cuecraft.serving.guard import GuardMode, Screening, Verdict
 from cuecraft.serving.registry import brings_options
-from cuecraft.serving.requests import Answer, Limits
+from cuecraft.serving.requests import Answer, RequestLimits
 from cuecraft.task import Task
 from cuecraft.task.answers import AnswerColumns
 
@@ -142,7 +142,7 @@ class ErrorDocument(_Document):
 
 
 def checked_texts(
-    given: Sequence[str | Mapping[str, Any]], tasks: Sequence[Task], limits: Limits
+    given: Sequence[str | Mapping[str, Any]], tasks: Sequence[Task], limits: RequestLimits
 ) -> list[dict[str, Any]]:
     """Return the fields of each text that some task reads, and its options; what none reads is not looked at.
 

@@ -20,7 +20,7 @@ from cuecraft.study.advise.endpoint import Endpoint, Reference, ask_all, key_fro
 from cuecraft.study.advise.forms import measure_forms
 from cuecraft.study.advise.measure import (
     Accuracy,
-    Reading,
+    Measurement,
     Sizes,
     accuracy,
     answer_shares,
@@ -50,7 +50,7 @@ ENDPOINT_ROWS = 100  # texts that are sent at most: an accuracy is then known to
 
 
 @dataclass(frozen=True)
-class Scores:
+class MeasuredScores:
     """What was measured on labelled texts; None where it could not be."""
 
     zero_shot: Accuracy | None = None
@@ -66,8 +66,8 @@ def make_document(
     found: Survey,
     lengths: Lengths,
     tokens: Mapping[str, list[int]] | None,
-    reading: Reading | None,
-    scores: Scores,
+    reading: Measurement | None,
+    scores: MeasuredScores,
 ) -> dict[str, Any]:
     """Return the document of `cuecraft advise --json`.
 
@@ -184,7 +184,7 @@ def facts_of(
     found: Survey,
     lengths: Lengths,
     tokens: Mapping[str, list[int]] | None,
-    scores: Scores,
+    scores: MeasuredScores,
 ) -> Facts:
     """Return the figures that the rules look at; arguments as in `make_document`."""
     counts = [count for count in found.classes.values() if count]
@@ -294,17 +294,17 @@ def _scores(
     request: AdviseRequest,
     task: Task,
     labelled: Sequence[Record],
-    reading: Reading | None,
+    reading: Measurement | None,
     endpoint: Endpoint | None,
     started: Callable[[str], Callable[[Event], None]],
-) -> Scores:
+) -> MeasuredScores:
     """Score what was read, and ask the endpoint where one is named."""
     truth = [task.verbalizer.index(str(record.label)) for record in labelled]
-    found = Scores()
+    found = MeasuredScores()
     if reading is not None and reading.logits is not None and labelled:
         labels = torch.tensor([truth[row] for row in reading.rows])
         calibrated = calibrated_accuracy(reading.logits, labels, request.seed)
-        found = Scores(accuracy(reading.logits, labels), calibrated)
+        found = MeasuredScores(accuracy(reading.logits, labels), calibrated)
     if endpoint is not None:
         rows = stratified_order([record.label for record in labelled], request.seed)[:ENDPOINT_ROWS]
         report = started(f"sending {len(rows)} texts to {endpoint.address}")

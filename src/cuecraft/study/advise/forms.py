@@ -19,7 +19,7 @@ from cuecraft.methods.held_out import stratified_folds
 from cuecraft.methods.objectives import Golds, objective_of
 from cuecraft.methods.prepare import written_template
 from cuecraft.methods.search.word_choice import held_out_answers
-from cuecraft.study.advise.measure import FOLDS, Reading, accuracy, read_sample
+from cuecraft.study.advise.measure import FOLDS, Measurement, accuracy, read_sample
 from cuecraft.study.advise.rules import AdviseRequest
 from cuecraft.task import Task
 from cuecraft.task.chat import has_chat_template
@@ -38,7 +38,7 @@ class Measured:
     """
 
     task: Task
-    reading: Reading
+    reading: Measurement
     forms: dict[str, Any] | None = None
 
     @property

@@ -68,7 +68,7 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class Reading:
+class Measurement:
     """What the measurement found.
 
     Args:
@@ -105,7 +105,7 @@ def read_sample(
     seed: int = 0,
     report: Callable[[Event], None] = lambda event: None,
     clock: Callable[[], float] = time.perf_counter,
-) -> Reading:
+) -> Measurement:
     """Read a stratified sample with the untuned prompt, as large as the time allows.
 
     The first few texts warm up. From then on the time per text, measured so far, says how many more fit. What was
@@ -149,7 +149,7 @@ def read_sample(
             speed = sum(lengths[rate_from:done]) / max(now - warm, 1e-9)
         size = max(0, min(_GROWTH * size, fitting))
     logits = None if isinstance(backbone, SequenceBackbone) else torch.cat(parts)
-    return Reading(tuple(order[:done]), logits, speed, clock() - begun)
+    return Measurement(tuple(order[:done]), logits, speed, clock() - begun)
 
 
 @torch.no_grad()
@@ -194,7 +194,7 @@ def answer_shares(logits: Tensor) -> list[float]:
     return [float(count) for count in counts / counts.sum()]
 
 
-class Work(StrEnum):
+class MethodWork(StrEnum):
     """What a method does with the model, as far as time and memory go."""
 
     READ = "read"  # every text once
@@ -278,7 +278,7 @@ class Cost:
     bytes: int
 
 
-def expected(work: Work, sizes: Sizes, epochs: int = EPOCHS, time_limit: float | None = None) -> Cost:
+def expected(work: MethodWork, sizes: Sizes, epochs: int = EPOCHS, time_limit: float | None = None) -> Cost:
     r"""Return about what a kind of work takes.
 
     With n rows of L tokens on average, c tokens of cue, v tokens a second, E epochs, and w = 3/4 of the rows to train
@@ -303,17 +303,17 @@ def expected(work: Work, sizes: Sizes, epochs: int = EPOCHS, time_limit: float |
     def training(gradient: int, tokens: float) -> float:
         return epochs * sizes.rows * (gradient * TRAIN_SHARE + 1 - TRAIN_SHARE) * tokens / sizes.tokens_per_second
 
-    if work is Work.POOL:
+    if work is MethodWork.POOL:
         texts = min(POOL_TEXTS, sizes.pool)
         seconds = texts * (sizes.tokens + POOL_PROMPTS * sizes.cue) / sizes.tokens_per_second
         own = min(int(texts * sizes.tokens * sizes.kept_bytes), sizes.kept_limit)
-    elif work is Work.CUE:
+    elif work is MethodWork.CUE:
         seconds, own = reading + training(FROZEN, sizes.cue), kept + batch * sizes.cue_bytes
-    elif work is Work.ADAPTER:
+    elif work is MethodWork.ADAPTER:
         seconds, own = training(TRAINED, sizes.tokens), batch * sizes.row_bytes
-    elif work is Work.WEIGHTS:
+    elif work is MethodWork.WEIGHTS:
         seconds, own = training(TRAINED, sizes.tokens), batch * sizes.row_bytes + 5 * 4 * sizes.parameters
-    elif work is Work.SEARCH:
+    elif work is MethodWork.SEARCH:
         assert time_limit is not None
         seconds, own = time_limit, kept + Budget.shared_rows * HELD * sizes.cue_bytes
     else:

@@ -18,7 +18,7 @@ from string import ascii_lowercase
 from typing import Any
 
 from cuecraft.data.readers import AS_USUAL, Reading
-from cuecraft.study.advise.measure import EPOCHS, Work
+from cuecraft.study.advise.measure import EPOCHS, MethodWork
 from cuecraft.study.advise.survey import Survey
 from cuecraft.task.chat import ChatChoice
 from cuecraft.task.rendering import HeadKind
@@ -48,7 +48,7 @@ class Fit:
     least: float
     below: float
     heads: tuple[HeadKind, ...]
-    work: Work
+    work: MethodWork
     command: tuple[str, ...]
     why: str
     epochs: int = EPOCHS
@@ -68,45 +68,45 @@ FEW, MANY, THOUSANDS = 9, 100, 1000
 
 FITS = (
     Fit(
-        *("label-free", 0, 1, WORDS, Work.POOL, ("tune", "--unlabeled")),
+        *("label-free", 0, 1, WORDS, MethodWork.POOL, ("tune", "--unlabeled")),
         "a class has no label, so nothing can be trained: prompts of a pool are chosen by how they answer your texts. "
         f"That can be worse than your own words; label {FEW} of each class if you can",
     ),
     Fit(
-        *("calibration", 1, FEW, WORDS, Work.READ, _tune("zero-shot", "--option", "calibration=fitted")),
+        *("calibration", 1, FEW, WORDS, MethodWork.READ, _tune("zero-shot", "--option", "calibration=fitted")),
         f"under {FEW} labels a class a trained prompt mostly fits noise; one offset for each class can be fitted",
     ),
     Fit(
-        *("label words", 1, FEW, WORDS, Work.READ, ("words",)),
+        *("label words", 1, FEW, WORDS, MethodWork.READ, ("words",)),
         "other words for the classes often matter more than other prompts, and cost one reading of the texts",
     ),
     Fit(
-        *("auto", FEW, MANY, ANY, Work.SEARCH),
+        *("auto", FEW, MANY, ANY, MethodWork.SEARCH),
         _tune("auto", "--preset", "good", "--time-limit", "600"),
         "tries calibration, words and cue tuning on held-out folds, and keeps the untuned prompt if none wins",
         time_limit=600,
     ),
     Fit(
-        *("auto, longer", MANY, THOUSANDS, ANY, Work.SEARCH),
+        *("auto, longer", MANY, THOUSANDS, ANY, MethodWork.SEARCH),
         _tune("auto", "--preset", "best", "--time-limit", "3600"),
         "hundreds of labels carry a longer search: more settings can be compared on held-out folds",
         time_limit=3600,
     ),
     Fit(
-        *("deep-cue", FEW, THOUSANDS, ANY, Work.CUE, _tune("deep-cue")),
+        *("deep-cue", FEW, THOUSANDS, ANY, MethodWork.CUE, _tune("deep-cue")),
         "trains the cue on every layer and no weights: enough for tens to hundreds of labels; fast on causal models",
     ),
     Fit(
-        *("linear-probe", 1, THOUSANDS, (HeadKind.SEQUENCE,), Work.READ, _tune("linear-probe")),
+        *("linear-probe", 1, THOUSANDS, (HeadKind.SEQUENCE,), MethodWork.READ, _tune("linear-probe")),
         "a class head on frozen features: this backbone has no words to answer with",
     ),
     Fit(
-        *("lora", MANY, math.inf, ANY, Work.ADAPTER, _tune("lora", "--option", "epochs=3")),
+        *("lora", MANY, math.inf, ANY, MethodWork.ADAPTER, _tune("lora", "--option", "epochs=3")),
         "with many labels trained weights can overtake a prompt, at the cost of reading every text in every epoch",
         epochs=3,
     ),
     Fit(
-        *("full", THOUSANDS, math.inf, ANY, Work.WEIGHTS, _tune("full", "--option", "epochs=3")),
+        *("full", THOUSANDS, math.inf, ANY, MethodWork.WEIGHTS, _tune("full", "--option", "epochs=3")),
         "with thousands of labels all weights can be trained; it needs the most memory, and a copy of the model",
         epochs=3,
     ),

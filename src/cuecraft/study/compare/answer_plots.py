@@ -32,7 +32,7 @@ _LONGEST = 20  # characters of a class's name
 
 
 @dataclass(frozen=True)
-class Panel:
+class PlotPanel:
     """Figures of one sort, one of each method.
 
     Args:
@@ -48,7 +48,7 @@ class Panel:
     plot: Callable[[Comparison, Row], str | None]
 
 
-def figures_by_panel(document: Comparison) -> list[tuple[Panel, list[tuple[Row, str]]]]:
+def figures_by_panel(document: Comparison) -> list[tuple[PlotPanel, list[tuple[Row, str]]]]:
     """Return each panel that fits the answers, with the figures of its methods."""
     found = []
     for panel in PANELS:
@@ -198,22 +198,22 @@ def _short(name: str) -> str:
 
 
 PANELS = (
-    Panel(
+    PlotPanel(
         "confused",
         "Most confused classes",
         "True class and the class that was answered in its place, by the number of rows over all seeds.",
         confused_plot,
     ),
-    Panel(
+    PlotPanel(
         "precision",
         "Precision and recall",
         "All labels together, at one threshold for all; the dot is where the answers are, with a threshold for each "
         "label. A line for each seed.",
         precision_recall_plot,
     ),
-    Panel("ranks", "Ranks", "Where the right option stands among a row's options; all seeds together.", ranks_plot),
-    Panel("errors", "Errors", "Answer less right number, over all seeds.", errors_plot),
-    Panel(
+    PlotPanel("ranks", "Ranks", "Where the right option stands among a row's options; all seeds together.", ranks_plot),
+    PlotPanel("errors", "Errors", "Answer less right number, over all seeds.", errors_plot),
+    PlotPanel(
         "reliability",
         "Reliability",
         "How often answers of about one probability are right; on the dashed line the probability says it. Dots are "

@@ -28,11 +28,19 @@ from cuecraft.methods.candidate import Candidate, fresh_decisions
 from cuecraft.methods.prepare import data_entry, make_problem, make_task
 from cuecraft.methods.problem import Labelled, Problem, label_context
 from cuecraft.study.compare.answers import answer_entries, class_truth, shown_truth
-from cuecraft.study.compare.config import CompareConfig, Contender, Splits, contenders, read_splits, with_references
+from cuecraft.study.compare.config import (
+    CompareConfig,
+    ComparedMethod,
+    Splits,
+    contenders,
+    read_splits,
+    with_references,
+)
 from cuecraft.study.compare.report import best_name, make_rows, nearest_words, render_report, untuned_name
 from cuecraft.study.compare.schema import (
     SCHEMA_VERSION,
     Cell,
+    ComparedTask,
     Comparison,
     MachineEntry,
     MemoryEntry,
@@ -41,7 +49,6 @@ from cuecraft.study.compare.schema import (
     SpeedEntry,
     SplitEntry,
     Step,
-    TaskEntry,
 )
 from cuecraft.study.compare.trial import Speed, Trial, answer_speed, repeat_trial, run_trial
 from cuecraft.task import Task, Verbalizer
@@ -205,7 +212,7 @@ class _Run:
     backbone: AnyBackbone
     task: Task
     splits: Splits
-    asked: Sequence[Contender]
+    asked: Sequence[ComparedMethod]
     started: Started
     cells: dict[str, list[Cell]] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
@@ -258,7 +265,7 @@ class _Run:
             name, reason = next(iter(self.refused.items()))
             raise MethodError(f"no method goes with {self.backbone.name}; {name}: {reason}")
 
-    def _try(self, contender: Contender, problem: Problem, with_repeat: bool) -> Cell | None:
+    def _try(self, contender: ComparedMethod, problem: Problem, with_repeat: bool) -> Cell | None:
         """Run a cell and keep it; or note why the method does not go with the backbone."""
         try:
             cell = self._run_cell(contender, problem, with_repeat)
@@ -271,7 +278,7 @@ class _Run:
         self.folder.write(cell)
         return cell
 
-    def _run_cell(self, contender: Contender, problem: Problem, with_repeat: bool) -> Cell:
+    def _run_cell(self, contender: ComparedMethod, problem: Problem, with_repeat: bool) -> Cell:
         name, seed = contender.name, problem.seed
         test = self.test
         listening = replace(problem, report=self.started(f"{name}, seed {seed}"))
@@ -319,7 +326,7 @@ class _Run:
                 self.task.examples(self.splits.test),
             )
 
-    def _key(self, contender: Contender, seed: int) -> str:
+    def _key(self, contender: ComparedMethod, seed: int) -> str:
         """Return the hash of everything that a cell depends on."""
         test, seeds = self.entries
         task = self.task
@@ -356,7 +363,7 @@ class _Run:
         answers = task.answers
         truth = [answers.gold(record) for record in self.splits.test]
         return Comparison(
-            task=TaskEntry(
+            task=ComparedTask(
                 name=task_name,
                 template=task.template.source,
                 answers=answers.kind,

@@ -135,7 +135,7 @@ def _keys(place: Place) -> Sequence[str]:
 
 
 @dataclass(frozen=True)
-class Contender:
+class ComparedMethod:
     """A method that takes part.
 
     Args:
@@ -149,7 +149,7 @@ class Contender:
     may_refuse: bool = False
 
 
-def contenders(config: CompareConfig) -> list[Contender]:
+def contenders(config: CompareConfig) -> list[ComparedMethod]:
     """Return the methods that a configuration names, in its order.
 
     Raises:
@@ -158,13 +158,13 @@ def contenders(config: CompareConfig) -> list[Contender]:
     return [_as_asked(one, config.choice) for one in _named(config)]
 
 
-def _as_asked(found: Contender, chat: ChatChoice | None) -> Contender:
+def _as_asked(found: ComparedMethod, chat: ChatChoice | None) -> ComparedMethod:
     """Return a contender that keeps the template where no chat is wanted."""
     method = found.method
     return replace(found, method=method.asked(False, chat)) if isinstance(method, Auto) else found
 
 
-def _named(config: CompareConfig) -> list[Contender]:
+def _named(config: CompareConfig) -> list[ComparedMethod]:
     if config.methods == ALL:
         names = [UNTUNED, CALIBRATED, *(name for name in METHODS if name != UNTUNED)]
         return [_contender(MethodEntry(name=name), may_refuse=True) for name in names]
@@ -177,7 +177,7 @@ def _named(config: CompareConfig) -> list[Contender]:
     return found
 
 
-def _contender(entry: MethodEntry, may_refuse: bool = False) -> Contender:
+def _contender(entry: MethodEntry, may_refuse: bool = False) -> ComparedMethod:
     known = {**{name: (name, {}) for name in METHODS}, **NAMED}
     if not _FILE_NAME.fullmatch(entry.name):
         raise MethodError(
@@ -190,10 +190,10 @@ def _contender(entry: MethodEntry, may_refuse: bool = False) -> Contender:
     if kind not in known:
         raise MethodError(f"unknown method {kind!r}; choose all, {', '.join(known)}")
     method, options = known[kind]
-    return Contender(entry.name, make_method(method, {**options, **entry.options}), may_refuse)
+    return ComparedMethod(entry.name, make_method(method, {**options, **entry.options}), may_refuse)
 
 
-def with_references(found: Sequence[Contender], head: HeadKind) -> list[Contender]:
+def with_references(found: Sequence[ComparedMethod], head: HeadKind) -> list[ComparedMethod]:
     """Return the contenders with the untuned prompt, plain and calibrated, before them where the backbone has words."""
     if head is HeadKind.SEQUENCE:
         return list(found)

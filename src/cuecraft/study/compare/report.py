@@ -20,7 +20,7 @@ from cuecraft.artifact import Prompt
 from cuecraft.backbone import AnyBackbone
 from cuecraft.study.compare import formats, plots
 from cuecraft.study.compare.answer_plots import MOST_CLASSES, figures_by_panel
-from cuecraft.study.compare.config import UNTUNED, Contender
+from cuecraft.study.compare.config import UNTUNED, ComparedMethod
 from cuecraft.study.compare.schema import Cell, Comparison, Difference, Estimate, Neighbours, Row
 from cuecraft.study.compare.statistics import Floats, Ints, Resamples, percentile_interval, spread, two_sided_p
 
@@ -169,7 +169,7 @@ def _dev_loss(cells: Sequence[Cell]) -> float:
 
 
 def make_rows(
-    asked: Sequence[Contender],
+    asked: Sequence[ComparedMethod],
     cells: Mapping[str, Sequence[Cell]],
     refused: Mapping[str, str],
     truth: Ints | None,

@@ -197,7 +197,7 @@ class Row(_Part):
     confusion: list[list[int]] | None = Field(None, description="[C, C] rows by true and by predicted class, all seeds")
 
 
-class TaskEntry(_Part):
+class ComparedTask(_Part):
     """What was asked of the backbone."""
 
     name: str
@@ -233,7 +233,7 @@ class Comparison(_Part):
     """What `compare.json` holds."""
 
     schema_version: int = SCHEMA_VERSION
-    task: TaskEntry
+    task: ComparedTask
     backbone: BackboneEntry
     seeds: list[SplitEntry]
     test: DataEntry
