@@ -15,6 +15,7 @@ from cuecraft.artifact.calibration import PLAIN_FIT
 from cuecraft.artifact.predictor import Predictor
 from cuecraft.backbone import ClassHead
 from cuecraft.core.errors import DataError, MethodError
+from cuecraft.core.scores import readable
 from cuecraft.data import Record, k_shot_split
 from cuecraft.methods.fit import make_artifact
 from cuecraft.methods.objectives import OBJECTIVES, Golds, Objective, objective_of
@@ -429,7 +430,7 @@ def test_auto_chooses_by_the_score_of_the_space(kind, request, causal):
     problem = make_problem(causal, Task(Template(TEMPLATE), space), records(labels), records(labels))
     outcome = make_method("auto", {"preset": "fast", "chat": "keep"}).fit(problem)
     assert outcome.verdict is not None
-    assert space.primary in outcome.verdict.reason
+    assert readable(space.primary, 0.0)[0] in outcome.verdict.reason
     assert f"dev_{space.primary}" in outcome.trace[0]
     names = {"name", "loss", space.primary, "sd", "folds", "rows", "seconds"}
     assert all(set(row.document()) == names for row in outcome.tried)

@@ -317,7 +317,7 @@ def test_training_scores_of_a_masked_model_are_those_of_its_answers(encoder):
 def test_auto_chooses_and_says_what_it_leaves_out(among, causal):
     outcome = make_method("auto", {"preset": "fast", "chat": "keep"}).fit(problem_of(causal, SPACES[among]()))
     assert outcome.verdict is not None
-    assert "precision_at_1" in outcome.verdict.reason
+    assert "precision@1" in outcome.verdict.reason
     refused = [row["reason"] for row in outcome.trace if "reason" in row and row.get("phase") == "refused"]
     assert any("class head" in reason for reason in refused)
 

@@ -117,7 +117,7 @@ def test_where_others_answer_prompts_change_through_a_shared_folder_alone(folder
 
     for response in asyncio.run(send()):
         assert response.status_code == 400
-        assert "--keep FOLDER" in response.json()["error"]
+        assert "without a folder for uploads" in response.json()["error"]
     assert [one.name for one in listing.all()] == ["plain"]
 
 

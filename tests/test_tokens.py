@@ -650,7 +650,7 @@ def test_auto_compares_probes_and_deep_prompts_on_folds(sequence):
     problem = problem_of(sequence)
     outcome = make_method("auto", {"preset": "fast"}).fit(problem)
     assert outcome.verdict is not None
-    assert "text_f1" in outcome.verdict.reason
+    assert "text f1" in outcome.verdict.reason
     names = " ".join(row.name for row in outcome.tried)
     assert "class head" in names
     assert "deep-cue" in names
