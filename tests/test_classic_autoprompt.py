@@ -98,7 +98,7 @@ def test_a_named_model_brings_its_own_tokenizer(byte_tokenizer, causal_folder):
 
 def test_integer_labels_want_words(causal):
     rows = [{"text": text, "label": label} for text, label in TEXTS * 2]
-    with pytest.warns(CuecraftWarning, match="the classes are named 0, 1"):
+    with pytest.warns(CuecraftWarning, match="the answers are named 0, 1"):
         AutoPrompt(model=causal, train_dataset=rows, iterations=1).search()
     found = AutoPrompt(model=causal, train_dataset=rows, iterations=1, label_words={0: "bad", 1: "good"})
     found.search()

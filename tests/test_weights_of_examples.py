@@ -150,7 +150,7 @@ def test_weights_may_be_in_any_container(kind):
     assert [record.weight for record in found] == pytest.approx([2, 2 / 3, 2 / 3, 2 / 3, 4 / 3, 2 / 3])
 
 
-@pytest.mark.filterwarnings("ignore:the classes are named")  # a bag calls them 0 and 1
+@pytest.mark.filterwarnings("ignore:the answers are named")  # a bag calls them 0 and 1
 @pytest.mark.parametrize("method", ["zero-shot", "linear-probe"])
 def test_a_bag_of_classifiers_draws_rows_by_their_weights(causal, method):
     assert "sample_weight" in inspect.signature(PromptClassifier.fit).parameters

@@ -271,7 +271,7 @@ def _task(
     words = [word for own in space.options.values() for word in own]
     if label_words is None and backbone.has_words and words and all(map(_is_number, words)):
         warnings.warn(
-            f"the classes are named {', '.join(space.options)}, and a language model does not know what these mean; "
+            f"the answers are named {', '.join(space.options)}, and a language model does not know what these mean; "
             f"give it words ({named('task.label_words')})",
             CuecraftWarning,
             stacklevel=2,
