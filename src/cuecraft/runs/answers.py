@@ -43,12 +43,7 @@ def settled(spec: RunSpec, reading: Reading) -> tuple[RunSpec, str | None]:
     assert not isinstance(asked.answers, AnswerSpace)
     answers = asked.answers.model_dump(mode="json", exclude_none=True)
     task = spec.task.model_copy(update={"answers": answers})
-    return spec.model_copy(update={"task": task}), inference(spec.data.train, asked)
-
-
-def inference(source: str, asked: Asked) -> str | None:
-    """Return the warning that says what the rows of a file were taken for; None where nothing was inferred."""
-    return None if asked.line is None else f"{source}: {asked.line}; name another with {named('task.answers')}"
+    return spec.model_copy(update={"task": task}), asked.inference(spec.data.train)
 
 
 def warned_at_first_step(warning: str | None, started: Started) -> tuple[Started, Callable[[], None]]:

@@ -147,9 +147,8 @@ def fitted_thresholds(probabilities: Values, truth: Values) -> Values:
     shared = _best_for_all(probabilities, right)
     own = _best_of_each(probabilities, right, shared)
     counts = right.sum(0)
-    share = np.where(
-        counts < len(right), counts / np.maximum(counts + _SHRINKAGE, 1e-9), 0.0
-    )  # none of a label that all have
+    own_share = counts / np.maximum(counts + _SHRINKAGE, 1e-9)
+    share = np.where(counts < len(right), own_share, 0.0)  # none of a label that all have
     return _probability(share * _log_odds(own) + (1 - share) * _log_odds(shared))
 
 

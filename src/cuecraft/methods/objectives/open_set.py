@@ -46,23 +46,20 @@ class OpenSetObjective(Objective):
 
     def fitted(self, values: Tensor, golds: Sequence[Gold], weights: Tensor | None = None) -> Calibration:
         """Return one offset for each class and one scale."""
-        rows, classes = self._of_classes(values, golds)
-        own = None if weights is None else weights[rows]
+        rows, classes, own = self._of_classes(values, golds, weights)
         return calibration.fitted(values[rows], classes, weights=own) if rows else self.plain()
 
     def tempered(self, values: Tensor, golds: Sequence[Gold], weights: Tensor | None = None) -> Calibration:
         """Return a temperature."""
-        rows, classes = self._of_classes(values, golds)
-        own = None if weights is None else weights[rows]
+        rows, classes, own = self._of_classes(values, golds, weights)
         return calibration.tempered(values[rows], classes, weights=own) if rows else self.plain()
 
     def fitted_head(self, features: Tensor, golds: Sequence[Gold], fit: HeadFit = PLAIN_FIT) -> ClassHead:
         """Return the head of a multinomial logistic regression."""
-        rows, classes = self._of_classes(features, golds)
+        rows, classes, weights = self._of_classes(features, golds, fit.weights)
         if not rows:
             raise MethodError("no training example is of a class, so no class head can be fitted")
-        own = replace(fit, weights=None if fit.weights is None else fit.weights[rows])
-        return calibration.fitted_head(features[rows], classes, self.answers.size, own)
+        return calibration.fitted_head(features[rows], classes, self.answers.size, replace(fit, weights=weights))
 
     def alike(self, golds: Sequence[Gold]) -> Tensor:
         """Return 1 where two texts have one class, or both none `[B, B]`, else 0."""
@@ -80,10 +77,13 @@ class OpenSetObjective(Objective):
         classes = torch.tensor(self.answers.strata(golds), dtype=torch.long, device=values.device)
         return classes, classes == self.answers.size
 
-    def _of_classes(self, values: Tensor, golds: Sequence[Gold]) -> tuple[list[int], Tensor]:
-        """Return the rows of texts of a class, and their class numbers."""
+    def _of_classes(
+        self, values: Tensor, golds: Sequence[Gold], weights: Tensor | None
+    ) -> tuple[list[int], Tensor, Tensor | None]:
+        """Return the rows of texts of a class, their class numbers and their weights, where there are any."""
         classes, is_out = self._classes(values, golds)
-        return (~is_out).nonzero()[:, 0].tolist(), classes[~is_out]
+        rows = (~is_out).nonzero()[:, 0].tolist()
+        return rows, classes[~is_out], None if weights is None else weights[rows]
 
 
 def fitted_least(probabilities: Values, golds: np.ndarray, keep: float) -> float:

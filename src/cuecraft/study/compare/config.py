@@ -257,9 +257,9 @@ def read_splits(config: CompareConfig) -> Splits:
     if asked.kind != "labels":
         found = Splits(seeds, subsample(test, config.test_size, _TEST_SEED), (), asked, reading.bad)
         _check_answers(found)
-        if asked.line is not None:  # once the rows are known to be of that kind: an error is one line
-            message = f"{first}: {asked.line}; name another with {named('task.answers')}"
-            warnings.warn(message, CuecraftWarning, stacklevel=2)
+        inferred = asked.inference(str(first))
+        if inferred is not None:  # once the rows are known to be of that kind: an error is one line
+            warnings.warn(inferred, CuecraftWarning, stacklevel=2)
         return found
     labels = tuple(sorted({str(record.label) for split in seeds.values() for record in split.train}))
     for seed, split in seeds.items():

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from cuecraft.core.errors import named
 from cuecraft.data.readers import Reading, first_rows
 from cuecraft.data.records import Record, RowAnswers
 from cuecraft.task.answers import ANSWERS, asked_answers
@@ -82,12 +83,17 @@ class Asked:
         """How labels and options are read of rows."""
         return ANSWERS[self.kind].in_rows(self.columns)
 
-    @property
-    def line(self) -> str | None:
-        """What was inferred, for the user; None where the kind was named, or is labels, as by default."""
+    def inference(self, source: str) -> str | None:
+        """Return the warning that says what the rows of a file were taken for.
+
+        None where the kind was named, or is labels, as by default.
+        """
         if self.inferred is None or self.kind == "labels":
             return None
-        return f"answers are taken to be of kind {self.kind}: {self.inferred}"
+        return (
+            f"{source}: answers are taken to be of kind {self.kind}: {self.inferred}; "
+            f"name another with {named('task.answers')}"
+        )
 
     def known(self, train: Sequence[Record], dev: Sequence[Record] | None) -> list[Record]:
         """Return the examples that make the space: those to learn from, and the others where these count too."""
