@@ -23,8 +23,17 @@ _SCORES = {
 def answer_tables() -> dict[str, list[str]]:
     """Return the rows of each part; none of what was not measured."""
     cells = read_result("answers.json").get("cells", [])
-    parts = {name: [cell for cell in cells if cell["part"] == name] for name in ("pairs", "banking", *_SCORES)}
+    parts = {
+        name: [cell for cell in cells if cell["part"] == name] for name in ("pairs", "banking", "reject", *_SCORES)
+    }
     found = {f"answers-{name}": _rows(parts[name], scores) for name, scores in _SCORES.items()}
+    tasks = dict.fromkeys(cell["task"] for cell in parts["reject"])
+    scores = ("in_scope_accuracy", "out_of_scope_recall", "auroc")
+    found["answers-reject"] = [
+        f"| `{task}` {row}"
+        for task in tasks
+        for row in _rows([cell for cell in parts["reject"] if cell["task"] == task], scores)
+    ]
     found["answers-pairs"] = [_pairs(name, own) for name, own in _by_name(parts["pairs"])]
     found["answers-banking"] = [_banking(name, own) for name, own in _by_name(parts["banking"])]
     return found
