@@ -1,6 +1,7 @@
 """Cloze answers: any word, or one of some candidates, next to plain forward passes over the whole vocabulary."""
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -10,15 +11,15 @@ from conftest import TEXTS, make_masked
 from cuecraft.artifact import HardPrompt, SoftPrompt, load_artifact
 from cuecraft.artifact.predictor import Predictor
 from cuecraft.backbone import load_backbone, words
-from cuecraft.core.errors import ArtifactError, DataError, MethodError
+from cuecraft.core.errors import DataError, MethodError
 from cuecraft.data import Record
 from cuecraft.methods.fit import make_artifact
 from cuecraft.methods.prepare import make_problem
 from cuecraft.methods.problem import label_context
 from cuecraft.methods.registry import make_method
 from cuecraft.methods.search.vocabulary import allowed_tokens
-from cuecraft.serving.artifacts import ServedPrompt, Shelf
-from cuecraft.serving.engine import Engine
+from cuecraft.serving.artifacts import Shelf
+from cuecraft.serving.engine import Engine, EngineOptions
 from cuecraft.task import Example, Task, Template
 from cuecraft.task.answers.cloze import Cloze
 
@@ -367,27 +368,34 @@ def test_no_searched_prompt_may_hold_an_answer_or_a_piece_of_one(causal, encoder
     assert not bool(masked[tokens].any())
 
 
-def test_served_is_predicted_with_candidates_and_any_word_is_refused(causal, tmp_path):
-    method = make_method("deep-cue", OPTIONS["deep-cue"])
+@pytest.mark.parametrize("kind", ["causal", "encoder"])
+def test_served_is_predicted_for_prompts_that_share_batches(kind, request):
+    backbone, expected = request.getfixturevalue(kind), {}
+    shelf = Shelf(backbone)
     for among, space in SPACES.items():
-        problem = problem_of(causal, space())
+        method = make_method("deep-cue", OPTIONS["deep-cue"])
+        problem = problem_of(backbone, space())
         artifact = make_artifact(problem, method.fit(problem), method)
-        if among == "vocabulary":
-            with pytest.raises(ArtifactError, match="any word may be its answer") as caught:
-                ServedPrompt.over(causal, "own", [artifact])
-            assert "\n" not in str(caught.value)
-            with pytest.raises(MethodError, match="any word may be the answer"):
-                Predictor.of(artifact, causal).predict_proba([text for text, _ in TEXTS])
-            continue
-        decisions = Predictor.of(artifact, causal).decide(artifact.task.examples(rows(MASKED)))
-        shelf = Shelf(causal)
-        shelf.put("own", [artifact])
-        engine = Engine(shelf)
-        answers = engine.ask([{"text": text} for text, _ in TEXTS], ["own"])
-        engine.close()
-        for answer, decision in zip(answers, decisions, strict=True):
-            assert answer.decision.value == decision.value
-            assert answer.decision.options == pytest.approx(dict(decision.options), abs=1e-5)
+        shelf.put(among, [artifact])
+        predictor = Predictor.of(artifact, backbone)
+        # A server never knows the right answer.
+        expected[among] = predictor.decide(predictor.examples([text for text, _ in TEXTS]))
+    engine = Engine(shelf, EngineOptions(max_wait_ms=200))
+    answers = engine.ask([{"text": text} for text, _ in TEXTS], list(SPACES))
+    engine.close()
+    for number, (text, among) in enumerate(product(range(len(TEXTS)), SPACES)):
+        found, own = answers[number].decision, expected[among][text]
+        assert (found.value, list(found.options)) == (own.value, list(own.options))
+        assert found.options == pytest.approx(dict(own.options), abs=1e-5)
+
+
+def test_any_word_has_no_probabilities_of_options(causal):
+    problem = problem_of(causal, Cloze())
+    method = make_method("zero-shot", {})
+    artifact = make_artifact(problem, method.fit(problem), method)
+    with pytest.raises(MethodError, match="any word may be the answer") as caught:
+        Predictor.of(artifact, causal).predict_proba([text for text, _ in TEXTS])
+    assert "\n" not in str(caught.value)
 
 
 def test_rows_bring_options_of_their_own(causal, tmp_path):

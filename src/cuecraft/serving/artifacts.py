@@ -53,11 +53,6 @@ class ListedPrompt:
                 f"prompt {name!r}: an ensemble needs one template, the same examples in it and one "
                 "set of classes for all"
             )
-        if first.task.answers.is_open:
-            raise ArtifactError(
-                f"prompt {name!r}: any word may be its answer, and a server answers with options alone; tune it with "
-                "candidates, or use predict"
-            )
         for artifact in artifacts:
             artifact.check_sizes(f"prompt {name!r}")
         # One that was never written has no hash; its answers must not be taken for another's.
@@ -121,6 +116,10 @@ class ServedPrompt(ListedPrompt):
         """Return the answer to a text, given logits `[O]` of each member."""
         (found,) = self.predictor.answers.decide(self.predictor.mixed(logits)[None], [example])
         return found
+
+    def searched(self, examples: Sequence[Example]) -> list[Decision]:
+        """Return the answers to texts where any word may be one."""
+        return self.predictor.decide(examples)
 
 
 class Shelf(AnyShelf[ServedPrompt]):

@@ -104,6 +104,10 @@ class ExportedPrompt(ListedExport):
         (decision,) = self.task.answers.decide(found[None].astype(np.float64), [example])
         return decision
 
+    def searched(self, examples: Sequence[Example]) -> list[Decision]:
+        """Refuse: `export` makes no graph where any word may be the answer."""
+        raise ServeError(f"prompt {self.name!r}: a graph answers with options alone; serve the artifact instead")
+
 
 class ExportShelf(AnyShelf[ExportedPrompt]):
     """Exported folders that are ready to answer.

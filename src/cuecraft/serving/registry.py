@@ -65,7 +65,7 @@ def example_of(task: Task, text: Mapping[str, Any]) -> Example:
         DataError: options are missing, or cannot be chosen among.
     """
     column = AnswerColumns().options
-    if not task.answers.brings_options:
+    if not brings_options(task):
         return task.examples([Record({name: value for name, value in text.items() if name != column})])[0]
     options = task.answers.read_options("the text", text, AnswerColumns())
     return task.examples([Record({name: value for name, value in text.items() if name != column}, options=options)])[0]
@@ -73,7 +73,7 @@ def example_of(task: Task, text: Mapping[str, Any]) -> Example:
 
 def brings_options(task: Task) -> bool:
     """Return whether a text has to bring the options that are chosen among."""
-    return task.answers.brings_options and not task.answers.size
+    return task.answers.brings_options and not task.answers.size and not task.answers.is_open
 
 
 def described(prompt: Listed, **more: Any) -> dict[str, Any]:
@@ -152,6 +152,10 @@ class Served(Listed, Protocol):
         """
         ...
 
+    def searched(self, examples: Sequence[Example]) -> list[Decision]:
+        """Return the answers to texts where any word may be one (`AnswerSpace.is_open`), in passes of their own."""
+        ...
+
 
 def decide_mixed(rows: Sequence[tuple[Served, Example, Pieces]]) -> list[Decision]:
     """Return the answer to each row, over as few passes as the readers of its prompt's members allow.
@@ -159,6 +163,26 @@ def decide_mixed(rows: Sequence[tuple[Served, Example, Pieces]]) -> list[Decisio
     Args:
         rows: texts, each with a prompt of its own and as that prompt's renderer writes it.
     """
+    with_options = [row for row in rows if not row[0].task.answers.is_open]
+    found = iter(_decide_options(with_options))
+    words = iter(_decide_words([row for row in rows if row[0].task.answers.is_open]))
+    return [next(words if served.task.answers.is_open else found) for served, _, _ in rows]
+
+
+def _decide_words(rows: Sequence[tuple[Served, Example, Pieces]]) -> list[Decision]:
+    """Return the answers to rows where any word may be one; those of one prompt are searched for together."""
+    by_prompt: dict[int, list[int]] = {}
+    for number, (served, _, _) in enumerate(rows):
+        by_prompt.setdefault(id(served), []).append(number)
+    found = {}
+    for numbers in by_prompt.values():
+        decisions = rows[numbers[0]][0].searched([rows[number][1] for number in numbers])
+        found.update(zip(numbers, decisions, strict=True))
+    return [found[number] for number in range(len(rows))]
+
+
+def _decide_options(rows: Sequence[tuple[Served, Example, Pieces]]) -> list[Decision]:
+    """Return the answers to rows that have options."""
     by_reader: dict[int, tuple[TextReader, list[tuple[int, Any]]]] = {}
     for number, (served, example, pieces) in enumerate(rows):
         for member in served.members:

@@ -180,12 +180,12 @@ def checked_texts(
 
 def _options(where: str, text: Mapping[str, Any], tasks: Sequence[Task]) -> tuple[str, ...]:
     """Return the options that a text brings, where a task asks for them."""
-    asking = [task.answers for task in tasks if task.answers.brings_options]
+    asking = [task.answers for task in tasks if brings_options(task)]
     if not asking:
         return ()
     if isinstance(text.get(_CHOICES), str):  # which a file may have, with a separator
         raise DataError(f"{where}: {_CHOICES!r} is a string, and no list of options; send a list of texts")
-    if _CHOICES not in text and any(brings_options(task) for task in tasks):
+    if _CHOICES not in text:
         raise DataError(f"{where} brings no options; send an object with its fields and {_CHOICES!r}, a list of texts")
     return next(filter(None, (answers.read_options(where, text, AnswerColumns()) for answers in asking)), ())
 
