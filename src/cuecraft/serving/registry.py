@@ -174,7 +174,7 @@ def _decide_words(rows: Sequence[tuple[Served, Example, Pieces]]) -> list[Decisi
     by_prompt: dict[int, list[int]] = {}
     for number, (served, _, _) in enumerate(rows):
         by_prompt.setdefault(id(served), []).append(number)
-    found = {}
+    found: dict[int, Decision] = {}
     for numbers in by_prompt.values():
         decisions = rows[numbers[0]][0].searched([rows[number][1] for number in numbers])
         found.update(zip(numbers, decisions, strict=True))
