@@ -71,11 +71,6 @@ def example_of(task: Task, text: Mapping[str, Any]) -> Example:
     return task.examples([Record({name: value for name, value in text.items() if name != column}, options=options)])[0]
 
 
-def brings_options(task: Task) -> bool:
-    """Return whether a text has to bring the options that are chosen among."""
-    return task.answers.brings_options and not task.answers.size
-
-
 def described(prompt: Listed, **more: Any) -> dict[str, Any]:
     """Return what a client may know of a prompt, JSON-ready: what all have, then `more`."""
     template, answers = prompt.task.template, prompt.task.answers
@@ -85,7 +80,7 @@ def described(prompt: Listed, **more: Any) -> dict[str, Any]:
         "answers": answers.kind,
         "classes": list(answers.classes),
         "fields": list(template.field_names),
-        **({"options": AnswerColumns().options} if brings_options(prompt.task) else {}),
+        **({"options": AnswerColumns().options} if answers.asks_options else {}),
         "template": template.source,
         **more,
     }

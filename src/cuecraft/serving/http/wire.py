@@ -12,7 +12,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from cuecraft.core.errors import DataError
 from cuecraft.data.readers import text_value
 from cuecraft.serving.guard import GuardMode, Screening, Verdict
-from cuecraft.serving.registry import brings_options
 from cuecraft.serving.requests import Answer, RequestLimits
 from cuecraft.task import Task
 from cuecraft.task.answers import AnswerColumns
@@ -83,7 +82,8 @@ class AnswerDocument(_Document):
     prompt: str
     version: str
     value: Any = Field(
-        description="labels: the class; choices: the option's place from 0, or its text, as in the training data; "
+        description="labels: the class; open-set: the class, or the label of texts of no class; choices: the option's "
+        "place from 0, or its text, as in the training data; "
         "multilabel: a list of classes; ordinal: a number; cloze: a word or words; tokens: a list of spans, each with "
         "`label`, `start`, `end` and `text`; null where none is answered"
     )
@@ -185,7 +185,7 @@ def _options(where: str, text: Mapping[str, Any], tasks: Sequence[Task]) -> tupl
         return ()
     if isinstance(text.get(_CHOICES), str):  # which a file may have, with a separator
         raise DataError(f"{where}: {_CHOICES!r} is a string, and no list of options; send a list of texts")
-    if _CHOICES not in text and any(brings_options(task) for task in tasks):
+    if _CHOICES not in text and any(task.answers.asks_options for task in tasks):
         raise DataError(f"{where} brings no options; send an object with its fields and {_CHOICES!r}, a list of texts")
     return next(filter(None, (answers.read_options(where, text, AnswerColumns()) for answers in asking)), ())
 
