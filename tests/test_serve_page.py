@@ -11,6 +11,7 @@ import pytest
 
 from conftest import LABELS, TEXTS
 from cuecraft import PromptClassifier
+from cuecraft.task.answers import ANSWERS
 from serving import served, started
 
 pytestmark = pytest.mark.slow
@@ -363,6 +364,8 @@ def test_the_page_at_two_widths_light_and_dark(opened, viewport, look, tmp_path)
 
 ENVELOPE = {"prompt": "tuned", "version": "0", "truncated": False}
 KINDS = {
+    "labels": {"label": "good", "probabilities": {"bad": 0.3, "good": 0.7}, "value": "good", "confidence": 0.7},
+    "open-set": {"value": "oos", "confidence": 0.6, "options": {"balance": 0.4, "transfer": 0.2}},
     "choices": {"value": 1, "confidence": 0.7, "options": {"2": 0.1, "10": 0.2, "a joy": 0.7}},
     "multilabel": {"value": ["pay", "fees"], "confidence": 0.4, "options": {"card": 0.2, "pay": 0.9, "fees": 0.6}},
     "ordinal": {
@@ -391,14 +394,42 @@ def replying(page, prompts, answers):
     page.route("**/v1/classify", lambda route: route.fulfill(json=reply))
 
 
-def shown(page, kind):
-    """Show one answer of a kind; return its box."""
+def shown(page, kind, **more):
+    """Show one answer of a kind, with other fields where they are given; return its box."""
     own = {"id": "tuned", "kind": "deep", "answers": kind, "classes": [], "fields": ["text"], "template": ""}
-    replying(page, [own], [{**ENVELOPE, **KINDS[kind]}])
+    replying(page, [own], [{**ENVELOPE, **KINDS[kind], **more}])
     page.reload()
     page.get_by_label("tuned").wait_for()
     classify(page, TEXT)
     return page.locator(".answer")
+
+
+def test_every_kind_has_a_case_here():
+    assert set(KINDS) == set(ANSWERS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_known_to_the_page(page, kind):
+    """An answer of a kind that the page does not know is a list of fields."""
+    box = shown(page, kind)
+    assert box.locator("dl").count() == 0
+    assert box.locator(".label").inner_text()
+
+
+@pytest.mark.parametrize(("value", "told"), [("oos", "Answered as “oos”: no label"), (None, "no label")])
+def test_a_text_of_no_class_says_so_and_marks_no_bar(page, value, told):
+    box = shown(page, "open-set", value=value)
+    assert box.locator(".label").inner_text() == "none of these"
+    assert told in box.locator(".note").inner_text()
+    assert scores(box) == {"balance": 40.0, "transfer": 20.0}
+    assert box.locator(".likeliest").count() == 0
+    assert "tuned: none of these" in page.locator("#history button").inner_text()
+
+
+def test_a_class_of_an_open_set_is_its_likeliest_bar(page):
+    box = shown(page, "open-set", value="balance")
+    assert box.locator(".label").inner_text() == "balance"
+    assert box.locator(".likeliest .name").all_inner_texts() == ["balance"]
 
 
 def test_choices_are_ranked_bars(page):
@@ -437,8 +468,9 @@ def test_cloze_answers_are_ranked(page):
 def test_spans_are_marked_in_the_text(page):
     box = shown(page, "tokens")
     assert box.locator(".label").inner_text() == "2 spans"
-    assert box.locator("mark").all_inner_texts() == ["noon time", "Rome place"]
-    assert box.locator(".marked").inner_text() == "\U0001f642 noon time in Rome place"
+    assert box.locator("mark").all_inner_texts() == ["noon time 90.0%", "Rome place 80.0%"]
+    assert box.locator(".marked").inner_text() == "\U0001f642 noon time 90.0% in Rome place 80.0%"
+    assert box.locator(".note").inner_text() == "All words are as marked with 50.0%."
     assert box.get_by_role("button", name="Words that count").count() == 0
 
 

@@ -65,15 +65,10 @@ def example_of(task: Task, text: Mapping[str, Any]) -> Example:
         DataError: options are missing, or cannot be chosen among.
     """
     column = AnswerColumns().options
-    if not brings_options(task):
+    if not task.answers.asks_options:
         return task.examples([Record({name: value for name, value in text.items() if name != column})])[0]
     options = task.answers.read_options("the text", text, AnswerColumns())
     return task.examples([Record({name: value for name, value in text.items() if name != column}, options=options)])[0]
-
-
-def brings_options(task: Task) -> bool:
-    """Return whether a text has to bring the options that are chosen among."""
-    return task.answers.brings_options and not task.answers.size and not task.answers.is_open
 
 
 def described(prompt: Listed, **more: Any) -> dict[str, Any]:
@@ -85,7 +80,7 @@ def described(prompt: Listed, **more: Any) -> dict[str, Any]:
         "answers": answers.kind,
         "classes": list(answers.classes),
         "fields": list(template.field_names),
-        **({"options": AnswerColumns().options} if brings_options(prompt.task) else {}),
+        **({"options": AnswerColumns().options} if answers.asks_options else {}),
         "template": template.source,
         **more,
     }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -13,8 +15,6 @@ from cuecraft.cli.display.console import page
 from cuecraft.core.scores import readable
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from cuecraft.artifact import Artifact
     from cuecraft.artifact.manifest import CalibrationEntry
     from cuecraft.study.compare.formats import TextTable
@@ -139,7 +139,7 @@ def _print_seeds(document: Mapping[str, Any]) -> None:
     for name, value in document.items():
         if name.startswith("ensemble_") and value is not None:
             page.print(f"ensemble of all seeds: {name.removeprefix('ensemble_').replace('_', ' ')} {value:.3f}")
-    page.print(f'try it: cuecraft predict {document["folder"]} "some text"', markup=False)
+    print_next(document["folder"])
 
 
 def _print_tried(rows: Sequence[Mapping[str, Any]], primary: str) -> None:
@@ -191,7 +191,20 @@ def print_family(document: Mapping[str, Any]) -> None:
     page.print(table)
     page.print(f"family: {document['family']} ({document['seconds']:.1f} s)", markup=False)
     first = next(iter(document["tasks"]))
-    page.print(f'try it: cuecraft predict {document["family"]}/tasks/{first} "some text"', markup=False)
+    print_next(f"{document['family']}/tasks/{first}")
+
+
+def print_next(folder: str) -> None:
+    """Print the command that asks an artifact, a run or a folder of seeds; rows of several columns stand in a file."""
+    from cuecraft.artifact import load_artifact, member_folders
+    from cuecraft.runs.made import artifact_of
+    from cuecraft.task.answers import AnswerColumns
+
+    made = artifact_of(Path(folder))
+    task = load_artifact(next(iter(member_folders(made)), made)).task
+    columns = [*task.template.field_names, *([AnswerColumns().options] if task.answers.asks_options else [])]
+    given = '"some text"' if len(columns) == 1 else f"--file rows.jsonl (rows with {', '.join(columns)})"
+    page.print(f"try it: cuecraft predict {shlex.quote(folder)} {given}", markup=False, soft_wrap=True)
 
 
 def _measure(metrics: Mapping[str, Any]) -> str:

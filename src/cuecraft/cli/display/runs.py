@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cuecraft.cli.display.console import page
+from cuecraft.cli.display.results import print_next
 
 _COSTS = (("seconds", "s"), ("memory_mib", "MiB at the highest"))
 _STYLES = {"equal": "green", "within tolerance": "green", "differs": "bold red", "not compared": "dim"}
@@ -38,9 +39,7 @@ def print_run(record: Mapping[str, Any], expect: Mapping[str, Any] | None) -> No
         page.print("as the recipe expects" if record["as_expected"] else "not what the recipe expects")
     page.print(f"run: {record['folder']}", markup=False, soft_wrap=True)
     if "artifact" in record["artifacts"]:
-        page.print(
-            f'try it: cuecraft predict {shlex.quote(record["folder"])} "some text"', markup=False, soft_wrap=True
-        )
+        print_next(record["folder"])
     page.print(f"check it: cuecraft verify {shlex.quote(record['folder'])}", markup=False, soft_wrap=True)
 
 

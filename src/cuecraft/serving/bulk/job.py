@@ -195,7 +195,7 @@ def _options(command: ClassifyCommand, has_labels: Mapping[str, bool], tasks: Se
             f"prompt {others[0]!r} answers with {kind}, and a student ({named('cascade')}) learns labels alone; leave "
             f"{named('cascade')} out"
         )
-    kinds = [task.answers.kind for task in tasks if task.answers.brings_options and not task.answers.size]
+    kinds = [task.answers.kind for task in tasks if task.answers.asks_options]
     return (AnswerColumns().options, kinds[0]) if kinds else None
 
 

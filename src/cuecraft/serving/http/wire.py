@@ -12,7 +12,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from cuecraft.core.errors import DataError
 from cuecraft.data.readers import text_value
 from cuecraft.serving.guard import GuardMode, Screening, Verdict
-from cuecraft.serving.registry import brings_options
 from cuecraft.serving.requests import Answer, RequestLimits
 from cuecraft.task import Task
 from cuecraft.task.answers import AnswerColumns
@@ -83,7 +82,8 @@ class AnswerDocument(_Document):
     prompt: str
     version: str
     value: Any = Field(
-        description="labels: the class; choices: the option's place from 0, or its text, as in the training data; "
+        description="labels: the class; open-set: the class, or the label of texts of no class; choices: the option's "
+        "place from 0, or its text, as in the training data; "
         "multilabel: a list of classes; ordinal: a number; cloze: a word or words; tokens: a list of spans, each with "
         "`label`, `start`, `end` and `text`; null where none is answered"
     )
@@ -180,7 +180,7 @@ def checked_texts(
 
 def _options(where: str, text: Mapping[str, Any], tasks: Sequence[Task]) -> tuple[str, ...]:
     """Return the options that a text brings, where a task asks for them."""
-    asking = [task.answers for task in tasks if brings_options(task)]
+    asking = [task.answers for task in tasks if task.answers.asks_options]
     if not asking:
         return ()
     if isinstance(text.get(_CHOICES), str):  # which a file may have, with a separator

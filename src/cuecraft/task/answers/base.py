@@ -297,6 +297,11 @@ class AnswerSpace(ABC):
         return len(self.options)
 
     @property
+    def asks_options(self) -> bool:
+        """Whether a text has to bring the options that are chosen among."""
+        return self.brings_options and not self.size and not self.is_open
+
+    @property
     def head_rows(self) -> int:
         """Rows of a class head: the options that all examples share."""
         return self.size

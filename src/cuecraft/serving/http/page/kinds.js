@@ -34,6 +34,17 @@ function scoreLists(scores, isChosen, noun) {
   return [list(scores.slice(0, FIRST_SHOWN)), made("details", {}, more, list(scores.slice(FIRST_SHOWN)))];
 }
 
+// Returns bars of classes: few in their own order, many with the likeliest first. No bar is marked where `first` is undefined.
+function classBars(scores, first) {
+  const some = Object.keys(scores).length > FIRST_SHOWN ? ranked(scores) : Object.entries(scores);
+  return scoreLists(some, (name) => name === first, "labels");
+}
+
+// An open set answers with a class, or with a label of its own (null where it has none) that is no option.
+const isNone = ({ value, options }) => value === null || !Object.hasOwn(options, String(value));
+const noneNote = ({ value, options }) =>
+  `${value === null ? "" : `Answered as “${value}”: `}no label is likely enough; the likeliest is ${likeliest(options)}.`;
+
 const chip = (name) => made("span", { className: "chip" }, name);
 
 // A line from the least to the greatest number, with the interval and the number on it.
@@ -55,13 +66,15 @@ function scale(numbers, value, interval) {
 }
 
 // Offsets count characters of Unicode, as Python does; strings here count halves of some of them.
-function marked(text, spans) {
+function marked(text, spans, shares) {
   const characters = [...text];
   const line = made("p", { className: "marked" });
   let at = 0;
   for (const { label, start, end } of spans) {
+    const share = shares[`${label} ${start}-${end}`];
+    const named = Number.isFinite(share) ? ` ${label} ${percent(share)}` : ` ${label}`;
     line.append(characters.slice(at, start).join(""));
-    line.append(made("mark", {}, characters.slice(start, end).join(""), made("small", {}, ` ${label}`)));
+    line.append(made("mark", {}, characters.slice(start, end).join(""), made("small", {}, named)));
     at = end;
   }
   line.append(characters.slice(at).join(""));
@@ -78,13 +91,17 @@ function textOf(input, spans) {
 export const KINDS = {
   labels: {
     has: (answer) => isScores(answer.probabilities),
-    title: (answer) => (answer.label === null ? NONE : likeliest(answer.probabilities)),
-    brief: (answer) => KINDS.labels.title(answer),
+    title: (answer) => likeliest(answer.probabilities),
+    brief: (answer) => likeliest(answer.probabilities),
+    parts: (answer) => classBars(answer.probabilities, likeliest(answer.probabilities)),
+  },
+  "open-set": {
+    has: (answer) => isScores(answer.options),
+    title: (answer) => (isNone(answer) ? NONE : likeliest(answer.options)),
+    brief: (answer) => (isNone(answer) ? NONE : likeliest(answer.options)),
     parts(answer) {
-      const scores = answer.probabilities;
-      const first = answer.label === null ? undefined : likeliest(scores);
-      const some = Object.keys(scores).length > FIRST_SHOWN ? ranked(scores) : Object.entries(scores);
-      return scoreLists(some, (name) => name === first, "labels");
+      const bars = classBars(answer.options, isNone(answer) ? undefined : likeliest(answer.options));
+      return isNone(answer) ? [made("p", { className: "note" }, noneNote(answer)), ...bars] : bars;
     },
   },
   choices: {
@@ -123,10 +140,13 @@ export const KINDS = {
     parts: (answer) => scoreLists(ranked(answer.options), (name) => name === String(answer.value), "answers"),
   },
   tokens: {
-    has: (answer) => Array.isArray(answer.value),
+    has: (answer) => Array.isArray(answer.value) && Number.isFinite(answer.confidence),
     title: (answer) => `${answer.value.length} ${answer.value.length === 1 ? "span" : "spans"}`,
     brief: (answer) => answer.value.map(shownSpan).join(", ") || "no spans",
-    parts: (answer, input) => [marked(textOf(input, answer.value), answer.value)],
+    parts: (answer, input) => [
+      marked(textOf(input, answer.value), answer.value, answer.options ?? {}),
+      made("p", { className: "note" }, `All words are as marked with ${percent(answer.confidence)}.`),
+    ],
     isUnexplained: true, // words that are left out would move the places
   },
 };
