@@ -42,7 +42,16 @@ from cuecraft.methods.first_order import linearised
 from cuecraft.methods.held_out import gather, stratified_folds, texts_of
 from cuecraft.methods.in_context import BehindShots
 from cuecraft.methods.objectives import Score
-from cuecraft.methods.problem import CalibrationKind, Method, Outcome, Problem, ReadingLimit, held_out_step, note
+from cuecraft.methods.problem import (
+    CalibrationKind,
+    Method,
+    Outcome,
+    Problem,
+    ReadingLimit,
+    has_single_word,
+    held_out_step,
+    note,
+)
 from cuecraft.methods.search.space import filled_ids
 from cuecraft.methods.untuned import untuned_prompt
 from cuecraft.task import AnswerSpace
@@ -95,14 +104,19 @@ class Auto(BehindShots, Method):
         return self.tuned_behind(problem, lambda behind: _Choice(behind, own).made())
 
     def spares_words(self, problem: Problem) -> bool:
-        """Return whether classes are so many that nothing is tried that reads their label words again and again."""
-        return has_many(problem) and self.label_words != "search"
+        """Return whether nothing is trained that reads label words: classes are too many, or there is one alone."""
+        return has_single_word(problem) or (has_many(problem) and self.label_words != "search")
 
     def asked(self, searches_words: bool, chat: Any) -> Self:
         """Return the method as asked for in addition to its own options.
 
         Args:
             searches_words: whether label words are to be searched.
+    @property
+    def reads_label_words(self) -> bool:
+        """No: where they say nothing, class heads and vectors of classes compete alone."""
+        return False
+
             chat: False to keep the template.
         """
         words = self.label_words or ("search" if searches_words else None)
