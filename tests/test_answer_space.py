@@ -377,7 +377,7 @@ def test_it_is_tuned_saved_loaded_and_served_as_it_predicts(case, reader, tmp_pa
     method = make_method("deep-cue", {"epochs": 6, "learning_rate": 0.1})
     outcome = method.fit(problem)
     assert outcome.is_tuned
-    assert f"dev_{space.primary}" in outcome.trace[-1]
+    assert f"dev_{space.tuning_score}" in outcome.trace[-1]
     artifact = make_artifact(problem, outcome, method)
     artifact.save(tmp_path / "own")
     loaded = load_artifact(tmp_path / "own")
@@ -386,7 +386,7 @@ def test_it_is_tuned_saved_loaded_and_served_as_it_predicts(case, reader, tmp_pa
     predictor = Predictor.of(loaded, backbone)
     decisions = predictor.decide(own)
     assert space.measure(decisions, [example.gold for example in own])[space.primary] == pytest.approx(
-        loaded.manifest.metrics[f"dev_{space.primary}"], abs=1e-5
+        loaded.manifest.metrics[f"dev_{space.tuning_score}"], abs=1e-5
     )
     with torch.no_grad():
         values = outcome.best.logits(backbone, problem.train.context)

@@ -152,7 +152,7 @@ def finished(
     """Test a fitted classifier, write its artifact and return the document."""
     answers = classifier.artifact_.task.answers
     metrics: dict[str, float | None] = dict(classifier.artifact_.manifest.metrics)
-    metrics.setdefault(f"dev_{answers.primary}", None)
+    metrics.setdefault(f"dev_{answers.tuning_score}", None)
     tested: dict[str, float] = {}
     if test:
         found, test = _tested(classifier, spec, test, started("testing"))
@@ -340,9 +340,7 @@ def _check_folder(out: Path, folders: Sequence[Path]) -> None:
 
 def _spread(documents: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """Return mean and standard deviation (denominator S - 1) over seeds of each score that all of them have."""
-    primary = documents[0]["primary"]
-    tested = [name for name in documents[0]["metrics"] if name.startswith("test_")]
-    names = dict.fromkeys((f"dev_{primary}", f"held_out_{primary}", *tested))
+    names = [name for name in documents[0]["metrics"] if name.startswith(("dev_", "held_out_", "test_"))]
     found = {name: [document["metrics"].get(name) for document in documents] for name in names}
     return {
         name: {"mean": statistics.mean(values), "sd": statistics.stdev(values)}

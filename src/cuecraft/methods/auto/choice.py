@@ -264,7 +264,7 @@ class _Choice:
     def _add(self, contender: Contender) -> None:
         self.contenders.append(contender)
         row = contender.tried(self.problem.seed)
-        self._note(held_out_step("tried", row, self.problem.task.answers.primary))
+        self._note(held_out_step("tried", row, self.problem.task.answers.tuning_score))
 
     def _note(self, event: Event) -> None:
         note(self.problem, self.trace, event)

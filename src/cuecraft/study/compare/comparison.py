@@ -388,8 +388,8 @@ class _Run:
 
 
 def _steps(trial: Trial) -> list[Step]:
-    primary = trial.answers.primary
-    return [Step.of(event, number, primary) for number, event in enumerate(trial.outcome.trace)]
+    measure = trial.answers.tuning_score
+    return [Step.of(event, number, measure) for number, event in enumerate(trial.outcome.trace)]
 
 
 def _write(folder: Folder, document: Comparison, started: Started) -> list[Path]:

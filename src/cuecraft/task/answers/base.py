@@ -299,6 +299,11 @@ class AnswerSpace(ABC):
     @property
     def head_rows(self) -> int:
         """Rows of a class head: the options that all examples share."""
+    @property
+    def tuning_score(self) -> str:
+        """Name of the score by which prompts are compared in tuning: the primary one, where values give it."""
+        return self.primary
+
         return self.size
 
     @property

@@ -148,6 +148,11 @@ class Cloze(AnswerSpace):
 
         Raises:
             DataError: it brings fewer than two, or one twice.
+    @property
+    def tuning_score(self) -> str:
+        """Precision at 1; of any word that of the first token: words of several tokens are searched for in answers."""
+        return f"first_token_{self.primary}" if self.is_open else self.primary
+
         """
         if self.among != "options":
             return self.options
