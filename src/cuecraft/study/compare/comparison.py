@@ -26,6 +26,7 @@ from cuecraft.core.storage import LOCK, SCRATCH, FolderInUseError, locked, parse
 from cuecraft.methods import METHODS, make_method
 from cuecraft.methods.candidate import Candidate, fresh_decisions
 from cuecraft.methods.prepare import data_entry, make_problem, make_task
+from cuecraft.methods.objectives import Score
 from cuecraft.methods.problem import Labelled, Problem, label_context
 from cuecraft.study.compare.answers import answer_entries, class_truth, shown_truth
 from cuecraft.study.compare.config import (
@@ -297,8 +298,8 @@ class _Run:
             options=contender.method.model_dump(mode="json"),
             seed=seed,
             tuned=trial.outcome.is_tuned,
-            dev=ScoreEntry(loss=trial.dev.loss, accuracy=trial.dev.primary),
-            test=ScoreEntry(loss=trial.test.loss, accuracy=trial.test.primary),
+            dev=_score_entry(trial.dev),
+            test=_score_entry(trial.test),
             **answer_entries(trial, test),
             seconds=trial.seconds,
             memory=MemoryEntry(peak=trial.memory.peak, rise=trial.memory.rise),
@@ -388,6 +389,10 @@ class _Run:
 
 
 def _steps(trial: Trial) -> list[Step]:
+def _score_entry(found: Score) -> ScoreEntry:
+    return ScoreEntry(loss=found.loss, score=found.primary, measure=found.measure)
+
+
     measure = trial.answers.tuning_score
     return [Step.of(event, number, measure) for number, event in enumerate(trial.outcome.trace)]
 
