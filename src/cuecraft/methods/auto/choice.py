@@ -29,11 +29,20 @@ from cuecraft.backbone import FeatureScale
 from cuecraft.core.errors import BackboneError, MethodError, PromptError, named
 from cuecraft.core.events import Document, Event, Refused
 from cuecraft.methods.auto.contenders import Contender, FirstOrderCue, Together, WordsAlone, probed
-from cuecraft.methods.auto.crossfit import Trainings
+from cuecraft.methods.auto.crossfit import Trainings, tokens_of
 from cuecraft.methods.auto.forms import chosen_form, read_in_chat
 from cuecraft.methods.auto.many import FOLDS, Lesson, has_many, lesson
 from cuecraft.methods.auto.many import trainings as many_trainings
-from cuecraft.methods.auto.plans import PLANS, PREFIX_LENGTH, UNIT_HEADS, Preset, configurations, contrasts
+from cuecraft.methods.auto.plans import (
+    PLANS,
+    PREFIX_LENGTH,
+    UNIT_HEADS,
+    AutoPlan,
+    Preset,
+    configurations,
+    contrasts,
+    within_tokens,
+)
 from cuecraft.methods.auto.starts import BarePrefix, BareWords, Start, Words
 from cuecraft.methods.auto.untrained import Untrained
 from cuecraft.methods.candidate import Candidate
@@ -103,6 +112,11 @@ class Auto(BehindShots, Method):
         own = self.model_copy(update={"label_words": "keep"})
         return self.tuned_behind(problem, lambda behind: _Choice(behind, own).made())
 
+    @property
+    def reads_label_words(self) -> bool:
+        """No: where they say nothing, class heads and vectors of classes compete alone."""
+        return False
+
     def spares_words(self, problem: Problem) -> bool:
         """Return whether nothing is trained that reads label words: classes are too many, or there is one alone."""
         return has_single_word(problem) or (has_many(problem) and self.label_words != "search")
@@ -112,11 +126,6 @@ class Auto(BehindShots, Method):
 
         Args:
             searches_words: whether label words are to be searched.
-    @property
-    def reads_label_words(self) -> bool:
-        """No: where they say nothing, class heads and vectors of classes compete alone."""
-        return False
-
             chat: False to keep the template.
         """
         words = self.label_words or ("search" if searches_words else None)
@@ -156,6 +165,8 @@ class _Choice:
         self.whole = replace(self.problem, train=self.pool, dev=None)
         texts = texts_of(self.pool.context.examples)
         folds = FOLDS if self.has_many else self.plan.folds
+        if self.problem.task.answers.brings_options:  # no class head, nor a first-order cue
+            folds = self.plan.loop_folds or folds
         self.folds = stratified_folds(self.pool.golds.strata, folds, self.problem.seed, texts)
 
     def made(self) -> Outcome:
@@ -211,9 +222,24 @@ class _Choice:
             self._try_contrasts(trainings)
         has_linear = any(isinstance(one, FirstOrderCue) for one in self.contenders)
         together = len(self.folds) if trainings.may_join else 1
-        for configuration in configurations(self.plan, starts[:together], untrained.filler, has_linear):
+        plan = self._affordable(best) if self.problem.backbone.has_words and not has_linear else self.plan
+        for configuration in (
+            () if plan is None else configurations(plan, starts[:together], untrained.filler, has_linear)
+        ):
             self._try(partial(trainings.cross_fit, configuration))
         self._join()
+
+    def _affordable(self, start: Words) -> AutoPlan | None:
+        """Return the plan whose training reads no more than the preset allows; None, with the reason, without one."""
+        each = len(self.pool) * tokens_of(self.pool, len(start.token_ids))
+        found = within_tokens(self.plan, each, len(self.folds))
+        if found is None:
+            self.refusal = (
+                f"a training reads {each:,.0f} tokens in each pass over these examples, which takes longer than "
+                f"preset={self.options.preset} is for; give preset=good, or fewer examples"
+            )
+            self._note(Refused(reason=self.refusal))
+        return found
 
     def _try_many(self, pace: float) -> None:
         """Gather contenders that read no label words; `pace` as of `Trainings`."""
