@@ -21,11 +21,12 @@ from cuecraft.core.errors import ArtifactError, CuecraftWarning, DataError, Meth
 from cuecraft.core.events import Event, Started
 from cuecraft.core.seeding import numpy_generator
 from cuecraft.core.storage import MANIFEST
+from cuecraft.core.warned import errors_first
 from cuecraft.data import Reading, Record, k_shot_split, read_partly_labelled, read_records, subsample
 from cuecraft.methods.prepare import data_entry, make_problem, make_task
 from cuecraft.methods.search.label_free import LabelFreeOutcome, LabelFreeSearch
 from cuecraft.methods.search.label_free.pool import read_cues
-from cuecraft.runs.answers import asked_of, checked_space, columns_of, settled, warned_at_first_step
+from cuecraft.runs.answers import asked_of, checked_space, columns_of, settled
 from cuecraft.runs.spec import RunFiles, RunSpec, WordsSpec
 from cuecraft.task import AnswerSpace, Verbalizer
 from cuecraft.task.answers.asked import Asked
@@ -394,9 +395,7 @@ def run_tune(spec: RunSpec, files: RunFiles, started: Started) -> dict[str, Any]
     Raises:
         CuecraftError: anything that the user can fix; nothing is written then.
     """
-    spec, inferred = settled(spec, files.reading)
-    run = run_label_free if spec.is_label_free else tune_once if spec.seeds is None else run_seeds
-    heard, warn = warned_at_first_step(inferred, started)
-    document = run(spec, files, heard)
-    warn()
-    return document | files.reading.document()
+    with errors_first(started) as heard:
+        spec = settled(spec, files.reading)
+        run = run_label_free if spec.is_label_free else tune_once if spec.seeds is None else run_seeds
+        return run(spec, files, heard) | files.reading.document()

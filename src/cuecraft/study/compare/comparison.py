@@ -23,10 +23,11 @@ from cuecraft.core.errors import CompareError, CuecraftError, CuecraftWarning, M
 from cuecraft.core.events import Started
 from cuecraft.core.signals import stoppable
 from cuecraft.core.storage import LOCK, SCRATCH, FolderInUseError, locked, parse_json, unwritable, write_text
+from cuecraft.core.warned import errors_first
 from cuecraft.methods import METHODS, make_method
 from cuecraft.methods.candidate import Candidate, fresh_decisions
-from cuecraft.methods.prepare import data_entry, make_problem, make_task
 from cuecraft.methods.objectives import Score
+from cuecraft.methods.prepare import data_entry, make_problem, make_task
 from cuecraft.methods.problem import Labelled, Problem, label_context
 from cuecraft.study.compare.answers import answer_entries, class_truth, shown_truth
 from cuecraft.study.compare.config import (
@@ -167,11 +168,11 @@ def run_comparison(
         CuecraftError: anything that the user can fix; finished cells stay.
         KeyboardInterrupt: stopped by Ctrl-C or SIGTERM; the same call goes on where it stopped.
     """
-    with stoppable():
+    with stoppable(), errors_first(started) as heard:
         named = contenders(config)
         folder = Folder(config.folder)
         splits = read_splits(config)
-        started("loading the model")
+        heard("loading the model")
         head = splits.asked.head(config.head)
         backbone = load_backbone(config.model, head, config.device, config.local_files_only, config.dtype)
         asked = with_references(named, backbone.head_kind)
@@ -187,10 +188,10 @@ def run_comparison(
             config.choice,
         )
         with folder.locked():
-            run = _Run(folder, backbone, task, splits, asked, started)
+            run = _Run(folder, backbone, task, splits, asked, heard)
             run.run_cells()
             document = run.document(config.task_name)
-            return document, _write(folder, document, started)
+            return document, _write(folder, document, heard)
 
 
 @dataclass
@@ -388,11 +389,11 @@ class _Run:
         )
 
 
-def _steps(trial: Trial) -> list[Step]:
 def _score_entry(found: Score) -> ScoreEntry:
     return ScoreEntry(loss=found.loss, score=found.primary, measure=found.measure)
 
 
+def _steps(trial: Trial) -> list[Step]:
     measure = trial.answers.tuning_score
     return [Step.of(event, number, measure) for number, event in enumerate(trial.outcome.trace)]
 
