@@ -37,7 +37,7 @@ def write_jsonl(path, texts, broken=0):
     return path
 
 
-def classify(prompts, inputs, out, told=lambda progress: None, **options):
+def classify(prompts, inputs, out, report=lambda progress: None, **options):
     """Run a job; return its document."""
     own = {
         "prompts": prompts if isinstance(prompts, dict) else {"prompt": prompts},
@@ -45,7 +45,7 @@ def classify(prompts, inputs, out, told=lambda progress: None, **options):
         "out": out,
         "fields": ("message",),
     }
-    return run_classify(make_options(ClassifyCommand, own | SMALL | options), told, lambda: None)
+    return run_classify(make_options(ClassifyCommand, own | SMALL | options), report, lambda: None)
 
 
 def rows_of(out, kind="part"):

@@ -28,13 +28,13 @@ def forked(work, pause=0.0):
         return pid, reading
     code = BROKEN
 
-    def told(_):
+    def report(_):
         os.write(writing, b".")
         time.sleep(pause)
 
     try:
         os.close(reading)
-        work(told)
+        work(report)
         code = FINISHED
     except StoppedError:
         code = STOPPED

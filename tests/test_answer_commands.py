@@ -196,6 +196,36 @@ def test_a_row_that_cannot_be_used_is_one_line(name, run, put, folders):
     assert what in line
 
 
+WITHIN = {"text": "films", "spans": [{"label": "head", "start": 0, "end": 4}]}
+
+
+@pytest.mark.parametrize("fault", ["dev", "model", "option"])
+def test_a_warning_does_not_stand_before_an_error(fault, run, put, folders, monkeypatch):
+    """Spans within words are warned of where the work goes on; where an error ends it, the error is all."""
+    put("train.jsonl", [*KINDS["tokens"][0], WITHIN])
+    put("dev.jsonl", [{"text": "a b", "spans": [{"label": "odd", "start": 0, "end": 1}]}])
+    words = list(tuning("tokens", folders["tokens"]))
+    if fault == "dev":
+        words[words.index("--dev") + 1] = "dev.jsonl"
+    if fault == "model":
+        words[words.index("--model") + 1] = "no-such-model"
+    if fault == "option":
+        words[words.index("deep-cue")] = "first-order"
+        words = [own for own in words if own not in ("--option", "epochs=3", "batch_size=4")]
+    code, out, err = run(*words)
+    assert (code, out) == (2, "")
+    (line,) = err.splitlines()
+    assert line.startswith("error: ")
+
+
+def test_a_warning_is_given_once_where_the_work_goes_on(run, put, folders):
+    put("train.jsonl", [*KINDS["tokens"][0], WITHIN])
+    code, _, err = run(*tuning("tokens", folders["tokens"]), "--json")
+    assert code == 0, err
+    assert err.count("begin or end within a word") == 1
+    assert err.count("answers are taken to be of kind tokens") == 1
+
+
 OUTSIDE = {
     "labels": ({"text": "a", "label": "mixed"}, "test.jsonl row 1: label 'mixed' is not one of"),
     "multilabel": ({"text": "a", "labels": ["joy", "fear"]}, "test.jsonl row 1: label 'fear' is not one of"),

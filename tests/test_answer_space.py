@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -14,7 +15,7 @@ from cuecraft.artifact import Calibration, load_artifact
 from cuecraft.artifact.calibration import PLAIN_FIT
 from cuecraft.artifact.predictor import Predictor
 from cuecraft.backbone import ClassHead
-from cuecraft.core.errors import DataError, MethodError
+from cuecraft.core.errors import ArtifactError, DataError, MethodError
 from cuecraft.core.scores import readable
 from cuecraft.data import Record, k_shot_split
 from cuecraft.methods.fit import make_artifact
@@ -351,6 +352,106 @@ def test_gradients_of_prompts_together_are_numbers_where_texts_have_other_option
             assert torch.allclose(gradient, torch.autograd.grad(expected[0], values, retain_graph=True)[0])
 
 
+WORDS = [["a"], ["b", "c"]]
+NAN, INFINITE = float("nan"), float("inf")
+#: Of each kind a document that can be read, and by field values that cannot stand there.
+DAMAGED = {
+    "labels": (
+        {"labels": ["x", "y"], "words": WORDS, "classes": [0, 1]},
+        {
+            "labels": [None, 3, [], ["x"], ["x", "x"], ["x", 4], ["x", "y", "z"]],
+            "words": [
+                None,
+                "ab",
+                [],
+                [["a"]],
+                [["a"], []],
+                [["a"], ["a"]],
+                [["a"], [" "]],
+                [["a"], [3]],
+                [*WORDS, ["d"]],
+            ],
+            "classes": [None, 3, [0], [0, 1, 2], [[], 1]],
+        },
+    ),
+    "open-set": (
+        {"labels": ["x", "y"], "words": WORDS, "reject": "none", "keep": 0.9, "least": 0.4},
+        {
+            "labels": [None, 3, [], ["x"], ["x", "x"], ["x", 4], ["x", "none"]],
+            "words": [None, "ab", [], [["a"]], [["a"], []], [["a"], ["a"]], [*WORDS, ["d"]]],
+            "reject": [3, ["none"], "x"],
+            "keep": [None, "most", [], 0, -0.1, 1.1, NAN, INFINITE],
+            "least": [None, "some", [], -0.1, 1.5, NAN, -INFINITE],
+        },
+    ),
+    "choices": (
+        {"scoring": "sum", "content_free": "N/A", "shown": "text"},
+        {
+            "scoring": [None, 3, "best"],
+            "content_free": [None, 3, "", " "],
+            "shown": [None, 0, "both"],
+        },
+    ),
+    "tokens": (
+        {"labels": ["x", "y"], "field": "text"},
+        {"labels": [None, 3, [], ["x", "x"], ["x", 4], ["x", ""]], "field": [None, 3, []]},
+    ),
+    "multilabel": (
+        {"labels": ["x", "y"], "words": WORDS, "classes": [0, 1], "thresholds": [0.5, 0.1]},
+        {
+            "labels": [None, 3, [], ["x"], ["x", "x"], ["x", 4]],
+            "words": [None, "ab", [], [["a"]], [["a"], []], [["a"], ["a"]], [*WORDS, ["d"]]],
+            "classes": [None, 3, [0], [0, 1, 2], [[], 1]],
+            "thresholds": [None, 0.5, [0.5], [0.5, "x"], [0.5, 1.2], [-0.1, 0.5], [0.5, NAN], [0.5, INFINITE]],
+        },
+    ),
+    "ordinal": (
+        {"numbers": [1, 2], "words": WORDS, "coverage": 0.8, "margin": -0.1},
+        {
+            "numbers": [None, 3, [], [1], [2, 1], [1, 1], [1, "x"], [1, NAN], [1, INFINITE], [-INFINITE, 1], [1, 2, 3]],
+            "words": [None, "ab", [], [["a"]], [["a"], []], [["a"], ["a"]], [*WORDS, ["d"]]],
+            "coverage": [None, "most", 0, 1, -0.1, 1.5, NAN],
+            "margin": [None, "some", [], NAN, INFINITE, -INFINITE],
+        },
+    ),
+    "cloze": (
+        {"among": "candidates", "candidates": ["x", "y"], "seen": ["x"], "tokens": 2, "top": 3},
+        {
+            "among": [None, 3, "words", "vocabulary", "options"],
+            "candidates": [None, 3, [], ["x"], ["x", "x"], ["x", " "], ["x", 4]],
+            "seen": [None, 3, [4], [""]],
+            "tokens": [None, "two", 0, -1, 1.5, NAN],
+            "top": [None, "two", 0, -1, 1.5, INFINITE],
+        },
+    ),
+}
+
+
+def test_damage_is_tried_in_each_field_of_each_kind():
+    assert set(DAMAGED) == set(ANSWERS) - {"sets", "places"}
+    for kind, (whole, fields) in DAMAGED.items():
+        assert list(whole) == list(fields) == list(answers_document(answer_space({"kind": kind, **whole})))[1:]
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_damaged_field_of_a_manifest_is_one_line(kind, tmp_path):
+    """Out of its range, of another type, more or fewer than there are options, missing, or one that is not there."""
+    whole, fields = DAMAGED[kind]
+    raw = (Path(__file__).parent / "artifacts" / "schema-8-labels" / "manifest.json").read_text(encoding="utf-8")
+    cases = [{**whole, name: value} for name, values in fields.items() for value in values]
+    cases += [{**whole, "unknown": 1}]
+    for number, case in enumerate(cases):
+        document = json.loads(raw)
+        document["task"]["answers"] = {"kind": kind, **case}
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "manifest.json").write_text(json.dumps(document))
+        with pytest.raises(ArtifactError) as found:
+            load_artifact(folder)
+        assert "is damaged" in str(found.value), case
+        assert "\n" not in str(found.value), case
+
+
 @pytest.mark.parametrize("document", [None, "labels", ["labels"], 3])
 def test_a_document_that_is_no_object_is_no_answer_space(document):
     with pytest.raises(ValueError, match="object"):
@@ -377,7 +478,7 @@ def test_it_is_tuned_saved_loaded_and_served_as_it_predicts(case, reader, tmp_pa
     method = make_method("deep-cue", {"epochs": 6, "learning_rate": 0.1})
     outcome = method.fit(problem)
     assert outcome.is_tuned
-    assert f"dev_{space.primary}" in outcome.trace[-1]
+    assert f"dev_{space.tuning_score}" in outcome.trace[-1]
     artifact = make_artifact(problem, outcome, method)
     artifact.save(tmp_path / "own")
     loaded = load_artifact(tmp_path / "own")
@@ -386,7 +487,7 @@ def test_it_is_tuned_saved_loaded_and_served_as_it_predicts(case, reader, tmp_pa
     predictor = Predictor.of(loaded, backbone)
     decisions = predictor.decide(own)
     assert space.measure(decisions, [example.gold for example in own])[space.primary] == pytest.approx(
-        loaded.manifest.metrics[f"dev_{space.primary}"], abs=1e-5
+        loaded.manifest.metrics[f"dev_{space.tuning_score}"], abs=1e-5
     )
     with torch.no_grad():
         values = outcome.best.logits(backbone, problem.train.context)

@@ -220,6 +220,16 @@ def test_what_is_asked_of_answers_is_a_kind_with_options():
         ([{"subject": "x", "answer": ["a", "b"]}], "cloze"),
         ([{"text": "x", "answer": "yes", "label": "a"} for row in range(30)], "labels"),
         ([{"text": "x", "answer": "yes"}], "labels"),
+        # Stray columns next to the one that has the label.
+        ([{"label": "a", "stars": 4, "spans": [], "labels": ["b"], "answer": "c", "tags": ["d"]}], "labels"),
+        ([{"label": "a", "choices": None}], "labels"),
+        ([{"labels": ["a"], "tags": ["films"], "stars": None}], "multilabel"),
+        ([{"answer": "y", "choices": ["x", "y"], "stars": 4, "labels": ["b"]}], "choices"),
+        ([{"answer": str(n % 2), "choices": ["x", "y"]} for n in range(9)], "choices"),
+        (
+            [*[{"label": n % 2, "choices": ["x", "y"]} for n in range(8)], {"label": 2, "choices": ["x", "y"]}],
+            "choices",
+        ),
         ([{"text": "x"}], "labels"),
         ([], "labels"),
     ],
@@ -234,6 +244,29 @@ def test_a_named_column_says_the_kind_and_two_kinds_are_asked_about():
         inferred_kind(both, AnswerColumns())
     assert inferred_kind(both, AnswerColumns("labels"))[0] == "multilabel"
     assert inferred_kind([{"stars": 1.5, "label": "a"}], AnswerColumns("stars"))[0] == "ordinal"
+
+
+@pytest.mark.parametrize(
+    ("row", "seen"),
+    [
+        (
+            {"label": "good", "choices": ["x", "y"]},
+            "go with 3 of 3 answers .row 1: answer 'good' in 'label' is none of its 2",
+        ),
+        ({"label": 5, "choices": ["x", "y"]}, "row 1: answer 5 in 'label' is none of its 2 options"),
+        ({"label": "x", "choices": "a form"}, "row 1: 'choices' is 'a form', and no list of options"),
+        ({"answer": "a", "choices": ["a"]}, "row 1: only one option in 'choices'"),
+        ({"labels": ["a"], "stars": 3}, "multilabel: .* ordinal: 'stars' has numbers"),
+        ({"labels": ["a"], "answer": "b"}, "multilabel: .* cloze: 'answer' has 1 different strings"),
+        ({"spans": [], "score": 0.5}, "tokens: .* ordinal: 'score' has numbers"),
+        ({"spans": [], "answer": ["a", "b"]}, "tokens: .* cloze: 'answer' has several right answers"),
+        ({"answer": "a", "rating": 3}, "cloze: .* ordinal: 'rating' has numbers"),
+        ({"tags": ["O"], "tokens": ["a"], "labels": ["b"]}, "multilabel: .* tokens: 'tags' has a tag for each word"),
+    ],
+)
+def test_stray_columns_that_leave_a_doubt_are_asked_about(row, seen):
+    with pytest.raises(DataError, match=f"{seen}.*; say wh(at|ich) .*answers"):
+        inferred_kind([{"text": "x"} | row] * 3, AnswerColumns())
 
 
 @pytest.mark.parametrize("column", ["number", "score", "stars", "rating"])

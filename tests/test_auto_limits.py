@@ -144,7 +144,7 @@ def test_passes_end_with_the_limit(limit, causal, everything, monkeypatch):
 def seconds(trainings, configuration, passes):
     """Return what trainings of so many epochs take in all, answers included, for a pace of a second a token."""
     length, epochs = len(configuration.first.token_ids), configuration.training.epochs
-    return crossfit._SURPRISES * length * (crossfit._PASSES * passes * epochs + len(SHARES))
+    return crossfit._SURPRISES * length * (crossfit.PASSES * passes * epochs + len(SHARES))
 
 
 @pytest.mark.parametrize(("folds", "most", "passes"), [(2, 8, 1), (4, 8, 3), (2, 1, 2), (4, 3, 4)])
@@ -230,7 +230,7 @@ def test_a_training_that_is_cut_leaves_time_for_its_answers(causal, monkeypatch)
         watch.now += 10.0 if event.step else 0.0
         return plain(self, candidate, train, event, dev)
 
-    monkeypatch.setattr(crossfit, "_PASSES", 0.5)
+    monkeypatch.setattr(crossfit, "PASSES", 0.5)
     monkeypatch.setattr(Latest, "see", see)
     limited = replace(problem, out_of_time=watch, is_over=watch)
     with limited.in_time():

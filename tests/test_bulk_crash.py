@@ -42,7 +42,7 @@ def prompt(causal_folder, tmp_path_factory):
 def running(prompt, source, out, options, pause=0.0):
     """Run a job in a child of this process; return its pid and a pipe that gets a byte for each step."""
     return forked(
-        lambda told: classify(prompt, source, out, told, resume=True, block_mb=0.006, window=16, **options), pause
+        lambda report: classify(prompt, source, out, report, resume=True, block_mb=0.006, window=16, **options), pause
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from cuecraft.core.checkpoints import Keeping
 from cuecraft.core.errors import CuecraftError, DataError, LabelWordError, MethodError, StoppedError
 from cuecraft.core.seeding import derived_seed
 from cuecraft.data import Record
+from cuecraft.methods.auto.plans import PLANS, Preset
 from cuecraft.methods.fit import make_artifact
 from cuecraft.methods.prepare import make_problem, make_task, with_checkpoints
 from cuecraft.methods.problem import label_context, score
@@ -305,6 +307,22 @@ def test_auto_takes_choices(preset, causal):
     assert outcome.verdict is not None
     assert "accuracy" in outcome.verdict.reason
     assert len(outcome.tried) > 1
+
+
+@pytest.mark.parametrize("tokens", [100_000, 12_000, 500])
+def test_a_fast_choice_trains_as_many_epochs_as_its_tokens_allow(tokens, causal, monkeypatch):
+    """Of kept texts a pass reads prompt and options; an epoch costs 3.5 passes, and three answer in the end."""
+    monkeypatch.setitem(PLANS, Preset.FAST, replace(PLANS[Preset.FAST], tokens=tokens))
+    problem = make_problem(causal, task_of("sum"), ROWS, ROWS)
+    outcome = make_method("auto", {"preset": "fast", "chat": "keep"}).fit(problem)
+    tokenizer = partial(causal.tokenizer, add_special_tokens=False)
+    options = sum(len(tokenizer(f" {own}").input_ids) for row in ROWS for own in row.options)
+    read = len(ROWS) * len(problem.initial_ids) + options
+    allowed = [epochs for epochs in range(2, 9) if 2 * read * (3.5 * epochs + 3) <= tokens]
+    steps = [event["step"] for event in outcome.trace if event.get("fold") == 0 and "configuration" in event]
+    assert max(steps, default=0) == max(allowed, default=0)
+    assert {event["fold"] for event in outcome.trace if "fold" in event} == ({0, 1} if allowed else set())
+    assert ("give preset=good" in outcome.verdict.reason) is (not allowed)
 
 
 def test_a_calibration_of_classes_is_refused(causal):

@@ -289,8 +289,11 @@ def test_methods_are_tuned_saved_loaded_and_answer(method, among, causal, tmp_pa
     problem = problem_of(causal, SPACES[among]())
     made = make_method(method, OPTIONS[method])
     outcome = made.fit(problem)
-    assert {"train_precision_at_1"} <= set(outcome.trace[0]), "the score has the name of the answers' own"
+    measure = {"vocabulary": "first_token_precision_at_1", "candidates": "precision_at_1"}[among]
+    scores = {key for event in outcome.trace for key in event if "precision" in key}
+    assert scores == {f"train_{measure}", f"dev_{measure}"}, "a score has the name of what it measures"
     artifact = make_artifact(problem, outcome, made)
+    assert set(artifact.manifest.metrics) == scores
     artifact.save(tmp_path / "own")
     loaded = load_artifact(tmp_path / "own")
     assert loaded.task == artifact.task
@@ -311,13 +314,15 @@ def test_training_scores_of_a_masked_model_are_those_of_its_answers(encoder):
     examples = artifact.task.examples(rows(MASKED))
     decisions = Predictor.of(artifact, encoder).decide(examples)
     found = artifact.task.answers.measure(decisions, [example.gold for example in examples])
-    assert found["precision_at_1"] == pytest.approx(artifact.manifest.metrics["train_precision_at_1"])
+    first_tokens = artifact.manifest.metrics["train_first_token_precision_at_1"]
+    assert found["precision_at_1"] == pytest.approx(first_tokens), "a mask holds one token"
 
 
 @pytest.mark.parametrize("among", SPACES)
 def test_auto_chooses_and_says_what_it_leaves_out(among, causal):
     outcome = make_method("auto", {"preset": "fast", "chat": "keep"}).fit(problem_of(causal, SPACES[among]()))
     assert outcome.verdict is not None
+    assert ("first token precision@1" in outcome.verdict.reason) is (among == "vocabulary")
     assert "precision@1" in outcome.verdict.reason
     refused = [row["reason"] for row in outcome.trace if "reason" in row and row.get("phase") == "refused"]
     assert any("class head" in reason for reason in refused)

@@ -70,12 +70,12 @@ def test_sets_are_compared_by_their_f1_with_precision_recall_and_reliability(cau
             )
             assert np.mean(cell.primary) == pytest.approx(f1_score(truth, found, average="samples", zero_division=1))
             assert cell.measures["micro_f1"] == pytest.approx(f1_score(truth, found, average="micro"))
-            assert cell.test.accuracy == pytest.approx(np.mean(cell.primary))
-        assert row.accuracy.mean == pytest.approx(np.mean([cell.primary for cell in cells]))
-        assert row.accuracy.low <= row.accuracy.mean <= row.accuracy.high
+            assert cell.test.score == pytest.approx(np.mean(cell.primary))
+        assert row.score.mean == pytest.approx(np.mean([cell.primary for cell in cells]))
+        assert row.score.low <= row.score.mean <= row.score.high
         assert row.measures["micro_f1"].mean == pytest.approx(np.mean([cell.measures["micro_f1"] for cell in cells]))
     probe, cue = document.rows[1:]
-    assert cue.versus_untuned.mean == pytest.approx(cue.accuracy.mean - document.rows[0].accuracy.mean)
+    assert cue.versus_untuned.mean == pytest.approx(cue.score.mean - document.rows[0].score.mean)
     assert [panel.name for panel, _ in figures_by_panel(document)] == ["precision", "reliability"]
     assert {"precision", "reliability"} <= set(headings(html))
     assert "confusion" not in headings(html)
@@ -85,7 +85,7 @@ def test_sets_are_compared_by_their_f1_with_precision_recall_and_reliability(cau
     assert reached.header[:4] == ("method", "example f1", "sd", "95%")
     assert {len(row) for row in reached.rows} == {len(reached.header)}
     steps = next(cell for cell in document.cells if cell.name == "deep-cue").steps
-    assert all(step.dev_accuracy is not None for step in steps)
+    assert all(step.dev_score is not None for step in steps)
 
 
 def test_numbers_are_compared_by_their_error_with_a_histogram_of_errors(causal, tmp_path):
@@ -112,7 +112,7 @@ def test_choices_are_compared_with_the_ranks_of_the_right_ones(causal, tmp_path)
     for cell in document.cells:
         ranks = cell.figures.ranks
         assert sum(ranks.values()) == 8
-        assert ranks["1"] / 8 == cell.test.accuracy
+        assert ranks["1"] / 8 == cell.test.score
         assert sum(n / int(rank) for rank, n in ranks.items() if n) / 8 == pytest.approx(
             cell.measures["mean_reciprocal_rank"]
         )
@@ -129,7 +129,7 @@ def test_words_are_compared_by_the_ranks_of_the_right_ones_among_those_found(cau
     for cell in document.cells:
         hits = [value in own for value, own in zip(cell.predictions, right, strict=True)]
         assert cell.primary == [float(own) for own in hits]
-        assert cell.test.accuracy == cell.measures["precision_at_1"] == np.mean(hits)
+        assert cell.test.score == cell.measures["precision_at_1"] == np.mean(hits)
         assert cell.figures.ranks["1"] == sum(hits)
     assert [panel.name for panel, _ in figures_by_panel(document)] == ["ranks", "reliability"]
     assert "test precision at 1" in html

@@ -128,10 +128,10 @@ def test_a_comparison_leaves_a_table_a_document_and_a_report(task, run):
     for row in document.rows:
         cells = [cell for cell in document.cells if cell.name == row.name]
         hits = [(np.array(cell.predictions) == truth).mean() for cell in cells]
-        assert [cell.test.accuracy for cell in cells] == pytest.approx(hits)
-        assert row.accuracy.mean == pytest.approx(np.mean(hits))
-        assert row.accuracy.sd == pytest.approx(np.std(hits, ddof=1))
-        assert row.accuracy.low <= row.accuracy.mean <= row.accuracy.high
+        assert [cell.test.score for cell in cells] == pytest.approx(hits)
+        assert row.score.mean == pytest.approx(np.mean(hits))
+        assert row.score.sd == pytest.approx(np.std(hits, ddof=1))
+        assert row.score.low <= row.score.mean <= row.score.high
         assert row.dev_loss == pytest.approx(np.mean([cell.dev.loss for cell in cells]))
         assert np.sum(row.confusion) == 24
         assert np.trace(row.confusion) == sum(hits) * 12
@@ -143,7 +143,7 @@ def test_a_comparison_leaves_a_table_a_document_and_a_report(task, run):
     untuned = document.rows[0]
     assert untuned.versus_untuned is None
     tuned = document.rows[-1]
-    assert tuned.versus_untuned.mean == pytest.approx(tuned.accuracy.mean - untuned.accuracy.mean)
+    assert tuned.versus_untuned.mean == pytest.approx(tuned.score.mean - untuned.score.mean)
     check_report((task / OUT / "report.html").read_text(), document)
 
 
@@ -166,7 +166,7 @@ def check_report(html, document):
     for row in document.rows:
         assert html.count(f'<th scope="row">{row.name}') >= 2
     for cell in document.cells:
-        assert f"{cell.test.accuracy:.3f}" in html
+        assert f"{cell.test.score:.3f}" in html
     assert "prefers-color-scheme: dark" in html
     assert 'name="viewport"' in html
 
@@ -273,7 +273,7 @@ def test_under_all_a_method_may_refuse_and_by_name_it_is_a_mistake(task, run, un
     document = Comparison.model_validate_json((task / OUT / "compare.json").read_text())
     assert [row.name for row in document.rows] == ["zero-shot", "calibrated", "never"]
     assert document.rows[-1].refused.startswith("never goes with nothing")
-    assert document.rows[-1].accuracy is None
+    assert document.rows[-1].score is None
 
 
 def test_a_method_named_that_does_not_go_with_the_backbone_is_a_mistake(task, run, undrawn, monkeypatch):

@@ -2,6 +2,7 @@
 
 import threading
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from transformers import AlbertConfig, AlbertForMaskedLM
 from conftest import LM_TEMPLATE, make_causal, make_examples, make_masked, make_task, tiny_problem
 from cuecraft.artifact import DeepCue, HardPrompt, SoftPrompt, load_artifact
 from cuecraft.backbone import ClassHead, load_backbone
+from cuecraft.backbone.hooks import layer_list
 from cuecraft.core.errors import BackboneError, PromptError
 from cuecraft.methods import make_method
 from cuecraft.methods.fit import make_artifact
@@ -144,6 +146,22 @@ def test_a_model_whose_layers_share_weights_is_refused_in_one_line(word_tokenize
     backbone = load_backbone((AlbertForMaskedLM(config), word_tokenizer))
     with pytest.raises(BackboneError, match="no list of its layers"):
         make_method("deep-cue", {"epochs": 1}).fit(tiny_problem(backbone))
+
+
+def test_the_layers_are_no_other_list_of_their_length(causal):
+    """Norms of each layer before them, or as many experts within each of them."""
+    layers = layer_list(causal.model, "")
+    base = torch.nn.Module()
+    base.norms = torch.nn.ModuleList(torch.nn.LayerNorm(8) for _ in layers)
+    for layer in layers:
+        layer.experts = torch.nn.ModuleList(torch.nn.Linear(2, 2) for _ in layers)
+    try:
+        base.blocks = torch.nn.ModuleList(layers)
+        base.tower = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in layers)
+        assert layer_list(SimpleNamespace(config=causal.model.config, base_model=base), "") == layers
+    finally:
+        for layer in layers:
+            del layer.experts
 
 
 def test_layers_that_offsets_do_not_reach_are_refused(byte_tokenizer):

@@ -6,15 +6,17 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+import cuecraft
 from conftest import tiny_problem
 from cuecraft.artifact import Calibration, DeepCue, HardPrompt
 from cuecraft.backbone.lanes import at_once, lanes
 from cuecraft.core.deadline import OutOfTimeError, WhileTimeLasts, check_time
-from cuecraft.core.environment import _mkl, deterministic
+from cuecraft.core.environment import _mkl, deterministic, set_threads
 from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.first_order import class_gradients
 from cuecraft.methods.gradients import accumulate_gradients
@@ -70,6 +72,27 @@ def test_matrix_products_of_the_caller_use_cores_as_before(two_threads, own):
             assert mkl.mkl_serv_get_dynamic() == 1
     finally:
         mkl.MKL_Set_Num_Threads_Local(before)
+
+
+def test_threads_set_for_good_leave_matrix_products_as_they_were(two_threads):
+    """As in replicas and bulk actors: MKL starts no threads within a parallel loop of torch."""
+    set_threads(1)
+    assert torch.get_num_threads() == 1
+    set_threads(2)
+    assert torch.get_num_threads() == 2
+    mkl = _mkl()
+    if mkl is not None:
+        assert mkl.mkl_serv_get_dynamic() == 1
+
+
+def test_no_other_module_sets_threads():
+    """One place knows what has to be kept: `set_threads`, and two blocks that give them back."""
+    known = {"core/environment.py", "backbone/lanes.py"}
+    source = Path(cuecraft.__file__).parent
+    found = {
+        p.relative_to(source).as_posix() for p in source.rglob("*.py") if "set_num_threads" in p.read_text("utf-8")
+    }
+    assert found == known
 
 
 def test_callers_at_once_give_all_threads_back(two_threads):

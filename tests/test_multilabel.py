@@ -19,13 +19,13 @@ from cuecraft import PromptClassifier
 from cuecraft.artifact import HardPrompt
 from cuecraft.artifact.calibration import HeadFit
 from cuecraft.backbone import FeatureScale
-from cuecraft.core.errors import DataError
+from cuecraft.core.errors import DataError, MethodError
 from cuecraft.data import Record, read_records
 from cuecraft.methods.fit import make_artifact
 from cuecraft.methods.objectives import Golds, objective_of
 from cuecraft.methods.objectives.multilabel import fitted_thresholds
 from cuecraft.methods.prepare import make_problem, make_task
-from cuecraft.methods.registry import make_method
+from cuecraft.methods.registry import METHODS, make_method
 from cuecraft.task import Example, Task, Template, Verbalizer
 from cuecraft.task.answers import AnswerColumns, asked_answers
 from cuecraft.task.answers.multilabel import Multilabel, MultilabelOptions
@@ -278,6 +278,38 @@ def test_methods_learn_sets(method, backbone, request):
     assert len(answers.thresholds) == 2 or (method == "auto" and not outcome.is_tuned)
     name = "held_out_example_f1" if method == "auto" else "dev_example_f1"
     assert 0 <= artifact.manifest.metrics[name] <= 1
+
+
+SINGLE = [Record({"text": text}, ("bad",) if "bad" in own else ()) for (text, _), own in zip(TEXTS, SETS, strict=True)]
+
+
+@pytest.mark.parametrize("method", sorted({*METHODS} - {"linear-probe", "embedding-probe", "contrastive", "auto"}))
+def test_label_words_of_a_single_class_are_refused(method, causal):
+    """They are compared with their mean, so that each text would score 0."""
+    problem = make_problem(causal, make_task(causal, SINGLE, answers=MultilabelOptions()), SINGLE, SINGLE)
+    message = f"^{method} compares label words of classes, and 'bad' is the only class; name a second class, or use"
+    with pytest.raises(MethodError, match=message):
+        make_method(method, {}).fit(problem)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("linear-probe", {}),
+        ("deep-cue", {"verbalizer": "fitted", "epochs": 2}),
+        ("lora", {"loss": "contrastive", "epochs": 2}),
+        ("auto", {"preset": "fast"}),
+    ],
+)
+def test_a_single_class_is_learnt_by_a_class_head(method, options, causal):
+    problem = make_problem(causal, make_task(causal, SINGLE, answers=MultilabelOptions()), SINGLE * 2, SINGLE)
+    outcome = make_method(method, options).fit(problem)
+    values = outcome.best.logits(causal, problem.train.context)
+    assert outcome.best.prompt.head is not None or method == "auto"
+    assert not any("first-order" in row.name for row in outcome.tried)
+    assert all("vectors of names" in row.name for row in outcome.tried if "deep" in row.name)
+    if outcome.best.prompt.head is not None:
+        assert float(values.detach().std()) > 0
 
 
 def test_the_classifier_takes_and_gives_what_scikit_learn_does(sequence):

@@ -29,10 +29,10 @@ PAUSE = 0.03  # seconds that a child waits after each step, so that it is alive 
 def running(asked, out, resume=False, pause=0.0, before=lambda: None):
     """Run a recipe in a child of this process; return its pid and a pipe that gets a byte for each step."""
 
-    def work(told):
+    def work(report):
         warnings.simplefilter("ignore", CuecraftWarning)
         before()
-        run_recipe(asked, out, resume=resume, started=lambda part: told)
+        run_recipe(asked, out, resume=resume, started=lambda part: report)
 
     return forked(work, pause)
 

@@ -16,7 +16,7 @@ from cuecraft.study.compare.config import ComparedMethod, Split, Splits
 from cuecraft.study.compare.report import render_report
 from cuecraft.study.compare.schema import Comparison
 from cuecraft.task.answers.tokens import TokenLabels, TokenOptions
-from test_tokens import LABELLED, SPACE, rows_of, spans_of
+from token_labels import LABELLED, SPACE, rows_of, spans_of
 
 X = [text for text, _ in LABELLED]
 SPANS = [

@@ -170,15 +170,18 @@ def asks_for_its_pass(layer: Any) -> bool:
 
 
 def layer_list(model: Any, name: str) -> tuple[Any, ...]:
-    """Return a model's layers, first to last: the outermost module list as long as its configuration says.
+    """Return a model's layers, first to last: the largest module list as long as its configuration says.
+
+    Lists of another use may be as long, such as those of norms or experts, or the layers of a vision tower. The layers
+    of the text model have more parameters than these, and more than any list within one of them.
 
     Raises:
         BackboneError: there is none, as where layers share their weights (ALBERT).
     """
     count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
-    for module in model.base_model.modules():
-        if isinstance(module, torch.nn.ModuleList) and len(module) == count:
-            return tuple(module)
+    lists = [own for own in model.base_model.modules() if isinstance(own, torch.nn.ModuleList) and len(own) == count]
+    if lists:  # of equal ones the outermost
+        return tuple(max(lists, key=lambda own: sum(one.numel() for one in own.parameters())))
     raise BackboneError(f"{name} ({model.config.model_type}) has no list of its layers; use another method")
 
 

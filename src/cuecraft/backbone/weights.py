@@ -120,7 +120,11 @@ class TunedWeights:
         return TunedWeights(self._twin, {name: tensor.detach().clone() for name, tensor in self.tensors().items()})
 
     def held(self) -> AnyBackbone:
-        """Return the backbone with these values."""
+        """Return the backbone with these values, for what has the twin to itself: a prompt that was loaded or ships.
+
+        It takes no lock, which could not be given back: the backbone has these values until others of the same twin are
+        held. Where several values take turns, as in a choice among candidates, use `over`.
+        """
         self._twin.hold(self)
         return self.backbone
 

@@ -265,8 +265,8 @@ def _classified(settings: dict[str, Any]) -> dict[str, Any]:
     from cuecraft.serving.bulk.job import ClassifyCommand
 
     try:
-        with display.bulk_progress() as told:
-            return run_classify(make_options(ClassifyCommand, settings), told, display.stopping)
+        with display.bulk_progress() as report:
+            return run_classify(make_options(ClassifyCommand, settings), report, display.stopping)
     except StoppedError as stopped:
         display.resumable()
         raise typer.Exit(128 + int(stopped.args[0])) from None

@@ -70,6 +70,17 @@ def own_products_kept() -> Iterator[None]:
             mkl.MKL_Set_Dynamic(1)
 
 
+def set_threads(count: int) -> None:
+    """Let torch's operations have so many threads from now on, in the whole process.
+
+    Within torch's own loops a matrix product keeps to one thread (`own_products_kept`).
+    """
+    import torch
+
+    with own_products_kept():
+        torch.set_num_threads(count)
+
+
 @contextmanager
 def _threads(count: int | None) -> Iterator[None]:
     """Let torch's operations have so many threads; None for as many as they have."""

@@ -46,17 +46,17 @@ def make_artifact(
     parts = {"train": problem.train} | ({"dev": problem.dev} if problem.dev and outcome.held_out is None else {})
     answers = decided_answers(problem, outcome, task.answers)
     task = replace(task, answers=answers)
-    known, primary = {"dev": outcome.dev if answers == answers.undecided else None}, answers.primary
+    known, measure = {"dev": outcome.dev if answers == answers.undecided else None}, answers.tuning_score
     metrics = {}
     for name, part in parts.items():
         with problem.in_time():
             if part.golds.are_known:
                 found = known.get(name) or score(problem.backbone, outcome.best, part.decided_by(answers))
-                metrics[f"{name}_{primary}"] = found.primary
+                metrics[f"{name}_{measure}"] = found.primary
     if outcome.best.is_cut:
         warnings.warn(_CUT, CuecraftWarning, stacklevel=2)
     if outcome.held_out is not None:
-        metrics[f"held_out_{primary}"] = outcome.held_out.primary
+        metrics[f"held_out_{measure}"] = outcome.held_out.primary
     metrics |= outcome.figures
     if classes:
         own = tuple(classes[label] for label in task.verbalizer.labels)

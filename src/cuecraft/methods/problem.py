@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
+from functools import wraps
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -275,10 +276,15 @@ class Method(Options, ABC):
     weighs_examples: ClassVar[bool] = False
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Let each method take gradients in its `fit`, also where a caller has switched them off."""
+        """Check each problem before `fit`, and take gradients in it, also where a caller has switched them off."""
         super().__init_subclass__(**options)
         if "fit" in vars(cls):
-            cls.fit = training()(vars(cls)["fit"])  # type: ignore[method-assign]
+            cls.fit = _checked(training()(vars(cls)["fit"]))  # type: ignore[method-assign]
+
+    @property
+    def reads_label_words(self) -> bool:
+        """Whether it answers by label words where the backbone has words."""
+        return not self.has_own_head
 
     def reading_limit(self) -> ReadingLimit | None:
         """Return how much it wants to read; None for everything."""
@@ -293,6 +299,38 @@ class Method(Options, ABC):
         """
 
 
+def _checked(fit: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method's `fit` that refuses a problem whose label words say nothing."""
+
+    @wraps(fit)
+    def checked(self: Method, problem: Problem) -> Any:
+        if self.reads_label_words:
+            require_comparable_words(problem, self.name)
+        return fit(self, problem)
+
+    return checked
+
+
+def require_comparable_words(problem: Problem, name: str) -> None:
+    """Raise MethodError where a method reads label words, and there is one alone to compare with others.
+
+    Scores of label words of sets are relative to their mean over the classes (`AnswerSpace.level`): that of a single
+    class is 0 for each text.
+    """
+    if has_single_word(problem):
+        (only,) = problem.task.answers.options
+        raise MethodError(
+            f"{name} compares label words of classes, and {only!r} is the only class; name a second class, or use a "
+            "method with a class head (linear-probe, or verbalizer=fitted)"
+        )
+
+
+def has_single_word(problem: Problem) -> bool:
+    """Return whether label words say nothing of a text: they are compared, and there is one class."""
+    answers = problem.task.answers
+    return problem.backbone.has_words and answers.level == "mean" and answers.size == 1
+
+
 def with_scores(event: Scored, train: Score, dev: Score | None = None, is_best: bool | None = None) -> Scored:
     """Return an event with scores in it."""
     found = replace(event, train_loss=train.loss, train_score=train.primary, best=is_best, measure=train.measure)
@@ -300,7 +338,7 @@ def with_scores(event: Scored, train: Score, dev: Score | None = None, is_best: 
 
 
 def held_out_step(phase: str, row: Tried, measure: str) -> HeldOutStep:
-    """Return the event of a line of the leaderboard; `measure` is the name of the primary score."""
+    """Return the event of a line of the leaderboard; `measure` is the name of the score."""
     return HeldOutStep(phase, tried=row.name, dev_loss=row.loss, dev_score=row.score, measure=measure)
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from cuecraft.core.errors import CuecraftWarning, MethodError, named
-from cuecraft.core.events import Event, Started
 from cuecraft.data import Reading, Record
 from cuecraft.runs.spec import RunSpec
 from cuecraft.task import AnswerSpace
@@ -26,51 +25,30 @@ def asked_of(spec: RunSpec, reading: Reading) -> Asked:
     return Asked.in_file(spec.data.train, spec.task.answers, columns_of(spec.data), reading)
 
 
-def settled(spec: RunSpec, reading: Reading) -> tuple[RunSpec, str | None]:
-    """Return the run with the kind of its answers named, and what was inferred, for the user; None where nothing was.
+def settled(spec: RunSpec, reading: Reading) -> RunSpec:
+    """Return the run with the kind of its answers named.
 
     Raises:
         MethodError: a search without labels is asked for answers of another kind.
         DataError: as `Asked.in_file`.
+
+    Warns:
+        CuecraftWarning: the kind was inferred.
     """
     if spec.is_label_free:
         if spec.task.answers not in (None, "labels"):
             raise MethodError(
                 f"{named('unlabeled')} chooses among classes; leave {named('task.answers')} out, or give labels"
             )
-        return spec, None
+        return spec
     asked = asked_of(spec, reading)
     assert not isinstance(asked.answers, AnswerSpace)
     answers = asked.answers.model_dump(mode="json", exclude_none=True)
     task = spec.task.model_copy(update={"answers": answers})
-    return spec.model_copy(update={"task": task}), asked.inference(spec.data.train)
-
-
-def warned_at_first_step(warning: str | None, started: Started) -> tuple[Started, Callable[[], None]]:
-    """Return `started` whose first step gives a warning, and what gives it where there was none.
-
-    Before the first step, an error may still end the work, and is one line then.
-
-    Args:
-        warning: what to warn of; None for nothing.
-        started: called with each part of the work, and returns the progress callback of its steps.
-    """
-    left = [] if warning is None else [warning]
-
-    def warn() -> None:
-        if left:
-            warnings.warn(left.pop(), CuecraftWarning, stacklevel=2)
-
-    def start(part: str) -> Callable[[Event], None]:
-        report = started(part)
-
-        def step(event: Event) -> None:
-            warn()
-            report(event)
-
-        return step
-
-    return start, warn
+    inferred = asked.inference(spec.data.train)
+    if inferred is not None:
+        warnings.warn(inferred, CuecraftWarning, stacklevel=2)
+    return spec.model_copy(update={"task": task})
 
 
 def checked_space(

@@ -13,6 +13,7 @@ from cuecraft.artifact import check_target, load_artifact
 from cuecraft.backbone import load_backbone
 from cuecraft.core.errors import MethodError, named
 from cuecraft.core.events import Started
+from cuecraft.core.warned import errors_first
 from cuecraft.data import Record, read_records, subsample
 from cuecraft.data.readers import AS_USUAL
 from cuecraft.methods.prepare import data_entry
@@ -30,12 +31,13 @@ def run_multitask(spec: MultitaskSpec, files: RunFiles, started: Started) -> dic
     """
     begun = time.perf_counter()
     check_family_target(files.out)
-    asked = asked_of_tasks(spec)
-    read = read_tasks(spec, asked)
-    model = spec.model
-    family = PromptFamily(model.name, spec.multitask, seed=spec.seed, head=model.head, **model.where)
-    given = {name: Given.read(records, asked[name]) for name, records in read["train"].items()}
-    family.fit_given(given, read["dev"], report=started("multitask"), checkpoints=files.checkpoints)
+    with errors_first(started) as heard:
+        asked = asked_of_tasks(spec)
+        read = read_tasks(spec, asked)
+        model = spec.model
+        family = PromptFamily(model.name, spec.multitask, seed=spec.seed, head=model.head, **model.where)
+        given = {name: Given.read(records, asked[name]) for name, records in read["train"].items()}
+        family.fit_given(given, read["dev"], report=heard("multitask"), checkpoints=files.checkpoints)
     return _tested(family, read, spec, files, begun)
 
 
@@ -55,13 +57,14 @@ def run_addition(spec: MultitaskSpec, family_folder: Path, files: RunFiles, star
             f"{named('option')}, {named('model.head')} and {named('seed')} are the family's own; leave them out with "
             f"{named('add_to')}"
         )
-    asked = asked_of_tasks(spec)
-    read = read_tasks(spec, asked)
-    name_now = spec.model.name if "name" in spec.model.model_fields_set else None
-    family = PromptFamily.load(family_folder, name_now, **spec.model.where)
-    for name, records in read["train"].items():
-        given, dev = Given.read(records, asked[name]), read["dev"].get(name)
-        family.add_given(name, given, dev, report=started(f"adding {name}"), checkpoints=files.checkpoints)
+    with errors_first(started) as heard:
+        asked = asked_of_tasks(spec)
+        read = read_tasks(spec, asked)
+        name_now = spec.model.name if "name" in spec.model.model_fields_set else None
+        family = PromptFamily.load(family_folder, name_now, **spec.model.where)
+        for name, records in read["train"].items():
+            given, dev = Given.read(records, asked[name]), read["dev"].get(name)
+            family.add_given(name, given, dev, report=heard(f"adding {name}"), checkpoints=files.checkpoints)
     return _tested(family, read, spec, files, begun)
 
 

@@ -21,11 +21,12 @@ from cuecraft.core.errors import ArtifactError, CuecraftWarning, DataError, Meth
 from cuecraft.core.events import Event, Started
 from cuecraft.core.seeding import numpy_generator
 from cuecraft.core.storage import MANIFEST
+from cuecraft.core.warned import errors_first
 from cuecraft.data import Reading, Record, k_shot_split, read_partly_labelled, read_records, subsample
 from cuecraft.methods.prepare import data_entry, make_problem, make_task
 from cuecraft.methods.search.label_free import LabelFreeOutcome, LabelFreeSearch
 from cuecraft.methods.search.label_free.pool import read_cues
-from cuecraft.runs.answers import asked_of, checked_space, columns_of, settled, warned_at_first_step
+from cuecraft.runs.answers import asked_of, checked_space, columns_of, settled
 from cuecraft.runs.spec import RunFiles, RunSpec, WordsSpec
 from cuecraft.task import AnswerSpace, Verbalizer
 from cuecraft.task.answers.asked import Asked
@@ -152,7 +153,7 @@ def finished(
     """Test a fitted classifier, write its artifact and return the document."""
     answers = classifier.artifact_.task.answers
     metrics: dict[str, float | None] = dict(classifier.artifact_.manifest.metrics)
-    metrics.setdefault(f"dev_{answers.primary}", None)
+    metrics.setdefault(f"dev_{answers.tuning_score}", None)
     tested: dict[str, float] = {}
     if test:
         found, test = _tested(classifier, spec, test, started("testing"))
@@ -340,9 +341,7 @@ def _check_folder(out: Path, folders: Sequence[Path]) -> None:
 
 def _spread(documents: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """Return mean and standard deviation (denominator S - 1) over seeds of each score that all of them have."""
-    primary = documents[0]["primary"]
-    tested = [name for name in documents[0]["metrics"] if name.startswith("test_")]
-    names = dict.fromkeys((f"dev_{primary}", f"held_out_{primary}", *tested))
+    names = [name for name in documents[0]["metrics"] if name.startswith(("dev_", "held_out_", "test_"))]
     found = {name: [document["metrics"].get(name) for document in documents] for name in names}
     return {
         name: {"mean": statistics.mean(values), "sd": statistics.stdev(values)}
@@ -396,9 +395,7 @@ def run_tune(spec: RunSpec, files: RunFiles, started: Started) -> dict[str, Any]
     Raises:
         CuecraftError: anything that the user can fix; nothing is written then.
     """
-    spec, inferred = settled(spec, files.reading)
-    run = run_label_free if spec.is_label_free else tune_once if spec.seeds is None else run_seeds
-    heard, warn = warned_at_first_step(inferred, started)
-    document = run(spec, files, heard)
-    warn()
-    return document | files.reading.document()
+    with errors_first(started) as heard:
+        spec = settled(spec, files.reading)
+        run = run_label_free if spec.is_label_free else tune_once if spec.seeds is None else run_seeds
+        return run(spec, files, heard) | files.reading.document()

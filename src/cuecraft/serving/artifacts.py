@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from cuecraft.artifact import Artifact
 from cuecraft.artifact.manifest import BackboneEntry, Manifest
 from cuecraft.artifact.predictor import Member, Predictor
 from cuecraft.backbone import AnyBackbone
+from cuecraft.core.environment import set_threads
 from cuecraft.core.errors import ArtifactError
 from cuecraft.core.storage import digest
 from cuecraft.serving.registry import AnyShelf, PromptRegistry, described, example_of
@@ -141,7 +141,7 @@ class Shelf(AnyShelf[ServedPrompt]):
 
     def use_threads(self, count: int) -> None:
         """Let each pass use so many threads of the processor."""
-        torch.set_num_threads(count)
+        set_threads(count)
 
     def _made(self, name: str, artifacts: Sequence[Artifact]) -> ServedPrompt:
         return ServedPrompt.over(self.backbone, name, artifacts)

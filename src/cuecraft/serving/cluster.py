@@ -22,6 +22,7 @@ from typing import Any
 
 from pydantic import Field
 
+from cuecraft.core.environment import set_threads
 from cuecraft.core.errors import CuecraftError, ServeError
 from cuecraft.core.options import Options
 from cuecraft.core.signals import Stop
@@ -115,9 +116,7 @@ class Replica:
     """
 
     def __init__(self, settings: str, threads: int) -> None:
-        import torch
-
-        torch.set_num_threads(threads)
+        set_threads(threads)
         own = ServeSettings.model_validate_json(settings)
         self._engine = Engine(load_shelf(own), own.batches)
         if own.keep is not None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _SHOWN_CUES = 5
 _SHOWN_OPTIONS = 40
 _SHOWN_BIASES = 10
+_TRIED = {"name", "loss", "sd", "folds", "rows", "seconds"}  # of a line of the leaderboard, all but its score
 
 
 def print_predictions(predictions: list[dict[str, Any]]) -> None:
@@ -91,7 +92,7 @@ def _print_metrics(document: Mapping[str, Any]) -> None:
     table.add_row("artifact", Text(str(document["artifact"])))
     page.print(table)
     if document["verdict"]:
-        _print_tried(document["leaderboard"], document["primary"])
+        _print_tried(document["leaderboard"])
         _print_verdict(document["verdict"])
     if "cues" in document:
         _print_cues(document)
@@ -142,15 +143,16 @@ def _print_seeds(document: Mapping[str, Any]) -> None:
     print_next(document["folder"])
 
 
-def _print_tried(rows: Sequence[Mapping[str, Any]], primary: str) -> None:
-    """Print all that `auto` tried, the best first, with the score of that name; older documents call it accuracy."""
+def _print_tried(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print all that `auto` tried, the best first."""
     table = Table(title="tried on held-out folds", title_justify="left")
-    for name in ("what", "loss", readable(primary, 0.0)[0], "sd", "folds", "rows", "seconds"):
+    measure = next((key for row in rows for key in row if key not in _TRIED), "accuracy")
+    for name in ("what", "loss", readable(measure, 0.0)[0], "sd", "folds", "rows", "seconds"):
         table.add_column(name, justify="left" if name == "what" else "right", no_wrap=name != "what")
     for row in rows:
         sd = "-" if row["sd"] is None else f"{row['sd']:.3f}"
         counts = (str(row["folds"]), str(row["rows"]), f"{row['seconds']:.1f}")
-        score = readable(primary, row.get(primary, row.get("accuracy")))[1]
+        score = readable(measure, row[measure])[1]
         table.add_row(Text(row["name"]), f"{row['loss']:.3f}", f"{score:.3f}", sd, *counts)
     page.print(table)
 
@@ -185,7 +187,7 @@ def print_family(document: Mapping[str, Any]) -> None:
     for name in ("task", "train", "dev", "test", *(["score"] if are_several else [])):
         table.add_column(name, justify="left" if name in ("task", "score") else "right")
     for name, metrics in document["tasks"].items():
-        values = [metrics.get(f"{part}_{measures[name]}") for part in ("train", "dev", "test")]
+        values = [_first(metrics, f"{part}_")[1] for part in ("train", "dev", "test")]
         cells = ["-" if value is None else f"{value:.3f}" for value in values]
         table.add_row(name, *cells, *([measures[name].replace("_", " ")] if are_several else []))
     page.print(table)
@@ -208,8 +210,13 @@ def print_next(folder: str) -> None:
 
 
 def _measure(metrics: Mapping[str, Any]) -> str:
-    """Return the name of a task's primary score, which its training examples have."""
-    return next((name.removeprefix("train_") for name in metrics if name.startswith("train_")), "accuracy")
+    """Return the name of a task's score: of its test rows, or of its training examples without any."""
+    return _first(metrics, "test_")[0] or _first(metrics, "train_")[0] or "accuracy"
+
+
+def _first(metrics: Mapping[str, Any], part: str) -> tuple[str, float | None]:
+    """Return name, without `part`, and value of the first metric whose name begins with it; None for none."""
+    return next(((name.removeprefix(part), own) for name, own in metrics.items() if name.startswith(part)), ("", None))
 
 
 def print_mix(document: Mapping[str, Any]) -> None:

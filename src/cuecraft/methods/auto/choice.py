@@ -29,11 +29,20 @@ from cuecraft.backbone import FeatureScale
 from cuecraft.core.errors import BackboneError, MethodError, PromptError, named
 from cuecraft.core.events import Document, Event, Refused
 from cuecraft.methods.auto.contenders import Contender, FirstOrderCue, Together, WordsAlone, probed
-from cuecraft.methods.auto.crossfit import Trainings
+from cuecraft.methods.auto.crossfit import Trainings, tokens_of
 from cuecraft.methods.auto.forms import chosen_form, read_in_chat
 from cuecraft.methods.auto.many import FOLDS, Lesson, has_many, lesson
 from cuecraft.methods.auto.many import trainings as many_trainings
-from cuecraft.methods.auto.plans import PLANS, PREFIX_LENGTH, UNIT_HEADS, Preset, configurations, contrasts
+from cuecraft.methods.auto.plans import (
+    PLANS,
+    PREFIX_LENGTH,
+    UNIT_HEADS,
+    AutoPlan,
+    Preset,
+    configurations,
+    contrasts,
+    within_tokens,
+)
 from cuecraft.methods.auto.starts import BarePrefix, BareWords, Start, Words
 from cuecraft.methods.auto.untrained import Untrained
 from cuecraft.methods.candidate import Candidate
@@ -42,7 +51,16 @@ from cuecraft.methods.first_order import linearised
 from cuecraft.methods.held_out import gather, stratified_folds, texts_of
 from cuecraft.methods.in_context import BehindShots
 from cuecraft.methods.objectives import Score
-from cuecraft.methods.problem import CalibrationKind, Method, Outcome, Problem, ReadingLimit, held_out_step, note
+from cuecraft.methods.problem import (
+    CalibrationKind,
+    Method,
+    Outcome,
+    Problem,
+    ReadingLimit,
+    has_single_word,
+    held_out_step,
+    note,
+)
 from cuecraft.methods.search.space import filled_ids
 from cuecraft.methods.untuned import untuned_prompt
 from cuecraft.task import AnswerSpace
@@ -94,9 +112,14 @@ class Auto(BehindShots, Method):
         own = self.model_copy(update={"label_words": "keep"})
         return self.tuned_behind(problem, lambda behind: _Choice(behind, own).made())
 
+    @property
+    def reads_label_words(self) -> bool:
+        """No: where they say nothing, class heads and vectors of classes compete alone."""
+        return False
+
     def spares_words(self, problem: Problem) -> bool:
-        """Return whether classes are so many that nothing is tried that reads their label words again and again."""
-        return has_many(problem) and self.label_words != "search"
+        """Return whether nothing is trained that reads label words: classes are too many, or there is one alone."""
+        return has_single_word(problem) or (has_many(problem) and self.label_words != "search")
 
     def asked(self, searches_words: bool, chat: Any) -> Self:
         """Return the method as asked for in addition to its own options.
@@ -142,6 +165,8 @@ class _Choice:
         self.whole = replace(self.problem, train=self.pool, dev=None)
         texts = texts_of(self.pool.context.examples)
         folds = FOLDS if self.has_many else self.plan.folds
+        if self.problem.task.answers.brings_options:  # no class head, nor a first-order cue
+            folds = self.plan.loop_folds or folds
         self.folds = stratified_folds(self.pool.golds.strata, folds, self.problem.seed, texts)
 
     def made(self) -> Outcome:
@@ -197,9 +222,24 @@ class _Choice:
             self._try_contrasts(trainings)
         has_linear = any(isinstance(one, FirstOrderCue) for one in self.contenders)
         together = len(self.folds) if trainings.may_join else 1
-        for configuration in configurations(self.plan, starts[:together], untrained.filler, has_linear):
+        plan = self._affordable(best) if self.problem.backbone.has_words and not has_linear else self.plan
+        for configuration in (
+            () if plan is None else configurations(plan, starts[:together], untrained.filler, has_linear)
+        ):
             self._try(partial(trainings.cross_fit, configuration))
         self._join()
+
+    def _affordable(self, start: Words) -> AutoPlan | None:
+        """Return the plan whose training reads no more than the preset allows; None, with the reason, without one."""
+        each = len(self.pool) * tokens_of(self.pool, len(start.token_ids))
+        found = within_tokens(self.plan, each, len(self.folds))
+        if found is None:
+            self.refusal = (
+                f"a training reads {each:,.0f} tokens in each pass over these examples, which takes longer than "
+                f"preset={self.options.preset} is for; give preset=good, or fewer examples"
+            )
+            self._note(Refused(reason=self.refusal))
+        return found
 
     def _try_many(self, pace: float) -> None:
         """Gather contenders that read no label words; `pace` as of `Trainings`."""
@@ -250,7 +290,7 @@ class _Choice:
     def _add(self, contender: Contender) -> None:
         self.contenders.append(contender)
         row = contender.tried(self.problem.seed)
-        self._note(held_out_step("tried", row, self.problem.task.answers.primary))
+        self._note(held_out_step("tried", row, self.problem.task.answers.tuning_score))
 
     def _note(self, event: Event) -> None:
         note(self.problem, self.trace, event)

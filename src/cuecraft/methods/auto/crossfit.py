@@ -35,7 +35,7 @@ from cuecraft.methods.train.soup import part_of_the_way
 #: Of the way from a start to what was trained: on few examples the whole way is often too far.
 SHARES = (0.5, 0.75, 1.0)
 HEAD_SHARES = (0.25, 0.5, 0.75, 1.0)  # with a class head that is fitted there
-_PASSES = 3.5  # that an epoch costs for each example: forward, backward, and what a smaller batch costs more
+PASSES = 3.5  # that an epoch costs for each example: forward, backward, and what a smaller batch costs more
 _SURPRISES = 1.2  # times as long as it is expected to take
 
 
@@ -300,11 +300,13 @@ class CrossFit(Contender):
 def tokens_of(pool: Labelled, length: float) -> float:
     """Return how many tokens a pass reads of each example with a prompt of some length, on average; 1 at least.
 
-    Of texts that were read before and kept, it reads the prompt only.
+    Of texts that were read before and kept, it reads the prompt and the options that they bring. Texts without content
+    that options are compared with count as further texts.
     """
-    context = pool.context
+    context = pool.context.whole
     texts = sum(len(piece) for piece, kept in zip(context.pieces, context.states, strict=True) if kept is None)
-    return max(1.0, length + texts / len(context))
+    options = sum(len(ids) for own in context.own or () for words in own for ids in words)
+    return max(1.0, (length * len(context) + texts + options) / len(pool))
 
 
 class Trainings:
@@ -352,7 +354,7 @@ class Trainings:
         """Return a configuration with as many epochs as there is time for; None where that is not even one."""
         learnt = len(self._folds) - 1
         trained = learnt + (not self.folds_ship(configuration))
-        each = self._pass(configuration) * _PASSES * trained
+        each = self._pass(configuration) * PASSES * trained
         after, epochs = self._afterwards(configuration), range(configuration.training.epochs, 0, -1)
         fitting = next((count for count in epochs if not self._problem.out_of_time(count * each + after)), None)
         return None if fitting is None else configuration.shortened(fitting)

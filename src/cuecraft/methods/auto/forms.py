@@ -170,7 +170,7 @@ def _compared(problem: Problem, plan: AutoPlan, some: Labelled, folds: list[Fold
     tried = (*plain.tried, *chat.tried)
     trace: list[Document] = []
     for one in tried:
-        note(problem, trace, held_out_step("form", one, problem.task.answers.primary))
+        note(problem, trace, held_out_step("form", one, problem.task.answers.tuning_score))
     chosen, p_loss = CHAT if is_chat else PLAIN, min(evidence.p_loss for evidence in found)
     note(problem, trace, FormChosen("form", chosen=chosen, rows=len(some), p_loss=p_loss))
     if not is_chat:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from cuecraft.methods.auto.crossfit import ByHead, Configuration
+from cuecraft.methods.auto.crossfit import PASSES, SHARES, ByHead, Configuration
 from cuecraft.methods.auto.starts import BarePrefix, SearchedPrompt, Start, Words
 from cuecraft.methods.contrastive import ContrastiveTraining, PromptOf
 from cuecraft.methods.search import AutoPrompt
@@ -56,6 +56,9 @@ class AutoPlan:
         contrastive: contrastive trainings of a prefix, for a model that has a class head only.
         examples: labelled examples that are used, at most.
         form: examples that the tokenizer's chat template is tried on.
+        loop_folds: the same as `folds` where a training is all that can be tried; None for as many.
+        tokens: that the training in place of a first-order deep cue may read of a language model's texts, all passes
+            together, a backward pass counting twice; None for any number.
     """
 
     folds: int
@@ -72,11 +75,14 @@ class AutoPlan:
     contrastive: tuple[ContrastiveTraining, ...]
     examples: int
     form: int = 96
+    loop_folds: int | None = None
+    tokens: int | None = None
 
 
 _HEADS = (0.01, 0.1, 1.0, 10.0, 100.0)
 #: The same of heads on features of unit length.
 UNIT_HEADS = (3.0, 10.0, 30.0, 100.0)
+_FEWEST_EPOCHS = 2  # of a training that is worth its time
 PREFIX_LENGTH = 8  # tokens that a contrastively trained prefix stands for
 
 
@@ -100,6 +106,8 @@ PLANS = {
         contrastive=(_contrast(0.05, 8),),
         examples=192,
         form=48,
+        loop_folds=2,
+        tokens=20_000,  # a minute of SmolLM2-135M on two cores
     ),
     Preset.GOOD: AutoPlan(
         folds=4,
@@ -132,6 +140,22 @@ PLANS = {
         examples=2048,
     ),
 }
+
+
+def within_tokens(plan: AutoPlan, each: float, folds: int) -> AutoPlan | None:
+    """Return the plan with no more epochs than the tokens that it allows; None where these are too few to learn.
+
+    Args:
+        plan: the preset's.
+        each: tokens that one pass over all examples reads.
+        folds: how many prompts are trained side by side, each without one of them.
+    """
+    if plan.tokens is None or plan.deep:
+        return plan
+    epochs = int((plan.tokens / each - len(SHARES)) / (PASSES * (folds - 1)))
+    if epochs < _FEWEST_EPOCHS:
+        return None
+    return replace(plan, otherwise=replace(plan.otherwise, epochs=min(epochs, plan.otherwise.epochs)))
 
 
 def configurations(

@@ -209,5 +209,5 @@ class Untrained:
     def _note(self, name: str, found: HeldOut, seconds: float) -> None:
         """Put one thing that was tried on the leaderboard and into the trace."""
         self.tried.append(found.tried(name, seconds))
-        step = held_out_step("untrained", self.tried[-1], self._problem.task.answers.primary)
+        step = held_out_step("untrained", self.tried[-1], self._problem.task.answers.tuning_score)
         note(self._problem, self.trace, step)

@@ -39,7 +39,10 @@ class Objective(ABC):
 
     @abstractmethod
     def scores(self, values: Tensor, golds: Sequence[Gold]) -> Tensor:
-        """Return the primary score of each example `[..., B]`, higher for better answers; no gradient."""
+        """Return the score of each example `[..., B]`, higher for better answers; no gradient.
+
+        It is the primary one, or what `AnswerSpace.tuning_score` names.
+        """
 
     @abstractmethod
     def fitted(self, values: Tensor, golds: Sequence[Gold], weights: Tensor | None = None) -> Calibration:
@@ -200,8 +203,8 @@ class Golds:
 
     @property
     def measure(self) -> str:
-        """The name of the primary score."""
-        return self.objective.answers.primary
+        """The name of the score of values."""
+        return self.objective.answers.tuning_score
 
     @property
     def strata(self) -> list[int]:

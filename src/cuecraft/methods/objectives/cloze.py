@@ -22,7 +22,7 @@ class ClozeObjective(Objective):
     """Minus the log of the summed probabilities of all right answers (nats), and precision at 1.
 
     Where any word may be the answer, values `[..., B, 3]` are over the whole vocabulary
-    (`cuecraft.backbone.words.right_answers`), and precision is that of an answer's first token: words of several tokens
+    (`cuecraft.backbone.words.right_answers`), and the score is `first_token_precision_at_1`: words of several tokens
     are searched for in answering alone. No number is fitted to such values, and of several prompts that answer
     together the likeliest other word is not known exactly: each may have another.
     """

@@ -23,7 +23,15 @@ from cuecraft.core.events import TrainStep
 from cuecraft.core.seeding import torch_generator
 from cuecraft.methods.candidate import Candidate
 from cuecraft.methods.gradients import trained_copy
-from cuecraft.methods.problem import Calibrated, CalibrationKind, Outcome, Problem, Selection, score
+from cuecraft.methods.problem import (
+    Calibrated,
+    CalibrationKind,
+    Outcome,
+    Problem,
+    Selection,
+    require_comparable_words,
+    score,
+)
 from cuecraft.methods.search.space import filled_ids, filled_start
 from cuecraft.methods.train.loop import Part, TrainingOptions, train_together
 from cuecraft.methods.train.prefix import PrefixTuning
@@ -120,6 +128,7 @@ class MultitaskTuning(TrainingOptions):
         return (Task.reserve if self.share == "states" else 0) + (self.prompt_length or 0)
 
     def _begin(self, problem: Problem, shared: Tensor) -> _Begun:
+        require_comparable_words(problem, self.name)
         untuned = starting_point(problem, problem.initial_ids, self.calibration)
         if self.share == "states":
             (start,) = PrefixTuning(calibration=self.calibration).starting_at(problem, shared.detach())

@@ -63,6 +63,11 @@ class PrefixTuning(TensorOptions, Method):
             require_read(self, ["learning_rate"], "an encoder is trained, so give encoder_learning_rate")
         return self
 
+    @property
+    def reads_label_words(self) -> bool:
+        """Whether no vectors take the place of label words."""
+        return self.verbalizer is VerbalizerKind.WORDS
+
     def longest_prompt(self) -> int:
         """Return the positions to keep free: the prefix stands before the template's words, which need theirs too."""
         return Task.reserve + self.prefix_length

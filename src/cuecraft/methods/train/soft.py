@@ -120,6 +120,11 @@ class PromptTuning(BehindShots, EmbeddingTraining, Method):
     calibration: Calibrated = CalibrationKind.FITTED
     verbalizer: Verbalized = VerbalizerKind.WORDS
 
+    @property
+    def reads_label_words(self) -> bool:
+        """Whether no vectors take the place of label words."""
+        return self.verbalizer is VerbalizerKind.WORDS
+
     def fit(self, problem: Problem) -> Outcome:
         """Train from the initial vectors; the best prompt on dev wins, the untuned one included."""
         return self.tuned_behind(problem, self._tuned)

@@ -111,6 +111,11 @@ class WeightTraining(TrainingOptions, Method):
         return selection.outcome(untuned)
 
     @property
+    def reads_label_words(self) -> bool:
+        """Whether no class head is fitted in the end."""
+        return self.loss is not Loss.CONTRASTIVE
+
+    @property
     def rate(self) -> float:
         """AdamW step of the weights."""
         return self.learning_rate or self.rates[self.loss]

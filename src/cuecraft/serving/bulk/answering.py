@@ -79,13 +79,13 @@ class Answerer:
         """The prompts, P of them."""
         return self._served
 
-    def answers(self, texts: Sequence[str], kept: Path, told: Callable[[int, int], None]) -> AnswerBatch:
+    def answers(self, texts: Sequence[str], kept: Path, report: Callable[[int, int], None]) -> AnswerBatch:
         """Return the answers to some texts.
 
         Args:
             texts: the texts.
             kept: windows that are answered are kept as files that begin so, and read again where they are there.
-            told: called with how many of how many texts are answered.
+            report: progress callback, called with how many of how many texts are answered.
 
         Raises:
             StoppedError: asked to stop; what was answered is kept.
@@ -105,7 +105,7 @@ class Answerer:
                 none: Keys = np.zeros((0, 2), np.uint64)
                 write_file(path, lambda scratch, own=parts[-1], none=none: own.save(scratch, none))  # type: ignore[misc]
             done += len(parts[-1])
-            told(done, len(texts))
+            report(done, len(texts))
         return AnswerBatch.joined([self.empty(0), *parts])
 
     def empty(self, count: int) -> AnswerBatch:

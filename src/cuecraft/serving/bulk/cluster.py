@@ -180,13 +180,13 @@ def settings_of(command: ClassifyCommand) -> ServeSettings:
 
 
 def run_classify(
-    command: ClassifyCommand, told: Callable[[JobProgress], None], stopping: Callable[[], None]
+    command: ClassifyCommand, report: Callable[[JobProgress], None], stopping: Callable[[], None]
 ) -> dict[str, Any]:
     """Classify inputs into a folder; return what was read, classified and put aside, and how.
 
     Args:
         command: what is asked for.
-        told: called with how far it has come.
+        report: called with how far it has come.
         stopping: is called when a signal has asked to stop.
 
     Raises:
@@ -211,7 +211,7 @@ def run_classify(
     try:
         with locked(command.out), stop.listening():
             shelf.use_threads(folder.begun(identity)["threads"])  # answers may differ in their last bits otherwise
-            progress = JobProgress(sum(source.size for source in job.sources), told)
+            progress = JobProgress(sum(source.size for source in job.sources), report)
             seconds = _run(job, folder, shelf, progress)
             return _finished(job, folder, progress, seconds)
     except StoppedError:

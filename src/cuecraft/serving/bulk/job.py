@@ -205,11 +205,11 @@ class JobProgress:
 
     Args:
         total: bytes of the inputs; 0 where they are not known.
-        told: is called when something has changed.
+        report: is called when something has changed.
     """
 
     total: int
-    told: Callable[[JobProgress], None] = lambda progress: None
+    report: Callable[[JobProgress], None] = lambda progress: None
     read: int = 0
     classified: int = 0
     quarantined: int = 0
@@ -236,12 +236,12 @@ class JobProgress:
             self.earlier += shard.size
             self.earlier_rows += shard.read
             self.begun = time.monotonic()
-        self.told(self)
+        self.report(self)
 
     def answering(self, done: int, of: int) -> None:
         """Take note of how far the backbone has come with the block at hand."""
         self.under_way = (done, of)
-        self.told(self)
+        self.report(self)
 
     @property
     def seconds(self) -> float:

@@ -85,8 +85,8 @@ class Maker:
         self.student: Student | None = None
         self.seconds: defaultdict[str, float] = defaultdict(float)
 
-    def make(self, read: ReadBlock, told: Callable[[int, int], None]) -> Made:
-        """Answer a block; `told` is called with how many of how many texts the backbone has answered for it.
+    def make(self, read: ReadBlock, report: Callable[[int, int], None]) -> Made:
+        """Answer a block; `report` is called with how many of how many texts the backbone has answered for it.
 
         Raises:
             StoppedError: asked to stop.
@@ -104,7 +104,7 @@ class Maker:
         audit = self._audit(read, answers, rest)
         texts = [read.texts[key] for key in rest] + [text for _, text, _ in audit]
         self.seconds["look up, student"] += time.perf_counter() - begun
-        computed = self.answerer.answers(texts, self._folder.state(read.block.name), told)
+        computed = self.answerer.answers(texts, self._folder.state(read.block.name), report)
         own_rows = np.arange(len(rest))
         answers.put(rest, computed.at(own_rows))
         agreed: dict[int, list[bool]] = {MODEL: [], STUDENT: []}
@@ -185,7 +185,7 @@ def table_of(job: BulkJob, shelf: AnyShelf[Any]) -> AnswerTable:
 
 
 def prepare(
-    job: BulkJob, folder: JobFolder, answerer: Answerer, first: Sequence[Block], told: Callable[[int, int], None]
+    job: BulkJob, folder: JobFolder, answerer: Answerer, first: Sequence[Block], report: Callable[[int, int], None]
 ) -> None:
     """Fit the student, unless that was done; its sample's answers are the first that are known.
 
@@ -194,7 +194,7 @@ def prepare(
         folder: where the student is kept.
         answerer: asks the backbone.
         first: the first block of stdin, which can be read once only; empty elsewhere.
-        told: called with how many of how many texts are answered.
+        report: called with how many of how many texts are answered.
 
     Raises:
         StoppedError: asked to stop; what was answered is kept.
@@ -205,7 +205,7 @@ def prepare(
     command = job.command
     texts, keys = _sample(job, first)
     kept = folder.state("sample")
-    answers = answerer.answers(texts, kept, told)
+    answers = answerer.answers(texts, kept, report)
     usable = np.flatnonzero((answers.labels >= 0).all(1))
     names = [served.name for served in answerer.prompts]
     own = [texts[row] for row in usable]
@@ -224,11 +224,11 @@ def prepared(folder: JobFolder) -> tuple[Student | None, dict[str, Any] | None]:
     Raises:
         BulkError: one of them is damaged.
     """
-    told, path = folder.state(_TOLD), folder.state(_STUDENT)
-    if not told.is_file():
+    found, path = folder.state(_TOLD), folder.state(_STUDENT)
+    if not found.is_file():
         return None, None
-    with undamaged(told):
-        document: dict[str, Any] = parse_json(told.read_text(encoding="utf-8"))
+    with undamaged(found):
+        document: dict[str, Any] = parse_json(found.read_text(encoding="utf-8"))
     return Student.load(path) if path.is_file() else None, document
 
 

@@ -23,8 +23,10 @@ from cuecraft.core.errors import CompareError, CuecraftError, CuecraftWarning, M
 from cuecraft.core.events import Started
 from cuecraft.core.signals import stoppable
 from cuecraft.core.storage import LOCK, SCRATCH, FolderInUseError, locked, parse_json, unwritable, write_text
+from cuecraft.core.warned import errors_first
 from cuecraft.methods import METHODS, make_method
 from cuecraft.methods.candidate import Candidate, fresh_decisions
+from cuecraft.methods.objectives import Score
 from cuecraft.methods.prepare import data_entry, make_problem, make_task
 from cuecraft.methods.problem import Labelled, Problem, label_context
 from cuecraft.study.compare.answers import answer_entries, class_truth, shown_truth
@@ -166,11 +168,11 @@ def run_comparison(
         CuecraftError: anything that the user can fix; finished cells stay.
         KeyboardInterrupt: stopped by Ctrl-C or SIGTERM; the same call goes on where it stopped.
     """
-    with stoppable():
+    with stoppable(), errors_first(started) as heard:
         named = contenders(config)
         folder = Folder(config.folder)
         splits = read_splits(config)
-        started("loading the model")
+        heard("loading the model")
         head = splits.asked.head(config.head)
         backbone = load_backbone(config.model, head, config.device, config.local_files_only, config.dtype)
         asked = with_references(named, backbone.head_kind)
@@ -186,10 +188,10 @@ def run_comparison(
             config.choice,
         )
         with folder.locked():
-            run = _Run(folder, backbone, task, splits, asked, started)
+            run = _Run(folder, backbone, task, splits, asked, heard)
             run.run_cells()
             document = run.document(config.task_name)
-            return document, _write(folder, document, started)
+            return document, _write(folder, document, heard)
 
 
 @dataclass
@@ -297,8 +299,8 @@ class _Run:
             options=contender.method.model_dump(mode="json"),
             seed=seed,
             tuned=trial.outcome.is_tuned,
-            dev=ScoreEntry(loss=trial.dev.loss, accuracy=trial.dev.primary),
-            test=ScoreEntry(loss=trial.test.loss, accuracy=trial.test.primary),
+            dev=_score_entry(trial.dev),
+            test=_score_entry(trial.test),
             **answer_entries(trial, test),
             seconds=trial.seconds,
             memory=MemoryEntry(peak=trial.memory.peak, rise=trial.memory.rise),
@@ -387,9 +389,13 @@ class _Run:
         )
 
 
+def _score_entry(found: Score) -> ScoreEntry:
+    return ScoreEntry(loss=found.loss, score=found.primary, measure=found.measure)
+
+
 def _steps(trial: Trial) -> list[Step]:
-    primary = trial.answers.primary
-    return [Step.of(event, number, primary) for number, event in enumerate(trial.outcome.trace)]
+    measure = trial.answers.tuning_score
+    return [Step.of(event, number, measure) for number, event in enumerate(trial.outcome.trace)]
 
 
 def _write(folder: Folder, document: Comparison, started: Started) -> list[Path]:

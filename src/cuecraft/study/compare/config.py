@@ -258,7 +258,7 @@ def read_splits(config: CompareConfig) -> Splits:
         found = Splits(seeds, subsample(test, config.test_size, _TEST_SEED), (), asked, reading.bad)
         _check_answers(found)
         inferred = asked.inference(str(first))
-        if inferred is not None:  # once the rows are known to be of that kind: an error is one line
+        if inferred is not None:
             warnings.warn(inferred, CuecraftWarning, stacklevel=2)
         return found
     labels = tuple(sorted({str(record.label) for split in seeds.values() for record in split.train}))

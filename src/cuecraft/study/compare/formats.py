@@ -100,7 +100,7 @@ def text_tables(document: Comparison) -> list[TextTable]:
 
 
 def _mean(row: Row) -> tuple[str, ...]:
-    accuracy, macro_f1 = row.accuracy, row.macro_f1
+    accuracy, macro_f1 = row.score, row.macro_f1
     if accuracy is None or macro_f1 is None:
         return (NONE,) * 4
     sd = NONE if accuracy.sd is None else f"{accuracy.sd:.3f}"

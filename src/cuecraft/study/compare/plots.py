@@ -122,23 +122,23 @@ def as_svg(drawn: Figure, label: str, name: str) -> str:
 
 def with_results(document: Comparison) -> list[tuple[Row, Estimate]]:
     """Return the rows that were not refused, with their primary score."""
-    return [(row, row.accuracy) for row in document.rows if row.accuracy is not None]
+    return [(row, row.score) for row in document.rows if row.score is not None]
 
 
-def accuracy_plot(document: Comparison) -> str:
+def score_plot(document: Comparison) -> str:
     """Draw each method's primary score with its 95% interval, each seed as a small mark."""
     rows = with_results(document)
     with figure(_WIDE, 0.9 + 0.3 * len(rows), _TEXT) as drawn:
         plot = axes(drawn)
-        for place, (row, accuracy) in enumerate(rows):
+        for place, (row, found) in enumerate(rows):
             color = _color(document, row)
-            seeds = [cell.test.accuracy for cell in document.cells if cell.name == row.name]
-            ends = [own for own in (accuracy.low, accuracy.high) if own is not None]
+            seeds = [cell.test.score for cell in document.cells if cell.name == row.name]
+            ends = [own for own in (found.low, found.high) if own is not None]
             plot.plot(ends, [place] * len(ends), color=color, linewidth=2.2, alpha=0.45)
             plot.plot(seeds, [place] * len(seeds), "|", color=color, markersize=7, markeredgewidth=1)
-            plot.plot([accuracy.mean], [place], "o", color=color, markersize=6)
+            plot.plot([found.mean], [place], "o", color=color, markersize=6)
             if row.name == document.untuned:
-                plot.axvline(accuracy.mean, color=REFERENCE, linewidth=1, linestyle=(0, (3, 3)), zorder=0)
+                plot.axvline(found.mean, color=REFERENCE, linewidth=1, linestyle=(0, (3, 3)), zorder=0)
         plot.set_yticks(range(len(rows)), [row.name for row, _ in rows])
         plot.set_ylim(len(rows) - 0.4, -0.6)
         plot.grid(axis="x")
@@ -153,14 +153,14 @@ def time_plot(document: Comparison) -> str:
     """Draw the primary score against training time, on a logarithmic scale."""
     rows = with_results(document)
     seconds = [max(row.train_seconds or 0.0, 0.01) for row, _ in rows]
-    heights = [accuracy.mean for _, accuracy in rows]
+    heights = [found.mean for _, found in rows]
     with figure(_WIDE, max(3.2, 0.9 + 0.24 * len(rows)), _TEXT) as drawn:
         plot = axes(drawn)
         plot.set_xscale("log")
         plot.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         plot.xaxis.set_minor_formatter(lambda value, _: "")
         span = max(max(heights) - min(heights), 0.02)
-        # Names stand in a column next to the points, since methods of like accuracy and time would cover each other's.
+        # Names stand in a column next to the points, since methods of like score and time would cover each other's.
         places = _apart(heights, 1.1 * span / max(len(rows), 12))
         low, high = min(*heights, *places), max(*heights, *places)
         plot.set_xlim(min(seconds) / 1.5, max(seconds) * 1.5)

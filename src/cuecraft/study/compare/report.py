@@ -67,7 +67,7 @@ def _content(document: Comparison) -> dict[str, Any]:
         "rows": [row for row, _ in plots.with_results(document)],
         "classes": document.task.labels,
         "seed_numbers": [entry.seed for entry in document.seeds],
-        "accuracy_plot": drawn(plots.accuracy_plot(document)),
+        "score_plot": drawn(plots.score_plot(document)),
         "time_plot": drawn(plots.time_plot(document)),
         "score": plots.spoken(document.task.primary),
         "others": list(next(row for row, _ in plots.with_results(document)).measures)[1:],
@@ -187,16 +187,18 @@ def make_rows(
     scores = {name: _scores(found, truth) for name, found in cells.items()}
     draws = Resamples.draw(*next(iter(scores.values())).shape)
     untuned, best = untuned_name(cells), best_name(cells)
+    measure = cells[untuned][0].test.measure
     rows = []
     for contender in asked:
         name, method = contender.name, contender.method.name
         if name in refused:
-            rows.append(Row(name=name, method=method, refused=refused[name]))
+            rows.append(Row(name=name, method=method, refused=refused[name], measure=measure))
             continue
         found = cells[name]
         primary = _estimate(scores[name].mean(axis=1), draws.mean(scores[name]))
         results = {
-            "accuracy": primary,
+            "measure": measure,
+            "score": primary,
             "measures": _measures(found, primary),
             "versus_untuned": _difference(draws, scores[name] - scores[untuned]) if name != untuned else None,
             "versus_best": _difference(draws, scores[name] - scores[best]) if name != best else None,

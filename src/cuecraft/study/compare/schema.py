@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from cuecraft.artifact.manifest import BackboneEntry, DataEntry
 
-# 2: scores by name, and what plots need of answers of any kind.
-SCHEMA_VERSION = 2
+# 2: scores by name, and what plots need of answers of any kind; 3: keys of scores name their metric, where they were
+# `accuracy` for all kinds of answers.
+SCHEMA_VERSION = 3
 
 
 def _finite(value: Any) -> Any:
@@ -26,11 +35,41 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ScoreEntry(_Part):
-    """Mean loss (nats; null where it is no finite number) and mean primary score: of labels the accuracy."""
+class _Measured(_Part):
+    """A part with scores of one metric, whose name its document has in place of `score`: `accuracy`, `dev_spearman`."""
+
+    scored: ClassVar[tuple[str, ...]] = ("score",)
+
+    measure: str = Field("accuracy", description="name of the metric, which stands in the keys of its scores")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, given: Any) -> Any:
+        """Read the scores of a document, whose keys have the metric's name."""
+        if not isinstance(given, Mapping):
+            return given
+        unknown = [key for key in given if key not in cls.model_fields]
+        prefixes = [name.removesuffix("score") for name in cls.scored]
+        keys = {key: own for key in unknown for own in prefixes if key.startswith(own)}
+        measures = {key.removeprefix(own) for key, own in keys.items()}
+        if len(measures) != 1:
+            return given
+        known = {key: value for key, value in given.items() if key not in keys}
+        return known | {f"{own}score": given[key] for key, own in keys.items()} | {"measure": measures.pop()}
+
+    @model_serializer(mode="wrap")
+    def _named(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write scores under the metric's name."""
+        found: dict[str, Any] = write(self)
+        measure = found.pop("measure")
+        return {name.replace("score", measure) if name in self.scored else name: own for name, own in found.items()}
+
+
+class ScoreEntry(_Measured):
+    """Mean loss (nats; null where it is no finite number) and mean score: of labels the accuracy."""
 
     loss: Number
-    accuracy: float
+    score: float
 
 
 class MemoryEntry(_Part):
@@ -55,30 +94,32 @@ class RepeatEntry(_Part):
     steps: int = Field(description="how many steps of both runs were compared")
 
 
-class Step(_Part):
+class Step(_Measured):
     """One step of a search or training."""
+
+    scored: ClassVar[tuple[str, ...]] = ("train_score", "dev_score")
 
     phase: str
     step: int
     train_loss: Number = None
-    train_accuracy: Number = None
+    train_score: Number = None
     dev_loss: Number = None
-    dev_accuracy: Number = None
+    dev_score: Number = None
     best: bool = False
     accepted: bool | None = Field(None, description="of a search: whether the swap tried was taken")
     prompt: str | None = Field(None, description="of a search: the prompt in words")
 
     @classmethod
-    def of(cls, event: Mapping[str, Any], number: int, primary: str = "accuracy") -> Step:
+    def of(cls, event: Mapping[str, Any], number: int, measure: str = "accuracy") -> Step:
         """Take what is known of a trace event; `number` stands in where it has no step.
 
         Args:
             event: the document of the event.
             number: of the step.
-            primary: the name of the primary score, which is kept as the accuracy.
+            measure: the name of the score in it.
         """
-        named = {f"{part}_accuracy": event.get(f"{part}_{primary}") for part in ("train", "dev")}
-        found = {**event, **named}
+        named = {f"{part}_score": event.get(f"{part}_{measure}") for part in ("train", "dev")}
+        found = {**event, **named, "measure": measure}
         known = {name: found[name] for name in cls.model_fields if found.get(name) is not None}
         return cls.model_validate({"phase": "", "step": number} | known)
 
@@ -172,13 +213,13 @@ class Difference(_Part):
     p: float = Field(description="two-sided")
 
 
-class Row(_Part):
+class Row(_Measured):
     """One method over all seeds; results are null where it was refused."""
 
     name: str
     method: str
     refused: str | None = Field(None, description="why the method does not go with the backbone")
-    accuracy: Estimate | None = Field(None, description="of the primary score: of labels the accuracy")
+    score: Estimate | None = Field(None, description="the primary one: of labels the accuracy")
     macro_f1: Estimate | None = Field(None, description="of labels")
     measures: dict[str, Estimate] = Field({}, description="of all scores by name, the primary one first")
     dev_loss: float | None = Field(None, description="mean over seeds; the best method is chosen by it")

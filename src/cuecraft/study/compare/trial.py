@@ -221,7 +221,7 @@ def run_trial(name: str, method: Method, problem: Problem, test: Labelled) -> Tr
             answers.measure([own], [gold])[answers.primary]
             for own, gold in zip(decisions, test.golds.values, strict=True)
         ]
-        scores = replace(scores, primary=torch.tensor(found, dtype=torch.float64))
+        scores = replace(scores, primary=torch.tensor(found, dtype=torch.float64), measure=answers.primary)
     else:
         decisions = answers.decide(answers.probabilities(values.numpy()), test.context.examples)
     return Trial(

@@ -9,6 +9,7 @@ behind an example's own options are minus infinity.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -62,6 +63,22 @@ def softmax(values: Values) -> Values:
     shares = np.exp(values - values.max(-1, keepdims=True))
     found: Values = shares / shares.sum(-1, keepdims=True)
     return found
+
+
+def check_number(name: str, value: float, least: float = -math.inf, greatest: float = math.inf) -> None:
+    """Raise DataError where a field of an answer space is no number in its range, as in a damaged manifest.
+
+    Args:
+        name: of the field.
+        value: its value.
+        least: that it may have.
+        greatest: that it may have.
+    """
+    if not math.isfinite(value) or not least <= value <= greatest:
+        low, high = (
+            f" {word} {end:g}" if math.isfinite(end) else "" for word, end in (("from", least), ("to", greatest))
+        )
+        raise DataError(f"{name} is {value:g}; it has to be a number{low}{high}")
 
 
 class AnswerOptions(Options):
@@ -281,6 +298,11 @@ class AnswerSpace(ABC):
     def classes(self) -> tuple[Any, ...]:
         """The options that all examples share as the user's data has them; by default their names."""
         return tuple(self.options)
+
+    @property
+    def tuning_score(self) -> str:
+        """Name of the score by which prompts are compared in tuning: the primary one, where values give it."""
+        return self.primary
 
     @property
     def undecided(self) -> Self:

@@ -18,7 +18,16 @@ from pydantic import Field
 from cuecraft.core.errors import DataError, LabelWordError, named
 from cuecraft.data.labels import is_missing, label_name, python_value
 from cuecraft.data.records import Record, column_value
-from cuecraft.task.answers.base import AnswerColumns, AnswerOptions, AnswerSpace, Decision, Gold, Values, softmax
+from cuecraft.task.answers.base import (
+    AnswerColumns,
+    AnswerOptions,
+    AnswerSpace,
+    Decision,
+    Gold,
+    Values,
+    check_number,
+    softmax,
+)
 from cuecraft.task.answers.words import Words
 from cuecraft.task.example import Example
 
@@ -71,7 +80,13 @@ class Cloze(AnswerSpace):
     top: int = 10
 
     def __post_init__(self) -> None:
+        check_number("tokens", self.tokens, 1)
+        check_number("top", self.top, 1)
+        if not all(own.strip() for own in self.seen):
+            raise DataError("a seen answer is empty; remove it")
         if self.among != "candidates":
+            if self.candidates:
+                raise DataError(f"there are candidates, and answers are among the {self.among}; leave one of them out")
             return
         if len(self.candidates) < 2:
             raise DataError(f"{len(self.candidates)} candidates for cloze answers; give two at least")
@@ -132,6 +147,11 @@ class Cloze(AnswerSpace):
     def is_open(self) -> bool:
         """Whether any word may be the answer."""
         return self.among == "vocabulary"
+
+    @property
+    def tuning_score(self) -> str:
+        """Precision at 1; of any word that of the first token: words of several tokens are searched for in answers."""
+        return f"first_token_{self.primary}" if self.is_open else self.primary
 
     @property
     def calibrations(self) -> tuple[str, ...]:  # type: ignore[override]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from cuecraft.core.errors import DataError, named
 from cuecraft.data.labels import is_missing, python_value
 from cuecraft.task.answers.base import AnswerColumns
+from cuecraft.task.answers.choices import Choices
 
 #: Usual columns of numbers.
 NUMBERS = ("number", "score", "stars", "rating")
@@ -16,6 +17,7 @@ NUMBERS = ("number", "score", "stars", "rating")
 SHOWING = ("label", "labels", "answer", "spans", "tags", "ner_tags", "tokens", "words", *NUMBERS)
 #: Rows that are looked at.
 LOOKED_AT = 1000
+_MISTAKES = 0.2  # share of answers up to which those that are none of their row's options are mistakes
 _CLASSES = 10  # distinct strings under `answer` up to which they may be classes
 
 
@@ -33,31 +35,71 @@ def inferred_kind(rows: Sequence[Mapping[str, Any]], columns: AnswerColumns) -> 
         return "labels", "there are no rows"
     there = {name for row in rows for name in row}
     if _are_given(rows, columns.options) and (columns.label or there & {"answer", "label"}):
-        return "choices", f"rows have options in {columns.options!r}"
+        return _of_options(rows, columns)
     if columns.label is not None:
         return _of_column(rows, columns.label)
     if "label" in there:
         return _of_column(rows, "label")
-    both = [name for name in ("labels", "spans") if name in there]
-    if len(both) > 1:
-        raise DataError(
-            "the rows have labels (a set for each text) and spans (in the text); say which with "
-            f"{named('task.answers')} multilabel or tokens"
-        )
-    if both:
-        return ("multilabel" if both == ["labels"] else "tokens"), f"there is a column {both[0]!r}, and none 'label'"
+    shown = _shown(rows, there)
+    if len({kind for kind, _ in shown}) > 1:
+        seen = "; ".join(f"{kind}: {reason}" for kind, reason in shown)
+        kinds = " or ".join(dict.fromkeys(kind for kind, _ in shown))
+        raise DataError(f"the rows could be of several kinds ({seen}); say which with {named('task.answers')} {kinds}")
+    if not shown or (shown[0][0] == "cloze" and not _are_open(rows)):
+        return "labels", "each row has one label"
+    return shown[0]
+
+
+def _shown(rows: Sequence[Mapping[str, Any]], there: Collection[str]) -> list[tuple[str, str]]:
+    """Return each kind that a column shows where there is no `label`, and what shows it."""
+    found = []
+    if "labels" in there:
+        found.append(("multilabel", "there is a column 'labels', and none 'label'"))
+    if "spans" in there:
+        found.append(("tokens", "there is a column 'spans', and none 'label'"))
     tagged = [name for name in ("tags", "ner_tags") if _have_lists(rows, name)]
     if tagged and any(_have_lists(rows, name) for name in ("tokens", "words", "text")):
-        return "tokens", f"{tagged[0]!r} has a tag for each word"
-    answers = {row["answer"] for row in rows if isinstance(row.get("answer"), str)}
-    if len(answers) > _CLASSES:
-        return "cloze", f"'answer' has {len(answers)} different strings"
+        found.append(("tokens", f"{tagged[0]!r} has a tag for each word"))
+    answers = _answers(rows)
     if _have_lists(rows, "answer"):
-        return "cloze", "'answer' has several right answers"
-    for name in NUMBERS:
-        if _are_numbers(rows, name):
-            return "ordinal", f"{name!r} has numbers, and there is no column 'label'"
-    return "labels", "each row has one label"
+        found.append(("cloze", "'answer' has several right answers"))
+    elif answers:
+        found.append(("cloze", f"'answer' has {len(answers)} different strings"))
+    numbers = next((name for name in NUMBERS if _are_numbers(rows, name)), None)
+    if numbers is not None:
+        found.append(("ordinal", f"{numbers!r} has numbers, and there is no column 'label'"))
+    return found
+
+
+def _answers(rows: Sequence[Mapping[str, Any]]) -> set[str]:
+    return {row["answer"] for row in rows if isinstance(row.get("answer"), str)}
+
+
+def _are_open(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether answers are too many different strings to be classes, or several for a row."""
+    return len(_answers(rows)) > _CLASSES or _have_lists(rows, "answer")
+
+
+def _of_options(rows: Sequence[Mapping[str, Any]], columns: AnswerColumns) -> tuple[str, str]:
+    """Return that rows with options are choices: the answer of each is one of them, but for a few that are mistakes.
+
+    Raises:
+        DataError: other rows than a few have an answer that is none of their options.
+    """
+    faults, answered = [], 0
+    for number, row in enumerate(rows, start=1):
+        if not _is_blank(python_value(row.get(columns.label_in(row, Choices.columns)))):
+            answered += 1
+            try:
+                Choices.read(f"row {number}", row, columns)
+            except DataError as error:
+                faults.append(str(error).partition(";")[0])
+    if len(faults) > _MISTAKES * answered:
+        raise DataError(
+            f"rows have options in {columns.options!r}, which do not go with {len(faults)} of {answered} answers "
+            f"({faults[0]}); say what the answers are with {named('task.answers')} choices, labels or another kind"
+        )
+    return "choices", f"rows have options in {columns.options!r}"
 
 
 def _are_given(rows: Sequence[Mapping[str, Any]], column: str) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from cuecraft.core.errors import DataError, named
 from cuecraft.data.labels import is_missing, label_name, python_value
 from cuecraft.data.records import Record, column_value
-from cuecraft.task.answers.base import AnswerColumns, AnswerOptions, AnswerSpace, Decision, Gold, Values
+from cuecraft.task.answers.base import AnswerColumns, AnswerOptions, AnswerSpace, Decision, Gold, Values, check_number
 from cuecraft.task.answers.words import Words, check_words, words_of
 from cuecraft.task.example import Example
 
@@ -42,7 +42,8 @@ class Multilabel(AnswerSpace):
         thresholds: `[L]` least probabilities of answered classes, between 0 and 1; none given for .5 each.
 
     Raises:
-        DataError: no class, a class named twice, or not one threshold for each.
+        DataError: no class, a class named twice, not one threshold for each, or one that is no
+            probability.
         LabelWordError: a class without words, an empty word, or one word for two classes.
     """
 
@@ -71,6 +72,8 @@ class Multilabel(AnswerSpace):
         for what, own in (("names of classes", self.classes), ("thresholds", self.thresholds)):
             if own and len(own) != len(self.labels):
                 raise DataError(f"{len(own)} {what} for {len(self.labels)} classes; give one for each")
+        for least in self.thresholds:
+            check_number("a threshold", least, 0, 1)
         check_words(self.labels, self.words)
 
     @classmethod

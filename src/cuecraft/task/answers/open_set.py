@@ -16,7 +16,16 @@ from pydantic import Field
 from cuecraft.core.errors import DataError, MethodError
 from cuecraft.data import Record
 from cuecraft.data.labels import read_label
-from cuecraft.task.answers.base import AnswerColumns, AnswerOptions, AnswerSpace, Decision, Gold, Values, softmax
+from cuecraft.task.answers.base import (
+    AnswerColumns,
+    AnswerOptions,
+    AnswerSpace,
+    Decision,
+    Gold,
+    Values,
+    check_number,
+    softmax,
+)
 from cuecraft.task.answers.words import Words, check_words, words_of
 from cuecraft.task.example import Example
 
@@ -46,7 +55,7 @@ class OpenSet(AnswerSpace):
         least: least probability of the likeliest class with which it is answered.
 
     Raises:
-        DataError: fewer than two classes, or a class named twice.
+        DataError: fewer than two classes, a class named twice, or a share that is none.
         LabelWordError: a class without words, an empty word, or one word for two classes.
     """
 
@@ -69,6 +78,9 @@ class OpenSet(AnswerSpace):
         if len(set(self.labels)) != len(self.labels) or self.reject in self.labels:
             raise DataError(f"a class is named twice among {', '.join((*self.labels, self.reject or ''))}")
         check_words(self.labels, self.words)
+        if not 0 < self.keep <= 1:
+            raise DataError(f"keep is {self.keep:g}; it has to be a share above 0, up to 1")
+        check_number("least", self.least, 0, 1)
 
     @classmethod
     def read(cls, where: str, row: Mapping[str, Any], columns: AnswerColumns) -> tuple[str, tuple[str, ...]]:

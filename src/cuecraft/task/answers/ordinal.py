@@ -14,7 +14,16 @@ from pydantic import Field, field_validator, model_validator
 from cuecraft.core.errors import DataError
 from cuecraft.data.labels import is_missing, python_value
 from cuecraft.data.records import Record, column_value
-from cuecraft.task.answers.base import AnswerColumns, AnswerOptions, AnswerSpace, Decision, Gold, Values, softmax
+from cuecraft.task.answers.base import (
+    AnswerColumns,
+    AnswerOptions,
+    AnswerSpace,
+    Decision,
+    Gold,
+    Values,
+    check_number,
+    softmax,
+)
 from cuecraft.task.answers.multilabel import smallest_stratum
 from cuecraft.task.answers.words import Words, check_words, words_of
 from cuecraft.task.example import Example
@@ -71,7 +80,7 @@ class Ordinal(AnswerSpace):
         margin: by which each interval is wider on both sides.
 
     Raises:
-        DataError: fewer than two numbers, or they do not ascend.
+        DataError: fewer than two numbers, they do not ascend, or coverage or margin are out of range.
         LabelWordError: a number without words, an empty word, or one word for two numbers.
     """
 
@@ -98,6 +107,12 @@ class Ordinal(AnswerSpace):
             raise DataError(f"only one number ({self._shown or 'none'}); give examples of at least two")
         if not all(low < high for low, high in zip(self.numbers, self.numbers[1:], strict=False)):
             raise DataError(f"the numbers {self._shown} do not ascend; give each once, the least first")
+        if not 0 < self.coverage < 1:
+            raise DataError(f"coverage is {self.coverage:g}; it has to be a share between 0 and 1")
+        for name, own in (("margin", self.margin), ("a number", self.numbers[0]), ("a number", self.numbers[-1])):
+            check_number(name, own)
+        if len(self.words) != len(self.numbers):
+            raise DataError(f"{len(self.words)} label words for {len(self.numbers)} numbers; give each its own")
         check_words(tuple(self.options), self.words)
 
     @classmethod

@@ -68,6 +68,9 @@ class TokenLabels(AnswerSpace):
     Args:
         labels: `[L]` the spans' labels.
         field: the field whose words are labelled; "" for the only one.
+
+    Raises:
+        DataError: no label, an empty one, or one that is named twice.
     """
 
     kind: ClassVar[str] = "tokens"
@@ -83,6 +86,8 @@ class TokenLabels(AnswerSpace):
     def __post_init__(self) -> None:
         if not self.labels:
             raise DataError("no text has a labelled span; give examples with some")
+        if len(set(self.labels)) != len(self.labels) or not all(own.strip() for own in self.labels):
+            raise DataError(f"a label is empty or named twice among {', '.join(self.labels)}")
 
     @classmethod
     def read(

@@ -44,6 +44,8 @@ def words_of(names: Sequence[str], label_words: Words = None) -> tuple[tuple[str
 
 def check_words(names: Sequence[str], words: Sequence[Sequence[str]]) -> None:
     """Raise LabelWordError where an option has no word or an empty one, or two have the same."""
+    if len(words) != len(names):
+        raise LabelWordError(f"label words of {len(words)} options, and there are {len(names)}; give each its own")
     owner: dict[str, str] = {}
     for name, own in zip(names, words, strict=True):
         if not own or not all(word.strip() for word in own):
