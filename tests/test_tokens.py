@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,8 +20,9 @@ from cuecraft.core.errors import (
 from cuecraft.data import Record, read_records
 from cuecraft.task import Example
 from cuecraft.task.alignment import UNREAD, first_tokens, words_of, words_within
-from cuecraft.task.answers import AnswerColumns
-from cuecraft.task.answers.tokens import TokenLabels, TokenOptions, best_tags
+from cuecraft.task.answers import AnswerColumns, answer_space, answers_document
+from cuecraft.task.answers.chains import Chain, best_tags, chain_weights, counted
+from cuecraft.task.answers.tokens import TokenLabels, TokenOptions
 from cuecraft.task.token_text import text_ids, text_places
 from token_labels import LABELLED, SPACE, rows_of, values_of
 
@@ -155,17 +157,67 @@ def is_possible(tags):
     return all(tag == 0 or tag % 2 or before in (tag - 1, tag) for before, tag in itertools.pairwise([0, *tags]))
 
 
-def test_the_likeliest_tags_are_those_of_brute_force():
+#: How often tags of some texts follow each other, -1 in front of them; a text of two films, one of a long mood.
+FOLLOWED = counted([(1, 2, 0, 1, 2), (0, 3, 4, 4), (0, 0, 0)])
+
+
+def rated(probabilities, tags, followed):
+    """The product of the tags' probabilities and of how often each follows the other, written out; 0 if it cannot."""
+    if not is_possible(tags):
+        return 0.0
+    found, size = 1.0, probabilities.shape[-1]
+    shares = [0.5 + sum(count for _, own, count in followed if own == tag) for tag in range(size)]
+    for row, (before, tag) in zip(probabilities, zip((-1, *tags), tags, strict=False), strict=True):
+        found *= row[tag]
+        if followed:
+            share = shares[tag] / sum(shares)
+            behind = sum(count for own, _, count in followed if own == before)
+            pair = sum(count for one, other, count in followed if (one, other) == (before, tag))
+            found *= ((pair + 5 * share) / (behind + 5) / share) ** 0.75
+    return found
+
+
+@pytest.mark.parametrize("followed", [(), FOLLOWED], ids=["possible", "counted"])
+def test_the_likeliest_tags_are_those_of_brute_force(followed):
     random = np.random.default_rng(0)
     probabilities = random.dirichlet(np.ones(5), (30, 5))
     read = random.random((30, 5)) > 0.2
-    paths = best_tags(probabilities * read[..., None])
-    for own, known, path in zip(np.log(probabilities), read, paths, strict=True):
+    paths = best_tags(probabilities * read[..., None], chain_weights(5, followed))
+    for own, known, path in zip(probabilities, read, paths, strict=True):
         assert (path[~known] == -1).all()
-        rows = np.flatnonzero(known)
-        possible = [tags for tags in itertools.product(range(5), repeat=len(rows)) if is_possible(tags)]
-        best = max(possible, key=lambda tags: sum(own[row, tag] for row, tag in zip(rows, tags, strict=True)))
+        own = own[known]
+        best = max(itertools.product(range(5), repeat=len(own)), key=lambda tags: rated(own, tags, followed))
         assert path[known].tolist() == list(best)
+
+
+@pytest.mark.parametrize("followed", [(), FOLLOWED], ids=["possible", "counted"])
+def test_probabilities_of_tags_and_spans_are_those_of_brute_force(followed):
+    random = np.random.default_rng(1)
+    probabilities = random.dirichlet(np.ones(5), 5)
+    probabilities[2] = 0  # was not read
+    chain, own = Chain(probabilities, chain_weights(5, followed)), probabilities[[0, 1, 3, 4]]
+    table = {tags: rated(own, tags, followed) for tags in itertools.product(range(5), repeat=4)}
+    total = sum(table.values())
+    assert chain.probability([1, 2, -1, 0, 3]) == pytest.approx(table[1, 2, 0, 3] / total)
+    whole = sum(value for tags, value in table.items() if tags[1:3] == (3, 4) and tags[3] != 4)
+    assert chain.of_span(1, 3, [0, 3, -1, 4, 0]) == pytest.approx(whole / total)
+    last = sum(value for tags, value in table.items() if tags[3] == 1)
+    assert chain.of_span(4, 4, [0, 0, -1, 0, 1]) == pytest.approx(last / total)
+    assert Chain(np.zeros((3, 5)), chain_weights(5, followed)).probability([-1, -1, -1]) == 1
+
+
+def test_counts_of_the_training_texts_change_what_is_decided():
+    rows = rows_of()
+    space = TokenLabels.of(rows, TokenOptions(), None)
+    tags = [space.gold(row).tags for row in rows]
+    pairs = [pair for own in tags for pair in zip((-1, *own), own, strict=False)]
+    assert space.followed == tuple((*pair, pairs.count(pair)) for pair in sorted(set(pairs)))
+    # Each word by itself is a span's beginning as likely as not; a film of two words is what was seen.
+    doubtful = np.array([[0.48, 0.52, 0, 0, 0], [0.1, 0.46, 0.44, 0, 0], [0.9, 0.1, 0, 0, 0]])
+    seen = TokenLabels(("film", "mood"), followed=counted([(1, 2, 0)] * 20))
+    text = [Example({"text": "the film ends"})]
+    assert [own["text"] for own in SPACE.decide(doubtful.reshape(1, -1), text)[0].value] == ["the", "film"]
+    assert [own["text"] for own in seen.decide(doubtful.reshape(1, -1), text)[0].value] == ["the film"]
 
 
 def decisions_of(values, labelled):
@@ -237,18 +289,17 @@ def test_a_text_without_spans_in_which_none_are_found_is_right():
     assert SPACE.measure(decisions_of(values, [LABELLED[3], LABELLED[5]]), golds.values)["entity_f1"] == 0.0
 
 
-def test_confidences_are_probabilities_of_tags():
+def test_confidences_are_those_of_the_tags_that_are_shown():
     golds, values = values_of(LABELLED)
     probabilities = SPACE.probabilities(values.numpy()).reshape(len(LABELLED), -1, 5)
     for own, gold, table in zip(decisions_of(values, LABELLED), golds.values, probabilities, strict=True):
         tags = [["O", "B-film", "I-film", "B-mood", "I-mood"].index(tag) for tag in bio(own.value, gold.words)]
-        shares = [table[word, tag] for word, tag in enumerate(tags)]
-        assert own.confidence == pytest.approx(np.prod(shares))
+        chain = Chain(table, SPACE.weights)
+        assert own.confidence == pytest.approx(chain.probability(tags))
         for one, (name, confidence) in zip(own.value, own.options.items(), strict=True):
             words = words_within(gold.words, one["start"], one["end"])
-            behind = table[words[-1] + 1, 2 + 2 * SPACE.labels.index(one["label"])] if words[-1] + 1 < len(tags) else 0
             assert name == f"{one['label']} {one['start']}-{one['end']}"
-            assert confidence == pytest.approx(np.prod([shares[word] for word in words]) * (1 - behind))
+            assert confidence == pytest.approx(chain.of_span(words[0], words[-1], tags))
 
 
 def test_strata_hold_the_rarest_label():
@@ -339,9 +390,21 @@ def test_rows_that_cannot_be_read_are_named_in_one_line(row, message):
     assert "\n" not in str(caught.value)
 
 
+def test_an_answer_space_of_before_reads_the_last_layer_and_has_no_counts():
+    now = TokenLabels.of(rows_of(), TokenOptions(), None)
+    document = json.loads(json.dumps(answers_document(now)))
+    assert answer_space(document) == now
+    before = answer_space({name: document[name] for name in ("kind", "labels", "field")})
+    assert (before.reading, before.followed) == ("word", ())
+    assert np.array_equal(before.weights, chain_weights(5, ()))
+    with pytest.raises(DataError, match="none of the 5 tags"):
+        replace(SPACE, followed=((0, 5, 1),))
+
+
 def test_the_labels_are_those_of_the_training_rows_or_given():
     rows = rows_of()
-    assert TokenLabels.of(rows, TokenOptions(), None) == TokenLabels(("film", "mood"), "text")
+    found = TokenLabels.of(rows, TokenOptions(), None)
+    assert (found.labels, found.field) == (("film", "mood"), "text")
     assert TokenLabels.of(rows, TokenOptions(labels=("mood", "film", "x")), None).labels == ("mood", "film", "x")
     with pytest.raises(DataError, match="no text has a labelled span"):
         TokenLabels.of(rows_of([LABELLED[3]]), TokenOptions(), None)

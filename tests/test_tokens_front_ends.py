@@ -15,7 +15,7 @@ from cuecraft.study.compare.comparison import Folder, _Run
 from cuecraft.study.compare.config import ComparedMethod, Split, Splits
 from cuecraft.study.compare.report import render_report
 from cuecraft.study.compare.schema import Comparison
-from cuecraft.task.answers.tokens import TokenLabels, TokenOptions
+from cuecraft.task.answers.tokens import TokenOptions
 from token_labels import LABELLED, SPACE, rows_of, spans_of
 
 X = [text for text, _ in LABELLED]
@@ -48,7 +48,8 @@ def files(tmp_path, monkeypatch):
 def test_spans_of_texts_in_python(sequence, tmp_path):
     classifier = PromptClassifier(sequence, "deep-cue", method_options=QUICK)
     classifier.fit(X, SPANS, dev=(X, SPANS))  # the spans show the kind
-    assert classifier.task_.answers == TokenLabels(SPACE.labels, "text")
+    answers = classifier.task_.answers
+    assert (answers.labels, answers.field, answers.reading) == (SPACE.labels, "text", "context")
     decisions = classifier.decide(X)
     found = classifier.predict(X)
     assert [list(own) for own in found] == [own.value for own in decisions]
@@ -179,5 +180,5 @@ def test_methods_are_compared_by_their_scores_of_spans(sequence, tmp_path):
     assert (document.task.answers, document.task.primary) == ("tokens", "text_f1")
     for row in document.rows:
         assert list(row.measures) == ["text_f1", "entity_f1", "entity_precision", "entity_recall", "macro_f1"]
-        assert row.accuracy.mean == pytest.approx(row.measures["text_f1"].mean)
+        assert row.score.mean == pytest.approx(row.measures["text_f1"].mean)
     assert "entity F1" in render_report(document)

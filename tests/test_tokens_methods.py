@@ -12,6 +12,7 @@ from conftest import LM_TEMPLATE
 from cuecraft.artifact import DeepCue, HardPrompt, PrefixPrompt, SoftPrompt, load_artifact
 from cuecraft.artifact.predictor import Predictor
 from cuecraft.backbone import Budget, ClassHead
+from cuecraft.backbone.columns import in_context
 from cuecraft.backbone.encoder import Pooling
 from cuecraft.core.checkpoints import Checkpoints, Keeping
 from cuecraft.core.errors import (
@@ -100,11 +101,11 @@ def test_the_field_of_several_has_to_be_named(sequence):
 # Reading: a plain forward pass is the oracle.
 
 
-def head_of(backbone, seed=0):
+def head_of(backbone, seed=0, words=1):
     generator = torch.Generator().manual_seed(seed)
     rows = SPACE.head_rows
     return ClassHead(
-        torch.randn(rows, backbone.hidden_size, generator=generator), torch.randn(rows, generator=generator)
+        torch.randn(rows, words * backbone.hidden_size, generator=generator), torch.randn(rows, generator=generator)
     )
 
 
@@ -118,22 +119,32 @@ def plain_values(backbone, task, records, cue, head):
         before = tokenizer(front, add_special_tokens=False)["input_ids"]
         ids = [tokenizer.cls_token_id, *cue, *before, *encoded["input_ids"], tokenizer.sep_token_id]
         with torch.no_grad():
-            hidden = backbone.model(torch.tensor([ids])).last_hidden_state[0]
+            layers = backbone.model(torch.tensor([ids]), output_hidden_states=True).hidden_states[1:]
         first = 1 + len(cue) + len(before)
         places = [
             first + next(n for n, (start, stop) in enumerate(encoded["offset_mapping"]) if start < b and stop > a)
             for a, b in words_of(text)
         ]
-        found.append((hidden[places] @ head.weight.T + head.bias).flatten())
+        if task.answers.reading == "word":
+            read = layers[-1][0, places]
+        else:
+            own = torch.stack(
+                [layer[0, places] / layer[0, places].pow(2).mean(-1, keepdim=True).sqrt() for layer in layers]
+            )
+            own = torch.cat([torch.zeros(1, own.shape[-1]), own.mean(0), torch.zeros(1, own.shape[-1])])
+            read = torch.cat([own[1:-1], own[:-2], own[2:]], dim=-1)
+        found.append((read @ head.weight.T + head.bias).flatten())
     return found
 
 
 @pytest.mark.parametrize("source", ["{prompt}{text}", "{prompt}say:{text}"])
 @pytest.mark.parametrize("tokens", [30, 10**6])
+@pytest.mark.parametrize("reading", ["word", "context"])
 @torch.no_grad()
-def test_values_equal_the_plain_forward(sequence, source, tokens, monkeypatch):
+def test_values_equal_the_plain_forward(sequence, source, tokens, reading, monkeypatch):
     monkeypatch.setattr(sequence, "budget", Budget(tokens=tokens, bytes=2**30))
-    task, head, cue = Task(Template(source), SPACE), head_of(sequence), (20, 21, 22)
+    task = Task(Template(source), replace(SPACE, reading=reading))
+    head, cue = head_of(sequence, words=3 if reading == "context" else 1), (20, 21, 22)
     context = sequence.context(task.examples(rows_of()), task)
     expected = plain_values(sequence, task, rows_of(), cue, head)
     prompt = HardPrompt(cue, head)
@@ -203,6 +214,41 @@ def test_rows_of_labels_and_of_tokens_share_a_batch(sequence):
     for row in range(len(pieces)):
         assert torch.allclose(found[2 * row], expected[row], atol=1e-5)
         assert torch.allclose(found[2 * row + 1], values[row, : len(found[2 * row + 1])], atol=1e-5)
+
+
+@torch.no_grad()
+def test_words_that_are_read_in_two_ways_share_a_batch(sequence):
+    """As where an artifact of before, whose task says nothing of the reading, is served with one of today."""
+    tasks = {own: replace(TASK, answers=replace(SPACE, reading=own)) for own in ("word", "context")}
+    prompts = {own: HardPrompt((20,), head_of(sequence, words=1 + 2 * (own == "context"))) for own in tasks}
+    pieces = {own: sequence.context(task.examples(rows_of()), task).pieces for own, task in tasks.items()}
+    rows = [(sequence.ready(prompts[own], tasks[own]), pieces[own][n]) for n in range(3) for own in tasks]
+    found = iter(sequence.mixed_logits(rows))
+    for n in range(3):
+        for own, task in tasks.items():
+            (expected,) = plain_values(sequence, task, [rows_of()[n]], (20,), prompts[own].head)
+            assert torch.allclose(next(found), expected, atol=1e-5)
+
+
+@torch.no_grad()
+def test_neighbours_that_were_not_read_are_zeros():
+    features = torch.arange(1.0, 11).view(1, 5, 2)
+    features[0, 1], features[0, 4] = -torch.inf, torch.inf
+    found = in_context(features)[0]
+    assert found[0].tolist() == [1, 2, 0, 0, 0, 0]
+    assert found[2].tolist() == [5, 6, 0, 0, 7, 8]
+    assert found[3].tolist() == [7, 8, 5, 6, 0, 0]
+    assert bool(found[1, :2].isneginf().all())
+    assert bool(found[4, :2].isposinf().all())
+
+
+def test_layers_that_do_not_show_what_they_give_are_refused(sequence, monkeypatch):
+    task = replace(TASK, answers=replace(SPACE, reading="context"))
+    context = sequence.context(task.examples(rows_of()), task)
+    layer = sequence.layers[-1]
+    monkeypatch.setattr(layer, "forward", lambda hidden, *args, **kwargs: hidden)
+    with pytest.raises(BackboneError, match="reading: word"):
+        sequence.features(context, HardPrompt((20,)))
 
 
 def test_words_that_are_cut_off_are_not_read(sequence):

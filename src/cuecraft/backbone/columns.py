@@ -129,6 +129,29 @@ def of_words(features: Tensor, words: Tensor) -> Tensor:
     return table.masked_fill(words == UNREAD, -torch.inf).masked_fill(words == CUT, torch.inf)
 
 
+def in_context(features: Tensor) -> Tensor:
+    """Return features `[..., R, 3 d]` of each word, the word before it and the word behind, of those `[..., R, d]`.
+
+    Where there is no such word, or it was not read or cut off, they are zeros. Words themselves that were not read or
+    cut off stay marked, as `of_words` marks them.
+    """
+    known = features.masked_fill(features[..., :1].isinf(), 0.0)
+    none = torch.zeros_like(known[..., :1, :])
+    before = torch.cat([none, known[..., :-1, :]], dim=-2)
+    behind = torch.cat([known[..., 1:, :], none], dim=-2)
+    return torch.cat([features, before, behind], dim=-1)
+
+
+def mean_of_layers(states: Sequence[Tensor]) -> Tensor:
+    """Return the mean `[..., d]` of hidden states `[..., d]` of several layers, each at a root mean square of 1.
+
+    Layers below the last know more of a word and its neighbours (Tenney et al., ACL 2019, arXiv 1905.05950).
+    """
+    parts = [_single(own) for own in states]
+    level = [part.square().mean(-1, keepdim=True).clamp(min=torch.finfo(part.dtype).tiny).rsqrt() for part in parts]
+    return torch.stack([part * own for part, own in zip(parts, level, strict=True)]).mean(0)
+
+
 def word_scores(features: Tensor, head: ClassHead) -> Tensor:
     """Return class scores `[..., R * C]` of features of words `[..., R, d]`, as `of_words` gives them.
 

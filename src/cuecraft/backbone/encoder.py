@@ -26,6 +26,8 @@ from cuecraft.backbone.columns import (
     class_scores,
     columns_of,
     feature_columns,
+    in_context,
+    mean_of_layers,
     of_words,
     row_columns,
     word_scores,
@@ -160,6 +162,7 @@ class EncoderBackbone(Backbone):
         """Return features of words in one pass `[b, R, d]`, or a class head's scores of them `[b, R * C]`."""
         assert plan.words is not None
         features = of_words(self.run(plan, _FEATURES), plan.words)
+        features = in_context(features) if plan.reading == "context" else features
         return features if head is None else word_scores(features, head)
 
     def ready(self, prompt: Prompt, task: Task) -> ReadyPrompt:
@@ -173,15 +176,16 @@ class EncoderBackbone(Backbone):
         """Return class logits `[C]` of each row: a text with a prompt of its own; differentiable.
 
         Rows share passes with rows whose prefixes are as long as their own, or that have none too; and rows that are
-        read at words with others that are.
+        read at words with others that are read alike.
 
         Raises:
             PromptError: a prompt and its text are longer than the backbone's positions.
         """
-        groups: dict[tuple[int, bool], list[int]] = {}
+        groups: dict[tuple[int, bool, str], list[int]] = {}
         for number, (prompt, piece) in enumerate(rows):
             prompt.renderer.check_length([piece], prompt.length, prompt.own)
-            groups.setdefault((prompt.length - len(prompt.vectors), piece.words is None), []).append(number)
+            key = (prompt.length - len(prompt.vectors), piece.words is None, piece.reading)
+            groups.setdefault(key, []).append(number)
 
         def run(budget: Budget) -> list[Tensor]:
             found: dict[int, Tensor] = {}
@@ -256,6 +260,7 @@ class EncoderBackbone(Backbone):
             change=change,
             text=text.to(self.device),
             words=None if words is None else words.to(self.device),
+            reading=pieces[0].reading,
         )
 
 
@@ -346,10 +351,30 @@ class SequenceBackbone(EncoderBackbone):
 
     def run(self, plan: Plan, columns: Columns) -> Tensor:
         """Run one pass; return what is read of the pooled features `[1, b, Y]`, or at each word `[R, b, Y]`."""
-        with passing(change=plan.change):
+        return columns.scores(*columns.logits(self._read(plan)))
+
+    def _read(self, plan: Plan) -> Tensor:
+        """Return the features of each text `[b, 1, d]`, or at each word `[b, R, d]`."""
+        entered: list[Tensor] = []  # what the layers below the last gave
+
+        def enters(number: int, hidden: Tensor) -> None:
+            if number:
+                entered.append(plan.pick(hidden))
+
+        is_mixed = plan.reading == "context"
+        with passing(change=plan.change, enters=enters if is_mixed else None):
             hidden: Tensor = self._forward(plan).last_hidden_state
-        features = self._pooled(hidden, plan)[:, None] if plan.words is None else plan.pick(hidden)
-        return columns.scores(*columns.logits(features))
+        if plan.words is None:
+            return self._pooled(hidden, plan)[:, None]
+        last = plan.pick(hidden)
+        if not is_mixed:
+            return last
+        if len(entered) != len(self.layers) - 1:
+            raise BackboneError(
+                f"the layers of {self.name} do not show what they give; load the model without torch.compile, or read "
+                "the last layer alone (answers: reading: word)"
+            )
+        return mean_of_layers([*entered, last])
 
     def _pooled(self, hidden: Tensor, plan: Plan) -> Tensor:
         """Return the features `[b, d]` of the last layer's hidden states."""

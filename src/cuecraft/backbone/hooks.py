@@ -31,6 +31,7 @@ class Pass:
         config: of the model whose attention reads `past` or fills `kept`; None where attention is the model's own.
         past: keys and values in front of the pass's own tokens; None for none.
         kept: filled with the keys and values `[b, n_kv_heads, N, head_dim]` of each layer; None to keep none.
+        enters: given a layer's number and the hidden states `[b, L, d]` entering it, before `change`, looks at them.
         change: given a layer's number and the hidden states `[b, L, d]` entering it, returns what enters instead.
         output: given what enters the output embedding `[b, L, d]`, returns what stands for the logits.
         saves: keep only what enters each layer, and compute the layers again for the gradient.
@@ -41,6 +42,7 @@ class Pass:
     config: Any = None
     past: Layers | None = None
     kept: dict[int, tuple[Tensor, Tensor]] | None = None
+    enters: Callable[[int, Tensor], None] | None = None
     change: Callable[[int, Tensor], Tensor] | None = None
     output: Callable[[Tensor], Tensor] | None = None
     saves: bool = False
@@ -100,6 +102,8 @@ class _Layer(_Hosted):
         own = _PASS.get()
         if own is None:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
+        if own.enters is not None:
+            own.enters(self.hosted_number, args[0] if args else kwargs["hidden_states"])
         if own.change is not None and args:
             args = (own.change(self.hosted_number, args[0]), *args[1:])
         elif own.change is not None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cuecraft.backbone.prompt import ClassHead
 from cuecraft.backbone.query import PlacedPrompt
+from cuecraft.task.alignment import WordReading
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +100,7 @@ class Plan:
         text: `[b, N]` which new tokens are neither padding nor prompt; None where nothing is pooled.
         words: `[b, R]` the slot of each word, or `UNREAD` or `CUT` (`cuecraft.task.alignment`); None where slots are no
             words.
+        reading: what is read of a word.
     """
 
     inputs: Tensor
@@ -110,6 +112,7 @@ class Plan:
     change: Callable[[int, Tensor], Tensor] | None = None
     text: Tensor | None = None
     words: Tensor | None = None
+    reading: WordReading = "word"
 
 
 def at_slots(slots: Tensor, rows: Sequence[int] | None = None) -> Callable[[Tensor], Tensor]:

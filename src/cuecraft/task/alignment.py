@@ -8,8 +8,12 @@ two tokenizers read the same ones.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 from unicodedata import category
 
+#: What is read of a word: the last layer's hidden state at its first token; or the mean of all layers' ones, each at
+#: a root mean square of 1, and those of the words before and behind it (`context`).
+WordReading = Literal["word", "context"]
 Place = tuple[int, int]  # where something begins in a text, and where it ends (exclusive), in characters
 
 #: A word without a token of its own: its characters vanish in the tokenizer, or share one with the word before.

@@ -11,6 +11,7 @@ from typing import Any
 
 from cuecraft.core.errors import CuecraftWarning, DataError, PromptError, TemplateError
 from cuecraft.task import Example, Field, Literal, MaskSlot, PromptSlot, Shot, Task
+from cuecraft.task.alignment import WordReading
 from cuecraft.task.answer_ids import AnswerIds
 from cuecraft.task.fitting import Fields, LabelIds, are_longer, beyond_slot, cut_longest
 from cuecraft.task.frame import Frame
@@ -41,12 +42,14 @@ class Pieces:
         after: ids that stand after them.
         answer: masked LM only: where the mask token stands in ``before + after``.
         words: where the first token of each word stands there, or `UNREAD` or `CUT`; None where words are not read.
+        reading: what is read of a word.
     """
 
     before: tuple[int, ...]
     after: tuple[int, ...]
     answer: int = 0
     words: tuple[int, ...] | None = None
+    reading: WordReading = "word"
 
     def __len__(self) -> int:
         return len(self.before) + len(self.after)

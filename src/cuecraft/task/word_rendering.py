@@ -56,7 +56,7 @@ class WordRenderer(Renderer):
         tokens = first_tokens(words_of(text), self._places(text))
         end = next((word for word, own in enumerate(tokens) if own >= count), len(tokens))
         words = tuple(UNREAD if own == UNREAD else first + own for own in tokens[:end]) + (CUT,) * (len(tokens) - end)
-        return replace(self._pieces(fields), words=words)
+        return replace(self._pieces(fields), words=words, reading=self.task.answers.reading)
 
     def _places(self, text: str) -> Sequence[Place]:
         """Return where each token of the field stands in its text."""

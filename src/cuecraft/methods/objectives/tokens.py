@@ -21,7 +21,8 @@ from cuecraft.backbone import ClassHead
 from cuecraft.backbone.columns import class_scores, word_scores
 from cuecraft.methods.objectives.base import Objective
 from cuecraft.task.answers import Gold
-from cuecraft.task.answers.tokens import LabelledSpans, TokenLabels, best_tags, span_f1
+from cuecraft.task.answers.chains import best_tags
+from cuecraft.task.answers.tokens import LabelledSpans, TokenLabels, span_f1
 
 _UNSEEN = 0.5  # examples that a tag without any is taken to have
 
@@ -48,7 +49,7 @@ class TokenObjective(Objective):
         probabilities = self.answers.probabilities(values.double().cpu().numpy())
         tags, found = self.answers.head_rows, []
         for own in probabilities.reshape(-1, len(golds), values.shape[-1] // tags, tags):
-            for path, gold in zip(best_tags(own), golds, strict=True):
+            for path, gold in zip(best_tags(own, self.answers.weights), golds, strict=True):
                 assert isinstance(gold, LabelledSpans)
                 spans = frozenset(span for _, _, span in self.answers.spans(path.tolist(), gold.words))
                 found.append(span_f1(spans, gold.spans))

@@ -23,6 +23,7 @@ from pydantic import ConfigDict
 from cuecraft.core.errors import DataError, MethodError
 from cuecraft.core.options import Options
 from cuecraft.data.records import Record, RowAnswers
+from cuecraft.task.alignment import WordReading
 from cuecraft.task.answers.words import Words
 from cuecraft.task.example import Example
 
@@ -353,6 +354,11 @@ class AnswerSpace(ABC):
             MethodError: not exactly one of the options that all examples share is right.
         """
         raise MethodError(f"this needs texts of which each has one label; answers of kind {self.kind} have none")
+
+    @property
+    def reading(self) -> WordReading:
+        """What is read of a word; only where `at` is "words"."""
+        return "word"
 
     def field_of(self, names: Sequence[str]) -> str:
         """Return the field at whose words texts are read, of several by name; only where `at` is "words".

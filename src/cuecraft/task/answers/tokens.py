@@ -12,22 +12,21 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cuecraft.core.errors import CuecraftWarning, DataError, LabelWordError
 from cuecraft.data import Record
 from cuecraft.data.records import column_value
-from cuecraft.task.alignment import Place, words_of, words_within
+from cuecraft.task.alignment import Place, WordReading, words_of, words_within
 from cuecraft.task.answers.base import AnswerColumns, AnswerOptions, AnswerSpace, Decision, Gold, Values
+from cuecraft.task.answers.chains import Chain, Followed, Tags, best_tags, chain_weights, counted
 from cuecraft.task.answers.spans import Span, checked_spans, joined_words, read_spans
 from cuecraft.task.answers.words import Words
 from cuecraft.task.example import Example
-
-Tags = NDArray[np.int64]
 
 _FEW = 4  # texts that a stratum has at least; fewer would leave folds without any
 
@@ -59,6 +58,7 @@ class TokenOptions(AnswerOptions):
     kind: Literal["tokens"] = "tokens"
     labels: tuple[str, ...] | None = None  # in their order; None for those of the examples, sorted
     field: str | None = None  # whose words are labelled; None for the first
+    reading: WordReading = "context"  # what is read of a word
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,8 @@ class TokenLabels(AnswerSpace):
     Args:
         labels: `[L]` the spans' labels.
         field: the field whose words are labelled; "" for the only one.
+        reading: what is read of a word.
+        followed: how often the training texts' tags follow each other; empty where that is not known.
 
     Raises:
         DataError: no label, an empty one, or one that is named twice.
@@ -82,12 +84,18 @@ class TokenLabels(AnswerSpace):
 
     labels: tuple[str, ...]
     field: str = ""
+    followed: Followed = ()
+    reading: WordReading = "word"
 
     def __post_init__(self) -> None:
         if not self.labels:
             raise DataError("no text has a labelled span; give examples with some")
         if len(set(self.labels)) != len(self.labels) or not all(own.strip() for own in self.labels):
             raise DataError(f"a label is empty or named twice among {', '.join(self.labels)}")
+        if any(not (-1 <= one < self.head_rows and 0 <= tag < self.head_rows) for one, tag, _ in self.followed):
+            raise DataError(
+                f"counts of tags that are none of the {self.head_rows} tags; count those of the same labels"
+            )
 
     @classmethod
     def read(
@@ -127,7 +135,7 @@ class TokenLabels(AnswerSpace):
                 CuecraftWarning,
                 stacklevel=2,
             )
-        return space
+        return replace(space, followed=counted([gold.tags for gold in golds]), reading=asked.reading)
 
     @property
     def options(self) -> Mapping[str, tuple[str, ...]]:
@@ -138,6 +146,11 @@ class TokenLabels(AnswerSpace):
     def classes(self) -> tuple[str, ...]:
         """The spans' labels."""
         return self.labels
+
+    @cached_property
+    def weights(self) -> Values:
+        """Those `[1 + O, O]` of each tag behind another (`chains.chain_weights`)."""
+        return chain_weights(self.head_rows, self.followed)
 
     @property
     def head_rows(self) -> int:
@@ -201,29 +214,26 @@ class TokenLabels(AnswerSpace):
         return found.reshape(values.shape)
 
     def decide(self, probabilities: Values, examples: Sequence[Example]) -> list[Decision]:
-        """Return the spans of the likeliest tags that can follow each other.
+        """Return the spans of the likeliest tags that can follow each other, given how often they do (`chains`).
 
         A text's confidence is the probability of all of its tags; a span's, that of its words' tags and of its end.
         """
         table = probabilities.reshape(len(probabilities), -1, self.head_rows)
         total = table.sum(-1, keepdims=True)
         table = table / np.where(total > 0, total, 1.0)  # one that some prompts did not read
-        paths = best_tags(table)
+        paths = best_tags(table, self.weights)
         return [
             self._decision(example.fields[self.field_of(tuple(example.fields))], own, path)
             for example, own, path in zip(examples, table, paths, strict=True)
         ]
 
     def _decision(self, text: str, table: Values, path: Tags) -> Decision:
-        words = words_of(text)
-        of_words = np.where(path < 0, 1.0, np.take_along_axis(table, np.maximum(path, 0)[:, None], 1)[:, 0])
+        words, chain = words_of(text), Chain(table, self.weights)
         found, options = [], {}
         for first, last, (label, start, stop) in self.spans(path, words):
             found.append({"label": label, "start": start, "end": stop, "text": text[start:stop]})
-            behind = next((word for word in range(last + 1, len(words)) if path[word] >= 0), None)
-            goes_on = 0.0 if behind is None else table[behind, 2 + 2 * self.labels.index(label)]
-            options[f"{label} {start}-{stop}"] = float(of_words[first : last + 1].prod() * (1 - goes_on))
-        return Decision(found, float(of_words.prod()), options)
+            options[f"{label} {start}-{stop}"] = chain.of_span(first, last, path)
+        return Decision(found, chain.probability(path), options)
 
     def spans(self, tags: Sequence[int] | Tags, words: Sequence[Place]) -> list[tuple[int, int, Span]]:
         """Return the spans of tags, each with the numbers of its first and last word.
@@ -279,38 +289,6 @@ class TokenLabels(AnswerSpace):
         sizes = Counter(found)
         most = max(sizes, key=lambda number: (sizes[number], -number), default=0)
         return [most if sizes[number] < _FEW else number for number in found]
-
-
-def best_tags(probabilities: Values) -> Tags:
-    """Return the likeliest tags `[B, R]` that can follow each other, -1 for words that were not read (Viterbi, 1967).
-
-    A tag that goes on with a label follows one that begins it or goes on with it.
-
-    Args:
-        probabilities: `[B, R, O]` of each word's tags; zeros for a word that was not read, which is skipped.
-    """
-    read = probabilities.sum(-1) > 0
-    logs = np.log(np.maximum(probabilities, np.finfo(float).tiny))
-    count, width, tags = logs.shape
-    begins, goes_on = np.arange(1, tags, 2), np.arange(2, tags, 2)
-    best = np.full((count, tags), -np.inf)
-    best[:, 0] = 0.0  # nothing is open before the first word
-    back = np.empty((width, count, tags), np.int64)
-    for word in range(width):
-        back[word] = best.argmax(1)[:, None]
-        before = np.repeat(best.max(1, keepdims=True), tags, 1)
-        is_new = best[:, begins] >= best[:, goes_on]
-        before[:, goes_on] = np.maximum(best[:, begins], best[:, goes_on])
-        back[word][:, goes_on] = np.where(is_new, begins, goes_on)
-        own = read[:, word, None]
-        back[word] = np.where(own, back[word], np.arange(tags))
-        best = np.where(own, before + logs[:, word], best)
-    found, rows = np.full((count, width), -1, np.int64), np.arange(count)
-    tag = best.argmax(1)
-    for word in range(width - 1, -1, -1):
-        found[:, word] = np.where(read[:, word], tag, -1)
-        tag = back[word][rows, tag]
-    return found
 
 
 def span_f1(found: frozenset[Span], there: Sequence[Span]) -> float:
