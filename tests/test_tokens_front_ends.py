@@ -179,5 +179,5 @@ def test_methods_are_compared_by_their_scores_of_spans(sequence, tmp_path):
     assert (document.task.answers, document.task.primary) == ("tokens", "text_f1")
     for row in document.rows:
         assert list(row.measures) == ["text_f1", "entity_f1", "entity_precision", "entity_recall", "macro_f1"]
-        assert row.accuracy.mean == pytest.approx(row.measures["text_f1"].mean)
+        assert row.score.mean == pytest.approx(row.measures["text_f1"].mean)
     assert "entity F1" in render_report(document)
