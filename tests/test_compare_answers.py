@@ -18,7 +18,7 @@ from cuecraft.study.compare.config import ComparedMethod, Split, Splits, load_co
 from cuecraft.study.compare.figures import expected_calibration_error, figures_of
 from cuecraft.study.compare.formats import text_tables
 from cuecraft.study.compare.report import render_report
-from cuecraft.study.compare.schema import Comparison, Row
+from cuecraft.study.compare.schema import Comparison, Row, ScoreEntry
 from cuecraft.task import Decision, Example, Verbalizer
 from cuecraft.task.answers import asked_answers
 from cuecraft.task.answers.choices import ChoiceOptions, Choices
@@ -48,7 +48,28 @@ def compared(backbone, asked, labels, folder, options=((),) * 8):
         run.run_cells()
         document = run.document("films")
     assert Comparison.model_validate_json(document.model_dump_json()) == document
+    check_keys(json.loads(document.model_dump_json()), task.answers)
     return document, render_report(document)
+
+
+def check_keys(document, answers):
+    """Check that keys of scores name the metric: a score of tuning, or of the answers to test rows."""
+    tuned, tested = answers.tuning_score, answers.primary
+    for row in document["rows"]:
+        assert row[tested] == row["measures"][tested]
+        assert not {"score", "measure"} & set(row)
+    for cell in document["cells"]:
+        assert (set(cell["dev"]), set(cell["test"])) == ({"loss", tuned}, {"loss", tested})
+        for step in cell["steps"]:
+            assert {f"train_{tuned}", f"dev_{tuned}"} <= set(step)
+            assert {key for key in step if key.endswith("accuracy")} <= {f"train_{tuned}", f"dev_{tuned}"}
+
+
+def test_documents_with_accuracy_for_all_kinds_can_be_read():
+    assert ScoreEntry.model_validate({"loss": 1.5, "accuracy": 0.5}) == ScoreEntry(loss=1.5, score=0.5)
+    assert ScoreEntry.model_validate({"loss": 1.5, "spearman": 0.5}).measure == "spearman"
+    with pytest.raises(ValueError, match="extra"):
+        ScoreEntry.model_validate({"loss": 1.5, "accuracy": 0.5, "spearman": 0.5})
 
 
 def headings(html):

@@ -76,13 +76,15 @@ def test_matrix_products_of_the_caller_use_cores_as_before(two_threads, own):
 
 def test_threads_set_for_good_leave_matrix_products_as_they_were(two_threads):
     """As in replicas and bulk actors: MKL starts no threads within a parallel loop of torch."""
-    set_threads(1)
-    assert torch.get_num_threads() == 1
-    set_threads(2)
-    assert torch.get_num_threads() == 2
     mkl = _mkl()
     if mkl is not None:
-        assert mkl.mkl_serv_get_dynamic() == 1
+        assert mkl.mkl_serv_get_dynamic() == 0, "set by torch"
+    for count in (1, 2):
+        set_threads(count)
+        assert torch.get_num_threads() == count
+        if mkl is not None:
+            assert mkl.mkl_serv_get_dynamic() == 1
+            assert mkl.MKL_Set_Num_Threads_Local(0) == 0
 
 
 def test_no_other_module_sets_threads():

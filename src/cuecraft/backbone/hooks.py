@@ -183,9 +183,11 @@ def layer_list(model: Any, name: str) -> tuple[Any, ...]:
         BackboneError: there is none, as where layers share their weights (ALBERT).
     """
     count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
-    lists = [own for own in model.base_model.modules() if isinstance(own, torch.nn.ModuleList) and len(own) == count]
+    modules = [own for own in model.base_model.modules() if isinstance(own, torch.nn.ModuleList)]
+    lists: list[torch.nn.ModuleList] = [own for own in modules if len(own) == count]
     if lists:  # of equal ones the outermost
-        return tuple(max(lists, key=lambda own: sum(one.numel() for one in own.parameters())))
+        sizes = [sum(one.numel() for one in own.parameters()) for own in lists]
+        return tuple(lists[sizes.index(max(sizes))])
     raise BackboneError(f"{name} ({model.config.model_type}) has no list of its layers; use another method")
 
 

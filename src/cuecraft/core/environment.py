@@ -65,20 +65,26 @@ def own_products_kept() -> Iterator[None]:
     try:
         yield
     finally:
-        if mkl and not before:
-            mkl.MKL_Set_Num_Threads_Local(0)
-            mkl.MKL_Set_Dynamic(1)
+        if not before:
+            _keep_within_loops(mkl)
 
 
 def set_threads(count: int) -> None:
     """Let torch's operations have so many threads from now on, in the whole process.
 
-    Within torch's own loops a matrix product keeps to one thread (`own_products_kept`).
+    Within torch's own loops a matrix product keeps to one thread (`own_products_kept`), whatever was set before.
     """
     import torch
 
-    with own_products_kept():
-        torch.set_num_threads(count)
+    torch.set_num_threads(count)
+    _keep_within_loops(_mkl())
+
+
+def _keep_within_loops(mkl: Any) -> None:
+    """Let MKL (None for none) start no threads within parallel loops, as it does by itself before a number is set."""
+    if mkl:
+        mkl.MKL_Set_Num_Threads_Local(0)
+        mkl.MKL_Set_Dynamic(1)
 
 
 @contextmanager

@@ -15,16 +15,19 @@ from cuecraft.core.events import Event, Started
 def errors_first(started: Started) -> Iterator[Started]:
     """Keep our warnings back until the first step of a block; give `started`, whose first step shows them.
 
-    They are shown at the end of the block where there was no step, and left out where a CuecraftError ends it before.
+    Each is shown once. They are shown at the end of the block where there was no step, and left out where a
+    CuecraftError ends it before.
 
     Args:
         started: called with each part of the work, and returns the progress callback of its steps.
     """
-    shown, kept, is_waiting = warnings.showwarning, [], True
+    shown, is_waiting = warnings.showwarning, True
+    kept: list[tuple[Warning | str, type[Warning], tuple[Any, ...], dict[str, Any]]] = []
 
     def keep(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
         if is_waiting and issubclass(category, CuecraftWarning):
-            kept.append((message, category, rest, more))
+            if str(message) not in (str(own) for own, *_ in kept):  # what is read twice is warned of once
+                kept.append((message, category, rest, more))
         else:
             shown(message, category, *rest, **more)
 

@@ -231,8 +231,8 @@ class CompareJob(Job):
         document, _ = run_comparison(self._config, heeding(started, keeping.stop))
         metrics: dict[str, float] = {}
         for row in document.rows:
-            if row.accuracy is not None and row.macro_f1 is not None:
-                metrics |= {f"{row.name}.test_accuracy": row.accuracy.mean, f"{row.name}.macro_f1": row.macro_f1.mean}
+            if row.score is not None and row.macro_f1 is not None:
+                metrics |= {f"{row.name}.test_accuracy": row.score.mean, f"{row.name}.macro_f1": row.macro_f1.mean}
             else:
                 metrics |= {f"{row.name}.test_{name}": own.mean for name, own in row.measures.items()}
         return Result(metrics, self.stored(), document.backbone)

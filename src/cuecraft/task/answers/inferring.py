@@ -17,7 +17,7 @@ NUMBERS = ("number", "score", "stars", "rating")
 SHOWING = ("label", "labels", "answer", "spans", "tags", "ner_tags", "tokens", "words", *NUMBERS)
 #: Rows that are looked at.
 LOOKED_AT = 1000
-_MISTAKES = 0.2  # share of answers up to which those that are none of their row's options are mistakes
+_MISTAKES = 0.2  # share of answers up to which those that are no option of their row are mistakes; so is a single one
 _CLASSES = 10  # distinct strings under `answer` up to which they may be classes
 
 
@@ -94,7 +94,7 @@ def _of_options(rows: Sequence[Mapping[str, Any]], columns: AnswerColumns) -> tu
                 Choices.read(f"row {number}", row, columns)
             except DataError as error:
                 faults.append(str(error).partition(";")[0])
-    if len(faults) > _MISTAKES * answered:
+    if len(faults) > max(1, _MISTAKES * answered):
         raise DataError(
             f"rows have options in {columns.options!r}, which do not go with {len(faults)} of {answered} answers "
             f"({faults[0]}); say what the answers are with {named('task.answers')} choices, labels or another kind"
