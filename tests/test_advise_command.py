@@ -225,4 +225,5 @@ def test_answers_that_are_no_labels_are_refused_in_one_line(answer, kind, run, t
     assert (code, out) == (2, "")
     said = " ".join(err.split())
     assert "advise measures one label for each text" in said
-    assert f"which is of kind {kind}; use compare, or tune with the method auto" in said
+    assert f"these answers are of kind {kind} (" in said
+    assert said.endswith("); use compare, or tune with the method auto")

@@ -57,6 +57,16 @@ KINDS = {
     ),
     "tokens": ([{"text": x, "spans": spans_of(x)} for x in X], ("--template", "{prompt}{text}"), "text_f1"),
 }
+#: What `show` says of an artifact of each kind: its classes, and what its answers were settled to be.
+SHOWN = {
+    "labels": ("0 = bad; 1 = good",),
+    "choices": ("choices (scoring ",),
+    "multilabel": ("multilabel (thresholds 0.",),
+    "ordinal": ("ordinal (coverage 0.800, margin ", "mean absolute error "),
+    "cloze": ("cloze (among candidates, ", "bore = bore"),
+    "open-set": ("open-set (reject oos, keep 0.950, least 0.", "bad = bad; good = good"),
+    "tokens": ("tokens (field text)", "(class head)"),
+}
 WORDS = ("--label-words", "0=bad", "--label-words", "1=good")
 
 
@@ -123,7 +133,12 @@ def test_a_file_is_tuned_killed_resumed_and_predicted(kind, run, put, folders, m
     loaded = PromptClassifier.load("whole", str(folders[kind]))
     assert [own.value for own in loaded.decide(asked(rows))] == [own.value for own in expected]
     assert run("predict", "whole", "--file", "asked.jsonl", "--model", folders[kind])[0] == 0
-    assert run("show", "whole")[0] == 0
+    code, shown, _ = run("show", "whole")
+    assert code == 0
+    assert "neg_" not in shown
+    plain = " ".join(shown.replace("│", " ").split())
+    for told in SHOWN[kind]:
+        assert told in plain
 
 
 def asked(rows):

@@ -9,6 +9,7 @@ from conftest import TEXTS
 from cuecraft.api.estimators import PromptClassifier
 from cuecraft.api.family import PromptFamily
 from cuecraft.artifact.predictor import Predictor
+from cuecraft.cli.display.results import print_family, print_next
 from cuecraft.core.errors import DataError, MethodError
 from cuecraft.methods.objectives import OBJECTIVES
 from cuecraft.task.answers import ANSWERS
@@ -79,6 +80,33 @@ def test_a_family_has_tasks_of_several_kinds(causal, tmp_path):
         before, after = (one.classifier(name).decide(texts) for one in (family, loaded))
         assert [dict(own.options) for own in before] == [dict(own.options) for own in after]
     assert loaded.artifacts["again"].task.answers.scoring == "token"
+
+
+def test_the_next_command_fits_the_rows(causal, tmp_path, capsys):
+    """One text is written in the command; rows of several columns stand in a file."""
+    pairs = [{"one": text, "two": "so"} for text in X]
+    template = "{one} {two}{prompt}{mask}"
+    for name, texts, labels, more in (
+        ("plain", X, Y, {}),
+        ("pairs", pairs, Y, {"template": template}),
+        ("pick", ASKED, PLACES, {"answers": "choices"}),
+    ):
+        PromptClassifier(causal, "zero-shot", **more).fit(texts, labels).save(tmp_path / name)
+        print_next(str(tmp_path / name))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith('plain "some text"')
+    assert lines[1].endswith("pairs --file rows.jsonl (rows with one, two)")
+    assert lines[2].endswith("pick --file rows.jsonl (rows with text, choices)")
+
+
+def test_errors_of_a_family_are_shown_without_their_minus(causal, tmp_path, capsys):
+    folder = tmp_path / "family" / "tasks" / "stars"
+    PromptClassifier(causal, "zero-shot").fit(X, Y).save(folder)
+    tasks = {"stars": {"train_neg_mean_absolute_error": -1.25, "dev_neg_mean_absolute_error": -1.5}}
+    print_family({"tasks": tasks, "family": str(tmp_path / "family"), "seconds": 1.0})
+    plain = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "stars 1.250 1.500 - mean absolute error" in plain
+    assert plain.endswith('tasks/stars "some text"')
 
 
 @pytest.fixture

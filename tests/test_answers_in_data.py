@@ -279,6 +279,16 @@ def test_numbers_in_their_usual_columns_are_numbers(column):
     assert inferred_kind([{"text": "a", column: own} for own in ("1", "4.5", "")], AnswerColumns())[0] == "ordinal"
 
 
+@pytest.mark.parametrize("column", ["answer", "answers", "stars", "rating", "tags"])
+def test_answers_that_show_no_kind_are_asked_about(column):
+    """A few strings may be classes, or words to be said."""
+    rows = [{"text": "a", column: "Paris"}, {"text": "b", column: "Rome"}]
+    assert inferred_kind(rows, AnswerColumns())[0] == "labels"
+    with pytest.raises(DataError, match=f"no column 'label'; for classes in '{column}' give .*, for other answers"):
+        Verbalizer.read("row 1", rows[0], AnswerColumns())
+    assert Verbalizer.read("row 1", rows[0], AnswerColumns(column)) == ("Paris", ())
+
+
 ONE = {
     "choices": {"choices": ["x", "y"], "answer": 0},
     "multilabel": {"labels": ["a"]},

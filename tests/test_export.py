@@ -17,6 +17,8 @@ pytest.importorskip("onnxruntime")
 
 from conftest import make_causal
 from cuecraft import PromptClassifier
+from cuecraft.artifact import load_artifact
+from cuecraft.artifact.predictor import Predictor
 from cuecraft.core.errors import CuecraftWarning, DataError, ExportError, PromptError
 from cuecraft.data import Record
 from cuecraft.export import GraphRequest, export_graph, graph
@@ -24,9 +26,15 @@ from cuecraft.export import quantise as precision
 from cuecraft.export import quantise as rows
 from cuecraft.export.quantise import Recipe
 from cuecraft.export.runtime import ExportedClassifier, ExportedModel, RuntimeOptions, read_export
+from cuecraft.methods.fit import make_artifact
+from cuecraft.methods.prepare import make_problem
+from cuecraft.methods.registry import make_method
 from cuecraft.serving.engine import Engine, EngineOptions
 from cuecraft.serving.exported import ExportShelf
+from cuecraft.task import Task, Template
+from cuecraft.task.answers import ANSWERS
 from serving import FIRST, KINDS, X, Y, classifiers
+from test_answer_space import CASES, TEMPLATE, records
 
 ROOT = Path(__file__).parents[1]
 TEXTS = [*X, "love", "the film is a joy and then again a bore " * 3, "great actors", "  a dull   story"]
@@ -472,3 +480,57 @@ def test_devices_that_are_not_there_are_told(soft, device):
         pytest.skip("there is a GPU")
     with pytest.raises(ExportError, match=r"onnxruntime-gpu|runs no exported graph"):
         ExportedModel.load(soft[1], RuntimeOptions(device=device))
+
+
+KINDS_OF_ANSWERS = [kind for kind in CASES if kind in ANSWERS]
+
+
+@pytest.fixture(params=KINDS_OF_ANSWERS)
+def answering(request, causal, sequence, tmp_path):
+    """An artifact of each kind of answers, with its rows and its backbone."""
+    space, labels = CASES[request.param]()
+    rows = records(labels, space)
+    reader = sequence if space.at == "words" else causal
+    template = "{prompt}{text}" if reader is sequence else TEMPLATE
+    problem = make_problem(reader, Task(Template(template), space), rows, rows)
+    method = make_method("deep-cue", {"epochs": 2, "learning_rate": 0.1})
+    make_artifact(problem, method.fit(problem), method).save(tmp_path / "artifact")
+    return load_artifact(tmp_path / "artifact"), rows, reader
+
+
+def check_decisions(artifact, rows, reader, folder):
+    """The graph decides as the artifact does, with its probabilities."""
+    expected = Predictor.of(artifact, reader).decide(artifact.task.examples(rows))
+    export_graph({"own": artifact}, reader, folder, request(texts=rows))
+    found = ExportedClassifier.load(folder)
+    for own, other in zip(found.decide(artifact.task.examples(rows)), expected, strict=True):
+        assert own.value == (pytest.approx(other.value, abs=1e-3) if isinstance(other.value, float) else other.value)
+        assert dict(own.options) == pytest.approx(dict(other.options), abs=1e-4)
+        assert own.confidence == pytest.approx(other.confidence, abs=1e-3)
+
+
+@pytest.mark.usefixtures("untraced")
+def test_a_graph_decides_as_the_artifact_or_is_refused_for_every_kind_of_answers(answering, tmp_path):
+    artifact, rows, reader = answering
+    answers = artifact.task.answers
+    if answers.asks_options or answers.at == "words":
+        with pytest.raises(ExportError, match=r"brings options of its own|labels of its words"):
+            export_graph({"own": artifact}, reader, tmp_path / "graph", request(texts=rows))
+        return
+    check_decisions(artifact, rows, reader, tmp_path / "graph")
+    if not answers.adds_up:
+        both = {"one": artifact, "two": artifact}
+        with pytest.raises(ExportError, match="prompt 'one' answers with sets, each label by itself; export it alone"):
+            export_graph(both, reader, tmp_path / "both", request(texts=rows))
+
+
+@pytest.mark.usefixtures("untraced")
+@pytest.mark.parametrize("kind", ["multilabel", "ordinal", "open-set"])
+def test_a_graph_with_a_class_head_decides_as_the_artifact(kind, sequence, tmp_path):
+    """What a head says of a label has a level of its own, which shares of a whole would lose."""
+    space, labels = CASES[kind]()
+    rows = records(labels, space)
+    problem = make_problem(sequence, Task(Template("{prompt}{text}"), space), rows, rows)
+    method = make_method("linear-probe", {})
+    artifact = make_artifact(problem, method.fit(problem), method)
+    check_decisions(artifact, rows, sequence, tmp_path / "graph")

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from conftest import DATA, examples
+from cuecraft.cli.display.runs import print_run
 from cuecraft.core.errors import RecipeError
 from cuecraft.core.yaml_files import Settings, parse_yaml
 from cuecraft.runs import check_recipe, json_schema, load_recipe, recipe_path, run_recipe, shipped_names
@@ -266,7 +267,7 @@ def test_the_shipped_ones_are_there():
 
 
 #: Recipes that expect no figures.
-UNMEASURED = (*("bert-base-hub", "guard-detector", "choices-copa", "facts-capitals", "stars"),)
+UNMEASURED = ("bert-base-hub", "guard-detector")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -366,6 +367,20 @@ def test_commands_of_recipes(run, tmp_path):
     assert "nothing: no file, and no shipped recipe; there are bert-base-hub, choices-copa, demo" in err
     code, out, _ = run("recipe", "schema")
     assert json.loads(out) == json_schema()
+
+
+def test_errors_of_a_run_are_shown_once_and_without_their_minus(capsys):
+    record = {"name": "r", "status": "finished", "seconds": 1.0, "sessions": 1, "peak_bytes": None, "folder": "runs/r"}
+    metrics = {"test_neg_mean_absolute_error": -0.75, "test_mean_absolute_error": 0.75, "test_spearman": 0.5}
+    expect = {"metrics": {"test_mean_absolute_error": 0.76, "test_f1": 0.4}, "tolerance": 0.02}
+    expect |= {"seconds": 9.0, "memory_mib": None}
+    print_run(record | {"metrics": metrics, "artifacts": {}, "as_expected": None}, expect)
+    plain = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "test mean absolute error 0.750 0.760 ± 0.020" in plain
+    assert plain.count("mean absolute error") == 1
+    assert "-0.75" not in plain
+    assert "test spearman 0.500" in plain
+    assert "test f1 none 0.400" in plain
 
 
 def test_a_missing_file_names_the_variable_that_it_is_taken_from(run, monkeypatch):

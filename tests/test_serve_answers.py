@@ -137,6 +137,8 @@ def test_prompts_say_how_they_answer(servers, artifacts):
         ("a text", "input 1 brings no options; send an object with its fields and 'choices', a list of texts"),
         ({"text": "a"}, "input 1 brings no options"),
         ({"text": "a", "choices": "x"}, "input 1: 'choices' is a string, and no list of options; send a list of texts"),
+        ({"text": "a", "choices": {"a": "x"}}, "input 1: 'choices' is an object, and no list of options; send a list"),
+        ({"text": "a", "choices": 3}, "input 1: 'choices' is a number, and no list of options; send a list of texts"),
         ({"text": "a", "choices": ["x"]}, "input 1: only one option in 'choices'; give at least two"),
         ({"text": "a", "choices": ["x", "x"]}, "input 1: options 1 and 2 in 'choices' are alike ('x')"),
         ({"text": "a", "choices": ["x", ""]}, "input 1: option 2 in 'choices' is empty"),

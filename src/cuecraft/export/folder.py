@@ -22,7 +22,7 @@ from cuecraft.core.errors import ExportError, named
 from cuecraft.core.events import Event, Progress
 from cuecraft.core.storage import MANIFEST, file_sha256, unwritable, write_folder
 from cuecraft.data import Record, fingerprint
-from cuecraft.export.folding import Folded, FoldedSeveral, check_together, fold
+from cuecraft.export.folding import Folded, FoldedSeveral, check_together, fold, shares
 from cuecraft.export.graph import EXTERNAL, GRAPH, JAVASCRIPT, PYTHON, require_onnx, write_examples, write_graph
 from cuecraft.export.quantise import OPENVINO_GRAPH, Batches, Recipe, recipes_of
 from cuecraft.export.runtime import ExportedModel, RuntimeOptions
@@ -40,7 +40,7 @@ from cuecraft.export.runtime.manifest import (
 )
 from cuecraft.export.runtime.model import FoldedPrompt, feed_of
 from cuecraft.export.runtime.sessions import open_session
-from cuecraft.task import Field
+from cuecraft.task import AnswerSpace, Field
 from cuecraft.task.rendering import Pieces
 from cuecraft.task.token_text import control_tokens
 
@@ -99,13 +99,25 @@ def check_graph_target(target: Path) -> None:
         raise ExportError(f"{target}: {where} cannot be written to; choose another {named('out')}")
 
 
-def _check_answers(artifact: Artifact) -> None:
-    """Raise an error where a graph cannot answer as an artifact does: several prompts, open or many answers a text."""
-    artifact.require_single("a graph")
-    if artifact.task.answers.is_open:
-        raise ExportError("any word may be the answer, and a graph answers with options alone; tune with candidates")
-    if artifact.task.answers.at == "words":
-        raise ExportError("a graph gives one answer to a text, and these are labels of its words; answer with Python")
+def _check_answers(artifacts: Mapping[str, Artifact]) -> None:
+    """Raise an error where a graph cannot answer as artifacts do: several prompts each, open, own or many answers."""
+    for name, artifact in artifacts.items():
+        artifact.require_single("a graph")
+        answers = artifact.task.answers
+        if answers.is_open:
+            raise ExportError(
+                "any word may be the answer, and a graph answers with options alone; tune with candidates"
+            )
+        if answers.asks_options:
+            raise ExportError(
+                "each text brings options of its own, and a graph has those that all share; serve the artifact"
+            )
+        if answers.at == "words":
+            raise ExportError(
+                "a graph gives one answer to a text, and these are labels of its words; serve the artifact"
+            )
+        if len(artifacts) > 1 and not answers.adds_up:
+            raise ExportError(f"prompt {name!r} answers with sets, each label by itself; export it alone")
 
 
 def export_graph(
@@ -131,8 +143,7 @@ def export_graph(
         ArtifactError: another backbone, or several prompts that answer together.
         TemplateError: the prompt stands between two fields.
     """
-    for artifact in artifacts.values():
-        _check_answers(artifact)
+    _check_answers(artifacts)
     if request.precision == "int8" and len(request.texts) < _CALIBRATION + _LEAST:
         raise ExportError(
             f"{len(request.texts)} texts are too few to judge int8 by; give {_CALIBRATION + _LEAST} or more "
@@ -199,6 +210,14 @@ class _Made:
     manifest: ExportManifest
 
 
+def _agreement(answers: AnswerSpace, found: np.ndarray, expected: np.ndarray) -> float:
+    """Return the share of texts with the likeliest option that is expected; of sets, with the same set."""
+    if answers.adds_up:
+        return float((found.argmax(1) == expected.argmax(1)).mean())
+    decided = [[own.value for own in answers.decide(values, ())] for values in (found, expected)]
+    return float(np.mean([one == other for one, other in zip(*decided, strict=True)]))
+
+
 class _NoNumbersError(Exception):
     """What a graph answers is not finite."""
 
@@ -241,7 +260,7 @@ class _Making:
         """Return PyTorch's probabilities `[N, C]` of the texts that are compared."""
         ready, artifact = self._ready[name], self._artifacts[name]
         logits = self._backbone.mixed_logits([(ready, pieces) for pieces in self._pieces(name, self._compared)])
-        calibrated = [artifact.calibration.apply(own.double()).softmax(-1) for own in logits]
+        calibrated = [shares(artifact.calibration.apply(own.double()), artifact.task.answers) for own in logits]
         return torch.stack(calibrated).numpy()
 
     def _pieces(self, name: str, records: Sequence[Record]) -> list[Pieces]:
@@ -342,7 +361,7 @@ class _Making:
             found = np.exp(np.stack(logits[number * count : (number + 1) * count]))
             if not np.isfinite(found).all():
                 raise _NoNumbersError
-            labels = min(labels, float((found.argmax(1) == expected.argmax(1)).mean()))
+            labels = min(labels, _agreement(self._prompts[number].entry.task.answers, found, expected))
             difference = max(difference, float(np.abs(found - expected).max()))
         if draft.precision == "fp32" and difference > _FLOAT32:
             raise ExportError(

@@ -23,6 +23,7 @@ from cuecraft.backbone.hosted import known_ids
 from cuecraft.backbone.plan import Past, Plan
 from cuecraft.core.errors import ExportError
 from cuecraft.export.runtime.manifest import PROMPT_NAME
+from cuecraft.task import AnswerSpace
 from cuecraft.task.fitting import LabelIds, beyond_slot
 
 _NEVER = -1e9  # as a logit; less would not be a number after subtraction
@@ -46,17 +47,23 @@ class Folded(torch.nn.Module):
         self._calibration = calibration
         self._sides = Sides(backbone, ready)
         self._columns = _columns(backbone, ready)
+        self._answers = ready.renderer.task.answers
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return class probabilities `[B, C]`."""
         plan = self.plan(known_ids(self._backbone.tokenizer, input_ids), attention_mask.to(torch.bool))
         logits: Tensor = self._backbone.run(plan, self._columns)[0]
         calibrated: Tensor = self._calibration.apply(logits.to(torch.float32))
-        return calibrated.softmax(-1)
+        return shares(calibrated, self._answers)
 
     def plan(self, input_ids: Tensor, valid: Tensor) -> Plan:
         """Return the pass of a batch."""
         raise NotImplementedError
+
+
+def shares(calibrated: Tensor, answers: AnswerSpace) -> Tensor:
+    """Return the probabilities `[..., C]` of calibrated logits, as `AnswerSpace.probabilities` does without PyTorch."""
+    return calibrated.softmax(-1) if answers.adds_up else calibrated.sigmoid()
 
 
 def fold(backbone: AnyBackbone, ready: ReadyPrompt, calibration: Calibration) -> Folded:

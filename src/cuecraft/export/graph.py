@@ -156,7 +156,9 @@ inputs = {{"input_ids": ids, "attention_mask": numpy.ones_like(ids)}}
 if len(prompts) > 1:
     inputs["prompts"] = numpy.arange(len(prompts), dtype=numpy.int64)  # all; give the numbers of fewer to ask fewer
 for prompt, shares in zip(prompts, numpy.reshape({run}, (len(prompts), -1))):
-    print(prompt["name"], dict(zip(prompt["task"]["answers"]["labels"], shares.tolist())))
+    answers = prompt["task"]["answers"]
+    options = answers.get("labels") or answers.get("numbers") or answers["candidates"]
+    print(prompt["name"], dict(zip(options, shares.tolist())))
 """
 
 _JAVASCRIPT = """// npm install onnxruntime-node @huggingface/tokenizers; node example.mjs 'a text'
@@ -186,8 +188,9 @@ const row = [1, ids.length], inputs = {{ input_ids: tensor(ids, row), attention_
 // All prompts; give the numbers of fewer to ask fewer.
 if (prompts.length > 1) inputs.prompts = tensor([...prompts.keys()], [prompts.length]);
 const {{ probabilities: {{ data }} }} = await graph.run(inputs), width = data.length / prompts.length;
+const optionsOf = ({{ labels, numbers, candidates }}) => labels ?? numbers ?? candidates;
 prompts.forEach(({{ name, task }}, k) =>
-  console.log(name, Object.fromEntries(task.answers.labels.map((label, n) => [label, data[k * width + n]]))));
+  console.log(name, Object.fromEntries(optionsOf(task.answers).map((own, n) => [own, data[k * width + n]]))));
 """
 
 

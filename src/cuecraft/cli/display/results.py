@@ -19,11 +19,14 @@ if TYPE_CHECKING:
     from cuecraft.artifact.manifest import CalibrationEntry
     from cuecraft.study.compare.formats import TextTable
     from cuecraft.study.compare.schema import Comparison
+    from cuecraft.task import AnswerSpace
 
 _SHOWN_CUES = 5
 _SHOWN_OPTIONS = 40
 _SHOWN_BIASES = 10
 _TRIED = {"name", "loss", "sd", "folds", "rows", "seconds"}  # of a line of the leaderboard, all but its score
+#: Fields of answer spaces that have a line of their own, or are as long as the data.
+_OPTIONS = ("kind", "labels", "words", "classes", "numbers", "candidates", "seen")
 
 
 def print_predictions(predictions: list[dict[str, Any]]) -> None:
@@ -87,7 +90,7 @@ def _print_metrics(document: Mapping[str, Any]) -> None:
         table.add_row(name, f"{value:.3f}")
     primary = f"test_{document['primary']}"
     if document["metrics"].get(primary) is None:
-        table.add_row(primary.replace("neg_", "").replace("_", " "), "not measured: no test rows were given")
+        table.add_row(readable(primary, 0.0)[0], "not measured: no test rows were given")
     table.add_row("seconds", f"{document['seconds']:.1f}")
     table.add_row("artifact", Text(str(document["artifact"])))
     page.print(table)
@@ -105,10 +108,12 @@ def _shown_words(words: Mapping[str, Sequence[str]]) -> str:
     return "; ".join(named + more)
 
 
-def _shown_classes(names: Collection[str]) -> str:
+def _shown_classes(names: Collection[Any]) -> str:
     """Return the names of classes that a class head answers with, the first ones of many."""
+    if not names:
+        return ""
     more = f", and {len(names) - _SHOWN_OPTIONS} more" if len(names) > _SHOWN_OPTIONS else ""
-    return ", ".join(list(names)[:_SHOWN_OPTIONS]) + more + " (class head)"
+    return ", ".join(map(str, list(names)[:_SHOWN_OPTIONS])) + more + " (class head)"
 
 
 def _print_cues(document: Mapping[str, Any]) -> None:
@@ -187,9 +192,9 @@ def print_family(document: Mapping[str, Any]) -> None:
     for name in ("task", "train", "dev", "test", *(["score"] if are_several else [])):
         table.add_column(name, justify="left" if name in ("task", "score") else "right")
     for name, metrics in document["tasks"].items():
-        values = [_first(metrics, f"{part}_")[1] for part in ("train", "dev", "test")]
-        cells = ["-" if value is None else f"{value:.3f}" for value in values]
-        table.add_row(name, *cells, *([measures[name].replace("_", " ")] if are_several else []))
+        found = [_first(metrics, f"{part}_") for part in ("train", "dev", "test")]
+        cells = ["-" if value is None else f"{readable(called, value)[1]:.3f}" for called, value in found]
+        table.add_row(name, *cells, *([readable(measures[name], 0.0)[0]] if are_several else []))
     page.print(table)
     page.print(f"family: {document['family']} ({document['seconds']:.1f} s)", markup=False)
     first = next(iter(document["tasks"]))
@@ -253,10 +258,10 @@ def print_artifact(artifact: Artifact, folder: str) -> None:
         "template": repr(task.template),
         "prompt": f"{prompt.kind}, {prompt.length} tokens: {prompt.described!r}",
         "words": repr(manifest.words) if manifest.words else "",
-        "answers": task.answers.kind if task.answers.kind != "labels" else "",
-        "classes": _shown_words(options) if artifact.reads_words or not options else _shown_classes(options),
+        "answers": "" if artifact.task.has_labels else _shown_answers(task.answers),
+        "classes": _shown_words(options) if artifact.reads_words and options else _shown_classes(task.answers.classes),
         "calibration": _calibrations(manifest.calibrations),
-        "metrics": ", ".join(f"{name} {value:.3f}" for name, value in manifest.metrics.items()),
+        "metrics": ", ".join(f"{name} {value:.3f}" for name, value in shown_scores(manifest.metrics).items()),
         "data": ", ".join(f"{name} {d.rows} rows ({d.sha256[:8]})" for name, d in manifest.data.items()),
         "hash": manifest.artifact_sha256,
     }
@@ -264,6 +269,22 @@ def print_artifact(artifact: Artifact, folder: str) -> None:
         if value:
             table.add_row(name, Text(value))
     page.print(table)
+
+
+def _shown_answers(answers: AnswerSpace) -> str:
+    """Return a kind of answers with its settings, and with what was fitted to held-out answers."""
+    from cuecraft.task.answers import answers_document
+
+    named = {name: value for name, value in answers_document(answers).items() if name not in _OPTIONS}
+    shown = [f"{name} {_in_words(value)}" for name, value in named.items() if value not in (None, "", [])]
+    return f"{answers.kind} ({', '.join(shown)})" if shown else answers.kind
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, list):
+        more = ["..."] if len(value) > _SHOWN_BIASES else []
+        return " ".join([*map(_in_words, value[:_SHOWN_BIASES]), *more])
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def _calibrations(entries: Sequence[CalibrationEntry]) -> str:

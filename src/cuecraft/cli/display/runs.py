@@ -11,6 +11,7 @@ from rich.text import Text
 
 from cuecraft.cli.display.console import page
 from cuecraft.cli.display.results import print_next
+from cuecraft.core.scores import readable
 
 _COSTS = (("seconds", "s"), ("memory_mib", "MiB at the highest"))
 _STYLES = {"equal": "green", "within tolerance": "green", "differs": "bold red", "not compared": "dim"}
@@ -22,12 +23,9 @@ def print_run(record: Mapping[str, Any], expect: Mapping[str, Any] | None) -> No
     expected = expect["metrics"] if expect else {}
     for name in ("metric", "value", *(["expected"] if expected else [])):
         table.add_column(name, justify="left" if name == "metric" else "right")
-    for name, value in record["metrics"].items():
-        shown = f"{expected[name]:.3f} ± {expect['tolerance']:.3f}" if expect and name in expected else ""
-        table.add_row(Text(name.replace("_", " ")), f"{value:.3f}", *([shown] if expected else []))
-    for name in expected:
-        if name not in record["metrics"]:
-            table.add_row(Text(name.replace("_", " ")), "none", f"{expected[name]:.3f}")
+    for called, (value, wanted) in _shown_metrics(record["metrics"], expected).items():
+        shown = "" if wanted is None else f"{wanted:.3f}" + (f" ± {expect['tolerance']:.3f}" if expect else "")
+        table.add_row(Text(called), "none" if value is None else f"{value:.3f}", *([shown] if expected else []))
     page.print(table)
     memory = "" if record["peak_bytes"] is None else f", {record['peak_bytes'] / 2**20:,.0f} MiB at the highest"
     sessions = "" if record["sessions"] == 1 else f" in {record['sessions']} sessions"
@@ -41,6 +39,19 @@ def print_run(record: Mapping[str, Any], expect: Mapping[str, Any] | None) -> No
     if "artifact" in record["artifacts"]:
         print_next(record["folder"])
     page.print(f"check it: cuecraft verify {shlex.quote(record['folder'])}", markup=False, soft_wrap=True)
+
+
+def _shown_metrics(
+    metrics: Mapping[str, float], expected: Mapping[str, float]
+) -> dict[str, tuple[float | None, float | None]]:
+    """Return what was found and what is expected, by names for people; an error and minus the error are one line."""
+    found: dict[str, tuple[float | None, float | None]] = {}
+    for name in [*metrics, *(own for own in expected if own not in metrics)]:
+        called, sign = readable(name, 1.0)
+        value, wanted = (None if own is None else sign * own for own in (metrics.get(name), expected.get(name)))
+        if called not in found or wanted is not None:
+            found[called] = (value, wanted)
+    return found
 
 
 def print_run_comparison(document: Mapping[str, Any]) -> None:

@@ -24,7 +24,7 @@ from cuecraft.export.runtime.manifest import (
 )
 from cuecraft.export.runtime.sessions import Feed, RuntimeOptions, Session, open_session
 from cuecraft.export.runtime.tokens import FileTokenizer
-from cuecraft.task import Decision, Example, Task
+from cuecraft.task import AnswerSpace, Decision, Example, Task
 from cuecraft.task.batches import TokenBudget, token_batches
 from cuecraft.task.frame import Frame
 from cuecraft.task.rendering import Pieces, Renderer
@@ -161,7 +161,7 @@ class ExportedModel:
                 shares = self.probabilities([texts[n] for n in batch], prompts).astype(np.float64)
                 for n, of_text in zip(batch, shares, strict=True):
                     for prompt, own_shares in zip(prompts, of_text, strict=True):
-                        logs = _log_shares(own_shares[: len(prompt.entry.task.answers.options)])
+                        logs = _log_shares(own_shares, prompt.entry.task.answers)
                         found |= dict.fromkeys(asked[texts[n]][prompt.number], logs)
         return [found[row] for row in range(len(rows))]
 
@@ -184,9 +184,10 @@ def feed_of(texts: Sequence[tuple[int, ...]], padding: str, asked: Sequence[int]
     return feed if asked is None else feed | {PROMPTS: np.array(asked, np.int64)}
 
 
-def _log_shares(shares: np.ndarray) -> np.ndarray:
+def _log_shares(shares: np.ndarray, answers: AnswerSpace) -> np.ndarray:
+    own = shares[: answers.size]
     with np.errstate(divide="ignore"):
-        found: np.ndarray = np.log(shares / shares.sum())
+        found: np.ndarray = np.log(own / own.sum() if answers.adds_up else own)
     return found
 
 

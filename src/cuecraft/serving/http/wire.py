@@ -183,8 +183,10 @@ def _options(where: str, text: Mapping[str, Any], tasks: Sequence[Task]) -> tupl
     asking = [task.answers for task in tasks if task.answers.asks_options]
     if not asking:
         return ()
-    if isinstance(text.get(_CHOICES), str):  # which a file may have, with a separator
-        raise DataError(f"{where}: {_CHOICES!r} is a string, and no list of options; send a list of texts")
+    given = text.get(_CHOICES)
+    if isinstance(given, str | dict | bool | int | float):  # a string is what a file may have, with a separator
+        what = {str: "a string", dict: "an object", bool: "true or false"}.get(type(given), "a number")
+        raise DataError(f"{where}: {_CHOICES!r} is {what}, and no list of options; send a list of texts")
     if _CHOICES not in text:
         raise DataError(f"{where} brings no options; send an object with its fields and {_CHOICES!r}, a list of texts")
     return next(filter(None, (answers.read_options(where, text, AnswerColumns()) for answers in asking)), ())

@@ -218,8 +218,8 @@ def _check_is_labels(request: AdviseRequest) -> None:
     asked = Asked.in_file(request.data, None, AnswerColumns(request.label_column), request.reading)
     if asked.kind != "labels":
         raise MethodError(
-            f"{request.data}: advise measures one label for each text, and {asked.inferred}, which is of kind "
-            f"{asked.kind}; use compare, or tune with the method auto"
+            f"{request.data}: advise measures one label for each text, and these answers are of kind {asked.kind} "
+            f"({asked.inferred}); use compare, or tune with the method auto"
         )
 
 

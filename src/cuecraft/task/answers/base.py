@@ -139,6 +139,8 @@ class AnswerSpace(ABC):
     fits_decisions: ClassVar[bool] = False
     #: Whether a right answer is the number of one option, which all texts share; of others there may be none.
     has_one_class: ClassVar[bool] = False
+    #: Whether the probabilities of a text's options add up to one; otherwise each option has one of its own.
+    adds_up: ClassVar[bool] = True
     #: Whether the tokens that a giveaway is made of are kept out of prompts too.
     hides_pieces: ClassVar[bool] = False
     __pydantic_config__ = ConfigDict(extra="forbid")

@@ -8,12 +8,15 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
-from cuecraft.core.errors import DataError
+from cuecraft.core.errors import DataError, named
 from cuecraft.data import Record
 from cuecraft.data.labels import read_label
 from cuecraft.task.answers.base import AnswerColumns, AnswerOptions, AnswerSpace, Decision, Gold, Values, softmax
 from cuecraft.task.answers.words import WordChoice, Words, check_words, words_of
 from cuecraft.task.example import Example
+
+#: Columns in which rows without `label` may have classes, or answers of another kind.
+_ANSWERED = ("answer", "answers", "number", "score", "stars", "rating", "tags", "ner_tags")
 
 
 class LabelOptions(AnswerOptions):
@@ -73,7 +76,14 @@ class Verbalizer(AnswerSpace):
     @classmethod
     def read(cls, where: str, row: Mapping[str, Any], columns: AnswerColumns) -> tuple[str, tuple[str, ...]]:
         """Return the name of a row's class; there are no options of its own."""
-        return read_label(where, row, columns.label_in(row, cls.columns)), ()
+        column = columns.label_in(row, cls.columns)
+        other = next((name for name in _ANSWERED if name in row), None)
+        if columns.label is None and column not in row and other:
+            raise DataError(
+                f"{where}: no column {column!r}; for classes in {other!r} give {named('data.label_column')}, for other "
+                f"answers their kind with {named('task.answers')}"
+            )
+        return read_label(where, row, column), ()
 
     @classmethod
     def of(cls, records: Sequence[Record], asked: AnswerOptions, label_words: Words) -> Self:

@@ -53,6 +53,7 @@ class Multilabel(AnswerSpace):
     calibrations: ClassVar[tuple[str, ...]] = ("none", "fitted")
     options_kind: ClassVar[type[AnswerOptions]] = MultilabelOptions
     fits_decisions: ClassVar[bool] = True
+    adds_up: ClassVar[bool] = False
     knows_dev: ClassVar[bool] = True
     level: ClassVar[Literal["any", "mean"]] = "mean"
     columns: ClassVar[tuple[str, ...]] = ("labels", "label")
