@@ -65,7 +65,7 @@ SHOWN = {
     "ordinal": ("ordinal (coverage 0.800, margin ", "mean absolute error "),
     "cloze": ("cloze (among candidates, ", "bore = bore"),
     "open-set": ("open-set (reject oos, keep 0.950, least 0.", "bad = bad; good = good"),
-    "tokens": ("tokens (field text)", "(class head)"),
+    "tokens": ("tokens (field text, reading context)", "(class head)"),
 }
 WORDS = ("--label-words", "0=bad", "--label-words", "1=good")
 

@@ -354,6 +354,7 @@ def test_gradients_of_prompts_together_are_numbers_where_texts_have_other_option
 
 WORDS = [["a"], ["b", "c"]]
 NAN, INFINITE = float("nan"), float("inf")
+FOLLOWED = [[0, 1], [0, 1, 2, 3], [-2, 0, 1], [0, 5, 1], [0, -1, 1], [0, 1, 0], [0, 1, 1.5], [0, 1, NAN]]
 #: Of each kind a document that can be read, and by field values that cannot stand there.
 DAMAGED = {
     "labels": (
@@ -393,8 +394,23 @@ DAMAGED = {
         },
     ),
     "tokens": (
-        {"labels": ["x", "y"], "field": "text"},
-        {"labels": [None, 3, [], ["x", "x"], ["x", 4], ["x", ""]], "field": [None, 3, []]},
+        {"labels": ["x", "y"], "field": "text", "followed": [[-1, 0, 3], [0, 1, 2]], "reading": "context"},
+        {
+            "labels": [None, 3, [], ["x", "x"], ["x", 4], ["x", ""]],
+            "field": [None, 3, []],
+            "followed": [
+                None,
+                3,
+                [3],
+                [[0, 1]],
+                [[0, 1, 2, 3]],
+                [[-2, 0, 1]],
+                [[0, 5, 1]],
+                [[0, 1, -1]],
+                [[0, 1, NAN]],
+            ],
+            "reading": [None, 3, "sentence"],
+        },
     ),
     "multilabel": (
         {"labels": ["x", "y"], "words": WORDS, "classes": [0, 1], "thresholds": [0.5, 0.1]},

@@ -253,15 +253,14 @@ def test_the_command_prints_what_was_tried_and_the_verdict(run, causal_folder, t
     assert code == 0
 
 
-@pytest.mark.parametrize("key", ["micro_f1", "accuracy"])
-def test_a_leaderboard_is_printed_of_documents_of_either_kind(key, capsys):
-    """The score was called accuracy in the first ones, whatever it was."""
-    _print_tried(
-        [{"name": "words", "loss": 0.5, key: 0.375, "sd": None, "folds": 2, "rows": 8, "seconds": 1.0}], "micro_f1"
-    )
-    printed = capsys.readouterr().out
-    assert "micro f1" in printed
-    assert "0.375" in printed
+@pytest.mark.parametrize(
+    ("key", "value", "name"), [("micro_f1", 0.375, "micro f1"), ("neg_mean_absolute_error", -0.375, "absolute error")]
+)
+def test_a_leaderboard_is_printed_with_the_name_of_its_score(key, value, name, capsys):
+    _print_tried([{"name": "words", "loss": 0.5, key: value, "sd": None, "folds": 2, "rows": 8, "seconds": 1.0}])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert name in printed
+    assert " 0.375" in printed
 
 
 def test_a_preset_of_a_method_that_has_none_is_refused(run, causal_folder, tmp_path):

@@ -26,7 +26,7 @@ _SHOWN_OPTIONS = 40
 _SHOWN_BIASES = 10
 _TRIED = {"name", "loss", "sd", "folds", "rows", "seconds"}  # of a line of the leaderboard, all but its score
 #: Fields of answer spaces that have a line of their own, or are as long as the data.
-_OPTIONS = ("kind", "labels", "words", "classes", "numbers", "candidates", "seen")
+_OPTIONS = ("kind", "labels", "words", "classes", "numbers", "candidates", "seen", "followed")
 
 
 def print_predictions(predictions: list[dict[str, Any]]) -> None:

@@ -92,9 +92,10 @@ class TokenLabels(AnswerSpace):
             raise DataError("no text has a labelled span; give examples with some")
         if len(set(self.labels)) != len(self.labels) or not all(own.strip() for own in self.labels):
             raise DataError(f"a label is empty or named twice among {', '.join(self.labels)}")
-        if any(not (-1 <= one < self.head_rows and 0 <= tag < self.head_rows) for one, tag, _ in self.followed):
+        known = range(self.head_rows)
+        if any(one not in (-1, *known) or tag not in known or count < 1 for one, tag, count in self.followed):
             raise DataError(
-                f"counts of tags that are none of the {self.head_rows} tags; count those of the same labels"
+                f"counts below 1, or of tags that are none of the {len(known)}; count those of the same labels"
             )
 
     @classmethod
