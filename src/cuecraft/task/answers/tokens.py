@@ -95,7 +95,7 @@ class TokenLabels(AnswerSpace):
         known = range(self.head_rows)
         if any(one not in (-1, *known) or tag not in known or count < 1 for one, tag, count in self.followed):
             raise DataError(
-                f"counts below 1, or of tags that are none of the {len(known)}; count those of the same labels"
+                f"counts below 1, or of tags that are none of the {len(known)} tags; count those of the same labels"
             )
 
     @classmethod
