@@ -12,6 +12,7 @@ from table_rows import share
 Cells = Sequence[Mapping[str, Any]]
 #: Columns of each table: the task, and the name of the score.
 _PAIRS = (("cb", "accuracy"), ("cb", "macro_f1"), ("rte", "accuracy"), ("wic", "accuracy"), ("copa", "accuracy"))
+_RELATIONS = ("P17", "P19", "P36", "P101", "P103", "P138")
 _SCORES = {
     "sets": ("example_f1", "micro_f1", "macro_f1"),
     "stars": ("mean_absolute_error", "spearman", "quadratic_weighted_kappa"),
@@ -34,6 +35,7 @@ def answer_tables() -> dict[str, list[str]]:
         for task in tasks
         for row in _rows([cell for cell in parts["reject"] if cell["task"] == task], scores)
     ]
+    found["answers-relations"] = [_relations(name, own) for name, own in _by_name(parts["facts"])]
     found["answers-pairs"] = [_pairs(name, own) for name, own in _by_name(parts["pairs"])]
     found["answers-banking"] = [_banking(name, own) for name, own in _by_name(parts["banking"])]
     return found
@@ -66,6 +68,11 @@ def _rows(cells: Cells, scores: Sequence[str]) -> list[str]:
 
 def _pairs(name: str, cells: Cells) -> str:
     found = [_mean([cell for cell in cells if cell["task"] == task], score) for task, score in _PAIRS]
+    return f"| {name} | {' | '.join(found)} |"
+
+
+def _relations(name: str, cells: Cells) -> str:
+    found = [_mean([cell for cell in cells if cell["task"] == task], "precision_at_1") for task in _RELATIONS]
     return f"| {name} | {' | '.join(found)} |"
 
 
