@@ -12,7 +12,8 @@ from table_rows import share
 Cells = Sequence[Mapping[str, Any]]
 #: Columns of each table: the task, and the name of the score.
 _PAIRS = (("cb", "accuracy"), ("cb", "macro_f1"), ("rte", "accuracy"), ("wic", "accuracy"), ("copa", "accuracy"))
-_RELATIONS = ("P17", "P19", "P36", "P101", "P103", "P138")
+_RELATIONS = tuple((name, "precision_at_1") for name in ("P17", "P19", "P36", "P101", "P103", "P138"))
+_REJECT = ("in_scope_accuracy", "out_of_scope_recall", "auroc")
 _SCORES = {
     "sets": ("example_f1", "micro_f1", "macro_f1"),
     "stars": ("mean_absolute_error", "spearman", "quadratic_weighted_kappa"),
@@ -24,19 +25,15 @@ _SCORES = {
 def answer_tables() -> dict[str, list[str]]:
     """Return the rows of each part; none of what was not measured."""
     cells = read_result("answers.json").get("cells", [])
-    parts = {
-        name: [cell for cell in cells if cell["part"] == name] for name in ("pairs", "banking", "reject", *_SCORES)
-    }
+    names = ("pairs", "banking", "reject", *_SCORES)
+    parts = {name: [cell for cell in cells if cell["part"] == name] for name in names}
     found = {f"answers-{name}": _rows(parts[name], scores) for name, scores in _SCORES.items()}
     tasks = dict.fromkeys(cell["task"] for cell in parts["reject"])
-    scores = ("in_scope_accuracy", "out_of_scope_recall", "auroc")
     found["answers-reject"] = [
-        f"| `{task}` {row}"
-        for task in tasks
-        for row in _rows([cell for cell in parts["reject"] if cell["task"] == task], scores)
+        f"| `{task}` {row}" for task in tasks for row in _rows(_of_task(parts["reject"], task), _REJECT)
     ]
-    found["answers-relations"] = [_relations(name, own) for name, own in _by_name(parts["facts"])]
-    found["answers-pairs"] = [_pairs(name, own) for name, own in _by_name(parts["pairs"])]
+    found["answers-relations"] = [_by_task(name, own, _RELATIONS) for name, own in _by_name(parts["facts"])]
+    found["answers-pairs"] = [_by_task(name, own, _PAIRS) for name, own in _by_name(parts["pairs"])]
     found["answers-banking"] = [_banking(name, own) for name, own in _by_name(parts["banking"])]
     return found
 
@@ -66,19 +63,18 @@ def _rows(cells: Cells, scores: Sequence[str]) -> list[str]:
     ]
 
 
-def _pairs(name: str, cells: Cells) -> str:
-    found = [_mean([cell for cell in cells if cell["task"] == task], score) for task, score in _PAIRS]
-    return f"| {name} | {' | '.join(found)} |"
+def _of_task(cells: Cells, task: str) -> Cells:
+    return [cell for cell in cells if cell["task"] == task]
 
 
-def _relations(name: str, cells: Cells) -> str:
-    found = [_mean([cell for cell in cells if cell["task"] == task], "precision_at_1") for task in _RELATIONS]
-    return f"| {name} | {' | '.join(found)} |"
+def _by_task(name: str, cells: Cells, columns: Sequence[tuple[str, str]]) -> str:
+    """Return a method's row; each column is a task and the name of its score."""
+    return f"| {name} | {' | '.join(_mean(_of_task(cells, task), score) for task, score in columns)} |"
 
 
 def _banking(name: str, cells: Cells) -> str:
     parts = []
     for task in ("5-shot", "10-shot"):
-        own = sorted((cell for cell in cells if cell["task"] == task), key=lambda cell: cell["seed"])
+        own = sorted(_of_task(cells, task), key=lambda cell: cell["seed"])
         parts += [", ".join(share(cell["metrics"]["accuracy"]) for cell in own) or "-", _seconds(own)]
     return f"| {name} | {' | '.join(parts)} |"
