@@ -233,7 +233,7 @@ PARTS = {
             for name, has_others in (("nothing-seen", False), ("others-seen", True))
         },
         {
-            "logreg": Way("logreg", models=("minilm",)),
+            "logreg": Way("thresholded", models=("minilm",)),
             "linear-probe": Way("linear-probe", models=("minilm",)),
             "deep-cue": Way("deep-cue", models=("minilm",)),
             "auto": Way("auto", models=("minilm",), is_pooled=True),
@@ -265,10 +265,8 @@ class Cell:
         about = {"part": self.part, "task": self.name, "seed": self.seed, "model": self.model, "name": self.way}
         way = PARTS[self.part].ways[self.way]
         train, dev, test = (self.task.rows(self.seed, split) for split in ("train", "dev", "test"))
-        if self.part == "reject" and way.method == "logreg":
-            return about | thresholded(train, dev, test)
         if way.method in BASELINES:
-            return about | BASELINES[way.method](self, [*train, *dev], test)
+            return about | BASELINES[way.method](self, train, dev, test)
         return about | tuned(self, way, train, dev, test)
 
 
@@ -342,7 +340,7 @@ def embeddings(texts: Sequence[str]) -> np.ndarray:
     return torch.cat(found).numpy()
 
 
-def logreg(cell: Cell, train: list[Row], test: list[Row]) -> dict[str, Any]:
+def logreg(cell: Cell, train: list[Row], dev: list[Row], test: list[Row]) -> dict[str, Any]:
     """Return what scikit-learn's logistic regression on embeddings gives, one for each label where answers are sets."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import accuracy_score, f1_score
@@ -350,7 +348,7 @@ def logreg(cell: Cell, train: list[Row], test: list[Row]) -> dict[str, Any]:
     from sklearn.preprocessing import MultiLabelBinarizer
 
     texts, labels, gold = ([*map(own, rows)] for own, rows in (
-        (lambda row: row["text"], train), (lambda row: row[cell.task.label], train),
+        (lambda row: row["text"], [*train, *dev]), (lambda row: row[cell.task.label], [*train, *dev]),
         (lambda row: row[cell.task.label], test),
     ))  # fmt: skip
     begun = time.perf_counter()
@@ -374,7 +372,7 @@ def logreg(cell: Cell, train: list[Row], test: list[Row]) -> dict[str, Any]:
     }
 
 
-def thresholded(train: list[Row], dev: list[Row], test: list[Row]) -> dict[str, Any]:
+def thresholded(cell: Cell, train: list[Row], dev: list[Row], test: list[Row]) -> dict[str, Any]:
     """Return what a logistic regression on embeddings gives with a threshold on the likeliest class.
 
     Texts of no class are one more class of it, where there are any, and no threshold is needed. Otherwise the threshold
@@ -385,14 +383,14 @@ def thresholded(train: list[Row], dev: list[Row], test: list[Row]) -> dict[str, 
 
     begun = time.perf_counter()
     model = LogisticRegression(C=10.0, max_iter=2000)
-    model.fit(embeddings([row["text"] for row in train]), [row["label"] for row in train])
+    model.fit(embeddings([row["text"] for row in train]), [row[cell.task.label] for row in train])
     classes, is_class = list(model.classes_), np.array([name != NONE for name in model.classes_])
     vectors = embeddings([row["text"] for row in dev])
     least = 0.0 if NONE in classes else float(np.quantile(model.predict_proba(vectors).max(-1), 0.05, method="lower"))
     seconds = time.perf_counter() - begun
     shares = model.predict_proba(embeddings([row["text"] for row in test]))
     found = np.where(shares.max(-1) < least, NONE, np.array(classes)[shares.argmax(-1)])
-    gold = np.array([row["label"] for row in test])
+    gold = np.array([row[cell.task.label] for row in test])
     right, is_out = found == gold, gold == NONE
     metrics = {
         "accuracy": float(right.mean()),
@@ -403,8 +401,9 @@ def thresholded(train: list[Row], dev: list[Row], test: list[Row]) -> dict[str, 
     return {"metrics": metrics, "seconds": round(seconds, 1)}
 
 
-def setfit(cell: Cell, train: list[Row], test: list[Row]) -> dict[str, Any]:
+def setfit(cell: Cell, train: list[Row], dev: list[Row], test: list[Row]) -> dict[str, Any]:
     """Return what SetFit gives on the examples of train and dev together."""
+    train = [*train, *dev]
     labels = sorted({row["label"] for row in train})
     model = setfit_model(model_folder(MODELS["minilm"]))
     begun = time.perf_counter()
@@ -416,7 +415,11 @@ def setfit(cell: Cell, train: list[Row], test: list[Row]) -> dict[str, Any]:
     return {"metrics": {"accuracy": float(np.mean(hits))}, "seconds": round(seconds, 1), "options": SETFIT_OPTIONS}
 
 
-BASELINES: dict[str, Callable[[Cell, list[Row], list[Row]], dict[str, Any]]] = {"logreg": logreg, "setfit": setfit}
+BASELINES: dict[str, Callable[[Cell, list[Row], list[Row], list[Row]], dict[str, Any]]] = {
+    "logreg": logreg,
+    "thresholded": thresholded,
+    "setfit": setfit,
+}
 
 
 def asked_for(asked: argparse.Namespace) -> Iterator[Cell]:
